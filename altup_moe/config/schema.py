@@ -1,0 +1,234 @@
+"""The one truth of a run: frozen dataclasses in Megatron's names, a section a file key.
+
+Every field's docstring is what ``altup-moe train --help`` prints, with its unit. Which values fit together is
+said in `checks.py`; how files and command lines become a `RunConfig`, in `load.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+Width = Literal[1, 2, 4, 8]
+Variant = Literal["altup", "gemma", "round_robin", "sum"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the decoder-only Transformer (RMSNorm, RoPE, gated SiLU MLP, grouped-query attention, no biases)."""
+
+    num_layers: int = 8
+    """Transformer layers."""
+    hidden_size: int = 256
+    """Width d of a layer, in features; the residual stream is altup.width times wider."""
+    ffn_hidden_size: int = 704
+    """Inner width of the gated MLP of dense layers, in features."""
+    num_attention_heads: int = 8
+    """Query heads; must divide hidden_size."""
+    num_query_groups: int = 4
+    """Key/value heads (grouped-query attention); must divide num_attention_heads."""
+    seq_length: int = 256
+    """Tokens of a training sample (context length)."""
+    vocab_size: int = 4096
+    """Rows of the embedding table, in tokens; at least the tokenizer's vocabulary."""
+    share_embeddings_and_output_weights: bool = True
+    """Tie the output layer to the embedding table."""
+    rotary_base: int = 10000
+    """RoPE base (theta)."""
+    layernorm_epsilon: float = 1e-5
+    """Epsilon of every RMSNorm."""
+    init_method_std: float = 0.02
+    """Standard deviation of initial weights; output projections use it divided by sqrt(2 num_layers)."""
+    attention_dropout: float = 0.0
+    """Dropout probability on attention weights."""
+    hidden_dropout: float = 0.0
+    """Dropout probability on the residual branches' outputs."""
+
+    @property
+    def kv_channels(self) -> int:
+        """Features of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True)
+class AltUpConfig:
+    """The widened residual stream (AltUp, arXiv 2301.13310)."""
+
+    width: Width = 2
+    """Blocks K of the residual stream; 1 is the plain Transformer."""
+    variant: Variant = "altup"
+    """Which (read, mix, write): altup (paper), gemma (computes on the predicted block), round_robin, sum (control)."""
+    select: Literal["alternating", "same"] = "alternating"
+    """Block that layer l computes on: l mod K, or always block 0."""
+    recycled: bool = True
+    """True: a d wide embedding copied K times and blocks summed before the final norm. False: tables K d wide at both ends."""
+
+
+@dataclass(frozen=True)
+class MoEConfig:
+    """Sparse Mixture-of-Experts feed-forwards (Megatron's MoELayer)."""
+
+    num_experts: int = 0
+    """Experts of an MoE layer; 0 makes every layer dense."""
+    layer_freq: int = 1
+    """Every n-th layer is MoE (layers n-1, 2n-1, ...); 1 makes all of them MoE."""
+    top_k: int = 2
+    """Experts a token is routed to."""
+    ffn_hidden_size: int = 352
+    """Inner width of one expert's gated MLP, in features."""
+    capacity_factor: float | None = None
+    """Tokens an expert takes of one micro-batch, as a multiple of tokens * top_k / num_experts; None is dropless."""
+    score_function: Literal["softmax", "sigmoid"] = "softmax"
+    """Router scores; softmax is taken over the chosen top_k, sigmoid is normalised over them."""
+    aux_loss_coeff: float = 0.01
+    """Weight of the load-balancing loss (Switch, arXiv 2101.03961 eq. 4); 0 turns it off."""
+    z_loss_coeff: float = 0.0
+    """Weight of the router z-loss (ST-MoE, arXiv 2202.08906 eq. 5); 0 turns it off."""
+    expert_bias_update_rate: float = 0.0
+    """Step of the auxiliary-loss-free balancing bias (arXiv 2408.15664); 0 turns it off; needs score_function sigmoid."""
+    shared_expert_size: int = 0
+    """Inner width of the shared expert that every token passes, in features; 0 is none."""
+    dispatcher: Literal["alltoall", "allgather"] = "alltoall"
+    """Collective that carries tokens to experts."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """The layout: how many ranks share what. Data parallel size is what remains of the world size."""
+
+    tensor: int = 1
+    """Tensor-parallel ranks (sequence parallelism goes with it)."""
+    pipeline: int = 1
+    """Pipeline stages."""
+    virtual_pipeline: int = 1
+    """Model chunks a pipeline rank holds (interleaved 1F1B); 1 is plain 1F1B."""
+    first_stage_layers: int | None = None
+    """Layers on the first pipeline rank (uneven split); None splits evenly."""
+    last_stage_layers: int | None = None
+    """Layers on the last pipeline rank (uneven split); None splits evenly."""
+    expert: int = 1
+    """Expert-parallel ranks; must divide moe.num_experts."""
+    expert_tensor: int = 1
+    """Tensor-parallel ranks inside one expert."""
+    context: int = 1
+    """Context-parallel ranks (the sequence is split among them)."""
+    data: int | None = None
+    """Data-parallel ranks, checked if given; None is world size / (tensor * pipeline * context)."""
+    distributed_optimizer: bool = False
+    """Shard optimizer state over data-parallel ranks (ZeRO-1)."""
+    overlap_grad_reduce: bool = False
+    """Reduce gradients while the backward pass runs."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is trained on."""
+
+    corpus: str = "python-docs"
+    """python-docs, wikipedia-sample, or the path prefix of a dataset written by tools/prepare_data.py."""
+    tokenizer: str | None = None
+    """Directory of a Hugging Face tokenizer; None trains a byte-level BPE of model.vocab_size on the corpus (named corpora) or uses the one beside the prepared data."""
+    valid_fraction: float = 0.05
+    """Share of the documents' tokens held out for validation."""
+    cache: str | None = None
+    """Directory for tokenised named corpora; None keeps them in the run directory."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    min_learning_rate: float = 1e-4
+    """Learning rate at the end of the decay."""
+    warmup_steps: int = 20
+    """Steps of linear warm-up."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """Decay after the warm-up; wsd holds the peak, then decays over decay_steps."""
+    decay_steps: int | None = None
+    """cosine: steps until min_learning_rate (None: train.steps). wsd: length of the final decay, in steps (None: a tenth of train.steps)."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices; norms and AltUp coefficients have none."""
+    adam_beta1: float = 0.9
+    """Decay of the first moment."""
+    adam_beta2: float = 0.95
+    """Decay of the second moment."""
+    adam_eps: float = 1e-8
+    """Adam's epsilon."""
+    clip_grad: float = 1.0
+    """Largest global L2 norm of the gradient; 0 does not clip."""
+    coefficient_lr_mult: float = 1.0
+    """Learning rate of the AltUp coefficients, as a multiple of learning_rate."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The run itself."""
+
+    steps: int = 200
+    """Optimizer steps."""
+    micro_batch_size: int = 4
+    """Samples of one forward pass on one data-parallel rank."""
+    global_batch_size: int = 8
+    """Samples of one optimizer step over all ranks; a multiple of micro_batch_size * data-parallel size."""
+    seed: int = 1234
+    """One seed is one model and one order of samples, under every layout."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Dtype of parameters and activations; optimizer state and coefficients stay fp32."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations recomputed in the backward pass: none, attention only, or whole layers."""
+    eval_interval: int = 100
+    """Steps between validations; 0 validates only at the end."""
+    eval_samples: int = 64
+    """Validation samples of one validation."""
+    stop_after: int | None = None
+    """Stop (saving) after this step while the schedule still runs to train.steps; None runs through."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Saving and resuming."""
+
+    save_interval: int = 100
+    """Steps between checkpoints; 0 saves only at the end and on SIGTERM."""
+    keep: int = 2
+    """Newest checkpoints kept."""
+    resume: bool = True
+    """Go on from the newest checkpoint of the run directory, if there is one."""
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is written where."""
+
+    run_dir: str = "runs/default"
+    """Everything the run writes lies here."""
+    interval: int = 1
+    """Steps between console lines (metrics.jsonl has every step)."""
+    tensorboard: bool = True
+    """Write TensorBoard files into the run directory."""
+    wandb_project: str | None = None
+    """Weights & Biases project (needs the wandb package); None is off."""
+    mlflow_experiment: str | None = None
+    """MLflow experiment (needs the mlflow package); None is off."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Train a Transformer with an AltUp stream and sparse experts."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    altup: AltUpConfig = field(default_factory=AltUpConfig)
+    moe: MoEConfig = field(default_factory=MoEConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def to_dict(self) -> dict[str, dict[str, object]]:
+        """Plain nested dict in file order (what `config.yaml` holds)."""
+        return dataclasses.asdict(self)
