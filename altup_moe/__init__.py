@@ -1,0 +1,1 @@
+"""AltUp + Mixture-of-Experts Transformers on Megatron-Core."""

@@ -1,0 +1,31 @@
+"""Configuration: the dataclasses, how they are read, and which values fit together."""
+
+from altup_moe.config.errors import ConfigError, DataError, UserError
+from altup_moe.config.schema import (
+    AltUpConfig,
+    CheckpointConfig,
+    DataConfig,
+    LogConfig,
+    ModelConfig,
+    MoEConfig,
+    OptimConfig,
+    ParallelConfig,
+    RunConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "AltUpConfig",
+    "CheckpointConfig",
+    "ConfigError",
+    "DataConfig",
+    "DataError",
+    "LogConfig",
+    "ModelConfig",
+    "MoEConfig",
+    "OptimConfig",
+    "ParallelConfig",
+    "RunConfig",
+    "TrainConfig",
+    "UserError",
+]
