@@ -1,0 +1,91 @@
+"""A variant of the wide stream is three small weights per layer: what it reads, how it mixes, where it writes.
+
+For a token's state X in R^{K x d} and a layer F that computes on one block of width d:
+
+    u  = r X                    read
+    y  = F(u)                   compute
+    X' = M X + g (x) y          mix and write
+
+A `Variant` names the learned coefficients of a layer with their initial values and turns them into (r, M, g).
+Source: Baykal et al., AltUp, arXiv 2301.13310, Algorithm 1 (predict, compute, correct), rewritten in one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """The three weights of one layer, fp32.
+
+    ``read``: the block index j where the layer reads block j alone, else weights [K].
+    ``mix``: [K, K], or None for the identity. ``write``: [K].
+    """
+
+    read: int | Tensor
+    mix: Tensor | None
+    write: Tensor
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table.
+
+    ``initial(K, j)`` gives the layer's learned coefficients by name (fp32) for width K and selected block j;
+    ``mixing(j, coefficients)`` turns them into a `Mixing`.
+    """
+
+    initial: Callable[[int, int], dict[str, Tensor]]
+    mixing: Callable[[int, Mapping[str, Tensor]], Mixing]
+
+
+def one_hot(width: int, block: int) -> Tensor:
+    """e_j: [K], fp32."""
+    e = torch.zeros(width)
+    e[block] = 1.0
+    return e
+
+
+def predict_and_correct(width: int, block: int) -> dict[str, Tensor]:
+    """P = I [K, K] and g = 1 [K]: with equal blocks the layer then equals the plain Transformer's."""
+    return {"predict": torch.eye(width), "correct": torch.ones(width)}
+
+
+def altup(block: int, c: Mapping[str, Tensor]) -> Mixing:
+    """Predict x^_i = sum_m P_im x_m, compute on the OLD block j, correct x_i = x^_i + g_i (y - x^_j)."""
+    predict, correct = c["predict"], c["correct"]
+    return Mixing(block, predict - torch.outer(correct, predict[block]), correct)
+
+
+def gemma(block: int, c: Mapping[str, Tensor]) -> Mixing:
+    """As `altup`, but the layer computes on the PREDICTED block x^_j (the static form of Gemma-3n's)."""
+    return Mixing(c["predict"][block], altup(block, c).mix, c["correct"])
+
+
+def round_robin(block: int, c: Mapping[str, Tensor]) -> Mixing:
+    """Read a learned blend of all blocks, leave them as they are, add the scaled output to block j."""
+    write = one_hot(c["read"].numel(), block).to(c["scale"].device) * c["scale"]
+    return Mixing(c["read"], None, write)
+
+
+VARIANTS: dict[str, Variant] = {
+    "altup": Variant(predict_and_correct, altup),
+    "gemma": Variant(predict_and_correct, gemma),
+    "round_robin": Variant(lambda k, j: {"read": one_hot(k, j), "scale": torch.ones(1)}, round_robin),
+}
+"""Variants with a block-structured stream. `sum` has none: its wide embedding is summed before the first layer."""
+
+
+def selected_block(layer: int, width: int, select: str) -> int:
+    """Block that layer `layer` (from 0) computes on: l mod K (`alternating`) or always 0 (`same`)."""
+    return layer % width if select == "alternating" else 0
+
+
+def stream_width(width: int, variant: str) -> int:
+    """Blocks that really travel through the layers: 1 for the control `sum`."""
+    return 1 if variant == "sum" else width
