@@ -1,0 +1,89 @@
+"""From a checked configuration to the model chunks of this rank, seeded by global name and wrapped for data parallelism."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from torch import Tensor, nn
+
+from altup_moe.config import RunConfig
+from altup_moe.model.gpt import AltUpGPT
+from altup_moe.model.specs import first_layer
+from altup_moe.model.transformer_config import transformer_config
+from altup_moe.parallel.compat import mark_expert_parameters
+from altup_moe.parallel.names import Piece, Shard, pieces
+from altup_moe.parallel.seeds import initial
+from altup_moe.parallel.topology import Topology
+
+
+@dataclass(frozen=True)
+class NamedTensor:
+    """A parameter or persistent buffer of a chunk, with the global pieces that it holds."""
+
+    chunk: int
+    name: str
+    tensor: Tensor
+    pieces: list[Piece]
+
+    @property
+    def key(self) -> str:
+        """Name that is unique on this rank."""
+        return f"{self.chunk}.{self.name}"
+
+
+def shard_of(topology: Topology) -> Shard:
+    """This rank's place among those that share parameters."""
+    return Shard(
+        tensor=(topology.tensor_rank, topology.tensor_size),
+        expert=(topology.expert_rank, topology.expert_size),
+        expert_tensor=(topology.expert_tensor_rank, topology.expert_tensor_size),
+    )
+
+
+def build_chunk(config: RunConfig, topology: Topology, vp_stage: int | None) -> AltUpGPT:
+    """One model chunk, its weights not yet set."""
+    stages = max(1, topology.virtual_size) - 1
+    first = topology.pipeline_rank == 0 and vp_stage in (None, 0)
+    last = topology.is_last_stage and vp_stage in (None, stages)
+    chunk = AltUpGPT(transformer_config(config), config.model, topology, first, last, vp_stage)
+    mark_expert_parameters(chunk)
+    return chunk.to(topology.device)
+
+
+def named_tensors(chunks: list[nn.Module], config: RunConfig, topology: Topology) -> Iterator[NamedTensor]:
+    """Every parameter and persistent buffer of this rank's chunks (wrapped for data parallelism or not)."""
+    shard = shard_of(topology)
+    for index, chunk in enumerate(chunks):
+        module = getattr(chunk, "module", chunk)
+        offset = first_layer(module.config, topology.pipeline_rank, module.vp_stage)
+        buffers = {name: b for name, b in module.named_buffers() if name.endswith("expert_bias")}
+        for name, tensor in (*module.named_parameters(), *buffers.items()):
+            yield NamedTensor(index, name, tensor, pieces(name, offset, shard, config))
+
+
+@torch.no_grad()
+def seed_weights(chunks: list[nn.Module], config: RunConfig, topology: Topology) -> None:
+    """Set every weight from train.seed and its global name (parallel.seeds): no communication, any layout."""
+    for entry in named_tensors(chunks, config, topology):
+        for piece in entry.pieces:
+            value = initial(piece.name, piece.shape, piece.box, config)
+            entry.tensor[piece.local_index].copy_(value)
+
+
+def build_model(config: RunConfig, topology: Topology) -> list[DistributedDataParallel]:
+    """This rank's model chunks (one, or parallel.virtual_pipeline of them), ready for Megatron's schedules."""
+    stages: list[int | None] = list(range(topology.virtual_size)) if topology.virtual_size > 1 else [None]
+    chunks = [build_chunk(config, topology, stage) for stage in stages]
+    seed_weights(list(chunks), config, topology)
+    ddp = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=config.parallel.overlap_grad_reduce,
+        use_distributed_optimizer=config.parallel.distributed_optimizer,
+    )
+    return [
+        DistributedDataParallel(chunk.config, ddp, chunk, disable_bucketing=index > 0)
+        for index, chunk in enumerate(chunks)
+    ]

@@ -1,0 +1,98 @@
+"""The decoder-only language model of one pipeline stage: embed and widen, layers, narrow and norm, loss."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.enums import ModelType
+from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.models.common.language_module.language_module import LanguageModule
+from megatron.core.transformer.transformer_block import TransformerBlock
+from torch import Tensor
+
+from altup_moe.altup.stream import embedding_width, output_width, widen
+from altup_moe.config import ModelConfig
+from altup_moe.model.specs import stage_spec
+from altup_moe.model.transformer_config import AltUpTransformerConfig
+from altup_moe.parallel.topology import Topology
+
+
+class AltUpGPT(LanguageModule):
+    """One model chunk. Shape legend: K blocks, S positions, B samples, D width of a block, V vocabulary."""
+
+    def __init__(
+        self,
+        config: AltUpTransformerConfig,
+        model: ModelConfig,
+        topology: Topology,
+        pre_process: bool,
+        post_process: bool,
+        vp_stage: int | None,
+    ) -> None:
+        super().__init__(config=config, pg_collection=topology.groups)
+        self.model_type = ModelType.encoder_or_decoder
+        self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
+        self.share_embeddings_and_output_weights = model.share_embeddings_and_output_weights
+        self.stream_shape = (config.altup_width, config.altup_variant, config.altup_recycled)
+        if pre_process:
+            wide = copy.copy(config)
+            wide.hidden_size = embedding_width(config.hidden_size, config.altup_width, config.altup_recycled)
+            wide.hidden_dropout = 0.0
+            self.embedding = LanguageModelEmbedding(
+                wide, model.vocab_size, model.seq_length, position_embedding_type="rope", tp_group=topology.groups.tp
+            )
+        self.rotary_pos_emb = RotaryEmbedding(
+            model.kv_channels,
+            rotary_percent=1.0,
+            rotary_base=model.rotary_base,
+            use_cpu_initialization=config.use_cpu_initialization,
+            cp_group=topology.groups.cp,
+        )
+        self.decoder = TransformerBlock(
+            config,
+            stage_spec(config, topology.pipeline_rank, vp_stage),
+            pre_process=pre_process,
+            post_process=post_process,
+            pg_collection=topology.groups,
+            vp_stage=vp_stage,
+        )
+        if post_process:
+            self.output_layer = tensor_parallel.ColumnParallelLinear(
+                output_width(config.hidden_size, *self.stream_shape),
+                model.vocab_size,
+                config=config,
+                init_method=config.init_method,
+                bias=False,
+                skip_weight_param_allocation=pre_process and self.share_embeddings_and_output_weights,
+                tp_group=topology.groups.tp,
+            )
+        self.setup_embeddings_and_output_layer()
+
+    def set_input_tensor(self, input_tensor: Tensor | list[Tensor]) -> None:
+        """Megatron's schedules hand over what the previous stage sent: the stream [K*S, B, D]."""
+        self.decoder.set_input_tensor(input_tensor[0] if isinstance(input_tensor, list) else input_tensor)
+
+    def forward(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
+        """One micro-batch through this chunk.
+
+        Args:
+            tokens: [B, S] ids. labels: [B, S], the next tokens, or None.
+        Returns:
+            Last chunk: loss of every token [B, S] fp32, or logits [B, S, V / tensor ranks] without labels. Others: the stream.
+        """
+        stream = None
+        if self.pre_process:
+            # LanguageModelEmbedding returns this rank's slice of the sequence, so S below is S / tensor ranks.
+            stream = widen(self.embedding(input_ids=tokens, position_ids=None), *self.stream_shape)
+        rotary = self.rotary_pos_emb(tokens.shape[1] * self.config.context_parallel_size)
+        hidden = self.decoder(hidden_states=stream, attention_mask=None, rotary_pos_emb=rotary)
+        if not self.post_process:
+            return hidden
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        logits_SBV, _ = self.output_layer(hidden, weight=weight)
+        if labels is None:
+            return logits_SBV.transpose(0, 1).contiguous()
+        return self.compute_language_model_loss(labels, logits_SBV.to(torch.float32))

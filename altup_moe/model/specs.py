@@ -1,0 +1,52 @@
+"""Which module stands in which slot of a pipeline stage, built on Megatron's local spec."""
+
+from __future__ import annotations
+
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+
+from altup_moe.altup.variants import stream_width
+from altup_moe.model.altup_layer import AltUpLayer
+from altup_moe.model.attention import CoreAttention
+from altup_moe.model.norm import NarrowAndNorm, RMSNorm
+from altup_moe.model.transformer_config import AltUpTransformerConfig
+from altup_moe.moe.megatron import CapacityRouter
+from altup_moe.parallel.compat import moe_submodules
+
+
+def is_moe_layer(layer: int, num_experts: int, layer_freq: int) -> bool:
+    """Whether layer `layer` (from 0) has experts: every layer_freq-th does."""
+    return num_experts > 0 and (layer + 1) % layer_freq == 0
+
+
+def layer_spec(config: AltUpTransformerConfig, layer: int) -> ModuleSpec:
+    """Spec of the layer with global index `layer` (from 0)."""
+    experts = config.num_moe_experts or 0
+    moe = is_moe_layer(layer, experts, config.moe_layer_freq)
+    spec = get_gpt_layer_local_spec(num_experts=experts if moe else None, normalization="RMSNorm")
+    slots = spec.submodules
+    slots.input_layernorm = slots.pre_mlp_layernorm = RMSNorm
+    slots.self_attention.submodules.core_attention = CoreAttention
+    # Megatron's map renames fused norms in its own checkpoints; ours are separate modules.
+    slots.sharded_state_dict_keys_map = {}
+    if moe:
+        moe_submodules(slots.mlp).router = CapacityRouter
+    if stream_width(config.altup_width, config.altup_variant) > 1:
+        return ModuleSpec(module=AltUpLayer, submodules=slots)
+    return spec
+
+
+def first_layer(config: AltUpTransformerConfig, pipeline_rank: int, vp_stage: int | None) -> int:
+    """Global index of the first layer of a model chunk."""
+    return get_transformer_layer_offset(config, vp_stage, pipeline_rank)
+
+
+def stage_spec(config: AltUpTransformerConfig, pipeline_rank: int, vp_stage: int | None) -> TransformerBlockSubmodules:
+    """Specs of the layers of one model chunk, and the final norm that the last one builds."""
+    first = first_layer(config, pipeline_rank, vp_stage)
+    count = get_num_layers_to_build(config, vp_stage, pipeline_rank)
+    return TransformerBlockSubmodules(
+        layer_specs=[layer_spec(config, first + i) for i in range(count)], layer_norm=NarrowAndNorm
+    )

@@ -1,0 +1,106 @@
+"""A run's configuration in Megatron's terms, with the stream's four fields beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from altup_moe.config import RunConfig
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""`train.precision` as a torch dtype."""
+
+
+@dataclass
+class AltUpTransformerConfig(TransformerConfig):
+    """Megatron's configuration of a layer, plus what the wide stream needs to know."""
+
+    altup_width: int = 1
+    altup_variant: str = "altup"
+    altup_select: str = "alternating"
+    altup_recycled: bool = True
+
+
+def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
+    """Translate a checked `RunConfig`. Sizes are global: Megatron divides them by the layout itself."""
+    m, a, p, t = config.model, config.altup, config.parallel, config.train
+    dtype = DTYPES[t.precision]
+    return AltUpTransformerConfig(
+        num_layers=m.num_layers,
+        hidden_size=m.hidden_size,
+        ffn_hidden_size=m.ffn_hidden_size,
+        num_attention_heads=m.num_attention_heads,
+        num_query_groups=m.num_query_groups,
+        kv_channels=m.kv_channels,
+        layernorm_epsilon=m.layernorm_epsilon,
+        attention_dropout=m.attention_dropout,
+        hidden_dropout=m.hidden_dropout,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        bias_dropout_fusion=False,
+        bias_activation_fusion=False,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        # Weights are drawn by global name afterwards (parallel.seeds).
+        perform_initialization=False,
+        use_cpu_initialization=not torch.cuda.is_available(),
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        tensor_model_parallel_size=p.tensor,
+        sequence_parallel=p.tensor > 1,
+        pipeline_model_parallel_size=p.pipeline,
+        virtual_pipeline_model_parallel_size=p.virtual_pipeline if p.virtual_pipeline > 1 else None,
+        num_layers_in_first_pipeline_stage=p.first_stage_layers,
+        num_layers_in_last_pipeline_stage=p.last_stage_layers,
+        context_parallel_size=p.context,
+        expert_model_parallel_size=p.expert,
+        expert_tensor_parallel_size=p.expert_tensor,
+        deallocate_pipeline_outputs=True,
+        batch_p2p_comm=torch.cuda.is_available(),
+        **_recompute(config),
+        **_experts(config),
+        altup_width=a.width,
+        altup_variant=a.variant,
+        altup_select=a.select,
+        altup_recycled=a.recycled,
+    )
+
+
+def _recompute(config: RunConfig) -> dict:
+    match config.train.recompute:
+        case "full":
+            return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+        case "selective":
+            return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    return {}
+
+
+def _experts(config: RunConfig) -> dict:
+    moe = config.moe
+    if moe.num_experts == 0:
+        return {}
+    return {
+        "num_moe_experts": moe.num_experts,
+        "moe_layer_freq": moe.layer_freq,
+        "moe_ffn_hidden_size": moe.ffn_hidden_size,
+        "moe_router_topk": moe.top_k,
+        # With one expert a token, a softmax over the chosen would always be 1 and give the router no gradient.
+        "moe_router_pre_softmax": moe.score_function == "softmax" and moe.top_k == 1,
+        "moe_router_score_function": moe.score_function,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "aux_loss" if moe.aux_loss_coeff > 0 else "none",
+        "moe_aux_loss_coeff": moe.aux_loss_coeff,
+        "moe_z_loss_coeff": moe.z_loss_coeff or None,
+        "moe_router_enable_expert_bias": moe.expert_bias_update_rate > 0,
+        "moe_router_bias_update_rate": moe.expert_bias_update_rate or 1e-3,
+        "moe_expert_capacity_factor": moe.capacity_factor,
+        "moe_shared_expert_intermediate_size": moe.shared_expert_size or None,
+        "moe_token_dispatcher_type": moe.dispatcher,
+        "moe_grouped_gemm": False,
+    }

@@ -1,0 +1,44 @@
+"""Differences between the megatron-core versions that we run on (0.16.1 and 0.19.2), and mends of their faults.
+
+Everything that depends on a version stands here, so that the rest reads as if there were one.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def mend_megatron() -> None:
+    """Faults of megatron-core that do not depend on the model; call once, before a model is built."""
+    import megatron.core.transformer.moe.moe_utils as moe_utils
+
+    # 0.16.1 leaves the name undefined without Transformer Engine, and the router's linear asks for it.
+    if not hasattr(moe_utils, "te_general_gemm"):
+        moe_utils.te_general_gemm = None
+
+
+def moe_submodules(mlp_spec: Any) -> Any:
+    """The `MoESubmodules` inside an MoE spec: a ModuleSpec (0.16.1) or a partial of the layer (0.19.2)."""
+    if isinstance(mlp_spec, functools.partial):
+        return mlp_spec.keywords["submodules"]
+    return mlp_spec.submodules
+
+
+def mark_expert_parameters(module: nn.Module) -> None:
+    """Send every expert's gradients through the expert data-parallel group.
+
+    0.16.1 marks expert weights for the dense group (``allreduce = True``) when there is one expert-parallel rank. Under
+    TP > 1 with unsharded experts each tensor rank then holds a replica that sees other tokens, and the dense
+    group never adds their gradients: replicas drift apart silently. The expert data-parallel group is
+    right in every layout, and equals the dense one where there is no tensor parallelism.
+    """
+    for name, parameter in module.named_parameters():
+        if ".experts." in name:
+            parameter.allreduce = False  # type: ignore[attr-defined]
+
+
+

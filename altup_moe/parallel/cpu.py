@@ -1,0 +1,148 @@
+"""Run Megatron-Core's parallel stack on a CPU with gloo. No effect where CUDA is present.
+
+Megatron-Core asks torch.cuda for a device, streams and random states, and names "cuda" literally in a few tensor
+factories and type checks (measured on 0.16.1 and 0.19.2). `enable` answers those questions for the CPU:
+
+- the current device is the CPU; streams and events are no-ops, since CPU operations are already in order;
+- the "CUDA" random state is the CPU generator's, so Megatron's tensor-parallel dropout streams work;
+- ``device="cuda"`` in torch's factories means the CPU, and ``tensor.cuda()`` is the tensor itself;
+- optimizers that compare ``tensor.type()`` with ``torch.cuda.FloatTensor`` see that name, during that code only;
+- all-to-all split sizes, which Megatron copies off the GPU as arrays, become lists.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+_CPU = torch.device("cpu")
+_FACTORIES = ("empty", "zeros", "ones", "full", "tensor", "arange", "rand", "randn")
+_enabled = False
+
+
+class _InOrder:
+    """Stands in for a CUDA stream or event: everything on a CPU is already in order."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def _nothing(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    wait_stream = wait_event = synchronize = record = wait = _nothing
+
+    def record_event(self, event: Any = None) -> _InOrder:
+        return _InOrder()
+
+    def query(self) -> bool:
+        return True
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _InOrder)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+def enable() -> bool:
+    """Prepare this process for Megatron-Core on a CPU; call before building groups or models.
+
+    Returns:
+        True where the CPU stands in for CUDA, False where CUDA is present (nothing was changed).
+    """
+    global _enabled
+    if torch.cuda.is_available():
+        return False
+    if not _enabled:
+        _answer_for_cuda()
+        _redirect_factories()
+        _patch_megatron()
+        _enabled = True
+    return True
+
+
+def _answer_for_cuda() -> None:
+    cuda: Any = torch.cuda
+    stream = _InOrder()
+    cuda.current_device = lambda: _CPU
+    cuda.synchronize = lambda device=None: None
+    cuda.Stream = cuda.Event = _InOrder
+    cuda.current_stream = cuda.default_stream = lambda device=None: stream
+    cuda.stream = lambda s: nullcontext()
+    cuda.get_rng_state = lambda device=None: torch.get_rng_state()
+    cuda.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
+    # Not torch.manual_seed: that one seeds CUDA too, which would come back here.
+    cuda.manual_seed = lambda seed: torch.default_generator.manual_seed(int(seed))
+    cuda.empty_cache = lambda: None
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign,assignment]
+
+
+def _on_cpu(device: Any) -> bool:
+    return device is not None and torch.device(device).type == "cuda"
+
+
+def _redirect_factories() -> None:
+    def redirect(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        @functools.wraps(factory)
+        def on_cpu(*args: Any, **kwargs: Any) -> torch.Tensor:
+            if _on_cpu(kwargs.get("device")):
+                kwargs["device"] = _CPU
+            return factory(*args, **kwargs)
+
+        return on_cpu
+
+    for name in _FACTORIES:
+        setattr(torch, name, redirect(getattr(torch, name)))
+
+
+@contextmanager
+def _cuda_type_names() -> Iterator[None]:
+    """While open, ``tensor.type()`` of a CPU tensor reads as the CUDA type of the same dtype."""
+    plain = torch.Tensor.type
+
+    def named(self: torch.Tensor, dtype: Any = None, non_blocking: bool = False, **kwargs: Any) -> Any:
+        if dtype is not None:
+            return plain(self, dtype, non_blocking, **kwargs)
+        return plain(self).replace("torch.", "torch.cuda.")
+
+    torch.Tensor.type = named  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        torch.Tensor.type = plain  # type: ignore[method-assign]
+
+
+def _with_cuda_type_names(owner: Any, name: str) -> None:
+    raw = owner.__dict__[name] if isinstance(owner, type) else getattr(owner, name)
+    function = raw.__func__ if isinstance(raw, (classmethod, staticmethod)) else raw
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with _cuda_type_names():
+            return function(*args, **kwargs)
+
+    setattr(owner, name, type(raw)(wrapped) if isinstance(raw, (classmethod, staticmethod)) else wrapped)
+
+
+def _patch_megatron() -> None:
+    import megatron.core.optimizer.optimizer as optimizer
+    import megatron.core.tensor_parallel.random as random
+    import megatron.core.transformer.moe.token_dispatcher as token_dispatcher
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    random_: Any = random
+    random_._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
+    random_._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+
+    def splits_as_list(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        return tensor.tolist() if as_numpy and torch.is_tensor(tensor) else tensor
+
+    token_dispatcher.maybe_move_tensor_to_cpu = splits_as_list
+
+    _with_cuda_type_names(optimizer, "clip_grad_by_total_norm_fp32")
+    _with_cuda_type_names(optimizer.Float16OptimizerWithFloat16Params, "__init__")
+    _with_cuda_type_names(DistributedOptimizer, "__init__")

@@ -1,0 +1,164 @@
+"""Which piece of which global tensor a rank holds.
+
+Global names are the reference model's (`altup_moe.model.reference`): one name, one tensor, whatever the layout. A Megatron
+parameter on a rank is a list of `Piece`s: fused projections (QKV, gate and up) hold several global tensors, and
+tensor parallelism cuts each by rows (column-parallel linears) or columns (row-parallel ones).
+Initial weights, checkpoints and parity tests all read this one table.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from altup_moe.altup.stream import embedding_width, output_width
+from altup_moe.config import RunConfig
+
+Box = tuple[tuple[int, int], ...]
+"""(start, stop) of each dimension."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A box of the global tensor `name` (of shape `shape`) and the box of the local parameter that holds it."""
+
+    name: str
+    shape: tuple[int, ...]
+    box: Box
+    local: Box
+
+    @property
+    def index(self) -> tuple[slice, ...]:
+        """Where the piece lies in the global tensor."""
+        return tuple(slice(a, b) for a, b in self.box)
+
+    @property
+    def local_index(self) -> tuple[slice, ...]:
+        """Where the piece lies in the local parameter."""
+        return tuple(slice(a, b) for a, b in self.local)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """This rank's place among those that share parameters: (rank, size) of tensor, expert and expert-tensor parallelism."""
+
+    tensor: tuple[int, int] = (0, 1)
+    expert: tuple[int, int] = (0, 1)
+    expert_tensor: tuple[int, int] = (0, 1)
+
+
+def _whole(name: str, *shape: int) -> list[Piece]:
+    box = tuple((0, n) for n in shape)
+    return [Piece(name, shape, box, box)]
+
+
+def _rows(name: str, rows: int, columns: int, part: tuple[int, int], offset: int = 0) -> Piece:
+    """This rank's rows of [rows, columns], standing in the local parameter from row `offset`."""
+    n = rows // part[1]
+    return Piece(
+        name,
+        (rows, columns),
+        ((part[0] * n, part[0] * n + n), (0, columns)),
+        ((offset, offset + n), (0, columns)),
+    )
+
+
+def _columns(name: str, rows: int, columns: int, part: tuple[int, int]) -> list[Piece]:
+    n = columns // part[1]
+    return [Piece(name, (rows, columns), ((0, rows), (part[0] * n, part[0] * n + n)), ((0, rows), (0, n)))]
+
+
+def _gated_mlp(prefix: str, which: str, hidden: int, ffn: int, part: tuple[int, int]) -> list[Piece]:
+    """Megatron's gated MLP: fc1 is [gate; up] of this rank's rows, fc2 its columns of down."""
+    if which == "linear_fc2":
+        return _columns(f"{prefix}.down_proj.weight", hidden, ffn, part)
+    return [
+        _rows(f"{prefix}.gate_proj.weight", ffn, hidden, part),
+        _rows(f"{prefix}.up_proj.weight", ffn, hidden, part, offset=ffn // part[1]),
+    ]
+
+
+def _fused_qkv(prefix: str, config: RunConfig, part: tuple[int, int]) -> list[Piece]:
+    """Megatron's fused QKV: for each query group of this rank, its queries' rows, then its key's, then its value's."""
+    m = config.model
+    per_group = m.num_attention_heads // m.num_query_groups
+    channels, hidden = m.kv_channels, m.hidden_size
+    local_groups = m.num_query_groups // part[1]
+    pieces, row = [], 0
+    for group in range(part[0] * local_groups, (part[0] + 1) * local_groups):
+        for letter, rows, total in (
+            ("q", per_group * channels, m.num_attention_heads * channels),
+            ("k", channels, m.num_query_groups * channels),
+            ("v", channels, m.num_query_groups * channels),
+        ):
+            box = ((group * rows, (group + 1) * rows), (0, hidden))
+            local = ((row, row + rows), (0, hidden))
+            pieces.append(Piece(f"{prefix}.{letter}_proj.weight", (total, hidden), box, local))
+            row += rows
+    return pieces
+
+
+_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(?:layer\.)?(.+)")
+_EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.(linear_fc[12])\.weight")
+
+
+def pieces(local_name: str, layer_offset: int, shard: Shard, config: RunConfig) -> list[Piece]:
+    """The global pieces that a Megatron parameter or buffer of our model holds on a rank.
+
+    Args:
+        local_name: its name inside the model chunk, e.g. ``decoder.layers.0.layer.self_attention.linear_qkv.weight``.
+        layer_offset: global index of the chunk's first layer.
+        shard: this rank's place.
+        config: the run.
+    Raises:
+        KeyError: a name that no rule covers (a new parameter needs one here).
+    """
+    m, a = config.model, config.altup
+    if local_name == "embedding.word_embeddings.weight":
+        width = embedding_width(m.hidden_size, a.width, a.recycled)
+        return [_rows("model.embed_tokens.weight", m.vocab_size, width, shard.tensor)]
+    if local_name == "output_layer.weight":
+        width = output_width(m.hidden_size, a.width, a.variant, a.recycled)
+        # On a later pipeline stage a tied output layer is a copy of the embedding.
+        name = "model.embed_tokens.weight" if m.share_embeddings_and_output_weights else "lm_head.weight"
+        return [_rows(name, m.vocab_size, width, shard.tensor)]
+    if local_name == "decoder.final_layernorm.weight":
+        return _whole("model.norm.weight", output_width(m.hidden_size, a.width, a.variant, a.recycled))
+    match = _LAYER.fullmatch(local_name)
+    if match:
+        return _layer_pieces(match[2], f"model.layers.{int(match[1]) + layer_offset}", shard, config)
+    raise KeyError(f"no global name for the parameter {local_name}")
+
+
+def _layer_pieces(name: str, prefix: str, shard: Shard, config: RunConfig) -> list[Piece]:
+    m, a, moe = config.model, config.altup, config.moe
+    match name.split("."):
+        case ["coefficients", coefficient]:
+            shape = {"predict": (a.width, a.width), "scale": (1,)}.get(coefficient, (a.width,))
+            return _whole(f"{prefix}.altup.{coefficient}", *shape)
+        case ["input_layernorm", "weight"]:
+            return _whole(f"{prefix}.input_layernorm.weight", m.hidden_size)
+        case ["pre_mlp_layernorm", "weight"]:
+            return _whole(f"{prefix}.post_attention_layernorm.weight", m.hidden_size)
+        case ["self_attention", "linear_qkv", "weight"]:
+            return _fused_qkv(f"{prefix}.self_attn", config, shard.tensor)
+        case ["self_attention", "linear_proj", "weight"]:
+            columns = m.num_attention_heads * m.kv_channels
+            return _columns(f"{prefix}.self_attn.o_proj.weight", m.hidden_size, columns, shard.tensor)
+        case ["mlp", "router", "weight"]:
+            return _whole(f"{prefix}.mlp.router.weight", moe.num_experts, m.hidden_size)
+        case ["mlp", "router", "expert_bias"]:
+            return _whole(f"{prefix}.mlp.router.expert_bias", moe.num_experts)
+        case ["mlp", "shared_experts", which, "weight"]:
+            return _gated_mlp(
+                f"{prefix}.mlp.shared_expert", which, m.hidden_size, moe.shared_expert_size, shard.tensor
+            )
+        case ["mlp", ("linear_fc1" | "linear_fc2") as which, "weight"]:
+            return _gated_mlp(f"{prefix}.mlp", which, m.hidden_size, m.ffn_hidden_size, shard.tensor)
+    expert = _EXPERT.fullmatch(name)
+    if expert:
+        index = int(expert[1]) + shard.expert[0] * (moe.num_experts // shard.expert[1])
+        return _gated_mlp(
+            f"{prefix}.mlp.experts.{index}", expert[2], m.hidden_size, moe.ffn_hidden_size, shard.expert_tensor
+        )
+    raise KeyError(f"no global name for the layer parameter {name}")

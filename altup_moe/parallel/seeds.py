@@ -1,0 +1,63 @@
+"""One seed, one model: initial weights depend on the global name alone, never on the layout.
+
+A tensor is drawn in blocks of rows; every block has a generator of its own, seeded by (seed, global name, block).
+A rank draws only the blocks that its pieces touch, so the cost shrinks with tensor and expert parallelism, and
+any two layouts agree bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+from altup_moe.altup.variants import VARIANTS, selected_block
+from altup_moe.config import RunConfig
+from altup_moe.parallel.names import Box
+
+BLOCK_ELEMENTS = 1 << 18
+"""Elements of a block: large enough to hide the generator's set-up, small enough for a rank to skip most of them."""
+
+
+def derived_seed(seed: int, *what: object) -> int:
+    """A 63-bit seed from a run's seed and a name, the same in every process and on every machine."""
+    text = ":".join(map(str, (seed, *what)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def normal(name: str, shape: tuple[int, ...], box: Box, std: float, seed: int) -> Tensor:
+    """The box of N(0, std^2) values of the global tensor `name`, fp32 on the CPU."""
+    rows, row_elements = shape[0], math.prod(shape[1:])
+    step = max(1, BLOCK_ELEMENTS // max(1, row_elements))
+    first, last = box[0]
+    drawn = []
+    for start in range(first // step * step, last, step):
+        generator = torch.Generator().manual_seed(derived_seed(seed, name, start // step))
+        block = torch.randn(min(step, rows - start), *shape[1:], generator=generator)
+        drawn.append(block[max(0, first - start) : last - start])
+    columns = tuple(slice(a, b) for a, b in box[1:])
+    return torch.cat(drawn)[(slice(None), *columns)] * std
+
+
+def initial(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> Tensor:
+    """The box of the initial value of a global parameter or buffer.
+
+    Matrices are normal with model.init_method_std, those that write into the residual stream (o_proj, down_proj)
+    divided by sqrt(2 num_layers); norms are 1, the routers' balancing bias 0, AltUp coefficients as their variant says.
+    """
+    index = tuple(slice(a, b) for a, b in box)
+    leaf = name.split(".")[-2] if name.endswith(".weight") else name.split(".")[-1]
+    if ".altup." in name:
+        layer = int(name.split(".")[2])
+        block = selected_block(layer, config.altup.width, config.altup.select)
+        return VARIANTS[config.altup.variant].initial(config.altup.width, block)[leaf][index]
+    if leaf == "expert_bias":
+        return torch.zeros(shape)[index]
+    if leaf == "norm" or leaf.endswith("layernorm"):
+        return torch.ones(shape)[index]
+    std = config.model.init_method_std
+    if leaf in ("o_proj", "down_proj"):
+        std /= math.sqrt(2 * config.model.num_layers)
+    return normal(name, shape, box, std, config.train.seed)
