@@ -1,0 +1,296 @@
+"""The whole model in plain PyTorch: one process, no Megatron, written to be read beside the papers.
+
+It is what every parallel layout is compared with, what generates text, and the format that leaves through
+`save_pretrained`. Importing this module teaches `AutoConfig` and `AutoModelForCausalLM` the type `altup_moe`.
+
+Shape legend: B samples, S positions, D width of a layer, K blocks of the stream, E experts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from altup_moe.model.reference_config import AltUpMoEConfig
+from altup_moe.model.reference_layers import (
+    Attention,
+    GatedMLP,
+    MoE,
+    ResidualOutput,
+    RMSNorm,
+    Router,
+    Routing,
+    attention_mask,
+    full,
+    never_halved,
+    updated_expert_bias,
+)
+
+# ------------------------------------------------------------------------------------------------------------- AltUp
+
+
+class PredictCorrect(nn.Module):
+    """AltUp (arXiv 2301.13310, Algorithm 1), and the form in which the layer computes on the predicted block.
+
+    predict: x^_i = sum_m P_im x_m;  compute: y = F(x_j), or F(x^_j) for `gemma`;  correct: x'_i = x^_i + g_i (y - x^_j)
+    """
+
+    def __init__(self, width: int, block: int, on_predicted: bool) -> None:
+        super().__init__()
+        self.predict = nn.Parameter(torch.empty(width, width, dtype=torch.float32))
+        self.correct = nn.Parameter(torch.empty(width, dtype=torch.float32))
+        self.block, self.on_predicted = block, on_predicted
+
+    def reset(self) -> None:
+        """P = I, g = 1: with equal blocks the layer is the plain Transformer's."""
+        init.eye_(self.predict)
+        init.ones_(self.correct)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PredictCorrect:
+        return super()._apply(never_halved(fn), recurse)
+
+    def before(self, x_KBSD: Tensor) -> tuple[Tensor, Tensor]:
+        """(what the layer computes on [B, S, D], predicted blocks [K, B, S, D] in fp32)."""
+        predicted_KBSD = torch.einsum("im,mbsd->ibsd", self.predict, full(x_KBSD))
+        source_KBSD = predicted_KBSD if self.on_predicted else x_KBSD
+        return source_KBSD[self.block].to(x_KBSD.dtype), predicted_KBSD
+
+    def after(self, predicted_KBSD: Tensor, y_BSD: Tensor) -> Tensor:
+        """The next layer's stream [K, B, S, D]."""
+        error_BSD = full(y_BSD) - predicted_KBSD[self.block]
+        return (predicted_KBSD + torch.einsum("i,bsd->ibsd", self.correct, error_BSD)).to(y_BSD.dtype)
+
+
+class RoundRobin(nn.Module):
+    """u = sum_k r_k x_k;  y = F(u);  x'_j = x_j + s y, the other blocks stay."""
+
+    def __init__(self, width: int, block: int) -> None:
+        super().__init__()
+        self.read = nn.Parameter(torch.empty(width, dtype=torch.float32))
+        self.scale = nn.Parameter(torch.empty(1, dtype=torch.float32))
+        self.block = block
+
+    def reset(self) -> None:
+        """r = e_j, s = 1: the layer reads and writes block j alone."""
+        init.copy_(self.read, F.one_hot(torch.tensor(self.block), self.read.shape[0]))
+        init.ones_(self.scale)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RoundRobin:
+        return super()._apply(never_halved(fn), recurse)
+
+    def before(self, x_KBSD: Tensor) -> tuple[Tensor, Tensor]:
+        """(what the layer computes on [B, S, D], the unchanged blocks [K, B, S, D])."""
+        return torch.einsum("k,kbsd->bsd", self.read, full(x_KBSD)).to(x_KBSD.dtype), x_KBSD
+
+    def after(self, x_KBSD: Tensor, y_BSD: Tensor) -> Tensor:
+        """The next layer's stream [K, B, S, D]."""
+        blocks = list(x_KBSD)
+        blocks[self.block] = (full(blocks[self.block]) + self.scale * full(y_BSD)).to(y_BSD.dtype)
+        return torch.stack(blocks)
+
+
+# ------------------------------------------------------------------------------------------------------------- model
+
+
+class Layer(nn.Module):
+    """A pre-norm Transformer layer on one block, and the stream around it."""
+
+    def __init__(self, config: AltUpMoEConfig, layer: int) -> None:
+        super().__init__()
+        d, eps, k = config.hidden_size, config.rms_norm_eps, config.stream_width
+        self.dropout = config.hidden_dropout
+        self.input_layernorm = RMSNorm(d, eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(d, eps)
+        self.mlp = MoE(config) if config.is_moe_layer(layer) else GatedMLP(d, config.intermediate_size)
+        self.altup: PredictCorrect | RoundRobin | None = None
+        if k > 1 and config.altup_variant == "round_robin":
+            self.altup = RoundRobin(k, config.selected_block(layer))
+        elif k > 1:
+            self.altup = PredictCorrect(k, config.selected_block(layer), config.altup_variant == "gemma")
+
+    def compute(self, x_BSD: Tensor, capacity_factor: float | None, *attention: Any) -> tuple[Tensor, Routing | None]:
+        """y = F(x), residual included."""
+        branch = self.self_attn(self.input_layernorm(x_BSD), *attention)
+        h_BSD = x_BSD + F.dropout(branch, self.dropout, self.training)
+        normed, routing = self.post_attention_layernorm(h_BSD), None
+        if isinstance(self.mlp, MoE):
+            branch, routing = self.mlp(normed, capacity_factor)
+        else:
+            branch = self.mlp(normed)
+        return h_BSD + F.dropout(branch, self.dropout, self.training), routing
+
+    def forward(self, x_KBSD: Tensor, capacity_factor: float | None, *attention: Any) -> tuple[Tensor, Routing | None]:
+        if self.altup is None:
+            y_BSD, routing = self.compute(x_KBSD[0], capacity_factor, *attention)
+            return y_BSD[None], routing
+        u_BSD, predicted_KBSD = self.altup.before(x_KBSD)
+        y_BSD, routing = self.compute(u_BSD, capacity_factor, *attention)
+        return self.altup.after(predicted_KBSD, y_BSD), routing
+
+
+class Decoder(nn.Module):
+    """Embedding, widened stream, layers, narrowing and the final norm."""
+
+    def __init__(self, config: AltUpMoEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_width)
+        self.layers = nn.ModuleList(Layer(config, n) for n in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.output_width, config.rms_norm_eps)
+
+    def widen(self, embedded: Tensor) -> Tensor:
+        """Embedding rows to the stream [K, B, S, D].
+
+        Recycled: K copies of a narrow row. Else block k is features [k*D : (k+1)*D]. `sum`: these added up, K = 1.
+        """
+        d, k = self.config.hidden_size, self.config.stream_width
+        if self.config.altup_variant == "sum":
+            return embedded.unflatten(-1, (-1, d)).sum(-2)[None]
+        if self.config.altup_recycled:
+            return embedded.expand(k, *embedded.shape)
+        return torch.stack(embedded.split(d, dim=-1))
+
+    def narrow(self, x_KBSD: Tensor) -> Tensor:
+        """[K, B, S, D] -> the blocks summed [B, S, D] (recycled), or side by side [B, S, K*D]."""
+        return x_KBSD.sum(0) if self.config.altup_recycled else torch.cat(tuple(x_KBSD), dim=-1)
+
+    def forward(
+        self,
+        tokens_BS: Tensor,
+        padding: Tensor | None = None,
+        positions_BS: Tensor | None = None,
+        cache: DynamicCache | None = None,
+        capacity_factor: float | None = None,
+    ) -> tuple[Tensor, dict[int, Routing]]:
+        """Features for the output layer [B, S, D or K*D], and what each MoE layer decided.
+
+        Args:
+            padding: [B, past + S], 1 on tokens and 0 on padding; positions then count tokens only.
+        """
+        s, past = tokens_BS.shape[1], 0 if cache is None else cache.get_seq_length()
+        if positions_BS is None and padding is not None:
+            positions_BS = (padding.long().cumsum(-1) - 1).clamp(min=0)[:, -s:]
+        elif positions_BS is None:
+            positions_BS = torch.arange(past, past + s, device=tokens_BS.device)[None]
+        mask = attention_mask(padding, s, past, tokens_BS.device)
+        x_KBSD, routings = self.widen(self.embed_tokens(tokens_BS)), {}
+        for n, layer in enumerate(self.layers):
+            x_KBSD, routing = layer(x_KBSD, capacity_factor, positions_BS, mask, cache)
+            if routing is not None:
+                routings[n] = routing
+        return self.norm(self.narrow(x_KBSD)), routings
+
+
+class Losses(NamedTuple):
+    """Training losses of one micro-batch, which is trained on lm_sum / num_tokens + aux + z.
+
+    ``lm_sum``: summed cross-entropy in nats; ``num_tokens``: tokens it was summed over (scalars).
+    ``aux``, ``z``: summed over MoE layers, coefficients included (scalars).
+    ``counts``: layer -> int64 [E], tokens each expert took, after dropping. ``dropped``: layer -> assignments lost.
+    """
+
+    lm_sum: Tensor
+    num_tokens: Tensor
+    aux: Tensor
+    z: Tensor
+    counts: dict[int, Tensor]
+    dropped: dict[int, int]
+
+
+class AltUpMoEForCausalLM(PreTrainedModel, GenerationMixin):
+    """The language model. Parameter names are the project's global names; a tied model has no `lm_head.weight`."""
+
+    config_class = AltUpMoEConfig
+    base_model_prefix = "model"
+    _no_split_modules = ("Layer",)
+    _skip_keys_device_placement = ("past_key_values",)
+    _supports_sdpa = True
+    _keep_in_fp32_modules_strict = ("altup", "expert_bias")
+
+    def __init__(self, config: AltUpMoEConfig) -> None:
+        super().__init__(config)
+        self.model = Decoder(config)
+        tied = config.tie_word_embeddings
+        self.lm_head = None if tied else nn.Linear(config.output_width, config.vocab_size, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, ResidualOutput):
+            std /= math.sqrt(2 * self.config.num_hidden_layers)
+        if isinstance(module, nn.Linear | nn.Embedding | Router):
+            init.normal_(module.weight, 0.0, std)
+        elif isinstance(module, RMSNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, PredictCorrect | RoundRobin):
+            module.reset()
+        if isinstance(module, Router) and module.expert_bias is not None:
+            init.zeros_(module.expert_bias)
+
+    def _logits(self, features: Tensor) -> Tensor:
+        table = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        return F.linear(features, table.weight)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: DynamicCache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits [B, S, V] and, with labels (shifted here, -100 ignored), the mean cross-entropy in nats.
+
+        Dropless: a capacity would let later tokens decide an earlier one's logits, and depend on what is cached.
+        Capacity belongs to training micro-batches; see `losses`.
+        """
+        if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
+            past_key_values = DynamicCache(config=self.config)
+        features, _ = self.model(input_ids, attention_mask, position_ids, past_key_values)
+        logits = self._logits(features[:, -logits_to_keep:])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    def losses(self, tokens_BS: Tensor, targets_BS: Tensor, loss_mask_BS: Tensor | None = None) -> Losses:
+        """What one micro-batch is trained on, capacity included.
+
+        Args:
+            targets_BS: the next token of each, already shifted (as Megatron's `GPTDataset` gives them).
+            loss_mask_BS: weight of each position, 0 or 1; None counts all. Routing sees all positions regardless.
+        """
+        features, routings = self.model(tokens_BS, capacity_factor=self.config.moe_capacity_factor)
+        logits = full(self._logits(features))
+        nats_BS = F.cross_entropy(logits.flatten(0, 1), targets_BS.flatten(), reduction="none").view_as(targets_BS)
+        mask_BS = torch.ones_like(nats_BS) if loss_mask_BS is None else loss_mask_BS.to(nats_BS.dtype)
+        aux = sum((r.aux for r in routings.values()), nats_BS.new_zeros(()))
+        z = sum((r.z for r in routings.values()), nats_BS.new_zeros(()))
+        counts, dropped = {n: r.counts_E for n, r in routings.items()}, {n: r.dropped for n, r in routings.items()}
+        return Losses((nats_BS * mask_BS).sum(), mask_BS.sum(), aux, z, counts, dropped)
+
+    @torch.no_grad()
+    def update_expert_bias(self, counts_per_layer: Mapping[int, Tensor]) -> None:
+        """After an optimizer step: move every router's bias towards balance.
+
+        Args:
+            counts_per_layer: layer -> [E], tokens taken after dropping, summed over the global batch.
+        """
+        for n, counts_E in counts_per_layer.items():
+            bias_E = self.get_buffer(f"model.layers.{n}.mlp.router.expert_bias")
+            bias_E.copy_(updated_expert_bias(bias_E, counts_E, self.config.moe_expert_bias_update_rate))
+
+
+AutoModelForCausalLM.register(AltUpMoEConfig, AltUpMoEForCausalLM, exist_ok=True)

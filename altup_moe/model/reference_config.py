@@ -1,0 +1,137 @@
+"""The model's shape as a `transformers` configuration: one flat record, the `config.json` beside the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+from altup_moe.config import ConfigError, RunConfig
+
+
+class AltUpMoEConfig(PretrainedConfig):
+    """Flat fields, Hugging Face's names where it has one. `from_run` says which field of a `RunConfig` each one is.
+
+    Raises:
+        ConfigError: head counts that do not divide, an unknown variant, or tables that cannot be tied.
+    """
+
+    model_type = "altup_moe"
+    keys_to_ignore_at_inference = ("past_key_values",)
+
+    vocab_size: int = 4096
+    hidden_size: int = 256
+    intermediate_size: int = 704
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 4
+    max_position_embeddings: int = 256
+    rotary_base: int = 10000
+    rms_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    altup_width: int = 1
+    altup_variant: str = "altup"
+    altup_select: str = "alternating"
+    altup_recycled: bool = True
+    num_experts: int = 0
+    moe_layer_freq: int = 1
+    num_experts_per_tok: int = 2
+    moe_intermediate_size: int = 352
+    moe_shared_expert_size: int = 0
+    moe_capacity_factor: float | None = None
+    moe_score_function: str = "softmax"
+    moe_aux_loss_coeff: float = 0.01
+    moe_z_loss_coeff: float = 0.0
+    moe_expert_bias_update_rate: float = 0.0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError("num_attention_heads", self.num_attention_heads, f"must divide {self.hidden_size}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                "num_key_value_heads", self.num_key_value_heads, f"must divide {self.num_attention_heads}"
+            )
+        if self.altup_variant not in ("altup", "gemma", "round_robin", "sum"):
+            raise ConfigError("altup_variant", self.altup_variant, "one of altup, gemma, round_robin, sum")
+        if self.tie_word_embeddings and self.embedding_width != self.output_width:
+            fits = f"False: the embedding is {self.embedding_width} wide, the output {self.output_width}"
+            raise ConfigError("tie_word_embeddings", True, fits)
+
+    @property
+    def head_dim(self) -> int:
+        """Features of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def stream_width(self) -> int:
+        """Blocks K that travel through the layers; the control `sum` has one."""
+        return 1 if self.altup_variant == "sum" else self.altup_width
+
+    @property
+    def embedding_width(self) -> int:
+        """Features of an embedding row; the control `sum` always has K blocks to sum."""
+        narrow = self.altup_recycled and self.altup_variant != "sum"
+        return self.hidden_size * (1 if narrow else self.altup_width)
+
+    @property
+    def output_width(self) -> int:
+        """Features that the final norm and the output layer see."""
+        return self.hidden_size * (1 if self.altup_recycled else self.stream_width)
+
+    def selected_block(self, layer: int) -> int:
+        """Block j that layer `layer` (from 0) computes on."""
+        return layer % self.stream_width if self.altup_select == "alternating" else 0
+
+    def is_moe_layer(self, layer: int) -> bool:
+        """Whether layer `layer` (from 0) has experts: every n-th does, counted from 1."""
+        return self.num_experts > 0 and (layer + 1) % self.moe_layer_freq == 0
+
+    @classmethod
+    def from_run(cls, config: RunConfig, **special_tokens: int | None) -> AltUpMoEConfig:
+        """The model of a run.
+
+        Args:
+            special_tokens: the tokenizer's `pad_token_id`, `bos_token_id`, `eos_token_id`, which generation needs.
+        """
+        model, altup, moe = config.model, config.altup, config.moe
+        return cls(
+            vocab_size=model.vocab_size,
+            hidden_size=model.hidden_size,
+            intermediate_size=model.ffn_hidden_size,
+            num_hidden_layers=model.num_layers,
+            num_attention_heads=model.num_attention_heads,
+            num_key_value_heads=model.num_query_groups,
+            max_position_embeddings=model.seq_length,
+            rotary_base=model.rotary_base,
+            rms_norm_eps=model.layernorm_epsilon,
+            initializer_range=model.init_method_std,
+            attention_dropout=model.attention_dropout,
+            hidden_dropout=model.hidden_dropout,
+            tie_word_embeddings=model.share_embeddings_and_output_weights,
+            altup_width=altup.width,
+            altup_variant=altup.variant,
+            altup_select=altup.select,
+            altup_recycled=altup.recycled,
+            num_experts=moe.num_experts,
+            moe_layer_freq=moe.layer_freq,
+            num_experts_per_tok=moe.top_k,
+            moe_intermediate_size=moe.ffn_hidden_size,
+            moe_shared_expert_size=moe.shared_expert_size,
+            moe_capacity_factor=moe.capacity_factor,
+            moe_score_function=moe.score_function,
+            moe_aux_loss_coeff=moe.aux_loss_coeff,
+            moe_z_loss_coeff=moe.z_loss_coeff,
+            moe_expert_bias_update_rate=moe.expert_bias_update_rate,
+            **special_tokens,
+        )
+
+
+AutoConfig.register(AltUpMoEConfig.model_type, AltUpMoEConfig, exist_ok=True)
