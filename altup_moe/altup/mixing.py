@@ -62,11 +62,17 @@ class MixWrite(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, stream: Tensor, y: Tensor, mix: Tensor | None, write: Tensor) -> Tensor:
-        width = write.numel()
         ctx.save_for_backward(stream, y, mix, write)
-        x_KN, y_N = _rows(stream, width).float(), y.reshape(-1).float()
-        out_KN = (x_KN.clone() if x_KN.data_ptr() == stream.data_ptr() else x_KN) if mix is None else mix @ x_KN
-        return out_KN.addr_(write, y_N).to(stream.dtype).view_as(stream)
+        x_KN, y_N = _rows(stream, write.numel()).float(), y.reshape(-1).float()
+        # The result owns its memory (it is no view): Megatron's pipeline frees what it has sent.
+        out = torch.empty_like(stream, dtype=torch.float32)
+        out_KN = _rows(out, write.numel())
+        if mix is None:
+            out_KN.copy_(x_KN)
+        else:
+            torch.mm(mix, x_KN, out=out_KN)
+        out_KN.addr_(write, y_N)
+        return out.to(stream.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:

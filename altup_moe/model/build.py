@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -14,24 +13,13 @@ from altup_moe.model.gpt import AltUpGPT
 from altup_moe.model.specs import first_layer
 from altup_moe.model.transformer_config import transformer_config
 from altup_moe.parallel.compat import mark_expert_parameters
-from altup_moe.parallel.names import Piece, Shard, pieces
+from altup_moe.parallel.names import Box, NamedTensor, Shard, pieces
+from altup_moe.parallel.rng import seed_dropout
 from altup_moe.parallel.seeds import initial
 from altup_moe.parallel.topology import Topology
 
-
-@dataclass(frozen=True)
-class NamedTensor:
-    """A parameter or persistent buffer of a chunk, with the global pieces that it holds."""
-
-    chunk: int
-    name: str
-    tensor: Tensor
-    pieces: list[Piece]
-
-    @property
-    def key(self) -> str:
-        """Name that is unique on this rank."""
-        return f"{self.chunk}.{self.name}"
+WeightSource = Callable[[str, tuple[int, ...], Box, RunConfig], Tensor]
+"""(global name, global shape, box, run) -> the box's values, as `parallel.seeds.initial` gives them."""
 
 
 def shard_of(topology: Topology) -> Shard:
@@ -65,19 +53,21 @@ def named_tensors(chunks: list[nn.Module], config: RunConfig, topology: Topology
 
 
 @torch.no_grad()
-def seed_weights(chunks: list[nn.Module], config: RunConfig, topology: Topology) -> None:
-    """Set every weight from train.seed and its global name (parallel.seeds): no communication, any layout."""
+def set_weights(chunks: list[nn.Module], config: RunConfig, topology: Topology, value: WeightSource = initial) -> None:
+    """Set every weight from its global name, by default from train.seed (parallel.seeds): no communication, any layout."""
     for entry in named_tensors(chunks, config, topology):
         for piece in entry.pieces:
-            value = initial(piece.name, piece.shape, piece.box, config)
-            entry.tensor[piece.local_index].copy_(value)
+            entry.tensor[piece.local_index].copy_(value(piece.name, piece.shape, piece.box, config))
 
 
-def build_model(config: RunConfig, topology: Topology) -> list[DistributedDataParallel]:
+def build_model(
+    config: RunConfig, topology: Topology, value: WeightSource = initial
+) -> list[DistributedDataParallel]:
     """This rank's model chunks (one, or parallel.virtual_pipeline of them), ready for Megatron's schedules."""
+    seed_dropout(config.train.seed, topology)
     stages: list[int | None] = list(range(topology.virtual_size)) if topology.virtual_size > 1 else [None]
     chunks = [build_chunk(config, topology, stage) for stage in stages]
-    seed_weights(list(chunks), config, topology)
+    set_weights(list(chunks), config, topology, value)
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=config.parallel.overlap_grad_reduce,

@@ -54,15 +54,17 @@ class CapacityRouter(TopKRouter):
         self.record = RoutingRecord.zero(self.config.num_moe_experts, self.weight.device)
 
     def routing(self, logits: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Probabilities and map, both [tokens, E], of logits [S, B, E]; routes over capacity are cleared."""
+        """Probabilities and map, both [tokens, E], of logits [S, B, E]; in training, routes over capacity are cleared."""
         probs, routing_map = super().routing(logits, *args, **kwargs)
         # Under recomputation the first pass runs without gradients, and the second one counts.
-        if self.training and torch.is_grad_enabled():
+        counting = self.training and torch.is_grad_enabled()
+        if counting:
             self.record.counts += routing_map.detach().sum(0)
-        if self.capacity_factor is None:
+        # Outside training nothing is dropped: a capacity would let later tokens decide an earlier one's logits.
+        if self.capacity_factor is None or not self.training:
             return probs, routing_map
         keep = self._keep(probs.detach(), routing_map)
-        if self.training and torch.is_grad_enabled():
+        if counting:
             self.record.dropped += (routing_map & ~keep).sum()
         return probs * keep, routing_map & keep
 

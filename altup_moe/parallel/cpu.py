@@ -7,7 +7,8 @@ factories and type checks (measured on 0.16.1 and 0.19.2). `enable` answers thos
 - the "CUDA" random state is the CPU generator's, so Megatron's tensor-parallel dropout streams work;
 - ``device="cuda"`` in torch's factories means the CPU, and ``tensor.cuda()`` is the tensor itself;
 - optimizers that compare ``tensor.type()`` with ``torch.cuda.FloatTensor`` see that name, during that code only;
-- all-to-all split sizes, which Megatron copies off the GPU as arrays, become lists.
+- pieces of different sizes, which gloo can neither gather nor reduce-scatter, are padded (expert-tensor parallelism);
+- all-to-all split sizes, which Megatron turns into arrays as it copies them off the GPU, become arrays here too.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ def _redirect_factories() -> None:
         def on_cpu(*args: Any, **kwargs: Any) -> torch.Tensor:
             if _on_cpu(kwargs.get("device")):
                 kwargs["device"] = _CPU
+            kwargs.pop("pin_memory", None)
             return factory(*args, **kwargs)
 
         return on_cpu
@@ -138,11 +140,40 @@ def _patch_megatron() -> None:
     random_._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
     random_._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
 
-    def splits_as_list(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
-        return tensor.tolist() if as_numpy and torch.is_tensor(tensor) else tensor
+    def as_array(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
 
-    token_dispatcher.maybe_move_tensor_to_cpu = splits_as_list
+    token_dispatcher.maybe_move_tensor_to_cpu = as_array
 
+    _pad_uneven_collectives()
     _with_cuda_type_names(optimizer, "clip_grad_by_total_norm_fp32")
     _with_cuda_type_names(optimizer.Float16OptimizerWithFloat16Params, "__init__")
     _with_cuda_type_names(DistributedOptimizer, "__init__")
+
+
+def _pad_uneven_collectives() -> None:
+    import megatron.core.tensor_parallel.mappings as mappings
+
+    gather, scatter = mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim
+
+    def padded(piece: torch.Tensor, rows: int) -> torch.Tensor:
+        return torch.cat([piece, piece.new_zeros(rows - piece.shape[0], *piece.shape[1:])])
+
+    @functools.wraps(gather)
+    def gather_any(input_: Any, group: Any, output_split_sizes: Any = None, use_global_buffer: bool = False) -> Any:
+        if output_split_sizes is None or group.size() == 1:
+            return gather(input_, group, None, use_global_buffer)
+        rows = max(output_split_sizes)
+        pieces = gather(padded(input_, rows), group).split(rows) if rows else [input_] * group.size()
+        return torch.cat([piece[:n] for piece, n in zip(pieces, output_split_sizes, strict=True)])
+
+    @functools.wraps(scatter)
+    def scatter_any(input_: Any, group: Any, input_split_sizes: Any = None, use_global_buffer: bool = False) -> Any:
+        if input_split_sizes is None or group.size() == 1:
+            return scatter(input_, group, None, use_global_buffer)
+        rows = max(input_split_sizes)
+        pieces = torch.cat([padded(piece, rows) for piece in input_.split(input_split_sizes)])
+        return (scatter(pieces, group) if rows else input_)[: input_split_sizes[group.rank()]]
+
+    mappings._gather_along_first_dim = gather_any
+    mappings._reduce_scatter_along_first_dim = scatter_any

@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from altup_moe.altup.stream import embedding_width, output_width
 from altup_moe.config import RunConfig
 
@@ -36,6 +38,21 @@ class Piece:
     def local_index(self) -> tuple[slice, ...]:
         """Where the piece lies in the local parameter."""
         return tuple(slice(a, b) for a, b in self.local)
+
+
+@dataclass(frozen=True)
+class NamedTensor:
+    """A parameter or persistent buffer of a chunk, with the global pieces that it holds."""
+
+    chunk: int
+    name: str
+    tensor: Tensor
+    pieces: list[Piece]
+
+    @property
+    def key(self) -> str:
+        """Name that is unique on this rank."""
+        return f"{self.chunk}.{self.name}"
 
 
 @dataclass(frozen=True)

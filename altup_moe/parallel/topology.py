@@ -102,17 +102,18 @@ def start(parallel: ParallelConfig, timeout_seconds: float = 600.0) -> Topology:
     )
 
 
-def stop() -> None:
-    """Undo `start`: Megatron's groups and `torch.distributed`."""
-    ps.destroy_model_parallel()
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 @contextmanager
 def topology(parallel: ParallelConfig, timeout_seconds: float = 600.0) -> Iterator[Topology]:
-    """`start` and `stop` around a block, also when it fails."""
+    """`start` around a block; afterwards, also on failure, everything that it started is taken down."""
+    ours = not dist.is_initialized()
     try:
         yield start(parallel, timeout_seconds)
     finally:
-        stop()
+        ps.destroy_model_parallel()
+        if ours and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def rank_from_env() -> int:
+    """This process's rank as the launcher set it (0 alone), before any process group exists."""
+    return int(os.environ.get("RANK", "0"))

@@ -1,0 +1,36 @@
+"""Random streams of a rank (dropout), and their state as tensors."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core import tensor_parallel
+from torch import Tensor
+
+from altup_moe.parallel.seeds import derived_seed
+from altup_moe.parallel.topology import Topology
+
+
+def seed_dropout(seed: int, topology: Topology) -> None:
+    """Seed this rank's streams: ranks that hold the same activations agree, all others differ."""
+    stream = derived_seed(seed, "dropout", topology.pipeline_rank, topology.data_rank) % (1 << 31)
+    torch.manual_seed(stream)
+    tensor_parallel.model_parallel_cuda_manual_seed(stream)
+
+
+def rng_state() -> dict[str, Tensor]:
+    """State of every stream that a step may draw from: ``cpu``, ``cuda`` (on a GPU), ``tracker.NAME`` (Megatron's)."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    tracker = tensor_parallel.get_cuda_rng_tracker().get_states()
+    return states | {f"tracker.{name}": state for name, state in tracker.items()}
+
+
+def set_rng_state(states: dict[str, Tensor]) -> None:
+    """Put back what `rng_state` returned."""
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available() and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])
+    tracker = {name.removeprefix("tracker."): s for name, s in states.items() if name.startswith("tracker.")}
+    if tracker:
+        tensor_parallel.get_cuda_rng_tracker().set_states(tracker)

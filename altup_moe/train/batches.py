@@ -1,0 +1,65 @@
+"""Micro-batches, cut so that every layout sees the same ones.
+
+Micro-batch g of a step holds samples [g * size, (g + 1) * size), and data-parallel rank r of n takes g = r, r + n, ...
+What depends on a whole micro-batch (expert capacity, auxiliary loss) is then the same everywhere, and a run goes on
+exactly from its number of consumed samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from megatron.core.utils import get_batch_on_this_cp_rank
+from torch import Tensor
+
+
+class SampleDataset(Protocol):
+    """Samples by number, each a mapping with `tokens`, `labels` and `loss_mask` of shape [S]."""
+
+    def __getitem__(self, number: int) -> Mapping[str, Tensor]:
+        """One sample."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch: tokens, labels (the next tokens) and the mask of labels that count, all [B, S]."""
+
+    tokens: Tensor
+    labels: Tensor
+    loss_mask: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(self.tokens.to(device), self.labels.to(device), self.loss_mask.to(device))
+
+    def on_context_rank(self, context_size: int) -> Batch:
+        """This context-parallel rank's part of the sequence (Megatron's zigzag), for each [B, S / context_size]."""
+        if context_size == 1:
+            return self
+        return Batch(**get_batch_on_this_cp_rank(vars(self).copy()))
+
+
+def _collate(dataset: SampleDataset, numbers: range, end: int) -> Batch:
+    """Samples by number; those past `end` repeat the last one with nothing to count."""
+    rows = [dataset[min(n, end - 1)] for n in numbers]
+    counts = torch.tensor([[1.0 if n < end else 0.0] for n in numbers])
+    return Batch(
+        tokens=torch.stack([row["tokens"] for row in rows]),
+        labels=torch.stack([row["labels"] for row in rows]),
+        loss_mask=torch.stack([row["loss_mask"] for row in rows]) * counts,
+    )
+
+
+def micro_batches(
+    dataset: SampleDataset, start: int, count: int, size: int, data_rank: int, data_size: int
+) -> Iterator[Batch]:
+    """This data-parallel rank's micro-batches of samples [start, start + count).
+
+    Every rank gets the same number of micro-batches: past the end they are masked out.
+    """
+    stride = size * data_size
+    for first in range(start + data_rank * size, start + (count + stride - 1) // stride * stride, stride):
+        yield _collate(dataset, range(first, first + size), start + count)

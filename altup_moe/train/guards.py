@@ -1,0 +1,41 @@
+"""Stopping in good order: a signal is noted, all ranks agree after the step, the run saves and exits."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+
+import torch
+import torch.distributed as dist
+
+EXIT_STOPPED = 75
+"""Exit code of a run that a signal stopped after saving: start it again with the same command to go on."""
+
+
+class StopSignal:
+    """Notes SIGTERM and SIGINT while open; a second one of the same kind acts as usual."""
+
+    def __init__(self) -> None:
+        self.caught = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)  # type: ignore[arg-type]
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.caught = True
+        signal.signal(number, self._previous[number])  # type: ignore[arg-type]
+
+    def agreed(self, device: torch.device) -> bool:
+        """Whether any rank was told to stop. Collective: every rank gets the same answer."""
+        flag = torch.tensor(float(self.caught), device=device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag)

@@ -1,0 +1,163 @@
+"""Where a step's record goes: metrics.jsonl, the console, TensorBoard, and W&B or MLflow if asked for. Rank 0 only."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+from altup_moe.config import ConfigError, LogConfig, RunConfig
+from altup_moe.train.metrics import StepMetrics
+
+
+class Logger(Protocol):
+    """Takes one record a step, and is closed once."""
+
+    def log(self, metrics: StepMetrics) -> None:
+        """Record one step."""
+
+    def close(self) -> None:
+        """Flush and release; nothing is recorded afterwards."""
+
+
+def check_loggers(log: LogConfig) -> None:
+    """Raise a ConfigError for a tracker whose package is not installed."""
+    for key, value, package in (
+        ("log.wandb_project", log.wandb_project, "wandb"),
+        ("log.mlflow_experiment", log.mlflow_experiment, "mlflow"),
+    ):
+        if value is not None and importlib.util.find_spec(package) is None:
+            raise ConfigError(key, value, f"needs the {package} package: pip install {package}")
+
+
+class JsonLines:
+    """metrics.jsonl, one object a step. Lines of steps that will be done again are cut off first."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        kept = []
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    if json.loads(line)["step"] < first_step:
+                        kept.append(line)
+                except (ValueError, KeyError):
+                    break  # a line cut short by a crash: it and all after it are redone
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        os.replace(partial, path)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
+
+    def log(self, metrics: StepMetrics) -> None:
+        # JSON has no word for infinity or NaN: null says that the step had no such number.
+        finite = {k: v if math.isfinite(v) else None for k, v in metrics.to_dict().items()}
+        self._file.write(json.dumps(finite) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Console:
+    """A line a step; on a terminal a progress bar with the time left stays below them."""
+
+    def __init__(self, steps: int, interval: int, first_step: int) -> None:
+        self.steps, self.interval = steps, interval
+        self._progress: Any = None
+        if sys.stdout.isatty():
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._progress = Progress(*columns)
+            self._task = self._progress.add_task("steps", total=steps, completed=first_step - 1)
+            self._progress.start()
+
+    def log(self, metrics: StepMetrics) -> None:
+        if metrics.step % self.interval == 0 or metrics.step == self.steps or metrics.valid_loss is not None:
+            line = metrics.line(self.steps)
+            if self._progress is None:
+                print(line, flush=True)
+            else:
+                self._progress.console.print(line, highlight=False, soft_wrap=True)
+        if self._progress is not None:
+            self._progress.update(self._task, completed=metrics.step)
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+
+class TensorBoard:
+    """Event files in RUN/tensorboard, a scalar a field."""
+
+    def __init__(self, directory: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory), purge_step=first_step)
+
+    def log(self, metrics: StepMetrics) -> None:
+        for key, value in metrics.to_dict().items():
+            if key != "step":
+                self._writer.add_scalar(key, value, metrics.step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """One W&B run of the run directory's name."""
+
+    def __init__(self, project: str, config: RunConfig) -> None:
+        import wandb
+
+        run_dir = Path(config.log.run_dir)
+        self._run = wandb.init(
+            project=project, name=run_dir.name, dir=str(run_dir), config=config.to_dict(), resume="allow", id=run_dir.name
+        )
+
+    def log(self, metrics: StepMetrics) -> None:
+        self._run.log(metrics.to_dict(), step=metrics.step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MLflow:
+    """One MLflow run, in the tracking store that the environment names, or in the run directory."""
+
+    def __init__(self, experiment: str, config: RunConfig) -> None:
+        import mlflow
+
+        self._mlflow = mlflow
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            mlflow.set_tracking_uri((Path(config.log.run_dir).absolute() / "mlflow").as_uri())
+        mlflow.set_experiment(experiment)
+        mlflow.start_run(run_name=Path(config.log.run_dir).name)
+        sections = config.to_dict().items()
+        mlflow.log_params({f"{section}.{key}": value for section, keys in sections for key, value in keys.items()})
+
+    def log(self, metrics: StepMetrics) -> None:
+        values = {key: float(value) for key, value in metrics.to_dict().items() if key != "step"}
+        self._mlflow.log_metrics(values, step=metrics.step)
+
+    def close(self) -> None:
+        self._mlflow.end_run()
+
+
+def open_loggers(config: RunConfig, first_step: int) -> list[Logger]:
+    """All loggers of a run that begins with step `first_step`."""
+    run_dir, log = Path(config.log.run_dir), config.log
+    loggers: list[Logger] = [
+        JsonLines(run_dir / "metrics.jsonl", first_step),
+        Console(config.train.steps, log.interval, first_step),
+    ]
+    if log.tensorboard:
+        loggers.append(TensorBoard(run_dir / "tensorboard", first_step))
+    if log.wandb_project is not None:
+        loggers.append(WandB(log.wandb_project, config))
+    if log.mlflow_experiment is not None:
+        loggers.append(MLflow(log.mlflow_experiment, config))
+    return loggers

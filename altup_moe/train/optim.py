@@ -1,0 +1,98 @@
+"""AdamW and its schedule, both Megatron's, with the AltUp coefficients in a group of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from altup_moe.config import OptimConfig, RunConfig
+
+
+def is_coefficient(name: str) -> bool:
+    """Whether a Megatron parameter name is one of an AltUp layer's coefficients."""
+    return ".coefficients." in name
+
+
+def parameter_groups(optim: OptimConfig) -> dict[ParamKey, dict[str, float]]:
+    """Coefficients: own learning rate, no decay. Norms (vectors): no decay. Matrices: the defaults."""
+    coefficients = ParamWithNamePredicate("coefficients", lambda parameter, name: is_coefficient(name))
+    vectors = ParamWithNamePredicate("vectors", lambda parameter, name: parameter.dim() == 1 and not is_coefficient(name))
+    mult = optim.coefficient_lr_mult
+    return {
+        ParamKey(with_name_predicate=coefficients): {
+            "wd_mult": 0.0,
+            "max_lr": optim.learning_rate * mult,
+            "min_lr": optim.min_learning_rate * mult,
+        },
+        ParamKey(with_name_predicate=vectors): {"wd_mult": 0.0},
+    }
+
+
+def build_optimizer(chunks: list[DistributedDataParallel], config: RunConfig) -> Any:
+    """Megatron's optimizer over this rank's chunks, and the hooks that its schedules call. Groups must exist."""
+    o = config.optim
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=o.learning_rate,
+            min_lr=o.min_learning_rate,
+            weight_decay=o.weight_decay,
+            adam_beta1=o.adam_beta1,
+            adam_beta2=o.adam_beta2,
+            adam_eps=o.adam_eps,
+            clip_grad=o.clip_grad,
+            bf16=config.train.precision == "bf16",
+            params_dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
+            use_distributed_optimizer=config.parallel.distributed_optimizer,
+        ),
+        chunks,
+        config_overrides=parameter_groups(o),
+        use_gloo_process_groups=False,
+    )
+    connect_schedule(chunks, optimizer, config)
+    return optimizer
+
+
+def connect_schedule(chunks: list[DistributedDataParallel], optimizer: Any, config: RunConfig) -> None:
+    """Tell Megatron's pipeline schedules how gradients are scaled, held back and finalised."""
+    for chunk in chunks:
+        chunk.config.grad_scale_func = optimizer.scale_loss if optimizer is not None else None
+        chunk.config.finalize_model_grads_func = finalize_model_grads
+        if config.parallel.overlap_grad_reduce:
+            no_sync = [c.no_sync for c in chunks]
+            chunk.config.no_sync_func = no_sync if len(chunks) > 1 else no_sync[0]
+
+
+def build_scheduler(optimizer: Any, config: RunConfig) -> OptimizerParamScheduler:
+    """Linear warm-up, then cosine, warm-up-stable-decay, or constant. Counted in optimizer steps."""
+    o, steps = config.optim, config.train.steps
+    wsd = o.schedule == "wsd"
+    total = steps if wsd or o.decay_steps is None else o.decay_steps
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=o.learning_rate,
+        min_lr=o.min_learning_rate,
+        lr_warmup_steps=min(o.warmup_steps, total - 1),
+        lr_decay_steps=total,
+        lr_decay_style={"cosine": "cosine", "wsd": "WSD", "constant": "constant"}[o.schedule],
+        start_wd=o.weight_decay,
+        end_wd=o.weight_decay,
+        wd_incr_steps=steps,
+        wd_incr_style="constant",
+        wsd_decay_steps=(o.decay_steps or max(1, steps // 10)) if wsd else None,
+        lr_wsd_decay_style="cosine" if wsd else None,
+    )
+
+
+def learning_rate(optimizer: Any) -> float:
+    """Learning rate of the default group, for the records."""
+    for group in optimizer.param_groups:
+        if group.get("default_config", False):
+            return float(group["lr"])
+    return float(optimizer.param_groups[0]["lr"])

@@ -1,0 +1,63 @@
+"""What the routers did in a step, summed over micro-batches and ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from altup_moe.config import RunConfig
+from altup_moe.moe.megatron import CapacityRouter
+from altup_moe.parallel.topology import Topology
+
+
+@dataclass(frozen=True)
+class RoutingSummary:
+    """One step's routing. ``counts[layer][expert]``: routes chosen, before dropping; dense layers have zeros.
+
+    ``aux_loss``, ``z_loss``: weighted, summed over layers, mean over micro-batches. ``dropped_share``: of all routes.
+    ``load_imbalance``: the largest expert's load over the mean, of the worst layer.
+    """
+
+    counts: list[list[float]]
+    aux_loss: float
+    z_loss: float
+    dropped_share: float
+    load_imbalance: float
+
+
+def _routers(chunks: list[nn.Module]) -> list[CapacityRouter]:
+    return [m for chunk in chunks for m in chunk.modules() if isinstance(m, CapacityRouter)]
+
+
+def clear_routing(chunks: list[nn.Module]) -> None:
+    """Forget the last step's records."""
+    for router in _routers(chunks):
+        router.clear_record()
+
+
+def summarise_routing(chunks: list[nn.Module], config: RunConfig, topology: Topology) -> RoutingSummary | None:
+    """Reduce the records of all ranks; every rank gets the same. None without experts. One all-reduce."""
+    experts, layers = config.moe.num_experts, config.model.num_layers
+    if experts == 0:
+        return None
+    table = torch.zeros(layers, experts + 3, dtype=torch.float64, device=topology.device)
+    for router in _routers(chunks):
+        record = router.record
+        row = torch.cat([record.counts, torch.stack([record.dropped, record.aux, record.z])])
+        table[router.layer_number - 1] += row.double()
+    # Tensor and context ranks hold different tokens of a micro-batch, and shares of its losses: a plain sum is the whole.
+    dist.all_reduce(table)
+    counts, dropped, aux, z = table.split([experts, 1, 1, 1], dim=1)
+    micro_batches = config.train.global_batch_size / config.train.micro_batch_size
+    used = counts.sum(1) > 0
+    imbalance = (counts[used].amax(1) / counts[used].mean(1)).max() if bool(used.any()) else torch.ones(())
+    return RoutingSummary(
+        counts=counts.tolist(),
+        aux_loss=float(aux.sum()) / micro_batches,
+        z_loss=float(z.sum()) / micro_batches,
+        dropped_share=float(dropped.sum() / counts.sum().clamp(min=1.0)),
+        load_imbalance=float(imbalance),
+    )

@@ -1,0 +1,162 @@
+"""One training step and one validation through Megatron's pipeline schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from altup_moe.altup.variants import stream_width
+from altup_moe.config import RunConfig
+from altup_moe.parallel.topology import Topology
+from altup_moe.train.routing import RoutingSummary, clear_routing, summarise_routing
+from altup_moe.train.batches import Batch, SampleDataset, micro_batches
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did, the same on every rank.
+
+    Losses are means over the step's tokens (lm) or micro-batches (aux, z, weighted by their coefficients), in nats.
+    """
+
+    lm_loss: float
+    grad_norm: float
+    skipped: bool
+    routing: RoutingSummary | None
+
+    @property
+    def loss(self) -> float:
+        """What was minimised: language-model loss plus the routers' weighted losses."""
+        return self.lm_loss + (self.routing.aux_loss + self.routing.z_loss if self.routing else 0.0)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Mean loss in nats per token, and bits per byte of UTF-8 text, over `tokens` labels."""
+
+    loss: float
+    bits_per_byte: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss), per token."""
+        return math.exp(min(self.loss, 700.0))
+
+
+def _loss_func(batch: Batch, byte_lengths: Tensor | None, losses_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Megatron's contract: (sum to differentiate, tokens it is over, what to report)."""
+    mask = batch.loss_mask.to(losses_BS.dtype)
+    total, tokens = (losses_BS * mask).sum(), mask.sum()
+    sums = [total.detach(), tokens]
+    if byte_lengths is not None:
+        sums.append((byte_lengths[batch.labels] * mask).sum())
+    return total, tokens.to(torch.int), torch.stack([s.double() for s in sums])
+
+
+def _forward_step(byte_lengths: Tensor | None, iterator: Iterator[Batch], model: Any) -> tuple[Tensor, Callable]:
+    batch = next(iterator)
+    return model(batch.tokens, batch.labels), partial(_loss_func, batch, byte_lengths)
+
+
+def run_schedule(
+    chunks: list[DistributedDataParallel],
+    batches: list[Batch],
+    config: RunConfig,
+    topology: Topology,
+    forward_only: bool = False,
+    byte_lengths: Tensor | None = None,
+) -> Tensor:
+    """Forward (and backward) of this rank's micro-batches.
+
+    Returns:
+        Sums over the micro-batches of all ranks, float64: loss, tokens, and bytes if asked for.
+    """
+    batches = [batch.on_context_rank(topology.context_size).to(topology.device) for batch in batches]
+    # Every chunk of an interleaved schedule reads the same micro-batches in its own time.
+    iterators = [iter(batches) for _ in chunks]
+    width = stream_width(config.altup.width, config.altup.variant)
+    reported = get_forward_backward_func()(
+        forward_step_func=partial(_forward_step, byte_lengths),
+        data_iterator=iterators if len(chunks) > 1 else iterators[0],
+        model=chunks if len(chunks) > 1 else chunks[0],
+        num_microbatches=len(batches),
+        # K blocks follow each other along the sequence: all that a schedule has to know of the wide stream.
+        seq_length=config.model.seq_length * width,
+        micro_batch_size=config.train.micro_batch_size,
+        forward_only=forward_only,
+    )
+    sums = torch.zeros(2 if byte_lengths is None else 3, dtype=torch.float64, device=topology.device)
+    for value in reported:
+        sums += value
+    # Tensor ranks of the last stage all report the same; other stages report nothing.
+    dist.all_reduce(sums)
+    return sums / topology.tensor_size
+
+
+def gradients_are_finite(chunks: list[DistributedDataParallel], device: torch.device) -> bool:
+    """Whether no rank holds an infinite or undefined gradient after the reduction."""
+    finite = torch.ones((), device=device)
+    for chunk in chunks:
+        for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers):
+            finite *= torch.isfinite(buffer.grad_data.sum()).float()
+    dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+    return bool(finite)
+
+
+def train_step(
+    chunks: list[DistributedDataParallel], optimizer: Any, batches: list[Batch], config: RunConfig, topology: Topology
+) -> StepResult:
+    """Forward, backward, reduce, clip, update. A step with a non-finite loss or gradient updates nothing."""
+    for chunk in chunks:
+        chunk.train()
+        chunk.zero_grad_buffer()
+    optimizer.zero_grad()
+    clear_routing(chunks)
+    loss, tokens = run_schedule(chunks, batches, config, topology).tolist()
+    routing = summarise_routing(chunks, config, topology)
+    lm_loss = loss / max(tokens, 1.0)
+    if not (math.isfinite(lm_loss) and gradients_are_finite(chunks, topology.device)):
+        return StepResult(lm_loss, math.nan, True, routing)
+    _, grad_norm, _ = optimizer.step()
+    return StepResult(lm_loss, float(grad_norm), False, routing)
+
+
+@torch.no_grad()
+def validate(
+    chunks: list[DistributedDataParallel],
+    dataset: SampleDataset,
+    count: int,
+    byte_lengths: Tensor,
+    config: RunConfig,
+    topology: Topology,
+) -> Validation:
+    """Loss and bits per byte of the first `count` samples. ``byte_lengths`` [V]: UTF-8 bytes of each token id."""
+    for chunk in chunks:
+        chunk.eval()
+    batches = list(
+        micro_batches(
+            dataset,
+            0,
+            count,
+            config.train.micro_batch_size,
+            topology.data_rank,
+            topology.data_size,
+        )
+    )
+    # An interleaved schedule takes micro-batches in groups of the pipeline's size; empty ones fill the last group.
+    while topology.virtual_size > 1 and len(batches) % topology.pipeline_size:
+        last = batches[-1]
+        batches.append(Batch(last.tokens, last.labels, torch.zeros_like(last.loss_mask)))
+    lengths = byte_lengths.to(topology.device)
+    loss, tokens, text_bytes = run_schedule(chunks, batches, config, topology, True, lengths).tolist()
+    return Validation(loss / tokens, loss / math.log(2) / max(text_bytes, 1.0), round(tokens))

@@ -1,0 +1,104 @@
+"""The models and layouts that parity is tested on, with weights that make faults visible.
+
+Routing is skewed (expert 0's logits are several times the others'), AltUp coefficients are random and asymmetric, and
+all weights depend on global names only, so that every rank and the reference hold the same model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from altup_moe.config import (
+    AltUpConfig,
+    MoEConfig,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    RunConfig,
+    TrainConfig,
+)
+from altup_moe.parallel.names import Box
+from altup_moe.parallel.seeds import initial, normal
+
+LAYOUTS: dict[str, ParallelConfig] = {
+    "one": ParallelConfig(),
+    "dp2": ParallelConfig(data=2),
+    "tp2": ParallelConfig(tensor=2, expert_tensor=2),
+    "pp2": ParallelConfig(pipeline=2),
+    "pp2-uneven": ParallelConfig(pipeline=2, first_stage_layers=1),
+    "pp2-vpp2": ParallelConfig(pipeline=2, virtual_pipeline=2),
+    "ep2": ParallelConfig(expert=2),
+    "tp2-ep1": ParallelConfig(tensor=2),
+    "tp2-ep2": ParallelConfig(tensor=2, expert=2),
+    "cp2": ParallelConfig(context=2),
+    "tp2-pp2-ep2": ParallelConfig(tensor=2, pipeline=2, expert=2),
+    "dp2-pp2": ParallelConfig(pipeline=2, data=2),
+    "dp4-ep2-etp2": ParallelConfig(expert=2, expert_tensor=2),
+}
+"""Layouts by name. `tp2-ep1` keeps whole experts on each tensor rank: megatron-core 0.16.1 alone trains it wrongly."""
+
+
+def world_size(layout: str) -> int:
+    """Ranks that a layout is tested on."""
+    p = LAYOUTS[layout]
+    ranks = p.tensor * p.pipeline * p.context * (p.data or 1)
+    return max(ranks, p.expert * p.expert_tensor * p.pipeline)
+
+
+def small(layout: str, **sections: dict) -> RunConfig:
+    """A small MoE run under a layout; keyword arguments replace fields of sections."""
+    base = RunConfig(
+        model=ModelConfig(
+            num_layers=4,
+            hidden_size=32,
+            ffn_hidden_size=64,
+            num_attention_heads=4,
+            num_query_groups=2,
+            seq_length=16,
+            vocab_size=64,
+            share_embeddings_and_output_weights=False,
+            init_method_std=0.1,
+        ),
+        altup=AltUpConfig(width=2),
+        moe=MoEConfig(num_experts=4, ffn_hidden_size=24, layer_freq=2, aux_loss_coeff=0.02, z_loss_coeff=0.003),
+        parallel=LAYOUTS[layout],
+        optim=OptimConfig(learning_rate=3e-3, warmup_steps=2),
+        train=TrainConfig(steps=20, micro_batch_size=2, global_batch_size=8),
+    )
+    return replace(base, **{name: replace(getattr(base, name), **fields) for name, fields in sections.items()})
+
+
+def skewed(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> Tensor:
+    """Weights of a global tensor's box: as seeded, but routing skewed and coefficients, norms and biases random."""
+    value = initial(name, shape, box, config)
+    noise = normal(name, shape, box, 0.3, seed=7)
+    if name.endswith("router.weight"):
+        rows = torch.arange(*box[0])[:, None]
+        return torch.where(rows == 0, 8 * value, value)
+    if ".altup." in name or "norm" in name:
+        return value + noise
+    if name.endswith("expert_bias"):
+        return noise
+    return value
+
+
+def micro_batch(config: RunConfig, index: int) -> tuple[Tensor, Tensor]:
+    """(tokens, labels) [B, S] of micro-batch `index` of a step: frequent tokens are small ids."""
+    generator = torch.Generator().manual_seed(100 + index)
+    shape = (config.train.micro_batch_size, config.model.seq_length + 1)
+    ids = (torch.rand(shape, generator=generator) ** 2 * config.model.vocab_size).long()
+    return ids[:, :-1], ids[:, 1:]
+
+
+def micro_batch_count(config: RunConfig) -> int:
+    """Micro-batches of one step over all data-parallel ranks."""
+    return config.train.global_batch_size // config.train.micro_batch_size
+
+
+def with_layout(config: RunConfig, layout: str) -> RunConfig:
+    """The same run under another layout."""
+    return dataclasses.replace(config, parallel=LAYOUTS[layout])

@@ -1,0 +1,98 @@
+"""Gradients of one step: of the reference in this process, and of a layout's ranks by global name."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from altup_moe.config import RunConfig
+from altup_moe.model.build import build_model, named_tensors
+from altup_moe.parallel.topology import topology
+from altup_moe.train.optim import build_optimizer
+from altup_moe.train.batches import Batch
+from altup_moe.train.step import run_schedule
+from altup_moe.train.routing import clear_routing, summarise_routing
+from tests.distributed.cases import micro_batch, micro_batch_count, skewed
+
+
+def reference_model(config: RunConfig, weights=skewed):
+    """The plain-PyTorch model with the weights that the ranks hold."""
+    from altup_moe.model.reference import AltUpMoEConfig, AltUpMoEForCausalLM
+
+    model = AltUpMoEForCausalLM(AltUpMoEConfig.from_run(config))
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if name.endswith("expert_bias") or isinstance(tensor, torch.nn.Parameter):
+                shape = tuple(tensor.shape)
+                tensor.copy_(weights(name, shape, tuple((0, n) for n in shape), config))
+    return model.train()
+
+
+def reference_step(config: RunConfig) -> tuple[float, dict[str, Tensor]]:
+    """(training loss, gradient of every parameter) of one step of the reference."""
+    model, count = reference_model(config), micro_batch_count(config)
+    total = 0.0
+    for index in range(count):
+        losses = model.losses(*micro_batch(config, index))
+        loss = (losses.lm_sum / losses.num_tokens + losses.aux + losses.z) / count
+        loss.backward()
+        total += float(loss.detach())
+    return total, {name: p.grad for name, p in model.named_parameters()}
+
+
+def layout_step(config: RunConfig) -> tuple[float, list[tuple[str, tuple, np.ndarray]]]:
+    """On a rank: (training loss, [(global name, box, gradient of the box)]) after one step's reduction."""
+    with topology(config.parallel) as topo:
+        chunks = build_model(config, topo, skewed)
+        build_optimizer(chunks, config)
+        for chunk in chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()
+        clear_routing(chunks)
+        batches = []
+        for index in range(topo.data_rank, micro_batch_count(config), topo.data_size):
+            tokens, labels = micro_batch(config, index)
+            batches.append(Batch(tokens, labels, torch.ones(labels.shape)))
+        lm_sum, tokens = run_schedule(chunks, batches, config, topo).tolist()
+        routing = summarise_routing(chunks, config, topo)
+        loss = lm_sum / tokens + (routing.aux_loss + routing.z_loss if routing else 0.0)
+        if config.parallel.distributed_optimizer:
+            _gather_shards(chunks)
+        gradients = [
+            (piece.name, piece.box, entry.tensor.main_grad[piece.local_index].numpy())
+            for entry in named_tensors(list(chunks), config, topo)
+            if entry.tensor.requires_grad
+            for piece in entry.pieces
+        ]
+        return loss, gradients
+
+
+def _gather_shards(chunks) -> None:
+    """Under the distributed optimizer each data rank holds a shard of the reduced gradients: put them together."""
+    for chunk in chunks:
+        for group in chunk.bucket_groups + chunk.expert_parallel_bucket_groups:
+            ranks = group.intra_distributed_optimizer_instance_group
+            for bucket in group.buckets:
+                shard = bucket.grad_data.chunk(ranks.size())[ranks.rank()].clone()
+                torch.distributed.all_gather_into_tensor(bucket.grad_data, shard, group=ranks)
+
+
+def worst_difference(expected: dict[str, Tensor], ranks: list) -> tuple[float, str]:
+    """Largest relative difference (L2 over a box, against the whole tensor's norm share) and where it is.
+
+    Every box of every rank is compared, replicas included, and together they must cover every parameter.
+    """
+    worst, where, seen = 0.0, "", {name: torch.zeros(g.shape, dtype=torch.bool) for name, g in expected.items()}
+    for rank, (_, gradients) in enumerate(ranks):
+        for name, box, got in gradients:
+            index = tuple(slice(a, b) for a, b in box)
+            seen[name][index] = True
+            want = expected[name][index]
+            scale = max(want.norm().item(), 1e-3 * expected[name].norm().item(), 1e-12)
+            difference = (torch.from_numpy(got) - want).norm().item() / scale
+            if difference > worst:
+                worst, where = difference, f"{name} {box} on rank {rank}"
+    missing = [name for name, mask in seen.items() if not mask.all()]
+    assert not missing, f"no rank holds {missing}"
+    return worst, where
