@@ -62,7 +62,7 @@ def train(config: RunConfig) -> int:
     _check_data(resume, samples)
     with topology(config.parallel) as topo, StopSignal() as stop:
         dist.barrier()
-        samples = samples or open_samples(config, prepared_prefix(config))
+        samples = samples or open_samples(config, prepared_prefix(config), scan=False)
         run = _start(config, topo, samples, resume)
         loggers = open_loggers(config, run.step + 1) if topo.is_first else []
         if topo.is_first:

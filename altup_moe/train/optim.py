@@ -72,13 +72,14 @@ def build_scheduler(optimizer: Any, config: RunConfig) -> OptimizerParamSchedule
     """Linear warm-up, then cosine, warm-up-stable-decay, or constant. Counted in optimizer steps."""
     o, steps = config.optim, config.train.steps
     wsd = o.schedule == "wsd"
-    total = steps if wsd or o.decay_steps is None else o.decay_steps
+    # A run shorter than its warm-up ends inside it, on the same slope.
+    total = max(steps if wsd or o.decay_steps is None else o.decay_steps, o.warmup_steps + 1)
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=o.learning_rate,
         min_lr=o.min_learning_rate,
-        lr_warmup_steps=min(o.warmup_steps, total - 1),
+        lr_warmup_steps=o.warmup_steps,
         lr_decay_steps=total,
         lr_decay_style={"cosine": "cosine", "wsd": "WSD", "constant": "constant"}[o.schedule],
         start_wd=o.weight_decay,

@@ -44,16 +44,18 @@ def prepared_prefix(config: RunConfig, corpus: str | None = None) -> Path:
     return Path(prepare_named(name, config.model.vocab_size, config.data.tokenizer, cache))
 
 
-def open_samples(config: RunConfig, prefix: Path) -> Samples:
+def open_samples(config: RunConfig, prefix: Path, *, scan: bool = True) -> Samples:
     """Verify the data at `prefix` and index its samples. Reads only; builds its index in memory.
+
+    Args:
+        scan: also read every token once; one rank of a run is enough.
 
     Raises:
         DataError: a damaged file, or token ids outside model.vocab_size (file and offset).
         ConfigError: too little data for one sample of model.seq_length.
     """
-    prepared: Prepared = open_prepared(prefix, config.model.vocab_size)
+    prepared: Prepared = open_prepared(prefix, config.model.vocab_size, scan=scan)
     tokenizer = load_tokenizer(prepared.tokenizer_dir)
-    # Megatron's own message about a padding token does not concern us: every training sample is full.
     dataset = IndexedDataset(str(prefix), mmap=True)
     train_documents, valid_documents = split_documents(dataset.sequence_lengths, config.data.valid_fraction)
     steps = config.train.steps * config.train.global_batch_size

