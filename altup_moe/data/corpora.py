@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -62,7 +63,8 @@ def load_corpus(name: str, cache_dir: str | Path) -> list[Document]:
         UserError: it cannot be fetched.
     """
     if name not in CORPORA:
-        raise ConfigError("data.corpus", name, f"one of {', '.join(CORPORA)}, or a prefix written by tools/prepare_data.py")
+        fits = f"one of {', '.join(CORPORA)}, or a prefix written by tools/prepare_data.py"
+        raise ConfigError("data.corpus", name, fits)
     return CORPORA[name].load(Path(cache_dir))
 
 
@@ -74,7 +76,8 @@ def texts_sha256(documents: Iterable[Document]) -> str:
     return digest.hexdigest()
 
 
-def python_docs() -> list[Document]:
+@functools.cache  # the fingerprint and the texts are asked for one after the other; warn once
+def python_docs() -> tuple[Document, ...]:
     """The language reference inside CPython's `pydoc_data`: one document a topic, sorted by topic.
 
     Raises:
@@ -82,7 +85,7 @@ def python_docs() -> list[Document]:
     """
     from pydoc_data import topics  # half a megabyte of strings
 
-    documents = [Document(f"python-docs:{key}", topics.topics[key]) for key in sorted(topics.topics)]
+    documents = tuple(Document(f"python-docs:{key}", topics.topics[key]) for key in sorted(topics.topics))
     check_python_docs(platform.python_version(), texts_sha256(documents), str(topics.__file__))
     return documents
 
@@ -176,7 +179,7 @@ CORPORA: dict[str, Corpus] = {
             "python-docs",
             "the language reference inside CPython's pydoc_data (79 topics, 0.5 MB, no download)",
             lambda: texts_sha256(python_docs()),
-            lambda cache_dir: python_docs(),
+            lambda cache_dir: list(python_docs()),
         ),
         Corpus(
             "wikipedia-sample",

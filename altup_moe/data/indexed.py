@@ -158,7 +158,7 @@ def read_index(prefix: str | Path) -> IndexedTokens:
     ends = np.cumsum(lengths, dtype=np.int64) * dtype.itemsize
     starts = ends - lengths.astype(np.int64) * dtype.itemsize
     if (bad := _first(pointers != starts)) is not None:
-        problem = f"document {bad} starts at byte {pointers[bad]} of the .bin, but its predecessors end at {starts[bad]}"
+        problem = f"document {bad} starts at byte {pointers[bad]} of the .bin; the one before ends at {starts[bad]}"
         raise DataError(idx_path, problem, pointers_at + 8 * bad)
     if (bad := _first(limits != np.arange(boundaries))) is not None:
         problem = f"document boundary {bad} is {limits[bad]}, not {bad}: each document must be one sequence"

@@ -1,47 +1,32 @@
 """Tokenise once: documents and a tokenizer become a token file that trainings share.
 
-    PREFIX.bin, PREFIX.idx   the tokens (data.indexed), every document ended by the tokenizer's end token
-    PREFIX.tokenizer/        the tokenizer that made them
-    PREFIX.json              what they are, with hashes; written last, so its presence says that the rest is complete
+PREFIX.bin, PREFIX.idx   the tokens (data.indexed), every document ended by the tokenizer's end token
+PREFIX.tokenizer/        the tokenizer that made them
+PREFIX.json              what they are, with hashes; written last, so its presence says that the rest is complete
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 import os
-import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from itertools import islice
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from altup_moe.config.errors import ConfigError, DataError
 from altup_moe.data.corpora import CORPORA, load_corpus
 from altup_moe.data.document import Document
-from altup_moe.data.files import fsync, sha256_file, staging
+from altup_moe.data.encode import Tally, encode_documents
+from altup_moe.data.files import fsync, fsync_tree, sha256_file, staging
 from altup_moe.data.indexed import IndexedTokens, read_index, refuse_existing, scan_tokens, suffixed, write_indexed
-from altup_moe.data.tokenizer import Tokenizer, load_tokenizer, save_tokenizer, train_bpe, unknown_id
+from altup_moe.data.manifest import FORMAT_VERSION, Manifest, read_manifest, write_manifest
+from altup_moe.data.tokenizer import MIN_BPE_VOCAB, Tokenizer, load_tokenizer, save_tokenizer, train_bpe
 
-FORMAT_VERSION = 1
-BATCH = 256
-"""Documents tokenised at a time."""
+logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Manifest:
-    """What PREFIX.json says. ``bytes``: UTF-8 bytes of all documents; hashes are sha256."""
-
-    corpus: str
-    source_key: str
-    vocab_size: int
-    documents: int
-    tokens: int
-    bytes: int
-    bin_sha256: str
-    idx_sha256: str
-    tokenizer_sha256: str
-    format_version: int = FORMAT_VERSION
+SUFFIXES = (".tokenizer", ".bin", ".idx", ".json")
+"""What `prepare` writes, in the order in which it appears."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +58,21 @@ def prepare(
     Args:
         documents: read once, in order.
         corpus: name to record. source_key: identity of texts and tokenizer, to find the result again.
+
     Raises:
-        DataError: a text that the tokenizer cannot spell (its source is named), no documents, or an existing prefix.
+        DataError: a text that the tokenizer cannot spell (its source and byte offset), no documents, or an existing
+            prefix.
     """
-    manifest_file = suffixed(prefix, ".json")
-    refuse_existing([suffixed(prefix, ".bin"), suffixed(prefix, ".idx"), manifest_file], overwrite)
+    refuse_existing([suffixed(prefix, suffix) for suffix in SUFFIXES], overwrite)
     with staging(prefix.parent, prefix.name) as temporary:
-        counter = _Counter()
-        aside = temporary / "tokens"
-        write_indexed(aside, _token_ids(documents, tokenizer, counter), tokenizer.vocab_size)
-        index = read_index(aside)
+        tally, aside = Tally(), temporary / "tokens"
+        try:
+            index = write_indexed(aside, encode_documents(documents, tokenizer, tally), tokenizer.vocab_size)
+        except DataError as error:
+            if error.file != str(suffixed(aside, ".bin")):
+                raise
+            # The temporary file is gone when the user reads this.
+            raise DataError(suffixed(prefix, ".bin"), error.problem, error.offset) from error
         save_tokenizer(tokenizer, tokenizer_dir(aside))
         manifest = Manifest(
             corpus=corpus,
@@ -90,79 +80,62 @@ def prepare(
             vocab_size=tokenizer.vocab_size,
             documents=len(index),
             tokens=index.tokens,
-            bytes=counter.bytes,
+            bytes=tally.bytes,
             bin_sha256=sha256_file(index.bin),
             idx_sha256=sha256_file(suffixed(aside, ".idx")),
             tokenizer_sha256=tokenizer.sha256,
         )
-        suffixed(aside, ".json").write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
-        fsync(suffixed(aside, ".json"))
-        manifest_file.unlink(missing_ok=True)
-        shutil.rmtree(tokenizer_dir(prefix), ignore_errors=True)
-        for suffix in (".tokenizer", ".bin", ".idx", ".json"):
+        write_manifest(suffixed(aside, ".json"), manifest)
+        fsync_tree(temporary)
+        # From here on all is complete. The manifest goes first and comes last: a stop in between is noticed.
+        suffixed(prefix, ".json").unlink(missing_ok=True)
+        if tokenizer_dir(prefix).exists():
+            os.replace(tokenizer_dir(prefix), temporary / "replaced")
+        for suffix in SUFFIXES:
             os.replace(suffixed(aside, suffix), suffixed(prefix, suffix))
         fsync(prefix.parent)
     return manifest
 
 
-@dataclass
-class _Counter:
-    bytes: int = 0
-
-
-def _token_ids(documents: Iterable[Document], tokenizer: Tokenizer, counter: _Counter) -> Iterator[list[int]]:
-    unknown, stream = unknown_id(tokenizer), iter(documents)
-    while batch := list(islice(stream, BATCH)):
-        for document, ids in zip(batch, tokenizer.encode_batch([d.text for d in batch]), strict=True):
-            if unknown is not None and unknown in ids:
-                problem = f"the tokenizer in {tokenizer.directory} cannot spell this text (unknown token {unknown})"
-                raise DataError(document.source, problem)
-            counter.bytes += len(document.text.encode())
-            yield [*ids, tokenizer.eod]
-
-
-def prepare_named(corpus: str, vocab_size: int, tokenizer: str | None, cache_dir: Path) -> Path:
+def prepare_named(corpus: str, vocab_size: int, tokenizer: str | Path | None, cache_dir: Path) -> Path:
     """Prefix of a named corpus' token file, prepared in `cache_dir` unless it lies there; any other name is a prefix.
 
+    The directory's name holds a hash of texts, tokenizer and format, and it appears by one rename, so processes that
+    prepare the same at once do not disturb each other. A damaged one is prepared anew.
+
     Args:
-        vocab_size: size of the BPE that is trained where no tokenizer is given.
+        vocab_size: of the model; size of the BPE that is trained where no tokenizer is given.
         tokenizer: directory of a tokenizer, or None.
-    """
-    if corpus not in CORPORA:
-        return Path(corpus)
-    chosen = load_tokenizer(tokenizer) if tokenizer else None
-    identity = f"{CORPORA[corpus].fingerprint()}:{chosen.sha256 if chosen else f'bpe-{vocab_size}'}:{FORMAT_VERSION}"
-    key = hashlib.sha256(identity.encode()).hexdigest()
-    prefix = cache_dir / f"{corpus}-{key[:12]}"
-    if suffixed(prefix, ".json").is_file():
-        return prefix
-    documents = load_corpus(corpus, cache_dir)
-    with staging(cache_dir, "tokenizer") as temporary:
-        bpe = chosen or train_bpe((d.text for d in documents), vocab_size, temporary / "bpe")
-        prepare(documents, bpe, prefix, corpus, source_key=key, overwrite=True)
-    return prefix
-
-
-def read_manifest(prefix: Path) -> Manifest:
-    """PREFIX.json.
 
     Raises:
-        DataError: it is missing, no JSON, or of another version.
+        ConfigError: model.vocab_size below the tokenizer's vocabulary, or too small for a BPE.
+        DataError: prepared data of another tokenizer than the one given; whatever `load_corpus` and `prepare` raise.
     """
-    file = suffixed(prefix, ".json")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        version = content.get("format_version")
-        if version != FORMAT_VERSION:
-            raise DataError(file, f"format version {version!r}; this program reads {FORMAT_VERSION}")
-        return Manifest(**content)
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror}); prepare the data with tools/prepare_data.py"
-        raise DataError(file, problem) from error
-    except (ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(file, f"is no manifest of prepared data ({error})") from error
+    chosen = load_tokenizer(tokenizer) if tokenizer else None
+    if corpus not in CORPORA:
+        if chosen is not None:
+            _check_tokenizer(chosen, Path(corpus))
+        return Path(corpus)
+    _check_vocab(vocab_size, chosen)
+    identity = f"{CORPORA[corpus].fingerprint()}:{chosen.sha256 if chosen else f'bpe-{vocab_size}'}:{FORMAT_VERSION}"
+    key = hashlib.sha256(identity.encode()).hexdigest()
+    directory = cache_dir / f"{corpus}-{key[:12]}"
+    prefix = directory / "tokens"
+    if _usable(prefix, vocab_size, key):
+        return prefix
+    documents = load_corpus(corpus, cache_dir)
+    with staging(cache_dir, directory.name) as temporary:
+        bpe = chosen or train_bpe((d.text for d in documents), vocab_size, temporary / "bpe")
+        prepare(documents, bpe, temporary / "new" / "tokens", corpus, source_key=key)
+        if directory.exists() and not _usable(prefix, vocab_size, key):
+            os.replace(directory, temporary / "damaged")
+        try:
+            os.rename(temporary / "new", directory)
+        except OSError:  # another process was first
+            if not _usable(prefix, vocab_size, key):
+                raise
+        fsync(cache_dir)
+    return prefix
 
 
 def open_prepared(prefix: Path, vocab_size: int, *, scan: bool = True) -> Prepared:
@@ -171,22 +144,50 @@ def open_prepared(prefix: Path, vocab_size: int, *, scan: bool = True) -> Prepar
     Args:
         vocab_size: of the model; at least the tokenizer's.
         scan: also read every token (range and hash); one rank of a run is enough.
+
     Raises:
         DataError: a file that is damaged or does not belong (with its byte offset), or token ids out of range.
         ConfigError: model.vocab_size is smaller than the tokenizer's vocabulary.
     """
-    manifest = read_manifest(prefix)
+    manifest = read_manifest(suffixed(prefix, ".json"))
     if manifest.vocab_size > vocab_size:
         fits = f"{prefix} was tokenised with {manifest.vocab_size} tokens; set at least that"
         raise ConfigError("model.vocab_size", vocab_size, fits)
     index = read_index(prefix)
+    _check_hash(suffixed(prefix, ".idx"), sha256_file(suffixed(prefix, ".idx")), manifest.idx_sha256)
     directory = tokenizer_dir(prefix)
-    found = load_tokenizer(directory).sha256
-    if found != manifest.tokenizer_sha256:
-        problem = f"is not the tokenizer of this data: sha256 {found[:12]}, its manifest has {manifest.tokenizer_sha256[:12]}"
-        raise DataError(directory / "tokenizer.json", problem)
+    _check_hash(directory / "tokenizer.json", load_tokenizer(directory).sha256, manifest.tokenizer_sha256)
     if scan:
-        digest = scan_tokens(index, manifest.vocab_size)
-        if digest != manifest.bin_sha256:
-            raise DataError(index.bin, f"sha256 is {digest[:12]}, its manifest has {manifest.bin_sha256[:12]}")
+        _check_hash(index.bin, scan_tokens(index, manifest.vocab_size), manifest.bin_sha256)
     return Prepared(prefix, manifest, index, directory)
+
+
+def _usable(prefix: Path, vocab_size: int, key: str) -> bool:
+    if not prefix.parent.exists():
+        return False
+    try:
+        return open_prepared(prefix, vocab_size).manifest.source_key == key
+    except DataError as error:
+        logger.warning("prepared again: %s", error)
+        return False
+
+
+def _check_vocab(vocab_size: int, chosen: Tokenizer | None) -> None:
+    if chosen is None and vocab_size < MIN_BPE_VOCAB:
+        fits = f"a byte-level BPE needs at least {MIN_BPE_VOCAB}"
+        raise ConfigError("model.vocab_size", vocab_size, fits)
+    if chosen is not None and chosen.vocab_size > vocab_size:
+        fits = f"the tokenizer in {chosen.directory} has {chosen.vocab_size} tokens; set at least that"
+        raise ConfigError("model.vocab_size", vocab_size, fits)
+
+
+def _check_tokenizer(tokenizer: Tokenizer, prefix: Path) -> None:
+    made = read_manifest(suffixed(prefix, ".json")).tokenizer_sha256
+    if tokenizer.sha256 != made:
+        problem = f"is not the tokenizer that made {prefix}: sha256 {tokenizer.sha256[:12]}, not {made[:12]}"
+        raise DataError(tokenizer.directory / "tokenizer.json", problem)
+
+
+def _check_hash(file: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise DataError(file, f"sha256 is {found[:12]}, the manifest of this data has {expected[:12]}")

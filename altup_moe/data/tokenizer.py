@@ -159,7 +159,9 @@ def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
             lone_byte = len(token) == 6 and token.startswith("<0x") and token.endswith(">")
             lengths[index] = 1 if lone_byte else len(token.replace("\u2581", " ").encode())
     else:
-        problem = f"decoder {sorted(kinds) or None} does not say how many bytes a token stands for (need byte-level or metaspace)"
+        problem = (
+            f"neither byte-level nor metaspace: decoder {sorted(kinds)} does not say which bytes a token stands for"
+        )
         raise DataError(tokenizer.directory / "tokenizer.json", problem)
     for added in spec.get("added_tokens", []):  # spelled as they are, whatever the alphabet
         lengths[added["id"]] = 0 if added["special"] else len(added["content"].encode())

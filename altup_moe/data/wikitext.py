@@ -17,6 +17,8 @@ CLEANING_VERSION = 1  # part of the cache key: raise it when `clean` changes
 
 _COMMENT = re.compile(r"<!--.*?-->", re.S)
 _DROPPED = re.compile(r"<(ref|math|gallery|timeline|imagemap|score|chem)\b[^<>]*?(?:/>|>.*?</\1\s*>)", re.S | re.I)
+_TEMPLATE = re.compile(r"\{\{|\}\}(?!\}(?!\}))")  # of three closing braces, the last two
+_TABLE = re.compile(r"^\s*\{\||^\s*\|\}", re.M)
 _TAG = re.compile(r"</?[a-zA-Z][^<>\n]*>")
 _EXTERNAL = re.compile(r"\[(?:https?:|ftp:)?//[^\s\]]+ *([^\[\]]*)\]")
 _LINK = re.compile(r"\[\[([^\[\]]*)\]\]")
@@ -31,8 +33,8 @@ _GAPS = re.compile(r"\n{3,}")
 def clean(wikitext: str) -> str:
     """Plain text of a page: no comments, references, templates, tables, files, categories or markup."""
     text = _DROPPED.sub("", _COMMENT.sub("", wikitext))
-    text = _without_blocks(text, re.compile(r"\{\{|\}\}"), "{{")
-    text = _without_blocks(text, re.compile(r"^\s*\{\||^\s*\|\}", re.M), "{|")
+    text = _without_blocks(text, _TEMPLATE, "{{")
+    text = _without_blocks(text, _TABLE, "{|")
     text = _EXTERNAL.sub(r"\1", text)
     while True:  # innermost first: a file's caption has links of its own
         text, changed = _LINK.subn(_link_text, text)

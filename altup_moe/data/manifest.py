@@ -1,0 +1,67 @@
+"""PREFIX.json: what a prepared token file holds, and the hashes that say it still does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from altup_moe.config.errors import DataError
+from altup_moe.data.files import fsync
+
+FORMAT_VERSION = 1
+_TYPES = {"str": str, "int": int}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What PREFIX.json says. ``bytes``: UTF-8 bytes of all documents; hashes are sha256.
+
+    ``source_key`` identifies texts and tokenizer of a named corpus; it is empty for other data.
+    """
+
+    corpus: str
+    source_key: str
+    vocab_size: int
+    documents: int
+    tokens: int
+    bytes: int
+    bin_sha256: str
+    idx_sha256: str
+    tokenizer_sha256: str
+    format_version: int = FORMAT_VERSION
+
+
+def write_manifest(file: Path, manifest: Manifest) -> None:
+    """Write the manifest and flush it to disk."""
+    file.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
+    fsync(file)
+
+
+def read_manifest(file: Path) -> Manifest:
+    """Read a manifest, strictly: exactly its fields, each of its type.
+
+    Raises:
+        DataError: it is missing, no JSON (with the byte offset), of another version, or a field is wrong.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror}); prepare the data with tools/prepare_data.py"
+        raise DataError(file, problem) from error
+    except UnicodeDecodeError as error:
+        raise DataError(file, f"is not UTF-8 ({error.reason})", error.start) from error
+    except json.JSONDecodeError as error:
+        raise DataError(file, f"is not JSON ({error.msg})", len(text[: error.pos].encode())) from error
+    if not isinstance(content, dict):
+        raise DataError(file, f"holds a {type(content).__name__}, not the manifest of prepared data")
+    if (version := content.get("format_version")) != FORMAT_VERSION:
+        raise DataError(file, f"format version {version!r}; this program reads {FORMAT_VERSION}")
+    known = {field.name: _TYPES[str(field.type)] for field in fields(Manifest)}
+    if odd := sorted(known.keys() ^ content.keys()):
+        raise DataError(file, f"is no manifest of prepared data: missing or unknown {', '.join(odd)}")
+    for name, kind in known.items():
+        if type(content[name]) is not kind:
+            raise DataError(file, f"{name} is {content[name]!r}, not of type {kind.__name__}")
+    return Manifest(**content)
