@@ -1,66 +1,70 @@
-"""`altup-moe`: train, evaluate, generate, bench.
+"""The command `altup-moe`: train, evaluate, generate, bench step.
 
-Configurations are read and checked before torch is imported, so that a mistake is answered at once. What the user can mend is
-one line on standard error and exit code 2; under a launcher rank 0 alone prints it.
+A mistake of the user's is one line on stderr and exit code 2, found before torch is imported wherever it can be.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
 
-from altup_moe.config.checks import CORPORA, check_config, world_size_from_env
-from altup_moe.config.errors import ConfigError, UserError
+from tyro.conf import Positional
+
+from altup_moe.config import ConfigError, RunConfig, UserError
+from altup_moe.config.checks import check_config, check_corpus, world_size_from_env
+from altup_moe.config.flags import parse, print_help
+from altup_moe.config.keys import nearest
 from altup_moe.config.load import load_config
-from altup_moe.config.schema import RunConfig, Width
+from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, Range
+from altup_moe.config.schema import Width
 
-Options = TypeVar("Options")
+EXIT_USER_ERROR = 2
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
     """Loss, perplexity and bits per byte of a run's newest checkpoint."""
 
-    run_dir: Path
-    """Run directory."""
+    run_dir: Positional[Path]
+    """Directory of a run (log.run_dir)."""
     corpus: str | None = None
-    """python-docs, wikipedia-sample or the prefix of prepared data; None is the run's own validation part."""
+    """python-docs, wikipedia-sample or the path prefix of prepared data; None is the run's own validation part."""
     samples: int | None = None
     """Samples of model.seq_length tokens to read; None reads all."""
     json: bool = False
-    """Print one JSON object instead of a line."""
+    """Print one JSON object instead of text."""
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """Continue a text with a run's newest checkpoint."""
+    """Continue a prompt with a run's newest checkpoint."""
 
-    run_dir: Path
-    """Run directory."""
+    run_dir: Positional[Path]
+    """Directory of a run (log.run_dir)."""
     prompt: str
     """Text to continue."""
     max_new_tokens: int = 64
     """Tokens to add at most."""
     temperature: float = 0.8
-    """Softmax temperature; 0 is greedy."""
+    """Divides the logits; 0 always takes the likeliest token."""
     top_p: float = 0.95
-    """Smallest set of tokens with this share of the probability is sampled from."""
+    """Draw from the likeliest tokens that together have this probability."""
     seed: int = 0
-    """Seed of the sampling."""
+    """Seed of the draws."""
 
 
 @dataclass(frozen=True)
 class BenchStepOptions:
-    """Training-step time and peak memory of widths K against K = 1: interleaved runs, medians, ratios."""
+    """Training-step time and peak memory of stream widths K: interleaved steps, medians, ratios to the first width."""
 
-    widths: list[Width] = field(default_factory=lambda: [1, 2, 4])
+    widths: tuple[Width, ...] = (1, 2, 4)
     """Widths K to compare; the first is the base of the ratios."""
     hidden_size: int = 512
-    """Width d of a layer."""
+    """Width d of a layer, in features."""
     num_layers: int = 8
     """Transformer layers."""
     seq_length: int = 256
@@ -77,109 +81,160 @@ class BenchStepOptions:
     """Print one JSON object instead of a table."""
 
 
-def _parse(cls: type[Options], words: Sequence[str], prog: str) -> Options:
-    """A command's options by tyro (errors: its message, exit code 2)."""
-    import tyro
+@dataclass(frozen=True)
+class Command:
+    """What one command is called, takes and does."""
 
-    flags = (tyro.conf.FlagConversionOff,)
-    if cls in (EvaluateOptions, GenerateOptions):
-        # RUN_DIR reads better as a bare word.
-        words = ["--run-dir", *words] if words and not words[0].startswith("-") else list(words)
-    return tyro.cli(Annotated[cls, *flags], prog=prog, args=list(words))
+    usage: str
+    summary: str
+    run: Callable[[Sequence[str]], int]
+    show_help: Callable[[Sequence[str]], None]
 
 
-def _train(words: Sequence[str]) -> int:
-    if not words or words[0] in ("-h", "--help"):
-        import tyro
-
-        tyro.cli(
-            Annotated[RunConfig, tyro.conf.FlagConversionOff],
-            prog="altup-moe train CONFIG.yaml",
-            description="Train. CONFIG.yaml sets any of the fields below; flags override it. Alone, or under torchrun.",
-            args=["--help"],
-        )
-    config = load_config(words[0], words[1:])
+def train(args: Sequence[str]) -> int:
+    """Load and check a configuration file with its overrides, then train."""
+    if not args or args[0].startswith("-"):
+        raise UserError("train: name a configuration file first, as in altup-moe train configs/quickstart.yaml")
+    config = load_config(args[0], args[1:])
     check_config(config, world_size_from_env())
-    from altup_moe.train.loop import train
+    from altup_moe.train import loop
 
-    return train(config)
-
-
-def _existing_run(run_dir: Path) -> Path:
-    if not (run_dir / "config.yaml").is_file():
-        raise UserError(f"{run_dir}: is no run directory (it has no config.yaml)")
-    return run_dir
+    return loop.train(config)
 
 
-def _evaluate(words: Sequence[str]) -> int:
-    options = _parse(EvaluateOptions, words, "altup-moe evaluate RUN_DIR")
-    if options.samples is not None and options.samples < 1:
-        raise ConfigError("samples", options.samples, "must be 1 or more")
-    if options.corpus and options.corpus not in CORPORA and not Path(options.corpus + ".idx").is_file():
-        raise ConfigError("corpus", options.corpus, f"must be one of {', '.join(CORPORA)}, or the prefix of prepared data")
-    _existing_run(options.run_dir)
+def evaluate(args: Sequence[str]) -> int:
+    """Parse and check the options, then evaluate."""
+    o = parse(EvaluateOptions, args, positional="run_dir")
+    _check_run_dir(o.run_dir)
+    if o.corpus is not None:
+        check_corpus("corpus", o.corpus)
+    if o.samples is not None:
+        COUNT.check("samples", o.samples)
     from altup_moe.train.evaluate import evaluate_command
 
-    return evaluate_command(options.run_dir, options.corpus, options.samples, options.json)
+    return evaluate_command(run_dir=o.run_dir, corpus=o.corpus, samples=o.samples, as_json=o.json)
 
 
-def _generate(words: Sequence[str]) -> int:
-    options = _parse(GenerateOptions, words, "altup-moe generate RUN_DIR")
-    if options.temperature < 0:
-        raise ConfigError("temperature", options.temperature, "must be 0 (greedy) or more")
-    if not 0 < options.top_p <= 1:
-        raise ConfigError("top_p", options.top_p, "must be greater than 0 and at most 1")
-    if options.max_new_tokens < 1:
-        raise ConfigError("max_new_tokens", options.max_new_tokens, "must be 1 or more")
-    _existing_run(options.run_dir)
+def generate(args: Sequence[str]) -> int:
+    """Parse and check the options, then generate."""
+    o = parse(GenerateOptions, args, positional="run_dir")
+    _check_run_dir(o.run_dir)
+    COUNT.check("max_new_tokens", o.max_new_tokens)
+    NOT_NEGATIVE.check("temperature", o.temperature)
+    Range(0, 1, open_low=True).check("top_p", o.top_p)
+    Range(0, 2**63 - 1).check("seed", o.seed)
     from altup_moe.train.generate import generate_command
 
     return generate_command(
-        options.run_dir, options.prompt, options.max_new_tokens, options.temperature, options.top_p, options.seed
+        run_dir=o.run_dir,
+        prompt=o.prompt,
+        max_new_tokens=o.max_new_tokens,
+        temperature=o.temperature,
+        top_p=o.top_p,
+        seed=o.seed,
     )
 
 
-def _bench(words: Sequence[str]) -> int:
-    if not words or words[0] != "step":
-        raise UserError(f"bench {' '.join(words[:1])}: must be one of: step (altup-moe bench step --help)")
-    options = _parse(BenchStepOptions, words[1:], "altup-moe bench step")
-    from altup_moe.study.bench_step import bench_step
+def bench_step(args: Sequence[str]) -> int:
+    """Parse and check the options, then measure."""
+    o = parse(BenchStepOptions, args)
+    for key in ("hidden_size", "num_layers", "seq_length", "micro_batch_size", "repeats", "threads"):
+        COUNT.check(key, getattr(o, key))
+    NOT_NEGATIVE.check("moe_experts", o.moe_experts)
+    from altup_moe.study import bench_step as study
 
-    return bench_step(options)
+    return study.bench_step(o)
 
 
-COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
-    "train": (_train, "train CONFIG.yaml [--section.key value ...]; alone or under torchrun"),
-    "evaluate": (_evaluate, "evaluate RUN_DIR: loss, perplexity and bits per byte on any corpus"),
-    "generate": (_generate, "generate RUN_DIR --prompt TEXT: continue a text"),
-    "bench": (_bench, "bench step: cost of the wide stream, measured"),
+def train_help(args: Sequence[str]) -> None:
+    """Every field of a run; defaults are the file's where one is named."""
+    named = bool(args) and not args[0].startswith("-")
+    print_help(RunConfig, "altup-moe train CONFIG", load_config(args[0] if named else None))
+
+
+COMMANDS = {
+    "train": Command("CONFIG [--section.key VALUE ...]", "train a configuration file", train, train_help),
+    "evaluate": Command(
+        "RUN_DIR [options]",
+        "loss and bits per byte of a run on held-out text",
+        evaluate,
+        lambda args: print_help(EvaluateOptions, "altup-moe evaluate"),
+    ),
+    "generate": Command(
+        "RUN_DIR --prompt TEXT [options]",
+        "continue a text with a trained run",
+        generate,
+        lambda args: print_help(GenerateOptions, "altup-moe generate"),
+    ),
+    "bench step": Command(
+        "[options]",
+        "time a training step for several stream widths",
+        bench_step,
+        lambda args: print_help(BenchStepOptions, "altup-moe bench step"),
+    ),
 }
 
 
-def _usage() -> str:
-    lines = [f"  altup-moe {text}" for _, text in COMMANDS.values()]
-    return "\n".join(["usage: altup-moe COMMAND ...", *lines, "  altup-moe COMMAND --help: its options", ""])
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns its exit code; 2 for what the user can mend."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        print(_usage())
-        return 0
-    if words[0] == "--version":
-        from importlib.metadata import version
+    """Run a command line (without the program's name; None takes the process's) and return its exit code.
 
-        print(version("altup-moe"))
-        return 0
+    Under a launcher all ranks find the same mistake; only rank 0 prints it.
+    """
     try:
-        if words[0] not in COMMANDS:
-            raise UserError(f"{words[0]!r} is no command; commands are {', '.join(COMMANDS)}")
-        return COMMANDS[words[0]][0](words[1:])
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"altup-moe: error: {error}", file=sys.stderr)
-        return 2
+            print(f"altup-moe: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+def _dispatch(argv: list[str]) -> int:
+    match argv:
+        case ["-h" | "--help"] | ["bench", "-h" | "--help"]:
+            print(_overview())
+            return 0
+        case ["--version"]:
+            print(f"altup-moe {_version()}")
+            return 0
+        case ["bench", *_]:
+            name, args = " ".join(argv[:2]), argv[2:]
+        case [name, *args]:
+            pass
+        case _:
+            raise UserError(f"name a command: {', '.join(COMMANDS)}; altup-moe --help says more")
+    if name not in COMMANDS:
+        raise UserError(f"{name}: unknown command; nearest is {nearest(name, COMMANDS)}")
+    if "-h" in args or "--help" in args:
+        COMMANDS[name].show_help(args)
+        return 0
+    return COMMANDS[name].run(args)
+
+
+def _overview() -> str:
+    rows = [(f"{name} {command.usage}", command.summary) for name, command in COMMANDS.items()]
+    width = max(len(usage) for usage, _ in rows)
+    lines = [f"  altup-moe {usage:<{width}}  {summary}" for usage, summary in rows]
+    return "\n".join(
+        [
+            "Train Transformers with an AltUp residual stream and sparse experts.",
+            "",
+            *lines,
+            "",
+            "altup-moe COMMAND --help says what it takes; altup-moe --version prints the version.",
+        ]
+    )
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("altup-moe")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _check_run_dir(run_dir: Path) -> None:
+    if not (run_dir / "config.yaml").is_file():
+        raise ConfigError("run_dir", str(run_dir), "holds no config.yaml; the log.run_dir of a run would fit")
 
 
 if __name__ == "__main__":

@@ -1,222 +1,285 @@
-"""Which values fit together. Pure arithmetic on a `RunConfig` and a world size, before any process group exists."""
+"""Which values fit together, and with the world size: checked before any process group exists.
+
+Every check is a pure function of (config, world size) that raises `ConfigError` with the dotted key, the value and
+what would fit. `check_config` runs them in order; each may rely on the ones before it.
+"""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import get_args
 
 from altup_moe.config.errors import ConfigError
-from altup_moe.config.load import field_types
-from altup_moe.config.schema import RunConfig
+from altup_moe.config.ranges import RANGES
+from altup_moe.config.schema import RunConfig, Width
 
 CORPORA = ("python-docs", "wikipedia-sample")
-"""Corpora known by name; `altup_moe.data.corpora` loads them."""
-
-Problems = Iterator[ConfigError]
-
-
-def world_size_from_env() -> int:
-    """Ranks of this run as the launcher set them (1 alone)."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def data_parallel_size(config: RunConfig, world_size: int) -> int:
-    """Ranks that hold the same part of the model and see different samples."""
-    p = config.parallel
-    return world_size // (p.tensor * p.pipeline * p.context)
-
-
-def num_microbatches(config: RunConfig, world_size: int) -> int:
-    """Forward passes of one rank in one optimizer step."""
-    t = config.train
-    return t.global_batch_size // (t.micro_batch_size * data_parallel_size(config, world_size))
+"""Corpora that come by name (`altup_moe.data.corpora` holds them)."""
 
 
 def check_config(config: RunConfig, world_size: int) -> None:
-    """Raise the first problem of a configuration.
+    """Raise ConfigError for the first value that does not fit; return silently if the run can start.
 
-    Raises:
-        ConfigError: with the key, its value and what would fit.
+    Args:
+        config: values of the right types (`load_config`).
+        world_size: number of processes that will run it.
     """
-    for check in (_ranges, _model, _altup, _experts, _layout, _stages, _batch, _schedule, _data):
-        for problem in check(config, world_size):
-            raise problem
+    for check in CHECKS:
+        check(config, world_size)
 
 
-def _divides(key: str, value: int, whole_key: str, whole: int) -> Problems:
-    """`value` must divide `whole`."""
-    if whole % value:
-        fits = ", ".join(str(n) for n in range(1, whole + 1) if whole % n == 0 and n <= 4096)
-        yield ConfigError(key, value, f"must divide {whole_key}={whole}: {fits}")
+def world_size_from_env() -> int:
+    """Number of processes the launcher started, from WORLD_SIZE (torchrun, deepspeed, SLURM scripts); 1 alone."""
+    given = os.environ.get("WORLD_SIZE", "1")
+    if not given.isdecimal() or int(given) < 1:
+        raise ConfigError("WORLD_SIZE", given, "the environment variable must be a whole number of at least 1")
+    return int(given)
 
 
-def _multiple(key: str, value: int, of: int, why: str) -> Problems:
-    """`value` must be a multiple of `of`."""
-    if value % of:
-        down, up = value // of * of, (value // of + 1) * of
-        yield ConfigError(key, value, f"must be a multiple of {of} ({why}): {f'{down} or {up}' if down else up}")
+def data_parallel_size(config: RunConfig, world_size: int) -> int:
+    """Data-parallel ranks: what tensor, pipeline and context parallelism leave of the world."""
+    return world_size // _model_ranks(config)
 
 
-def _lookup(config: RunConfig, key: str) -> object:
-    section, name = key.split(".")
-    return getattr(getattr(config, section), name)
+def num_microbatches(config: RunConfig, world_size: int) -> int:
+    """Forward passes of one data-parallel rank in one optimizer step."""
+    return config.train.global_batch_size // _samples_at_once(config, world_size)
 
 
-_Rule = tuple[Callable[[float], bool], str]
-_POSITIVE: _Rule = (lambda v: v > 0, "must be greater than 0")
-_NOT_NEGATIVE: _Rule = (lambda v: v >= 0, "must be 0 or more")
-_PROBABILITY: _Rule = (lambda v: 0 <= v < 1, "must be at least 0 and less than 1")
-_SHARE: _Rule = (lambda v: 0 < v < 1, "must lie between 0 and 1")
-
-RANGES: dict[str, _Rule] = {
-    **dict.fromkeys(("model.attention_dropout", "model.hidden_dropout", "optim.adam_beta1", "optim.adam_beta2"), _PROBABILITY),
-    **dict.fromkeys(
-        (
-            "moe.num_experts",
-            "moe.aux_loss_coeff",
-            "moe.z_loss_coeff",
-            "moe.expert_bias_update_rate",
-            "moe.shared_expert_size",
-            "optim.min_learning_rate",
-            "optim.warmup_steps",
-            "optim.weight_decay",
-            "optim.clip_grad",
-            "optim.coefficient_lr_mult",
-            "train.eval_interval",
-            "train.seed",
-            "checkpoint.save_interval",
-        ),
-        _NOT_NEGATIVE,
-    ),
-    "data.valid_fraction": _SHARE,
-}
-"""Ranges of numeric fields; every other number must be greater than 0."""
+def stage_layers(layers: int, stages: int, first: int | None = None, last: int | None = None) -> list[int] | None:
+    """Layers on each pipeline rank: `first` and `last` where given, the rest shared out evenly; None if impossible."""
+    given = [n for n in (first, last) if n is not None]
+    middle, rest = stages - len(given), layers - sum(given)
+    if middle < 0 or (middle == 0) != (rest == 0) or rest < 0 or (middle and rest % middle):
+        return None
+    share = [rest // middle] * middle if middle else []
+    return [*([first] if first is not None else []), *share, *([last] if last is not None else [])]
 
 
-def _ranges(config: RunConfig, world_size: int) -> Problems:
-    for key in field_types():
-        value = _lookup(config, key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        fits, words = RANGES.get(key, _POSITIVE)
-        if not fits(value):
-            yield ConfigError(key, value, words)
+def check_corpus(key: str, corpus: str) -> None:
+    """Raise ConfigError unless `corpus` is a known name or the path prefix of prepared data that exists."""
+    if corpus not in CORPORA and not Path(f"{corpus}.idx").is_file():
+        fits = f"there is no file {corpus}.idx; {' or '.join(CORPORA)} would fit, or the path prefix of a "
+        raise ConfigError(key, corpus, fits + "dataset written by tools/prepare_data.py")
 
 
-def _model(config: RunConfig, world_size: int) -> Problems:
-    m, p = config.model, config.parallel
-    yield from _divides("model.num_attention_heads", m.num_attention_heads, "model.hidden_size", m.hidden_size)
-    yield from _divides("model.num_query_groups", m.num_query_groups, "model.num_attention_heads", m.num_attention_heads)
-    if m.kv_channels % 2:
-        fits = f"hidden_size / num_attention_heads is {m.kv_channels}; RoPE needs it even"
-        yield ConfigError("model.num_attention_heads", m.num_attention_heads, fits)
-    for name in ("num_query_groups", "ffn_hidden_size", "vocab_size"):
-        yield from _divides("parallel.tensor", p.tensor, f"model.{name}", getattr(m, name))
+def divisors(n: int) -> list[int]:
+    """Divisors of n >= 1, ascending."""
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
 
 
-def _altup(config: RunConfig, world_size: int) -> Problems:
+def _fitting(values: Iterable[int]) -> str:
+    known = list(values)
+    if not known:
+        return "no value fits beside the others"
+    return f"{', '.join(map(str, known))} would fit"
+
+
+def _multiples(value: int, of: int) -> str:
+    """The multiples of `of` around `value`."""
+    below = value // of * of
+    return " or ".join(str(n) for n in (below, below + of) if n > 0) + " would fit"
+
+
+def _model_ranks(config: RunConfig) -> int:
+    return config.parallel.tensor * config.parallel.pipeline * config.parallel.context
+
+
+def _samples_at_once(config: RunConfig, world_size: int) -> int:
+    return config.train.micro_batch_size * data_parallel_size(config, world_size)
+
+
+def _ranges(config: RunConfig, world_size: int) -> None:
+    for key, allowed in RANGES.items():
+        section, _, name = key.partition(".")
+        value = getattr(getattr(config, section), name)
+        if value is not None:
+            allowed.check(key, value)
+
+
+def _heads(config: RunConfig, world_size: int) -> None:
+    m = config.model
+    # RoPE rotates pairs of features, so a head has an even number of them.
+    heads = [d for d in divisors(m.hidden_size) if m.hidden_size // d % 2 == 0]
+    if m.num_attention_heads not in heads:
+        fits = f"must divide model.hidden_size ({m.hidden_size}) into heads of an even width; {_fitting(heads)}"
+        raise ConfigError("model.num_attention_heads", m.num_attention_heads, fits)
+    if m.num_attention_heads % m.num_query_groups:
+        fits = f"must divide model.num_attention_heads ({m.num_attention_heads}); "
+        raise ConfigError(
+            "model.num_query_groups", m.num_query_groups, fits + _fitting(divisors(m.num_attention_heads))
+        )
+
+
+def _altup(config: RunConfig, world_size: int) -> None:
     a = config.altup
-    if a.variant != "sum" or a.width == 1:
-        return
-    if a.recycled:
-        yield ConfigError("altup.recycled", True, "must be false with altup.variant=sum: it sums a wide embedding")
-    if config.model.share_embeddings_and_output_weights:
-        fits = "must be false with altup.variant=sum: its embedding is wide and its output layer narrow"
-        yield ConfigError("model.share_embeddings_and_output_weights", True, fits)
+    if a.width not in get_args(Width):
+        raise ConfigError("altup.width", a.width, _fitting(get_args(Width)))
+    if a.variant == "sum" and a.recycled:
+        raise ConfigError("altup.recycled", True, "the control altup.variant=sum has wide tables; false would fit")
+    if a.variant == "sum" and a.width > 1 and config.model.share_embeddings_and_output_weights:
+        fits = (
+            f"altup.variant=sum embeds {a.width} times wider than it puts out, so they cannot be tied; false would fit"
+        )
+        raise ConfigError("model.share_embeddings_and_output_weights", True, fits)
 
 
-def _experts(config: RunConfig, world_size: int) -> Problems:
+def _experts(config: RunConfig, world_size: int) -> None:
     moe, p = config.moe, config.parallel
     if moe.num_experts == 0:
-        for key in ("expert", "expert_tensor"):
-            if getattr(p, key) > 1:
-                yield ConfigError(f"parallel.{key}", getattr(p, key), "must be 1 without experts (moe.num_experts=0)")
+        for key, size in (("parallel.expert", p.expert), ("parallel.expert_tensor", p.expert_tensor)):
+            if size > 1:
+                raise ConfigError(key, size, "moe.num_experts is 0, so there is nothing to split; 1 would fit")
         return
     if moe.top_k > moe.num_experts:
-        yield ConfigError("moe.top_k", moe.top_k, f"must be at most moe.num_experts={moe.num_experts}")
+        raise ConfigError("moe.top_k", moe.top_k, f"at most moe.num_experts ({moe.num_experts}) would fit")
     if moe.layer_freq > config.model.num_layers:
-        fits = f"must be at most model.num_layers={config.model.num_layers}, or no layer has experts"
-        yield ConfigError("moe.layer_freq", moe.layer_freq, fits)
+        fits = f"no layer would have experts; at most model.num_layers ({config.model.num_layers}) would fit"
+        raise ConfigError("moe.layer_freq", moe.layer_freq, fits)
     if moe.expert_bias_update_rate > 0 and moe.score_function != "sigmoid":
-        fits = "must be 0 unless moe.score_function=sigmoid"
-        yield ConfigError("moe.expert_bias_update_rate", moe.expert_bias_update_rate, fits)
-    yield from _divides("parallel.expert", p.expert, "moe.num_experts", moe.num_experts)
-    yield from _divides("parallel.expert_tensor", p.expert_tensor, "moe.ffn_hidden_size", moe.ffn_hidden_size)
-    if moe.shared_expert_size:
-        yield from _divides("parallel.tensor", p.tensor, "moe.shared_expert_size", moe.shared_expert_size)
+        fits = "needs moe.score_function sigmoid; 0 would fit"
+        raise ConfigError("moe.expert_bias_update_rate", moe.expert_bias_update_rate, fits)
+    if moe.num_experts % p.expert:
+        fits = f"must divide moe.num_experts ({moe.num_experts}); {_fitting(divisors(moe.num_experts))}"
+        raise ConfigError("parallel.expert", p.expert, fits)
+    if moe.ffn_hidden_size % p.expert_tensor:
+        fits = f"must divide moe.ffn_hidden_size ({moe.ffn_hidden_size}); {_fitting(divisors(moe.ffn_hidden_size))}"
+        raise ConfigError("parallel.expert_tensor", p.expert_tensor, fits)
 
 
-def _layout(config: RunConfig, world_size: int) -> Problems:
+def _tensor(config: RunConfig, world_size: int) -> None:
+    m, moe, tensor = config.model, config.moe, config.parallel.tensor
+    split = {
+        "model.num_attention_heads": m.num_attention_heads,
+        "model.num_query_groups": m.num_query_groups,
+        "model.vocab_size": m.vocab_size,
+        "model.seq_length": m.seq_length,  # sequence parallelism
+    }
+    if moe.num_experts == 0 or moe.layer_freq > 1:  # there are dense layers
+        split["model.ffn_hidden_size"] = m.ffn_hidden_size
+    if moe.num_experts and moe.shared_expert_size:
+        split["moe.shared_expert_size"] = moe.shared_expert_size
+    for key, size in split.items():
+        if size % tensor:
+            fits = f"must divide {key} ({size}); {_fitting(divisors(math.gcd(*split.values())))}"
+            raise ConfigError("parallel.tensor", tensor, fits)
+
+
+def _context(config: RunConfig, world_size: int) -> None:
     p, length = config.parallel, config.model.seq_length
-    for what, ranks in (
-        ("tensor * pipeline * context", p.tensor * p.pipeline * p.context * (p.data or 1)),
-        ("expert_tensor * expert * pipeline", p.expert_tensor * p.expert * p.pipeline),
-    ):
-        if world_size % ranks:
-            start = f"start with torchrun --nproc-per-node {ranks}"
-            yield ConfigError("world size", world_size, f"must be a multiple of {ranks} (parallel: {what}); {start}")
-    data = data_parallel_size(config, world_size)
-    if p.data is not None and p.data != data:
-        yield ConfigError("parallel.data", p.data, f"{world_size} ranks leave {data} (or null, to take what remains)")
-    if p.context > 1:
-        yield from _multiple("model.seq_length", length, 2 * p.context * p.tensor, "2 * context * tensor")
-    else:
-        yield from _multiple("model.seq_length", length, p.tensor, "sequence parallelism over tensor ranks")
+    if p.context > 1 and length % (2 * p.context * p.tensor):
+        fitting = [1, *(c for c in divisors(length) if c > 1 and length % (2 * c * p.tensor) == 0)]
+        # Every context rank takes an early and a late chunk, so that causal work is even.
+        fits = f"2 * context * parallel.tensor must divide model.seq_length ({length}); {_fitting(fitting)}"
+        raise ConfigError("parallel.context", p.context, fits)
 
 
-def _stages(config: RunConfig, world_size: int) -> Problems:
+def _stages(config: RunConfig, world_size: int) -> None:
     p, layers = config.parallel, config.model.num_layers
+    uneven = {"first": p.first_stage_layers, "last": p.last_stage_layers}
+    given = {name: n for name, n in uneven.items() if n is not None}
+    for name, n in given.items():
+        if p.pipeline == 1:
+            raise ConfigError(f"parallel.{name}_stage_layers", n, "needs parallel.pipeline above 1; null would fit")
+    split = stage_layers(layers, p.pipeline, **uneven)
+    if split is None and given:
+        name = next(iter(given))
+        fitting = [n for n in range(1, layers) if stage_layers(layers, p.pipeline, **{**uneven, name: n})]
+        fits = f"the other layers of model.num_layers ({layers}) must share out evenly over the other stages of "
+        fits += f"parallel.pipeline ({p.pipeline}); {_fitting(fitting)}"
+        raise ConfigError(f"parallel.{name}_stage_layers", given[name], fits)
+    if split is None:
+        fits = f"must divide model.num_layers ({layers}), or name parallel.first_stage_layers or last_stage_layers; "
+        raise ConfigError("parallel.pipeline", p.pipeline, fits + _fitting(divisors(layers)))
     if p.virtual_pipeline > 1 and p.pipeline == 1:
-        yield ConfigError("parallel.virtual_pipeline", p.virtual_pipeline, "must be 1 unless parallel.pipeline > 1")
-    ends = {f"parallel.{k}": getattr(p, k) for k in ("first_stage_layers", "last_stage_layers") if getattr(p, k)}
-    if ends and p.pipeline == 1:
-        key, value = next(iter(ends.items()))
-        yield ConfigError(key, value, "must be null unless parallel.pipeline > 1")
-    if not ends:
-        yield from _multiple("model.num_layers", layers, p.pipeline * p.virtual_pipeline, "pipeline * virtual_pipeline")
-        return
-    key, value = next(iter(ends.items()))
-    rest, stages = layers - sum(ends.values()), p.pipeline - len(ends)
-    if (stages and (rest <= 0 or rest % stages)) or (not stages and rest):
-        fits = f"leaves {rest} of {layers} layers for {stages} other stage(s), which must share them evenly"
-        yield ConfigError(key, value, fits)
-    for key, value in (*ends.items(), ("model.num_layers", rest // stages if stages else 0)):
-        yield from _multiple(key, value, p.virtual_pipeline, "virtual_pipeline")
+        raise ConfigError(
+            "parallel.virtual_pipeline", p.virtual_pipeline, "needs parallel.pipeline above 1; 1 would fit"
+        )
+    if any(n % p.virtual_pipeline for n in split):
+        stages = ", ".join(map(str, sorted(set(split))))
+        fits = f"must divide the layers of every pipeline rank ({stages}); {_fitting(divisors(math.gcd(*split)))}"
+        raise ConfigError("parallel.virtual_pipeline", p.virtual_pipeline, fits)
 
 
-def _batch(config: RunConfig, world_size: int) -> Problems:
+def _world(config: RunConfig, world_size: int) -> None:
+    p = config.parallel
+    expert_ranks = p.expert_tensor * p.expert * p.pipeline
+    smallest = math.lcm(_model_ranks(config) * (p.data or 1), expert_ranks)
+    start = f"; start with torchrun --nproc-per-node {smallest}"
+    product = 1
+    for name in ("tensor", "pipeline", "context"):
+        product *= getattr(p, name)
+        if world_size % product:
+            fits = f"parallel.tensor * pipeline * context ({_model_ranks(config)}) must divide the world size "
+            raise ConfigError(f"parallel.{name}", getattr(p, name), f"{fits}({world_size}){start}")
+    if world_size % expert_ranks:
+        name = "expert" if p.expert > 1 else "expert_tensor"
+        fits = f"parallel.expert * expert_tensor * pipeline ({expert_ranks}) must divide the world size ({world_size})"
+        raise ConfigError(f"parallel.{name}", getattr(p, name), fits + start)
+    derived = data_parallel_size(config, world_size)
+    if p.data not in (None, derived):
+        fits = f"world size {world_size} / (tensor * pipeline * context) is {derived}; {derived} would fit, or"
+        raise ConfigError("parallel.data", p.data, fits + start[1:])
+
+
+def _batch(config: RunConfig, world_size: int) -> None:
     t, p = config.train, config.parallel
-    data = data_parallel_size(config, world_size)
-    why = f"micro_batch_size {t.micro_batch_size} * {data} data-parallel rank(s)"
-    yield from _multiple("train.global_batch_size", t.global_batch_size, t.micro_batch_size * data, why)
-    if p.virtual_pipeline > 1:
-        count = num_microbatches(config, world_size)
-        if count % p.pipeline:
-            up = (count // p.pipeline + 1) * p.pipeline * t.micro_batch_size * data
-            fits = f"gives {count} micro-batches; interleaving needs a multiple of parallel.pipeline={p.pipeline}: {up}"
-            yield ConfigError("train.global_batch_size", t.global_batch_size, fits)
+    at_once = _samples_at_once(config, world_size)
+    if t.global_batch_size % at_once:
+        fits = f"must be a multiple of train.micro_batch_size ({t.micro_batch_size}) * data-parallel ranks "
+        fits += f"({data_parallel_size(config, world_size)}); {_multiples(t.global_batch_size, at_once)}"
+        raise ConfigError("train.global_batch_size", t.global_batch_size, fits)
+    count = num_microbatches(config, world_size)
+    if p.virtual_pipeline > 1 and count % p.pipeline:
+        fits = (
+            f"parallel.virtual_pipeline needs a multiple of parallel.pipeline ({p.pipeline}) micro-batches, this makes "
+        )
+        fits += f"{count}; {_multiples(t.global_batch_size, at_once * p.pipeline)}"
+        raise ConfigError("train.global_batch_size", t.global_batch_size, fits)
 
 
-def _schedule(config: RunConfig, world_size: int) -> Problems:
-    o, t = config.optim, config.train
+def _schedule(config: RunConfig, world_size: int) -> None:
+    o, steps = config.optim, config.train.steps
     if o.min_learning_rate > o.learning_rate:
-        fits = f"must be at most optim.learning_rate={o.learning_rate}"
-        yield ConfigError("optim.min_learning_rate", o.min_learning_rate, fits)
-    end = o.decay_steps if o.schedule == "cosine" and o.decay_steps else t.steps
-    if o.warmup_steps >= end and end > 1:
-        yield ConfigError("optim.warmup_steps", o.warmup_steps, f"must be less than the {end} steps of the schedule")
-    if o.schedule == "wsd" and o.decay_steps and o.decay_steps + o.warmup_steps > t.steps:
-        fits = f"must be at most train.steps - optim.warmup_steps = {t.steps - o.warmup_steps}"
-        yield ConfigError("optim.decay_steps", o.decay_steps, fits)
-    if t.stop_after is not None and t.stop_after > t.steps:
-        yield ConfigError("train.stop_after", t.stop_after, f"must be at most train.steps={t.steps}")
+        fits = f"at most optim.learning_rate ({o.learning_rate}) would fit"
+        raise ConfigError("optim.min_learning_rate", o.min_learning_rate, fits)
+    if o.warmup_steps > steps:
+        raise ConfigError("optim.warmup_steps", o.warmup_steps, f"at most train.steps ({steps}) would fit")
+    if o.decay_steps is not None and o.schedule == "wsd" and o.warmup_steps + o.decay_steps > steps:
+        fits = f"at most train.steps - optim.warmup_steps ({steps - o.warmup_steps}) would fit schedule wsd"
+        raise ConfigError("optim.decay_steps", o.decay_steps, fits)
+    if o.decay_steps is not None and o.schedule == "cosine" and o.decay_steps <= o.warmup_steps:
+        fits = f"the decay ends before the warm-up does; more than optim.warmup_steps ({o.warmup_steps}) would fit"
+        raise ConfigError("optim.decay_steps", o.decay_steps, fits)
+    if config.train.stop_after is not None and config.train.stop_after > steps:
+        raise ConfigError("train.stop_after", config.train.stop_after, f"at most train.steps ({steps}) would fit")
 
 
-def _data(config: RunConfig, world_size: int) -> Problems:
-    d = config.data
-    if d.corpus not in CORPORA and not Path(d.corpus + ".idx").is_file():
-        fits = f"must be one of {', '.join(CORPORA)}, or the prefix of a PREFIX.idx that tools/prepare_data.py wrote"
-        yield ConfigError("data.corpus", d.corpus, fits)
-    if d.tokenizer is not None and not Path(d.tokenizer).is_dir():
-        yield ConfigError("data.tokenizer", d.tokenizer, "must be a directory that holds a tokenizer")
+def _files(config: RunConfig, world_size: int) -> None:
+    data, run_dir = config.data, config.log.run_dir
+    check_corpus("data.corpus", data.corpus)
+    if data.tokenizer is not None and not Path(data.tokenizer).is_dir():
+        fits = "is not a directory; one that holds a Hugging Face tokenizer would fit, or null"
+        raise ConfigError("data.tokenizer", data.tokenizer, fits)
+    if not run_dir or (Path(run_dir).exists() and not Path(run_dir).is_dir()):
+        raise ConfigError("log.run_dir", run_dir, "must name a directory; it is made if it does not exist")
+
+
+CHECKS: list[Callable[[RunConfig, int], None]] = [
+    _ranges,
+    _heads,
+    _altup,
+    _experts,
+    _tensor,
+    _context,
+    _stages,
+    _world,
+    _batch,
+    _schedule,
+    _files,
+]
+"""In this order: later ones divide by what earlier ones found positive."""

@@ -1,204 +1,150 @@
-"""From a YAML file and dotted overrides to a `RunConfig`, strictly: defaults <- file <- command line.
-
-Both sources become one nested dict of plain values and pass the same checks of keys and types, so an error reads the
-same wherever it came from. Which values fit together is for `checks`.
-"""
+"""How files and command lines become a `RunConfig`: defaults <- YAML <- dotted flags, strict at every step."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
-import types
 import typing
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal
 
 import yaml
 
 from altup_moe.config.errors import ConfigError, UserError
+from altup_moe.config.flags import parse
+from altup_moe.config.keys import alternatives, expects, field_hints, unknown_key
 from altup_moe.config.schema import RunConfig
 
-Values = dict[str, dict[str, Any]]
-"""section -> key -> value."""
-
-
-@cache
-def field_types() -> dict[str, Any]:
-    """Dotted key -> type of every field of a `RunConfig`."""
-    sections = typing.get_type_hints(RunConfig)
-    return {f"{s}.{key}": hint for s, cls in sections.items() for key, hint in typing.get_type_hints(cls).items()}
+SECTIONS = [field.name for field in dataclasses.fields(RunConfig)]
+HINTS = field_hints(RunConfig)
+"""Type of every field of a run, by dotted key."""
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a configuration.
+    """The configuration of a run. Values are of the right type; `check_config` says whether they fit together.
 
     Args:
-        path: a YAML file of sections, or None for the defaults.
-        overrides: command-line words, ``--section.key value`` or ``--section.key=value``.
-    Raises:
-        UserError: no such file, or no YAML. ConfigError: unknown or doubled key, wrong type.
-    """
-    values = read_yaml(Path(path)) if path is not None else {}
-    for key, value in parse_overrides(overrides).items():
-        section, name = key.split(".")
-        values.setdefault(section, {})[name] = value
-    return from_values(values)
-
-
-def from_values(values: Mapping[str, Any]) -> RunConfig:
-    """Build a `RunConfig` from plain nested values, checking every key and type."""
-    sections = {}
-    for section, cls in typing.get_type_hints(RunConfig).items():
-        given = values.get(section)
-        given = {} if given is None else given
-        if not isinstance(given, Mapping):
-            raise ConfigError(section, given, f"must be a section of keys: {', '.join(_keys(section))}")
-        checked = {str(key): check_value(f"{section}.{key}", value) for key, value in given.items()}
-        sections[section] = cls(**checked)
-    for key in values:
-        if key not in sections:
-            raise unknown_key(str(key), values[key])
-    return RunConfig(**sections)
-
-
-def check_value(key: str, value: object) -> object:
-    """The value of a dotted key in its field's type.
+        path: YAML file, a mapping of sections; None starts from the defaults.
+        overrides: words of a command line, e.g. ``["--parallel.expert", "2", "--train.steps=50"]``.
 
     Raises:
-        ConfigError: no such key, or another type.
+        ConfigError: an unknown or repeated key, or a value of the wrong type.
+        UserError: a file that cannot be read, or is not YAML (with its line).
     """
-    hint = field_types().get(key)
-    if hint is None:
-        raise unknown_key(key, value)
-    for option in _options(hint):
-        if option is float and isinstance(value, str):
-            # YAML reads 1e-3 (no dot) as text.
-            try:
-                return float(value)
-            except ValueError:
-                continue
-        if option is float and type(value) is int:
-            return float(value)
-        if value == option[0] and type(value) is type(option[0]) if isinstance(option, tuple) else type(value) is option:
+    config = RunConfig() if path is None else from_dict(read_yaml(path))
+    return parse(RunConfig, overrides, default=config) if overrides else config
+
+
+def from_dict(content: dict[Any, Any]) -> RunConfig:
+    """A nested mapping, section -> key -> value, as a `RunConfig`; what is missing takes its default.
+
+    Raises:
+        ConfigError: an unknown key, or a value of the wrong type.
+    """
+    chosen: dict[str, dict[str, object]] = {section: {} for section in SECTIONS}
+    for name, values in content.items():
+        section = str(name)
+        if section in HINTS:
+            inside, _, key = section.partition(".")
+            raise ConfigError(section, values, f"write {key} inside the section {inside}")
+        if section not in SECTIONS:
+            first = next(iter(values.items())) if isinstance(values, dict) and values else None
+            raise unknown_key(*((f"{section}.{first[0]}", first[1]) if first else (section, values)), HINTS)
+        # A section whose lines are all commented out is None.
+        if not isinstance(values, dict | NoneType):
+            raise ConfigError(section, values, "is a section: its keys stand below it, indented")
+        for key, value in (values or {}).items():
+            dotted = f"{section}.{key}"
+            if dotted not in HINTS:
+                raise unknown_key(dotted, value, HINTS)
+            chosen[section][key] = coerce(dotted, HINTS[dotted], value)
+    defaults = RunConfig()
+    return RunConfig(**{s: dataclasses.replace(getattr(defaults, s), **values) for s, values in chosen.items()})
+
+
+def coerce(key: str, hint: Any, value: object) -> object:
+    """A YAML value as the field's type: exact, but for whole numbers where a number is expected, and numbers written
+    as YAML 1.1 does not read them (``1e-3`` is text to it).
+
+    Raises:
+        ConfigError: another type.
+    """
+    for member in alternatives(hint):
+        if typing.get_origin(member) is Literal:
+            # By type too: True == 1.
+            if any(value == choice and type(value) is type(choice) for choice in typing.get_args(member)):
+                return value
+        elif type(value) is member:
             return value
-    raise ConfigError(key, value, f"must be {describe(hint)}")
+        elif member is float and type(value) in (int, str):
+            try:
+                return float(value)  # type: ignore[arg-type]
+            except (ValueError, OverflowError):
+                continue
+    raise ConfigError(key, value, f"expects {expects(hint)}")
 
 
-def _options(hint: Any) -> list[Any]:
-    """A type as a list of plain types and one-element tuples (literal values)."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return [option for part in typing.get_args(hint) for option in _options(part)]
-    if typing.get_origin(hint) is Literal:
-        return [(value,) for value in typing.get_args(hint)]
-    return [hint]
-
-
-def describe(hint: Any) -> str:
-    """A type in words, as an error says it."""
-    words = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    names = [f"{o[0]}" if isinstance(o, tuple) else words[o] for o in _options(hint)]
-    return " or ".join(names) if len(names) < 3 else f"one of {', '.join(names)}"
-
-
-def unknown_key(key: str, value: object) -> ConfigError:
-    """The error for a key that no field has, with the nearest that one has."""
-    known = list(field_types())
-    sections = list(typing.get_type_hints(RunConfig))
-    nearest = difflib.get_close_matches(key, known + sections, n=1, cutoff=0.5)
-    if not nearest:
-        leaf = key.rsplit(".", 1)[-1]
-        leaves = {k.rsplit(".", 1)[-1]: k for k in known}
-        nearest = [leaves[n] for n in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.5)]
-    hint = f"; nearest is {nearest[0]}" if nearest else f"; sections are {', '.join(sections)}"
-    return ConfigError(key, value, f"unknown key{hint}")
-
-
-def _keys(section: str) -> list[str]:
-    return [key.split(".")[1] for key in field_types() if key.startswith(f"{section}.")]
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice instead of keeping the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                line = key_node.start_mark.line + 1
-                raise UserError(f"{key_node.start_mark.name} line {line}: {key_node.value} is given twice")
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> Values:
-    """The nested values of a YAML file, unchecked.
+def read_yaml(path: str | Path) -> dict[Any, Any]:
+    """A YAML file's mapping (empty for an empty file), by PyYAML's safe loader.
 
     Raises:
-        UserError: it cannot be read, is no YAML (with the line), or is no mapping.
+        ConfigError: a key that stands twice in its section.
+        UserError: it cannot be read, is not YAML, or is not a mapping.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.load(file, _StrictLoader)  # noqa: S506 (a SafeLoader)
+        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        _check_duplicates(node)
+        content = {} if node is None else loader.construct_document(node)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is no UTF-8 text ({error.reason})") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: is no YAML ({getattr(error, 'problem', error)})") from error
-    if values is None:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise UserError(f"{path}: {where}not YAML: {error.problem}") from None
+    except UserError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if content is None:
         return {}
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold sections ({', '.join(typing.get_type_hints(RunConfig))})")
-    return {str(section): dict(keys) if isinstance(keys, dict) else keys for section, keys in values.items()}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must be a mapping of sections ({', '.join(SECTIONS)}), not {type(content).__name__}")
+    return content
 
 
-def parse_overrides(words: Sequence[str]) -> dict[str, object]:
-    """Dotted key -> value of command-line words; hyphens in keys are read as underscores.
-
-    Raises:
-        ConfigError: an unknown key, a key without a value, a value of the wrong type. UserError: a stray word.
-    """
-    overrides: dict[str, object] = {}
-    words = list(words)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--"):
-            raise UserError(f"unexpected {word!r}: overrides are --section.key value, e.g. --train.steps 50")
-        name, equals, text = word[2:].partition("=")
-        key = name.replace("-", "_")
-        hint = field_types().get(key)
-        if hint is None:
-            raise unknown_key(name, text if equals else (words[0] if words else ""))
-        if not equals:
-            if not words:
-                raise ConfigError(key, "", f"needs a value: {describe(hint)}")
-            text = words.pop(0)
-        overrides[key] = check_value(key, _from_text(text, hint))
-    return overrides
-
-
-def _from_text(text: str, hint: Any) -> object:
-    options = _options(hint)
-    if type(None) in options and text.lower() in ("none", "null"):
-        return None
-    texts = [o for o in options if o is str or (isinstance(o, tuple) and isinstance(o[0], str))]
-    if texts:
-        return text
-    try:
-        return yaml.safe_load(text.lower() if bool in options else text)
-    except yaml.YAMLError:
-        return text
+def _check_duplicates(node: yaml.Node | None, prefix: str = "") -> None:
+    """PyYAML keeps the last of equal keys and says nothing. Looks at sections and their keys."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        name, line = f"{prefix}{key.value}", key.start_mark.line + 1
+        if name in lines:
+            given = value.value if isinstance(value, yaml.ScalarNode) else "..."
+            raise ConfigError(name, given, f"stands twice, in lines {lines[name]} and {line}; keep one")
+        lines[name] = line
+        if not prefix:
+            _check_duplicates(value, f"{name}.")
 
 
 def save_config(config: RunConfig, path: str | Path) -> None:
-    """Write the resolved configuration as YAML that `load_config` reads back to an equal one. Whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
-    os.replace(partial, path)
+    """Write the resolved configuration as YAML; `load_config` of the file gives an equal one.
+
+    The file appears whole or not at all (written beside its place, then renamed). Its directory is made.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # ASCII with escapes: PyYAML writes some Unicode line breaks in a way that it reads back as spaces.
+    text = yaml.safe_dump(config.to_dict(), sort_keys=False)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,97 @@
+"""Which values a numeric field takes by itself: a table. Values that must fit each other are in `checks.py`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from altup_moe.config.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Range:
+    """An interval of finite numbers; the ends belong to it unless they are open."""
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high or math.isinf(self.high) else value <= self.high
+        return above and below
+
+    def __str__(self) -> str:
+        if math.isinf(self.high):
+            return f"must be {'above' if self.open_low else 'at least'} {self.low:g}"
+        ends = f"{'(' if self.open_low else '['}{self.low:.12g}, {self.high:.12g}{')' if self.open_high else ']'}"
+        return f"must lie in {ends}"
+
+    def check(self, key: str, value: float) -> None:
+        """Raise ConfigError if `value` lies outside."""
+        if value not in self:
+            raise ConfigError(key, value, f"{self}{'' if math.isfinite(value) else ', and finite'}")
+
+
+COUNT = Range(1)
+COUNT_OR_ZERO = Range(0)
+POSITIVE = Range(0, open_low=True)
+NOT_NEGATIVE = Range(0)
+BELOW_ONE = Range(0, 1, open_high=True)
+
+RANGES: dict[str, Range] = {
+    "model.num_layers": COUNT,
+    "model.hidden_size": COUNT,
+    "model.ffn_hidden_size": COUNT,
+    "model.num_attention_heads": COUNT,
+    "model.num_query_groups": COUNT,
+    "model.seq_length": COUNT,
+    "model.vocab_size": COUNT,
+    "model.rotary_base": COUNT,
+    "model.layernorm_epsilon": POSITIVE,
+    "model.init_method_std": POSITIVE,
+    "model.attention_dropout": BELOW_ONE,
+    "model.hidden_dropout": BELOW_ONE,
+    "moe.num_experts": COUNT_OR_ZERO,
+    "moe.layer_freq": COUNT,
+    "moe.top_k": COUNT,
+    "moe.ffn_hidden_size": COUNT,
+    "moe.capacity_factor": POSITIVE,
+    "moe.aux_loss_coeff": NOT_NEGATIVE,
+    "moe.z_loss_coeff": NOT_NEGATIVE,
+    "moe.expert_bias_update_rate": NOT_NEGATIVE,
+    "moe.shared_expert_size": COUNT_OR_ZERO,
+    "parallel.tensor": COUNT,
+    "parallel.pipeline": COUNT,
+    "parallel.virtual_pipeline": COUNT,
+    "parallel.first_stage_layers": COUNT,
+    "parallel.last_stage_layers": COUNT,
+    "parallel.expert": COUNT,
+    "parallel.expert_tensor": COUNT,
+    "parallel.context": COUNT,
+    "parallel.data": COUNT,
+    "data.valid_fraction": Range(0, 1, open_low=True, open_high=True),
+    "optim.learning_rate": POSITIVE,
+    "optim.min_learning_rate": NOT_NEGATIVE,
+    "optim.warmup_steps": COUNT_OR_ZERO,
+    "optim.decay_steps": COUNT,
+    "optim.weight_decay": NOT_NEGATIVE,
+    "optim.adam_beta1": BELOW_ONE,
+    "optim.adam_beta2": BELOW_ONE,
+    "optim.adam_eps": POSITIVE,
+    "optim.clip_grad": NOT_NEGATIVE,
+    "optim.coefficient_lr_mult": NOT_NEGATIVE,
+    "train.steps": COUNT,
+    "train.micro_batch_size": COUNT,
+    "train.global_batch_size": COUNT,
+    # numpy's RandomState, which shuffles the samples, takes 32 bits.
+    "train.seed": Range(0, 2**32 - 1),
+    "train.eval_interval": COUNT_OR_ZERO,
+    "train.eval_samples": COUNT,
+    "train.stop_after": COUNT,
+    "checkpoint.save_interval": COUNT_OR_ZERO,
+    "checkpoint.keep": COUNT,
+    "log.interval": COUNT,
+}
+"""Every numeric field's range; a field that may be null is checked when it is not."""

@@ -1,0 +1,246 @@
+"""Which values fit together: every rule has a config that breaks it alone, with its key and what would fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from pathlib import Path
+
+import pytest
+
+from altup_moe.config import ConfigError, RunConfig
+from altup_moe.config.checks import (
+    CORPORA,
+    check_config,
+    data_parallel_size,
+    divisors,
+    num_microbatches,
+    stage_layers,
+    world_size_from_env,
+)
+from altup_moe.config.load import HINTS
+from altup_moe.config.ranges import RANGES
+
+
+def run(**values: object) -> RunConfig:
+    """The default configuration with dotted keys (written a__b) replaced."""
+    config = RunConfig()
+    for dotted, value in values.items():
+        section, _, key = dotted.partition("__")
+        config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{key: value})})
+    return config
+
+
+EXPERTS = {"moe__num_experts": 8}
+SUM = {"altup__variant": "sum", "altup__recycled": False, "model__share_embeddings_and_output_weights": False}
+
+FITTING = [
+    ({}, 1),
+    ({}, 2),
+    ({"parallel__tensor": 4}, 4),
+    ({"parallel__tensor": 2, "parallel__pipeline": 2, "parallel__context": 2, "parallel__data": 2}, 16),
+    ({**EXPERTS, "parallel__expert": 4, "train__global_batch_size": 16}, 4),
+    ({**EXPERTS, "parallel__expert": 2, "parallel__expert_tensor": 2, "train__global_batch_size": 16}, 4),
+    # Without dense layers their width need not divide.
+    ({**EXPERTS, "model__ffn_hidden_size": 701, "parallel__tensor": 2}, 2),
+    ({"parallel__pipeline": 2, "parallel__virtual_pipeline": 2}, 2),
+    ({"parallel__pipeline": 3, "parallel__first_stage_layers": 2}, 3),
+    ({"parallel__pipeline": 2, "parallel__first_stage_layers": 3, "parallel__last_stage_layers": 5}, 2),
+    ({"parallel__pipeline": 4, "parallel__first_stage_layers": 1, "parallel__last_stage_layers": 1}, 4),
+    (SUM, 1),
+    ({**SUM, "altup__width": 1, "model__share_embeddings_and_output_weights": True}, 1),
+    ({"altup__recycled": False}, 1),
+    ({**EXPERTS, "moe__expert_bias_update_rate": 1e-3, "moe__score_function": "sigmoid"}, 1),
+    ({**EXPERTS, "moe__layer_freq": 8, "moe__top_k": 8}, 1),
+    ({"optim__schedule": "wsd", "optim__decay_steps": 180}, 1),
+    ({"optim__warmup_steps": 200, "train__stop_after": 200}, 1),
+    ({"data__corpus": "wikipedia-sample"}, 1),
+]
+
+
+@pytest.mark.parametrize(("values", "world"), FITTING)
+def test_fits(values: dict[str, object], world: int) -> None:
+    check_config(run(**values), world)
+
+
+# (what is wrong, world size, key, words of what would fit)
+WRONG = [
+    ({"model__num_attention_heads": 3}, 1, "model.num_attention_heads", "1, 2, 4, 8, 16, 32, 64, 128 would fit"),
+    ({"model__num_attention_heads": 256}, 1, "model.num_attention_heads", "even width"),
+    ({"model__num_query_groups": 3}, 1, "model.num_query_groups", "1, 2, 4, 8 would fit"),
+    ({"altup__width": 3}, 1, "altup.width", "1, 2, 4, 8 would fit"),
+    ({"altup__variant": "sum"}, 1, "altup.recycled", "false would fit"),
+    (
+        {**SUM, "model__share_embeddings_and_output_weights": True},
+        1,
+        "model.share_embeddings_and_output_weights",
+        "false would fit",
+    ),
+    ({"parallel__expert": 2}, 2, "parallel.expert", "moe.num_experts is 0"),
+    ({"parallel__expert_tensor": 2}, 2, "parallel.expert_tensor", "moe.num_experts is 0"),
+    ({**EXPERTS, "parallel__expert": 3}, 3, "parallel.expert", "1, 2, 4, 8 would fit"),
+    ({**EXPERTS, "parallel__expert_tensor": 3}, 3, "parallel.expert_tensor", "moe.ffn_hidden_size (352)"),
+    ({**EXPERTS, "moe__top_k": 9}, 1, "moe.top_k", "at most moe.num_experts (8)"),
+    ({**EXPERTS, "moe__layer_freq": 9}, 1, "moe.layer_freq", "at most model.num_layers (8)"),
+    ({**EXPERTS, "moe__expert_bias_update_rate": 0.1}, 1, "moe.expert_bias_update_rate", "sigmoid"),
+    ({"model__num_query_groups": 8, "parallel__tensor": 3}, 3, "parallel.tensor", "model.num_attention_heads (8)"),
+    ({"parallel__tensor": 8}, 8, "parallel.tensor", "model.num_query_groups (4); 1, 2, 4 would fit"),
+    ({"model__vocab_size": 4097, "parallel__tensor": 2}, 2, "parallel.tensor", "model.vocab_size (4097)"),
+    ({"model__seq_length": 255, "parallel__tensor": 2}, 2, "parallel.tensor", "model.seq_length (255)"),
+    ({"model__ffn_hidden_size": 701, "parallel__tensor": 2}, 2, "parallel.tensor", "model.ffn_hidden_size (701)"),
+    (
+        {**EXPERTS, "moe__layer_freq": 2, "model__ffn_hidden_size": 701, "parallel__tensor": 2},
+        2,
+        "parallel.tensor",
+        "model.ffn_hidden_size (701)",
+    ),
+    ({**EXPERTS, "moe__shared_expert_size": 33, "parallel__tensor": 2}, 2, "parallel.tensor", "moe.shared_expert_size"),
+    ({"model__seq_length": 254, "parallel__context": 2}, 2, "parallel.context", "model.seq_length (254); 1, 127 would"),
+    ({"parallel__pipeline": 3}, 3, "parallel.pipeline", "1, 2, 4, 8 would fit"),
+    ({"parallel__first_stage_layers": 2}, 1, "parallel.first_stage_layers", "null would fit"),
+    ({"parallel__last_stage_layers": 2}, 1, "parallel.last_stage_layers", "null would fit"),
+    (
+        {"parallel__pipeline": 3, "parallel__first_stage_layers": 1},
+        3,
+        "parallel.first_stage_layers",
+        "2, 4, 6 would fit",
+    ),
+    ({"parallel__pipeline": 3, "parallel__last_stage_layers": 8}, 3, "parallel.last_stage_layers", "2, 4, 6 would fit"),
+    (
+        {"parallel__pipeline": 2, "parallel__first_stage_layers": 3, "parallel__last_stage_layers": 4},
+        2,
+        "parallel.first_stage_layers",
+        "4 would fit",
+    ),
+    ({"parallel__virtual_pipeline": 2}, 1, "parallel.virtual_pipeline", "parallel.pipeline above 1"),
+    (
+        {"parallel__pipeline": 2, "parallel__virtual_pipeline": 3},
+        2,
+        "parallel.virtual_pipeline",
+        "pipeline rank (4); 1, 2, 4 would fit",
+    ),
+    (
+        {"parallel__pipeline": 2, "parallel__virtual_pipeline": 2, "parallel__first_stage_layers": 3},
+        2,
+        "parallel.virtual_pipeline",
+        "pipeline rank (3, 5); 1 would fit",
+    ),
+    ({"parallel__tensor": 2}, 1, "parallel.tensor", "torchrun --nproc-per-node 2"),
+    ({"parallel__tensor": 2, "parallel__pipeline": 2}, 2, "parallel.pipeline", "torchrun --nproc-per-node 4"),
+    ({"parallel__context": 2}, 3, "parallel.context", "torchrun --nproc-per-node 2"),
+    ({**EXPERTS, "parallel__expert": 4}, 2, "parallel.expert", "torchrun --nproc-per-node 4"),
+    (
+        {**EXPERTS, "parallel__expert": 4, "parallel__pipeline": 2, "parallel__tensor": 2},
+        4,
+        "parallel.expert",
+        "torchrun --nproc-per-node 8",
+    ),
+    ({"parallel__data": 4}, 2, "parallel.data", "2 would fit, or start with torchrun --nproc-per-node 4"),
+    ({}, 3, "train.global_batch_size", "12 would fit"),
+    ({"train__global_batch_size": 6}, 1, "train.global_batch_size", "4 or 8 would fit"),
+    (
+        {"parallel__pipeline": 2, "parallel__virtual_pipeline": 2, "train__global_batch_size": 12},
+        2,
+        "train.global_batch_size",
+        "8 or 16 would fit",
+    ),
+    ({"optim__min_learning_rate": 1.0}, 1, "optim.min_learning_rate", "at most optim.learning_rate"),
+    ({"optim__warmup_steps": 201}, 1, "optim.warmup_steps", "at most train.steps (200)"),
+    ({"optim__schedule": "wsd", "optim__decay_steps": 181}, 1, "optim.decay_steps", "(180)"),
+    ({"optim__decay_steps": 20}, 1, "optim.decay_steps", "optim.warmup_steps (20)"),
+    ({"train__stop_after": 201}, 1, "train.stop_after", "at most train.steps (200)"),
+    ({"data__corpus": "python-doc"}, 1, "data.corpus", "python-docs or wikipedia-sample"),
+    ({"data__tokenizer": "nowhere"}, 1, "data.tokenizer", "not a directory"),
+    ({"log__run_dir": ""}, 1, "log.run_dir", "must name a directory"),
+    ({"log__run_dir": __file__}, 1, "log.run_dir", "must name a directory"),
+]
+
+
+@pytest.mark.parametrize(("values", "world", "key", "says"), WRONG)
+def test_does_not_fit(values: dict[str, object], world: int, key: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_config(run(**values), world)
+    assert caught.value.key == key
+    assert says in caught.value.fits
+
+
+def numeric_fields() -> set[str]:
+    return {key for key, hint in HINTS.items() if {int, float} & {hint, *typing.get_args(hint)}}
+
+
+def test_every_numeric_field_has_a_range() -> None:
+    assert set(RANGES) == numeric_fields()
+
+
+@pytest.mark.parametrize("key", sorted(RANGES))
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf")])
+def test_no_number_may_be_negative_or_infinite(key: str, value: float) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_config(run(**{key.replace(".", "__"): value}), 1)
+    assert caught.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("data.valid_fraction", 0.0, "(0, 1)"),
+        ("data.valid_fraction", 1.0, "(0, 1)"),
+        ("model.hidden_dropout", 1.0, "[0, 1)"),
+        ("optim.adam_beta2", 1.0, "[0, 1)"),
+        ("moe.capacity_factor", 0.0, "above 0"),
+        ("optim.learning_rate", 0.0, "above 0"),
+        ("train.seed", 2**32, "[0, 4294967295]"),
+        ("checkpoint.keep", 0, "at least 1"),
+        ("train.stop_after", 0, "at least 1"),
+        ("parallel.tensor", 0, "at least 1"),
+    ],
+)
+def test_ends_of_ranges(key: str, value: float, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_config(run(**{key.replace(".", "__"): value}), 1)
+    assert (caught.value.key, says in caught.value.fits) == (key, True)
+
+
+def test_zero_where_it_switches_off() -> None:
+    off = ("moe.aux_loss_coeff", "optim.warmup_steps", "optim.clip_grad", "train.eval_interval", "train.seed")
+    check_config(run(**{key.replace(".", "__"): 0 for key in (*off, "checkpoint.save_interval")}), 1)
+
+
+def test_a_prepared_dataset_and_a_tokenizer_that_exist(tmp_path: Path) -> None:
+    (tmp_path / "text.idx").touch()
+    check_config(run(data__corpus=str(tmp_path / "text"), data__tokenizer=str(tmp_path)), 1)
+
+
+def test_corpus_names_are_the_data_packages() -> None:
+    from altup_moe.data import corpora
+
+    assert tuple(corpora.CORPORA) == CORPORA
+
+
+def test_stage_layers() -> None:
+    assert stage_layers(8, 4) == [2, 2, 2, 2]
+    assert stage_layers(7, 3, first=1) == [1, 3, 3]
+    assert stage_layers(7, 3, last=3) == [2, 2, 3]
+    assert stage_layers(9, 4, first=1, last=2) == [1, 3, 3, 2]
+    assert stage_layers(3, 2, first=1, last=2) == [1, 2]
+    assert stage_layers(8, 3) is stage_layers(3, 3, first=3) is stage_layers(4, 2, first=1, last=2) is None
+    assert stage_layers(4, 2, first=5) is stage_layers(1, 1, first=1, last=1) is None
+
+
+def test_sizes_that_follow() -> None:
+    config = run(parallel__tensor=2, parallel__pipeline=2, train__micro_batch_size=2, train__global_batch_size=16)
+    assert data_parallel_size(config, 8) == 2
+    assert num_microbatches(config, 8) == 4
+    assert divisors(12) == [1, 2, 3, 4, 6, 12]
+    assert divisors(49) == [1, 7, 49]
+
+
+def test_world_size_from_env(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert world_size_from_env() == 1
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert world_size_from_env() == 4
+    for wrong in ("0", "four", ""):
+        monkeypatch.setenv("WORLD_SIZE", wrong)
+        with pytest.raises(ConfigError, match="WORLD_SIZE"):
+            world_size_from_env()

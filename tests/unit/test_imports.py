@@ -1,0 +1,186 @@
+"""The import table of the package: which part may know which, and where the heavy libraries may appear."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# config <- altup, moe <- parallel <- model | data | checkpoint <- train <- study | plan <- cli, launch, tools.
+# A part may import those of earlier rows; the parts of one row are siblings and never import each other.
+ROWS = (
+    ("config",),
+    ("altup", "moe"),
+    ("parallel",),
+    ("model", "data", "checkpoint"),
+    ("train",),
+    ("study", "plan"),
+    ("cli", "launch", "tools"),
+)
+ROW = {part: number for number, row in enumerate(ROWS) for part in row}
+
+# Library -> (files that may import it, files among those that may not).
+LIBRARIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "megatron": (
+        (
+            "altup_moe/parallel/*",
+            "altup_moe/model/*",
+            "altup_moe/moe/megatron*.py",
+            "altup_moe/train/*",
+            "altup_moe/checkpoint/bridge*.py",
+        ),
+        ("altup_moe/model/reference*.py",),
+    ),
+    "deepspeed": (("altup_moe/moe/deepspeed*.py",), ()),
+    "tutel": (("altup_moe/moe/tutel*.py",), ()),
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    """A module that a file imports, anywhere in it."""
+
+    file: str
+    line: int
+    module: str
+
+
+def imports(root: Path, path: Path) -> Iterator[Import]:
+    """Every import of a file: at the top, inside functions, relative, and `import_module("...")` of a constant."""
+    file = path.relative_to(root).as_posix()
+    package = list(path.relative_to(root).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=file)):
+        match node:
+            case ast.Import(names=names):
+                yield from (Import(file, node.lineno, alias.name) for alias in names)
+            case ast.ImportFrom(module=module, names=names, level=level):
+                base = package[: len(package) - level + 1] if level else []
+                stem = ".".join([*base, *([module] if module else [])])
+                # `from altup_moe import model` imports a part by its name alone.
+                yield from (Import(file, node.lineno, f"{stem}.{alias.name}") for alias in names)
+            case ast.Call(func=function, args=[ast.Constant(value=str() as name), *_]):
+                called = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+                if called in ("import_module", "__import__"):
+                    yield Import(file, node.lineno, name)
+
+
+def part_of(file: str) -> str:
+    """The part of the package that a file belongs to; "" for altup_moe/__init__.py."""
+    top, *rest = file.removesuffix(".py").split("/")
+    return top if top != "altup_moe" else rest[0].replace("__init__", "")
+
+
+def part_imported(module: str) -> str | None:
+    """The part that a module belongs to; None for other libraries (and the bare package)."""
+    top, *rest = module.split(".")
+    if top in ("launch", "tools"):
+        return top
+    return rest[0] if top == "altup_moe" and rest else None
+
+
+def violations(root: Path) -> list[str]:
+    """What breaks the table below `root`, one readable line each."""
+    files = sorted(path for top in ("altup_moe", "tools", "launch") for path in (root / top).rglob("*.py"))
+    return [problem for path in files for found in imports(root, path) if (problem := violation(found))]
+
+
+def violation(found: Import) -> str | None:
+    """Why an import is not allowed, or None."""
+    where = f"{found.file}:{found.line} imports {found.module}"
+    importer, imported = part_of(found.file), part_imported(found.module)
+    if importer not in ROW:
+        return f"{where}: {importer or found.file} is not in the table" if imported else None
+    if imported is not None and imported != importer:
+        if imported not in ROW:
+            return None if imported.startswith("__") else f"{where}: {imported} is not in the table"
+        if ROW[imported] == ROW[importer]:
+            return f"{where}: {importer} and {imported} are siblings"
+        if ROW[imported] > ROW[importer]:
+            return f"{where}: {importer} comes before {imported}"
+    library = found.module.partition(".")[0]
+    if library in LIBRARIES:
+        allowed, but = LIBRARIES[library]
+        if any(fnmatch(found.file, p) for p in but) or not any(fnmatch(found.file, p) for p in allowed):
+            return f"{where}: {library} may not appear here"
+    return None
+
+
+def test_the_package_keeps_the_table() -> None:
+    assert violations(ROOT) == []
+
+
+def test_the_walk_sees_the_package() -> None:
+    seen = [found for path in (ROOT / "altup_moe").rglob("*.py") for found in imports(ROOT, path)]
+    assert any(found.module.startswith("megatron.core") for found in seen)
+    assert {"config", "model", "parallel"} <= {part_imported(found.module) for found in seen}
+
+
+BROKEN = [
+    ("altup_moe/config/x.py", "import altup_moe.altup.stream", "config comes before altup"),
+    ("altup_moe/altup/x.py", "from altup_moe.moe import capacity", "altup and moe are siblings"),
+    ("altup_moe/moe/x.py", "from altup_moe.altup.variants import VARIANTS", "moe and altup are siblings"),
+    (
+        "altup_moe/data/x.py",
+        "def f():\n    from altup_moe.model.build import build_model",
+        "data and model are siblings",
+    ),
+    ("altup_moe/model/x.py", "from ..checkpoint import store", "model and checkpoint are siblings"),
+    ("altup_moe/parallel/x.py", "from altup_moe import train", "parallel comes before train"),
+    ("altup_moe/study/x.py", "import altup_moe.plan", "study and plan are siblings"),
+    ("altup_moe/train/x.py", "from altup_moe.cli import main", "train comes before cli"),
+    ("altup_moe/cli.py", "import tools.prepare_data", "cli and tools are siblings"),
+    (
+        "altup_moe/model/x.py",
+        "import importlib\nimportlib.import_module('altup_moe.study')",
+        "model comes before study",
+    ),
+    ("altup_moe/config/x.py", "from altup_moe.surprise import y", "surprise is not in the table"),
+    ("altup_moe/surprise.py", "from altup_moe.config import RunConfig", "surprise is not in the table"),
+    ("altup_moe/__init__.py", "from altup_moe.config import RunConfig", "is not in the table"),
+    ("altup_moe/config/x.py", "import megatron.core", "megatron may not appear here"),
+    ("altup_moe/altup/x.py", "from megatron.core import parallel_state", "megatron may not appear here"),
+    ("altup_moe/data/x.py", "def f():\n    import megatron", "megatron may not appear here"),
+    ("altup_moe/moe/exchange.py", "import megatron.core", "megatron may not appear here"),
+    ("altup_moe/model/reference.py", "import megatron.core", "megatron may not appear here"),
+    ("altup_moe/model/reference_layers.py", "import megatron.core", "megatron may not appear here"),
+    ("altup_moe/checkpoint/store.py", "import megatron.core", "megatron may not appear here"),
+    ("altup_moe/study/x.py", "import megatron.core", "megatron may not appear here"),
+    ("tools/x.py", "__import__('megatron.core')", "megatron may not appear here"),
+    ("launch/x.py", "import deepspeed", "deepspeed may not appear here"),
+    ("altup_moe/moe/megatron.py", "import tutel", "tutel may not appear here"),
+]
+
+
+@pytest.mark.parametrize(("file", "source", "says"), BROKEN)
+def test_a_violation_is_caught(tmp_path: Path, file: str, source: str, says: str) -> None:
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(source)
+    (problem,) = violations(tmp_path)
+    assert problem.startswith(f"{file}:{len(source.splitlines())} imports ")
+    assert problem.endswith(says)
+
+
+ALLOWED = [
+    ("altup_moe/config/x.py", "import dataclasses\nfrom altup_moe.config.schema import RunConfig\nfrom . import y"),
+    ("altup_moe/parallel/x.py", "from altup_moe.altup.stream import widen\nfrom megatron.core import parallel_state"),
+    ("altup_moe/model/x.py", "import megatron.core\nfrom ..parallel.topology import Topology"),
+    ("altup_moe/checkpoint/bridge.py", "import megatron.core"),
+    ("altup_moe/moe/megatron.py", "import megatron.core"),
+    ("altup_moe/moe/megatron_backend.py", "import megatron.core"),
+    ("altup_moe/moe/deepspeed.py", "def f():\n    import deepspeed"),
+    ("altup_moe/cli.py", "from altup_moe.train import loop\nfrom altup_moe import __version__"),
+    ("tools/x.py", "from altup_moe.data.prepare import prepare\nimport tools.other"),
+]
+
+
+@pytest.mark.parametrize(("file", "source"), ALLOWED)
+def test_what_is_allowed_passes(tmp_path: Path, file: str, source: str) -> None:
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(source)
+    assert violations(tmp_path) == []
