@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from altup_moe.config.load import save_config
 from altup_moe.model.build import build_model, named_tensors
 from altup_moe.parallel.topology import Topology, rank_from_env, topology
 from altup_moe.train.batches import micro_batches
+from altup_moe.train.finished import tokenizer_dir
 from altup_moe.train.guards import EXIT_STOPPED, StopSignal
 from altup_moe.train.loggers import Logger, check_loggers, open_loggers
 from altup_moe.train.metrics import StepMetrics, flops_per_token, peak_memory_gib
@@ -67,6 +69,7 @@ def train(config: RunConfig) -> int:
         loggers = open_loggers(config, run.step + 1) if topo.is_first else []
         if topo.is_first:
             save_config(config, Path(config.log.run_dir) / "config.yaml")
+            copytree(samples.tokenizer_dir, tokenizer_dir(config.log.run_dir), dirs_exist_ok=True)
             _say_start(run, resume)
         try:
             return _steps(run, loggers, stop)

@@ -1,0 +1,1 @@
+"""Measurements of the trainer: benchmarks whose figures the README quotes."""

@@ -1,0 +1,55 @@
+"""A run directory read back on one process: its configuration, its newest checkpoint as the reference model, its tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from altup_moe.checkpoint.assemble import assemble
+from altup_moe.checkpoint.store import latest, read_manifest
+from altup_moe.config import DataError, RunConfig, UserError
+from altup_moe.config.load import load_config
+from altup_moe.data.tokenizer import Tokenizer, load_tokenizer
+from altup_moe.model.reference import AltUpMoEForCausalLM
+from altup_moe.model.reference_config import AltUpMoEConfig
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What evaluation and generation need. The model is in evaluation mode, on a GPU if there is one."""
+
+    config: RunConfig
+    model: AltUpMoEForCausalLM
+    tokenizer: Tokenizer
+    step: int
+
+
+def tokenizer_dir(run_dir: str | Path) -> Path:
+    """Directory of a run's own copy of its tokenizer."""
+    return Path(run_dir) / "tokenizer"
+
+
+def load_run(run_dir: Path) -> FinishedRun:
+    """Read a run directory, whatever layout wrote it.
+
+    Raises:
+        UserError: it has no checkpoint. DataError: one that is damaged, or of another model.
+    """
+    config = load_config(run_dir / "config.yaml")
+    # The directory may have been moved since it was written.
+    config = replace(config, log=replace(config.log, run_dir=str(run_dir)))
+    checkpoint = latest(run_dir)
+    if checkpoint is None:
+        raise UserError(f"{run_dir}: has no checkpoint yet")
+    tokenizer = load_tokenizer(tokenizer_dir(run_dir))
+    special = {"bos_token_id": tokenizer.eod, "eos_token_id": tokenizer.eod, "pad_token_id": tokenizer.eod}
+    model = AltUpMoEForCausalLM(AltUpMoEConfig.from_run(config, **special))
+    try:
+        model.load_state_dict(assemble(checkpoint), strict=True)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise DataError(checkpoint, f"is not of the model in config.yaml: {' '.join(lines[1:3])}") from error
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return FinishedRun(config, model.to(device).eval(), tokenizer, read_manifest(checkpoint).step)
