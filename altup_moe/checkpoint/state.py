@@ -44,9 +44,7 @@ def collect(named: Iterable[NamedTensor], optimizer: Any, scheduler: Any) -> Ran
     tensors |= _optimizer_tensors(optimizer)
     tensors |= {f"rng/{name}": state for name, state in rng_state().items()}
     pieces = {
-        f"model/{entry.key}": [
-            {"name": p.name, "shape": p.shape, "box": p.box, "local": p.local} for p in entry.pieces
-        ]
+        f"model/{entry.key}": [{"name": p.name, "shape": p.shape, "box": p.box, "local": p.local} for p in entry.pieces]
         for entry in named
     }
     return RankState(tensors, {"pieces": pieces, "scheduler_steps": scheduler.num_steps})

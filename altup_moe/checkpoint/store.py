@@ -67,7 +67,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def save(run_dir: str | Path, manifest: Manifest, rank: int, state: RankState, barrier: Callable[[], None], keep: int) -> Path:
+def save(
+    run_dir: str | Path, manifest: Manifest, rank: int, state: RankState, barrier: Callable[[], None], keep: int
+) -> Path:
     """Write one checkpoint; every rank calls it at the same step.
 
     Args:

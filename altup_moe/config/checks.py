@@ -247,8 +247,6 @@ def _schedule(config: RunConfig, world_size: int) -> None:
     if o.min_learning_rate > o.learning_rate:
         fits = f"at most optim.learning_rate ({o.learning_rate}) would fit"
         raise ConfigError("optim.min_learning_rate", o.min_learning_rate, fits)
-    if o.warmup_steps > steps:
-        raise ConfigError("optim.warmup_steps", o.warmup_steps, f"at most train.steps ({steps}) would fit")
     if o.decay_steps is not None and o.schedule == "wsd" and o.warmup_steps + o.decay_steps > steps:
         fits = f"at most train.steps - optim.warmup_steps ({steps - o.warmup_steps}) would fit schedule wsd"
         raise ConfigError("optim.decay_steps", o.decay_steps, fits)

@@ -62,7 +62,7 @@ class AltUpConfig:
     select: Literal["alternating", "same"] = "alternating"
     """Block that layer l computes on: l mod K, or always block 0."""
     recycled: bool = True
-    """True: a d wide embedding copied K times and blocks summed before the final norm. False: tables K d wide at both ends."""
+    """True: a d wide embedding copied K times, blocks summed before the final norm. False: tables K d wide, both ends."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class MoEConfig:
     z_loss_coeff: float = 0.0
     """Weight of the router z-loss (ST-MoE, arXiv 2202.08906 eq. 5); 0 turns it off."""
     expert_bias_update_rate: float = 0.0
-    """Step of the auxiliary-loss-free balancing bias (arXiv 2408.15664); 0 turns it off; needs score_function sigmoid."""
+    """Step of the auxiliary-loss-free balancing bias (arXiv 2408.15664); 0 is off; needs score_function sigmoid."""
     shared_expert_size: int = 0
     """Inner width of the shared expert that every token passes, in features; 0 is none."""
     dispatcher: Literal["alltoall", "allgather"] = "alltoall"
@@ -128,7 +128,8 @@ class DataConfig:
     corpus: str = "python-docs"
     """python-docs, wikipedia-sample, or the path prefix of a dataset written by tools/prepare_data.py."""
     tokenizer: str | None = None
-    """Directory of a Hugging Face tokenizer; None trains a byte-level BPE of model.vocab_size on the corpus (named corpora) or uses the one beside the prepared data."""
+    """Directory of a Hugging Face tokenizer. None: the one beside prepared data; for a named corpus, a byte-level
+    BPE of model.vocab_size tokens trained on it."""
     valid_fraction: float = 0.05
     """Share of the documents' tokens held out for validation."""
     cache: str | None = None
@@ -148,7 +149,8 @@ class OptimConfig:
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     """Decay after the warm-up; wsd holds the peak, then decays over decay_steps."""
     decay_steps: int | None = None
-    """cosine: steps until min_learning_rate (None: train.steps). wsd: length of the final decay, in steps (None: a tenth of train.steps)."""
+    """cosine: steps until min_learning_rate (None: train.steps). wsd: steps of the final decay (None: a tenth of
+    train.steps)."""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices; norms and AltUp coefficients have none."""
     adam_beta1: float = 0.9

@@ -32,7 +32,7 @@ class AltUpLayer(MegatronModule, BaseTransformerLayer):
         )
         for parameter in self.coefficients.values():
             # Each tensor rank mixes its slice of the sequence: without the tag its gradient would stay partial.
-            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+            parameter.sequence_parallel = config.sequence_parallel
 
     @property
     def layer_number(self) -> int:
@@ -41,7 +41,7 @@ class AltUpLayer(MegatronModule, BaseTransformerLayer):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
         """Stream [K*S, B, D] -> (next stream [K*S, B, D], context). Other arguments go to the layer as they are."""
-        mixing = self.variant.mixing(self.block, self.coefficients)
+        mixing = self.variant.mixing(self.block, dict(self.coefficients.items()))
         stream, u = read(hidden_states, mixing, self.width)
         y, context = self.layer(u, *args, **kwargs)
         return mix_and_write(stream, y, mixing), context

@@ -68,7 +68,9 @@ class CoreAttention(MegatronModule):
         fork = dropout > 0 and not self.config.sequence_parallel
         with get_cuda_rng_tracker().fork() if fork else nullcontext():
             out_BHSC = F.scaled_dot_product_attention(
-                *(x_SBHC.permute(1, 2, 0, 3) for x_SBHC in (query, key, value)),
+                query.permute(1, 2, 0, 3),
+                key.permute(1, 2, 0, 3),
+                value.permute(1, 2, 0, 3),
                 attn_mask=mask,
                 dropout_p=dropout,
                 is_causal=mask is None,

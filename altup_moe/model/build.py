@@ -1,8 +1,9 @@
-"""From a checked configuration to the model chunks of this rank, seeded by global name and wrapped for data parallelism."""
+"""From a checked configuration to this rank's model chunks, seeded by global name, wrapped for data parallelism."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -45,7 +46,7 @@ def named_tensors(chunks: list[nn.Module], config: RunConfig, topology: Topology
     """Every parameter and persistent buffer of this rank's chunks (wrapped for data parallelism or not)."""
     shard = shard_of(topology)
     for index, chunk in enumerate(chunks):
-        module = getattr(chunk, "module", chunk)
+        module: Any = getattr(chunk, "module", chunk)
         offset = first_layer(module.config, topology.pipeline_rank, module.vp_stage)
         buffers = {name: b for name, b in module.named_buffers() if name.endswith("expert_bias")}
         for name, tensor in (*module.named_parameters(), *buffers.items()):
@@ -54,15 +55,13 @@ def named_tensors(chunks: list[nn.Module], config: RunConfig, topology: Topology
 
 @torch.no_grad()
 def set_weights(chunks: list[nn.Module], config: RunConfig, topology: Topology, value: WeightSource = initial) -> None:
-    """Set every weight from its global name, by default from train.seed (parallel.seeds): no communication, any layout."""
+    """Set every weight from its global name (by default as parallel.seeds does): any layout, no communication."""
     for entry in named_tensors(chunks, config, topology):
         for piece in entry.pieces:
             entry.tensor[piece.local_index].copy_(value(piece.name, piece.shape, piece.box, config))
 
 
-def build_model(
-    config: RunConfig, topology: Topology, value: WeightSource = initial
-) -> list[DistributedDataParallel]:
+def build_model(config: RunConfig, topology: Topology, value: WeightSource = initial) -> list[DistributedDataParallel]:
     """This rank's model chunks (one, or parallel.virtual_pipeline of them), ready for Megatron's schedules."""
     seed_dropout(config.train.seed, topology)
     stages: list[int | None] = list(range(topology.virtual_size)) if topology.virtual_size > 1 else [None]

@@ -81,7 +81,8 @@ class AltUpGPT(LanguageModule):
         Args:
             tokens: [B, S] ids. labels: [B, S], the next tokens, or None.
         Returns:
-            Last chunk: loss of every token [B, S] fp32, or logits [B, S, V / tensor ranks] without labels. Others: the stream.
+            Last chunk: loss of every token [B, S] fp32, or without labels logits [B, S, V / tensor ranks].
+            Other chunks: the stream.
         """
         stream = None
         if self.pre_process:

@@ -23,8 +23,8 @@ from altup_moe.moe.capacity import expert_capacity, keep_within_capacity
 class RoutingRecord:
     """What one router did on this rank since it was last cleared, over micro-batches.
 
-    ``counts`` [E]: routes chosen per expert, before dropping. ``dropped``: routes over capacity. ``aux``, ``z``: sums of
-    this rank's shares of the weighted losses (their sum over ranks that share a micro-batch is its loss).
+    ``counts`` [E]: routes chosen per expert, before dropping. ``dropped``: routes over capacity. ``aux``, ``z``: this
+    rank's shares of the weighted losses (their sum over ranks that share a micro-batch is its loss).
     """
 
     counts: Tensor
@@ -54,7 +54,7 @@ class CapacityRouter(TopKRouter):
         self.record = RoutingRecord.zero(self.config.num_moe_experts, self.weight.device)
 
     def routing(self, logits: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Probabilities and map, both [tokens, E], of logits [S, B, E]; in training, routes over capacity are cleared."""
+        """Probabilities and map [tokens, E] of logits [S, B, E]; in training, routes over capacity are cleared."""
         probs, routing_map = super().routing(logits, *args, **kwargs)
         # Under recomputation the first pass runs without gradients, and the second one counts.
         counting = self.training and torch.is_grad_enabled()

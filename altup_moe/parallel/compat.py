@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import torch
 from torch import nn
 
 
@@ -39,6 +38,3 @@ def mark_expert_parameters(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if ".experts." in name:
             parameter.allreduce = False  # type: ignore[attr-defined]
-
-
-

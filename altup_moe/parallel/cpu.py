@@ -79,7 +79,7 @@ def _answer_for_cuda() -> None:
     # Not torch.manual_seed: that one seeds CUDA too, which would come back here.
     cuda.manual_seed = lambda seed: torch.default_generator.manual_seed(int(seed))
     cuda.empty_cache = lambda: None
-    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign,assignment]
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
 
 
 def _on_cpu(device: Any) -> bool:
@@ -111,7 +111,7 @@ def _cuda_type_names() -> Iterator[None]:
             return plain(self, dtype, non_blocking, **kwargs)
         return plain(self).replace("torch.", "torch.cuda.")
 
-    torch.Tensor.type = named  # type: ignore[method-assign,assignment]
+    torch.Tensor.type = named  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

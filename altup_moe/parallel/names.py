@@ -1,8 +1,8 @@
 """Which piece of which global tensor a rank holds.
 
-Global names are the reference model's (`altup_moe.model.reference`): one name, one tensor, whatever the layout. A Megatron
-parameter on a rank is a list of `Piece`s: fused projections (QKV, gate and up) hold several global tensors, and
-tensor parallelism cuts each by rows (column-parallel linears) or columns (row-parallel ones).
+Global names are the reference model's (`altup_moe.model.reference`): one name, one tensor, whatever the layout.
+A Megatron parameter on a rank is a list of `Piece`s: fused projections (QKV, gate and up) hold several global
+tensors, and tensor parallelism cuts each by rows (column-parallel linears) or columns (row-parallel ones).
 Initial weights, checkpoints and parity tests all read this one table.
 """
 
@@ -57,7 +57,7 @@ class NamedTensor:
 
 @dataclass(frozen=True)
 class Shard:
-    """This rank's place among those that share parameters: (rank, size) of tensor, expert and expert-tensor parallelism."""
+    """This rank's place among those that share parameters: (rank, size) of each kind of parallelism."""
 
     tensor: tuple[int, int] = (0, 1)
     expert: tuple[int, int] = (0, 1)
@@ -167,9 +167,7 @@ def _layer_pieces(name: str, prefix: str, shard: Shard, config: RunConfig) -> li
         case ["mlp", "router", "expert_bias"]:
             return _whole(f"{prefix}.mlp.router.expert_bias", moe.num_experts)
         case ["mlp", "shared_experts", which, "weight"]:
-            return _gated_mlp(
-                f"{prefix}.mlp.shared_expert", which, m.hidden_size, moe.shared_expert_size, shard.tensor
-            )
+            return _gated_mlp(f"{prefix}.mlp.shared_expert", which, m.hidden_size, moe.shared_expert_size, shard.tensor)
         case ["mlp", ("linear_fc1" | "linear_fc2") as which, "weight"]:
             return _gated_mlp(f"{prefix}.mlp", which, m.hidden_size, m.ffn_hidden_size, shard.tensor)
     expert = _EXPERT.fullmatch(name)

@@ -69,8 +69,10 @@ def start(parallel: ParallelConfig, timeout_seconds: float = 600.0) -> Topology:
         dist.init_process_group(
             backend="gloo" if on_cpu else "nccl",
             timeout=timedelta(seconds=timeout_seconds),
-            # A world of one needs no port; a hash store cannot collide with another run on this machine.
-            **({"store": dist.HashStore(), "rank": 0, "world_size": 1} if alone else {}),
+            # A world of one needs no port: a store in this process cannot collide with another run's.
+            store=dist.HashStore() if alone else None,
+            rank=0 if alone else -1,
+            world_size=1 if alone else -1,
         )
     ps.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,

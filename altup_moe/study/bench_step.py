@@ -42,7 +42,7 @@ class StepBench:
 
 @dataclass(frozen=True)
 class WidthResult:
-    """One width: median and extremes of a step's seconds, peak memory of its own process, and ratios to the first width."""
+    """One width: a step's seconds (median, extremes), peak memory of its own process, ratios to the first width."""
 
     width: int
     median_seconds: float

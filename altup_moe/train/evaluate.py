@@ -34,8 +34,8 @@ def evaluate_command(run_dir: Path, corpus: str | None, samples: int | None, as_
     """`altup-moe evaluate`: print the figures of the newest checkpoint.
 
     Args:
-        corpus: a named corpus or a prefix of prepared data, all of it; None is the validation part of the run's own data,
-            as many samples of it as the training's validations read.
+        corpus: a named corpus or a prefix of prepared data, all of it; None is the validation part of the run's own
+            data, as many samples of it as the training's validations read.
     """
     run = load_run(run_dir)
     config = run.config
@@ -60,7 +60,7 @@ def evaluate_command(run_dir: Path, corpus: str | None, samples: int | None, as_
         print(json.dumps(figures))
     else:
         print(
-            f"{run_dir} step {run.step} on {name}: loss {result.loss:.4f} nats/token | perplexity {result.perplexity:.2f} | "
-            f"bits/byte {result.bits_per_byte:.4f} | {result.tokens:,} tokens"
+            f"{run_dir} step {run.step} on {name}: loss {result.loss:.4f} nats/token | "
+            f"perplexity {result.perplexity:.2f} | bits/byte {result.bits_per_byte:.4f} | {result.tokens:,} tokens"
         )
     return 0

@@ -1,4 +1,4 @@
-"""A run directory read back on one process: its configuration, its newest checkpoint as the reference model, its tokenizer."""
+"""A run directory read back on one process: configuration, newest checkpoint as the reference model, tokenizer."""
 
 from __future__ import annotations
 

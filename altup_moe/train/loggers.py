@@ -115,7 +115,12 @@ class WandB:
 
         run_dir = Path(config.log.run_dir)
         self._run = wandb.init(
-            project=project, name=run_dir.name, dir=str(run_dir), config=config.to_dict(), resume="allow", id=run_dir.name
+            project=project,
+            name=run_dir.name,
+            dir=str(run_dir),
+            config=config.to_dict(),
+            resume="allow",
+            id=run_dir.name,
         )
 
     def log(self, metrics: StepMetrics) -> None:

@@ -53,7 +53,7 @@ def train(config: RunConfig) -> int:
     """Train a checked configuration under torchrun or alone; every rank calls it.
 
     Returns:
-        0 when all steps are done (or train.stop_after is reached), `EXIT_STOPPED` when a signal stopped the run after saving.
+        0 when all steps are done (or train.stop_after is reached), `EXIT_STOPPED` when a signal stopped it, saved.
     Raises:
         UserError: what the user can mend, before any process group exists.
     """

@@ -70,8 +70,8 @@ class StepMetrics:
 def flops_per_token(config: RunConfig) -> float:
     """Floating-point operations of forward and backward for one token, active experts only.
 
-    Two per multiply-add, backward twice the forward (Kaplan et al., arXiv 2001.08361, section 2.1); attention counts the
-    causal half of the scores; mixing the stream counts K (K + 1) multiply-adds a feature and layer.
+    Two per multiply-add, backward twice the forward (Kaplan et al., arXiv 2001.08361, section 2.1); attention counts
+    the causal half of the scores; mixing the stream counts K (K + 1) multiply-adds a feature and layer.
     """
     m, a, moe = config.model, config.altup, config.moe
     kv = m.num_query_groups * m.kv_channels

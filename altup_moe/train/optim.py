@@ -21,7 +21,9 @@ def is_coefficient(name: str) -> bool:
 def parameter_groups(optim: OptimConfig) -> dict[ParamKey, dict[str, float]]:
     """Coefficients: own learning rate, no decay. Norms (vectors): no decay. Matrices: the defaults."""
     coefficients = ParamWithNamePredicate("coefficients", lambda parameter, name: is_coefficient(name))
-    vectors = ParamWithNamePredicate("vectors", lambda parameter, name: parameter.dim() == 1 and not is_coefficient(name))
+    vectors = ParamWithNamePredicate(
+        "vectors", lambda parameter, name: parameter.dim() == 1 and not is_coefficient(name)
+    )
     mult = optim.coefficient_lr_mult
     return {
         ParamKey(with_name_predicate=coefficients): {

@@ -39,7 +39,9 @@ def find_resume_point(config: RunConfig, world_size: int) -> ResumePoint | None:
     if directory is None:
         return None
     if not config.checkpoint.resume:
-        fits = f"{checkpoints_dir(config.log.run_dir)} holds a run; name another directory, or set checkpoint.resume true"
+        fits = (
+            f"{checkpoints_dir(config.log.run_dir)} holds a run; name another directory, or set checkpoint.resume true"
+        )
         raise ConfigError("log.run_dir", config.log.run_dir, fits)
     manifest = read_manifest(directory)
     if manifest.world_size != world_size:

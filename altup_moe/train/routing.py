@@ -48,7 +48,7 @@ def summarise_routing(chunks: list[nn.Module], config: RunConfig, topology: Topo
         record = router.record
         row = torch.cat([record.counts, torch.stack([record.dropped, record.aux, record.z])])
         table[router.layer_number - 1] += row.double()
-    # Tensor and context ranks hold different tokens of a micro-batch, and shares of its losses: a plain sum is the whole.
+    # Tensor and context ranks hold different tokens of a micro-batch, and shares of its losses: a sum is the whole.
     dist.all_reduce(table)
     counts, dropped, aux, z = table.split([experts, 1, 1, 1], dim=1)
     micro_batches = config.train.global_batch_size / config.train.micro_batch_size

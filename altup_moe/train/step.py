@@ -17,8 +17,8 @@ from torch import Tensor
 from altup_moe.altup.variants import stream_width
 from altup_moe.config import RunConfig
 from altup_moe.parallel.topology import Topology
-from altup_moe.train.routing import RoutingSummary, clear_routing, summarise_routing
 from altup_moe.train.batches import Batch, SampleDataset, micro_batches
+from altup_moe.train.routing import RoutingSummary, clear_routing, summarise_routing
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from altup_moe.config import (
     AltUpConfig,
-    MoEConfig,
     ModelConfig,
+    MoEConfig,
     OptimConfig,
     ParallelConfig,
     RunConfig,

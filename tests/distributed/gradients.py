@@ -9,10 +9,10 @@ from torch import Tensor
 from altup_moe.config import RunConfig
 from altup_moe.model.build import build_model, named_tensors
 from altup_moe.parallel.topology import topology
-from altup_moe.train.optim import build_optimizer
 from altup_moe.train.batches import Batch
-from altup_moe.train.step import run_schedule
+from altup_moe.train.optim import build_optimizer
 from altup_moe.train.routing import clear_routing, summarise_routing
+from altup_moe.train.step import run_schedule
 from tests.distributed.cases import micro_batch, micro_batch_count, skewed
 
 

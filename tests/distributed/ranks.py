@@ -1,7 +1,7 @@
 """Run a function on n gloo ranks of this machine and bring back what each returned.
 
-Ranks are forked from a server that has torch and Megatron imported, so that starting some costs a second, not ten. They meet
-in a file, not on a port. A rank that fails or hangs ends all of them, and none outlives the call.
+Ranks are forked from a server that has torch and Megatron imported, so that starting some costs a second, not ten.
+They meet in a file, not on a port. A rank that fails or hangs ends all of them, and none outlives the call.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ BAD = {
     "world size does not match": ([], 1, "parallel.expert"),
     "data-parallel size does not match": (["--parallel.data", "4"], 2, "parallel.data"),
     "no such corpus": (["--data.corpus", "nowhere/data"], 2, "data.corpus"),
-    "schedule": (["--optim.warmup-steps", "301"], 2, "optim.warmup_steps"),
+    "schedule": (["--optim.min-learning-rate", "1"], 2, "optim.min_learning_rate"),
     "stray word": (["train.steps=3"], 2, "train.steps"),
 }
 

@@ -53,7 +53,7 @@ FITTING = [
     ({**EXPERTS, "moe__expert_bias_update_rate": 1e-3, "moe__score_function": "sigmoid"}, 1),
     ({**EXPERTS, "moe__layer_freq": 8, "moe__top_k": 8}, 1),
     ({"optim__schedule": "wsd", "optim__decay_steps": 180}, 1),
-    ({"optim__warmup_steps": 200, "train__stop_after": 200}, 1),
+    ({"optim__warmup_steps": 500, "train__stop_after": 200}, 1),
     ({"data__corpus": "wikipedia-sample"}, 1),
 ]
 
