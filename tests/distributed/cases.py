@@ -75,7 +75,8 @@ def small(layout: str, **sections: dict) -> RunConfig:
 def skewed(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> Tensor:
     """Weights of a global tensor's box: as seeded, but routing skewed and coefficients, norms and biases random."""
     value = initial(name, shape, box, config)
-    noise = normal(name, shape, box, 0.3, seed=7)
+    # This seed leaves no coefficient whose true gradient nearly cancels: there fp32 itself is off by 1e-4 of it.
+    noise = normal(name, shape, box, 0.3, seed=11)
     if name.endswith("router.weight"):
         rows = torch.arange(*box[0])[:, None]
         return torch.where(rows == 0, 8 * value, value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,15 +32,15 @@ def reference_model(config: RunConfig, weights=skewed):
 
 
 def reference_step(config: RunConfig) -> tuple[float, dict[str, Tensor]]:
-    """(training loss, gradient of every parameter) of one step of the reference."""
-    model, count = reference_model(config), micro_batch_count(config)
+    """(training loss, gradient of every parameter) of one step of the reference, in float64: free of its own rounding."""
+    model, count = reference_model(config).double(), micro_batch_count(config)
     total = 0.0
     for index in range(count):
         losses = model.losses(*micro_batch(config, index))
         loss = (losses.lm_sum / losses.num_tokens + losses.aux + losses.z) / count
         loss.backward()
         total += float(loss.detach())
-    return total, {name: p.grad for name, p in model.named_parameters()}
+    return total, {name: p.grad.float() for name, p in model.named_parameters()}
 
 
 def layout_step(config: RunConfig) -> tuple[float, list[tuple[str, tuple, np.ndarray]]]:
@@ -96,3 +98,21 @@ def worst_difference(expected: dict[str, Tensor], ranks: list) -> tuple[float, s
     missing = [name for name, mask in seen.items() if not mask.all()]
     assert not missing, f"no rank holds {missing}"
     return worst, where
+
+
+def layout_step_without(config: RunConfig, reduction: str):
+    """`layout_step` with one of the gradient reductions taken out of this rank."""
+    from megatron.core.distributed import DistributedDataParallel
+
+    import altup_moe.model.build as build
+
+    # The package's attribute of this name is the function; the module is only in sys.modules.
+    finalize = sys.modules["megatron.core.distributed.finalize_model_grads"]
+    nothing = {
+        "data-parallel gradients": (DistributedDataParallel, "finish_grad_sync"),
+        "sequence-parallel gradients": (finalize, "_allreduce_non_tensor_model_parallel_grads"),
+        "expert gradients over tensor ranks": (build, "mark_expert_parameters"),
+        "tied embedding over stages": (finalize, "_allreduce_word_embedding_grads"),
+    }
+    setattr(*nothing[reduction], lambda *args, **kwargs: None)
+    return layout_step(config)

@@ -1,0 +1,101 @@
+"""Every layout's gradients equal the reference's: all parameters, all replicas, skewed routing, fp32."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import pytest
+
+from altup_moe.config import RunConfig
+from tests.distributed.cases import LAYOUTS, small, world_size
+from tests.distributed.gradients import layout_step, layout_step_without, reference_step, worst_difference
+from tests.distributed.ranks import run_ranks
+
+pytestmark = pytest.mark.distributed
+
+TOLERANCE = 1e-5
+
+
+@functools.cache
+def _reference(config: RunConfig):
+    return reference_step(config)
+
+
+def assert_parity(config: RunConfig, size: int) -> None:
+    """Loss and gradients of one step on `size` ranks against the reference."""
+    # The reference is one process: its step does not depend on the layout, and is computed once a model.
+    plain = replace(config, parallel=LAYOUTS["one"], train=replace(config.train, recompute="none"))
+    loss, expected = _reference(plain)
+    ranks = run_ranks(size, layout_step, config)
+    for rank, (got, _) in enumerate(ranks):
+        assert got == pytest.approx(loss, rel=TOLERANCE), f"loss on rank {rank}"
+    difference, where = worst_difference(expected, ranks)
+    assert difference <= TOLERANCE, f"{where}: relative difference {difference:.2e}"
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout: str, width: int) -> None:
+    assert_parity(small(layout, altup={"width": width}), world_size(layout))
+
+
+@pytest.mark.parametrize("layout", ["one", "tp2-ep1", "pp2-vpp2", "tp2-pp2-ep2"])
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_recompute(layout: str, recompute: str) -> None:
+    assert_parity(small(layout, train={"recompute": recompute}), world_size(layout))
+
+
+@pytest.mark.parametrize("layout", ["dp2", "ep2", "tp2-ep1", "tp2-ep2", "dp2-pp2", "cp2"])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_distributed_optimizer(layout: str, overlap: bool) -> None:
+    parallel = {"distributed_optimizer": True, "overlap_grad_reduce": overlap}
+    assert_parity(small(layout, parallel=parallel), world_size(layout))
+
+
+VARIANTS = {
+    "gemma": {"altup": {"variant": "gemma"}},
+    "round_robin": {"altup": {"variant": "round_robin"}},
+    "sum": {"altup": {"variant": "sum", "recycled": False}},
+    "same": {"altup": {"select": "same"}},
+    "wide tables": {"altup": {"recycled": False, "width": 4}},
+    "K=8": {"altup": {"width": 8}},
+    "tied": {"model": {"share_embeddings_and_output_weights": True}},
+    "tied wide": {"model": {"share_embeddings_and_output_weights": True}, "altup": {"recycled": False}},
+    "dense": {"moe": {"num_experts": 0}},
+    "all experts": {"moe": {"layer_freq": 1, "top_k": 1}},
+    "capacity": {"moe": {"capacity_factor": 1.0}},
+    "all-gather": {"moe": {"dispatcher": "allgather"}},
+    "sigmoid, bias, shared": {
+        "moe": {"score_function": "sigmoid", "expert_bias_update_rate": 1e-2, "shared_expert_size": 16}
+    },
+}
+
+
+@pytest.mark.parametrize("layout", ["one", "tp2-ep1", "tp2-pp2-ep2"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants(variant: str, layout: str) -> None:
+    config = small(layout, **VARIANTS[variant])
+    if config.moe.num_experts == 0 and layout != "one":
+        # Without experts the same ranks are tensor, pipeline and data ranks.
+        config = replace(config, parallel=replace(config.parallel, expert=1))
+    assert_parity(config, world_size(layout))
+
+
+REDUCTIONS = {
+    "data-parallel gradients": "dp2",
+    "sequence-parallel gradients": "tp2",
+    "expert gradients over tensor ranks": "tp2-ep1",
+    "tied embedding over stages": "pp2",
+}
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_notices_a_missing_reduction(reduction: str) -> None:
+    """The comparison above is worth something: take one reduction away, and it fails."""
+    layout = REDUCTIONS[reduction]
+    config = small(layout, model={"share_embeddings_and_output_weights": layout == "pp2"})
+    _, expected = _reference(replace(config, parallel=LAYOUTS["one"]))
+    ranks = run_ranks(world_size(layout), layout_step_without, config, reduction)
+    difference, _ = worst_difference(expected, ranks)
+    assert difference > 1e-2
