@@ -6,8 +6,10 @@ A mistake of the user's is one line on stderr and exit code 2, found before torc
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,12 +182,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Under a launcher all ranks find the same mistake; only rank 0 prints it.
     """
+    _quiet_libraries()
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"altup-moe: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return EXIT_USER_ERROR
+
+
+def _quiet_libraries() -> None:
+    """Megatron-Core announces at import what it falls back to without Transformer Engine and apex: expected here."""
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"megatron\.")
+    logging.getLogger("megatron").setLevel(logging.ERROR)
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -61,12 +61,25 @@ def set_weights(chunks: list[nn.Module], config: RunConfig, topology: Topology, 
             entry.tensor[piece.local_index].copy_(value(piece.name, piece.shape, piece.box, config))
 
 
+def mark_sharded(chunks: list[nn.Module], config: RunConfig, topology: Topology) -> None:
+    """Say which parameters differ between tensor ranks, for the gradient norm.
+
+    Megatron counts a parameter without ``tensor_model_parallel`` on tensor rank 0 alone, and sets the mark only where it
+    draws weights itself, which we do not let it. Experts always count: each rank of their norm's group holds others.
+    """
+    for entry in named_tensors(chunks, config, topology):
+        boxes = [(piece.shape, tuple(stop - start for start, stop in piece.box)) for piece in entry.pieces]
+        part = any(shape != held for shape, held in boxes)
+        entry.tensor.tensor_model_parallel = part or ".experts." in entry.name  # type: ignore[attr-defined]
+
+
 def build_model(config: RunConfig, topology: Topology, value: WeightSource = initial) -> list[DistributedDataParallel]:
     """This rank's model chunks (one, or parallel.virtual_pipeline of them), ready for Megatron's schedules."""
     seed_dropout(config.train.seed, topology)
     stages: list[int | None] = list(range(topology.virtual_size)) if topology.virtual_size > 1 else [None]
     chunks = [build_chunk(config, topology, stage) for stage in stages]
     set_weights(list(chunks), config, topology, value)
+    mark_sharded(list(chunks), config, topology)
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=config.parallel.overlap_grad_reduce,

@@ -195,7 +195,7 @@ class Losses(NamedTuple):
 
     ``lm_sum``: summed cross-entropy in nats; ``num_tokens``: tokens it was summed over (scalars).
     ``aux``, ``z``: summed over MoE layers, coefficients included (scalars).
-    ``counts``: layer -> int64 [E], tokens each expert took, after dropping. ``dropped``: layer -> assignments lost.
+    ``counts``: layer -> int64 [E], tokens routed to each expert, before dropping. ``dropped``: layer -> assignments lost.
     """
 
     lm_sum: Tensor
@@ -286,7 +286,7 @@ class AltUpMoEForCausalLM(PreTrainedModel, GenerationMixin):
         """After an optimizer step: move every router's bias towards balance.
 
         Args:
-            counts_per_layer: layer -> [E], tokens taken after dropping, summed over the global batch.
+            counts_per_layer: layer -> [E], tokens routed to each (before dropping), summed over the global batch.
         """
         for n, counts_E in counts_per_layer.items():
             bias_E = self.get_buffer(f"model.layers.{n}.mlp.router.expert_bias")

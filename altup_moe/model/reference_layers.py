@@ -181,7 +181,7 @@ def updated_expert_bias(bias_E: Tensor, counts_E: Tensor, rate: float) -> Tensor
 class Routing:
     """What one MoE layer decided in one forward pass.
 
-    ``counts_E``: tokens each expert took, after dropping (int64 [E]). ``dropped``: assignments lost to capacity.
+    ``counts_E``: tokens routed to each expert, before dropping (int64 [E]): the demand. ``dropped``: assignments lost to capacity.
     ``aux``, ``z``: the layer's losses with their coefficients, scalars.
     """
 
@@ -231,7 +231,7 @@ class MoE(nn.Module):
         logits_TE = self.router(x_TD)
         bias_E, k, scoring = self.router.expert_bias, config.num_experts_per_tok, config.moe_score_function
         probs_TE, map_TE = route(logits_TE, bias_E, k, scoring)
-        dropped = 0
+        counts_E, dropped = map_TE.sum(0), 0
         if capacity_factor is not None:
             capacity = expert_capacity(s * b, k, config.num_experts, capacity_factor)
             kept_TE = keep_within_capacity(probs_TE, map_TE, capacity)
@@ -247,4 +247,4 @@ class MoE(nn.Module):
 
         aux = config.moe_aux_loss_coeff * load_balancing_loss(logits_TE, k, scoring)
         z = config.moe_z_loss_coeff * router_z_loss(logits_TE)
-        return y_TD.view(s, b, d).transpose(0, 1), Routing(map_TE.sum(0), dropped, aux, z)
+        return y_TD.view(s, b, d).transpose(0, 1), Routing(counts_E, dropped, aux, z)

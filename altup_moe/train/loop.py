@@ -66,10 +66,11 @@ def train(config: RunConfig) -> int:
         dist.barrier()
         samples = samples or open_samples(config, prepared_prefix(config), scan=False)
         run = _start(config, topo, samples, resume)
-        loggers = open_loggers(config, run.step + 1) if topo.is_first else []
+        loggers: list[Logger] = []
         if topo.is_first:
             save_config(config, Path(config.log.run_dir) / "config.yaml")
             copytree(samples.tokenizer_dir, tokenizer_dir(config.log.run_dir), dirs_exist_ok=True)
+            loggers = open_loggers(config, run.step + 1)
             _say_start(run, resume)
         try:
             return _steps(run, loggers, stop)

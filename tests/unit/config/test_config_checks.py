@@ -145,7 +145,6 @@ WRONG = [
         "8 or 16 would fit",
     ),
     ({"optim__min_learning_rate": 1.0}, 1, "optim.min_learning_rate", "at most optim.learning_rate"),
-    ({"optim__warmup_steps": 201}, 1, "optim.warmup_steps", "at most train.steps (200)"),
     ({"optim__schedule": "wsd", "optim__decay_steps": 181}, 1, "optim.decay_steps", "(180)"),
     ({"optim__decay_steps": 20}, 1, "optim.decay_steps", "optim.warmup_steps (20)"),
     ({"train__stop_after": 201}, 1, "train.stop_after", "at most train.steps (200)"),
