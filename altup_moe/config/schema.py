@@ -62,7 +62,7 @@ class AltUpConfig:
     select: Literal["alternating", "same"] = "alternating"
     """Block that layer l computes on: l mod K, or always block 0."""
     recycled: bool = True
-    """True: a d wide embedding copied K times, blocks summed before the final norm. False: tables K d wide, both ends."""
+    """True: a d wide embedding copied K times, blocks summed at the end. False: tables K d wide, both ends."""
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ def set_weights(chunks: list[nn.Module], config: RunConfig, topology: Topology, 
 def mark_sharded(chunks: list[nn.Module], config: RunConfig, topology: Topology) -> None:
     """Say which parameters differ between tensor ranks, for the gradient norm.
 
-    Megatron counts a parameter without ``tensor_model_parallel`` on tensor rank 0 alone, and sets the mark only where it
-    draws weights itself, which we do not let it. Experts always count: each rank of their norm's group holds others.
+    Megatron counts a parameter without ``tensor_model_parallel`` on tensor rank 0 alone, and sets the mark only where
+    it draws weights itself, which we do not let it. Experts always count: each rank of their norm's group holds others.
     """
     for entry in named_tensors(chunks, config, topology):
         boxes = [(piece.shape, tuple(stop - start for start, stop in piece.box)) for piece in entry.pieces]

@@ -195,7 +195,7 @@ class Losses(NamedTuple):
 
     ``lm_sum``: summed cross-entropy in nats; ``num_tokens``: tokens it was summed over (scalars).
     ``aux``, ``z``: summed over MoE layers, coefficients included (scalars).
-    ``counts``: layer -> int64 [E], tokens routed to each expert, before dropping. ``dropped``: layer -> assignments lost.
+    ``counts``: layer -> int64 [E], tokens routed to each expert before dropping. ``dropped``: layer -> routes lost.
     """
 
     lm_sum: Tensor

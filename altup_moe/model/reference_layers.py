@@ -181,7 +181,7 @@ def updated_expert_bias(bias_E: Tensor, counts_E: Tensor, rate: float) -> Tensor
 class Routing:
     """What one MoE layer decided in one forward pass.
 
-    ``counts_E``: tokens routed to each expert, before dropping (int64 [E]): the demand. ``dropped``: assignments lost to capacity.
+    ``counts_E``: tokens routed to each expert, before dropping (int64 [E]). ``dropped``: routes lost to capacity.
     ``aux``, ``z``: the layer's losses with their coefficients, scalars.
     """
 

@@ -126,8 +126,9 @@ def measure(bench: StepBench) -> list[WidthResult]:
     """All widths, with ratios to the first."""
     for width in bench.widths:
         check_config(run_config(bench, width), 1)
-    seconds = measure_times(bench)
+    # Memory first: a child's peak starts at what its parent holds.
     peaks = {width: measure_memory(bench, width) for width in bench.widths}
+    seconds = measure_times(bench)
     base = bench.widths[0]
     base_median = statistics.median(seconds[base])
     return [

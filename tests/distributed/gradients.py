@@ -32,7 +32,7 @@ def reference_model(config: RunConfig, weights=skewed):
 
 
 def reference_step(config: RunConfig) -> tuple[float, dict[str, Tensor]]:
-    """(training loss, gradient of every parameter) of one step of the reference, in float64: free of its own rounding."""
+    """(training loss, gradient of every parameter) of one step of the reference, in float64 (free of rounding)."""
     model, count = reference_model(config).double(), micro_batch_count(config)
     total = 0.0
     for index in range(count):
