@@ -6,6 +6,7 @@ Everything that depends on a version stands here, so that the rest reads as if t
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 from torch import nn
@@ -25,6 +26,17 @@ def moe_submodules(mlp_spec: Any) -> Any:
     if isinstance(mlp_spec, functools.partial):
         return mlp_spec.keywords["submodules"]
     return mlp_spec.submodules
+
+
+def batch_on_context_rank(batch: dict[str, Any]) -> dict[str, Any]:
+    """Megatron's zigzag part of a batch ([B, S] tensors by name) for this context-parallel rank.
+
+    0.19.2 also wants to be told that the split is not its hybrid one.
+    """
+    from megatron.core.utils import get_batch_on_this_cp_rank
+
+    hybrid = "is_hybrid_cp" in inspect.signature(get_batch_on_this_cp_rank).parameters
+    return get_batch_on_this_cp_rank(batch, **({"is_hybrid_cp": False} if hybrid else {}))
 
 
 def mark_expert_parameters(module: nn.Module) -> None:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from megatron.core.utils import get_batch_on_this_cp_rank
 from torch import Tensor
+
+from altup_moe.parallel.compat import batch_on_context_rank
 
 
 class SampleDataset(Protocol):
@@ -39,7 +40,7 @@ class Batch:
         """This context-parallel rank's part of the sequence (Megatron's zigzag), for each [B, S / context_size]."""
         if context_size == 1:
             return self
-        return Batch(**get_batch_on_this_cp_rank(vars(self).copy()))
+        return Batch(**batch_on_context_rank(vars(self).copy()))
 
 
 def _collate(dataset: SampleDataset, numbers: range, end: int) -> Batch:
