@@ -114,5 +114,13 @@ def layout_step_without(config: RunConfig, reduction: str):
         "expert gradients over tensor ranks": (build, "mark_expert_parameters"),
         "tied embedding over stages": (finalize, "_allreduce_word_embedding_grads"),
     }
-    setattr(*nothing[reduction], lambda *args, **kwargs: None)
+    # Not marking experts is a fault on megatron-core 0.16.1 alone; marking them as dense is one on every version.
+    instead = _mark_experts_dense if "expert" in reduction else lambda *args, **kwargs: None
+    setattr(*nothing[reduction], instead)
     return layout_step(config)
+
+
+def _mark_experts_dense(module: torch.nn.Module) -> None:
+    for name, parameter in module.named_parameters():
+        if ".experts." in name:
+            parameter.allreduce = True  # type: ignore[attr-defined]
