@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from altup_moe.altup.mixing import mix_and_write, read
-from altup_moe.altup.stream import copy_blocks, join_blocks, narrow, split_blocks, sum_blocks, widen
 from altup_moe.altup.variants import VARIANTS, selected_block
 
 S, B, D = 3, 2, 5
@@ -68,19 +67,6 @@ def test_bf16_stream_keeps_fp32_coefficient_gradients_and_owns_its_memory() -> N
     out.float().square().sum().backward()
     assert {value.grad.dtype for value in c.values()} == {torch.float32}
     assert stream.grad.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("width", [1, 2, 4])
-def test_stream(width: int) -> None:
-    wide, plain = torch.randn(S, B, width * D), torch.randn(S, B, D)
-    stream = split_blocks(wide, width)
-    assert torch.equal(join_blocks(stream, width), wide)
-    for k in range(width):
-        assert torch.equal(stream[k * S : (k + 1) * S], wide[..., k * D : (k + 1) * D])
-    torch.testing.assert_close(sum_blocks(copy_blocks(plain, width), width), width * plain)
-    assert torch.equal(narrow(widen(wide, width, "altup", False), width, "altup", False), wide)
-    summed = widen(wide, width, "sum", False)
-    torch.testing.assert_close(summed, sum(wide[..., k * D : (k + 1) * D] for k in range(width)))
 
 
 def test_selected_block() -> None:

@@ -1,0 +1,56 @@
+"""With recycled embeddings the widened model is the plain one before its first step: the whole Megatron model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from altup_moe.config import ParallelConfig
+from altup_moe.model.build import build_model
+from altup_moe.parallel.topology import Topology, topology
+from altup_moe.train.batches import Batch
+from altup_moe.train.step import run_schedule
+from tests.distributed.cases import micro_batch, micro_batch_count, small
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Topology]:
+    """A world of one rank; the environment that `topology` completes is put back."""
+    before = dict(os.environ)
+    with topology(ParallelConfig()) as topo:
+        yield topo
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def first_loss(topo: Topology, width: int, epsilon: float, **altup: object) -> float:
+    """Mean loss in nats per token of the first step's micro-batches under the seeded weights."""
+    config = small("one", altup={"width": width, **altup}, model={"layernorm_epsilon": epsilon})
+    chunks = build_model(config, topo)
+    batches = [Batch(*micro_batch(config, n), torch.ones(2, 16)) for n in range(micro_batch_count(config))]
+    with torch.no_grad():
+        loss, tokens = run_schedule(chunks, batches, config, topo, forward_only=True).tolist()
+    assert tokens == 8 * 16
+    return loss / tokens
+
+
+@pytest.mark.parametrize("select", ["alternating", "same"])
+@pytest.mark.parametrize("variant", ["altup", "gemma"])
+@pytest.mark.parametrize("width", [2, 4])
+def test_recycled_model_starts_as_the_plain_one(alone: Topology, width: int, variant: str, select: str) -> None:
+    plain = first_loss(alone, 1, 1e-10)
+    assert first_loss(alone, width, 1e-10, variant=variant, select=select) == pytest.approx(plain, rel=1e-6)
+
+
+def test_wide_tables_do_not(alone: Topology) -> None:
+    """The equality above is not for lack of sensitivity."""
+    assert abs(first_loss(alone, 2, 1e-10, recycled=False) / first_loss(alone, 1, 1e-10) - 1) > 1e-3
+
+
+def test_only_epsilon_keeps_them_apart(alone: Topology) -> None:
+    """The final norm divides K^2 times the mean square by itself plus epsilon: K does not quite cancel."""
+    plain, wide = first_loss(alone, 1, 1e-5), first_loss(alone, 4, 1e-5)
+    assert wide == pytest.approx(plain, rel=1e-3)
