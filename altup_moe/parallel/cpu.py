@@ -19,6 +19,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 
 _CPU = torch.device("cpu")
 _FACTORIES = ("empty", "zeros", "ones", "full", "tensor", "arange", "rand", "randn")
@@ -97,6 +98,8 @@ def _redirect_factories() -> None:
 
         return on_cpu
 
+    # `with torch.device(...)` knows factories by identity, from a list made at its first use: of the originals, then.
+    _device_constructors()
     for name in _FACTORIES:
         setattr(torch, name, redirect(getattr(torch, name)))
 
