@@ -50,7 +50,8 @@ def test_wide_tables_do_not(alone: Topology) -> None:
     assert abs(first_loss(alone, 2, 1e-10, recycled=False) / first_loss(alone, 1, 1e-10) - 1) > 1e-3
 
 
-def test_only_epsilon_keeps_them_apart(alone: Topology) -> None:
-    """The final norm divides K^2 times the mean square by itself plus epsilon: K does not quite cancel."""
-    plain, wide = first_loss(alone, 1, 1e-5), first_loss(alone, 4, 1e-5)
-    assert wide == pytest.approx(plain, rel=1e-3)
+@pytest.mark.parametrize("width", [2, 4])
+def test_only_epsilon_keeps_them_apart(alone: Topology, width: int) -> None:
+    """The final norm sees the plain model's sum K times: at a visible epsilon the factor does not quite cancel."""
+    difference = first_loss(alone, width, 1e-5) / first_loss(alone, 1, 1e-5) - 1
+    assert 1e-6 < abs(difference) < 1e-4
