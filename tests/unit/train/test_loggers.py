@@ -1,0 +1,159 @@
+"""Where records go: metrics.jsonl that a crash cannot spoil, lines on the console, TensorBoard, missing trackers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from altup_moe.config import ConfigError, LogConfig, RunConfig
+from altup_moe.train.loggers import Console, JsonLines, TensorBoard, check_loggers, open_loggers
+from tests.unit.train.records import MOE, VALID, record
+
+
+def write(path: Path, first: int, last: int, **fields: object) -> None:
+    logger = JsonLines(path, first)
+    for step in range(first, last + 1):
+        logger.log(record(step, **fields))
+    logger.close()
+
+
+def read(path: Path) -> list[dict]:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+
+
+def test_a_line_a_step_with_the_fields_that_have_a_value(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, 1, 2)
+    assert read(path) == [record(step).to_dict() for step in (1, 2)]
+    assert "valid_loss" not in read(path)[0]
+    assert "aux_loss" not in read(path)[0]
+    write(path, 3, 3, **MOE, **VALID)
+    assert read(path)[2]["valid_bits_per_byte"] == 1.375
+    assert read(path)[2]["dropped_share"] == 0.125
+
+
+def test_steps_done_again_replace_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, 1, 9, loss=1.0)
+    write(path, 6, 7, loss=2.0)
+    assert [(line["step"], line["loss"]) for line in read(path)] == [
+        *((n, 1.0) for n in range(1, 6)),
+        (6, 2.0),
+        (7, 2.0),
+    ]
+
+
+def test_a_fresh_start_begins_an_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, 1, 5)
+    JsonLines(path, 1).close()
+    assert path.read_text() == ""
+
+
+@pytest.mark.parametrize("torn", ['{"step": 4, "loss": 2.', '{"step": 4', "{", '{"loss": 2.5}', "\x00\x00\x00"])
+def test_a_torn_line_and_what_follows_is_cut(torn: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, 1, 3)
+    with open(path, "a") as file:
+        file.write(torn + "\n" + json.dumps({"step": 5}) + "\n")
+    write(path, 9, 9)
+    assert [line["step"] for line in read(path)] == [1, 2, 3, 9]
+
+
+def test_a_line_without_its_end_is_kept_apart_from_the_next(tmp_path: Path) -> None:
+    """The crash may have taken the newline alone."""
+    path = tmp_path / "metrics.jsonl"
+    write(path, 1, 3)
+    path.write_text(path.read_text().rstrip("\n"))
+    write(path, 4, 4)
+    assert [line["step"] for line in read(path)] == [1, 2, 3, 4]
+
+
+def test_nan_and_infinity_become_null(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, 1, 1, grad_norm=math.nan, loss=math.inf, lm_loss=-math.inf)
+    (line,) = read(path)
+    assert line["grad_norm"] is line["loss"] is line["lm_loss"] is None
+    assert line["step"] == 1
+
+
+def test_lines_are_there_before_the_run_ends(tmp_path: Path) -> None:
+    logger = JsonLines(tmp_path / "metrics.jsonl", 1)
+    logger.log(record(1))
+    assert len(read(tmp_path / "metrics.jsonl")) == 1
+    logger.close()
+
+
+def test_piped_console_prints_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(steps=10, interval=4, first_step=1)
+    for step in range(1, 11):
+        console.log(record(step, **(VALID if step == 7 else {})))
+    console.close()
+    lines = capsys.readouterr().out.splitlines()
+    # Every fourth step, the last one, and the one with a validation; each is the record's line, nothing around it.
+    assert lines == [record(step, **(VALID if step == 7 else {})).line(10) for step in (4, 7, 8, 10)]
+    assert "\x1b" not in "".join(lines)
+
+
+def test_terminal_console_keeps_whole_lines_above_the_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")  # narrower than a line: it must not be cut
+    console = Console(steps=3, interval=1, first_step=2)
+    for step in (2, 3):
+        console.log(record(step))
+    console.close()
+    out = capsys.readouterr().out
+    assert record(2).line(3) in out
+    assert "3/3" in out
+    console.close()  # once more does no harm
+
+
+@pytest.mark.parametrize(("key", "package"), [("wandb_project", "wandb"), ("mlflow_experiment", "mlflow")])
+def test_a_missing_tracker_is_named(key: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = set()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in known else None)
+    check_loggers(LogConfig())  # nothing is asked for
+    with pytest.raises(ConfigError, match=f"pip install {package}") as error:
+        check_loggers(LogConfig(**{key: "mine"}))
+    assert (error.value.key, error.value.value) == (f"log.{key}", "mine")
+    known.add(package)
+    check_loggers(LogConfig(**{key: "mine"}))
+
+
+def test_tensorboard_files_hold_every_number(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoard(tmp_path, first_step=1)
+    logger.log(record(1, grad_norm=math.nan))
+    logger.log(record(2, loss=2.0, **VALID))
+    logger.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 2.5), (2, 2.0)]
+    assert [(e.step, e.value) for e in events.Scalars("valid_loss")] == [(2, 3.25)]
+    assert set(events.Tags()["scalars"]) == set(record(2, **VALID).to_dict()) - {"step"}
+
+
+def test_loggers_of_a_run(tmp_path: Path) -> None:
+    def kinds(**log: object) -> list[str]:
+        loggers = open_loggers(RunConfig(log=LogConfig(run_dir=str(tmp_path), **log)), 1)
+        for logger in loggers:
+            logger.close()
+        return [type(logger).__name__ for logger in loggers]
+
+    assert kinds(tensorboard=False) == ["JsonLines", "Console"]
+    assert not (tmp_path / "tensorboard").exists()
+    assert kinds() == ["JsonLines", "Console", "TensorBoard"]
+    assert (tmp_path / "metrics.jsonl").is_file()
+    assert list((tmp_path / "tensorboard").iterdir())

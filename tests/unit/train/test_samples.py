@@ -1,0 +1,103 @@
+"""Samples: a number alone says what they hold; every token of an epoch is used; nothing is written beside the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from altup_moe.config import ConfigError, DataError
+from altup_moe.data.document import Document
+from altup_moe.data.prepare import open_prepared, prepare
+from altup_moe.data.split import split_documents
+from altup_moe.data.tokenizer import Tokenizer, token_byte_lengths, train_bpe
+from altup_moe.train.samples import open_corpus, open_samples, prepared_prefix
+from tests.unit.train.runs import TEXT, tiny
+
+LENGTH = tiny().model.seq_length
+
+
+def test_samples_are_slices_of_the_documents(bpe: Tokenizer, prefix: Path) -> None:
+    data = open_samples(tiny(), prefix)
+    assert len(data.train) >= 12  # steps * global batch size
+    assert data.tokenizer.sha256 == bpe.sha256
+    assert data.fingerprint == open_prepared(prefix, 300).manifest.bin_sha256
+    assert data.byte_lengths.tolist() == token_byte_lengths(bpe).tolist()
+    for sample in (data.train[0], data.valid[0]):
+        assert sample["tokens"].shape == sample["labels"].shape == sample["loss_mask"].shape == (LENGTH,)
+        assert torch.equal(sample["tokens"][1:], sample["labels"][:-1])
+        assert set(sample["loss_mask"].tolist()) == {1.0}
+
+
+def test_training_and_validation_share_no_document(prefix: Path) -> None:
+    """Every document begins with its number."""
+    config = tiny(data={"valid_fraction": 0.3})
+    data, index = open_samples(config, prefix), open_prepared(prefix, 300).index
+    lengths = [len(index.document(n)) for n in range(len(index))]
+    parts = split_documents(lengths, 0.3)
+
+    def seen(dataset) -> str:
+        return data.tokenizer.decode(torch.cat([dataset[n]["tokens"] for n in range(len(dataset))]).tolist())
+
+    for mine, other, dataset in ((0, 1, data.train), (1, 0, data.valid)):
+        text = seen(dataset)
+        assert any(f"{n} the cat" in text for n in parts[mine])
+        assert not any(f".\n{n} the cat" in text for n in parts[other])
+
+
+def test_a_sample_depends_on_seed_and_number_alone(prefix: Path) -> None:
+    def first(**train: int) -> list[list[int]]:
+        dataset = open_samples(tiny(train=train), prefix, scan=False).train
+        return [dataset[n]["tokens"].tolist() for n in range(8)]
+
+    assert first() == first() == first(micro_batch_size=1)
+    assert first(seed=1) != first(seed=2)
+
+
+def test_nothing_is_written_beside_the_data(prefix: Path) -> None:
+    before = sorted(prefix.parent.rglob("*"))
+    open_samples(tiny(), prefix)
+    assert sorted(prefix.parent.rglob("*")) == before
+
+
+def test_no_validation_reads_more_than_there_is(prefix: Path) -> None:
+    data = open_samples(tiny(), prefix)
+    assert data.valid_count(tiny(train={"eval_samples": 1})) == 1
+    assert data.valid_count(tiny(train={"eval_samples": 10**6})) == len(data.valid)
+
+
+def test_too_little_text_for_one_sample_is_refused(prefix: Path) -> None:
+    with pytest.raises(ConfigError, match=r"part of the data has \d+ tokens") as error:
+        open_samples(tiny(model={"seq_length": 4096}), prefix)
+    assert error.value.key == "model.seq_length"
+
+
+def test_a_vocabulary_that_is_too_small_is_refused(prefix: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        open_samples(tiny(model={"vocab_size": 260}), prefix)
+    assert error.value.key == "model.vocab_size"
+
+
+def test_damage_is_found_by_the_scanning_rank(bpe: Tokenizer, tmp_path: Path) -> None:
+    prepare([Document(str(n), TEXT) for n in range(8)], bpe, tmp_path / "tokens", "mine")
+    content = bytearray((tmp_path / "tokens.bin").read_bytes())
+    content[10] ^= 1
+    (tmp_path / "tokens.bin").write_bytes(bytes(content))
+    with pytest.raises(DataError, match=r"tokens\.bin"):
+        open_samples(tiny(), tmp_path / "tokens")
+
+
+def test_a_prefix_is_taken_as_it_is(prefix: Path, tmp_path: Path) -> None:
+    config = tiny(data={"corpus": str(prefix)}, log={"run_dir": str(tmp_path / "run")})
+    assert prepared_prefix(config) == prefix
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_corpus_is_read_whole_and_with_the_same_tokenizer(bpe: Tokenizer, prefix: Path, tmp_path: Path) -> None:
+    samples, lengths = open_corpus(tiny(), str(prefix), bpe.directory)
+    assert len(samples) == (open_prepared(prefix, 300).manifest.tokens - 1) // LENGTH
+    assert lengths.tolist() == token_byte_lengths(bpe).tolist()
+    other = train_bpe([TEXT], 290, tmp_path / "other")
+    with pytest.raises((ConfigError, DataError), match="another tokenizer"):
+        open_corpus(tiny(), str(prefix), other.directory)
