@@ -75,14 +75,12 @@ def open_corpus(config: RunConfig, corpus: str, tokenizer_dir: Path) -> tuple[GP
     Args:
         corpus: a named corpus, tokenised with the run's tokenizer, or the prefix of data that it made.
     Raises:
-        ConfigError: prepared data of another tokenizer.
+        DataError: prepared data of another tokenizer.
     """
     tokenizer = load_tokenizer(tokenizer_dir)
     cache = Path(config.data.cache or Path(config.log.run_dir) / "data")
     prefix = Path(prepare_named(corpus, config.model.vocab_size, str(tokenizer_dir), cache))
     prepared = open_prepared(prefix, config.model.vocab_size)
-    if prepared.manifest.tokenizer_sha256 != tokenizer.sha256:
-        raise ConfigError("corpus", corpus, f"was tokenised by another tokenizer than {tokenizer_dir}")
     dataset = IndexedDataset(str(prefix), mmap=True)
     documents = np.arange(len(prepared.index))
     samples = _gpt_dataset(config, dataset, prefix, documents, None, Split.valid, tokenizer)
