@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from altup_moe.checkpoint.store import read_json, read_manifest
@@ -23,16 +23,17 @@ def assemble(directory: Path) -> dict[str, Tensor]:
     seen: set[tuple[str, str]] = set()
     for rank in range(read_manifest(directory).world_size):
         file = directory / f"rank_{rank:05d}.safetensors"
-        pieces = read_json(file.with_suffix(".json"))["pieces"]
+        meta = read_json(file.with_suffix(".json"))
         try:
+            pieces = meta["pieces"]
             with safe_open(str(file), framework="pt") as tensors:
                 for key, held in pieces.items():
                     new = [piece for piece in held if (piece["name"], str(piece["box"])) not in seen]
                     if new:
                         _place(tensors.get_tensor(key), new, whole, covered)
                         seen.update((piece["name"], str(piece["box"])) for piece in new)
-        except OSError as error:
-            raise DataError(file, f"cannot be read ({error})") from error
+        except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
+            raise DataError(file, f"cannot be read, or is not what its .json says ({error})") from error
     for name, tensor in whole.items():
         if covered[name] != tensor.numel():
             raise DataError(directory, f"{name}: the ranks' files hold {covered[name]} of {tensor.numel()} elements")

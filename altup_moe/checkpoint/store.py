@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -113,9 +114,9 @@ def latest(run_dir: str | Path) -> Path | None:
     pointer = checkpoints_dir(run_dir) / "latest"
     if not pointer.is_file():
         return None
-    name = pointer.read_text(encoding="utf-8").strip()
+    name = pointer.read_text(encoding="utf-8", errors="replace").strip()
     directory = pointer.parent / name
-    if Path(name).name != name or not (directory / "manifest.json").is_file():
+    if not re.fullmatch(r"step_\d{8,}", name) or not (directory / "manifest.json").is_file():
         raise DataError(pointer, f"names {name!r}, which is no complete checkpoint in {pointer.parent}")
     return directory
 
@@ -153,9 +154,12 @@ def read_rank(directory: Path, rank: int) -> RankState:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or a DataError that names the file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(path, f"cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise DataError(path, f"holds a JSON {type(content).__name__}, not an object")
+    return content
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -176,5 +180,6 @@ def _fsync(path: Path) -> None:
 def _prune(root: Path, newest: str, keep: int) -> None:
     complete = sorted(p for p in root.glob("step_*") if p.is_dir() and not p.name.endswith(".partial"))
     stale = [p for p in complete if p.name != newest][: max(0, len(complete) - keep)]
-    for path in stale:
+    # A partial directory that is left now is a save that was killed: this one's own has just been renamed.
+    for path in (*stale, *root.glob("step_*.partial")):
         shutil.rmtree(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from megatron.core import tensor_parallel
+from megatron.core import parallel_state, tensor_parallel
 from torch import Tensor
 
 from altup_moe.parallel.seeds import derived_seed
@@ -12,7 +12,9 @@ from altup_moe.parallel.topology import Topology
 
 def seed_dropout(seed: int, topology: Topology) -> None:
     """Seed this rank's streams: ranks that hold the same activations agree, all others differ."""
-    stream = derived_seed(seed, "dropout", topology.pipeline_rank, topology.data_rank) % (1 << 31)
+    # Context ranks hold different tokens too: number them with the data ranks.
+    samples_rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+    stream = derived_seed(seed, "dropout", topology.pipeline_rank, samples_rank) % (1 << 31)
     torch.manual_seed(stream)
     tensor_parallel.model_parallel_cuda_manual_seed(stream)
 

@@ -98,3 +98,11 @@ def test_a_missing_file_is_named(file: str, tmp_path: Path) -> None:
     (path / file).unlink()
     with pytest.raises(DataError, match=file):
         assemble(path)
+
+
+@pytest.mark.parametrize("length", [0, 4, 20, -1])
+def test_a_truncated_file_is_named(length: int, tmp_path: Path) -> None:
+    file = write(tmp_path, [rank(0), rank(1)]) / "rank_00001.safetensors"
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(DataError, match=r"rank_00001\.safetensors"):
+        assemble(file.parent)

@@ -280,3 +280,14 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
     write_json(tmp_path / "a.json", {"new": 2})
     assert json.loads((tmp_path / "a.json").read_text()) == {"new": 2}
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "step_1", "../step_00000001"])
+def test_latest_names_checkpoints_of_its_own_directory_only(name: str, tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    root.mkdir()
+    (tmp_path / "manifest.json").write_text("{}")
+    (root / "manifest.json").write_text("{}")
+    (root / "latest").write_text(name)
+    with pytest.raises(DataError, match="latest"):
+        latest(tmp_path)
