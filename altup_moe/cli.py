@@ -22,7 +22,7 @@ from altup_moe.config.flags import parse, print_help
 from altup_moe.config.keys import nearest
 from altup_moe.config.load import load_config
 from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, Range
-from altup_moe.config.schema import Width
+from altup_moe.study.options import StepBench
 
 EXIT_USER_ERROR = 2
 
@@ -57,30 +57,6 @@ class GenerateOptions:
     """Draw from the likeliest tokens that together have this probability."""
     seed: int = 0
     """Seed of the draws."""
-
-
-@dataclass(frozen=True)
-class BenchStepOptions:
-    """Training-step time and peak memory of stream widths K: interleaved steps, medians, ratios to the first width."""
-
-    widths: tuple[Width, ...] = (1, 2, 4)
-    """Widths K to compare; the first is the base of the ratios."""
-    hidden_size: int = 512
-    """Width d of a layer, in features."""
-    num_layers: int = 8
-    """Transformer layers."""
-    seq_length: int = 256
-    """Tokens of a sample."""
-    micro_batch_size: int = 4
-    """Samples of a step."""
-    moe_experts: int = 0
-    """Experts of every layer; 0 is dense."""
-    repeats: int = 9
-    """Timed steps of each width, after two that are not counted."""
-    threads: int = 2
-    """CPU threads of torch."""
-    json: bool = False
-    """Print one JSON object instead of a table."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +115,7 @@ def generate(args: Sequence[str]) -> int:
 
 def bench_step(args: Sequence[str]) -> int:
     """Parse and check the options, then measure."""
-    o = parse(BenchStepOptions, args)
+    o = parse(StepBench, args)
     for key in ("hidden_size", "num_layers", "seq_length", "micro_batch_size", "repeats", "threads"):
         COUNT.check(key, getattr(o, key))
     NOT_NEGATIVE.check("moe_experts", o.moe_experts)
@@ -172,7 +148,7 @@ COMMANDS = {
         "[options]",
         "time a training step for several stream widths",
         bench_step,
-        lambda args: print_help(BenchStepOptions, "altup-moe bench step"),
+        lambda args: print_help(StepBench, "altup-moe bench step"),
     ),
 }
 

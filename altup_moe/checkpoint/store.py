@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from altup_moe.config import DataError
+from altup_moe.config.files import fsync, write_text
 
 FORMAT_VERSION = 1
 
@@ -60,12 +61,7 @@ def _name(step: int) -> str:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON so that the file is either the old or the new one, whole."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=1))
 
 
 def save(
@@ -90,7 +86,7 @@ def save(
     tensors = {key: tensor.clone() for key, tensor in tensors.items()}
     file = partial / f"rank_{rank:05d}.safetensors"
     save_file(tensors, str(file))
-    _fsync(file)
+    fsync(file)
     write_json(partial / f"rank_{rank:05d}.json", state.meta)
     barrier()
     if rank == 0:
@@ -98,8 +94,8 @@ def save(
         if final.exists():
             shutil.rmtree(final)
         os.rename(partial, final)
-        _fsync(root)
-        _write_text(root / "latest", final.name)
+        fsync(root)
+        _move_latest(root, final.name)
         _prune(root, final.name, keep)
     barrier()
     return final
@@ -162,19 +158,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    _fsync(partial)
-    os.replace(partial, path)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _move_latest(root: Path, name: str) -> None:
+    write_text(root / "latest", name)
 
 
 def _prune(root: Path, newest: str, keep: int) -> None:

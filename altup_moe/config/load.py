@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from altup_moe.config.errors import ConfigError, UserError
+from altup_moe.config.files import write_text
 from altup_moe.config.flags import parse
 from altup_moe.config.keys import alternatives, expects, field_hints, unknown_key
 from altup_moe.config.schema import RunConfig
@@ -139,12 +139,4 @@ def save_config(config: RunConfig, path: str | Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     # ASCII with escapes: PyYAML writes some Unicode line breaks in a way that it reads back as spaces.
     text = yaml.safe_dump(config.to_dict(), sort_keys=False)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(target, text)

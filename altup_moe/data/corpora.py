@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from altup_moe.config.errors import ConfigError, DataError, UserError
+from altup_moe.config.files import fsync
 from altup_moe.data.document import Document
-from altup_moe.data.files import fsync, staging
+from altup_moe.data.files import staging
 from altup_moe.data.wikitext import CLEANING_VERSION, articles
 
 logger = logging.getLogger(__name__)

@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from altup_moe.config.files import fsync
+
 CHUNK = 1 << 24  # bytes read at a time
 
 
@@ -20,15 +22,6 @@ def sha256_file(path: Path) -> str:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def fsync(path: Path) -> None:
-    """Flush a file or a directory entry to disk; a rename is durable only after its directory is flushed."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def fsync_tree(directory: Path) -> None:

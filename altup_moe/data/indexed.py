@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from altup_moe.config.errors import DataError
-from altup_moe.data.files import CHUNK, fsync, staging
+from altup_moe.config.files import fsync
+from altup_moe.data.files import CHUNK, staging
 
 MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from altup_moe.config.errors import DataError
-from altup_moe.data.files import fsync
+from altup_moe.config.files import fsync
 
 FORMAT_VERSION = 1
 _TYPES = {"str": str, "int": int}

@@ -18,26 +18,14 @@ import torch
 
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig, TrainConfig
 from altup_moe.config.checks import check_config
+from altup_moe.config.schema import Width
 from altup_moe.model.build import build_model
 from altup_moe.parallel.topology import Topology, topology
+from altup_moe.study.options import StepBench
 from altup_moe.train.batches import Batch
 from altup_moe.train.metrics import peak_memory_gib
 from altup_moe.train.optim import build_optimizer
 from altup_moe.train.step import train_step
-
-
-@dataclass(frozen=True)
-class StepBench:
-    """What to measure; the fields are those of the command's options."""
-
-    widths: tuple[int, ...]
-    hidden_size: int
-    num_layers: int
-    seq_length: int
-    micro_batch_size: int
-    moe_experts: int
-    repeats: int
-    threads: int
 
 
 @dataclass(frozen=True)
@@ -53,7 +41,7 @@ class WidthResult:
     memory_ratio: float
 
 
-def run_config(bench: StepBench, width: int) -> RunConfig:
+def run_config(bench: StepBench, width: Width) -> RunConfig:
     """The model that is stepped: recycled AltUp of a width, untrained, on random tokens."""
     heads = max(1, bench.hidden_size // 64)
     model = ModelConfig(
@@ -67,7 +55,7 @@ def run_config(bench: StepBench, width: int) -> RunConfig:
     )
     moe = MoEConfig(num_experts=bench.moe_experts, ffn_hidden_size=model.ffn_hidden_size // 2)
     train = TrainConfig(micro_batch_size=bench.micro_batch_size, global_batch_size=bench.micro_batch_size)
-    return RunConfig(model=model, altup=AltUpConfig(width=width), moe=moe, train=train)  # type: ignore[arg-type]
+    return RunConfig(model=model, altup=AltUpConfig(width=width), moe=moe, train=train)
 
 
 class _Stepper:
@@ -91,12 +79,12 @@ class _Stepper:
         return time.perf_counter() - started
 
 
-def measure_times(bench: StepBench) -> dict[int, list[float]]:
+def measure_times(bench: StepBench) -> dict[Width, list[float]]:
     """Seconds of each timed step by width, interleaved, after two steps of each that are not counted."""
     torch.set_num_threads(bench.threads)
     with topology(run_config(bench, 1).parallel) as topo:
         steppers = {width: _Stepper(run_config(bench, width), topo) for width in bench.widths}
-        seconds: dict[int, list[float]] = {width: [] for width in bench.widths}
+        seconds: dict[Width, list[float]] = {width: [] for width in bench.widths}
         for repeat in range(bench.repeats + 2):
             for width, stepper in steppers.items():
                 taken = stepper.step()
@@ -105,12 +93,12 @@ def measure_times(bench: StepBench) -> dict[int, list[float]]:
     return seconds
 
 
-def _peak(bench: StepBench, width: int, result: Any) -> None:
+def _peak(bench: StepBench, width: Width, result: Any) -> None:
     measure_times(replace(bench, widths=(width,), repeats=1))
     result.put(peak_memory_gib())
 
 
-def measure_memory(bench: StepBench, width: int) -> float:
+def measure_memory(bench: StepBench, width: Width) -> float:
     """Peak GiB of a fresh process that takes three steps of a width."""
     context = multiprocessing.get_context("spawn")
     result = context.Queue()
@@ -145,20 +133,10 @@ def measure(bench: StepBench) -> list[WidthResult]:
     ]
 
 
-def bench_step(options: Any) -> int:
-    """Measure and print a table, or one JSON object. ``options``: the command's `BenchStepOptions`."""
-    bench = StepBench(
-        widths=tuple(options.widths),
-        hidden_size=options.hidden_size,
-        num_layers=options.num_layers,
-        seq_length=options.seq_length,
-        micro_batch_size=options.micro_batch_size,
-        moe_experts=options.moe_experts,
-        repeats=options.repeats,
-        threads=options.threads,
-    )
+def bench_step(bench: StepBench) -> int:
+    """Measure and print a table, or one JSON object."""
     results = measure(bench)
-    if options.json:
+    if bench.json:
         machine = {"machine": platform.machine(), "torch": torch.__version__, "threads": bench.threads}
         print(json.dumps({"bench": vars(bench), **machine, "widths": [vars(r) for r in results]}))
         return 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from altup_moe.config import ConfigError, LogConfig, RunConfig
+from altup_moe.config.files import write_text
 from altup_moe.train.metrics import StepMetrics
 
 
@@ -46,9 +47,7 @@ class JsonLines:
                         kept.append(line)
                 except (ValueError, KeyError):
                     break  # a line cut short by a crash: it and all after it are redone
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, "".join(line + "\n" for line in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
 
     def log(self, metrics: StepMetrics) -> None:

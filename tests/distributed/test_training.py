@@ -14,10 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from altup_moe.config import ConfigError
 from altup_moe.config.load import save_config
 from altup_moe.train.guards import EXIT_STOPPED
-from tests.distributed.cases import LAYOUTS
 from tests.distributed.runs import losses, records, text_run, train_on_ranks
 
 pytestmark = pytest.mark.distributed
@@ -62,7 +60,7 @@ def test_layout_follows_one_rank(layout: str, width: int, way: str, directory: P
     assert len(got) == 20
     for key in ("loss", "grad_norm", "valid_loss"):
         values, wanted = ([r[key] for r in run if key in r] for run in (got, expected))
-        assert values == pytest.approx(wanted, rel=TOLERANCE if key != "grad_norm" else 1e-3), key
+        assert values == pytest.approx(wanted, rel=TOLERANCE), key
     # The curve goes down: equal losses of a model that does not train would say nothing.
     assert expected[-1]["loss"] < expected[0]["loss"] - 0.3
 
@@ -85,20 +83,6 @@ def test_resume_is_exact(way: str, layout: str, directory: Path) -> None:
     assert set(train_on_ranks(layout, cut)) == {0}
     assert losses(cut) == losses(whole)
     assert records(cut)[-1]["valid_loss"] == records(whole)[-1]["valid_loss"]
-
-
-def test_another_layout_is_refused(directory: Path) -> None:
-    config = text_run("one", directory, "other-layout", train={"steps": 2})
-    train_on_ranks("one", config)
-    other = replace(config, parallel=replace(LAYOUTS["one"], overlap_grad_reduce=True), model=replace(config.model))
-    assert train_on_ranks("one", other) == [0]
-    changed = replace(config, altup=replace(config.altup, width=4))
-    with pytest.raises(RuntimeError, match=r"altup\.width=4"):
-        train_on_ranks("one", changed)
-    from altup_moe.train.resume import find_resume_point
-
-    with pytest.raises(ConfigError, match="world size"):
-        find_resume_point(config, 2)
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:

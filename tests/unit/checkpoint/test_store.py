@@ -107,14 +107,14 @@ def test_everything_is_inside_the_run_directory(tmp_path: Path) -> None:
 def test_latest_moves_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = save_alone(tmp_path, 1)
     seen = []
-    write = store._write_text
+    move = store._move_latest
 
-    def watched(path: Path, text: str) -> None:
+    def watched(root: Path, name: str) -> None:
         # Whoever reads now still finds the old checkpoint, and the new one is complete.
-        seen.append((latest(tmp_path), read_manifest(path.parent / text).step, read_rank(path.parent / text, 0).meta))
-        write(path, text)
+        seen.append((latest(tmp_path), read_manifest(root / name).step, read_rank(root / name, 0).meta))
+        move(root, name)
 
-    monkeypatch.setattr(store, "_write_text", watched)
+    monkeypatch.setattr(store, "_move_latest", watched)
     second = save_alone(tmp_path, 2, keep=1)
     assert seen == [(first, 2, state().meta)]
     assert latest(tmp_path) == second
@@ -125,7 +125,7 @@ KILLS = {
     "tensors": (store, "save_file"),
     "what they are": (store, "write_json"),
     "renaming": (os, "rename"),
-    "moving latest": (store, "_write_text"),
+    "moving latest": (store, "_move_latest"),
     "replacing latest": (os, "replace"),
 }
 
