@@ -1,0 +1,50 @@
+"""One pass over the wide stream: every block and the layer's output in, every block out, one small matrix between.
+
+All of AltUp is one product with coefficients chosen by the caller:
+
+    out = W [x; y]        x [K, N] the stream, y [N] a layer's output (or absent), W [R, C], C = K + 1 (or K)
+
+Shape legend: K blocks, N = positions * samples * width of a block, R rows of the result, C columns of W.
+Bytes in blocks: forward C read + R written; backward R + C read (what arrived, what was saved) + C written.
+
+Three implementations with one contract (`Kernel`): `plain` is the definition, in torch; `compiled` is fused by
+torch.compile for CPUs; `triton` is for GPUs. All sum in fp32, whatever the stream's dtype.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from altup_moe.altup.kernels import plain
+
+Forward = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+"""(x [K, N], y [N] or None, W [R, C] fp32) -> out [R, N] in x's dtype, in memory of its own."""
+Backward = Callable[[Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor | None, Tensor]]
+"""(d_out [R, N], x, y, W) -> (d_x [K, N], d_y [N] or None, d_W [R, C] fp32)."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One implementation of the pass and of its derivative."""
+
+    name: str
+    forward: Forward
+    backward: Backward
+
+
+def kernel(name: str, device: torch.device) -> Kernel:
+    """The implementation called `name`: torch, compile, triton, or auto (triton on a GPU, torch elsewhere)."""
+    if name == "auto":
+        name = "triton" if device.type == "cuda" else "torch"
+    # The fused ones load a compiler: only when asked for.
+    module = plain if name == "torch" else importlib.import_module(f"altup_moe.altup.kernels.{MODULES[name]}")
+    return Kernel(name, module.forward, module.backward)
+
+
+MODULES = {"compile": "compiled", "triton": "triton_kernels"}
+"""Files of the implementations that are imported only when asked for."""

@@ -1,0 +1,28 @@
+"""The one pass in plain torch: the definition that the fused kernels are tested against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def forward(x_KN: Tensor, y_N: Tensor | None, w_RC: Tensor) -> Tensor:
+    """out = W [x; y], [R, N]: one product over the blocks, then a rank-one update in place for y."""
+    blocks = x_KN.shape[0]
+    out_RN = torch.mm(w_RC[:, :blocks], x_KN.float())
+    if y_N is not None:
+        out_RN.addr_(w_RC[:, blocks], y_N.float())
+    return out_RN.to(x_KN.dtype)
+
+
+def backward(d_RN: Tensor, x_KN: Tensor, y_N: Tensor | None, w_RC: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """d_x = W_x^T d, d_y = w_y^T d, d_W = d [x; y]^T (fp32)."""
+    blocks = x_KN.shape[0]
+    d32_RN = d_RN.float()
+    d_x = (w_RC[:, :blocks].t() @ d32_RN).to(x_KN.dtype)
+    d_w = torch.empty_like(w_RC)
+    d_w[:, :blocks] = d32_RN @ x_KN.float().t()
+    if y_N is None:
+        return d_x, None, d_w
+    d_w[:, blocks] = d32_RN @ y_N.float()
+    return d_x, (w_RC[:, blocks] @ d32_RN).to(y_N.dtype), d_w
