@@ -24,11 +24,11 @@ class Mixing:
     """The three weights of one layer, fp32.
 
     ``read``: the block index j where the layer reads block j alone, else weights [K].
-    ``mix``: [K, K], or None for the identity. ``write``: [K].
+    ``mix``: [K, K]. ``write``: [K].
     """
 
     read: int | Tensor
-    mix: Tensor | None
+    mix: Tensor
     write: Tensor
 
 
@@ -69,8 +69,8 @@ def gemma(block: int, c: Mapping[str, Tensor]) -> Mixing:
 
 def round_robin(block: int, c: Mapping[str, Tensor]) -> Mixing:
     """Read a learned blend of all blocks, leave them as they are, add the scaled output to block j."""
-    write = one_hot(c["read"].numel(), block).to(c["scale"].device) * c["scale"]
-    return Mixing(c["read"], None, write)
+    device, width = c["scale"].device, c["read"].numel()
+    return Mixing(c["read"], torch.eye(width, device=device), one_hot(width, block).to(device) * c["scale"])
 
 
 VARIANTS: dict[str, Variant] = {

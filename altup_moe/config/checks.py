@@ -242,6 +242,13 @@ def _batch(config: RunConfig, world_size: int) -> None:
         raise ConfigError("train.global_batch_size", t.global_batch_size, fits)
 
 
+def _overlap(config: RunConfig, world_size: int) -> None:
+    t = config.train
+    if config.overlap.microbatch_halves and t.micro_batch_size % 2:
+        fits = f"overlap.microbatch_halves cuts it in two; {_multiples(t.micro_batch_size, 2)}"
+        raise ConfigError("train.micro_batch_size", t.micro_batch_size, fits)
+
+
 def _schedule(config: RunConfig, world_size: int) -> None:
     o, steps = config.optim, config.train.steps
     if o.min_learning_rate > o.learning_rate:
@@ -277,6 +284,7 @@ CHECKS: list[Callable[[RunConfig, int], None]] = [
     _stages,
     _world,
     _batch,
+    _overlap,
     _schedule,
     _files,
 ]

@@ -63,6 +63,9 @@ class AltUpConfig:
     """Block that layer l computes on: l mod K, or always block 0."""
     recycled: bool = True
     """True: a d wide embedding copied K times, blocks summed at the end. False: tables K d wide, both ends."""
+    kernel: Literal["auto", "torch", "compile", "triton"] = "auto"
+    """Code of the mixing pass: plain torch, fused by torch.compile (needs a C++ compiler), or Triton (GPUs). auto takes
+    triton on a GPU and torch elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,19 @@ class ParallelConfig:
     """Shard optimizer state over data-parallel ranks (ZeRO-1)."""
     overlap_grad_reduce: bool = False
     """Reduce gradients while the backward pass runs."""
+
+
+@dataclass(frozen=True)
+class OverlapConfig:
+    """What runs while tokens travel to experts and back. Nothing here changes what is computed."""
+
+    mixing: Literal["deferred", "inline"] = "deferred"
+    """deferred: a layer mixes the stream while its communication is in flight, and only one axpy waits for its output.
+    inline: all of it waits."""
+    exchange: Literal["async", "blocking"] = "async"
+    """async: the experts' all-to-all is started, other work is done, then it is waited for. blocking: at once."""
+    microbatch_halves: bool = False
+    """Cut every micro-batch in two along the batch; one half computes while the other's all-to-all is in flight."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +241,7 @@ class RunConfig:
     altup: AltUpConfig = field(default_factory=AltUpConfig)
     moe: MoEConfig = field(default_factory=MoEConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    overlap: OverlapConfig = field(default_factory=OverlapConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -1,4 +1,8 @@
-"""The AltUp layer: read one block, run an untouched Megatron `TransformerLayer` on it, mix and write."""
+"""The AltUp layer: read one block, run an untouched Megatron `TransformerLayer` on it, mix and write.
+
+Two orders of the same arithmetic (altup.mixing): `inline` does everything around the layer's output; `deferred` posts
+the pass over the stream for the layer's communication windows, and only an axpy waits for the output.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,11 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer, TransformerLayer
 from torch import Tensor, nn
 
-from altup_moe.altup.mixing import mix_and_write, read
-from altup_moe.altup.variants import VARIANTS, selected_block
+from altup_moe.altup.kernels import kernel
+from altup_moe.altup.mixing import Pending, Reading, catch_up, look_ahead, mix_and_write, read, write_back
+from altup_moe.altup.variants import VARIANTS, Mixing, selected_block
 from altup_moe.model.transformer_config import AltUpTransformerConfig
+from altup_moe.moe.window import later
 
 
 class AltUpLayer(MegatronModule, BaseTransformerLayer):
@@ -23,6 +29,7 @@ class AltUpLayer(MegatronModule, BaseTransformerLayer):
         self.width = config.altup_width
         self.variant = VARIANTS[config.altup_variant]
         self.block = selected_block(self.layer_number - 1, self.width, config.altup_select)
+        self.kernel = kernel(config.altup_kernel, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         device = torch.cuda.current_device()
         self.coefficients = nn.ParameterDict(
             {
@@ -39,9 +46,36 @@ class AltUpLayer(MegatronModule, BaseTransformerLayer):
         """Global number of the layer, from 1 (Megatron's convention)."""
         return self.layer.layer_number
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
-        """Stream [K*S, B, D] -> (next stream [K*S, B, D], context). Other arguments go to the layer as they are."""
-        mixing = self.variant.mixing(self.block, dict(self.coefficients.items()))
+    def mixing(self) -> Mixing:
+        """The layer's weights (r, M, g)."""
+        return self.variant.mixing(self.block, dict(self.coefficients.items()))
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Any]:
+        """Inline: stream [K*S, B, D] -> (next stream, context). Other arguments go to the layer as they are."""
+        mixing = self.mixing()
         stream, u = read(hidden_states, mixing, self.width)
-        y, context = self.layer(u, *args, **kwargs)
-        return mix_and_write(stream, y, mixing), context
+        y, context = self.layer(u, **kwargs)
+        return mix_and_write(stream, y, mixing, self.kernel), context
+
+    def deferred(
+        self, stream: Pending, u: Tensor | None, reading: Reading | None, **kwargs: Any
+    ) -> tuple[Pending | None, Tensor | None]:
+        """One layer whose pass runs in its own windows.
+
+        Args:
+            stream: as the layer before left it. u: what this layer reads of it, None at the start of a chunk.
+            reading: what is read next; None ends the chunk, and the stream comes back written out.
+        Returns:
+            (stream, next u); the stream is None after the last reading.
+        """
+        mixing = self.mixing()
+        if u is None:
+            blocks, u = read(stream.blocks, mixing, self.width)
+            stream = Pending(blocks)
+        ahead = later(lambda: look_ahead(stream, mixing, reading, self.kernel))
+        y, _ = self.layer(u, **kwargs)
+        found = ahead.result()
+        if reading is None:
+            assert found.blocks is not None
+            return Pending(write_back(found.blocks, y, mixing.write, self.kernel)), None
+        return catch_up(found, y, mixing, reading, self.kernel)

@@ -10,11 +10,11 @@ from megatron.core.enums import ModelType
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.common.language_module.language_module import LanguageModule
-from megatron.core.transformer.transformer_block import TransformerBlock
 from torch import Tensor
 
 from altup_moe.altup.stream import embedding_width, output_width, widen
 from altup_moe.config import ModelConfig
+from altup_moe.model.altup_block import AltUpBlock
 from altup_moe.model.specs import stage_spec
 from altup_moe.model.transformer_config import AltUpTransformerConfig
 from altup_moe.parallel.topology import Topology
@@ -51,9 +51,9 @@ class AltUpGPT(LanguageModule):
             use_cpu_initialization=config.use_cpu_initialization,
             cp_group=topology.groups.cp,
         )
-        self.decoder = TransformerBlock(
+        self.decoder = AltUpBlock(
             config,
-            stage_spec(config, topology.pipeline_rank, vp_stage),
+            stage_spec(config, topology, vp_stage),
             pre_process=pre_process,
             post_process=post_process,
             pg_collection=topology.groups,

@@ -1,4 +1,4 @@
-"""RMSNorm that sequence parallelism accepts, and the end of the wide stream in the final norm's slot."""
+"""RMSNorm that sequence parallelism accepts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from altup_moe.altup.stream import narrow, output_width
+from altup_moe.altup.stream import output_width
 from altup_moe.model.transformer_config import AltUpTransformerConfig
 
 
@@ -30,16 +30,12 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
-class NarrowAndNorm(RMSNorm):
-    """The stream [K*S, B, D] narrowed to [S, B, D] (or [S, B, K*D] with wide tables), then RMSNorm.
+class FinalNorm(RMSNorm):
+    """RMSNorm of what the last layer's stream is narrowed to, [S, B, D] or with wide tables [S, B, K*D].
 
     It stands in the slot of a Megatron `TransformerBlock`'s final norm, which only the last stage builds.
     """
 
     def __init__(self, config: AltUpTransformerConfig, hidden_size: int, eps: float = 1e-5, **kwargs: Any) -> None:
-        self._shape = (config.altup_width, config.altup_variant, config.altup_recycled)
-        super().__init__(config, output_width(hidden_size, *self._shape), eps, **kwargs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Stream [K*S, B, D] -> [S, B, output width]."""
-        return super().forward(narrow(x, *self._shape))
+        width = output_width(hidden_size, config.altup_width, config.altup_variant, config.altup_recycled)
+        super().__init__(config, width, eps, **kwargs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
@@ -10,10 +12,13 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from altup_moe.altup.variants import stream_width
 from altup_moe.model.altup_layer import AltUpLayer
 from altup_moe.model.attention import CoreAttention
-from altup_moe.model.norm import NarrowAndNorm, RMSNorm
+from altup_moe.model.norm import FinalNorm, RMSNorm
+from altup_moe.model.tensor_window import WindowedRowParallelLinear
 from altup_moe.model.transformer_config import AltUpTransformerConfig
 from altup_moe.moe.megatron import CapacityRouter
-from altup_moe.parallel.compat import moe_submodules
+from altup_moe.moe.megatron_layer import WindowedMoELayer
+from altup_moe.parallel.compat import mlp_submodules, with_moe_layer
+from altup_moe.parallel.topology import Topology
 
 
 def is_moe_layer(layer: int, num_experts: int, layer_freq: int) -> bool:
@@ -21,8 +26,8 @@ def is_moe_layer(layer: int, num_experts: int, layer_freq: int) -> bool:
     return num_experts > 0 and (layer + 1) % layer_freq == 0
 
 
-def layer_spec(config: AltUpTransformerConfig, layer: int) -> ModuleSpec:
-    """Spec of the layer with global index `layer` (from 0)."""
+def layer_spec(config: AltUpTransformerConfig, layer: int, groups: Any) -> ModuleSpec:
+    """Spec of the layer with global index `layer` (from 0). ``groups``: Megatron's process groups."""
     experts = config.num_moe_experts or 0
     moe = is_moe_layer(layer, experts, config.moe_layer_freq)
     spec = get_gpt_layer_local_spec(num_experts=experts if moe else None, normalization="RMSNorm")
@@ -32,7 +37,10 @@ def layer_spec(config: AltUpTransformerConfig, layer: int) -> ModuleSpec:
     # Megatron's map renames fused norms in its own checkpoints; ours are separate modules.
     slots.sharded_state_dict_keys_map = {}
     if moe:
-        moe_submodules(slots.mlp).router = CapacityRouter
+        mlp_submodules(slots.mlp).router = CapacityRouter
+        slots.mlp = with_moe_layer(slots.mlp, WindowedMoELayer, groups)
+    else:
+        mlp_submodules(slots.mlp).linear_fc2 = WindowedRowParallelLinear
     if stream_width(config.altup_width, config.altup_variant) > 1:
         return ModuleSpec(module=AltUpLayer, submodules=slots)
     return spec
@@ -43,10 +51,11 @@ def first_layer(config: AltUpTransformerConfig, pipeline_rank: int, vp_stage: in
     return get_transformer_layer_offset(config, vp_stage, pipeline_rank)
 
 
-def stage_spec(config: AltUpTransformerConfig, pipeline_rank: int, vp_stage: int | None) -> TransformerBlockSubmodules:
+def stage_spec(config: AltUpTransformerConfig, topology: Topology, vp_stage: int | None) -> TransformerBlockSubmodules:
     """Specs of the layers of one model chunk, and the final norm that the last one builds."""
+    pipeline_rank, groups = topology.pipeline_rank, topology.groups
     first = first_layer(config, pipeline_rank, vp_stage)
     count = get_num_layers_to_build(config, vp_stage, pipeline_rank)
     return TransformerBlockSubmodules(
-        layer_specs=[layer_spec(config, first + i) for i in range(count)], layer_norm=NarrowAndNorm
+        layer_specs=[layer_spec(config, first + i, groups) for i in range(count)], layer_norm=FinalNorm
     )

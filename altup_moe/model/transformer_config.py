@@ -22,6 +22,10 @@ class AltUpTransformerConfig(TransformerConfig):
     altup_variant: str = "altup"
     altup_select: str = "alternating"
     altup_recycled: bool = True
+    altup_kernel: str = "auto"
+    overlap_mixing: bool = True
+    overlap_exchange: bool = True
+    overlap_halves: bool = False
 
 
 def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
@@ -69,6 +73,10 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
         altup_variant=a.variant,
         altup_select=a.select,
         altup_recycled=a.recycled,
+        altup_kernel=a.kernel,
+        overlap_mixing=config.overlap.mixing == "deferred",
+        overlap_exchange=config.overlap.exchange == "async",
+        overlap_halves=config.overlap.microbatch_halves,
     )
 
 

@@ -17,6 +17,7 @@ from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
 from altup_moe.moe.capacity import expert_capacity, keep_within_capacity
+from altup_moe.moe.halves import meet
 
 
 @dataclass
@@ -54,7 +55,23 @@ class CapacityRouter(TopKRouter):
         self.record = RoutingRecord.zero(self.config.num_moe_experts, self.weight.device)
 
     def routing(self, logits: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Probabilities and map [tokens, E] of logits [S, B, E]; in training, routes over capacity are cleared."""
+        """Probabilities and map [tokens, E] of logits [S, B, E]; in training, routes over capacity are cleared.
+
+        Halves of a micro-batch are routed together: its losses and its capacity are those of all its tokens.
+        """
+
+        def together(parts: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+            whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            results = self._routing_of_all(whole, *args, **kwargs)
+            if len(parts) == 1:
+                return [results]
+            # Megatron flattens [S, B, E] to [S*B, E]; halves lie along B.
+            halves = [t.view(*whole.shape[:2], -1).chunk(len(parts), dim=1) for t in results]
+            return [(p.flatten(0, 1), m.flatten(0, 1)) for p, m in zip(*halves, strict=True)]
+
+        return meet(logits, together)
+
+    def _routing_of_all(self, logits: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         probs, routing_map = super().routing(logits, *args, **kwargs)
         # Under recomputation the first pass runs without gradients, and the second one counts.
         counting = self.training and torch.is_grad_enabled()

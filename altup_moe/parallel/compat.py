@@ -9,6 +9,7 @@ import functools
 import inspect
 from typing import Any
 
+from megatron.core.transformer.spec_utils import ModuleSpec
 from torch import nn
 
 
@@ -21,11 +22,21 @@ def mend_megatron() -> None:
         moe_utils.te_general_gemm = None
 
 
-def moe_submodules(mlp_spec: Any) -> Any:
-    """The `MoESubmodules` inside an MoE spec: a ModuleSpec (0.16.1) or a partial of the layer (0.19.2)."""
+def mlp_submodules(mlp_spec: Any) -> Any:
+    """The submodules of a feed-forward's spec: a ModuleSpec (0.16.1) or a partial of the class (0.19.2)."""
     if isinstance(mlp_spec, functools.partial):
         return mlp_spec.keywords["submodules"]
     return mlp_spec.submodules
+
+
+def with_moe_layer(mlp_spec: Any, layer: type, groups: Any) -> Any:
+    """An MoE spec with `layer` in the place of Megatron's own, which is given the process groups.
+
+    0.16.1 hands them only to its own class, so they stand in the spec; 0.19.2 asks for a partial of the class.
+    """
+    if isinstance(mlp_spec, functools.partial):
+        return functools.partial(layer, *mlp_spec.args, **{**mlp_spec.keywords, "pg_collection": groups})
+    return ModuleSpec(module=layer, submodules=mlp_spec.submodules, params={"pg_collection": groups})
 
 
 def batch_on_context_rank(batch: dict[str, Any]) -> dict[str, Any]:

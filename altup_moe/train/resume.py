@@ -11,7 +11,7 @@ from altup_moe.config import ConfigError, RunConfig
 
 SAME = {
     "model": None,
-    "altup": None,
+    "altup": {"kernel"},
     "moe": None,
     "parallel": {"overlap_grad_reduce"},
     "data": {"cache"},

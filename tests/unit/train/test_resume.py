@@ -31,7 +31,7 @@ SECTIONS = {
 }  # fmt: skip
 MAY_DIFFER = {
     "parallel.overlap_grad_reduce", "data.cache", "train.eval_interval", "train.eval_samples", "train.stop_after",
-    "train.recompute", "train.micro_batch_size",
+    "train.recompute", "train.micro_batch_size", "altup.kernel",
 }  # fmt: skip
 KEYS = [f"{section}.{field.name}" for section, kind in SECTIONS.items() for field in fields(kind)]
 

@@ -1,0 +1,30 @@
+"""The window of a dense layer: the reduce-scatter that ends its feed-forward under tensor parallelism."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core.tensor_parallel.layers import RowParallelLinear
+from torch import Tensor
+
+from altup_moe.moe.exchange import ReduceScatter, start, wait
+from altup_moe.moe.window import run_posted
+
+
+class WindowedRowParallelLinear(RowParallelLinear):
+    """`RowParallelLinear` under sequence parallelism whose reduction is started, then waited for."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Megatron's word for "the caller communicates".
+        self.explicit_expert_comm = self.sequence_parallel and self.tp_group.size() > 1
+
+    def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[S, B, ffn / ranks] -> [S / ranks, B, D], and the bias that is left to the caller."""
+        output, bias = super().forward(input_)
+        if not self.explicit_expert_comm:
+            return output, bias
+        started = start(output, ReduceScatter(self.tp_group))
+        if self.config.overlap_exchange:
+            run_posted()
+        return wait(started), bias

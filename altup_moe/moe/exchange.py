@@ -1,0 +1,174 @@
+"""Collectives in two acts: `start` launches one and returns, `wait` blocks until it is done.
+
+What stands between the two runs while bytes travel. The backward pass mirrors it: the gradient of `wait` launches the
+reverse collective, that of `start` waits for it, and what stood between has its gradient computed in between (autograd
+runs operations in reverse order of their creation).
+
+With gloo the work goes on in the group's own threads. With NCCL it goes on in the communicator's own stream: `wait`
+makes the current stream wait for an event there and does not block the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from altup_moe.timeline.spans import in_flight, waiting
+
+
+class Collective(Protocol):
+    """What can be started: (input) -> (output buffer, its work), and the collective of its gradient."""
+
+    name: str
+
+    def launch(self, sent: Tensor) -> tuple[Tensor, Any]:
+        """Start it on a contiguous tensor."""
+
+    def reverse(self) -> Collective:
+        """The collective that carries gradients back."""
+
+
+@dataclass(frozen=True)
+class AllToAll:
+    """Rows to and from every rank of a group: `send[r]` rows go to rank r, `receive[r]` come from it."""
+
+    group: Any
+    send: tuple[int, ...]
+    receive: tuple[int, ...]
+    name: str = "all-to-all"
+
+    def launch(self, sent: Tensor) -> tuple[Tensor, Any]:
+        """[sum(send), ...] -> [sum(receive), ...]. Raises ValueError before the call if the sizes do not fit."""
+        self._check(sent)
+        received = sent.new_empty((sum(self.receive), *sent.shape[1:]))
+        work = dist.all_to_all_single(
+            received, sent, list(self.receive), list(self.send), group=self.group, async_op=True
+        )
+        return received, work
+
+    def reverse(self) -> AllToAll:
+        """The same rows the other way."""
+        return AllToAll(self.group, self.receive, self.send, self.name)
+
+    def _check(self, sent: Tensor) -> None:
+        # gloo would abort the process in C++, without a word of who sent what.
+        size, who = self.group.size(), f"{self.name} on rank {self.group.rank()} of {self.group.size()}"
+        for what, counts in (("send", self.send), ("receive", self.receive)):
+            if len(counts) != size or any(n < 0 for n in counts):
+                raise ValueError(f"{who}: {what} sizes {list(counts)} are not {size} counts of rows")
+        if sum(self.send) != sent.shape[0]:
+            raise ValueError(f"{who}: send sizes {list(self.send)} do not add up to the tensor's {sent.shape[0]} rows")
+
+
+@dataclass(frozen=True)
+class ReduceScatter:
+    """The sum over a group's ranks, of which each keeps its part of the first dimension."""
+
+    group: Any
+    name: str = "reduce-scatter"
+
+    def launch(self, sent: Tensor) -> tuple[Tensor, Any]:
+        """[n, ...] -> [n / ranks, ...]."""
+        kept = sent.new_empty((sent.shape[0] // self.group.size(), *sent.shape[1:]))
+        return kept, dist.reduce_scatter_tensor(kept, sent, group=self.group, async_op=True)
+
+    def reverse(self) -> AllGather:
+        """Every rank needs the gradients of all parts."""
+        return AllGather(self.group)
+
+
+@dataclass(frozen=True)
+class AllGather:
+    """The parts of all ranks of a group, one after another along the first dimension."""
+
+    group: Any
+    name: str = "all-gather"
+
+    def launch(self, sent: Tensor) -> tuple[Tensor, Any]:
+        """[n, ...] -> [n * ranks, ...]."""
+        whole = sent.new_empty((sent.shape[0] * self.group.size(), *sent.shape[1:]))
+        return whole, dist.all_gather_into_tensor(whole, sent, group=self.group, async_op=True)
+
+    def reverse(self) -> ReduceScatter:
+        """Gradients of one part are added up from all ranks."""
+        return ReduceScatter(self.group)
+
+
+class Flight:
+    """A started collective: what it will fill, and what is to be waited for."""
+
+    def __init__(self, collective: Collective, backward: bool) -> None:
+        self._collective, self._backward = collective, backward
+        self._buffer: Tensor | None = None
+        self._work: Any = None
+
+    def launch(self, sent: Tensor) -> Tensor:
+        """Start; returns the buffer, whose values come later."""
+        self._buffer, self._work = self._collective.launch(sent.contiguous())
+        in_flight(self._collective.name, self._work, backward=self._backward)
+        return self._buffer
+
+    def land(self) -> Tensor:
+        """Block until it is done; returns the buffer, filled."""
+        with waiting(self._collective.name, backward=self._backward):
+            self._work.wait()
+        assert self._buffer is not None
+        # A view: as an output of autograd's it is a tensor of its own.
+        return self._buffer.view_as(self._buffer)
+
+
+class _Start(torch.autograd.Function):
+    """Launches, and hands on what is sent: the gradient that comes back along this edge has its shape."""
+
+    @staticmethod
+    def forward(ctx: Any, sent: Tensor, there: Flight, back: Flight) -> Tensor:
+        ctx.back = back
+        there.launch(sent)
+        return sent.view_as(sent)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        ctx.back.land()
+        return grads[0], None, None
+
+
+class _Wait(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, sent: Tensor, there: Flight, back: Flight) -> Tensor:
+        ctx.back = back
+        return there.land()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        # Not filled yet: it goes to _Start's backward and nowhere else.
+        return ctx.back.launch(grads[0]), None, None
+
+
+@dataclass(frozen=True)
+class Started:
+    """What `wait` needs of a `start`."""
+
+    sent: Tensor
+    there: Flight
+    back: Flight
+
+
+def start(sent: Tensor, collective: Collective) -> Started:
+    """Launch a collective on a tensor, and return at once."""
+    there, back = Flight(collective, backward=False), Flight(collective.reverse(), backward=True)
+    return Started(_Start.apply(sent, there, back), there, back)
+
+
+def wait(started: Started) -> Tensor:
+    """What arrived."""
+    return _Wait.apply(started.sent, started.there, started.back)
+
+
+def all_to_all(group: Any, send: Sequence[int], receive: Sequence[int]) -> AllToAll:
+    """An `AllToAll` from counts of any integer kind (lists, arrays)."""
+    return AllToAll(group, tuple(int(n) for n in send), tuple(int(n) for n in receive))

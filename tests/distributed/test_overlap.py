@@ -1,0 +1,57 @@
+"""Every way to overlap computes what the reference computes: losses and gradients, skewed routing, 1 to 4 ranks."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.distributed.cases import LAYOUTS, small, world_size
+from tests.distributed.test_gradients import assert_parity
+
+pytestmark = pytest.mark.distributed
+
+EVERYWHERE = {"moe": {"layer_freq": 1}}
+MODES = {
+    f"{mixing} {exchange}{' halves' if halves else ''}": {
+        "overlap": {"mixing": mixing, "exchange": exchange, "microbatch_halves": halves}
+    }
+    for mixing in ("inline", "deferred")
+    for exchange in ("blocking", "async")
+    for halves in (False, True)
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize("layout", ["ep2", "tp2-pp2-ep2"])
+def test_modes(layout: str, width: int, mode: str) -> None:
+    assert_parity(small(layout, altup={"width": width}, **MODES[mode]), world_size(layout))
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in ("ep2", "tp2-pp2-ep2")])
+def test_halves_in_every_layout(layout: str) -> None:
+    assert_parity(small(layout, overlap={"microbatch_halves": True}), world_size(layout))
+
+
+HALVES = {
+    "capacity": {"moe": {"layer_freq": 1, "capacity_factor": 1.0}},
+    "shared expert": {"moe": {"layer_freq": 1, "shared_expert_size": 16}},
+    "all-gather": {"moe": {"dispatcher": "allgather"}},
+    "wide tables": {"altup": {"recycled": False, "width": 4}, **EVERYWHERE},
+    "gemma": {"altup": {"variant": "gemma"}, **EVERYWHERE},
+    "recompute": {"train": {"recompute": "full"}, **EVERYWHERE},
+    "selective recompute": {"train": {"recompute": "selective"}},
+    "top 1": {"moe": {"layer_freq": 1, "top_k": 1}},
+    "K=8": {"altup": {"width": 8}},
+}
+
+
+@pytest.mark.parametrize("case", HALVES)
+def test_halves(case: str) -> None:
+    assert_parity(small("ep2", overlap={"microbatch_halves": True}, **HALVES[case]), 2)
+
+
+@pytest.mark.parametrize("mixing", ["inline", "deferred"])
+@pytest.mark.parametrize("width", [1, 4])
+def test_dense_layers_under_tensor_parallelism(width: int, mixing: str) -> None:
+    config = small("tp2", altup={"width": width}, overlap={"mixing": mixing}, moe={"num_experts": 0})
+    assert_parity(config, 2)
