@@ -33,17 +33,16 @@ def offsets(recordings: Sequence[Recording]) -> list[int]:
     """
     firsts: dict[str, int] = {}
     for recording in recordings:
-        begins = [step.begin_ns for step in recording.whole()[:1]]
-        firsts[recording.host] = min([*begins, *([firsts[recording.host]] if recording.host in firsts else [])] or [0])
-    first = [firsts[recording.host] for recording in recordings]
-    begins = [span.begin_ns - at for recording, at in zip(recordings, first, strict=True) for span in recording.spans]
-    lead = min([0, *begins])  # a span may begin before the first step
-    return [at + lead for at in first]
+        for step in recording.whole()[:1]:
+            firsts[recording.host] = min(step.begin_ns, firsts.get(recording.host, step.begin_ns))
+    starts = [firsts.get(recording.host, 0) for recording in recordings]
+    # Spans may begin before the first step.
+    lead = min((s.begin_ns - at for r, at in zip(recordings, starts, strict=True) for s in r.spans), default=0)
+    return [at + min(0, lead) for at in starts]
 
 
-def _metadata(pid: int, name: str, **args: Any) -> dict[str, Any]:
-    tid = {"tid": args.pop("tid")} if "tid" in args else {}
-    return {"ph": "M", "pid": pid, **tid, "name": name, "args": args}
+def _metadata(what: str, args: dict[str, Any], **ids: int) -> dict[str, Any]:
+    return {"ph": "M", "name": what, "args": args, **ids}
 
 
 def _complete(pid: int, tid: int, name: str, begin_ns: int, end_ns: int, **more: Any) -> dict[str, Any]:
@@ -65,16 +64,17 @@ def _span(pid: int, tid: int, span: Span, offset: int) -> dict[str, Any]:
 
 
 def _events(recording: Recording, offset: int) -> Iterator[dict[str, Any]]:
-    rank = recording.rank
-    yield _metadata(rank, "process_name", name=f"rank {rank} on {recording.host}" if recording.host else f"rank {rank}")
-    yield _metadata(rank, "process_sort_index", sort_index=rank)
-    yield _metadata(rank, "thread_name", tid=_STEPS, name="steps")
+    rank, host = recording.rank, recording.host
+    yield _metadata("process_name", {"name": f"rank {rank} on {host}" if host else f"rank {rank}"}, pid=rank)
+    yield _metadata("process_sort_index", {"sort_index": rank}, pid=rank)
+    yield _metadata("thread_name", {"name": "steps"}, pid=rank, tid=_STEPS)
     for number, step in enumerate(recording.steps):
         yield _complete(rank, _STEPS, f"step {number}", step.begin_ns - offset, step.end_ns - offset, cat="step")
     for kind, (tid, track) in _TRACKS.items():
         for lane, spans in enumerate(lanes(s for s in recording.spans if s.kind == kind) or [[]]):
-            yield _metadata(rank, "thread_name", tid=tid + lane, name=f"{track} {lane + 1}" if lane else track)
-            yield _metadata(rank, "thread_sort_index", tid=tid + lane, sort_index=tid + lane)
+            ids = {"pid": rank, "tid": tid + lane}
+            yield _metadata("thread_name", {"name": f"{track} {lane + 1}" if lane else track}, **ids)
+            yield _metadata("thread_sort_index", {"sort_index": tid + lane}, **ids)
             for span in spans:
                 yield _span(rank, tid + lane, span, offset)
 

@@ -16,8 +16,9 @@ Phase = Literal["forward", "backward"]
 class Span:
     """One interval of a rank.
 
-    `compute`: the compute thread (on CUDA: its stream) was busy with `name`. `flight`: the exchange `name` was under way,
-    from its launch to its completion. `wait`: the compute thread was blocked until `name` completed.
+    `compute`: the compute thread (on CUDA: its stream) was busy with `name`.
+    `flight`: the exchange `name` was under way, from its launch to its completion.
+    `wait`: the compute thread was blocked until `name` completed.
     Spans of one kind may nest and may overlap in any order. Times are ns of the host's monotonic clock.
     """
 

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.autograd.graph import Node
 
-from altup_moe.timeline.spans import Interval, Recorder, current
+from altup_moe.timeline.recorder import Interval, Recorder
+from altup_moe.timeline.spans import current
 
 # torch gives accumulation nodes, which belong to parameters and not to a call, the highest number there is.
 _ACCUMULATION = 2**64 - 1

@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# config, timeline <- altup, moe <- parallel <- model | data | checkpoint <- train <- study | plan <- cli, launch, tools.
+# config, timeline <- altup, moe <- parallel <- model | data | checkpoint <- train <- study | plan
+# <- cli, launch, tools.
 # A part may import those of earlier rows; the parts of one row are siblings and never import each other.
 ROWS = (
     ("config", "timeline"),
