@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import pytest
-import torch
 from torch.futures import Future
 
 from altup_moe.timeline.records import Span
@@ -143,6 +142,5 @@ def test_a_span_that_is_not_recorded_costs_next_to_nothing() -> None:
                 pass
         return (time.perf_counter() - started) / 20_000
 
-    assert not torch.cuda.is_available() or current() is None
     # About 0.25 us; the bound leaves room for a busy machine.
     assert min(per_span() for _ in range(5)) < 2e-6
