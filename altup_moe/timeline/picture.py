@@ -63,9 +63,10 @@ def _bars(axes: Any, spans: Sequence[Span], bottom: float, height: float, palett
         begin, length = span.begin_ns / 1e6, (span.end_ns - span.begin_ns) / 1e6
         colour = _WAIT if span.kind == "wait" else palette[span.name]
         hatch = "////" if span.phase == "backward" else None
-        axes.broken_barh(
-            [(begin, length)], (bottom, height), facecolor=colour, edgecolor="white", hatch=hatch, linewidth=0.4
-        )
+        # A white edge parts neighbours, but would leave nothing of a bar that is a pixel or two wide.
+        edge = "white" if length > 0.004 * span_ms else colour
+        bar = {"facecolor": colour, "edgecolor": edge, "hatch": hatch, "linewidth": 0.5}
+        axes.broken_barh([(begin, length)], (bottom, height), **bar)
         # A character of this size is about 0.5 % of the axis wide; with a hatch behind it, text needs a ground.
         if span.kind != "wait" and length > 0.0055 * span_ms * (len(span.name) + 1):
             ground = {"facecolor": colour, "edgecolor": "none", "pad": 1.0}
@@ -84,7 +85,7 @@ def _rank(axes: Any, rank: int, spans: Sequence[Span], palette: dict[str, str]) 
         ticks.append(((top + y) / 2, _LABEL[kind]))
         y -= 0.1
     for flight in (s for s in spans if s.kind == "flight"):
-        axes.axvspan(flight.begin_ns / 1e6, flight.end_ns / 1e6, color=_BAND, zorder=0, linewidth=0)
+        axes.axvspan(flight.begin_ns / 1e6, flight.end_ns / 1e6, color=_BAND, zorder=0, linewidth=0.5)
     axes.set_ylim(y, 0.15)
     axes.set_yticks([at for at, _ in ticks], [label for _, label in ticks])
     axes.set_title(f"rank {rank}", loc="left", fontsize=10, fontweight="bold")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from altup_moe.timeline.spans import current
 
 # torch gives accumulation nodes, which belong to parameters and not to a call, the highest number there is.
 _ACCUMULATION = 2**64 - 1
+
+_KEY = "altup_moe.timeline"
+"""Where a node's metadata holds the backward intervals of the calls that made it."""
 
 # Calls that have begun: (watch, forward interval, number of the first autograd node). A context variable, because
 # threads and greenlets each have their own: two halves of a micro-batch may be inside one module.
@@ -95,17 +99,26 @@ def _nodes(output: Any, first: int) -> set[Node]:
 
 def _time_backward(interval: Interval, output: Any, first: int) -> None:
     """From the first of a call's nodes to begin to the last to end. A second backward of the same graph extends it."""
-
-    def begin(*_: Any) -> None:
-        if interval.begin is None:
-            interval.begin = interval.clock.mark()
-
-    def end(*_: Any) -> None:
-        interval.end = interval.clock.mark()
-
     for node in _nodes(output, first):
-        node.register_prehook(begin)
-        node.register_hook(end)
+        # Watched modules may contain each other: a node's calls share its marks, or their spans would cross.
+        calls: list[Interval] = node.metadata.setdefault(_KEY, [])
+        if not calls:
+            node.register_prehook(partial(_begin_backward, calls))
+            node.register_hook(partial(_end_backward, calls))
+        calls.append(interval)
+
+
+def _begin_backward(calls: list[Interval], *_: Any) -> None:
+    mark = calls[0].clock.mark()
+    for call in calls:
+        if call.begin is None:
+            call.begin = mark
+
+
+def _end_backward(calls: list[Interval], *_: Any) -> None:
+    mark = calls[0].clock.mark()
+    for call in calls:
+        call.end = mark
 
 
 def watch(modules: nn.Module | Iterable[nn.Module], name: str) -> Watch:

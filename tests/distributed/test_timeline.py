@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
+from altup_moe.config import RunConfig
 from altup_moe.timeline.overlap import measure
 from altup_moe.timeline.records import Recording
 from altup_moe.timeline.spans import in_flight, record, span, step, waiting
+from altup_moe.timeline.watch import watch
+from tests.distributed import gradients
+from tests.distributed.cases import micro_batch_count, small, world_size
 from tests.distributed.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
 
 COMPUTE_S = 0.3
 LATE_S = 0.2
+PHASES = ("forward", "backward")
 
 
 def exchange(overlapped: bool) -> dict[str, Any]:
@@ -67,3 +74,37 @@ def test_an_exchange_is_seen_in_flight_and_waited_for(overlapped: bool) -> None:
     # In the second step rank 0 waits for rank 1, and says so.
     exposed = [measure(recording)[1].exposed_ms for recording in recordings]
     assert exposed[0] > 900 * LATE_S > exposed[1]
+
+
+def watched_step(config: RunConfig) -> tuple[Any, dict[str, Any]]:
+    """`layout_step`, recorded, with every layer and its parts watched; the rank's recording beside it."""
+    from megatron.core.transformer.transformer_layer import TransformerLayer
+
+    build = gradients.build_model
+
+    def build_and_watch(*args: Any) -> Any:
+        chunks = build(*args)
+        for layer in [m for chunk in chunks for m in chunk.modules() if isinstance(m, TransformerLayer)]:
+            watch(layer, "layer")
+            watch(layer.self_attention, "attention")
+            watch(layer.mlp, "mlp")
+        return chunks
+
+    gradients.build_model = build_and_watch
+    with record(dist.get_rank()) as recording:
+        result = gradients.layout_step(config)
+    return result, recording.to_dict()
+
+
+@pytest.mark.parametrize("layout", ["pp2-vpp2", "tp2-pp2-ep2"])
+def test_a_watched_model_trains_the_same_bits(layout: str) -> None:
+    config = small(layout)
+    expected = run_ranks(world_size(layout), gradients.layout_step, config)
+    watched = run_ranks(world_size(layout), watched_step, config)
+    for (loss, grads), ((got_loss, got), values) in zip(expected, watched, strict=True):
+        assert got_loss == loss
+        assert [g[:2] for g in got] == [g[:2] for g in grads]
+        assert all(np.array_equal(a, b) for (*_, a), (*_, b) in zip(got, grads, strict=True))
+        seen = Counter((s.name, s.phase) for s in Recording.from_dict(values).spans)
+        calls = config.model.num_layers // 2 * micro_batch_count(config)
+        assert seen == {(name, phase): calls for name in ("layer", "attention", "mlp") for phase in PHASES}
