@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +33,20 @@ _KINDS: tuple[Kind, ...] = ("compute", "flight", "wait")
 
 def _cut(recordings: Sequence[Recording], step: int) -> list[list[Span]]:
     """The spans of one step by rank, cut to it; times relative to the earliest rank's begin."""
-    cut = []
+    cut, begins = [], []
     for recording, offset in zip(recordings, offsets(recordings), strict=True):
         steps = recording.whole()
         if step >= len(steps):
             raise ValueError(f"rank {recording.rank} recorded {len(steps)} steps; there is no step {step}")
         begin, end = steps[step].begin_ns, steps[step].end_ns
+        begins.append(begin - offset)
         inside = [s for s in recording.spans if s.end_ns > begin and s.begin_ns < end]
-        cut.append(
-            [
-                Span(s.name, s.kind, max(s.begin_ns, begin) - offset, min(s.end_ns, end) - offset, s.phase)
-                for s in inside
-            ]
-        )
-    first = min((s.begin_ns for spans in cut for s in spans), default=0)
-    return [[Span(s.name, s.kind, s.begin_ns - first, s.end_ns - first, s.phase) for s in spans] for spans in cut]
+        cut.append([replace(s, begin_ns=max(s.begin_ns, begin), end_ns=min(s.end_ns, end)) for s in inside])
+    shifts = [offset + min(begins) for offset in offsets(recordings)]
+    return [
+        [replace(s, begin_ns=s.begin_ns - shift, end_ns=s.end_ns - shift) for s in spans]
+        for spans, shift in zip(cut, shifts, strict=True)
+    ]
 
 
 def _palette(ranks: Sequence[Sequence[Span]]) -> dict[str, str]:

@@ -101,7 +101,8 @@ def _time_backward(interval: Interval, output: Any, first: int) -> None:
     """From the first of a call's nodes to begin to the last to end. A second backward of the same graph extends it."""
     for node in _nodes(output, first):
         # Watched modules may contain each other: a node's calls share its marks, or their spans would cross.
-        calls: list[Interval] = node.metadata.setdefault(_KEY, [])
+        metadata: dict[str, Any] = node.metadata  # type: ignore[assignment]  # torch's stub says it is a method
+        calls: list[Interval] = metadata.setdefault(_KEY, [])
         if not calls:
             node.register_prehook(partial(_begin_backward, calls))
             node.register_hook(partial(_end_backward, calls))
@@ -126,7 +127,9 @@ def watch(modules: nn.Module | Iterable[nn.Module], name: str) -> Watch:
 
     Only inside `record`; elsewhere nothing is attached. Outputs and gradients stay bit for bit what they are.
     A module whose `forward` is called directly is not seen (hooks belong to `__call__`), nor is the backward of a call
-    under `no_grad`. A forward that is recomputed in the backward counts as a forward, where it happens.
+    under `no_grad`. A forward that is recomputed in the backward counts as a forward, where it happens. A backward span
+    reaches from the call's first node to its last: where halves of a micro-batch interleave, the other half's nodes may
+    run inside it. So do not watch a module that waits for an exchange in its forward; watch what is in it.
 
     Args:
         modules: a module, or several (an `nn.ModuleList` is several).
