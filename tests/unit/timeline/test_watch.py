@@ -192,3 +192,15 @@ def test_hooks_go_with_the_handle_and_with_the_recording() -> None:
         c(torch.ones(4))
     assert [hooks(m) for m in (a, b, c)] == [0, 0, 0]
     assert [isinstance(span, Span) and span.name for span in recording.spans] == ["c"]
+
+
+def test_two_watches_of_one_module_do_not_swap() -> None:
+    """torch runs both kinds of hooks in the order they were attached: the first to begin is the first to end."""
+    module = nn.Linear(4, 4)
+    with record(0) as recording:
+        watch(module, "first")
+        watch(module, "second")
+        module(torch.ones(4))
+    first, second = recording.spans
+    assert (first.name, second.name) == ("first", "second")
+    assert first.begin_ns < second.begin_ns < first.end_ns < second.end_ns
