@@ -244,7 +244,13 @@ def _batch(config: RunConfig, world_size: int) -> None:
 
 def _overlap(config: RunConfig, world_size: int) -> None:
     t = config.train
-    if config.overlap.microbatch_halves and t.micro_batch_size % 2:
+    if not config.overlap.microbatch_halves:
+        return
+    if config.moe.num_experts and config.moe.dispatcher != "alltoall":
+        # Megatron's all-gather dispatcher has one global buffer: two halves would overwrite each other's gradients.
+        fits = "needs moe.dispatcher alltoall; false would fit"
+        raise ConfigError("overlap.microbatch_halves", True, fits)
+    if t.micro_batch_size % 2:
         fits = f"overlap.microbatch_halves cuts it in two; {_multiples(t.micro_batch_size, 2)}"
         raise ConfigError("train.micro_batch_size", t.micro_batch_size, fits)
 

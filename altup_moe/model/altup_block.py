@@ -1,16 +1,15 @@
 """The layers of one model chunk: Megatron's `TransformerBlock` with a walk that knows the wide stream.
 
-Between layers travel up to three tensors: the stream's blocks, and when mixing is deferred the last layer's output
-that is not yet written to them and the block that is read next. What enters and leaves a chunk is one tensor: the
+Between layers travel up to three tensors (`Travelling`): the stream's blocks, and when mixing is deferred the last
+layer's output that is not yet written to them and what is read next. What enters and leaves a chunk is one tensor: the
 stream itself ([K*S, B, D]; less to send than blocks and output apart), or after the last layer the final norm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from megatron.core import tensor_parallel
@@ -21,15 +20,8 @@ from torch import Tensor
 from altup_moe.altup.mixing import Pending, Reading
 from altup_moe.altup.stream import narrow
 from altup_moe.model.altup_layer import AltUpLayer
+from altup_moe.model.recompute import Flat, Tape, Travelling, flatten, recomputed, unflatten
 from altup_moe.moe.halves import take_turns
-
-
-class Travelling(NamedTuple):
-    """What goes from layer to layer, a tuple of tensors as recomputation wants it: see altup.mixing.Pending."""
-
-    blocks: Tensor | None
-    y: Tensor | None = None
-    u: Tensor | None = None
 
 
 class AltUpBlock(TransformerBlock):
@@ -54,39 +46,57 @@ class AltUpBlock(TransformerBlock):
     def _walk(self, stream: Tensor, inputs: dict[str, Any]) -> Tensor:
         halves = self.config.overlap_halves and self.training and stream.shape[1] % 2 == 0
         parts = [part.contiguous() for part in stream.chunk(2, dim=1)] if halves else [stream]
-        recompute = self.config.recompute_granularity == "full" and self.training
-        # Recomputation goes layer by layer, so there the halves meet after every layer.
-        each = [range(i, i + 1) for i in range(len(self.layers))] if recompute else [range(len(self.layers))]
-        states = [Travelling(part) for part in parts]
-        for layers in each:
-            advance = partial(self._advance_all, layers, inputs)
-            flat = [tensor for state in states for tensor in state]
-            flat = tensor_parallel.checkpoint(advance, False, *flat) if recompute else advance(*flat)
-            states = [Travelling(*flat[i : i + 3]) for i in range(0, len(flat), 3)]
-        ends = [self._end(state) for state in states]
+        states = flatten([Travelling(part) for part in parts])
+        if self.config.recompute_granularity == "full" and self.training:
+            states = self._recomputed(states, inputs)
+        else:
+            states = self._advance_all(range(len(self.layers)), inputs, *states)
+        ends = [self._end(state) for state in unflatten(states)]
         return torch.cat(ends, dim=1) if halves else ends[0]
 
-    def _advance_all(self, layers: range, inputs: dict[str, Any], *flat: Tensor | None) -> tuple[Tensor | None, ...]:
+    def _recomputed(self, states: Flat, inputs: dict[str, Any]) -> Flat:
+        """Layer by layer, each recomputed in the backward pass: halves of a micro-batch meet after every layer."""
+        # Segments of sqrt(n) layers: as many first states are kept as are rebuilt at once.
+        segment = max(1, round(len(self.layers) ** 0.5))
+        for index in range(len(self.layers)):
+            advance = partial(self._advance_all, range(index, index + 1), inputs)
+            if not self._deferred:
+                # Without deferral the outputs are not at hand: Megatron's, which keeps the whole state.
+                states = tensor_parallel.checkpoint(advance, False, *states)
+                continue
+            if index % segment == 0:
+                tape = Tape(index, self._mix)
+            states = recomputed(advance, tape, index, states)
+        return states
+
+    def _advance_all(self, layers: range, inputs: dict[str, Any], *states: Tensor | None) -> Flat:
         """Some layers on one part, or on two that take turns."""
-        work: list[Callable[[], Travelling]] = [
-            partial(self._advance, layers, inputs, Travelling(*flat[i : i + 3])) for i in range(0, len(flat), 3)
-        ]
-        done = take_turns(*work) if len(work) == 2 else [work[0]()]
-        return tuple(tensor for state in done for tensor in state)
+        work = [partial(self._advance, layers, inputs, state) for state in unflatten(states)]
+        return flatten(take_turns(*work) if len(work) == 2 else [work[0]()])
 
     def _advance(self, layers: range, inputs: dict[str, Any], state: Travelling) -> Travelling:
         for index in layers:
             state = self._layer(index, inputs, state)
         return state
 
+    @property
+    def _deferred(self) -> bool:
+        return self.config.overlap_mixing and all(isinstance(layer, AltUpLayer) for layer in self.layers)
+
     def _layer(self, index: int, inputs: dict[str, Any], state: Travelling) -> Travelling:
         layer = self.layers[index]
-        if not (isinstance(layer, AltUpLayer) and self.config.overlap_mixing):
+        if not self._deferred:
             return Travelling(layer(hidden_states=state.blocks, **inputs)[0])
-        write = None if state.y is None else self.layers[index - 1].mixing().write
+        return _travelling(*layer.deferred(self._pending(index, state), state.u, self._next_reading(index), **inputs))
+
+    def _mix(self, index: int, state: Travelling, y: Tensor) -> Travelling:
+        """The state after layer `index`, whose output is known."""
+        return _travelling(*self.layers[index].mix(self._pending(index, state), y, self._next_reading(index)))
+
+    def _pending(self, index: int, state: Travelling) -> Pending:
+        """The stream before layer `index`."""
         assert state.blocks is not None
-        stream, u = layer.deferred(Pending(state.blocks, state.y, write), state.u, self._next_reading(index), **inputs)
-        return Travelling(None, None, u) if stream is None else Travelling(stream.blocks, stream.y, u)
+        return Pending(state.blocks, state.y, None if state.y is None else self.layers[index - 1].mixing().write)
 
     def _next_reading(self, index: int) -> Reading | None:
         """What is read after layer `index` of this chunk."""
@@ -105,3 +115,7 @@ class AltUpBlock(TransformerBlock):
             return state.blocks
         c = self.config
         return narrow(state.blocks, c.altup_width, c.altup_variant, c.altup_recycled)
+
+
+def _travelling(stream: Pending | None, u: Tensor | None) -> Travelling:
+    return Travelling(None, None, u) if stream is None else Travelling(stream.blocks, stream.y, u)

@@ -14,7 +14,7 @@ from megatron.core.transformer.transformer_layer import BaseTransformerLayer, Tr
 from torch import Tensor, nn
 
 from altup_moe.altup.kernels import kernel
-from altup_moe.altup.mixing import Pending, Reading, catch_up, look_ahead, mix_and_write, read, write_back
+from altup_moe.altup.mixing import Ahead, Pending, Reading, catch_up, look_ahead, mix_and_write, read, write_back
 from altup_moe.altup.variants import VARIANTS, Mixing, selected_block
 from altup_moe.model.transformer_config import AltUpTransformerConfig
 from altup_moe.moe.window import later
@@ -74,8 +74,17 @@ class AltUpLayer(MegatronModule, BaseTransformerLayer):
             stream = Pending(blocks)
         ahead = later(lambda: look_ahead(stream, mixing, reading, self.kernel))
         y, _ = self.layer(u, **kwargs)
-        found = ahead.result()
+        return self._after(ahead.result(), y, mixing, reading)
+
+    def mix(self, stream: Pending, y: Tensor, reading: Reading | None) -> tuple[Pending | None, Tensor | None]:
+        """What `deferred` returns, where the layer's output y [S, B, D] is known already."""
+        mixing = self.mixing()
+        return self._after(look_ahead(stream, mixing, reading, self.kernel), y, mixing, reading)
+
+    def _after(
+        self, ahead: Ahead, y: Tensor, mixing: Mixing, reading: Reading | None
+    ) -> tuple[Pending | None, Tensor | None]:
         if reading is None:
-            assert found.blocks is not None
-            return Pending(write_back(found.blocks, y, mixing.write, self.kernel)), None
-        return catch_up(found, y, mixing, reading, self.kernel)
+            assert ahead.blocks is not None
+            return Pending(write_back(ahead.blocks, y, mixing.write, self.kernel)), None
+        return catch_up(ahead, y, mixing, reading, self.kernel)

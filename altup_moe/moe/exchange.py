@@ -24,7 +24,9 @@ from altup_moe.timeline.spans import in_flight, waiting
 class Collective(Protocol):
     """What can be started: (input) -> (output buffer, its work), and the collective of its gradient."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it is called on a timeline."""
 
     def launch(self, sent: Tensor) -> tuple[Tensor, Any]:
         """Start it on a contiguous tensor."""
@@ -40,7 +42,7 @@ class AllToAll:
     group: Any
     send: tuple[int, ...]
     receive: tuple[int, ...]
-    name: str = "all-to-all"
+    name: str
 
     def launch(self, sent: Tensor) -> tuple[Tensor, Any]:
         """[sum(send), ...] -> [sum(receive), ...]. Raises ValueError before the call if the sizes do not fit."""
@@ -115,7 +117,7 @@ class Flight:
 
     def land(self) -> Tensor:
         """Block until it is done; returns the buffer, filled."""
-        with waiting(self._collective.name, backward=self._backward):
+        with waiting(self._collective.name, self._work, backward=self._backward):
             self._work.wait()
         assert self._buffer is not None
         # A view: as an output of autograd's it is a tensor of its own.
@@ -169,6 +171,6 @@ def wait(started: Started) -> Tensor:
     return _Wait.apply(started.sent, started.there, started.back)
 
 
-def all_to_all(group: Any, send: Sequence[int], receive: Sequence[int]) -> AllToAll:
+def all_to_all(group: Any, send: Sequence[int], receive: Sequence[int], name: str = "all-to-all") -> AllToAll:
     """An `AllToAll` from counts of any integer kind (lists, arrays)."""
-    return AllToAll(group, tuple(int(n) for n in send), tuple(int(n) for n in receive))
+    return AllToAll(group, tuple(int(n) for n in send), tuple(int(n) for n in receive), name)

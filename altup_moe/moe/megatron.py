@@ -18,6 +18,7 @@ from torch import Tensor
 
 from altup_moe.moe.capacity import expert_capacity, keep_within_capacity
 from altup_moe.moe.halves import meet
+from altup_moe.timeline.spans import span
 
 
 @dataclass
@@ -62,7 +63,8 @@ class CapacityRouter(TopKRouter):
 
         def together(parts: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
             whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-            results = self._routing_of_all(whole, *args, **kwargs)
+            with span("route"):
+                results = self._routing_of_all(whole, *args, **kwargs)
             if len(parts) == 1:
                 return [results]
             # Megatron flattens [S, B, E] to [S*B, E]; halves lie along B.

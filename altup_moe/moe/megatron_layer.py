@@ -43,19 +43,19 @@ class WindowedDispatcher(MoEAlltoAllTokenDispatcher):
     def token_dispatch(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and their probabilities to the ranks of their experts."""
         rows, probs = super().token_dispatch(hidden_states, probs)
-        rows, probs = self._exchange([rows, probs], self.input_splits, self.output_splits)
+        rows, probs = self._exchange("dispatch", [rows, probs], self.input_splits, self.output_splits)
         return rows, probs
 
     def token_combine(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Rows back to where they came from."""
         rows = super().token_combine(hidden_states, *args, **kwargs)
-        return self._exchange([rows], self.output_splits, self.input_splits)[0]
+        return self._exchange("combine", [rows], self.output_splits, self.input_splits)[0]
 
-    def _exchange(self, tensors: list[Tensor], send: Any, receive: Any) -> list[Tensor]:
+    def _exchange(self, name: str, tensors: list[Tensor], send: Any, receive: Any) -> list[Tensor]:
         if self.exchange_group.size() == 1:
             run_posted()
             return tensors
-        exchange = all_to_all(self.exchange_group, send, receive)
+        exchange = all_to_all(self.exchange_group, send, receive, name)
         flights = [start(tensor, exchange) for tensor in tensors]
         if not self.config.overlap_exchange:
             arrived = [wait(flight) for flight in flights]

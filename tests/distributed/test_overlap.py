@@ -35,7 +35,6 @@ def test_halves_in_every_layout(layout: str) -> None:
 HALVES = {
     "capacity": {"moe": {"layer_freq": 1, "capacity_factor": 1.0}},
     "shared expert": {"moe": {"layer_freq": 1, "shared_expert_size": 16}},
-    "all-gather": {"moe": {"dispatcher": "allgather"}},
     "wide tables": {"altup": {"recycled": False, "width": 4}, **EVERYWHERE},
     "gemma": {"altup": {"variant": "gemma"}, **EVERYWHERE},
     "recompute": {"train": {"recompute": "full"}, **EVERYWHERE},

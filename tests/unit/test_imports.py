@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# config | timeline <- altup, moe <- parallel <- model | data | checkpoint <- train <- study | plan
+# config, timeline <- altup, moe <- parallel <- model | data | checkpoint <- train <- study | plan
 # <- cli, launch, tools.
 # A part may import those of earlier rows; the parts of one row are siblings and never import each other.
 ROWS = (
@@ -125,6 +125,8 @@ def test_the_walk_sees_the_package() -> None:
 BROKEN = [
     ("altup_moe/config/x.py", "import altup_moe.altup.stream", "config comes before altup"),
     ("altup_moe/altup/x.py", "from altup_moe.moe import capacity", "altup and moe are siblings"),
+    ("altup_moe/timeline/x.py", "from altup_moe.config.files import write_text", "timeline and config are siblings"),
+    ("altup_moe/timeline/x.py", "from altup_moe.altup import stream", "timeline comes before altup"),
     ("altup_moe/moe/x.py", "from altup_moe.altup.variants import VARIANTS", "moe and altup are siblings"),
     (
         "altup_moe/data/x.py",
@@ -171,6 +173,7 @@ ALLOWED = [
     ("altup_moe/config/x.py", "import dataclasses\nfrom altup_moe.config.schema import RunConfig\nfrom . import y"),
     ("altup_moe/parallel/x.py", "from altup_moe.altup.stream import widen\nfrom megatron.core import parallel_state"),
     ("altup_moe/model/x.py", "import megatron.core\nfrom ..parallel.topology import Topology"),
+    ("altup_moe/moe/exchange.py", "from altup_moe.timeline.spans import span"),
     ("altup_moe/checkpoint/bridge.py", "import megatron.core"),
     ("altup_moe/moe/megatron.py", "import megatron.core"),
     ("altup_moe/moe/megatron_backend.py", "import megatron.core"),

@@ -1,0 +1,100 @@
+"""Full recomputation of layers on the wide stream that keeps one block a layer instead of K.
+
+A recomputed layer needs the state it started from: K blocks and more. Those follow from the segment's first state and
+the outputs y of the layers before, by mixing alone, without running a layer again (x_{l+1} = M x_l + g (x) y_l). So
+a segment of layers keeps its first state and each layer's y; the backward pass rebuilds the states in between once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from altup_moe.parallel.rng import rng_state, set_rng_state
+
+
+class Travelling(NamedTuple):
+    """What goes from layer to layer: see `altup.mixing.Pending`, and ``u``, what the next layer reads."""
+
+    blocks: Tensor | None
+    y: Tensor | None = None
+    u: Tensor | None = None
+
+
+Flat = tuple[Tensor | None, ...]
+"""The states of one or two parts of a micro-batch, one after another, as autograd wants them."""
+
+
+def flatten(states: Sequence[Travelling]) -> Flat:
+    """States as one tuple of tensors."""
+    return tuple(tensor for state in states for tensor in state)
+
+
+def unflatten(flat: Sequence[Tensor | None]) -> list[Travelling]:
+    """The inverse of `flatten`."""
+    size = len(Travelling._fields)
+    return [Travelling(*flat[i : i + size]) for i in range(0, len(flat), size)]
+
+
+class Tape:
+    """The states of one segment of layers, kept as its first one and every layer's output.
+
+    `mix(index, state, y)` is the state after layer `index`, from the state before it and the layer's output.
+    """
+
+    def __init__(self, first: int, mix: Callable[[int, Travelling, Tensor], Travelling]) -> None:
+        self._first, self._mix = first, mix
+        self._start: list[Travelling] = []
+        self._outputs: dict[int, list[Tensor | None]] = {}
+        self._states: dict[int, list[Travelling]] = {}
+
+    def note(self, index: int, before: Flat, after: Flat) -> None:
+        """Layer `index` went from one state to the next."""
+        # Detached, or the tape would hold the graph that holds the tape.
+        if index == self._first:
+            self._start = [Travelling(*(t if t is None else t.detach() for t in s)) for s in unflatten(before)]
+        self._outputs[index] = [None if s.y is None else s.y.detach() for s in unflatten(after)]
+
+    @torch.no_grad()
+    def state_before(self, index: int) -> list[Travelling]:
+        """The state layer `index` started from; each may be asked for once, from the last layer to the first."""
+        if not self._states:
+            states = self._start
+            for at in range(self._first, index):
+                self._states[at] = states
+                outputs = self._outputs.pop(at)
+                states = [self._mix(at, s, y) for s, y in zip(states, outputs, strict=True) if y is not None]
+            self._states[index] = states
+        return self._states.pop(index)
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, advance: Callable[..., Flat], tape: Tape, index: int, *before: Tensor | None) -> Flat:
+        ctx.advance, ctx.tape, ctx.index, ctx.rng = advance, tape, index, rng_state()
+        after = advance(*before)
+        tape.note(index, before, after)
+        return after
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        before = [
+            None if tensor is None else tensor.detach().requires_grad_()
+            for tensor in flatten(ctx.tape.state_before(ctx.index))
+        ]
+        here = rng_state()
+        set_rng_state(ctx.rng)  # the same dropout
+        with torch.enable_grad():
+            after = ctx.advance(*before)
+        set_rng_state(here)
+        known = [(t, g) for t, g in zip(after, grads, strict=True) if t is not None and g is not None]
+        torch.autograd.backward([t for t, _ in known], [g for _, g in known])
+        return (None, None, None, *(None if tensor is None else tensor.grad for tensor in before))
+
+
+def recomputed(advance: Callable[..., Flat], tape: Tape, index: int, before: Flat) -> Flat:
+    """The state after layer `index`, by `advance(*before)`, of which nothing but the tape's share is kept."""
+    return _Recomputed.apply(advance, tape, index, *before)

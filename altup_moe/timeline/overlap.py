@@ -1,0 +1,131 @@
+"""How much of the exchange a step hides, and what the mixing costs: figures from recorded spans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+
+from altup_moe.timeline.intervals import Intervals, intersection, length, union
+from altup_moe.timeline.records import Recording, Span, Step
+
+MIX = "mix"
+"""Spans of this name are the one pass over the wide stream."""
+AXPY = "axpy"
+"""Spans of this name are what AltUp leaves on the critical path."""
+
+
+@dataclass(frozen=True)
+class OverlapReport:
+    """One step of one rank, or a mean of several; ms.
+
+    `mixing_hidden_ms` says that mixing ran while an exchange was in flight. It does not say that mixing hid the
+    exchange: that is `hidden_ms`, to which attention and experts contribute just as well.
+    """
+
+    step_ms: float
+    """The whole step."""
+    compute_ms: float
+    """The compute thread was busy: the union of its spans, less its waits."""
+    exchange_ms: float
+    """Some exchange was in flight: the union of the flights."""
+    exposed_ms: float
+    """The compute thread was blocked: the union of the waits."""
+    hidden_ms: float
+    """Exchange that did not block: exchange - exposed, at least 0."""
+    mixing_ms: float
+    """Union of the spans named `mix`."""
+    mixing_hidden_ms: float
+    """The part of it during which an exchange was in flight."""
+    mixing_exposed_ms: float
+    """The rest of it."""
+    axpy_ms: float
+    """Union of the spans named `axpy`."""
+    bound_ms: float
+    """The most exchange any schedule could hide in this step: min(compute, exchange)."""
+
+
+def _clip(spans: Iterable[Span], step: Step) -> Intervals:
+    """The union of the spans' parts within the step."""
+    return intersection(union((s.begin_ns, s.end_ns) for s in spans), [(step.begin_ns, step.end_ns)])
+
+
+def _report(spans: Sequence[Span], step: Step) -> OverlapReport:
+    compute = _clip((s for s in spans if s.kind == "compute"), step)
+    flights = _clip((s for s in spans if s.kind == "flight"), step)
+    waits = _clip((s for s in spans if s.kind == "wait"), step)
+    mixing = _clip((s for s in spans if s.kind == "compute" and s.name == MIX), step)
+    axpy = _clip((s for s in spans if s.kind == "compute" and s.name == AXPY), step)
+    mixing_hidden = length(intersection(mixing, flights))
+    busy = length(compute) - length(intersection(compute, waits))
+    ns = OverlapReport(
+        step_ms=step.end_ns - step.begin_ns,
+        compute_ms=busy,
+        exchange_ms=length(flights),
+        exposed_ms=length(waits),
+        hidden_ms=max(0, length(flights) - length(waits)),
+        mixing_ms=length(mixing),
+        mixing_hidden_ms=mixing_hidden,
+        mixing_exposed_ms=length(mixing) - mixing_hidden,
+        axpy_ms=length(axpy),
+        bound_ms=min(busy, length(flights)),
+    )
+    return OverlapReport(**{name: value / 1e6 for name, value in asdict(ns).items()})
+
+
+def measure(recording: Recording) -> list[OverlapReport]:
+    """One report a step; everything as one step where none was marked."""
+    return [_report(recording.spans, step) for step in recording.whole()]
+
+
+def mean(reports: Sequence[OverlapReport]) -> OverlapReport:
+    """The mean of each figure.
+
+    Raises:
+        ValueError: there are no reports.
+    """
+    if not reports:
+        raise ValueError("no steps were recorded")
+    names = [f.name for f in fields(OverlapReport)]
+    return OverlapReport(**{name: sum(getattr(r, name) for r in reports) / len(reports) for name in names})
+
+
+def overlap(recordings: Iterable[Recording], skip: int = 0) -> OverlapReport:
+    """The mean over all steps of all ranks, without the first `skip` steps of each.
+
+    The mean and not the largest: a wait includes waiting for slower ranks, so the largest of each figure would mix
+    ranks that no step ever saw together.
+
+    Raises:
+        ValueError: no step is left.
+    """
+    return mean([report for recording in recordings for report in measure(recording)[skip:]])
+
+
+_ROWS = {
+    "step_ms": "step",
+    "compute_ms": "compute thread busy",
+    "exchange_ms": "exchange in flight",
+    "hidden_ms": "  hidden",
+    "exposed_ms": "  exposed (waited for)",
+    "bound_ms": "  could be hidden at most",
+    "mixing_ms": "mixing",
+    "mixing_hidden_ms": "  while an exchange flies",
+    "mixing_exposed_ms": "  on its own",
+    "axpy_ms": "axpy (critical path)",
+}
+
+
+def report_table(reports: OverlapReport | Mapping[str, OverlapReport]) -> str:
+    """Text, one row a figure, one column a report (ms and share of the step); a mapping gives the columns' headings."""
+    columns = {"": reports} if isinstance(reports, OverlapReport) else dict(reports)
+    width = max([18, *map(len, columns)])
+    lines = [" " * 26 + "".join(f"{heading:>{width}}" for heading in columns)] if any(columns) else []
+    lines.append(" " * 26 + "".join(f"{'ms   of step':>{width}}" for _ in columns))
+    for name, label in _ROWS.items():
+        cells = ""
+        for report in columns.values():
+            value = getattr(report, name)
+            share = 100 * value / report.step_ms if report.step_ms else 0.0
+            cells += f"{f'{value:.2f}   {share:5.1f} %':>{width}}"
+        lines.append(f"{label:<26}{cells}")
+    return "\n".join(lines)

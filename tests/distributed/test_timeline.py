@@ -1,0 +1,107 @@
+"""A real asynchronous all-to-all between two ranks, as it is recorded."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from altup_moe.config import RunConfig
+from altup_moe.timeline.overlap import measure
+from altup_moe.timeline.records import Recording
+from altup_moe.timeline.spans import in_flight, record, span, step, waiting
+from altup_moe.timeline.watch import watch
+from tests.distributed import gradients
+from tests.distributed.cases import micro_batch_count, small, world_size
+from tests.distributed.ranks import run_ranks
+
+pytestmark = pytest.mark.distributed
+
+LATE_S = 0.2
+COMPUTE_S = 0.4
+PHASES = ("forward", "backward")
+
+
+def exchange(overlapped: bool) -> dict[str, Any]:
+    """One step: an exchange that rank 1 joins late, and a longer computation, beside the exchange or after it."""
+    sent = torch.full((2_000_000,), float(dist.get_rank()))
+    received = torch.empty_like(sent)
+    with record(dist.get_rank()) as recording:
+        dist.barrier()
+        with step():
+            time.sleep(LATE_S * dist.get_rank())
+            work = dist.all_to_all_single(received, sent, async_op=True)
+            in_flight("dispatch", work)
+            if overlapped:
+                with span("mix"):
+                    time.sleep(COMPUTE_S)
+            with waiting("dispatch", work):
+                work.wait()
+            if not overlapped:
+                with span("mix"):
+                    time.sleep(COMPUTE_S)
+    assert received.view(2, -1).mean(1).tolist() == [0.0, 1.0]
+    return recording.to_dict()
+
+
+@pytest.mark.parametrize("overlapped", [True, False])
+def test_an_exchange_is_seen_in_flight_and_waited_for(overlapped: bool) -> None:
+    recordings = [Recording.from_dict(values) for values in run_ranks(2, exchange, overlapped)]
+    for recording in recordings:
+        (flight,) = [s for s in recording.spans if s.kind == "flight"]
+        (wait,) = [s for s in recording.spans if s.kind == "wait"]
+        assert flight.begin_ns < wait.begin_ns
+        assert flight.begin_ns < flight.end_ns <= wait.end_ns
+        # It completed during the computation, long before anybody waited for it.
+        assert (flight.end_ns < wait.begin_ns) is overlapped
+    (first,), (second,) = map(measure, recordings)
+    # Rank 0's exchange is under way for as long as rank 1 is late: blocked without overlap, computing with it.
+    least, little = 900 * LATE_S, 450 * LATE_S
+    assert first.exchange_ms > least
+    assert second.exchange_ms < little
+    if overlapped:
+        assert first.mixing_hidden_ms > least
+        assert first.hidden_ms > little > first.exposed_ms
+    else:
+        assert first.mixing_hidden_ms == 0
+        assert first.exposed_ms > least
+    assert second.exposed_ms < little
+
+
+def watched_step(config: RunConfig) -> tuple[Any, dict[str, Any]]:
+    """`layout_step`, recorded, with every layer and its parts watched; the rank's recording beside it."""
+    from megatron.core.transformer.transformer_layer import TransformerLayer
+
+    build = gradients.build_model
+
+    def build_and_watch(*args: Any) -> Any:
+        chunks = build(*args)
+        for layer in [m for chunk in chunks for m in chunk.modules() if isinstance(m, TransformerLayer)]:
+            watch(layer, "layer")
+            watch(layer.self_attention, "attention")
+            watch(layer.mlp, "mlp")
+        return chunks
+
+    gradients.build_model = build_and_watch
+    with record(dist.get_rank()) as recording:
+        result = gradients.layout_step(config)
+    return result, recording.to_dict()
+
+
+@pytest.mark.parametrize("layout", ["pp2-vpp2", "tp2-pp2-ep2"])
+def test_a_watched_model_trains_the_same_bits(layout: str) -> None:
+    config = small(layout)
+    expected = run_ranks(world_size(layout), gradients.layout_step, config)
+    watched = run_ranks(world_size(layout), watched_step, config)
+    for (loss, grads), ((got_loss, got), values) in zip(expected, watched, strict=True):
+        assert got_loss == loss
+        assert [g[:2] for g in got] == [g[:2] for g in grads]
+        assert all(np.array_equal(a, b) for (*_, a), (*_, b) in zip(got, grads, strict=True))
+        seen = Counter((s.name, s.phase) for s in Recording.from_dict(values).spans)
+        calls = config.model.num_layers // 2 * micro_batch_count(config)
+        assert seen == {(name, phase): calls for name in ("layer", "attention", "mlp") for phase in PHASES}
