@@ -1,4 +1,4 @@
-"""The command `altup-moe`: train, evaluate, generate, bench step.
+"""The command `altup-moe`: train, evaluate, generate, bench step | overlap.
 
 A mistake of the user's is one line on stderr and exit code 2, found before torch is imported wherever it can be.
 """
@@ -22,9 +22,11 @@ from altup_moe.config.flags import parse, print_help
 from altup_moe.config.keys import nearest
 from altup_moe.config.load import load_config
 from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, Range
-from altup_moe.study.options import StepBench
+from altup_moe.study.options import OverlapBench, StepBench
 
 EXIT_USER_ERROR = 2
+PROFILE = ["--log.profile_steps", "3"]
+"""What --profile stands for."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ def train(args: Sequence[str]) -> int:
     """Load and check a configuration file with its overrides, then train."""
     if not args or args[0].startswith("-"):
         raise UserError("train: name a configuration file first, as in altup-moe train configs/quickstart.yaml")
-    config = load_config(args[0], args[1:])
+    # The one flag without a dot: what people look for.
+    overrides = [part for arg in args[1:] for part in (PROFILE if arg == "--profile" else [arg])]
+    config = load_config(args[0], overrides)
     check_config(config, world_size_from_env())
     from altup_moe.train import loop
 
@@ -124,6 +128,18 @@ def bench_step(args: Sequence[str]) -> int:
     return study.bench_step(o)
 
 
+def bench_overlap(args: Sequence[str]) -> int:
+    """Parse and check the options, then measure."""
+    o = parse(OverlapBench, args)
+    for key in ("hidden_size", "num_layers", "seq_length", "micro_batch_size", "moe_experts", "repeats", "threads"):
+        COUNT.check(key, getattr(o, key))
+    if o.micro_batch_size % 2:
+        raise ConfigError("micro_batch_size", o.micro_batch_size, "must be even: halves of a micro-batch are compared")
+    from altup_moe.study import bench_overlap as study
+
+    return study.bench_overlap(o, world_size_from_env())
+
+
 def train_help(args: Sequence[str]) -> None:
     """Every field of a run; defaults are the file's where one is named."""
     named = bool(args) and not args[0].startswith("-")
@@ -149,6 +165,12 @@ COMMANDS = {
         "time a training step for several stream widths",
         bench_step,
         lambda args: print_help(StepBench, "altup-moe bench step"),
+    ),
+    "bench overlap": Command(
+        "[options]",
+        "what hides under the experts' all-to-all, in every mode (start it with torchrun or launch/netlab)",
+        bench_overlap,
+        lambda args: print_help(OverlapBench, "altup-moe bench overlap"),
     ),
 }
 

@@ -93,5 +93,6 @@ RANGES: dict[str, Range] = {
     "checkpoint.save_interval": COUNT_OR_ZERO,
     "checkpoint.keep": COUNT,
     "log.interval": COUNT,
+    "log.profile_steps": COUNT_OR_ZERO,
 }
 """Every numeric field's range; a field that may be null is checked when it is not."""

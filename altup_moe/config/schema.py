@@ -225,6 +225,9 @@ class LogConfig:
     """Everything the run writes lies here."""
     interval: int = 1
     """Steps between console lines (metrics.jsonl has every step)."""
+    profile_steps: int = 0
+    """Steps to record, after two that are not, into RUN_DIR/profile: trace.json (Perfetto, Chrome) and step.png; 0 is
+    off. --profile alone records 3."""
     tensorboard: bool = True
     """Write TensorBoard files into the run directory."""
     wandb_project: str | None = None

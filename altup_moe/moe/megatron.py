@@ -62,6 +62,10 @@ class CapacityRouter(TopKRouter):
         """
 
         def together(parts: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+            if len(parts) > 1 and torch.is_grad_enabled():
+                for part in parts:
+                    # Half of a [S, B, E] gradient is no contiguous tensor, and Megatron's gating wants one.
+                    part.register_hook(lambda grad: grad.contiguous())
             whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             with span("route"):
                 results = self._routing_of_all(whole, *args, **kwargs)

@@ -38,7 +38,8 @@ class WindowedDispatcher(MoEAlltoAllTokenDispatcher):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # The parent's phases keep their bookkeeping and exchange over nobody; the exchange itself is ours.
-        self.exchange_group, self.ep_group = self.ep_group, _NoGroup()
+        self.exchange_group: Any = self.ep_group
+        self.ep_group: Any = _NoGroup()
 
     def token_dispatch(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and their probabilities to the ranks of their experts."""

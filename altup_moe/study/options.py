@@ -21,11 +21,39 @@ class StepBench:
     """Tokens of a sample."""
     micro_batch_size: int = 4
     """Samples of a step."""
-    moe_experts: int = 0
-    """Experts of every layer; 0 is dense."""
+    moe_experts: int = 8
+    """Experts of every layer, top-2; 0 is dense."""
     repeats: int = 9
     """Timed steps of each width, after two that are not counted."""
     threads: int = 2
     """CPU threads of torch."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+@dataclass(frozen=True)
+class OverlapBench:
+    """What a step's exchange hides, and what AltUp adds to a step: every mode in one run, interleaved, medians."""
+
+    widths: tuple[Width, ...] = (1, 2, 4)
+    """Stream widths K; 1 is what the others are compared with."""
+    hidden_size: int = 256
+    """Width d of a layer, in features."""
+    num_layers: int = 4
+    """Transformer layers, all with experts."""
+    seq_length: int = 256
+    """Tokens of a sample."""
+    micro_batch_size: int = 4
+    """Samples of a step on each rank."""
+    moe_experts: int = 8
+    """Experts of a layer, top-2, over all ranks."""
+    repeats: int = 9
+    """Timed steps of each mode, after one that is not counted."""
+    recorded: int = 3
+    """Further steps of each mode whose spans are recorded."""
+    threads: int = 1
+    """CPU threads of a rank."""
+    out: str | None = None
+    """Directory for a trace.json and a step.png of every mode; None writes none."""
     json: bool = False
     """Print one JSON object instead of a table."""

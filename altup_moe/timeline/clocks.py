@@ -73,5 +73,10 @@ def when_done(work: Work, clock: Clock, note: Callable[[Mark], None]) -> None:
     by the time that pure Python code of the compute thread holds it. NCCL runs it at once, in a side stream of torch's
     pool that waits for the collective, so the event lands behind it. `work.wait()` on a side stream of our own would
     do the same, but it also lets go of the tensors that NCCL still reads: recording could then change results.
+    Some of gloo's works (reduce-scatter) have no future: those flights end with the wait for them.
     """
-    work.get_future().add_done_callback(lambda _: note(clock.mark()))
+    try:
+        future = work.get_future()
+    except RuntimeError:
+        return
+    future.add_done_callback(lambda _: note(clock.mark()))

@@ -25,6 +25,7 @@ from altup_moe.train.guards import EXIT_STOPPED, StopSignal
 from altup_moe.train.loggers import Logger, check_loggers, open_loggers
 from altup_moe.train.metrics import StepMetrics, flops_per_token, peak_memory_gib
 from altup_moe.train.optim import build_optimizer, build_scheduler, learning_rate
+from altup_moe.train.profile import Profile
 from altup_moe.train.resume import ResumePoint, find_resume_point
 from altup_moe.train.samples import Samples, open_samples, prepared_prefix
 from altup_moe.train.step import StepResult, Validation, train_step, validate
@@ -40,6 +41,7 @@ class Run:
     chunks: list[DistributedDataParallel]
     optimizer: Any
     scheduler: Any
+    profile: Profile
     step: int = 0
     skipped: int = 0
 
@@ -73,7 +75,10 @@ def train(config: RunConfig) -> int:
             loggers = open_loggers(config, run.step + 1)
             _say_start(run, resume)
         try:
-            return _steps(run, loggers, stop)
+            code = _steps(run, loggers, stop)
+            # A run shorter than its profile writes what it has.
+            run.profile.close()
+            return code
         finally:
             for logger in loggers:
                 logger.close()
@@ -89,7 +94,8 @@ def _start(config: RunConfig, topo: Topology, samples: Samples, resume: ResumePo
     """Build, seed, and restore a checkpoint if there is one."""
     chunks = build_model(config, topo)
     optimizer = build_optimizer(chunks, config)
-    run = Run(config, topo, samples, chunks, optimizer, build_scheduler(optimizer, config))
+    profile = Profile(config.log.profile_steps, Path(config.log.run_dir) / "profile", chunks, topo)
+    run = Run(config, topo, samples, chunks, optimizer, build_scheduler(optimizer, config), profile)
     if resume:
         state = store.read_rank(resume.directory, topo.rank)
         named = named_tensors(list(chunks), config, topo)
@@ -133,7 +139,8 @@ def _one_step(run: Run, last: int) -> StepMetrics:
     # The schedule is stepped first: step 1 trains at the first warm-up value, not at zero.
     run.scheduler.step(1)
     rate = learning_rate(run.optimizer)
-    result = train_step(run.chunks, run.optimizer, batches, config, topo)
+    with run.profile.step():
+        result = train_step(run.chunks, run.optimizer, batches, config, topo)
     run.step += 1
     run.skipped += result.skipped
     seconds = time.perf_counter() - started

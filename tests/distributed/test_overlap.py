@@ -39,6 +39,9 @@ HALVES = {
     "gemma": {"altup": {"variant": "gemma"}, **EVERYWHERE},
     "recompute": {"train": {"recompute": "full"}, **EVERYWHERE},
     "selective recompute": {"train": {"recompute": "selective"}},
+    "four samples": {"train": {"micro_batch_size": 4}, **EVERYWHERE},
+    "four samples, capacity": {"train": {"micro_batch_size": 4}, "moe": {"layer_freq": 1, "capacity_factor": 1.0}},
+    "four samples, recompute": {"train": {"micro_batch_size": 4, "recompute": "full"}, **EVERYWHERE},
     "top 1": {"moe": {"layer_freq": 1, "top_k": 1}},
     "K=8": {"altup": {"width": 8}},
 }

@@ -102,6 +102,7 @@ def test_a_watched_model_trains_the_same_bits(layout: str) -> None:
         assert got_loss == loss
         assert [g[:2] for g in got] == [g[:2] for g in grads]
         assert all(np.array_equal(a, b) for (*_, a), (*_, b) in zip(got, grads, strict=True))
-        seen = Counter((s.name, s.phase) for s in Recording.from_dict(values).spans)
+        names = ("layer", "attention", "mlp")
+        seen = Counter((s.name, s.phase) for s in Recording.from_dict(values).spans if s.name in names)
         calls = config.model.num_layers // 2 * micro_batch_count(config)
-        assert seen == {(name, phase): calls for name in ("layer", "attention", "mlp") for phase in PHASES}
+        assert seen == {(name, phase): calls for name in names for phase in PHASES}

@@ -92,7 +92,7 @@ def errors(
     size = wanted["out"].norm().item()
     small = {name for name in wanted if name not in ("out", "x") and not name.startswith("weight")}
     return {
-        name: (got[name] - w).norm().item() / max(w.norm().item(), size if name in small else 1e-30)
+        name: (got[name] - w).norm().item() / max(w.norm().item(), size if name in small else 1.0)
         for name, w in wanted.items()
     }
 

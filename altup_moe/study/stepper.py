@@ -1,0 +1,54 @@
+"""A model that benchmarks step again and again on one batch."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig, TrainConfig
+from altup_moe.config.schema import Width
+from altup_moe.model.build import build_model
+from altup_moe.parallel.topology import Topology
+from altup_moe.study.options import StepBench
+from altup_moe.train.batches import Batch
+from altup_moe.train.optim import build_optimizer
+from altup_moe.train.step import train_step
+
+
+def run_config(bench: StepBench, width: Width) -> RunConfig:
+    """The model that is stepped: recycled AltUp of a width, untrained, on random tokens."""
+    heads = max(1, bench.hidden_size // 64)
+    model = ModelConfig(
+        num_layers=bench.num_layers,
+        hidden_size=bench.hidden_size,
+        ffn_hidden_size=bench.hidden_size * 8 // 3 // 64 * 64 or 64,
+        num_attention_heads=heads,
+        num_query_groups=heads,
+        seq_length=bench.seq_length,
+        vocab_size=8192,
+    )
+    moe = MoEConfig(num_experts=bench.moe_experts, ffn_hidden_size=model.ffn_hidden_size // 2)
+    train = TrainConfig(micro_batch_size=bench.micro_batch_size, global_batch_size=bench.micro_batch_size)
+    return RunConfig(model=model, altup=AltUpConfig(width=width), moe=moe, train=train)
+
+
+class Stepper:
+    """A model that can be stepped again and again on the same batch."""
+
+    def __init__(self, config: RunConfig, topo: Topology) -> None:
+        self.config, self.topology = config, topo
+        self.chunks = build_model(config, topo)
+        self.optimizer = build_optimizer(self.chunks, config)
+        generator = torch.Generator().manual_seed(0)
+        shape = (config.train.micro_batch_size, config.model.seq_length + 1)
+        tokens = torch.randint(config.model.vocab_size, shape, generator=generator)
+        self.batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.ones(shape[0], shape[1] - 1))
+
+    def step(self) -> float:
+        """Seconds of one optimizer step."""
+        started = time.perf_counter()
+        train_step(self.chunks, self.optimizer, [self.batch], self.config, self.topology)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
