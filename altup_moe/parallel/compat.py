@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from typing import Any
 
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -20,6 +21,10 @@ def mend_megatron() -> None:
     # 0.16.1 leaves the name undefined without Transformer Engine, and the router's linear asks for it.
     if not hasattr(moe_utils, "te_general_gemm"):
         moe_utils.te_general_gemm = None
+    # It also warns of every feed-forward class that is not one of its own, on every layer.
+    logging.getLogger("megatron.core.transformer.transformer_layer").addFilter(
+        lambda line: not line.getMessage().startswith("Unknown MLP type")
+    )
 
 
 def mlp_submodules(mlp_spec: Any) -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.distributed.cases import LAYOUTS, small, world_size
+from tests.distributed.runs import losses, text_run, train_on_ranks
 from tests.distributed.test_gradients import assert_parity
 
 pytestmark = pytest.mark.distributed
@@ -57,3 +60,35 @@ def test_halves(case: str) -> None:
 def test_dense_layers_under_tensor_parallelism(width: int, mixing: str) -> None:
     config = small("tp2", altup={"width": width}, overlap={"mixing": mixing}, moe={"num_experts": 0})
     assert_parity(config, 2)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def _losses(layout: str, directory: Path, name: str, **sections: dict) -> list[float]:
+    config = text_run(layout, directory, f"{layout}-{name}", **sections)
+    assert set(train_on_ranks(layout, config)) == {0}
+    return losses(config)
+
+
+@pytest.mark.parametrize("layout", ["one", "ep2", "tp2-pp2-ep2", "pp2-vpp2"])
+def test_deferred_mixing_and_halves_keep_every_loss(layout: str, directory: Path) -> None:
+    """20 steps with gradient accumulation, K = 4: fp32 losses of inline mixing within 1e-6, step by step."""
+    wide = {"altup": {"width": 4}}
+    expected = _losses(layout, directory, "inline", overlap={"mixing": "inline", "exchange": "blocking"}, **wide)
+    ways = {
+        "deferred": {},
+        "halves": {"overlap": {"microbatch_halves": True}},
+        "recomputed": {"train": {"recompute": "full"}},
+    }
+    for name, sections in ways.items():
+        assert _losses(layout, directory, name, **sections, **wide) == pytest.approx(expected, rel=1e-6), name
+
+
+def test_recomputation_draws_the_same_dropout(directory: Path) -> None:
+    dropout = {"model": {"hidden_dropout": 0.1, "attention_dropout": 0.1}, "altup": {"width": 2}}
+    plain = _losses("tp2-pp2-ep2", directory, "dropout", **dropout)
+    again = _losses("tp2-pp2-ep2", directory, "dropout-again", train={"recompute": "full"}, **dropout)
+    assert again == pytest.approx(plain, rel=1e-6)
