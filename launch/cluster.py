@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import count
 from pathlib import Path
 from types import FrameType
@@ -22,6 +22,8 @@ FAILURE_GRACE = 5.0
 """Seconds that the other nodes have to end after one failed; the exchange they wait in will not finish."""
 EXIT_TIMEOUT = 124
 
+# Addresses have no names in there, and torch would warn of each connection.
+_DEFAULTS = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 _serial = count()
 
 
@@ -68,7 +70,7 @@ def start_time(pid: int) -> int | None:
 
 
 def new_prefix() -> str:
-    """What the names of a new cluster begin with: this process, which cannot be mistaken for a later one with its pid."""
+    """What the names of a new cluster begin with: this process, not to be mistaken for a later one with its pid."""
     return f"altup-{os.getpid()}-{start_time(os.getpid())}-{next(_serial)}"
 
 
@@ -87,8 +89,9 @@ def remove_dead() -> list[str]:
 
 
 def remove(namespaces: Iterable[str]) -> None:
-    """Kill what runs in the namespaces and remove them; their links go with them. Those already gone are passed over."""
-    for name in [name for name in existing() if name in set(namespaces)]:
+    """Kill what runs in the namespaces and remove them, their links included. Those already gone are passed over."""
+    wanted = set(namespaces)
+    for name in [name for name in existing() if name in wanted] if wanted else ():
         with suppress(NetlabError):  # another netlab may be removing the same leftovers
             deadline = time.monotonic() + 10
             while (pids := execute(["ip", "netns", "pids", name]).split()) and time.monotonic() < deadline:
@@ -121,9 +124,10 @@ def run_plan(plan: Plan, grace: float, timeout: float | None, log_dir: Path | No
                     copies.append(_copy(rank, process.stdout, log_dir))
             return _wait(started, signals, grace, timeout)
         finally:
+            for process in started:
+                process.kill()  # before its ranks: a launcher that sees them end would start to report
             remove(plan.namespaces)
             for process in started:
-                process.kill()  # one that had not entered its namespace yet
                 process.wait()
             for copy in copies:
                 copy.join(5)
@@ -133,7 +137,7 @@ def _start(node: Node, own_output: bool) -> subprocess.Popen[str]:
     piped = None if own_output else subprocess.PIPE
     return subprocess.Popen(
         node.argv,
-        env={"OMP_NUM_THREADS": "1", **os.environ, **node.env},
+        env={**_DEFAULTS, **os.environ, **node.env},
         stdin=subprocess.DEVNULL,
         stdout=piped,
         stderr=None if own_output else subprocess.STDOUT,
@@ -147,12 +151,10 @@ def _copy(rank: int, lines: IO[str], log_dir: Path | None) -> threading.Thread:
     """Copy a node's lines to its log file, or to stderr: stdout belongs to node 0 alone."""
 
     def work() -> None:
-        log = open(log_dir / f"node{rank}.log", "w", encoding="utf-8") if log_dir else None
-        for line in lines:  # read on even when nobody listens any more, or the node would block
-            with suppress(OSError, ValueError):
-                print(line if log else f"[node {rank}] {line}", end="", file=log or sys.stderr, flush=True)
-        if log:
-            log.close()
+        with open(log_dir / f"node{rank}.log", "w", encoding="utf-8") if log_dir else nullcontext() as log:
+            for line in lines:  # read on even when nobody listens any more, or the node would block
+                with suppress(OSError, ValueError):
+                    print(line if log else f"[node {rank}] {line}", end="", file=log or sys.stderr, flush=True)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -160,7 +162,7 @@ def _copy(rank: int, lines: IO[str], log_dir: Path | None) -> threading.Thread:
 
 
 def _wait(nodes: list[subprocess.Popen[str]], signals: Signals, grace: float, timeout: float | None) -> int:
-    """Wait for all nodes; pass signals on, and stop the others after a failure. Who outlives the grace is left running."""
+    """Wait for all nodes; pass signals on, stop the others after a failure, and give up when the grace is over."""
     give_up = None if timeout is None else time.monotonic() + timeout
     deadline: float | None = None  # set when the nodes have been told to stop
     failed: int | None = None

@@ -1,6 +1,6 @@
 """A cluster in a box: n nodes as network namespaces of this machine, joined by links of a chosen rate.
 
-`launch/netlab --nodes 2 --rate 200mbit -- altup-moe train ...` on the command line; `run` and `unavailable` from Python.
+`launch/netlab --nodes 2 --rate 200mbit -- altup-moe train ...` in a shell; `run` and `unavailable` from Python.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def run(
         rate: what each node can send, as tc writes it (`200mbit`); None sets no limit.
         command: what every rank runs, found in PATH or beside this interpreter.
         ranks_per_node: ranks that torchrun starts on each node.
-        env: environment of the ranks beyond this process's. OMP_NUM_THREADS is 1 unless set.
+        env: environment of the ranks beyond this process's. OMP_NUM_THREADS is 1 and TORCH_CPP_LOG_LEVEL is ERROR
+            unless set there.
         timeout: seconds after which the nodes are stopped and 124 is returned.
         grace: seconds that nodes have to end after a signal or the timeout.
         log_dir: directory for the output of all nodes but node 0; made if missing.
@@ -133,7 +134,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _main(argv: list[str]) -> int:
     before, command = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    options = _parser().parse_args(before)
+    options, rest = _parser().parse_known_args(before)
+    if rest:
+        fits = "netlab --help names the flags" if rest[0].startswith("-") else "a command goes behind --"
+        raise NetlabError(f"{rest[0]!r}: not a flag of netlab; {fits}")
     if options.clean:
         if reason := unavailable():
             raise NetlabError(reason)
@@ -168,7 +172,7 @@ def _measure_command(options: argparse.Namespace, command: list[str]) -> list[st
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line (without the program's name) and return its exit code; the user's mistakes are one line and 2."""
+    """Run a command line (without the program's name) and return its exit code; mistakes are one line and 2."""
     try:
         return _main(list(sys.argv[1:] if argv is None else argv))
     except NetlabError as error:

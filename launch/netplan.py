@@ -1,7 +1,7 @@
 """What netlab will do, as records: no process is started and nothing is created here.
 
-Every node has a network namespace with one interface, `veth0`; the other ends are ports of a bridge in a namespace of its
-own. Nothing but names of namespaces is visible from outside, so that any number of clusters use the same addresses.
+Every node has a network namespace with one interface, `veth0`; the other ends are ports of a bridge in a namespace of
+its own. Nothing but names of namespaces is visible from outside, so that any number of clusters use one set of addresses.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NAME = re.compile(r"altup-(?P<pid>\d+)-(?P<start>\d+)-\d+-(\d+|switch)")
 _RATE = re.compile(r"(\d+(?:\.\d+)?)(k|m|g)bit", re.IGNORECASE)
 _UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 # A bucket must hold what the rate lets pass between two timer interrupts (4 ms at 250 Hz), or the rate is not reached;
-# a larger one would let that much pass at full speed after every pause. Below 16 KiB, segmentation costs more than it gives.
+# a larger one would let that much pass at full speed after every pause. Below 16 KiB the kernel only splits packets.
 _BURST_SECONDS = 0.004
 _MIN_BURST = 16 * 1024
 _LATENCY = "100ms"  # packets wait this long in the queue before they are dropped: enough for TCP to fill the link
@@ -33,7 +33,7 @@ class NetlabError(ValueError):
 
 @dataclass(frozen=True)
 class Node:
-    """One node: its namespace, the address of `veth0`, and the torchrun that runs there (environment: additions only)."""
+    """One node: its namespace, the address of `veth0`, the torchrun that runs there, and what it adds to the environment."""
 
     namespace: str
     address: str
