@@ -54,7 +54,10 @@ class Signals:
 
 def execute(argv: Sequence[str]) -> str:
     """Run one command to its end, out of reach of the terminal's Ctrl-C; returns what it printed."""
-    done = subprocess.run(argv, capture_output=True, text=True, start_new_session=True, timeout=30)
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, start_new_session=True, timeout=30)
+    except subprocess.TimeoutExpired:
+        raise NetlabError(f"{' '.join(argv)}: not done after 30 s") from None
     if done.returncode:
         raise NetlabError(f"{' '.join(argv)}: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
     return done.stdout
@@ -118,10 +121,10 @@ def run_plan(plan: Plan, grace: float, timeout: float | None, log_dir: Path | No
                 if signals.received:
                     return 128 + signals.received[0]
             for rank, node in enumerate(plan.nodes):
-                process = _start(node, own_output=rank == 0)
+                process = _start(rank, node, log_dir)
                 started.append(process)
                 if process.stdout:
-                    copies.append(_copy(rank, process.stdout, log_dir))
+                    copies.append(_copy(rank, process.stdout))
             return _wait(started, signals, grace, timeout)
         finally:
             for process in started:
@@ -133,28 +136,29 @@ def run_plan(plan: Plan, grace: float, timeout: float | None, log_dir: Path | No
                 copy.join(5)
 
 
-def _start(node: Node, own_output: bool) -> subprocess.Popen[str]:
-    piped = None if own_output else subprocess.PIPE
-    return subprocess.Popen(
-        node.argv,
-        env={**_DEFAULTS, **os.environ, **node.env},
-        stdin=subprocess.DEVNULL,
-        stdout=piped,
-        stderr=None if own_output else subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,  # Ctrl-C reaches the nodes once, through netlab
-    )
+def _start(rank: int, node: Node, log_dir: Path | None) -> subprocess.Popen[str]:
+    """Start a node with node 0's output on ours, the others' in their log files or a pipe (stdout is node 0's alone)."""
+    log = log_dir / f"node{rank}.log" if log_dir else None
+    with log.open("w") if rank and log else nullcontext() as file:
+        return subprocess.Popen(
+            node.argv,
+            env={**_DEFAULTS, **os.environ, **node.env},
+            stdin=subprocess.DEVNULL,
+            stdout=(file or subprocess.PIPE) if rank else None,
+            stderr=subprocess.STDOUT if rank else None,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C reaches the nodes once, through netlab
+        )
 
 
-def _copy(rank: int, lines: IO[str], log_dir: Path | None) -> threading.Thread:
-    """Copy a node's lines to its log file, or to stderr: stdout belongs to node 0 alone."""
+def _copy(rank: int, lines: IO[str]) -> threading.Thread:
+    """Copy a node's lines to stderr behind its number."""
 
     def work() -> None:
-        with open(log_dir / f"node{rank}.log", "w", encoding="utf-8") if log_dir else nullcontext() as log:
-            for line in lines:  # read on even when nobody listens any more, or the node would block
-                with suppress(OSError, ValueError):
-                    print(line if log else f"[node {rank}] {line}", end="", file=log or sys.stderr, flush=True)
+        for line in lines:  # read on even when nobody listens any more, or the node would block
+            with suppress(OSError, ValueError):
+                print(f"[node {rank}] {line.rstrip()}", file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()

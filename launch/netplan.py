@@ -1,7 +1,7 @@
 """What netlab will do, as records: no process is started and nothing is created here.
 
 Every node has a network namespace with one interface, `veth0`; the other ends are ports of a bridge in a namespace of
-its own. Nothing but names of namespaces is visible from outside, so that any number of clusters use one set of addresses.
+its own. Nothing but names of namespaces is visible from outside, so that clusters share no addresses.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class NetlabError(ValueError):
 
 @dataclass(frozen=True)
 class Node:
-    """One node: its namespace, the address of `veth0`, the torchrun that runs there, and what it adds to the environment."""
+    """One node: its namespace, the address of `veth0`, the torchrun to start there and its additions to the environment."""
 
     namespace: str
     address: str

@@ -1,8 +1,8 @@
 """One torchrun node, run as a script: torchrun's arguments, the ranks' own exit code.
 
-torchrun exits with 1 whatever its ranks returned, also after a signal; a trainer that says "stopped, saved" with an exit
-code (altup-moe: 75) needs that code to arrive. So a signal goes to the ranks, the launcher waits for them, and then sees
-them end by themselves.
+torchrun exits with 1 whatever its ranks returned, also after a signal; a trainer that says "stopped, saved" with an
+exit code (altup-moe: 75) needs that code to arrive. So a signal goes to the ranks, the launcher waits for them, and
+then sees them end by themselves.
 """
 
 from __future__ import annotations
