@@ -137,7 +137,7 @@ def run_plan(plan: Plan, grace: float, timeout: float | None, log_dir: Path | No
 
 
 def _start(rank: int, node: Node, log_dir: Path | None) -> subprocess.Popen[str]:
-    """Start a node with node 0's output on ours, the others' in their log files or a pipe (stdout is node 0's alone)."""
+    """Start a node; stdout is node 0's alone, the others write to their log files or to a pipe."""
     log = log_dir / f"node{rank}.log" if log_dir else None
     with log.open("w") if rank and log else nullcontext() as file:
         return subprocess.Popen(

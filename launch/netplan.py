@@ -33,7 +33,7 @@ class NetlabError(ValueError):
 
 @dataclass(frozen=True)
 class Node:
-    """One node: its namespace, the address of `veth0`, the torchrun to start there and its additions to the environment."""
+    """One node: its namespace, the address of `veth0`, the torchrun to start there, what it adds to the environment."""
 
     namespace: str
     address: str

@@ -60,8 +60,14 @@ def main(argv: Sequence[str]) -> int:
         code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
         print(f"netlab: rank {rank} ended with exit code {code}", file=sys.stderr)
         return code
+    except SystemExit as stopped:  # by a signal, without ranks
+        return int(stopped.code or 0)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Unloading torch takes seconds on a busy machine, and netlab orders the failures of nodes by when they end.
+    os._exit(code)
