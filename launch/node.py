@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -53,8 +54,10 @@ def main(argv: Sequence[str]) -> int:
     for number in FORWARDED:
         signal.signal(number, forward)
     try:
-        # torchrun must have a signal of its own to handle; none of ours.
-        run(parse_args(["--signals-to-handle", "SIGUSR2", "--monitor-interval", "0.05", *argv]))
+        with tempfile.TemporaryDirectory(prefix="netlab-") as logs:  # torchrun would leave a directory of its own
+            # torchrun must have a signal to handle; none of ours.
+            own = ["--signals-to-handle", "SIGUSR2", "--monitor-interval", "0.05", "--log-dir", logs]
+            run(parse_args([*own, *argv]))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
