@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+NETLAB = os.getppid()
 
 
 def children() -> list[int]:
@@ -44,6 +45,9 @@ def forward(number: int, frame: FrameType | None) -> None:
     for rank in ranks:
         with suppress(ChildProcessError):
             os.waitid(os.P_PID, rank, os.WEXITED | os.WNOWAIT)
+    if os.getppid() != NETLAB:
+        # netlab was killed: nobody would stop this node while it waits (torchrun: 300 s) for one that has failed.
+        raise SystemExit(128 + number)
 
 
 def main(argv: Sequence[str]) -> int:
