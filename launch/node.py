@@ -8,6 +8,7 @@ then sees them end by themselves.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from types import FrameType
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 NETLAB = os.getppid()
+LOGS = tempfile.mkdtemp(prefix="netlab-")
 
 
 def children() -> list[int]:
@@ -46,8 +48,9 @@ def forward(number: int, frame: FrameType | None) -> None:
         with suppress(ChildProcessError):
             os.waitid(os.P_PID, rank, os.WEXITED | os.WNOWAIT)
     if os.getppid() != NETLAB:
-        # netlab was killed: nobody would stop this node while it waits (torchrun: 300 s) for one that has failed.
-        raise SystemExit(128 + number)
+        # netlab was killed: nobody would stop this node while torchrun waits for the others (300 s).
+        shutil.rmtree(LOGS, ignore_errors=True)
+        os._exit(128 + number)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,11 +60,10 @@ def main(argv: Sequence[str]) -> int:
 
     for number in FORWARDED:
         signal.signal(number, forward)
+    # torchrun must have a signal to handle (none of ours), and would leave its directory behind.
+    own = ["--signals-to-handle", "SIGUSR2", "--monitor-interval", "0.05", "--log-dir", LOGS]
     try:
-        with tempfile.TemporaryDirectory(prefix="netlab-") as logs:  # torchrun would leave a directory of its own
-            # torchrun must have a signal to handle; none of ours.
-            own = ["--signals-to-handle", "SIGUSR2", "--monitor-interval", "0.05", "--log-dir", logs]
-            run(parse_args([*own, *argv]))
+        run(parse_args([*own, *argv]))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
@@ -69,6 +71,8 @@ def main(argv: Sequence[str]) -> int:
         return code
     except SystemExit as stopped:  # by a signal, without ranks
         return int(stopped.code or 0)
+    finally:
+        shutil.rmtree(LOGS, ignore_errors=True)
     return 0
 
 
