@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from launch.netplan import NAME, NetlabError, Node, Plan
+from launch.netplan import NAME, WORK_DIR, NetlabError, Node, Plan
 
 POLL_SECONDS = 0.05
 FAILURE_GRACE = 5.0
@@ -102,6 +103,7 @@ def remove(namespaces: Iterable[str]) -> None:
                     with suppress(ProcessLookupError):
                         os.kill(int(pid), signal.SIGKILL)
                 time.sleep(0.02)
+            shutil.rmtree(f"{WORK_DIR}/{name}", ignore_errors=True)
             execute(["ip", "netns", "del", name])
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 INTERFACE = "veth0"
 PORT = 29500
+WORK_DIR = "/run"
+"""Where a node's torchrun keeps a directory named like the namespace; only root can write there."""
 MAX_NODES = 64
 NAME = re.compile(r"altup-(?P<pid>\d+)-(?P<start>\d+)-\d+-(\d+|switch)")
 
@@ -144,7 +146,8 @@ def _node_argv(
     launcher = (python, "-P", str(Path(__file__).with_name("node.py")))
     size = f"--nnodes {nodes} --nproc-per-node {ranks_per_node} --node-rank {rank}"
     meeting = f"--master-addr 10.77.0.1 --master-port {PORT} --local-addr 10.77.0.{rank + 1}"
-    return (*inside, *launcher, *_words(f"{size} {meeting}"), "--no-python", *command)
+    logs = f"--log-dir {WORK_DIR}/{namespace}"
+    return (*inside, *launcher, *_words(f"{size} {meeting} {logs}"), "--no-python", *command)
 
 
 def _env(extra: Mapping[str, str] | None) -> dict[str, str]:

@@ -8,10 +8,8 @@ then sees them end by themselves.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +17,6 @@ from types import FrameType
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 NETLAB = os.getppid()
-LOGS = tempfile.mkdtemp(prefix="netlab-")
 
 
 def children() -> list[int]:
@@ -49,7 +46,6 @@ def forward(number: int, frame: FrameType | None) -> None:
             os.waitid(os.P_PID, rank, os.WEXITED | os.WNOWAIT)
     if os.getppid() != NETLAB:
         # netlab was killed: nobody would stop this node while torchrun waits for the others (300 s).
-        shutil.rmtree(LOGS, ignore_errors=True)
         os._exit(128 + number)
 
 
@@ -60,8 +56,7 @@ def main(argv: Sequence[str]) -> int:
 
     for number in FORWARDED:
         signal.signal(number, forward)
-    # torchrun must have a signal to handle (none of ours), and would leave its directory behind.
-    own = ["--signals-to-handle", "SIGUSR2", "--monitor-interval", "0.05", "--log-dir", LOGS]
+    own = ["--signals-to-handle", "SIGUSR2", "--monitor-interval", "0.05"]  # it must handle one, none of ours
     try:
         run(parse_args([*own, *argv]))
     except ChildFailedError as error:
@@ -71,8 +66,6 @@ def main(argv: Sequence[str]) -> int:
         return code
     except SystemExit as stopped:  # by a signal, without ranks
         return int(stopped.code or 0)
-    finally:
-        shutil.rmtree(LOGS, ignore_errors=True)
     return 0
 
 

@@ -108,6 +108,7 @@ def test_a_sum_over_two_nodes_passes_the_links_at_their_rate(tmp_path: Path) -> 
     assert not namespaces(os.getpid())
     assert not running(tmp_path)
     assert not links()
+    assert not list(Path("/run").glob(f"altup-{os.getpid()}-*"))
 
 
 def test_two_netlabs_at_once_measure_their_own_rates() -> None:
