@@ -1,0 +1,180 @@
+"""A cluster in a box: n nodes as network namespaces of this machine, joined by links of a chosen rate.
+
+`launch/netlab --nodes 2 --rate 200mbit -- altup-moe train ...` in a shell; `run` and `unavailable` from Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from launch import cluster
+from launch.netplan import NetlabError, Plan, bits_per_second, check_sizes, make_plan
+
+__all__ = ["NetlabError", "main", "run", "unavailable"]
+
+GRACE = 30.0
+"""Seconds that nodes have to end after a signal: a training step and a checkpoint must fit."""
+
+# Everything in an unnamed namespace, which goes with the shell.
+_PROBE = """ip link add netlab0 type bridge && ip link add netlab1 type veth peer name netlab2 &&
+tc qdisc add dev netlab1 root tbf rate 1mbit burst 16kb latency 50ms"""
+
+
+def unavailable() -> str | None:
+    """Why no cluster can be made here (what is missing), or None. Creates nothing that lasts."""
+    if not sys.platform.startswith("linux"):
+        return "netlab needs Linux's network namespaces"
+    if os.geteuid() != 0:
+        return 'netlab needs root, as in sudo env PATH="$PATH" launch/netlab'
+    missing = [tool for tool in ("ip", "tc", "setpriv", "unshare") if shutil.which(tool) is None]
+    if missing:
+        return f"netlab needs {', '.join(missing)} in PATH (packages iproute2 and util-linux)"
+    if importlib.util.find_spec("torch") is None:
+        return f"netlab needs torch, which {sys.executable} lacks; activate the environment of altup-moe"
+    probe = subprocess.run(["unshare", "--net", "sh", "-c", _PROBE], capture_output=True, text=True)
+    if probe.returncode:
+        return f"netlab needs namespaces, bridges, veth and tc tbf, which fail here: {' '.join(probe.stderr.split())}"
+    return None
+
+
+def run(
+    nodes: int,
+    rate: str | None,
+    command: Sequence[str],
+    ranks_per_node: int = 1,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    grace: float = GRACE,
+    log_dir: Path | None = None,
+) -> int:
+    """Run a command on every rank of a new cluster and remove the cluster, whatever happens.
+
+    Node 0 writes to this process's stdout and stderr. The other nodes' lines go to stderr behind `[node i]`, or to
+    `log_dir/node<i>.log`. Leftovers of netlabs that were killed are removed first.
+
+    Args:
+        nodes: number of nodes, 1 to 64.
+        rate: what each node can send, as tc writes it (`200mbit`); None sets no limit.
+        command: what every rank runs, found in PATH or beside this interpreter.
+        ranks_per_node: ranks that torchrun starts on each node.
+        env: environment of the ranks beyond this process's. OMP_NUM_THREADS is 1 and TORCH_CPP_LOG_LEVEL is ERROR
+            unless set there.
+        timeout: seconds after which the nodes are stopped and 124 is returned.
+        grace: seconds that nodes have to end after a signal or the timeout.
+        log_dir: directory for the output of all nodes but node 0; made if missing.
+
+    Returns:
+        0, the exit code of the node that failed first (that of its first failing rank), 124 after the timeout, or
+        128 + n where signal n ended a node.
+
+    Raises:
+        NetlabError: an argument does not fit, something is missing (`unavailable`), or the network could not be made.
+    """
+    plan = _checked_plan(nodes, rate, command, ranks_per_node, env)
+    if reason := unavailable():
+        raise NetlabError(reason)
+    if log_dir is not None:
+        try:
+            log_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise NetlabError(f"--log-dir {str(log_dir)!r}: {error.strerror}; a directory would fit") from None
+    cluster.remove_dead()
+    return cluster.run_plan(plan, grace, timeout, log_dir)
+
+
+def _checked_plan(
+    nodes: int, rate: str | None, command: Sequence[str], ranks_per_node: int, env: Mapping[str, str] | None
+) -> Plan:
+    check_sizes(nodes, ranks_per_node, rate)
+    if not command:
+        raise NetlabError("command: none given; put it behind --, as in netlab --nodes 2 -- altup-moe train CONFIG")
+    # An environment's commands lie beside its interpreter, also when it was not activated.
+    program = shutil.which(command[0]) or shutil.which(command[0], path=str(Path(sys.executable).parent))
+    if program is None:
+        raise NetlabError(f"command {command[0]!r}: not found; a program in PATH or its path would fit")
+    return make_plan(cluster.new_prefix(), nodes, rate, [program, *command[1:]], ranks_per_node, env)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A wrong flag is one line, like every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise NetlabError(f"{message}; netlab --help says what fits")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="netlab",
+        usage="netlab [options] -- COMMAND ...",
+        description="Run COMMAND under torchrun on nodes that are network namespaces of this machine (needs root).",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--nodes", type=int, default=2, metavar="N", help="number of nodes (default 2)")
+    parser.add_argument("--rate", metavar="RATE", help="what each node can send, as in 200mbit (default: no limit)")
+    parser.add_argument("--ranks-per-node", type=int, default=1, metavar="P", help="ranks on each node (default 1)")
+    parser.add_argument(
+        "--log-dir", type=Path, metavar="DIR", help="output of nodes 1.. to DIR/node<i>.log (default: prefixed, stderr)"
+    )
+    parser.add_argument(
+        "--grace", type=float, default=GRACE, metavar="S", help="seconds to end after a signal (default 30)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and create nothing")
+    parser.add_argument("--measure", action="store_true", help="measure the links instead of running a command")
+    parser.add_argument("--clean", action="store_true", help="only remove what netlabs that were killed have left")
+    return parser
+
+
+def _main(argv: list[str]) -> int:
+    before, command = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    options, rest = _parser().parse_known_args(before)
+    if rest:
+        fits = "netlab --help names the flags" if rest[0].startswith("-") else "a command goes behind --"
+        raise NetlabError(f"{rest[0]!r}: not a flag of netlab; {fits}")
+    if options.clean:
+        if reason := unavailable():
+            raise NetlabError(reason)
+        print(f"removed {len(cluster.remove_dead())} namespaces")
+        return 0
+    if options.measure:
+        check_sizes(options.nodes, options.ranks_per_node, options.rate)
+        command = _measure_command(options, command)
+    if options.dry_run:
+        plan = _checked_plan(options.nodes, options.rate, command, options.ranks_per_node, None)
+        print("\n".join(plan.lines()))
+        return 0
+    return run(
+        options.nodes,
+        options.rate,
+        command,
+        ranks_per_node=options.ranks_per_node,
+        grace=options.grace,
+        log_dir=options.log_dir,
+    )
+
+
+def _measure_command(options: argparse.Namespace, command: list[str]) -> list[str]:
+    if command:
+        raise NetlabError(f"--measure with command {command[0]!r}: one of the two would fit")
+    if (options.nodes, options.ranks_per_node) != (2, 1):
+        raise NetlabError(f"--measure with {options.nodes} nodes of {options.ranks_per_node} ranks: 2 of 1 would fit")
+    # Two seconds in each direction; 256 MiB where nothing limits it.
+    chunks = 256 if options.rate is None else max(1, round(bits_per_second(options.rate) / 8 * 2 / 2**20))
+    script = Path(__file__).with_name("measure.py")
+    return [sys.executable, "-P", str(script), options.rate or "none", str(chunks)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (without the program's name) and return its exit code; mistakes are one line and 2."""
+    try:
+        return _main(list(sys.argv[1:] if argv is None else argv))
+    except NetlabError as error:
+        print(f"netlab: error: {error}", file=sys.stderr)
+        return 2

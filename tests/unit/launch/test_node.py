@@ -1,0 +1,38 @@
+"""The launcher of one node: the ranks' exit codes arrive, also after a signal."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+NODE = Path(__file__).parents[3] / "launch" / "node.py"
+
+
+def start(script: str, logs: Path) -> subprocess.Popen[bytes]:
+    """Two ranks of a shell script under the launcher."""
+    arguments = ["--standalone", "--nproc-per-node", "2", "--log-dir", str(logs), "--no-python", "sh", "-c", script]
+    return subprocess.Popen([sys.executable, "-P", str(NODE), *arguments], stderr=subprocess.PIPE)
+
+
+def test_the_exit_code_is_the_failing_ranks(tmp_path: Path) -> None:
+    with start("if [ $RANK = 1 ]; then exit 7; fi; exec sleep 60", tmp_path) as node:
+        assert b"rank 1 ended with exit code 7" in node.communicate(timeout=60)[1]
+        assert node.returncode == 7
+
+
+def test_a_signal_lets_every_rank_finish_and_exit_with_its_code(tmp_path: Path) -> None:
+    script = (
+        f"trap 'stop=1' TERM; touch {tmp_path}/$RANK; while [ -z $stop ]; do sleep 0.1; done;"
+        f" if [ $RANK = 1 ]; then sleep 1; touch {tmp_path}/saved; fi; exit 75"
+    )
+    with start(script, tmp_path / "logs") as node:
+        give_up = time.monotonic() + 60
+        while not all((tmp_path / rank).exists() for rank in "01") and time.monotonic() < give_up:
+            time.sleep(0.05)
+        node.send_signal(signal.SIGTERM)
+        node.communicate(timeout=60)
+        assert node.returncode == 75
+    assert (tmp_path / "saved").exists()
