@@ -150,6 +150,13 @@ def test_bench_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (calls[0].widths, calls[0].hidden_size, calls[0].repeats, calls[0].json) == ((1, 4), 64, 9, True)
 
 
+def test_bench_mixing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = stand_in(monkeypatch, "altup_moe.study.bench_mixing", "bench_mixing")
+    file = str(tmp_path / "mixing.json")
+    assert main(["bench", "mixing", "--widths", "4", "--exponents", "16", "21", "--no-rivals", "--json", file]) == 7
+    assert (calls[0].widths, calls[0].exponents, calls[0].rivals, calls[0].json) == ((4,), (16, 21), False, Path(file))
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -165,6 +172,11 @@ def test_bench_step(monkeypatch: pytest.MonkeyPatch) -> None:
         (["generate", "RUN", "--prompt", "x", "--top-p", "most"], "top_p='most': expects a number"),
         (["bench", "step", "--widths", "3"], "widths=3"),
         (["bench", "step", "--repeats", "0"], "repeats=0"),
+        (["bench", "mixing", "--exponents", "40"], "exponents=40: must lie in [10, 30]"),
+        (["bench", "mixing", "--threads", "0"], "threads=0"),
+        (["bench", "mixing", "--hidden-size", "100"], "hidden_size=100: must be a power of two"),
+        (["bench", "mixing", "--json", "nowhere/a.json"], "json='nowhere/a.json'"),
+        (["bench", "mixing", "--kernels", "fast"], "kernels='fast'"),
         (["bench", "steep"], "nearest is bench step"),
         (["trian"], "nearest is train"),
         (["train"], "name a configuration file"),
@@ -196,7 +208,7 @@ def test_train_help_documents_every_field(capfd: pytest.CaptureFixture[str]) -> 
         assert f"--{key.replace('_', '-')} " in out
     assert "Tokens of a training sample (context length). (default: 256)" in out
     assert "(default: runs/quickstart)" in out, "defaults are the file's"
-    for command in (["evaluate"], ["generate"], ["bench", "step"]):
+    for command in (["evaluate"], ["generate"], ["bench", "step"], ["bench", "mixing"]):
         assert main([*command, "--help"]) == 0
         assert f"usage: altup-moe {' '.join(command)}" in capfd.readouterr().out
 
