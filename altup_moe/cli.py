@@ -1,4 +1,4 @@
-"""The command `altup-moe`: train, evaluate, generate, bench step | overlap.
+"""The command `altup-moe`: train, evaluate, generate, bench step | mixing | overlap.
 
 A mistake of the user's is one line on stderr and exit code 2, found before torch is imported wherever it can be.
 """
@@ -22,7 +22,7 @@ from altup_moe.config.flags import parse, print_help
 from altup_moe.config.keys import nearest
 from altup_moe.config.load import load_config
 from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, Range
-from altup_moe.study.options import OverlapBench, StepBench
+from altup_moe.study.options import MixingBench, OverlapBench, StepBench
 
 EXIT_USER_ERROR = 2
 PROFILE = ["--log.profile_steps", "3"]
@@ -140,6 +140,22 @@ def bench_overlap(args: Sequence[str]) -> int:
     return study.bench_overlap(o, world_size_from_env())
 
 
+def bench_mixing(args: Sequence[str]) -> int:
+    """Parse and check the options, then measure."""
+    o = parse(MixingBench, args)
+    for key in ("hidden_size", "repeats"):
+        COUNT.check(key, getattr(o, key))
+    for count in o.threads:
+        COUNT.check("threads", count)
+    for exponent in o.exponents:
+        Range(10, 30).check("exponents", exponent)
+    if 2 ** min(o.exponents, default=10) % o.hidden_size:
+        raise ConfigError("hidden_size", o.hidden_size, "must be a power of two, at most the numbers of a block")
+    from altup_moe.study import bench_mixing as study
+
+    return study.bench_mixing(o)
+
+
 def train_help(args: Sequence[str]) -> None:
     """Every field of a run; defaults are the file's where one is named."""
     named = bool(args) and not args[0].startswith("-")
@@ -171,6 +187,12 @@ COMMANDS = {
         "what hides under the experts' all-to-all, in every mode (start it with torchrun or launch/netlab)",
         bench_overlap,
         lambda args: print_help(OverlapBench, "altup-moe bench overlap"),
+    ),
+    "bench mixing": Command(
+        "[options]",
+        "time the pass over the wide stream against a copy and others",
+        bench_mixing,
+        lambda args: print_help(MixingBench, "altup-moe bench mixing"),
     ),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from altup_moe.config.schema import Width
 
@@ -55,5 +56,31 @@ class OverlapBench:
     """CPU threads of a rank."""
     out: str | None = None
     """Directory for a trace.json and a step.png of every mode; None writes none."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+@dataclass(frozen=True)
+class MixingBench:
+    """Time of the one pass over the wide stream: over a copy of the same bytes, and beside others. On a CPU."""
+
+    widths: tuple[Width, ...] = (2, 4)
+    """Blocks K of the stream."""
+    exponents: tuple[int, ...] = (16, 18, 20, 21, 22)
+    """Numbers of a block (tokens times width), as powers of two."""
+    dtypes: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
+    """Types of the stream."""
+    threads: tuple[int, ...] = (1, 2)
+    """CPU threads of torch."""
+    kernels: tuple[Literal["torch", "compile"], ...] = ("torch", "compile")
+    """Implementations of ours; compile needs a C++ compiler, and seconds for each K, type and number of threads."""
+    rivals: bool = True
+    """Measure the other implementations too."""
+    hidden_size: int = 512
+    """Width d of a token, which the others' routers see."""
+    repeats: int = 9
+    """Timed turns, after one that is not counted."""
+    memory: Literal["kept", "fresh"] = "kept"
+    """kept: glibc keeps what was freed; fresh: its default, large results lie on new pages every time."""
     json: bool = False
     """Print one JSON object instead of a table."""

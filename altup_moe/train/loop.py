@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ def train(config: RunConfig) -> int:
         UserError: what the user can mend, before any process group exists.
     """
     check_loggers(config.log)
+    _keep_compiled_code(config)
     resume = find_resume_point(config, world_size_from_env())
     # Rank 0 prepares and verifies the data first: whatever is wrong with it ends the run before the others meet it.
     samples = open_samples(config, prepared_prefix(config)) if rank_from_env() == 0 else None
@@ -82,6 +84,13 @@ def train(config: RunConfig) -> int:
         finally:
             for logger in loggers:
                 logger.close()
+
+
+def _keep_compiled_code(config: RunConfig) -> None:
+    """torch.compile's files lie in the run directory, and its caches that are pickles are not used."""
+    if config.altup.kernel == "compile":
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((Path(config.log.run_dir) / "kernels").absolute()))
+        os.environ.update(TORCHINDUCTOR_FX_GRAPH_CACHE="0", TORCHINDUCTOR_AUTOGRAD_CACHE="0")
 
 
 def _check_data(resume: ResumePoint | None, samples: Samples | None) -> None:

@@ -144,10 +144,34 @@ def test_generate(monkeypatch: pytest.MonkeyPatch, run_dir: Path) -> None:
     ]
 
 
+def test_bench_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(
+        "altup_moe.study.bench_overlap.bench_overlap", lambda options, ranks: calls.append((options, ranks)) or 7
+    )
+    assert main(["bench", "overlap", "--widths", "1", "4", "--out", "traces"]) == 7
+    assert (calls[0][0].widths, calls[0][0].out, calls[0][1]) == ((1, 4), "traces", 2)
+
+
+def test_profile_is_three_recorded_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = stand_in(monkeypatch, "altup_moe.train.loop", "train")
+    file = tmp_path / "run.yaml"
+    file.write_text("train: {steps: 4}\n")
+    assert main(["train", str(file), "--profile", "--train.steps", "6"]) == 7
+    assert (calls[0].log.profile_steps, calls[0].train.steps) == (3, 6)
+
+
 def test_bench_step(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = stand_in(monkeypatch, "altup_moe.study.bench_step", "bench_step")
     assert main(["bench", "step", "--widths", "1", "4", "--hidden-size", "64", "--json"]) == 7
     assert (calls[0].widths, calls[0].hidden_size, calls[0].repeats, calls[0].json) == ((1, 4), 64, 9, True)
+
+
+def test_bench_mixing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = stand_in(monkeypatch, "altup_moe.study.bench_mixing", "bench_mixing")
+    assert main(["bench", "mixing", "--widths", "4", "--exponents", "16", "21", "--no-rivals", "--json"]) == 7
+    assert (calls[0].widths, calls[0].exponents, calls[0].rivals, calls[0].json) == ((4,), (16, 21), False, True)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +189,11 @@ def test_bench_step(monkeypatch: pytest.MonkeyPatch) -> None:
         (["generate", "RUN", "--prompt", "x", "--top-p", "most"], "top_p='most': expects a number"),
         (["bench", "step", "--widths", "3"], "widths=3"),
         (["bench", "step", "--repeats", "0"], "repeats=0"),
+        (["bench", "mixing", "--exponents", "40"], "exponents=40: must lie in [10, 30]"),
+        (["bench", "mixing", "--threads", "0"], "threads=0"),
+        (["bench", "mixing", "--hidden-size", "100"], "hidden_size=100: must be a power of two"),
+        (["bench", "overlap", "--micro-batch-size", "3"], "micro_batch_size=3"),
+        (["bench", "mixing", "--kernels", "fast"], "kernels='fast'"),
         (["bench", "steep"], "nearest is bench step"),
         (["trian"], "nearest is train"),
         (["train"], "name a configuration file"),
@@ -196,7 +225,7 @@ def test_train_help_documents_every_field(capfd: pytest.CaptureFixture[str]) -> 
         assert f"--{key.replace('_', '-')} " in out
     assert "Tokens of a training sample (context length). (default: 256)" in out
     assert "(default: runs/quickstart)" in out, "defaults are the file's"
-    for command in (["evaluate"], ["generate"], ["bench", "step"]):
+    for command in (["evaluate"], ["generate"], ["bench", "step"], ["bench", "mixing"]):
         assert main([*command, "--help"]) == 0
         assert f"usage: altup-moe {' '.join(command)}" in capfd.readouterr().out
 
