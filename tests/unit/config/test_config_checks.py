@@ -50,6 +50,8 @@ FITTING = [
     (SUM, 1),
     ({**SUM, "altup__width": 1, "model__share_embeddings_and_output_weights": True}, 1),
     ({"altup__recycled": False}, 1),
+    ({**EXPERTS, "overlap__microbatch_halves": True}, 1),
+    ({"overlap__microbatch_halves": False, "train__micro_batch_size": 1}, 1),
     ({**EXPERTS, "moe__expert_bias_update_rate": 1e-3, "moe__score_function": "sigmoid"}, 1),
     ({**EXPERTS, "moe__layer_freq": 8, "moe__top_k": 8}, 1),
     ({"optim__schedule": "wsd", "optim__decay_steps": 180}, 1),
@@ -68,6 +70,18 @@ WRONG = [
     ({"model__num_attention_heads": 3}, 1, "model.num_attention_heads", "1, 2, 4, 8, 16, 32, 64, 128 would fit"),
     ({"model__num_attention_heads": 256}, 1, "model.num_attention_heads", "even width"),
     ({"model__num_query_groups": 3}, 1, "model.num_query_groups", "1, 2, 4, 8 would fit"),
+    (
+        {"overlap__microbatch_halves": True, "train__micro_batch_size": 3, "train__global_batch_size": 9},
+        1,
+        "train.micro_batch_size",
+        "2 or 4 would fit",
+    ),
+    (
+        {**EXPERTS, "overlap__microbatch_halves": True, "moe__dispatcher": "allgather"},
+        1,
+        "overlap.microbatch_halves",
+        "moe.dispatcher alltoall",
+    ),
     ({"altup__width": 3}, 1, "altup.width", "1, 2, 4, 8 would fit"),
     ({"altup__variant": "sum"}, 1, "altup.recycled", "false would fit"),
     (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -56,7 +55,8 @@ def test_goals_are_judged_by_the_figures() -> None:
     assert goals(rows[2:]) == []
 
 
-def test_a_small_run_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_small_run_prints_its_figures(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     try:
         bench_mixing(
