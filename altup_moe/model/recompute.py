@@ -3,6 +3,9 @@
 A recomputed layer needs the state it started from: K blocks and more. Those follow from the segment's first state and
 the outputs y of the layers before, by mixing alone, without running a layer again (x_{l+1} = M x_l + g (x) y_l). So
 a segment of layers keeps its first state and each layer's y; the backward pass rebuilds the states in between once.
+
+A layer's coefficients are also used in its neighbours' recomputations, so their gradients come in several parts.
+Megatron's overlapped reduction counts the parts of the first step and waits for as many.
 """
 
 from __future__ import annotations

@@ -92,3 +92,14 @@ def test_recomputation_draws_the_same_dropout(directory: Path) -> None:
     plain = _losses("tp2-pp2-ep2", directory, "dropout", **dropout)
     again = _losses("tp2-pp2-ep2", directory, "dropout-again", train={"recompute": "full"}, **dropout)
     assert again == pytest.approx(plain, rel=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["altup", "gemma"])
+def test_recomputed_layers_share_coefficients_under_overlapped_reduction(variant: str, directory: Path) -> None:
+    """A layer's coefficients get gradients from its own recomputation and its neighbour's: Megatron reduces a bucket
+    once every parameter has had as many as in the first step."""
+    recomputed = {"altup": {"variant": variant}, "train": {"recompute": "full"}}
+    plain = _losses("dp2", directory, f"{variant}-reduced-at-the-end", altup={"variant": variant})
+    parallel = {"overlap_grad_reduce": True, "distributed_optimizer": True}
+    overlapped = _losses("dp2", directory, f"{variant}-overlapped", parallel=parallel, **recomputed)
+    assert overlapped == pytest.approx(plain, rel=1e-6)
