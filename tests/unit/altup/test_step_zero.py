@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-
 import pytest
 import torch
 
-from altup_moe.config import ParallelConfig
 from altup_moe.model.build import build_model
-from altup_moe.parallel.topology import Topology, topology
+from altup_moe.parallel.topology import Topology
 from altup_moe.train.batches import Batch
 from altup_moe.train.step import run_schedule
 from tests.distributed.cases import micro_batch, micro_batch_count, small
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[Topology]:
-    """A world of one rank; the environment that `topology` completes is put back."""
-    before = dict(os.environ)
-    with topology(ParallelConfig()) as topo:
-        yield topo
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def first_loss(topo: Topology, width: int, epsilon: float, **altup: object) -> float:

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-
-import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from altup_moe.config import ParallelConfig
 from altup_moe.model.build import build_chunk, set_weights
 from altup_moe.model.recompute import Tape, Travelling
-from altup_moe.parallel.topology import Topology, topology
+from altup_moe.parallel.topology import Topology
 from tests.distributed.cases import micro_batch, skewed, small
 
 LAYERS, WIDTH = 9, 8
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[Topology]:
-    """A world of one rank; the environment that `topology` completes is put back."""
-    before = dict(os.environ)
-    with topology(ParallelConfig()) as topo:
-        yield topo
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def blocks_kept(topo: Topology, width: int, mixing: str) -> float:
