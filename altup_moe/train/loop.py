@@ -153,6 +153,7 @@ def _one_step(run: Run, last: int) -> StepMetrics:
     run.step += 1
     run.skipped += result.skipped
     seconds = time.perf_counter() - started
+    run.profile.settle()
     validation = None
     if run.step == last or _due(run.step, t.eval_interval):
         s = run.samples

@@ -71,6 +71,9 @@ class Profile:
         with step():
             yield
         self._left -= 1
+
+    def settle(self) -> None:
+        """Write the profile if the last step was its last: between steps, so that no step's time has it in it."""
         if self._left == 0:
             self.close()
 

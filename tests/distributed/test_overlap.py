@@ -62,6 +62,19 @@ def test_dense_layers_under_tensor_parallelism(width: int, mixing: str) -> None:
     assert_parity(config, 2)
 
 
+FUSED = {
+    # Blocks larger than the pieces of the compiled backward pass.
+    "compile": {"model": {"seq_length": 128, "hidden_size": 64, "num_layers": 3}, "moe": {"layer_freq": 1}},
+    # Interpreted (tests/conftest.py), so few numbers.
+    "triton": {"model": {"num_layers": 2}, "train": {"global_batch_size": 4}},
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_kernels_in_the_model(name: str) -> None:
+    assert_parity(small("ep2", altup={"width": 4, "kernel": name}, **FUSED[name]), 2)
+
+
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
