@@ -105,25 +105,28 @@ class Read(torch.autograd.Function):
             u = x_KN[read].view(block_shape)
         else:
             ctx.save_for_backward(stream, read)
-            u = (read @ x_KN.float()).to(stream.dtype).view(block_shape)
+            with span("mix"):
+                u = (read @ x_KN.float()).to(stream.dtype).view(block_shape)
         return stream.view_as(stream), u
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         grad_stream, grad_u = grads
-        # Only a pass consumes the handed-on stream, and its backward allocates this tensor: adding in place is safe.
-        grad_stream = grad_stream.contiguous()
-        dx_KN, du_N = _rows(grad_stream, ctx.width), grad_u.reshape(-1)
-        if ctx.block is not None:
-            dx_KN[ctx.block].add_(du_N)
-            return grad_stream, None, None
-        stream, read = ctx.saved_tensors
-        du32_N = du_N.float()
-        if dx_KN.dtype == torch.float32:
-            dx_KN.addr_(read, du32_N)
-        else:
-            dx_KN.add_(torch.outer(read, du32_N))
-        return grad_stream, _rows(stream, ctx.width).float() @ du32_N, None
+        with span("mix", backward=True):
+            # Only a pass consumes the handed-on stream, and its backward allocates this tensor: adding in place is
+            # safe.
+            grad_stream = grad_stream.contiguous()
+            dx_KN, du_N = _rows(grad_stream, ctx.width), grad_u.reshape(-1)
+            if ctx.block is not None:
+                dx_KN[ctx.block].add_(du_N)
+                return grad_stream, None, None
+            stream, read = ctx.saved_tensors
+            du32_N = du_N.float()
+            if dx_KN.dtype == torch.float32:
+                dx_KN.addr_(read, du32_N)
+            else:
+                dx_KN.add_(torch.outer(read, du32_N))
+            return grad_stream, _rows(stream, ctx.width).float() @ du32_N, None
 
 
 class CatchUp(torch.autograd.Function):
@@ -222,6 +225,4 @@ def catch_up(
 
 def write_back(blocks: Tensor, y: Tensor, write: Tensor, kernel: Kernel) -> Tensor:
     """The stream itself, blocks + write (x) y, [K*S, B, D]: what leaves a chunk of layers."""
-    width = write.numel()
-    weights = torch.cat([torch.eye(width, device=write.device), write[:, None]], dim=1)
-    return OnePass.apply(blocks, y, weights, width, True, kernel)[0]
+    return mix_and_write(blocks, y, Mixing(0, torch.eye(write.numel(), device=write.device), write), kernel)

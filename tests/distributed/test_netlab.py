@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ NETLAB = [sys.executable, str(ROOT / "launch" / "netlab")]
 REASON = netlab.unavailable()
 
 pytestmark = [
+    pytest.mark.usefixtures("signals_are_heard"),
     pytest.mark.distributed,
     pytest.mark.timeout(120),
     pytest.mark.skipif(REASON is not None, reason=str(REASON)),
@@ -44,17 +45,6 @@ with open(f"{sys.argv[1]}/{rank}.json", "w") as file:
 dist.barrier()
 dist.destroy_process_group()
 """
-
-
-@pytest.fixture(autouse=True)
-def _signals_are_heard() -> Iterator[None]:
-    """Tests in a background job start with some signals ignored, and so would everything they start."""
-    ignored = [n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_IGN]
-    for number in ignored:
-        signal.signal(number, signal.SIG_DFL)
-    yield
-    for number in ignored:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 45) -> bool:
