@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
@@ -18,6 +20,26 @@ from altup_moe.config.schema import RunConfig, Width
 
 CORPORA = ("python-docs", "wikipedia-sample")
 """Corpora that come by name (`altup_moe.data.corpora` holds them)."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """An optional package: the modules that make it whole, and what to do to get it."""
+
+    modules: tuple[str, ...]
+    install: str
+
+    def found(self) -> bool:
+        """Whether all its modules are there; none is imported."""
+        return all(find_spec(module) for module in self.modules)
+
+
+PACKAGES = {
+    "deepspeed": Package(("deepspeed",), "pip install 'deepspeed>=0.19.4,<0.20'"),
+    # `import tutel` alone passes where its kernels were not built.
+    "tutel": Package(("tutel", "tutel_custom_kernel"), "build it from https://github.com/microsoft/Tutel"),
+}
+"""What a moe.backend needs beside requirements.txt."""
 
 
 def check_config(config: RunConfig, world_size: int) -> None:
@@ -135,6 +157,9 @@ def _experts(config: RunConfig, world_size: int) -> None:
             if size > 1:
                 raise ConfigError(key, size, "moe.num_experts is 0, so there is nothing to split; 1 would fit")
         return
+    package = PACKAGES.get(moe.backend)
+    if package and not package.found():
+        raise ConfigError("moe.backend", moe.backend, f"is not installed; {package.install}, or megatron would fit")
     if moe.top_k > moe.num_experts:
         raise ConfigError("moe.top_k", moe.top_k, f"at most moe.num_experts ({moe.num_experts}) would fit")
     if moe.layer_freq > config.model.num_layers:

@@ -94,6 +94,8 @@ class MoEConfig:
     """Inner width of the shared expert that every token passes, in features; 0 is none."""
     dispatcher: Literal["alltoall", "allgather"] = "alltoall"
     """Collective that carries tokens to experts."""
+    backend: Literal["megatron", "deepspeed", "tutel", "torch"] = "megatron"
+    """Code that computes the experts. torch is ours; deepspeed and tutel need their packages. One model, whichever."""
 
 
 @dataclass(frozen=True)

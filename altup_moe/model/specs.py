@@ -15,8 +15,8 @@ from altup_moe.model.attention import CoreAttention
 from altup_moe.model.norm import FinalNorm, RMSNorm
 from altup_moe.model.tensor_window import WindowedRowParallelLinear
 from altup_moe.model.transformer_config import AltUpTransformerConfig
+from altup_moe.moe.backends import find_backend
 from altup_moe.moe.megatron import CapacityRouter
-from altup_moe.moe.megatron_layer import WindowedMoELayer
 from altup_moe.parallel.compat import mlp_submodules, with_moe_layer
 from altup_moe.parallel.topology import Topology
 
@@ -38,7 +38,7 @@ def layer_spec(config: AltUpTransformerConfig, layer: int, groups: Any) -> Modul
     slots.sharded_state_dict_keys_map = {}
     if moe:
         mlp_submodules(slots.mlp).router = CapacityRouter
-        slots.mlp = with_moe_layer(slots.mlp, WindowedMoELayer, groups)
+        slots.mlp = with_moe_layer(slots.mlp, find_backend(config.moe_backend).load(), groups)
     else:
         mlp_submodules(slots.mlp).linear_fc2 = WindowedRowParallelLinear
     if stream_width(config.altup_width, config.altup_variant) > 1:

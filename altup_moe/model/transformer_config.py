@@ -1,4 +1,4 @@
-"""A run's configuration in Megatron's terms, with the stream's four fields beside them."""
+"""A run's configuration in Megatron's terms, with our own fields beside them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from altup_moe.config import RunConfig
+from altup_moe.moe.backends import mixes_in_windows
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """`train.precision` as a torch dtype."""
@@ -16,13 +17,14 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass
 class AltUpTransformerConfig(TransformerConfig):
-    """Megatron's configuration of a layer, plus what the wide stream needs to know."""
+    """Megatron's configuration of a layer, plus what the wide stream and the experts' backend need to know."""
 
     altup_width: int = 1
     altup_variant: str = "altup"
     altup_select: str = "alternating"
     altup_recycled: bool = True
     altup_kernel: str = "auto"
+    moe_backend: str = "megatron"
     overlap_mixing: bool = True
     overlap_exchange: bool = True
     overlap_halves: bool = False
@@ -74,7 +76,8 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
         altup_select=a.select,
         altup_recycled=a.recycled,
         altup_kernel=a.kernel,
-        overlap_mixing=config.overlap.mixing == "deferred",
+        moe_backend=config.moe.backend,
+        overlap_mixing=mixes_in_windows(config),
         overlap_exchange=config.overlap.exchange == "async",
         overlap_halves=config.overlap.microbatch_halves,
     )

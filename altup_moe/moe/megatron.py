@@ -8,7 +8,6 @@ are gathered over the ranks that share it, and each rank keeps its part of one d
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,30 +17,11 @@ from torch import Tensor
 
 from altup_moe.moe.capacity import expert_capacity, keep_within_capacity
 from altup_moe.moe.halves import meet
+from altup_moe.moe.records import RecordsRouting, RoutingRecord
 from altup_moe.timeline.spans import span
 
 
-@dataclass
-class RoutingRecord:
-    """What one router did on this rank since it was last cleared, over micro-batches.
-
-    ``counts`` [E]: routes chosen per expert, before dropping. ``dropped``: routes over capacity. ``aux``, ``z``: this
-    rank's shares of the weighted losses (their sum over ranks that share a micro-batch is its loss).
-    """
-
-    counts: Tensor
-    dropped: Tensor
-    aux: Tensor
-    z: Tensor
-
-    @classmethod
-    def zero(cls, num_experts: int, device: torch.device | str) -> RoutingRecord:
-        """An empty record."""
-        zero = torch.zeros((), device=device)
-        return cls(torch.zeros(num_experts, device=device), zero.clone(), zero.clone(), zero.clone())
-
-
-class CapacityRouter(TopKRouter):
+class CapacityRouter(RecordsRouting, TopKRouter):
     """`TopKRouter` whose dropping does not depend on the layout. Everything else is Megatron's."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from altup_moe.altup.shape import (
@@ -21,6 +21,7 @@ from altup_moe.altup.shape import (
     stream_width,
 )
 from altup_moe.config import RunConfig
+from altup_moe.moe.backends import find_backend
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,6 +125,20 @@ def _fused_qkv(prefix: str, config: RunConfig, part: tuple[int, int]) -> list[Pi
     return pieces
 
 
+def _stacked_experts(prefix: str, which: str, shard: Shard, config: RunConfig) -> list[Piece]:
+    """All experts of a rank in one parameter, one below the other: `_gated_mlp`'s rows again and again."""
+    moe, hidden = config.moe, config.model.hidden_size
+    rank, count = shard.expert[0], moe.num_experts // shard.expert[1]
+    rows = hidden if which == "linear_fc2" else 2 * moe.ffn_hidden_size // shard.expert_tensor[1]
+    stacked = []
+    for index in range(count):
+        expert = f"{prefix}.{rank * count + index}"
+        for piece in _gated_mlp(expert, which, hidden, moe.ffn_hidden_size, shard.expert_tensor):
+            (start, stop), columns = piece.local
+            stacked.append(replace(piece, local=((start + index * rows, stop + index * rows), columns)))
+    return stacked
+
+
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(?:layer\.)?(.+)")
 _EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.(linear_fc[12])\.weight")
 
@@ -178,6 +193,8 @@ def _layer_pieces(name: str, prefix: str, shard: Shard, config: RunConfig) -> li
             return _gated_mlp(f"{prefix}.mlp.shared_expert", which, m.hidden_size, moe.shared_expert_size, shard.tensor)
         case ["mlp", ("linear_fc1" | "linear_fc2") as which, "weight"]:
             return _gated_mlp(f"{prefix}.mlp", which, m.hidden_size, m.ffn_hidden_size, shard.tensor)
+        case ["mlp", "experts", ("fc1" | "fc2") as which]:
+            return _stacked_experts(f"{prefix}.mlp.experts", f"linear_{which}", shard, config)
     expert = _EXPERT.fullmatch(name)
     if expert:
         index = int(expert[1]) + shard.expert[0] * (moe.num_experts // shard.expert[1])
@@ -223,6 +240,9 @@ def _layer_names(config: RunConfig, layer: int, experts: int) -> Iterator[str]:
     yield "mlp.router.weight"
     if moe.expert_bias_update_rate > 0:
         yield "mlp.router.expert_bias"
+    if find_backend(moe.backend).stacked:
+        yield from ("mlp.experts.fc1", "mlp.experts.fc2")
+        experts = 0
     for expert in range(experts):
         yield from (f"mlp.experts.local_experts.{expert}.linear_fc{n}.weight" for n in (1, 2))
     if moe.shared_expert_size:

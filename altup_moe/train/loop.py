@@ -22,6 +22,7 @@ from altup_moe.checkpoint.store import checkpoints_dir
 from altup_moe.config import ConfigError, RunConfig
 from altup_moe.config.load import save_config
 from altup_moe.model.build import build_model, named_tensors
+from altup_moe.moe.backends import find_backend, shut_windows
 from altup_moe.parallel.agree import any_of
 from altup_moe.parallel.rng import rng_state, seed_dropout, set_rng_state
 from altup_moe.parallel.seeds import derived_seed
@@ -68,6 +69,8 @@ def train(config: RunConfig) -> int:
         UserError: what the user can mend, before any process group exists.
     """
     check_loggers(config.log)
+    if config.moe.num_experts:
+        find_backend(config.moe.backend)
     _keep_compiled_code(config)
     resume = find_resume_point(config)
     # Rank 0 prepares and verifies the data first: whatever is wrong with it ends the run before the others meet it.
@@ -280,3 +283,6 @@ def _say_start(run: Run, resume: ResumePoint | None) -> None:
         + (f"going on from step {run.step} ({resume.directory.name})" if resume else "from step 0"),
         flush=True,
     )
+    shut = shut_windows(config)
+    if shut:
+        print(shut, flush=True)

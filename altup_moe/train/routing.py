@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from altup_moe.config import RunConfig
-from altup_moe.moe.megatron import CapacityRouter
+from altup_moe.moe.records import RecordsRouting
 from altup_moe.parallel.topology import Topology
 
 
@@ -28,8 +28,8 @@ class RoutingSummary:
     load_imbalance: float
 
 
-def _routers(chunks: list[nn.Module]) -> list[CapacityRouter]:
-    return [m for chunk in chunks for m in chunk.modules() if isinstance(m, CapacityRouter)]
+def _routers(chunks: list[nn.Module]) -> list[RecordsRouting]:
+    return [m for chunk in chunks for m in chunk.modules() if isinstance(m, RecordsRouting)]
 
 
 def clear_routing(chunks: list[nn.Module]) -> None:

@@ -1,0 +1,103 @@
+"""The expert contract: who computes the experts of an MoE layer, and what the rest of the trainer counts on.
+
+A backend is one module and one row of `BACKENDS`. The row names a class, the whole feed-forward of a transformer layer:
+
+    layer = Class(config, submodules, layer_number=None, pg_collection=groups, **others)
+    output_SBD, None = layer(hidden_SBD)
+
+`config` is an `AltUpTransformerConfig`, `submodules` Megatron's MoE spec with our router in it, `groups` the process
+groups (ep, expt_tp, expt_dp, tp, ...). Under sequence parallelism S is this rank's part. What it must provide:
+
+1.  Router record. A module `router` that is `moe.records.RecordsRouting`, with the parameter `router.weight` [E, d],
+    and the buffer `router.expert_bias` [E] where `config.moe_router_enable_expert_bias`. `moe.megatron.CapacityRouter`,
+    built as `submodules.router(config=config, pg_collection=groups)`, is all of it: hidden [S, B, d] -> (probabilities
+    [tokens, E], bool map [tokens, E]) with top-k, capacity over the whole micro-batch, the auxiliary losses attached
+    to the probabilities' gradient, and counts, drops and losses recorded. Another gate must give the same numbers.
+2.  Dispatch and combine. Every route goes to its expert's rank (expert e lives on expert rank e // (E / ranks)) and
+    back to its token; dropless unless a capacity is set. Gradients of expert weights are those of the summed loss: a
+    backend whose library scales them by the number of ranks divides.
+3.  Experts. down(silu(gate(x)) * up(x) * p), p the route's probability. A module `experts`, found by that name, whose
+    parameters are named and shaped in one of two ways (`parallel.names` has the rules; f is this rank's share of
+    moe.ffn_hidden_size under expert-tensor parallelism):
+      one by one  experts.local_experts.N.linear_fc1.weight [2f, d] (gate rows, then up rows), and
+                  experts.local_experts.N.linear_fc2.weight [d, f]
+      stacked     experts.fc1 [E_local * 2f, d], experts.fc2 [E_local * d, f]: the same, one expert after another
+    `stacked` says which. Checkpoints, seeds and parity tests then hold unchanged. Experts without tokens have gradients
+    of zero, not None, since the other data-parallel ranks wait for them.
+    Parameters below `experts` are reduced over the expert data-parallel group (`parallel.compat` marks them).
+4.  A shared expert, where `config.moe_shared_expert_intermediate_size`: `shared_experts`, as in Megatron's MoELayer.
+5.  Windows. `windows` says that both exchanges are started, do posted work (`moe.window.run_posted`), step aside
+    (`moe.halves.step_aside`) and are then waited for, as `moe.megatron_layer.WindowedDispatcher` does with
+    `moe.exchange`. Where a library keeps an exchange of its own that blocks, `windows` is false: mixing is inline, and
+    the run says so. Each half of a micro-batch is its own call; what a layer remembers between phases it keeps per
+    half.
+
+Deriving `moe.megatron_layer.WindowedMoELayer` gives 1, 2, 4 and 5, and leaves the experts (`moe.torch_backend` does).
+`tests/distributed/test_backends.py` runs the contract's tests over every row: gradients against the reference, 20
+losses, checkpoints that move.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+
+from altup_moe.config import ConfigError, RunConfig
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A row of the table: see the module's text.
+
+    ``layer``: "module:Class", imported when a model is built. ``stacked``: how expert weights are named and shaped.
+    ``windows``: whether its exchanges leave room for other work.
+    """
+
+    name: str
+    layer: str
+    stacked: bool
+    windows: bool
+
+    def load(self) -> type:
+        """The layer's class; imports the backend's library."""
+        module, _, name = self.layer.partition(":")
+        return getattr(import_module(module), name)
+
+
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend("megatron", "altup_moe.moe.megatron_layer:WindowedMoELayer", stacked=False, windows=True),
+        Backend("torch", "altup_moe.moe.torch_backend:StackedMoELayer", stacked=True, windows=True),
+    )
+}
+"""Every backend by its name in `moe.backend`."""
+
+
+def find_backend(name: str) -> Backend:
+    """The row of a name. Raises ConfigError if there is none."""
+    if name not in BACKENDS:
+        raise ConfigError("moe.backend", name, f"this version has no adapter for it; {', '.join(BACKENDS)} would fit")
+    return BACKENDS[name]
+
+
+def mixes_in_windows(config: RunConfig) -> bool:
+    """Whether deferred mixing has windows to run in: asked for, and not shut out by the experts' backend."""
+    return config.overlap.mixing == "deferred" and (
+        config.moe.num_experts == 0 or find_backend(config.moe.backend).windows
+    )
+
+
+def shut_windows(config: RunConfig) -> str | None:
+    """One line about what `overlap` asks for and the backend's own exchange does not allow; None if all is well."""
+    if config.moe.num_experts == 0 or find_backend(config.moe.backend).windows:
+        return None
+    asked = [
+        what
+        for what, wanted in (
+            ("mixing is inline", config.overlap.mixing == "deferred"),
+            ("halves of a micro-batch hide nothing", config.overlap.microbatch_halves),
+        )
+        if wanted
+    ]
+    return f"moe.backend {config.moe.backend} has an exchange of its own: {', '.join(asked)}" if asked else None
