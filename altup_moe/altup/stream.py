@@ -52,13 +52,3 @@ def narrow(stream: Tensor, width: int, variant: str, recycled: bool) -> Tensor:
     if width == 1 or variant == "sum":
         return stream
     return sum_blocks(stream, width) if recycled else join_blocks(stream, width)
-
-
-def embedding_width(hidden_size: int, width: int, recycled: bool) -> int:
-    """Features of an embedding row."""
-    return hidden_size if recycled else hidden_size * width
-
-
-def output_width(hidden_size: int, width: int, variant: str, recycled: bool) -> int:
-    """Features that the final norm and the output layer see."""
-    return hidden_size if recycled or variant == "sum" else hidden_size * width

@@ -84,8 +84,3 @@ VARIANTS: dict[str, Variant] = {
 def selected_block(layer: int, width: int, select: str) -> int:
     """Block that layer `layer` (from 0) computes on: l mod K (`alternating`) or always 0 (`same`)."""
     return layer % width if select == "alternating" else 0
-
-
-def stream_width(width: int, variant: str) -> int:
-    """Blocks that really travel through the layers: 1 for the control `sum`."""
-    return 1 if variant == "sum" else width

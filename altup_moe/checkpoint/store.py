@@ -1,53 +1,28 @@
 """Where checkpoints lie and how they become complete.
 
-    RUN/checkpoints/step_00000100/rank_00000.safetensors   this rank's tensors
-                                  rank_00000.json          what they are
-                                  manifest.json            the run: step, layout, configuration
-    RUN/checkpoints/latest                                 name of the newest complete one
+    RUN/checkpoints/step_00000100/manifest.json               which tensor lies where (see manifest.py)
+                                  manifest.sha256
+                                  rank_00000_000.safetensors  what rank 0 wrote, some hundred megabytes a file
+    RUN/checkpoints/latest                                    name of the newest complete one
 
-Ranks write into `step_N.partial`; when all have finished, rank 0 adds the manifest, renames the directory, and moves
-`latest` last. A process killed at any moment leaves the previous checkpoint as the latest.
+Files are written into `step_N.partial`. Once all are on the disk, the manifest is added, the directory is renamed, and
+`latest` moves last. A process killed at any moment leaves the previous checkpoint as the latest.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-from altup_moe.config import DataError
+from altup_moe.checkpoint.manifest import MANIFEST, Manifest, write_manifest
+from altup_moe.checkpoint.source import Checkpoint
+from altup_moe.config import DataError, UserError
 from altup_moe.config.files import fsync, write_text
 
-FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a checkpoint is of. ``config`` is the run's resolved configuration as nested dicts."""
-
-    step: int
-    consumed_samples: int
-    skipped_steps: int
-    world_size: int
-    data_fingerprint: str
-    config: dict[str, Any]
-    format_version: int = FORMAT_VERSION
-
-
-@dataclass(frozen=True)
-class RankState:
-    """One rank's part: tensors by key, and JSON-able facts about them (``meta``)."""
-
-    tensors: dict[str, Tensor]
-    meta: dict[str, Any]
+LATEST = "latest"
+_NAME = re.compile(r"step_\d{8,}")
 
 
 def checkpoints_dir(run_dir: str | Path) -> Path:
@@ -55,116 +30,97 @@ def checkpoints_dir(run_dir: str | Path) -> Path:
     return Path(run_dir) / "checkpoints"
 
 
-def _name(step: int) -> str:
+def step_name(step: int) -> str:
+    """Name of a checkpoint's directory."""
     return f"step_{step:08d}"
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON so that the file is either the old or the new one, whole."""
-    write_text(path, json.dumps(content, indent=1))
-
-
-def save(
-    run_dir: str | Path, manifest: Manifest, rank: int, state: RankState, barrier: Callable[[], None], keep: int
-) -> Path:
-    """Write one checkpoint; every rank calls it at the same step.
-
-    Args:
-        barrier: waits for all ranks.
-        keep: newest checkpoints that stay; older ones are removed after `latest` has moved.
-    Returns:
-        The complete checkpoint's directory.
-    """
-    root = checkpoints_dir(run_dir)
-    final, partial = root / _name(manifest.step), root / f"{_name(manifest.step)}.partial"
-    if rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    barrier()
-    tensors = {key: tensor.detach().to("cpu", copy=False).contiguous() for key, tensor in state.tensors.items()}
-    # A tensor may be a view of another (fp32 master weights are): safetensors stores each on its own.
-    tensors = {key: tensor.clone() for key, tensor in tensors.items()}
-    file = partial / f"rank_{rank:05d}.safetensors"
-    save_file(tensors, str(file))
-    fsync(file)
-    write_json(partial / f"rank_{rank:05d}.json", state.meta)
-    barrier()
-    if rank == 0:
-        write_json(partial / "manifest.json", asdict(manifest))
-        if final.exists():
-            shutil.rmtree(final)
-        os.rename(partial, final)
-        fsync(root)
-        _move_latest(root, final.name)
-        _prune(root, final.name, keep)
-    barrier()
-    return final
+def complete(root: Path) -> list[Path]:
+    """Complete checkpoints below a directory of checkpoints, oldest first."""
+    found = [path for path in root.glob("step_*") if _NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def latest(run_dir: str | Path) -> Path | None:
-    """The newest complete checkpoint, or None before the first save.
+    """The checkpoint to go on from: the one `latest` names; None before the first save.
 
     Raises:
         DataError: `latest` names something that is not a checkpoint of this directory.
     """
-    pointer = checkpoints_dir(run_dir) / "latest"
+    root = checkpoints_dir(run_dir)
+    pointer = root / LATEST
     if not pointer.is_file():
-        return None
+        # A first save that was killed between its last two steps.
+        return next(reversed(complete(root)), None)
     name = pointer.read_text(encoding="utf-8", errors="replace").strip()
-    directory = pointer.parent / name
-    if not re.fullmatch(r"step_\d{8,}", name) or not (directory / "manifest.json").is_file():
-        raise DataError(pointer, f"names {name!r}, which is no complete checkpoint in {pointer.parent}")
+    directory = root / name
+    if not _NAME.fullmatch(name) or not (directory / MANIFEST).is_file():
+        raise DataError(pointer, f"names {name[:40]!r}, which is no complete checkpoint in {root}")
     return directory
 
 
-def read_manifest(directory: Path) -> Manifest:
-    """The manifest of a checkpoint.
+def find_checkpoint(path: Path) -> Path:
+    """A checkpoint's directory, given itself or its run's directory (then the latest).
 
     Raises:
-        DataError: not JSON, or of another format version.
+        UserError: there is none.
     """
-    content = read_json(directory / "manifest.json")
-    if content.get("format_version") != FORMAT_VERSION:
-        problem = f"format version {content.get('format_version')!r}; this program reads {FORMAT_VERSION}"
-        raise DataError(directory / "manifest.json", problem)
-    try:
-        return Manifest(**content)
-    except TypeError as error:
-        raise DataError(directory / "manifest.json", f"is no checkpoint manifest ({error})") from error
+    if (path / MANIFEST).is_file():
+        return path
+    found = latest(path)
+    if found is None:
+        raise UserError(f"{path}: is no checkpoint (it has no {MANIFEST}), and no run directory that has one")
+    return found
 
 
-def read_rank(directory: Path, rank: int) -> RankState:
-    """One rank's part of a checkpoint.
+def open_partial(root: Path, step: int) -> Path:
+    """A new, empty directory for the files of a checkpoint; what a killed save left there is removed."""
+    partial = root / f"{step_name(step)}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
 
+
+def publish(partial: Path, manifest: Manifest) -> Path:
+    """Make a checkpoint whose files are all written complete: check, add the manifest, rename, move `latest`.
+
+    Returns:
+        Its directory.
     Raises:
-        DataError: a file is missing or damaged.
+        DataError: a file on the disk is not what the manifest says. OSError: the disk is full.
     """
-    file = directory / f"rank_{rank:05d}.safetensors"
-    meta = read_json(file.with_suffix(".json"))
-    try:
-        return RankState(load_file(str(file)), meta)
-    except Exception as error:  # safetensors raises its own kinds, and OSError
-        raise DataError(file, f"cannot be read ({error})") from error
+    root, final = partial.parent, partial.with_suffix("")
+    write_manifest(partial, manifest)
+    Checkpoint(partial).close()
+    fsync(partial)
+    if final.exists():
+        # One that was renamed but never became the latest, or that `fallback` went behind.
+        aside = root / f"{final.name}.replaced"
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(final, aside)
+    os.rename(partial, final)
+    fsync(root)
+    move_latest(root, final.name)
+    return final
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or a DataError that names the file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(path, f"cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise DataError(path, f"holds a JSON {type(content).__name__}, not an object")
-    return content
+def move_latest(root: Path, name: str) -> None:
+    """Say which checkpoint is the latest."""
+    write_text(root / LATEST, f"{name}\n")
+    fsync(root)
 
 
-def _move_latest(root: Path, name: str) -> None:
-    write_text(root / "latest", name)
+def prune(root: Path, keep: int, keep_every: int | None = None) -> None:
+    """Remove all but the newest `keep` checkpoints, every one whose step is a multiple of `keep_every`, and the latest.
 
-
-def _prune(root: Path, newest: str, keep: int) -> None:
-    complete = sorted(p for p in root.glob("step_*") if p.is_dir() and not p.name.endswith(".partial"))
-    stale = [p for p in complete if p.name != newest][: max(0, len(complete) - keep)]
-    # A partial directory that is left now is a save that was killed: this one's own has just been renamed.
-    for path in (*stale, *root.glob("step_*.partial")):
-        shutil.rmtree(path)
+    What killed saves left goes too, so no save may be under way.
+    """
+    found = complete(root)
+    pointed = latest(root.parent)
+    for path in found[: max(0, len(found) - keep)]:
+        step = int(path.name.removeprefix("step_"))
+        if path != pointed and not (keep_every and step % keep_every == 0):
+            shutil.rmtree(path)
+    for ending in ("partial", "replaced"):
+        for path in root.glob(f"step_*.{ending}"):
+            shutil.rmtree(path)

@@ -1,9 +1,8 @@
-"""Durable files: hash, flush to disk, publish by rename."""
+"""Durable files: flush to disk, publish by rename."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import tempfile
@@ -11,17 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from altup_moe.config.files import fsync
-
-CHUNK = 1 << 24  # bytes read at a time
-
-
-def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file, read in chunks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def fsync_tree(directory: Path) -> None:

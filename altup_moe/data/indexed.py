@@ -26,7 +26,7 @@ import numpy as np
 
 from altup_moe.config.errors import DataError
 from altup_moe.config.files import fsync
-from altup_moe.data.files import CHUNK, staging
+from altup_moe.data.files import staging
 
 MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
@@ -34,6 +34,7 @@ _VERSION_AT, _DTYPE_AT, _SEQUENCES_AT, _BOUNDARIES_AT = 9, 17, 18, 26
 _DTYPES: dict[int, np.dtype[Any]] = {8: np.dtype("<u2"), 4: np.dtype("<i4")}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _MAX_LENGTH = 2**31 - 1  # lengths are int32
+_CHUNK = 1 << 24  # bytes read at a time
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def scan_tokens(indexed: IndexedTokens, vocab_size: int) -> str:
     """
     digest, at = hashlib.sha256(), 0
     with indexed.bin.open("rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(_CHUNK):
             digest.update(chunk)
             _check_range(np.frombuffer(chunk, indexed.dtype), vocab_size, indexed.bin, at, indexed.dtype.itemsize)
             at += len(chunk)

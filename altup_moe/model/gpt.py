@@ -12,7 +12,8 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEm
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from torch import Tensor
 
-from altup_moe.altup.stream import embedding_width, output_width, widen
+from altup_moe.altup.shape import embedding_width, output_width
+from altup_moe.altup.stream import widen
 from altup_moe.config import ModelConfig
 from altup_moe.model.altup_block import AltUpBlock
 from altup_moe.model.specs import stage_spec

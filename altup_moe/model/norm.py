@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from altup_moe.altup.stream import output_width
+from altup_moe.altup.shape import output_width
 from altup_moe.model.transformer_config import AltUpTransformerConfig
 
 

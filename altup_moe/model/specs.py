@@ -9,7 +9,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from altup_moe.altup.variants import stream_width
+from altup_moe.altup.shape import stream_width
 from altup_moe.model.altup_layer import AltUpLayer
 from altup_moe.model.attention import CoreAttention
 from altup_moe.model.norm import FinalNorm, RMSNorm

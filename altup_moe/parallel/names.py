@@ -9,12 +9,21 @@ Initial weights, checkpoints and parity tests all read this one table.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from altup_moe.altup.stream import embedding_width, output_width
+from altup_moe.altup.shape import (
+    COEFFICIENTS,
+    coefficient_shape,
+    embedding_width,
+    output_width,
+    stream_width,
+)
 from altup_moe.config import RunConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Box = tuple[tuple[int, int], ...]
 """(start, stop) of each dimension."""
@@ -151,8 +160,7 @@ def _layer_pieces(name: str, prefix: str, shard: Shard, config: RunConfig) -> li
     m, a, moe = config.model, config.altup, config.moe
     match name.split("."):
         case ["coefficients", coefficient]:
-            shape = {"predict": (a.width, a.width), "scale": (1,)}.get(coefficient, (a.width,))
-            return _whole(f"{prefix}.altup.{coefficient}", *shape)
+            return _whole(f"{prefix}.altup.{coefficient}", *coefficient_shape(coefficient, a.width))
         case ["input_layernorm", "weight"]:
             return _whole(f"{prefix}.input_layernorm.weight", m.hidden_size)
         case ["pre_mlp_layernorm", "weight"]:
@@ -179,3 +187,56 @@ def _layer_pieces(name: str, prefix: str, shard: Shard, config: RunConfig) -> li
             f"{prefix}.mlp.experts.{index}", expert[2], m.hidden_size, moe.ffn_hidden_size, shard.expert_tensor
         )
     raise KeyError(f"no global name for the layer parameter {name}")
+
+
+def local_names(config: RunConfig, layers: range, first: bool, last: bool, experts: int) -> Iterator[str]:
+    """Names of the parameters and persistent buffers of one model chunk, as Megatron's modules have them.
+
+    Args:
+        layers: global indices of the chunk's layers.
+        first: whether it embeds. last: whether it puts out logits.
+        experts: experts of an MoE layer on one rank.
+    """
+    tied = config.model.share_embeddings_and_output_weights
+    if first:
+        yield "embedding.word_embeddings.weight"
+    wide = stream_width(config.altup.width, config.altup.variant) > 1
+    for index, layer in enumerate(layers):
+        inner = f"decoder.layers.{index}.layer" if wide else f"decoder.layers.{index}"
+        for coefficient in COEFFICIENTS[config.altup.variant] if wide else ():
+            yield f"decoder.layers.{index}.coefficients.{coefficient}"
+        for name in _layer_names(config, layer, experts):
+            yield f"{inner}.{name}"
+    if last:
+        yield "decoder.final_layernorm.weight"
+    if last and not (first and tied):
+        yield "output_layer.weight"
+
+
+def _layer_names(config: RunConfig, layer: int, experts: int) -> Iterator[str]:
+    moe = config.moe
+    yield "input_layernorm.weight"
+    yield "self_attention.linear_proj.weight"
+    yield "self_attention.linear_qkv.weight"
+    yield "pre_mlp_layernorm.weight"
+    if moe.num_experts == 0 or (layer + 1) % moe.layer_freq:
+        yield from ("mlp.linear_fc1.weight", "mlp.linear_fc2.weight")
+        return
+    yield "mlp.router.weight"
+    if moe.expert_bias_update_rate > 0:
+        yield "mlp.router.expert_bias"
+    for expert in range(experts):
+        yield from (f"mlp.experts.local_experts.{expert}.linear_fc{n}.weight" for n in (1, 2))
+    if moe.shared_expert_size:
+        yield from (f"mlp.shared_experts.linear_fc{n}.weight" for n in (1, 2))
+
+
+def global_shapes(config: RunConfig) -> dict[str, tuple[int, ...]]:
+    """Every global parameter and buffer of a run's model, and its shape."""
+    names = local_names(config, range(config.model.num_layers), True, True, config.moe.num_experts)
+    return {piece.name: piece.shape for name in names for piece in pieces(name, 0, Shard(), config)}
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a global name is a buffer's, which no optimizer updates."""
+    return name.endswith(".expert_bias")

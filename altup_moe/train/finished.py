@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from altup_moe.checkpoint.assemble import assemble
-from altup_moe.checkpoint.store import latest, read_manifest
+from altup_moe.checkpoint.source import Checkpoint
+from altup_moe.checkpoint.store import latest
+from altup_moe.checkpoint.tensors import load_weights
 from altup_moe.config import DataError, RunConfig, UserError
 from altup_moe.config.load import load_config
 from altup_moe.data.tokenizer import Tokenizer, load_tokenizer
@@ -40,16 +41,19 @@ def load_run(run_dir: Path) -> FinishedRun:
     config = load_config(run_dir / "config.yaml")
     # The directory may have been moved since it was written.
     config = replace(config, log=replace(config.log, run_dir=str(run_dir)))
-    checkpoint = latest(run_dir)
-    if checkpoint is None:
+    directory = latest(run_dir)
+    if directory is None:
         raise UserError(f"{run_dir}: has no checkpoint yet")
     tokenizer = load_tokenizer(tokenizer_dir(run_dir))
     special = {"bos_token_id": tokenizer.eod, "eos_token_id": tokenizer.eod, "pad_token_id": tokenizer.eod}
     model = AltUpMoEForCausalLM(AltUpMoEConfig.from_run(config, **special))
-    try:
-        model.load_state_dict(assemble(checkpoint), strict=True)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise DataError(checkpoint, f"is not of the model in config.yaml: {' '.join(lines[1:3])}") from error
+    with Checkpoint(directory) as checkpoint:
+        checkpoint.verify()
+        step = checkpoint.manifest.step
+        try:
+            model.load_state_dict(load_weights(checkpoint), strict=True)
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise DataError(directory, f"is not of the model in config.yaml: {' '.join(lines[1:3])}") from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return FinishedRun(config, model.to(device).eval(), tokenizer, read_manifest(checkpoint).step)
+    return FinishedRun(config, model.to(device).eval(), tokenizer, step)

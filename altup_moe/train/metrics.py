@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from altup_moe.altup.stream import output_width
-from altup_moe.altup.variants import stream_width
+from altup_moe.altup.shape import output_width, stream_width
 from altup_moe.config import RunConfig
 
 

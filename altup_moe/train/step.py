@@ -14,7 +14,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from altup_moe.altup.variants import stream_width
+from altup_moe.altup.shape import stream_width
 from altup_moe.config import RunConfig
 from altup_moe.parallel.topology import Topology
 from altup_moe.train.batches import Batch, SampleDataset, micro_batches

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from altup_moe.altup.kernels import kernel
 from altup_moe.altup.mixing import mix_and_write, read
-from altup_moe.altup.variants import VARIANTS, stream_width
+from altup_moe.altup.shape import stream_width
+from altup_moe.altup.variants import VARIANTS
 
 TORCH = kernel("torch", torch.device("cpu"))
 TOLERANCE = 1e-6

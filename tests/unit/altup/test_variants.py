@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from altup_moe.altup.variants import selected_block, stream_width
+from altup_moe.altup.shape import stream_width
+from altup_moe.altup.variants import selected_block
 
 
 def test_selected_block() -> None:

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from altup_moe.altup.variants import VARIANTS, stream_width
+from altup_moe.altup.shape import stream_width
+from altup_moe.altup.variants import VARIANTS
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig
 from altup_moe.model.reference import AltUpMoEForCausalLM
 from altup_moe.model.reference_config import AltUpMoEConfig

@@ -1,0 +1,83 @@
+"""Boxes of a tensor: what a rank holds, what a file holds, and where they meet. Pure integers.
+
+A box is a (start, stop) for each dimension; all boxes of a tensor are given in the whole tensor's coordinates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from altup_moe.parallel.names import Box
+
+
+def whole(shape: Sequence[int]) -> Box:
+    """The box of a whole tensor."""
+    return tuple((0, n) for n in shape)
+
+
+def box_shape(box: Box) -> tuple[int, ...]:
+    """Sizes of a box."""
+    return tuple(stop - start for start, stop in box)
+
+
+def volume(box: Box) -> int:
+    """Elements of a box; 1 for a scalar's."""
+    return math.prod(box_shape(box))
+
+
+def inside(box: Box, shape: Sequence[int]) -> bool:
+    """Whether a box has the tensor's dimensions and lies within it."""
+    return len(box) == len(shape) and all(0 <= a <= b <= n for (a, b), n in zip(box, shape, strict=True))
+
+
+def meet(a: Box, b: Box) -> Box | None:
+    """What two boxes share, or None."""
+    both = tuple((max(p, r), min(q, s)) for (p, q), (r, s) in zip(a, b, strict=True))
+    return both if all(start < stop for start, stop in both) else None
+
+
+def within(box: Box, outer: Box) -> Box:
+    """The same box, counted from the corner of `outer`."""
+    return tuple((start - corner, stop - corner) for (start, stop), (corner, _) in zip(box, outer, strict=True))
+
+
+def flat_boxes(box: Box, start: int, stop: int) -> list[Box]:
+    """Elements [start, stop) of a box, counted row by row, as boxes in that order: for a matrix at most three.
+
+    The distributed optimizer cuts parameters at any element, not at rows.
+    """
+    if stop <= start:
+        return []
+    if not box:
+        return [()]
+    (first, _), *rest = box
+    row = volume(tuple(rest))
+    low, high = start // row, (stop - 1) // row
+
+    def part(n: int, a: int, b: int) -> list[Box]:
+        return [((first + n, first + n + 1), *inner) for inner in flat_boxes(tuple(rest), a, b)]
+
+    if low == high:
+        return part(low, start - low * row, stop - low * row)
+    head = part(low, start - low * row, row) if start % row else []
+    tail = part(high, 0, stop - high * row) if stop % row else []
+    full = (first + low + bool(head), first + high + (not tail))
+    return [*head, *([(full, *rest)] if full[0] < full[1] else []), *tail]
+
+
+def uncovered(shape: Sequence[int], boxes: Iterable[Box]) -> str | None:
+    """Why boxes do not make up a tensor, each element once; None if they do."""
+    held = sorted(boxes)
+    for box in held:
+        if not inside(box, shape):
+            return f"the piece {box} does not lie in {tuple(shape)}"
+    active: list[Box] = []
+    for box in held:
+        # Sorted by the first dimension: only boxes whose rows are not yet over can meet this one.
+        active = [other for other in active if not box or other[0][1] > box[0][0]]
+        if any(meet(box, other) for other in active):
+            return f"the piece {box} overlaps another"
+        active.append(box)
+    missing = math.prod(shape) - sum(map(volume, held))
+    return f"{missing} of {math.prod(shape)} elements are missing" if missing else None

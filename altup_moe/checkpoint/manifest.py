@@ -1,0 +1,211 @@
+"""The manifest of a checkpoint: which global tensor lies where, and what run it is of. One JSON file, strictly read.
+
+`manifest.json` has a tensor a line, so that it can be read and compared by eye. `manifest.sha256` beside it holds its
+hash in the form of `sha256sum --check`; the manifest holds those of all other files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from altup_moe.config import DataError
+from altup_moe.config.files import write_text
+from altup_moe.parallel.names import Box
+
+FORMAT_VERSION = 2
+MANIFEST, DIGEST = "manifest.json", "manifest.sha256"
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
+"""Dtypes of stored tensors, in safetensors' names, and their bytes."""
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
+"""Files that a manifest may name: bare names, never a path."""
+
+
+@dataclass(frozen=True)
+class StoredPiece:
+    """A box of a global tensor, and the file and key that hold it."""
+
+    box: Box
+    file: str
+    key: str
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A global tensor: its shape, dtype (a key of `ITEM_BYTES`) and the pieces that make it up."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    pieces: tuple[StoredPiece, ...]
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """Size in bytes and hex SHA-256 of a file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint is of, and where everything lies.
+
+    Tensor names are KIND/NAME: `weights`, `exp_avg`, `exp_avg_sq` and `main` (fp32 copies of half-precision weights) of
+    a parameter's global name, and `rng/RANK/STREAM`, which only the layout that wrote it can use. A checkpoint has
+    optimizer state for every parameter, or for none.
+    """
+
+    step: int
+    consumed_samples: int
+    skipped_steps: int
+    optimizer_steps: int
+    """Updates that Adam's bias correction has counted."""
+    scheduler_steps: int
+    world_size: int
+    data_fingerprint: str
+    """Hash of the tokens it was trained on; empty if it was not trained here."""
+    config: dict[str, Any]
+    """The run's resolved configuration (its `parallel` section is the layout that wrote the checkpoint)."""
+    libraries: dict[str, str] = field(default_factory=dict)
+    """Versions of what wrote it."""
+    files: dict[str, StoredFile] = field(default_factory=dict)
+    tensors: dict[str, StoredTensor] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def has_optimizer(self) -> bool:
+        """Whether it holds Adam's moments."""
+        return any(name.startswith("exp_avg/") for name in self.tensors)
+
+    def of_kind(self, kind: str) -> dict[str, StoredTensor]:
+        """Stored tensors of a kind by global name."""
+        prefix = f"{kind}/"
+        return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+
+
+def piece_key(name: str, shape: tuple[int, ...], box: Box) -> str:
+    """Key of a piece inside its file: the tensor's name, and the box unless it is the whole."""
+    if box == tuple((0, n) for n in shape):
+        return name
+    return f"{name}[{','.join(f'{start}:{stop}' for start, stop in box)}]"
+
+
+def dump(manifest: Manifest) -> str:
+    """The manifest as JSON, a tensor a line."""
+    content = asdict(manifest)
+    tensors = content.pop("tensors")
+    head = json.dumps(content, indent=1).removesuffix("\n}")
+    rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in tensors.items())
+    return f'{head},\n "tensors": {{\n{rows}\n }}\n}}\n'
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` and `manifest.sha256`, the first one last: a directory that has it is complete."""
+    text = dump(manifest)
+    write_text(directory / DIGEST, f"{hashlib.sha256(text.encode()).hexdigest()}  {MANIFEST}\n")
+    write_text(directory / MANIFEST, text)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check a manifest: its hash, every field's type, the names of files.
+
+    Raises:
+        DataError: it names the file and what is wrong with it.
+    """
+    path = directory / MANIFEST
+    try:
+        raw = path.read_bytes()
+        content = json.loads(raw)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(path, f"cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise DataError(path, f"holds a JSON {type(content).__name__}, not an object")
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        raise DataError(path, f"is of format version {version!r}; this program reads {FORMAT_VERSION}")
+    try:
+        expected = (directory / DIGEST).read_text(encoding="utf-8").split()
+    except (OSError, ValueError) as error:
+        raise DataError(directory / DIGEST, f"cannot be read ({error})") from error
+    if expected != [hashlib.sha256(raw).hexdigest(), MANIFEST]:
+        raise DataError(path, f"is not the one that {DIGEST} was written for")
+    try:
+        return _manifest(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(path, f"is no checkpoint manifest ({error})") from error
+
+
+def _manifest(content: Mapping[str, Any]) -> Manifest:
+    known = _fields(Manifest, content)
+    for name, kind in typing.get_type_hints(Manifest).items():
+        plain = typing.get_origin(kind) or kind
+        if type(known[name]) is not plain or (plain is int and known[name] < 0):
+            raise ValueError(f"{name} is {str(known[name])[:60]}")
+    known["libraries"] = {_text(k): _text(v) for k, v in known["libraries"].items()}
+    known["files"] = {_file_name(name): _file(entry) for name, entry in known["files"].items()}
+    known["tensors"] = {name: _tensor(name, entry, known["files"]) for name, entry in known["tensors"].items()}
+    return Manifest(**known)
+
+
+def _fields(record: type, content: Any) -> dict[str, Any]:
+    names = {f.name for f in fields(record)}
+    if not isinstance(content, dict) or set(content) != names:
+        raise ValueError(f"an entry has {sorted(content)} where {sorted(names)} belong")
+    return dict(content)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no text")
+    return value
+
+
+def _counts(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list) or not all(type(n) is int and 0 <= n < 1 << 62 for n in values):
+        raise ValueError(f"{values!r} are no sizes")
+    return tuple(values)
+
+
+def _file_name(name: Any) -> str:
+    if not FILE_NAME.fullmatch(_text(name)):
+        raise ValueError(f"{name!r} is no bare file name")
+    return name
+
+
+def _file(entry: Any) -> StoredFile:
+    known = _fields(StoredFile, entry)
+    if not re.fullmatch(r"[0-9a-f]{64}", _text(known["sha256"])):
+        raise ValueError(f"{known['sha256']!r} is no SHA-256")
+    return StoredFile(_counts([known["size"]])[0], known["sha256"])
+
+
+def _tensor(name: str, entry: Any, files: Mapping[str, StoredFile]) -> StoredTensor:
+    known = _fields(StoredTensor, entry)
+    if known["dtype"] not in ITEM_BYTES:
+        raise ValueError(f"{name}: dtype {known['dtype']!r} is none of {', '.join(ITEM_BYTES)}")
+    shape = _counts(known["shape"])
+    pieces: list[StoredPiece] = []
+    for piece in _each(known["pieces"]):
+        part = _fields(StoredPiece, piece)
+        if _file_name(part["file"]) not in files:
+            raise ValueError(f"{name}: {part['file']} is not among the files")
+        box = tuple((start, stop) for start, stop in map(_counts, _each(part["box"])))
+        pieces.append(StoredPiece(box, part["file"], _text(part["key"])))
+    return StoredTensor(shape, known["dtype"], tuple(pieces))
+
+
+def _each(values: Any) -> list[Any]:
+    if not isinstance(values, list):
+        raise ValueError(f"{str(values)[:60]} is no list")
+    return values
+
+
+Reader = Callable[[str, Box], Any]
+"""(stored name, box) -> a contiguous numpy array of the box, items as unsigned integers of the dtype's size."""

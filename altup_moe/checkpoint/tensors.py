@@ -1,0 +1,47 @@
+"""Stored items and torch tensors: the same bytes seen from both sides."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from altup_moe.checkpoint.source import Checkpoint
+from altup_moe.parallel.names import Box
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+STORED = {dtype: name for name, dtype in DTYPES.items()}
+"""Torch's dtypes in safetensors' names."""
+_SIGNED = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+
+def items(tensor: Tensor) -> np.ndarray:
+    """A CPU tensor's items as unsigned integers; shares its memory."""
+    size = tensor.element_size()
+    return tensor.detach().view(_SIGNED[size]).numpy().view(_UNSIGNED[size])
+
+
+def tensor_of(array: np.ndarray, dtype: str) -> Tensor:
+    """Items of a stored dtype as a tensor; shares their memory."""
+    signed = array.view({1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}[array.itemsize])
+    return torch.from_numpy(signed).view(DTYPES[dtype])
+
+
+def load(checkpoint: Checkpoint, name: str, box: Box | None = None) -> Tensor:
+    """A box of a stored tensor (None: all of it)."""
+    return tensor_of(checkpoint.read(name, box), checkpoint.manifest.tensors[name].dtype)
+
+
+def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Every global parameter and buffer, whole: the reference model's state dict."""
+    return {name: load(checkpoint, f"weights/{name}") for name in checkpoint.manifest.of_kind("weights")}

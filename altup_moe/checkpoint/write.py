@@ -1,0 +1,108 @@
+"""A checkpoint written from any source of boxes, a piece at a time; and the plan of which file holds what."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from altup_moe.checkpoint.boxes import box_shape, volume, whole
+from altup_moe.checkpoint.manifest import (
+    ITEM_BYTES,
+    Manifest,
+    Reader,
+    StoredFile,
+    StoredPiece,
+    StoredTensor,
+    piece_key,
+)
+from altup_moe.checkpoint.shards import ShardWriter
+from altup_moe.checkpoint.store import open_partial, publish
+from altup_moe.parallel.names import Box
+
+FILE_BYTES = 1 << 28
+"""A file is closed once it holds this much: several are hashed at a time, and a damaged one is found sooner."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """Shape and dtype (safetensors' name) of a stored tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A box of a stored tensor that one file is to hold."""
+
+    name: str
+    box: Box
+
+
+Plan = dict[str, list[Part]]
+"""File name -> what it holds, in order."""
+
+
+def cut_files(rank: int, parts: Iterable[Part], forms: Mapping[str, Form], limit: int = FILE_BYTES) -> Plan:
+    """What a rank writes, cut into files of about `limit` bytes."""
+    plan: Plan = {}
+    held = limit
+    for part in parts:
+        if held >= limit:
+            held, current = 0, plan.setdefault(f"rank_{rank:05d}_{len(plan):03d}.safetensors", [])
+        current.append(part)
+        held += volume(part.box) * ITEM_BYTES[forms[part.name].dtype]
+    return plan
+
+
+def write_file(path: Path, parts: Sequence[Part], forms: Mapping[str, Form], read: Reader) -> StoredFile:
+    """Write one file, flushed to the disk. Only one piece is held at a time."""
+    entries = [(piece_key(p.name, forms[p.name].shape, p.box), forms[p.name].dtype, box_shape(p.box)) for p in parts]
+    writer = ShardWriter(path, entries)
+    try:
+        for part in parts:
+            writer.write(read(part.name, part.box))
+        return writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+def stored_tensors(plan: Plan, forms: Mapping[str, Form]) -> dict[str, StoredTensor]:
+    """The manifest's tensors for files written by `plan`."""
+    pieces: dict[str, list[StoredPiece]] = {name: [] for name in forms}
+    for file, parts in plan.items():
+        for part in parts:
+            key = piece_key(part.name, forms[part.name].shape, part.box)
+            pieces[part.name].append(StoredPiece(part.box, file, key))
+    return {
+        name: StoredTensor(forms[name].shape, forms[name].dtype, tuple(sorted(held, key=lambda p: p.box)))
+        for name, held in sorted(pieces.items())
+    }
+
+
+def whole_tensors(forms: Mapping[str, Form]) -> Plan:
+    """The plan of one process that writes every tensor whole."""
+    return cut_files(0, (Part(name, whole(form.shape)) for name, form in forms.items()), forms)
+
+
+def write_checkpoint(root: Path, head: Manifest, forms: Mapping[str, Form], plan: Plan, read: Reader) -> Path:
+    """Write a whole checkpoint from one process; on failure nothing of it is left.
+
+    Args:
+        root: directory of checkpoints (`store.checkpoints_dir` of a run).
+        head: everything of the manifest but `files` and `tensors`.
+        forms: every stored tensor.
+        plan: which file holds what; together each element once.
+        read: gives the items of a box.
+    Returns:
+        The checkpoint's directory, which is then the latest of `root`.
+    """
+    partial = open_partial(root, head.step)
+    try:
+        files = {name: write_file(partial / name, parts, forms, read) for name, parts in plan.items()}
+        return publish(partial, replace(head, files=files, tensors=stored_tensors(plan, forms)))
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
