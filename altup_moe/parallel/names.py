@@ -218,6 +218,8 @@ def _layer_names(config: RunConfig, layer: int, experts: int) -> Iterator[str]:
     yield "input_layernorm.weight"
     yield "self_attention.linear_proj.weight"
     yield "self_attention.linear_qkv.weight"
+    if config.model.qk_layernorm:
+        yield from ("self_attention.q_layernorm.weight", "self_attention.k_layernorm.weight")
     yield "pre_mlp_layernorm.weight"
     if moe.num_experts == 0 or (layer + 1) % moe.layer_freq:
         yield from ("mlp.linear_fc1.weight", "mlp.linear_fc2.weight")
