@@ -54,14 +54,16 @@ class Export:
 def main(argv: list[str] | None = None) -> int:
     """Command line. Returns 0; 1 if the logits differ; 2 with one line on standard error for what the user can mend."""
     commands = Annotated[Import, tyro.conf.subcommand("import")] | Annotated[Export, tyro.conf.subcommand("export")]
-    options: Import | Export = tyro.cli(commands, args=argv, description=__doc__)  # type: ignore[arg-type]
+    options: Import | Export = tyro.cli(commands, args=argv, description=__doc__)
     os.environ["HF_HUB_OFFLINE"] = "1"
     from altup_moe.train.hub import CheckFailed, export_run, import_run  # torch: after the command line is understood
 
     target = options.run_dir if isinstance(options, Import) else options.out
     try:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise ConfigError("run_dir" if isinstance(options, Import) else "out", str(target), "exists and is not empty")
+            raise ConfigError(
+                "run_dir" if isinstance(options, Import) else "out", str(target), "exists and is not empty"
+            )
         if isinstance(options, Import):
             lines = import_run(options.source, target, options.seq_length, options.precision, options.check)
         else:

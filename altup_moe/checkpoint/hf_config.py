@@ -187,19 +187,21 @@ def _layer_freq(fields: Mapping[str, Any]) -> int:
         if with_experts == list(range(freq - 1, layers, freq)):
             return freq
     fits = "layers with experts must be every n-th (moe.layer_freq)"
-    raise refusal(*(("mlp_only_layers", dense) if dense else ("decoder_sparse_step", step)), f"{fits}; [] would fit")
+    if dense:
+        raise refusal("mlp_only_layers", dense, f"{fits}; [] would fit")
+    raise refusal("decoder_sparse_step", step, f"{fits}; at most num_hidden_layers ({layers}) would fit")
 
 
 def _whole(fields: Mapping[str, Any], name: str) -> int:
     value = fields.get(name)
-    if type(value) is not int or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise refusal(name, value, "a whole number of at least 1 would fit")
     return value
 
 
 def _number(fields: Mapping[str, Any], name: str) -> float:
     value = fields.get(name)
-    if type(value) not in (int, float) or value < 0:
+    if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
         raise refusal(name, value, "a number of at least 0 would fit")
     return float(value)
 

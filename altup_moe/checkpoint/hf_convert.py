@@ -1,9 +1,9 @@
-"""Weights through the door, a tensor at a time: a hub's directory to a checkpoint, a checkpoint to a hub's directory."""
+"""Weights through the door, a tensor at a time: a hub's directory to a checkpoint, and the other way."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,7 +22,7 @@ SHARD_BYTES = 5_000_000_000
 """Largest file of an export, as is usual on the hub."""
 
 
-def exact_precision(weights: HubWeights, names: dict[str, str]) -> str:
+def exact_precision(weights: HubWeights, names: dict[str, str]) -> Literal["fp32", "bf16"]:
     """The `train.precision` that loses nothing: bf16 if all tensors are, else fp32 (which holds every half type)."""
     return "bf16" if all(weights.entry(name).dtype == "BF16" for name in names.values()) else "fp32"
 

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -53,7 +53,9 @@ class CheckFailed(Exception):
     """The converted model does not compute what its source does."""
 
 
-def import_run(source: Path, run_dir: Path, seq_length: int | None, precision: str | None, check: bool) -> list[str]:
+def import_run(
+    source: Path, run_dir: Path, seq_length: int | None, precision: Literal["fp32", "bf16"] | None, check: bool
+) -> list[str]:
     """Make a run directory with a checkpoint 0 from a local Hugging Face directory.
 
     Returns:
