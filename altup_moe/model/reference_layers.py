@@ -72,7 +72,8 @@ def rotate(x_BHSC: Tensor, positions_BS: Tensor, base: float, scaling: float | N
     Angles are fp32 whatever the dtype of x, as in Megatron-Core. `scaling`: see `stretched`.
     """
     c = x_BHSC.shape[-1]
-    frequencies = base ** (-torch.arange(0, c, 2, device=x_BHSC.device, dtype=torch.float32) / c)
+    # Rounded as Megatron and transformers round it: far along a text, a last bit of a frequency counts.
+    frequencies = 1.0 / base ** (torch.arange(0, c, 2, device=x_BHSC.device, dtype=torch.float32) / c)
     if scaling is not None:
         frequencies = stretched(frequencies, scaling)
     angles = (positions_BS[:, None, :, None].float() * frequencies).repeat(1, 1, 1, 2)

@@ -79,11 +79,11 @@ def import_run(
         train=TrainConfig(micro_batch_size=1),
         log=LogConfig(run_dir=str(run_dir)),
     )
+    check_config(replace(config, data=DataConfig()), 1)  # its tokenizer is not there yet
     with HubWeights(source) as weights, staging(run_dir.absolute().parent, run_dir.name) as temporary:
         names = weights.match(global_shapes(config), hub.family, hub.model.share_embeddings_and_output_weights)
         exact = exact_precision(weights, names)
         config = replace(config, train=replace(config.train, precision=precision or exact))
-        check_config(replace(config, data=DataConfig()), 1)  # its tokenizer is not there yet
         staged = temporary / "run"
         directory = import_weights(weights, names, config, checkpoints_dir(staged), libraries())
         save_tokenizer(tokenizer, tokenizer_dir(staged))
@@ -99,7 +99,7 @@ def import_run(
         ]
         if check:
             dtype = DTYPES[STORED_AS[config.train.precision]]
-            theirs = logits_of(lambda: _load_hub(source).to(dtype), config)
+            theirs = logits_of(lambda: _rounded(_load_hub(source), dtype), config)
             lines.append(_compare(theirs, logits_of(lambda: _load_ours(directory), config)))
         _publish(staged, run_dir)
     return lines
@@ -168,6 +168,14 @@ def _load_hub(directory: Path) -> Any:
     wrong = {kind: sorted(map(str, names))[:3] for kind, names in info.items() if names}
     if wrong:
         raise CheckFailed(f"transformers loads {directory} with {wrong}")
+    return model
+
+
+@torch.no_grad()
+def _rounded(model: Any, dtype: torch.dtype) -> Any:
+    """The model with its weights rounded to a type; nothing else of it is (RoPE's frequencies are buffers)."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(dtype))
     return model
 
 
