@@ -79,6 +79,6 @@ def test_special_tokens_are_the_generations_else_the_end_of_a_document() -> None
 
 def test_a_wide_stream_is_not_plain() -> None:
     config = RunConfig()
-    with pytest.raises(ValueError, match="altup.width=2"):
+    with pytest.raises(ValueError, match=r"altup\.width=2"):
         plain_family(config)
     assert plain_family(replace(config, altup=AltUpConfig(width=1))) == "llama"
