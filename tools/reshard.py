@@ -45,7 +45,10 @@ KEPT = ("metrics.jsonl", "tokenizer")
 
 @dataclass(frozen=True)
 class Options:
-    """Rewrite a checkpoint for another layout; sizes that are not given are 1."""
+    """Rewrite a checkpoint for another layout; sizes that are not given are 1.
+
+    Exit code 0: done. 1: --verify found a difference, DESTINATION was removed. 2: nothing was done, one line says why.
+    """
 
     source: Positional[Path]
     """Run directory (its latest checkpoint), or directory of a checkpoint."""
