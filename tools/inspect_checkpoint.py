@@ -92,12 +92,12 @@ def _summary_lines(known: dict[str, Any]) -> Iterator[str]:
 
 
 def _row_lines(found: Sequence[Row]) -> Iterator[str]:
-    group = ""
+    group: str | None = None
     width = max((len(row.label) for row in found), default=0) + 2
     for row in found:
         if row.group != group:
             group = row.group
-            yield f"{group or 'model'}"
+            yield group or "outside the layers"
         member, count = row.members[0], len(row.members)
         shape = f"{f'{count} x ' if count > 1 else ''}{list(member.shape)}"
         kinds = [f"{'' if kind == 'weights' else f'{kind} '}{dtype}{_norm(row, kind)}" for kind, dtype in _kinds(row)]
@@ -155,7 +155,8 @@ def diff(options: Options, other: Path) -> int:
             b.verify()
         counted = counters(a.manifest, b.manifest)
         found = differences(a, b, wanted)
-        compared = len({name for m in (a.manifest, b.manifest) for name in m.tensors if wanted(name)})
+        names_of_both = {*a.manifest.tensors, *b.manifest.tensors}
+        compared = sum(wanted(name) and not name.startswith("rng/") for name in names_of_both)
         names = (str(a.directory), str(b.directory))
     if options.json:
         content = {"first": names[0], "second": names[1], "equal": not (counted or found)}

@@ -200,6 +200,15 @@ class Progress:
             print(f"{self._what} {done}, {rate:,.0f} MB/s", file=sys.stderr, flush=True)
 
 
+def peak_memory_bytes() -> int:
+    """Most memory this process has held."""
+    try:
+        return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0])
+    except (OSError, IndexError):
+        # Not Linux. (There it would count the process that started this one as well.)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def run(options: Options) -> int:
     """Do it. Returns the exit code: 0, or 1 for a proof that failed."""
     with Checkpoint(find_checkpoint(options.source)) as source:
@@ -248,8 +257,7 @@ def _prove(source: Checkpoint, new: Path, total: int) -> Proof:
 
 
 def _report(plan: dict[str, Any], proof: Proof | None, seconds: float, options: Options) -> int:
-    # Linux counts it in KiB.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory_bytes()
     if options.json:
         known: dict[str, Any] = {**plan, "seconds": seconds, "peak_memory_bytes": peak}
         if proof:
