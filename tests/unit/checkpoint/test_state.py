@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.state import Held, held_tensors, optimizer_steps, set_optimizer_steps, without_copies
+from altup_moe.checkpoint.state import Held, held_tensors, optimizer_steps, set_optimizer_steps
 from altup_moe.parallel.names import NamedTensor, Piece
 
 
@@ -159,15 +159,6 @@ def test_a_range_of_a_fused_parameter_is_boxes_of_its_tensors(start: int, stop: 
     expected[start:stop] = torch.arange(float(start), float(stop))
     assert torch.equal(local, expected)
     assert (whole["gate"][:2] == -1).all()
-
-
-def test_the_tied_copy_on_a_later_stage_is_left_out() -> None:
-    table = nn.Parameter(torch.randn(4, 2))
-    box = ((0, 4), (0, 2))
-    tied = NamedTensor(0, "output_layer.weight", table, [Piece("model.embed_tokens.weight", (4, 2), box, box)])
-    own = NamedTensor(0, "output_layer.weight", table, [Piece("lm_head.weight", (4, 2), box, box)])
-    first = NamedTensor(0, "embedding.word_embeddings.weight", table, tied.pieces)
-    assert list(without_copies([first, tied, own])) == [first, own]
 
 
 def test_what_is_held_is_what_a_checkpoint_needs(tmp_path: Path) -> None:
