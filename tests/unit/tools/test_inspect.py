@@ -71,6 +71,7 @@ def test_norms_are_those_of_torch(
             assert tuple(entry["shape"]) == stored.shape
             assert entry["dtypes"][kind] == {torch.float32: "F32", torch.bfloat16: "BF16"}[stored.dtype]
             assert value == pytest.approx(stored.double().norm().item(), rel=1e-12)
+    assert {entry["name"] for entry in printed["entries"]} == {n.partition("/")[2] for n in seen}
     assert seen.keys() == {name for name in tensors if not name.startswith("rng/")}
 
 
