@@ -31,7 +31,7 @@ from torch import Tensor
 
 from altup_moe.checkpoint.grow import Grown, grow_checkpoint
 from altup_moe.checkpoint.grow_checks import check_growth
-from altup_moe.checkpoint.grow_rules import Growth
+from altup_moe.checkpoint.grow_rules import Growth, stays_equal
 from altup_moe.checkpoint.source import HALF, Checkpoint
 from altup_moe.checkpoint.store import checkpoints_dir, find_checkpoint
 from altup_moe.checkpoint.tensors import load_weights
@@ -57,11 +57,11 @@ class Options:
     split_experts: bool = False
     """More experts are parts of the source's, cut along moe.ffn_hidden_size: as many parameters and FLOPs as before."""
     expert_noise: float = 0.0
-    """Noise on copied experts, as a share of a tensor's standard deviation (the first copy has none); 0 is exact. Copies
-    also come apart without it if their router rows differ, as those of an upcycled model do."""
+    """Noise on copied experts, as a share of a tensor's standard deviation (the first copy has none); 0 is exact. The
+    copies of more experts are chosen together and stay equal without it. Those of a dense layer come apart by routing."""
     coefficient_noise: float = 0.0
-    """Standard deviation of noise on the AltUp coefficients of a wider stream; 0 is exact. Blocks that no layer computes
-    on (altup.select same, or fewer layers than blocks) are else copies of each other forever, if there are several."""
+    """Standard deviation of noise on the AltUp coefficients of a wider stream; 0 is exact. Copies of a block come apart
+    in training if a layer computes on one of them; the others (altup.select same, few layers) stay equal without it."""
     seed: int | None = None
     """Seed of new weights and noise; None is train.seed."""
     check: bool = True
@@ -204,6 +204,8 @@ def _say(source: Checkpoint, growth: Growth, grown: Grown, difference: float | N
         print(f"optimizer state: carried for {grown.carried} tensors")
     for why, count in grown.reset.items():
         print(f"optimizer state: starts from zero for {count} tensors: {why}")
+    for line in stays_equal(growth):
+        print(f"note: {line}")
     print(f"go on: altup-moe train {dst}/config.yaml (to step {growth.target.train.steps})")
 
 

@@ -37,7 +37,7 @@ from torch import Tensor
 from altup_moe.altup.shape import output_width, stream_width
 from altup_moe.altup.variants import selected_block
 from altup_moe.checkpoint.boxes import whole
-from altup_moe.checkpoint.grow_stream import identity, widened
+from altup_moe.checkpoint.grow_stream import identity, twins, widened
 from altup_moe.config import RunConfig
 from altup_moe.parallel.seeds import initial, normal
 
@@ -80,6 +80,19 @@ class Growth:
     def exact(self) -> bool:
         """Whether the grown model is to put out what the source does."""
         return self.expert_noise == 0 and self.coefficient_noise == 0
+
+
+def stays_equal(growth: Growth) -> list[str]:
+    """What training will leave equal, a readable line each: copies whose gradients are equal in every step."""
+    source, target, lines = growth.source, growth.target, []
+    if growth.width_times > 1 and target.altup.variant in ("altup", "gemma") and not growth.coefficient_noise:
+        blocks = twins(source.altup.width, growth.width_times, target.model.num_layers, target.altup.select)
+        if blocks:
+            which = ", ".join(map(str, blocks))
+            lines.append(f"no layer computes on blocks {which}: copies among them stay equal without coefficient_noise")
+    if growth.expert_times > 1 and not (growth.split_experts or growth.expert_noise):
+        lines.append("copies of an expert are chosen together and stay equal without expert_noise")
+    return lines
 
 
 @dataclass(frozen=True)

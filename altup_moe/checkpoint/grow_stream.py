@@ -17,6 +17,10 @@ where share_i = 1 / m for c != j. For c = j the block j' must be predicted in fu
 it; the other copies of j predict 0. Summed over the copies of c this is x^_c + g_c (y - x^_j), the old block. No other
 shares would do: of c = j the sum has (1 + sum of the others' shares) x^_j.
 
+Copies do not stay copies in training: the gradients of P' and g' differ between a block that a layer computes on and
+its copies that are only carried along, from the first step on. Two copies of which no layer computes on either (`twins`)
+get equal gradients forever; only noise sets them apart.
+
 A plain Transformer (K = 1) is P = [1], g = [1]: x' = x + (y - x) = y.
 
 `round_robin` adds to one block and has no correction, so copies cannot stay equal. What it reads and what it puts out
@@ -29,7 +33,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from altup_moe.altup.variants import one_hot
+from altup_moe.altup.variants import one_hot, selected_block
 
 
 def identity(coefficient: str, width: int, block: int) -> Tensor:
@@ -67,3 +71,13 @@ def shares(times: int, width: int, block: int) -> Tensor:
     """Of each new block [m K], the share of its old block that the last layer predicts in it: sums to 1 over copies."""
     of_block = torch.arange(times * width) % width == block % width
     return torch.where(of_block, one_hot(times * width, block), 1 / times)
+
+
+def twins(width: int, times: int, layers: int, select: str) -> list[int]:
+    """Blocks among `times` * `width` that training without noise leaves copies of another one: no layer computes on
+    them, nor on that other copy of the same old block.
+    """
+    wide = times * width
+    computed = {selected_block(layer, wide, select) for layer in range(layers)}
+    idle = [block for block in range(wide) if block not in computed]
+    return [block for block in idle if any(block != other and (block - other) % width == 0 for other in idle)]
