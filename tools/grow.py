@@ -57,11 +57,11 @@ class Options:
     split_experts: bool = False
     """More experts are parts of the source's, cut along moe.ffn_hidden_size: as many parameters and FLOPs as before."""
     expert_noise: float = 0.0
-    """Noise on copied experts, as a share of a tensor's standard deviation (the first copy has none); 0 is exact. The
-    copies of more experts are chosen together and stay equal without it. Those of a dense layer come apart by routing."""
+    """Noise on copied experts, as a share of a tensor's standard deviation (the first copy has none); 0 is exact.
+    Copies of an expert are chosen together and stay equal without it; those of a dense layer come apart by routing."""
     coefficient_noise: float = 0.0
-    """Standard deviation of noise on the AltUp coefficients of a wider stream; 0 is exact. Copies of a block come apart
-    in training if a layer computes on one of them; the others (altup.select same, few layers) stay equal without it."""
+    """Standard deviation of noise on the AltUp coefficients of a wider stream; 0 is exact. Copies of a block come
+    apart in training if a layer computes on one; the others (altup.select same, few layers) stay equal without it."""
     seed: int | None = None
     """Seed of new weights and noise; None is train.seed."""
     check: bool = True

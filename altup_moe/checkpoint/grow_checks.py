@@ -49,9 +49,7 @@ def _kept(growth: Growth) -> None:
         for key, value in values.items():
             fixed = key not in GROWS[section] if section in GROWS else key in KEPT.get(section, ())
             if fixed and value != old[section][key]:
-                raise ConfigError(
-                    f"{section}.{key}", value, f"growing does not change it; {old[section][key]} would fit"
-                )
+                raise ConfigError(f"{section}.{key}", value, f"growing keeps it; {old[section][key]} would fit")
 
 
 def _widths(growth: Growth) -> None:
@@ -107,10 +105,8 @@ def _more_experts(growth: Growth) -> None:
         fits = "the source has moe.top_k=1, whose probability is not normalised: copies would add up to another; "
         raise ConfigError("moe.num_experts", new.num_experts, f"{fits}{old.num_experts} would fit")
     if new.top_k != m * old.top_k:
-        fits = f"{m} times the experts share a token's probability; {m * old.top_k} would fit"
-        raise ConfigError(
-            "moe.top_k", new.top_k, fits if m > 1 else f"growing does not change it; {old.top_k} would fit"
-        )
+        why = f"{m} times the experts share a token's probability" if m > 1 else "growing keeps it"
+        raise ConfigError("moe.top_k", new.top_k, f"{why}; {m * old.top_k} would fit")
     inner = old.ffn_hidden_size // m if growth.split_experts else old.ffn_hidden_size
     if growth.split_experts and old.ffn_hidden_size % m:
         fits = f"must divide the inner width of the source's experts, {old.ffn_hidden_size}, to split it"

@@ -18,8 +18,8 @@ it; the other copies of j predict 0. Summed over the copies of c this is x^_c + 
 shares would do: of c = j the sum has (1 + sum of the others' shares) x^_j.
 
 Copies do not stay copies in training: the gradients of P' and g' differ between a block that a layer computes on and
-its copies that are only carried along, from the first step on. Two copies of which no layer computes on either (`twins`)
-get equal gradients forever; only noise sets them apart.
+its copies that are only carried along, from the first step on. Two copies of which no layer computes on either
+(`twins`) get equal gradients forever; only noise sets them apart.
 
 A plain Transformer (K = 1) is P = [1], g = [1]: x' = x + (y - x) = y.
 
