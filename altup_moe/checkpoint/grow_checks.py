@@ -97,8 +97,9 @@ def _more_experts(growth: Growth) -> None:
             raise ConfigError("split_experts", True, "the source has no experts; upcycle it first, then split those")
         return
     if new.num_experts % old.num_experts:
-        fits = f"the source's {old.num_experts} experts are multiplied; {old.num_experts * max(m, 1)} or "
-        raise ConfigError("moe.num_experts", new.num_experts, f"{fits}{old.num_experts * (m + 1)} would fit")
+        below = old.num_experts * max(m, 1)
+        fits = f"the source's {old.num_experts} experts are multiplied; {below} or {below + old.num_experts} would fit"
+        raise ConfigError("moe.num_experts", new.num_experts, fits)
     if growth.split_experts and m == 1:
         raise ConfigError("split_experts", True, f"needs a multiple of moe.num_experts={old.num_experts}")
     if m > 1 and old.top_k == 1:

@@ -89,7 +89,9 @@ def stays_equal(growth: Growth) -> list[str]:
         blocks = twins(source.altup.width, growth.width_times, target.model.num_layers, target.altup.select)
         if blocks:
             which = ", ".join(map(str, blocks))
-            lines.append(f"no layer computes on blocks {which}: copies among them stay equal without coefficient_noise")
+            lines.append(
+                f"no layer computes on blocks {which}: the copies among them stay equal without coefficient_noise"
+            )
     if growth.expert_times > 1 and not (growth.split_experts or growth.expert_noise):
         lines.append("copies of an expert are chosen together and stay equal without expert_noise")
     return lines

@@ -17,9 +17,10 @@ where share_i = 1 / m for c != j. For c = j the block j' must be predicted in fu
 it; the other copies of j predict 0. Summed over the copies of c this is x^_c + g_c (y - x^_j), the old block. No other
 shares would do: of c = j the sum has (1 + sum of the others' shares) x^_j.
 
-Copies do not stay copies in training: the gradients of P' and g' differ between a block that a layer computes on and
-its copies that are only carried along, from the first step on. Two copies of which no layer computes on either
-(`twins`) get equal gradients forever; only noise sets them apart.
+Copies do not stay copies in training: the gradients of P' and g' differ, from the first step on, between blocks that a
+layer computes on and copies that are only carried along. But P' keeps each copy of the K blocks to itself, so two such
+sets of which no layer computes on any block (`twins`) are exchangeable: their gradients are equal forever, and only
+noise sets them apart.
 
 A plain Transformer (K = 1) is P = [1], g = [1]: x' = x + (y - x) = y.
 
@@ -74,10 +75,11 @@ def shares(times: int, width: int, block: int) -> Tensor:
 
 
 def twins(width: int, times: int, layers: int, select: str) -> list[int]:
-    """Blocks among `times` * `width` that training without noise leaves copies of another one: no layer computes on
-    them, nor on that other copy of the same old block.
+    """Blocks among `times` * `width` that training without noise leaves copies of others: those of copies (of all
+    `width` old blocks) that no layer computes on, if there are several.
     """
     wide = times * width
     computed = {selected_block(layer, wide, select) for layer in range(layers)}
-    idle = [block for block in range(wide) if block not in computed]
-    return [block for block in idle if any(block != other and (block - other) % width == 0 for other in idle)]
+    copies = [range(start, start + width) for start in range(0, wide, width)]
+    idle = [copy for copy in copies if computed.isdisjoint(copy)]
+    return [block for copy in idle for block in copy] if len(idle) > 1 else []

@@ -71,9 +71,11 @@ def test_losses_fall_and_every_gradient_flows(tmp_path: Path, case: str) -> None
         ({"altup": {"width": 1}}, {"altup": {"width": 4}}, set()),
         ({"altup": {"width": 1}}, {"altup": {"width": 4, "recycled": False}}, set()),
         ({"altup": {"width": 1}}, {"altup": {"width": 4, "select": "same"}}, {1, 2, 3}),
-        ({"altup": {"select": "same"}}, {"altup": {"width": 4}}, {1, 3}),
+        ({"altup": {"select": "same"}}, {"altup": {"width": 4}}, set()),
+        ({"altup": {"select": "same"}}, {"altup": {"width": 8}}, {2, 3, 4, 5, 6, 7}),
+        ({"altup": {"recycled": False}}, {"altup": {"width": 8}}, {4, 5, 6, 7}),
         ({}, {"altup": {"width": 8}}, {4, 5, 6, 7}),
-        ({}, {"altup": {"width": 8}, "model": {"num_layers": 6}}, set()),
+        ({}, {"altup": {"width": 8}, "model": {"num_layers": 5}}, set()),
     ],
 )
 def test_copies_of_blocks_come_apart_but_for_those_named(
