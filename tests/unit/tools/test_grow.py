@@ -97,7 +97,7 @@ def test_noise_and_seeds(source: Path, capsys: pytest.CaptureFixture[str]) -> No
         found = latest(source.parent / name)
         assert found is not None
         with Checkpoint(found) as checkpoint:
-            key = "weights/model.layers.0.mlp.experts.{}.up_proj.weight"
+            key = "weights/model.layers.1.mlp.experts.{}.up_proj.weight"
             weights.append([torch.from_numpy(checkpoint.read(key.format(n)).view("float32")) for n in (0, 3)])
     assert "noise was asked for" in capsys.readouterr().out
     assert torch.equal(weights[0][1], weights[1][1])
@@ -140,7 +140,8 @@ def test_what_cannot_be_grown_is_one_line(source: Path, capsys: pytest.CaptureFi
     assert "nearest is altup.width" in _fails(capsys, source, dst, "--altup.widht", 4)
     assert "log.run_dir" in _fails(capsys, source, dst, *wider, "--log.run_dir", "z")
     assert "nothing grows" in _fails(capsys, source, dst, "--train.steps", 50)
-    assert "moe.ffn_hidden_size=352: experts of layer 0" in _fails(capsys, source, dst, "--moe.num_experts", 4)
+    experts = ["--moe.num_experts", 4, "--moe.ffn_hidden_size", 16]
+    assert "moe.ffn_hidden_size=16: experts of layer 1" in _fails(capsys, source, dst, *experts)
     assert sorted(source.parent.iterdir()) == before
 
 
