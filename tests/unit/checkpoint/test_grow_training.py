@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from altup_moe.checkpoint.grow_rules import Growth, stays_equal
-from altup_moe.checkpoint.grow_stream import twins
+from altup_moe.checkpoint.grow_stream import twins, widened
 from altup_moe.model.reference import AltUpMoEForCausalLM
 from tests.unit.checkpoint.models_for_tests import reference, tokens
 from tests.unit.checkpoint.test_grow import CASES, EXPERTS, Sections, grow, growth_of
@@ -51,6 +51,23 @@ def equal_blocks(model: AltUpMoEForCausalLM, growth: Growth) -> set[int]:
         for j in blocks
         if i != j and (i - j) % old == 0 and (stream[i] - stream[j]).norm() <= 1e-9 * stream[i].norm()
     }
+
+
+@pytest.mark.parametrize("case", ["stream, experts, layers", "altup 2 to 8", "plain to wide"])
+def test_every_layer_is_entered_by_whole_copies(tmp_path: Path, case: str) -> None:
+    """Also new layers: blocks have shares only behind the last one."""
+    growth = growth_of(*CASES[case])
+    model, _ = trained(tmp_path, growth, steps=0)
+    assert equal_blocks(model, growth) == set(range(growth.target.altup.width))
+
+
+def test_copies_are_kept_to_themselves() -> None:
+    """Averages over copies would preserve the function as well, but a stream of rank K stays one."""
+    predict = torch.randn(2, 2, generator=torch.Generator().manual_seed(1)) + torch.eye(2)
+    wide = widened("predict", predict, 4, 3, False)
+    assert torch.linalg.matrix_rank(wide) == 8
+    assert torch.equal(widened("predict", torch.eye(2), 4, 3, False), torch.eye(8))
+    assert torch.equal(wide[4:6, 4:6], predict)
 
 
 @pytest.mark.parametrize("case", ["stream, upcycle, layers", "stream, experts, layers", "stream, split, layers"])
