@@ -70,18 +70,6 @@ def held_tensors(named: Iterable[NamedTensor], optimizer: Any | None) -> list[He
     return held
 
 
-def without_copies(named: Iterable[NamedTensor]) -> Iterator[NamedTensor]:
-    """All but a tied output layer on a later pipeline stage, which is a copy of the first stage's embedding.
-
-    The distributed optimizer may cut the copy's state elsewhere than the embedding's: saving both would overlap.
-    """
-    return (
-        entry
-        for entry in named
-        if not (entry.name == "output_layer.weight" and entry.pieces[0].name == "model.embed_tokens.weight")
-    )
-
-
 def optimizer_steps(optimizer: Any) -> int:
     """Updates that Adam has counted; the same for every parameter."""
     for inner in _inner(optimizer):

@@ -17,7 +17,7 @@ from altup_moe.checkpoint.manifest import Manifest
 from altup_moe.checkpoint.restore import random_streams, restore
 from altup_moe.checkpoint.saver import SaveError, Saver, libraries
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.state import held_tensors, optimizer_steps, set_optimizer_steps, without_copies
+from altup_moe.checkpoint.state import held_tensors, optimizer_steps, set_optimizer_steps
 from altup_moe.checkpoint.store import checkpoints_dir
 from altup_moe.config import ConfigError, RunConfig
 from altup_moe.config.load import save_config
@@ -239,7 +239,7 @@ def _save(run: Run, leaving: bool) -> None:
         config=config.to_dict(),
         libraries=libraries(),
     )
-    named = without_copies(named_tensors(list(run.chunks), config, topo))
+    named = named_tensors(list(run.chunks), config, topo)
     try:
         run.saver.start(head, held_tensors(named, run.optimizer), rng_state())
     except SaveError as error:

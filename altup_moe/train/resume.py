@@ -80,7 +80,9 @@ def verified(config: RunConfig, point: ResumePoint, topology: Topology) -> Resum
             first_problem(None, topology.device)
             return candidate
         if point.weights_only or not config.checkpoint.fallback:
-            raise DataError(*_split(problem))
+            file, what = _split(problem)
+            advice = "" if point.weights_only else _advice(candidate.directory.parent, candidate.directory, False)
+            raise DataError(file, what + advice)
         if topology.is_first:
             print(f"checkpoint.fallback: {problem}", flush=True)
     raise DataError(checkpoints_dir(config.log.run_dir), "holds no checkpoint that is whole")
