@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +62,14 @@ class ShardWriter:
         OSError: from the file system, a full disk above all.
     """
 
-    def __init__(self, path: Path, entries: Iterable[tuple[str, str, tuple[int, ...]]]) -> None:
-        header, offset = {}, 0
+    def __init__(
+        self,
+        path: Path,
+        entries: Iterable[tuple[str, str, tuple[int, ...]]],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+        offset = 0
         self._sizes: list[int] = []
         for key, dtype, shape in entries:
             size = math.prod(shape) * ITEM_BYTES[dtype]
