@@ -1,11 +1,12 @@
-"""Gated MLPs of many experts over rows sorted by expert: stacked weights, one pass, gradients written by hand.
+"""Gated MLPs of many experts over rows sorted by expert: stacked weights, gradients written by hand.
 
-Shape legend: R rows (routes) sorted by expert, E experts of this rank, D hidden width, F inner width.
+Shape legend: R rows (routes) sorted by expert, N rows of one block, E experts of this rank, D hidden width, F inner width.
 
     a = x W1_e^T  (gate, then up)      h = silu(gate) * up * p      y = h W2_e^T
 
-A loop over experts, or `torch.nn.functional.grouped_mm`. Both write every expert's rows into one tensor, and weight
-gradients into one tensor of the stacked shape, so that nothing is split, concatenated or added up afterwards.
+Two ways to multiply. `loop` goes through each expert's rows block by block, and what only a block needs lies in one
+scratch buffer, so that it stays in the cache and touches no new pages; what comes out is written where it belongs.
+`grouped_mm` is one call for all experts.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from torch import Tensor
 How = Literal["loop", "grouped_mm"]
 """Which code multiplies."""
 
+BLOCK = 512
+"""Rows of a block at most: enough for BLAS, few enough for the cache."""
+
 
 def choose(device: torch.device, dtype: torch.dtype, hidden: int, ffn: int) -> How:
     """The faster way that works.
@@ -31,107 +35,129 @@ def choose(device: torch.device, dtype: torch.dtype, hidden: int, ffn: int) -> H
     return "grouped_mm" if device.type == "cuda" and fits else "loop"
 
 
-class _Loop:
-    """Products expert by expert. An expert without rows costs nothing: BLAS is not called for it."""
-
-    def __init__(self, counts: Sequence[int]) -> None:
-        self.counts = counts
-
-    def _rows(self) -> Iterator[tuple[int, slice]]:
-        start = 0
-        for expert, count in enumerate(self.counts):
-            if count:
-                yield expert, slice(start, start + count)
-            start += count
-
-    def forward(self, x_RI: Tensor, weight_EOI: Tensor) -> Tensor:
-        """x W_e^T: [R, I], [E, O, I] -> [R, O]."""
-        out = x_RI.new_empty(x_RI.shape[0], weight_EOI.shape[1])
-        for expert, rows in self._rows():
-            torch.mm(x_RI[rows], weight_EOI[expert].t(), out=out[rows])
-        return out
-
-    def backward(self, grad_RO: Tensor, weight_EOI: Tensor) -> Tensor:
-        """The gradient of x: [R, O], [E, O, I] -> [R, I]."""
-        out = grad_RO.new_empty(grad_RO.shape[0], weight_EOI.shape[2])
-        for expert, rows in self._rows():
-            torch.mm(grad_RO[rows], weight_EOI[expert], out=out[rows])
-        return out
-
-    def weight(self, grad_RO: Tensor, x_RI: Tensor) -> Tensor:
-        """The gradient of W: [R, O], [R, I] -> [E, O, I], zero for an expert without rows."""
-        out = grad_RO.new_empty(len(self.counts), grad_RO.shape[1], x_RI.shape[1])
-        for expert, count in enumerate(self.counts):
-            if not count:
-                out[expert].zero_()
-        for expert, rows in self._rows():
-            torch.mm(grad_RO[rows].t(), x_RI[rows], out=out[expert])
-        return out
-
-
-class _GroupedMM:
-    """The same through `torch.nn.functional.grouped_mm`: int32 ends of groups, no fp64, contiguous operands."""
-
-    def __init__(self, counts: Sequence[int], device: torch.device) -> None:
-        self.ends = torch.tensor(counts, dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
-
-    def forward(self, x_RI: Tensor, weight_EOI: Tensor) -> Tensor:
-        """As `_Loop.forward`."""
-        return F.grouped_mm(x_RI, weight_EOI.transpose(1, 2), offs=self.ends)
-
-    def backward(self, grad_RO: Tensor, weight_EOI: Tensor) -> Tensor:
-        """As `_Loop.backward`."""
-        return F.grouped_mm(grad_RO, weight_EOI, offs=self.ends)
-
-    def weight(self, grad_RO: Tensor, x_RI: Tensor) -> Tensor:
-        """As `_Loop.weight`. Groups without rows are zero."""
-        return F.grouped_mm(grad_RO.t(), x_RI, offs=self.ends)
-
-
-class _GroupedMLP(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x_RD: Tensor, probs_R: Tensor, fc1_EFD: Tensor, fc2_EDF: Tensor, counts: Sequence[int], how: How
-    ) -> Tensor:
-        mm = _Loop(counts) if how == "loop" else _GroupedMM(counts, x_RD.device)
-        a_RF2 = mm.forward(x_RD, fc1_EFD)
-        gate, up = a_RF2.chunk(2, dim=1)
-        h = F.silu(gate).mul_(up).mul_(probs_R.to(x_RD.dtype)[:, None])
-        ctx.mm = mm
-        ctx.save_for_backward(x_RD, probs_R, fc1_EFD, fc2_EDF, a_RF2)
-        return mm.forward(h, fc2_EDF)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        x_RD, probs_R, fc1_EFD, fc2_EDF, a_RF2 = ctx.saved_tensors
-        mm, grad = ctx.mm, grads[0].contiguous()
-        p = probs_R.to(x_RD.dtype)[:, None]
-        gate, up = a_RF2.chunk(2, dim=1)
-        s = F.silu(gate)
-        su = s * up
-        dh = mm.backward(grad, fc2_EDF)
-        dprobs = (dh * su).sum(1, dtype=torch.float32)
-        dfc2 = mm.weight(grad, su.mul_(p))
-        dh.mul_(p)
-        da = torch.empty_like(a_RF2)
-        dgate, dup = da.chunk(2, dim=1)
-        torch.mul(dh, s, out=dup)
-        dh.mul_(up)
-        torch.ops.aten.silu_backward.grad_input(dh, gate, grad_input=dgate)
-        return mm.backward(da, fc1_EFD), dprobs.to(probs_R.dtype), mm.weight(da, x_RD), dfc2, None, None
-
-
 def grouped_mlp(
-    x_RD: Tensor, probs_R: Tensor, fc1_EFD: Tensor, fc2_EDF: Tensor, counts: Sequence[int], how: How
+    x_RD: Tensor, probs_R: Tensor, fc1_EGD: Tensor, fc2_EDF: Tensor, counts: Sequence[int], how: How
 ) -> Tensor:
     """The outputs [R, D] of every expert on its rows.
 
     Args:
         x_RD: rows sorted by expert.
         probs_R: each row's combine probability, in a type of its own (the router's).
-        fc1_EFD: [E, 2F, D], an expert's gate rows and then its up rows.
+        fc1_EGD: [E, 2F, D], an expert's gate rows and then its up rows.
         fc2_EDF: [E, D, F].
         counts: rows of each expert, in order; they add up to R.
         how: see `choose`.
     """
-    return _GroupedMLP.apply(x_RD, probs_R, fc1_EFD, fc2_EDF, counts, how)
+    function = _Loop if how == "loop" else _GroupedMM
+    return function.apply(x_RD, probs_R, fc1_EGD, fc2_EDF, tuple(counts))
+
+
+def _activate(a_NG: Tensor, p_N1: Tensor, h_NF: Tensor) -> Tensor:
+    """Into h: silu(gate) * up * p."""
+    gate, up = a_NG.chunk(2, dim=1)
+    return torch.ops.aten.silu.out(gate, out=h_NF).mul_(up).mul_(p_N1)
+
+
+def _activate_backward(
+    a_NG: Tensor, p_N1: Tensor, dh_NF: Tensor, h_NF: Tensor, s_NF: Tensor, da_NG: Tensor, dp_N: Tensor
+) -> None:
+    """From the gradient of h (used up): h again, the gradients of a and of p. ``s`` is scratch."""
+    gate, up = a_NG.chunk(2, dim=1)
+    dgate, dup = da_NG.chunk(2, dim=1)
+    torch.ops.aten.silu.out(gate, out=s_NF)
+    torch.mul(s_NF, up, out=h_NF)
+    # The gate's half is still free: room for the products that are added up.
+    torch.sum(torch.mul(dh_NF, h_NF, out=dgate), 1, dtype=dp_N.dtype, out=dp_N)
+    h_NF.mul_(p_N1)
+    dh_NF.mul_(p_N1)
+    torch.mul(dh_NF, s_NF, out=dup)
+    torch.ops.aten.silu_backward.grad_input(dh_NF.mul_(up), gate, grad_input=dgate)
+
+
+class _Blocks:
+    """The rows of each expert in blocks of about equal size. An expert without rows has none: BLAS never sees it."""
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self.counts = counts
+        self.largest = max((-(-n // -(-n // BLOCK)) for n in counts if n), default=0)
+
+    def __iter__(self) -> Iterator[tuple[int, slice, bool]]:
+        """(expert, its rows, whether they are its first)."""
+        begin = 0
+        for expert, count in enumerate(self.counts):
+            parts = -(-count // BLOCK)
+            for part in range(parts):
+                yield expert, slice(begin + count * part // parts, begin + count * (part + 1) // parts), part == 0
+            begin += count
+
+
+class _Loop(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x_RD: Tensor, probs_R: Tensor, fc1_EGD: Tensor, fc2_EDF: Tensor, counts: tuple[int, ...]
+    ) -> Tensor:
+        blocks, p_R1 = _Blocks(counts), probs_R[:, None]
+        a_RG = x_RD.new_empty(x_RD.shape[0], fc1_EGD.shape[1])
+        y_RD = torch.empty_like(x_RD)
+        scratch = x_RD.new_empty(blocks.largest, fc2_EDF.shape[2])
+        for expert, rows, _ in blocks:
+            a_NG = torch.mm(x_RD[rows], fc1_EGD[expert].t(), out=a_RG[rows])
+            h_NF = _activate(a_NG, p_R1[rows], scratch[: a_NG.shape[0]])
+            torch.mm(h_NF, fc2_EDF[expert].t(), out=y_RD[rows])
+        ctx.blocks = blocks
+        ctx.save_for_backward(x_RD, probs_R, fc1_EGD, fc2_EDF, a_RG)
+        return y_RD
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x_RD, probs_R, fc1_EGD, fc2_EDF, a_RG = ctx.saved_tensors
+        blocks, p_R1, dy_RD = ctx.blocks, probs_R[:, None], grads[0].contiguous()
+        dx_RD, dp_R = torch.empty_like(x_RD), torch.empty_like(probs_R)
+        dfc1_EGD, dfc2_EDF = torch.empty_like(fc1_EGD), torch.empty_like(fc2_EDF)
+        for expert, count in enumerate(blocks.counts):
+            if not count:
+                dfc1_EGD[expert].zero_()
+                dfc2_EDF[expert].zero_()
+        scratch = x_RD.new_empty(5, blocks.largest * fc2_EDF.shape[2])
+        for expert, rows, first in blocks:
+            x_ND, dy_ND, a_NG = x_RD[rows], dy_RD[rows], a_RG[rows]
+            n, f = a_NG.shape[0], fc2_EDF.shape[2]
+            dh_NF, h_NF, s_NF = (scratch[i, : n * f].view(n, f) for i in range(3))
+            da_NG = scratch[3:].view(-1)[: 2 * n * f].view(n, 2 * f)
+            torch.mm(dy_ND, fc2_EDF[expert], out=dh_NF)
+            _activate_backward(a_NG, p_R1[rows], dh_NF, h_NF, s_NF, da_NG, dp_R[rows])
+            _add_product(dfc2_EDF[expert], dy_ND, h_NF, first)
+            _add_product(dfc1_EGD[expert], da_NG, x_ND, first)
+            torch.mm(da_NG, fc1_EGD[expert], out=dx_RD[rows])
+        return dx_RD, dp_R, dfc1_EGD, dfc2_EDF, None
+
+
+def _add_product(total_OI: Tensor, grad_NO: Tensor, x_NI: Tensor, first: bool) -> None:
+    """total (+)= grad^T x, of which `first` means =."""
+    torch.addmm(total_OI, grad_NO.t(), x_NI, beta=0 if first else 1, out=total_OI)
+
+
+class _GroupedMM(torch.autograd.Function):
+    """`torch.nn.functional.grouped_mm`: int32 ends of groups, no fp64, contiguous gradients, no rows past the last end."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_RD: Tensor, probs_R: Tensor, fc1_EGD: Tensor, fc2_EDF: Tensor, counts: tuple[int, ...]
+    ) -> Tensor:
+        ends = torch.tensor(counts, dtype=torch.int32).cumsum(0, dtype=torch.int32).to(x_RD.device)
+        a_RG = F.grouped_mm(x_RD, fc1_EGD.transpose(1, 2), offs=ends)
+        h_RF = _activate(a_RG, probs_R[:, None], x_RD.new_empty(x_RD.shape[0], fc2_EDF.shape[2]))
+        ctx.save_for_backward(x_RD, probs_R, fc1_EGD, fc2_EDF, a_RG, ends)
+        return F.grouped_mm(h_RF, fc2_EDF.transpose(1, 2), offs=ends)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x_RD, probs_R, fc1_EGD, fc2_EDF, a_RG, ends = ctx.saved_tensors
+        dy_RD = grads[0].contiguous()
+        dh_RF = F.grouped_mm(dy_RD, fc2_EDF, offs=ends)
+        h_RF, s_RF, da_RG = torch.empty_like(dh_RF), torch.empty_like(dh_RF), torch.empty_like(a_RG)
+        dp_R = torch.empty_like(probs_R)
+        _activate_backward(a_RG, probs_R[:, None], dh_RF, h_RF, s_RF, da_RG, dp_R)
+        dfc2_EDF = F.grouped_mm(dy_RD.t(), h_RF, offs=ends)
+        dfc1_EGD = F.grouped_mm(da_RG.t(), x_RD, offs=ends)
+        return F.grouped_mm(da_RG, fc1_EGD, offs=ends), dp_R, dfc1_EGD, dfc2_EDF, None
