@@ -22,7 +22,7 @@ from altup_moe.config.flags import parse, print_help
 from altup_moe.config.keys import nearest
 from altup_moe.config.load import load_config
 from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, Range
-from altup_moe.study.options import MixingBench, OverlapBench, StepBench
+from altup_moe.study.options import ExpertsBench, MixingBench, OverlapBench, StepBench
 
 EXIT_USER_ERROR = 2
 PROFILE = ["--log.profile_steps", "3"]
@@ -140,6 +140,17 @@ def bench_overlap(args: Sequence[str]) -> int:
     return study.bench_overlap(o, world_size_from_env())
 
 
+def bench_experts(args: Sequence[str]) -> int:
+    """Parse and check the options, then measure."""
+    o = parse(ExpertsBench, args)
+    for key in ("hidden_size", "ffn_hidden_size", "tokens", "repeats", "threads"):
+        COUNT.check(key, getattr(o, key))
+    Range(2, o.hidden_size).check("moe_experts", o.moe_experts)
+    from altup_moe.study import bench_experts as study
+
+    return study.bench_experts(o, world_size_from_env())
+
+
 def bench_mixing(args: Sequence[str]) -> int:
     """Parse and check the options, then measure."""
     o = parse(MixingBench, args)
@@ -187,6 +198,12 @@ COMMANDS = {
         "what hides under the experts' all-to-all, in every mode (start it with torchrun or launch/netlab)",
         bench_overlap,
         lambda args: print_help(OverlapBench, "altup-moe bench overlap"),
+    ),
+    "bench experts": Command(
+        "[options]",
+        "time a sparse feed-forward under every backend against a dense one and others (torchrun: experts over ranks)",
+        bench_experts,
+        lambda args: print_help(ExpertsBench, "altup-moe bench experts"),
     ),
     "bench mixing": Command(
         "[options]",

@@ -61,6 +61,28 @@ class OverlapBench:
 
 
 @dataclass(frozen=True)
+class ExpertsBench:
+    """Time of a sparse feed-forward over a dense one of equal active FLOPs: every backend, transformers' block."""
+
+    hidden_size: int = 512
+    """Width d of a token, in features."""
+    ffn_hidden_size: int = 704
+    """Inner width of one expert, in features; the dense MLP's is twice that."""
+    moe_experts: int = 8
+    """Experts, top-2, over all ranks."""
+    tokens: int = 4096
+    """Tokens of a pass on each rank."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type of weights and tokens."""
+    repeats: int = 15
+    """Timed turns, after one that is not counted."""
+    threads: int = 1
+    """CPU threads of a rank."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+@dataclass(frozen=True)
 class MixingBench:
     """Time of the one pass over the wide stream: over a copy of the same bytes, and beside others. On a CPU."""
 
