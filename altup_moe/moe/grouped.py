@@ -1,6 +1,7 @@
 """Gated MLPs of many experts over rows sorted by expert: stacked weights, gradients written by hand.
 
-Shape legend: R rows (routes) sorted by expert, N rows of one block, E experts of this rank, D hidden width, F inner width.
+Shape legend: R rows (routes) sorted by expert, N rows of a block, E experts of this rank, D hidden and F inner width,
+G = 2F.
 
     a = x W1_e^T  (gate, then up)      h = silu(gate) * up * p      y = h W2_e^T
 
@@ -138,7 +139,7 @@ def _add_product(total_OI: Tensor, grad_NO: Tensor, x_NI: Tensor, first: bool) -
 
 
 class _GroupedMM(torch.autograd.Function):
-    """`torch.nn.functional.grouped_mm`: int32 ends of groups, no fp64, contiguous gradients, no rows past the last end."""
+    """`torch.nn.functional.grouped_mm`: int32 ends of groups, no fp64, contiguous gradients, no rows past the end."""
 
     @staticmethod
     def forward(

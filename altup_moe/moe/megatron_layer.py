@@ -10,7 +10,8 @@ postprocess. Two of them communicate, and there the posted work (moe.window) and
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from megatron.core.transformer.moe.moe_layer import MoELayer
@@ -46,6 +47,27 @@ class WindowedDispatcher(MoEAlltoAllTokenDispatcher):
         rows, probs = super().token_dispatch(hidden_states, probs)
         rows, probs = self._exchange("dispatch", [rows, probs], self.input_splits, self.output_splits)
         return rows, probs
+
+    def dispatch_postprocess(self, *args: Any, **kwargs: Any) -> Any:
+        """Megatron's: rows by local expert, how many each has, their probabilities."""
+        with self._in_order():
+            return super().dispatch_postprocess(*args, **kwargs)
+
+    def combine_preprocess(self, *args: Any, **kwargs: Any) -> Any:
+        """Megatron's: rows in the order they came."""
+        with self._in_order():
+            return super().combine_preprocess(*args, **kwargs)
+
+    @contextmanager
+    def _in_order(self) -> Iterator[None]:
+        """Rows that all come from this rank lie sorted by expert: there is nothing to sort, and nothing to copy."""
+        experts = self.num_local_experts
+        if self.exchange_group.size() * self.tp_size == 1:
+            self.num_local_experts = 1
+        try:
+            yield
+        finally:
+            self.num_local_experts = experts
 
     def token_combine(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Rows back to where they came from."""

@@ -32,6 +32,7 @@ LAYOUTS: dict[str, ParallelConfig] = {
     "pp2-uneven": ParallelConfig(pipeline=2, first_stage_layers=1),
     "pp2-vpp2": ParallelConfig(pipeline=2, virtual_pipeline=2),
     "ep2": ParallelConfig(expert=2),
+    "ep4": ParallelConfig(expert=4),
     "tp2-ep1": ParallelConfig(tensor=2),
     "tp2-ep2": ParallelConfig(tensor=2, expert=2),
     "cp2": ParallelConfig(context=2),

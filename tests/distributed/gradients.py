@@ -31,9 +31,9 @@ def reference_model(config: RunConfig, weights=skewed):
     return model.train()
 
 
-def reference_step(config: RunConfig) -> tuple[float, dict[str, Tensor]]:
+def reference_step(config: RunConfig, weights=skewed) -> tuple[float, dict[str, Tensor]]:
     """(training loss, gradient of every parameter) of one step of the reference, in float64 (free of rounding)."""
-    model, count = reference_model(config).double(), micro_batch_count(config)
+    model, count = reference_model(config, weights).double(), micro_batch_count(config)
     total = 0.0
     for index in range(count):
         losses = model.losses(*micro_batch(config, index))
@@ -43,10 +43,10 @@ def reference_step(config: RunConfig) -> tuple[float, dict[str, Tensor]]:
     return total, {name: p.grad.float() for name, p in model.named_parameters()}
 
 
-def layout_step(config: RunConfig) -> tuple[float, list[tuple[str, tuple, np.ndarray]]]:
+def layout_step(config: RunConfig, weights=skewed) -> tuple[float, list[tuple[str, tuple, np.ndarray]]]:
     """On a rank: (training loss, [(global name, box, gradient of the box)]) after one step's reduction."""
     with topology(config.parallel) as topo:
-        chunks = build_model(config, topo, skewed)
+        chunks = build_model(config, topo, weights)
         build_optimizer(chunks, config)
         for chunk in chunks:
             chunk.train()

@@ -7,7 +7,10 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
+from types import SimpleNamespace
 
+from altup_moe.checkpoint.store import checkpoints_dir
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import check_config
 from tests.distributed.cases import small, world_size
@@ -44,3 +47,28 @@ def records(config: RunConfig) -> list[dict]:
 def losses(config: RunConfig) -> list[float]:
     """Loss of every step."""
     return [record["loss"] for record in records(config)]
+
+
+def give_checkpoint(source: RunConfig, target: RunConfig, step: int) -> Path:
+    """The source's checkpoint of a step as the only one of the target's run directory."""
+    root = checkpoints_dir(target.log.run_dir)
+    name = f"step_{step:08d}"
+    copytree(checkpoints_dir(source.log.run_dir) / name, root / name)
+    (root / "latest").write_text(name)
+    return root / name
+
+
+def load_and_save(config: RunConfig, root: Path) -> None:
+    """On a rank: restore the run's latest checkpoint, and save it again elsewhere without a step in between."""
+    from altup_moe.checkpoint.saver import Saver
+    from altup_moe.parallel.topology import topology
+    from altup_moe.train import loop
+    from altup_moe.train.resume import find_resume_point, verified
+
+    point = find_resume_point(config)
+    assert point is not None
+    with topology(config.parallel) as topo:
+        point = verified(config, point, topo)
+        run = loop._start(config, topo, SimpleNamespace(fingerprint="f00d"), point)
+        run.saver = Saver(root, config.checkpoint, topo)
+        loop._save(run, leaving=True)

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from altup_moe.checkpoint.store import checkpoints_dir, find_checkpoint
+from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.config import RunConfig
 from tests.checkpoints import stored_bytes
 from tests.distributed.cases import LAYOUTS, world_size
 from tests.distributed.ranks import run_ranks
-from tests.distributed.runs import losses, text_run, train_on_ranks
+from tests.distributed.runs import give_checkpoint, load_and_save, losses, text_run, train_on_ranks
 
 pytestmark = pytest.mark.distributed
 
@@ -70,42 +69,15 @@ def _run(layout: str, directory: Path, name: str, form: str, distributed: bool, 
     return text_run(layout, directory, name, **sections)
 
 
-def _give(source: RunConfig, target: RunConfig, step: int) -> Path:
-    """The source's checkpoint of a step as the only one of the target's run directory."""
-    from shutil import copytree
-
-    root = checkpoints_dir(target.log.run_dir)
-    name = f"step_{step:08d}"
-    copytree(checkpoints_dir(source.log.run_dir) / name, root / name)
-    (root / "latest").write_text(name)
-    return root / name
-
-
-def _load_and_save(config: RunConfig, root: Path) -> None:
-    """On a rank: restore the run's latest checkpoint, and save it again elsewhere without a step in between."""
-    from altup_moe.checkpoint.saver import Saver
-    from altup_moe.parallel.topology import topology
-    from altup_moe.train import loop
-    from altup_moe.train.resume import find_resume_point, verified
-
-    point = find_resume_point(config)
-    assert point is not None
-    with topology(config.parallel) as topo:
-        point = verified(config, point, topo)
-        run = loop._start(config, topo, SimpleNamespace(fingerprint="f00d"), point)
-        run.saver = Saver(root, config.checkpoint, topo)
-        loop._save(run, leaving=True)
-
-
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("layout", "distributed"), TARGETS)
 def test_gathered_tensors_are_the_same_bytes(
     layout: str, distributed: bool, form: str, directory: Path, source, tmp_path: Path
 ) -> None:
     target = _run(layout, tmp_path, "target", form, distributed)
-    expected = stored_bytes(_give(source(form), target, CUT))
+    expected = stored_bytes(give_checkpoint(source(form), target, CUT))
     again = tmp_path / "again" / "checkpoints"
-    run_ranks(world_size(layout), _load_and_save, target, again)
+    run_ranks(world_size(layout), load_and_save, target, again)
     got = stored_bytes(find_checkpoint(tmp_path / "again"))
     assert got.keys() == expected.keys()
     assert [name for name in got if got[name] != expected[name]] == []
@@ -118,7 +90,7 @@ def test_training_goes_on_under_another_layout(
     layout: str, distributed: bool, directory: Path, source, tmp_path: Path
 ) -> None:
     target = _run(layout, directory, f"on-{layout}-{distributed}", "fp32", distributed)
-    _give(source("fp32"), target, CUT)
+    give_checkpoint(source("fp32"), target, CUT)
     assert set(train_on_ranks(layout, target)) == {0}
     got, expected = losses(target), losses(source("fp32"))[CUT:]
     assert len(got) == 5

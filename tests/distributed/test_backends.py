@@ -1,0 +1,168 @@
+"""The expert contract: every backend computes what the reference computes, and checkpoints move between them.
+
+`tests/distributed/test_gradients.py` and the others run the default backend; what is here runs every other one.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from altup_moe.checkpoint.store import find_checkpoint
+from altup_moe.config import RunConfig
+from altup_moe.moe.backends import BACKENDS
+from altup_moe.parallel.names import Box
+from altup_moe.parallel.seeds import initial
+from tests.checkpoints import stored_bytes
+from tests.distributed.cases import LAYOUTS, small, world_size
+from tests.distributed.gradients import layout_step, reference_step
+from tests.distributed.ranks import run_ranks
+from tests.distributed.runs import give_checkpoint, load_and_save, losses, text_run, train_on_ranks
+from tests.distributed.test_gradients import VARIANTS, assert_parity
+
+pytestmark = [
+    pytest.mark.distributed,
+    # Megatron's experts are tested by running everything else.
+    pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "megatron"]),
+]
+
+ONLY_EXPERTS = {"layer_freq": 1}
+CUT = 7
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout: str, backend: str) -> None:
+    assert_parity(small(layout, moe={"backend": backend}), world_size(layout))
+
+
+@pytest.mark.parametrize("layout", ["one", "tp2-ep1", "tp2-pp2-ep2"])
+@pytest.mark.parametrize("variant", ["all experts", "capacity", "all-gather", "sigmoid, bias, shared"])
+def test_variants(variant: str, layout: str, backend: str) -> None:
+    moe = VARIANTS[variant]["moe"]
+    assert_parity(small(layout, moe={**moe, "backend": backend}), world_size(layout))
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "recompute": {"train": {"recompute": "full"}},
+    "distributed optimizer": {"parallel": {"distributed_optimizer": True, "overlap_grad_reduce": True}},
+    "halves": {"overlap": {"microbatch_halves": True}},
+    "halves, recompute": {"overlap": {"microbatch_halves": True}, "train": {"recompute": "full"}},
+    "blocking": {"overlap": {"exchange": "blocking", "mixing": "inline"}},
+}
+
+
+@pytest.mark.parametrize("layout", ["ep2", "tp2-pp2-ep2"])
+@pytest.mark.parametrize("way", WAYS)
+def test_ways(way: str, layout: str, backend: str) -> None:
+    moe = {"backend": backend, **ONLY_EXPERTS}
+    assert_parity(small(layout, moe=moe, altup={"width": 4}, **WAYS[way]), world_size(layout))
+
+
+def idle(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> Tensor:
+    """Weights under which experts 0 and 1 take every token (top 1): their logits are opposite, the others' are 0."""
+    value = initial(name, shape, box, config)
+    if not name.endswith("router.weight"):
+        return value
+    whole = initial(name, shape, tuple((0, n) for n in shape), config)
+    rows = torch.stack([whole[0], -whole[0], *torch.zeros(shape[0] - 2, shape[1])])
+    return rows[tuple(slice(a, b) for a, b in box)]
+
+
+@pytest.mark.parametrize("layout", ["one", "dp2", "ep2", "ep4", "tp2-ep2"])
+def test_idle_experts_have_gradients_of_zero(layout: str, backend: str) -> None:
+    """Also with overlapped reduction, which waits for every parameter's gradient."""
+    config = small(
+        layout,
+        moe={"backend": backend, "top_k": 1, **ONLY_EXPERTS},
+        parallel={"overlap_grad_reduce": True, "distributed_optimizer": True},
+    )
+    loss, expected = reference_step(small("one", moe={"top_k": 1, **ONLY_EXPERTS}), idle)
+    seen = 0
+    for got, gradients in run_ranks(world_size(layout), layout_step, config, idle):
+        assert got == pytest.approx(loss, rel=1e-5)
+        for name, box, gradient in gradients:
+            if ".experts.2." in name or ".experts.3." in name:
+                assert not np.any(gradient), (name, box)
+                seen += 1
+            elif ".experts." in name:
+                want = expected[name][tuple(slice(a, b) for a, b in box)]
+                assert (torch.from_numpy(gradient) - want).norm() <= 1e-5 * want.norm(), (name, box)
+    assert seen
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def megatron(directory: Path):
+    """The run with Megatron's experts on one rank, saved at step CUT, by precision; trained once."""
+    known: dict[str, RunConfig] = {}
+
+    def trained(precision: str) -> RunConfig:
+        if precision not in known:
+            config = text_run("one", directory, f"megatron-{precision}", train={"precision": precision},
+                              checkpoint={"save_interval": CUT, "keep": 9})  # fmt: skip
+            assert train_on_ranks("one", config) == [0]
+            known[precision] = config
+        return known[precision]
+
+    return trained
+
+
+@pytest.mark.parametrize("layout", ["one", "ep2", "ep4", "tp2-ep2"])
+def test_losses_are_megatrons(layout: str, backend: str, directory: Path, megatron) -> None:
+    config = text_run(layout, directory, f"{backend}-{layout}", moe={"backend": backend})
+    assert set(train_on_ranks(layout, config)) == {0}
+    expected = losses(megatron("fp32"))
+    assert losses(config) == pytest.approx(expected, rel=1e-4)
+    assert len(expected) == 20
+    assert expected[-1] < expected[0] - 0.3
+
+
+def test_bf16(backend: str, directory: Path, megatron) -> None:
+    """Half precision rounds in other places: close, and trained as well."""
+    config = text_run("ep2", directory, f"{backend}-bf16", moe={"backend": backend}, train={"precision": "bf16"})
+    assert set(train_on_ranks("ep2", config)) == {0}
+    assert losses(config) == pytest.approx(losses(megatron("bf16")), rel=1e-2)
+
+
+MOVES = [("one", "fp32", False), ("ep2", "fp32", True), ("tp2-ep2", "bf16", True), ("dp4-ep2-etp2", "fp32", True)]
+
+
+@pytest.mark.parametrize(("layout", "precision", "distributed"), MOVES)
+def test_a_checkpoint_moves(
+    layout: str, precision: str, distributed: bool, backend: str, megatron, tmp_path: Path
+) -> None:
+    """Megatron's checkpoint loaded and saved by the backend has the same bytes; and back again."""
+    parts = {"train": {"precision": precision}, "parallel": {"distributed_optimizer": distributed}}
+    source = megatron(precision)
+    for name, to in ((backend, backend), ("back", "megatron")):
+        target = text_run(layout, tmp_path, name, moe={"backend": to}, **parts)
+        expected = stored_bytes(give_checkpoint(source, target, CUT))
+        run_ranks(world_size(layout), load_and_save, target, tmp_path / f"{name}-again" / "checkpoints")
+        got = stored_bytes(find_checkpoint(tmp_path / f"{name}-again"))
+        assert got.keys() == expected.keys()
+        assert [key for key in got if got[key] != expected[key]] == []
+        source = text_run(layout, tmp_path, f"{name}-again", moe={"backend": to}, **parts)
+
+
+@pytest.mark.parametrize("layout", ["one", "ep2"])
+def test_training_goes_on_with_the_other_backend(
+    layout: str, backend: str, directory: Path, megatron, tmp_path: Path
+) -> None:
+    source = megatron("fp32")
+    target = text_run(layout, directory, f"on-{backend}-{layout}", moe={"backend": backend})
+    give_checkpoint(source, target, CUT)
+    assert set(train_on_ranks(layout, target)) == {0}
+    got, expected = losses(target), losses(source)[CUT:]
+    assert len(got) == 20 - CUT
+    assert got == pytest.approx(expected, rel=1e-4)
+    assert all(map(math.isfinite, got))
