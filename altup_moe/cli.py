@@ -1,4 +1,4 @@
-"""The command `altup-moe`: train, evaluate, generate, bench step | mixing | overlap.
+"""The command `altup-moe`: train, evaluate, generate, bench step | experts | train | mixing | overlap.
 
 A mistake of the user's is one line on stderr and exit code 2, found before torch is imported wherever it can be.
 """
@@ -22,7 +22,7 @@ from altup_moe.config.flags import parse, print_help
 from altup_moe.config.keys import nearest
 from altup_moe.config.load import load_config
 from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, Range
-from altup_moe.study.options import ExpertsBench, MixingBench, OverlapBench, StepBench
+from altup_moe.study.options import ExpertsBench, MixingBench, OverlapBench, StepBench, TrainBench
 
 EXIT_USER_ERROR = 2
 PROFILE = ["--log.profile_steps", "3"]
@@ -151,6 +151,19 @@ def bench_experts(args: Sequence[str]) -> int:
     return study.bench_experts(o, world_size_from_env())
 
 
+def bench_train(args: Sequence[str]) -> int:
+    """Parse and check the options, then measure."""
+    o = parse(TrainBench, args)
+    for key in ("hidden_size", "num_layers", "ffn_hidden_size", "vocab_size", "seq_length", "micro_batch_size"):
+        COUNT.check(key, getattr(o, key))
+    for key in ("repeats", "threads"):
+        COUNT.check(key, getattr(o, key))
+    Range(2).check("moe_experts", o.moe_experts)
+    from altup_moe.study import bench_train as study
+
+    return study.bench_train(o)
+
+
 def bench_mixing(args: Sequence[str]) -> int:
     """Parse and check the options, then measure."""
     o = parse(MixingBench, args)
@@ -204,6 +217,12 @@ COMMANDS = {
         "time a sparse feed-forward under every backend against a dense one and others (torchrun: experts over ranks)",
         bench_experts,
         lambda args: print_help(ExpertsBench, "altup-moe bench experts"),
+    ),
+    "bench train": Command(
+        "[options]",
+        "time a training step against transformers' Mixtral in a plain PyTorch loop",
+        bench_train,
+        lambda args: print_help(TrainBench, "altup-moe bench train"),
     ),
     "bench mixing": Command(
         "[options]",

@@ -83,6 +83,34 @@ class ExpertsBench:
 
 
 @dataclass(frozen=True)
+class TrainBench:
+    """Tokens per second of a training step (K = 1, one rank) against transformers' Mixtral in a plain PyTorch loop."""
+
+    hidden_size: int = 256
+    """Width d of a layer, in features."""
+    num_layers: int = 4
+    """Transformer layers, all with experts."""
+    ffn_hidden_size: int = 384
+    """Inner width of one expert, in features."""
+    moe_experts: int = 8
+    """Experts of a layer, top-2."""
+    vocab_size: int = 4096
+    """Tokens of the vocabulary; the output layer is tied to the embedding."""
+    seq_length: int = 256
+    """Tokens of a sample."""
+    micro_batch_size: int = 4
+    """Samples of a step."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type of weights and activations."""
+    repeats: int = 15
+    """Timed steps of each, after two that are not counted."""
+    threads: int = 2
+    """CPU threads of torch."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+@dataclass(frozen=True)
 class MixingBench:
     """Time of the one pass over the wide stream: over a copy of the same bytes, and beside others. On a CPU."""
 
