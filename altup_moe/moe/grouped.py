@@ -36,21 +36,19 @@ def choose(device: torch.device, dtype: torch.dtype, hidden: int, ffn: int) -> H
     return "grouped_mm" if device.type == "cuda" and fits else "loop"
 
 
-def grouped_mlp(
-    x_RD: Tensor, probs_R: Tensor, fc1_EGD: Tensor, fc2_EDF: Tensor, counts: Sequence[int], how: How
-) -> Tensor:
+def grouped_mlp(x_RD: Tensor, probs_R: Tensor, fc1: Tensor, fc2: Tensor, counts: Sequence[int], how: How) -> Tensor:
     """The outputs [R, D] of every expert on its rows.
 
     Args:
         x_RD: rows sorted by expert.
         probs_R: each row's combine probability, in a type of its own (the router's).
-        fc1_EGD: [E, 2F, D], an expert's gate rows and then its up rows.
-        fc2_EDF: [E, D, F].
+        fc1: [E * 2F, D], an expert's gate rows and then its up rows, one expert after another.
+        fc2: [E * D, F].
         counts: rows of each expert, in order; they add up to R.
         how: see `choose`.
     """
     function = _Loop if how == "loop" else _GroupedMM
-    return function.apply(x_RD, probs_R, fc1_EGD, fc2_EDF, tuple(counts))
+    return function.apply(x_RD, probs_R, fc1, fc2, tuple(counts))
 
 
 def _activate(a_NG: Tensor, p_N1: Tensor, h_NF: Tensor) -> Tensor:
@@ -92,11 +90,41 @@ class _Blocks:
             begin += count
 
 
+class _WeightGradient:
+    """Where a stacked weight's gradient is added up: in Megatron's gradient buffer itself, or in a tensor of its own.
+
+    Megatron keeps a buffer per parameter (``main_grad``), zeroed before a step, and adds what autograd
+    hands it, unless ``grad_added_to_main_grad`` says that it was added there already. That saves writing all
+    experts' gradients a second time, and an expert without rows costs nothing.
+    """
+
+    def __init__(self, weight: Any, counts: Sequence[int]) -> None:
+        main = getattr(weight, "main_grad", None)
+        self._fused = main is not None and main.dtype == weight.dtype and hasattr(weight, "grad_added_to_main_grad")
+        # Autograd wants a gradient of the right shape all the same; these pages are never touched.
+        self._handed = torch.empty_like(weight)
+        self._stacked = (main if self._fused else self._handed).view(len(counts), -1, weight.shape[1])
+        if self._fused:
+            weight.grad_added_to_main_grad = True
+        else:
+            for expert, count in enumerate(counts):
+                if not count:
+                    self._stacked[expert].zero_()
+
+    def add(self, expert: int, grad_NO: Tensor, x_NI: Tensor, first: bool) -> None:
+        """An expert's gradient (+)= grad^T x; ``first`` is its first block."""
+        total = self._stacked[expert]
+        torch.addmm(total, grad_NO.t(), x_NI, beta=0 if first and not self._fused else 1, out=total)
+
+    def result(self) -> Tensor:
+        """What autograd is handed."""
+        return self._handed
+
+
 class _Loop(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x_RD: Tensor, probs_R: Tensor, fc1_EGD: Tensor, fc2_EDF: Tensor, counts: tuple[int, ...]
-    ) -> Tensor:
+    def forward(ctx: Any, x_RD: Tensor, probs_R: Tensor, fc1: Tensor, fc2: Tensor, counts: tuple[int, ...]) -> Tensor:
+        fc1_EGD, fc2_EDF = _by_expert(fc1, counts), _by_expert(fc2, counts)
         blocks, p_R1 = _Blocks(counts), probs_R[:, None]
         a_RG = x_RD.new_empty(x_RD.shape[0], fc1_EGD.shape[1])
         y_RD = torch.empty_like(x_RD)
@@ -106,54 +134,52 @@ class _Loop(torch.autograd.Function):
             h_NF = _activate(a_NG, p_R1[rows], scratch[: a_NG.shape[0]])
             torch.mm(h_NF, fc2_EDF[expert].t(), out=y_RD[rows])
         ctx.blocks = blocks
-        ctx.save_for_backward(x_RD, probs_R, fc1_EGD, fc2_EDF, a_RG)
+        ctx.save_for_backward(x_RD, probs_R, fc1, fc2, a_RG)
         return y_RD
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        x_RD, probs_R, fc1_EGD, fc2_EDF, a_RG = ctx.saved_tensors
+        x_RD, probs_R, fc1, fc2, a_RG = ctx.saved_tensors
         blocks, p_R1, dy_RD = ctx.blocks, probs_R[:, None], grads[0].contiguous()
+        fc1_EGD, fc2_EDF = _by_expert(fc1, blocks.counts), _by_expert(fc2, blocks.counts)
+        dfc1, dfc2 = _WeightGradient(fc1, blocks.counts), _WeightGradient(fc2, blocks.counts)
         dx_RD, dp_R = torch.empty_like(x_RD), torch.empty_like(probs_R)
-        dfc1_EGD, dfc2_EDF = torch.empty_like(fc1_EGD), torch.empty_like(fc2_EDF)
-        for expert, count in enumerate(blocks.counts):
-            if not count:
-                dfc1_EGD[expert].zero_()
-                dfc2_EDF[expert].zero_()
-        scratch = x_RD.new_empty(5, blocks.largest * fc2_EDF.shape[2])
+        f = fc2.shape[1]
+        scratch = x_RD.new_empty(5, blocks.largest * f)
         for expert, rows, first in blocks:
             x_ND, dy_ND, a_NG = x_RD[rows], dy_RD[rows], a_RG[rows]
-            n, f = a_NG.shape[0], fc2_EDF.shape[2]
+            n = a_NG.shape[0]
             dh_NF, h_NF, s_NF = (scratch[i, : n * f].view(n, f) for i in range(3))
             da_NG = scratch[3:].view(-1)[: 2 * n * f].view(n, 2 * f)
             torch.mm(dy_ND, fc2_EDF[expert], out=dh_NF)
             _activate_backward(a_NG, p_R1[rows], dh_NF, h_NF, s_NF, da_NG, dp_R[rows])
-            _add_product(dfc2_EDF[expert], dy_ND, h_NF, first)
-            _add_product(dfc1_EGD[expert], da_NG, x_ND, first)
+            dfc2.add(expert, dy_ND, h_NF, first)
+            dfc1.add(expert, da_NG, x_ND, first)
             torch.mm(da_NG, fc1_EGD[expert], out=dx_RD[rows])
-        return dx_RD, dp_R, dfc1_EGD, dfc2_EDF, None
+        return dx_RD, dp_R, dfc1.result(), dfc2.result(), None
 
 
-def _add_product(total_OI: Tensor, grad_NO: Tensor, x_NI: Tensor, first: bool) -> None:
-    """total (+)= grad^T x, of which `first` means =."""
-    torch.addmm(total_OI, grad_NO.t(), x_NI, beta=0 if first else 1, out=total_OI)
+def _by_expert(weight: Tensor, counts: Sequence[int]) -> Tensor:
+    return weight.view(len(counts), -1, weight.shape[1])
 
 
 class _GroupedMM(torch.autograd.Function):
     """`torch.nn.functional.grouped_mm`: int32 ends of groups, no fp64, contiguous gradients, no rows past the end."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x_RD: Tensor, probs_R: Tensor, fc1_EGD: Tensor, fc2_EDF: Tensor, counts: tuple[int, ...]
-    ) -> Tensor:
+    def forward(ctx: Any, x_RD: Tensor, probs_R: Tensor, fc1: Tensor, fc2: Tensor, counts: tuple[int, ...]) -> Tensor:
+        fc1_EGD, fc2_EDF = _by_expert(fc1, counts), _by_expert(fc2, counts)
         ends = torch.tensor(counts, dtype=torch.int32).cumsum(0, dtype=torch.int32).to(x_RD.device)
         a_RG = F.grouped_mm(x_RD, fc1_EGD.transpose(1, 2), offs=ends)
         h_RF = _activate(a_RG, probs_R[:, None], x_RD.new_empty(x_RD.shape[0], fc2_EDF.shape[2]))
-        ctx.save_for_backward(x_RD, probs_R, fc1_EGD, fc2_EDF, a_RG, ends)
+        ctx.counts = counts
+        ctx.save_for_backward(x_RD, probs_R, fc1, fc2, a_RG, ends)
         return F.grouped_mm(h_RF, fc2_EDF.transpose(1, 2), offs=ends)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        x_RD, probs_R, fc1_EGD, fc2_EDF, a_RG, ends = ctx.saved_tensors
+        x_RD, probs_R, fc1, fc2, a_RG, ends = ctx.saved_tensors
+        fc1_EGD, fc2_EDF = _by_expert(fc1, ctx.counts), _by_expert(fc2, ctx.counts)
         dy_RD = grads[0].contiguous()
         dh_RF = F.grouped_mm(dy_RD, fc2_EDF, offs=ends)
         h_RF, s_RF, da_RG = torch.empty_like(dh_RF), torch.empty_like(dh_RF), torch.empty_like(a_RG)
@@ -161,4 +187,5 @@ class _GroupedMM(torch.autograd.Function):
         _activate_backward(a_RG, probs_R[:, None], dh_RF, h_RF, s_RF, da_RG, dp_R)
         dfc2_EDF = F.grouped_mm(dy_RD.t(), h_RF, offs=ends)
         dfc1_EGD = F.grouped_mm(da_RG.t(), x_RD, offs=ends)
-        return F.grouped_mm(da_RG, fc1_EGD, offs=ends), dp_R, dfc1_EGD, dfc2_EDF, None
+        dx_RD = F.grouped_mm(da_RG, fc1_EGD, offs=ends)
+        return dx_RD, dp_R, dfc1_EGD.flatten(0, 1), dfc2_EDF.flatten(0, 1), None

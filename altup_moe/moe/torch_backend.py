@@ -36,10 +36,7 @@ class StackedExperts(nn.Module):
 
     def forward(self, rows_RD: Tensor, tokens_per_expert: Tensor, probs_R: Tensor) -> tuple[Tensor, None]:
         """Rows sorted by expert, how many each has [E_local], and their probabilities -> (outputs [R, D], no bias)."""
-        experts = self.num_local_experts
-        fc1_EFD = self.fc1.view(experts, -1, self.fc1.shape[1])
-        fc2_EDF = self.fc2.view(experts, -1, self.fc2.shape[1])
-        return grouped_mlp(rows_RD, probs_R, fc1_EFD, fc2_EDF, tokens_per_expert.tolist(), self.how), None
+        return grouped_mlp(rows_RD, probs_R, self.fc1, self.fc2, tokens_per_expert.tolist(), self.how), None
 
     def backward_dw(self) -> None:
         """Nothing is put off: weight gradients are computed in the backward pass."""
