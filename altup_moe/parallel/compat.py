@@ -10,6 +10,7 @@ import inspect
 import logging
 from typing import Any
 
+import torch
 from megatron.core.transformer.spec_utils import ModuleSpec
 from torch import nn
 
@@ -21,10 +22,23 @@ def mend_megatron() -> None:
     # 0.16.1 leaves the name undefined without Transformer Engine, and the router's linear asks for it.
     if not hasattr(moe_utils, "te_general_gemm"):
         moe_utils.te_general_gemm = None
+    _clip_in_place()
     # It also warns of every feed-forward class that is not one of its own, on every layer.
     logging.getLogger("megatron.core.transformer.transformer_layer").addFilter(
         lambda line: not line.getMessage().startswith("Unknown MLP type")
     )
+
+
+def _clip_in_place() -> None:
+    """Without Transformer Engine and apex gradients are clipped by way of a copy of each; the same values need none."""
+    import megatron.core.optimizer.clip_grads as clip_grads
+
+    def scale(chunk_size: int, noop_flag: Any, tensor_lists: Any, factor: float) -> None:
+        for source, target in zip(*tensor_lists, strict=True):
+            torch.mul(source, factor, out=target)
+
+    if clip_grads.multi_tensor_scale_impl.__name__ == "local_multi_tensor_scale":
+        clip_grads.multi_tensor_scale_impl = scale
 
 
 def mlp_submodules(mlp_spec: Any) -> Any:
