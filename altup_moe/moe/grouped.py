@@ -180,7 +180,8 @@ class _GroupedMM(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         x_RD, probs_R, fc1, fc2, a_RG, ends = ctx.saved_tensors
         fc1_EGD, fc2_EDF = _by_expert(fc1, ctx.counts), _by_expert(fc2, ctx.counts)
-        dy_RD = grads[0].contiguous()
+        # Also a single row, contiguous with any stride, must have that of a row.
+        dy_RD = grads[0].contiguous().view(-1).view(x_RD.shape)
         dh_RF = F.grouped_mm(dy_RD, fc2_EDF, offs=ends)
         h_RF, s_RF, da_RG = torch.empty_like(dh_RF), torch.empty_like(dh_RF), torch.empty_like(a_RG)
         dp_R = torch.empty_like(probs_R)

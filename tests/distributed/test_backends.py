@@ -41,6 +41,29 @@ def test_layouts(layout: str, backend: str) -> None:
     assert_parity(small(layout, moe={"backend": backend}), world_size(layout))
 
 
+def _names(config: RunConfig) -> tuple[set[str], set[str]]:
+    """On a rank: (names that the table lists, names that the model has) of its chunk."""
+    from altup_moe.model.build import build_chunk, named_tensors
+    from altup_moe.parallel.names import local_names
+    from altup_moe.parallel.topology import topology
+
+    with topology(config.parallel) as topo:
+        chunk = build_chunk(config, topo, None)
+        found = {entry.name for entry in named_tensors([chunk], config, topo)}
+        held = config.moe.num_experts // config.parallel.expert
+        per_stage = config.model.num_layers // config.parallel.pipeline
+        layers = range(topo.pipeline_rank * per_stage, (topo.pipeline_rank + 1) * per_stage)
+        return set(local_names(config, layers, topo.pipeline_rank == 0, topo.is_last_stage, held)), found
+
+
+@pytest.mark.parametrize("layout", ["one", "ep2", "tp2-pp2-ep2"])
+def test_names_are_those_of_the_built_model(layout: str, backend: str) -> None:
+    for name in (backend, "megatron"):
+        moe = {"backend": name, "score_function": "sigmoid", "expert_bias_update_rate": 1e-2, "shared_expert_size": 16}
+        for listed, found in run_ranks(world_size(layout), _names, small(layout, moe=moe)):
+            assert listed == found
+
+
 @pytest.mark.parametrize("layout", ["one", "tp2-ep1", "tp2-pp2-ep2"])
 @pytest.mark.parametrize("variant", ["all experts", "capacity", "all-gather", "sigmoid, bias, shared"])
 def test_variants(variant: str, layout: str, backend: str) -> None:

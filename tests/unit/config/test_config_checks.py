@@ -262,3 +262,21 @@ def test_world_size_from_env(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WORLD_SIZE", wrong)
         with pytest.raises(ConfigError, match="WORLD_SIZE"):
             world_size_from_env()
+
+
+PARTS = {"deepspeed": ["deepspeed"], "tutel": ["tutel", "tutel_custom_kernel"]}
+
+
+@pytest.mark.parametrize("backend", PARTS)
+def test_a_backend_whose_package_is_missing(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found without importing it, whichever part is missing; models without experts do not ask."""
+    there: set[str] = set()
+    monkeypatch.setattr("altup_moe.config.checks.find_spec", lambda name: name in there or None)
+    for part in PARTS[backend]:
+        with pytest.raises(ConfigError, match=r"is not installed; .*megatron would fit") as error:
+            check_config(run(**EXPERTS, moe__backend=backend), 1)
+        assert (error.value.key, error.value.value) == ("moe.backend", backend)
+        there.add(part)
+    check_config(run(**EXPERTS, moe__backend=backend), 1)
+    there.clear()
+    check_config(run(moe__backend=backend), 1)

@@ -25,6 +25,7 @@ MODELS = {
     "wide heads with norms": {},
     "experts": {"num_experts": 4, "layer_freq": 2},
     "only experts": {"num_experts": 4},
+    "stacked experts": {"num_experts": 4, "layer_freq": 2, "backend": "torch"},
     "shared expert": {"num_experts": 4, "layer_freq": 2, "shared_expert_size": 32},
     "expert bias": {"num_experts": 4, "score_function": "sigmoid", "expert_bias_update_rate": 0.01},
 }
@@ -100,6 +101,11 @@ def local_shapes(config: RunConfig, layout: Layout, first: int, count: int) -> I
         if moe.shared_expert_size:
             yield f"{layer}.mlp.shared_experts.linear_fc1.weight", (2 * moe.shared_expert_size // tp, d)
             yield f"{layer}.mlp.shared_experts.linear_fc2.weight", (d, moe.shared_expert_size // tp)
+        if moe.backend == "torch":
+            held = moe.num_experts // layout.expert
+            yield f"{layer}.mlp.experts.fc1", (held * 2 * moe.ffn_hidden_size // etp, d)
+            yield f"{layer}.mlp.experts.fc2", (held * d, moe.ffn_hidden_size // etp)
+            continue
         for e in range(moe.num_experts // layout.expert):
             prefix = f"{layer}.mlp.experts.local_experts.{e}"
             yield f"{prefix}.linear_fc1.weight", (2 * moe.ffn_hidden_size // etp, d)

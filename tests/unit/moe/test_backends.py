@@ -1,0 +1,54 @@
+"""The table of backends: names, classes, and what a backend with an exchange of its own shuts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import get_args, get_type_hints
+
+import pytest
+from torch import nn
+
+from altup_moe.config import ConfigError, MoEConfig, OverlapConfig, RunConfig
+from altup_moe.moe.backends import BACKENDS, Backend, find_backend, mixes_in_windows, shut_windows
+
+EXPERTS = RunConfig(moe=MoEConfig(num_experts=4))
+
+
+def test_rows_are_names_of_the_configuration() -> None:
+    assert set(BACKENDS) <= set(get_args(get_type_hints(MoEConfig)["backend"]))
+    assert all(name == backend.name for name, backend in BACKENDS.items())
+
+
+@pytest.mark.parametrize("name", ["megatron", "torch"])
+def test_a_row_names_a_module_class(name: str) -> None:
+    assert issubclass(find_backend(name).load(), nn.Module)
+
+
+def test_a_name_without_an_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(BACKENDS, "torch")
+    with pytest.raises(ConfigError, match=r"moe\.backend='torch': .* megatron"):
+        find_backend("torch")
+
+
+@pytest.fixture
+def blocking(monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """A run whose backend keeps its own exchange."""
+    monkeypatch.setitem(BACKENDS, "tutel", Backend("tutel", "nowhere:Layer", stacked=False, windows=False))
+    return replace(EXPERTS, moe=replace(EXPERTS.moe, backend="tutel"))
+
+
+def test_mixing_goes_inline_and_the_run_says_so(blocking: RunConfig) -> None:
+    assert mixes_in_windows(EXPERTS)
+    assert shut_windows(EXPERTS) is None
+    assert not mixes_in_windows(blocking)
+    assert shut_windows(blocking) == "moe.backend tutel has an exchange of its own: mixing is inline"
+    halves = replace(blocking, overlap=OverlapConfig(microbatch_halves=True))
+    assert "halves of a micro-batch hide nothing" in str(shut_windows(halves))
+    # Nothing is said about what was not asked for.
+    assert shut_windows(replace(blocking, overlap=OverlapConfig(mixing="inline"))) is None
+
+
+def test_dense_models_have_their_own_windows(blocking: RunConfig) -> None:
+    dense = replace(blocking, moe=replace(blocking.moe, num_experts=0))
+    assert mixes_in_windows(dense)
+    assert shut_windows(dense) is None
