@@ -127,7 +127,7 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     raw, digest = read_plain(path), read_plain(directory / DIGEST)
     # The hash first: what is damaged is not even parsed.
-    if not re.fullmatch(rb"[0-9a-f]{64}  %b\n" % MANIFEST.encode(), digest):
+    if not re.fullmatch(rb"[0-9a-f]{64}  %b\n" % re.escape(MANIFEST.encode()), digest):
         raise DataError(directory / DIGEST, f"is not one line with the SHA-256 of {MANIFEST}")
     if digest[:64] != hashlib.sha256(raw).hexdigest().encode():
         raise DataError(path, f"is not the one that {DIGEST} was written for: one of the two is damaged")

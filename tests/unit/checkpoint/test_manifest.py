@@ -220,7 +220,7 @@ TEXTS: list[tuple[bytes, str]] = [
 @pytest.mark.parametrize(("raw", "says"), TEXTS)
 def test_what_is_no_json(tmp_path: Path, raw: bytes, says: str) -> None:
     put(tmp_path, raw)
-    with pytest.raises(DataError, match="manifest.json") as caught:
+    with pytest.raises(DataError, match=MANIFEST) as caught:
         read_manifest(tmp_path)
     assert says in caught.value.problem
 

@@ -40,7 +40,7 @@ def write(path: Path, values: dict[str, tuple[str, np.ndarray]]) -> StoredFile:
     return writer.close()
 
 
-@pytest.fixture()
+@pytest.fixture
 def everything() -> dict[str, tuple[str, np.ndarray]]:
     """A tensor of every dtype and shape."""
     return {f"{dtype}/{shape}": (dtype, draw(dtype, shape)) for dtype in ITEM_BYTES for shape in SHAPES}
