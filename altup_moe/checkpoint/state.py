@@ -1,87 +1,160 @@
-"""Everything a rank needs to go on bit for bit, as named tensors, and back.
+"""What a rank holds of the global tensors: its weights, and Megatron's optimizer state under the parameters' names.
 
-Model tensors carry the global pieces they hold (in the metadata), so that `assemble` can put the whole model together.
-Optimizer state is this layout's own: the tensors of each of Megatron's inner optimizers in order.
+An optimizer keeps fp32 copies ("main") of half-precision weights and two moments of each weight; the distributed one
+keeps a range of each parameter's elements on each data-parallel rank. Either way the result is boxes of global tensors,
+so what one layout has saved another can read. (By index, as Megatron's own state has it, a chained optimizer's state
+saved at one expert-parallel size does not load at another.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from altup_moe.checkpoint.store import RankState
-from altup_moe.config import ConfigError
-from altup_moe.parallel.names import NamedTensor
-from altup_moe.parallel.rng import rng_state, set_rng_state
+from altup_moe.checkpoint.boxes import box_shape, flat_boxes, volume
+from altup_moe.checkpoint.tensors import STORED
+from altup_moe.checkpoint.write import Form, Part
+from altup_moe.parallel.names import Box, NamedTensor, Piece
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def _inner_optimizers(optimizer: Any) -> list[torch.optim.Optimizer]:
+@dataclass(frozen=True)
+class Held:
+    """A box of a stored tensor in this rank's memory. ``tensor`` is a view of it, shaped as the box."""
+
+    part: Part
+    form: Form
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """What an inner optimizer updates of a parameter: elements [start, stop), flattened."""
+
+    optimizer: torch.optim.Optimizer
+    updated: Tensor
+    start: int
+    stop: int
+
+
+def held_tensors(named: Iterable[NamedTensor], optimizer: Any | None) -> list[Held]:
+    """Every box of weights and optimizer state on this rank.
+
+    Args:
+        optimizer: Megatron's; None for weights alone. Its state is made (as zeros) where it does not exist yet.
+    """
+    entries = list(named)
+    shards = _shards(entries, optimizer) if optimizer is not None else {}
+    held: list[Held] = []
+    for entry in entries:
+        for piece in entry.pieces:
+            weight = entry.tensor.detach()
+            held.append(_held("weights", piece, piece.box, weight[piece.local_index]))
+            shard = shards.get(id(entry.tensor))
+            if shard is None:
+                continue
+            state = _state(shard)
+            flat = {name: state[name].view(-1) for name in MOMENTS}
+            if shard.updated.dtype != weight.dtype:
+                flat["main"] = shard.updated.detach().view(-1)
+            for box, first, last in _boxes_of(entry, piece, shard):
+                held += [
+                    _held(kind, piece, box, values[first:last].view(box_shape(box))) for kind, values in flat.items()
+                ]
+    return held
+
+
+def optimizer_steps(optimizer: Any) -> int:
+    """Updates that Adam has counted; the same for every parameter."""
+    for inner in _inner(optimizer):
+        for state in inner.state.values():
+            if "step" in state:
+                return int(state["step"])
+        for group in inner.param_groups:
+            if "step" in group:  # apex and Transformer Engine count by group
+                return int(group["step"])
+    return 0
+
+
+def set_optimizer_steps(optimizer: Any, steps: int) -> None:
+    """Make Adam go on counting from `steps`, for every parameter that `held_tensors` has made state for."""
+    for inner in _inner(optimizer):
+        if isinstance(inner, torch.optim.AdamW):
+            for state in inner.state.values():
+                # A scalar on the CPU: where torch's AdamW wants it.
+                state["step"] = torch.tensor(float(steps))
+        else:
+            for group in inner.param_groups:
+                group["step"] = steps
+
+
+def _inner(optimizer: Any) -> list[torch.optim.Optimizer]:
     chained = getattr(optimizer, "chained_optimizers", [optimizer])
     return [part.optimizer for part in chained if getattr(part, "optimizer", None) is not None]
 
 
-def _optimizer_tensors(optimizer: Any) -> dict[str, Tensor]:
-    """Main parameters and moments: ``optimizer/CHAIN/GROUP/INDEX/NAME``."""
-    tensors = {}
-    for chain, inner in enumerate(_inner_optimizers(optimizer)):
-        for number, group in enumerate(inner.param_groups):
-            for index, parameter in enumerate(group["params"]):
-                prefix = f"optimizer/{chain}/{number}/{index}"
-                tensors[f"{prefix}/main"] = parameter.data
-                for name, value in inner.state.get(parameter, {}).items():
-                    if torch.is_tensor(value):
-                        tensors[f"{prefix}/{name}"] = value
-    return tensors
+def _held(kind: str, piece: Piece, box: Box, tensor: Tensor) -> Held:
+    return Held(Part(f"{kind}/{piece.name}", box), Form(piece.shape, STORED[tensor.dtype]), tensor)
 
 
-def collect(named: Iterable[NamedTensor], optimizer: Any, scheduler: Any) -> RankState:
-    """This rank's state after a step."""
-    named = list(named)
-    tensors = {f"model/{entry.key}": entry.tensor.data for entry in named}
-    tensors |= _optimizer_tensors(optimizer)
-    tensors |= {f"rng/{name}": state for name, state in rng_state().items()}
-    pieces = {
-        f"model/{entry.key}": [{"name": p.name, "shape": p.shape, "box": p.box, "local": p.local} for p in entry.pieces]
-        for entry in named
-    }
-    return RankState(tensors, {"pieces": pieces, "scheduler_steps": scheduler.num_steps})
+def _state(shard: _Shard) -> dict[str, Tensor]:
+    state = shard.optimizer.state[shard.updated]
+    for name in MOMENTS:
+        if name not in state:
+            state[name] = torch.zeros_like(shard.updated, memory_format=torch.preserve_format)
+    if isinstance(shard.optimizer, torch.optim.AdamW):
+        state.setdefault("step", torch.tensor(0.0))
+    return state
 
 
-@torch.no_grad()
-def restore(state: RankState, named: Iterable[NamedTensor], optimizer: Any, scheduler: Any) -> None:
-    """Put a rank's state back. The layout must be the one it was collected under.
+def _shards(entries: list[NamedTensor], optimizer: Any) -> dict[int, _Shard]:
+    """By parameter (its id): where its optimizer state is."""
+    found: dict[int, _Shard] = {}
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        inner = getattr(part, "optimizer", None)
+        if inner is not None and hasattr(part, "model_param_gbuf_map"):
+            found |= _ranges(part)
+        elif inner is not None:
+            updated = {id(p) for group in inner.param_groups for p in group["params"]}
+            for entry in entries:
+                main = getattr(entry.tensor, "main_param", None)
+                target = entry.tensor if main is None else main
+                if id(target) in updated:
+                    found[id(entry.tensor)] = _Shard(inner, target, 0, entry.tensor.numel())
+    return found
 
-    Raises:
-        ConfigError: the checkpoint lacks a tensor of this layout or has it in another shape.
+
+def _ranges(part: Any) -> dict[int, _Shard]:
+    """Megatron's distributed optimizer: which range of each parameter this rank updates."""
+    pairs = (
+        (part.model_fp32_groups, part.shard_fp32_groups),
+        (part.model_float16_groups, part.shard_fp32_from_float16_groups),
+    )
+    found = {}
+    for models, shards in pairs:
+        for group, held in zip(models, shards, strict=True):
+            for parameter, updated in zip(group, held, strict=True):
+                buffer, dtype, bucket = part.model_param_gbuf_map[parameter]
+                place = part.gbuf_ranges[buffer][dtype][bucket]["param_map"][parameter]["param"]
+                found[id(parameter)] = _Shard(part.optimizer, updated, place.start, place.end)
+    return found
+
+
+def _boxes_of(entry: NamedTensor, piece: Piece, shard: _Shard) -> Iterator[tuple[Box, int, int]]:
+    """(global box, its elements' range in the shard) of what a shard holds of a piece.
+
+    A piece is whole rows of its parameter, so its elements follow each other there.
     """
-    stored = dict(state.tensors)
-    for entry in named:
-        _copy(entry.tensor.data, stored, f"model/{entry.key}")
-    for chain, inner in enumerate(_inner_optimizers(optimizer)):
-        for number, group in enumerate(inner.param_groups):
-            for index, parameter in enumerate(group["params"]):
-                prefix = f"optimizer/{chain}/{number}/{index}"
-                _copy(parameter.data, stored, f"{prefix}/main")
-                moments = [key for key in stored if key.startswith(f"{prefix}/")]
-                inner.state[parameter] = {
-                    key.rsplit("/", 1)[1]: _like(stored[key], parameter) for key in moments if not key.endswith("/main")
-                }
-    set_rng_state({key.removeprefix("rng/"): value for key, value in stored.items() if key.startswith("rng/")})
-    steps = int(state.meta["scheduler_steps"])
-    scheduler.step(steps - scheduler.num_steps)
-
-
-def _like(value: Tensor, parameter: Tensor) -> Tensor:
-    # AdamW's step counter stays where it was: a scalar on the CPU.
-    return value.to(parameter.device) if value.shape == parameter.shape else value
-
-
-def _copy(target: Tensor, stored: dict[str, Tensor], key: str) -> None:
-    value = stored.get(key)
-    if value is None or value.shape != target.shape:
-        found = "no such tensor" if value is None else f"shape {tuple(value.shape)}"
-        raise ConfigError("checkpoint.resume", True, f"the checkpoint has {found} for {key} {tuple(target.shape)}")
-    target.copy_(value)
+    row = math.prod(entry.tensor.shape[1:])
+    begin = piece.local[0][0] * row if piece.local else 0
+    first, last = max(shard.start, begin), min(shard.stop, begin + volume(piece.box))
+    at = first - shard.start
+    for box in flat_boxes(piece.box, first - begin, last - begin):
+        yield box, at, at + volume(box)
+        at += volume(box)

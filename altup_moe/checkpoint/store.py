@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from altup_moe.checkpoint.manifest import MANIFEST, Manifest, write_manifest
@@ -123,6 +124,15 @@ def move_latest(root: Path, name: str) -> None:
     """Say which checkpoint is the latest."""
     write_text(root / LATEST, f"{name}\n")
     fsync(root)
+
+
+def set_aside(root: Path, damaged: Iterable[Path], instead: Path) -> None:
+    """Go back to an older checkpoint: it becomes the latest; the damaged ones are kept under another name."""
+    move_latest(root, instead.name)
+    for path in damaged:
+        aside = path.with_name(f"{path.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(path, aside)
 
 
 def prune(root: Path, keep: int, keep_every: int | None = None) -> None:

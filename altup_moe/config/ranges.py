@@ -92,6 +92,7 @@ RANGES: dict[str, Range] = {
     "train.stop_after": COUNT,
     "checkpoint.save_interval": COUNT_OR_ZERO,
     "checkpoint.keep": COUNT,
+    "checkpoint.keep_every": COUNT,
     "log.interval": COUNT,
     "log.profile_steps": COUNT_OR_ZERO,
 }

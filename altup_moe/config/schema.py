@@ -213,8 +213,18 @@ class CheckpointConfig:
     """Steps between checkpoints; 0 saves only at the end and on SIGTERM."""
     keep: int = 2
     """Newest checkpoints kept."""
+    keep_every: int | None = None
+    """Checkpoints whose step is a multiple of this are kept too; None keeps only the newest."""
+    asynchronous: bool = True
+    """Take a copy and go on training while it is written. false waits for the disk."""
+    on_failure: Literal["continue", "stop"] = "continue"
+    """When a checkpoint cannot be saved (a full disk): say so and train on, or end the run. The last good one stays."""
     resume: bool = True
-    """Go on from the newest checkpoint of the run directory, if there is one."""
+    """Go on from the newest checkpoint of the run directory, if there is one, under this or any other layout."""
+    fallback: bool = False
+    """When the newest checkpoint is damaged, go on from the newest older one that is not."""
+    initial_load_path: str | None = None
+    """Checkpoint, or directory of a run, whose weights a new run starts from; counters and optimizer start afresh."""
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import signal
 from types import FrameType, TracebackType
 
-import torch
-import torch.distributed as dist
-
 EXIT_STOPPED = 75
 """Exit code of a run that a signal stopped after saving: start it again with the same command to go on."""
 
@@ -33,9 +30,3 @@ class StopSignal:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.caught = True
         signal.signal(number, self._previous[number])  # type: ignore[arg-type]
-
-    def agreed(self, device: torch.device) -> bool:
-        """Whether any rank was told to stop. Collective: every rank gets the same answer."""
-        flag = torch.tensor(float(self.caught), device=device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag)

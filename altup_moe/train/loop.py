@@ -13,12 +13,18 @@ import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 
-from altup_moe.checkpoint import state as checkpoint_state
-from altup_moe.checkpoint import store
+from altup_moe.checkpoint.manifest import Manifest
+from altup_moe.checkpoint.restore import random_streams, restore
+from altup_moe.checkpoint.saver import SaveError, Saver, libraries
+from altup_moe.checkpoint.source import Checkpoint
+from altup_moe.checkpoint.state import held_tensors, optimizer_steps, set_optimizer_steps
+from altup_moe.checkpoint.store import checkpoints_dir
 from altup_moe.config import ConfigError, RunConfig
-from altup_moe.config.checks import world_size_from_env
 from altup_moe.config.load import save_config
 from altup_moe.model.build import build_model, named_tensors
+from altup_moe.parallel.agree import any_of
+from altup_moe.parallel.rng import rng_state, seed_dropout, set_rng_state
+from altup_moe.parallel.seeds import derived_seed
 from altup_moe.parallel.topology import Topology, rank_from_env, topology
 from altup_moe.train.batches import micro_batches
 from altup_moe.train.finished import tokenizer_dir
@@ -27,7 +33,7 @@ from altup_moe.train.loggers import Logger, check_loggers, open_loggers
 from altup_moe.train.metrics import StepMetrics, flops_per_token, peak_memory_gib
 from altup_moe.train.optim import build_optimizer, build_scheduler, learning_rate
 from altup_moe.train.profile import Profile
-from altup_moe.train.resume import ResumePoint, find_resume_point
+from altup_moe.train.resume import ResumePoint, find_resume_point, verified
 from altup_moe.train.samples import Samples, open_samples, prepared_prefix
 from altup_moe.train.step import StepResult, Validation, train_step, validate
 
@@ -43,6 +49,7 @@ class Run:
     optimizer: Any
     scheduler: Any
     profile: Profile
+    saver: Saver
     step: int = 0
     skipped: int = 0
 
@@ -62,13 +69,14 @@ def train(config: RunConfig) -> int:
     """
     check_loggers(config.log)
     _keep_compiled_code(config)
-    resume = find_resume_point(config, world_size_from_env())
+    resume = find_resume_point(config)
     # Rank 0 prepares and verifies the data first: whatever is wrong with it ends the run before the others meet it.
     samples = open_samples(config, prepared_prefix(config)) if rank_from_env() == 0 else None
     _check_data(resume, samples)
     with topology(config.parallel) as topo, StopSignal() as stop:
         dist.barrier()
         samples = samples or open_samples(config, prepared_prefix(config), scan=False)
+        resume = verified(config, resume, topo) if resume else None
         run = _start(config, topo, samples, resume)
         loggers: list[Logger] = []
         if topo.is_first:
@@ -94,7 +102,10 @@ def _keep_compiled_code(config: RunConfig) -> None:
 
 
 def _check_data(resume: ResumePoint | None, samples: Samples | None) -> None:
-    if resume and samples and resume.manifest.data_fingerprint != samples.fingerprint:
+    if resume is None or resume.weights_only or samples is None:
+        return
+    # A converted model was not trained here: no tokens to compare.
+    if resume.manifest.data_fingerprint not in ("", samples.fingerprint):
         fits = f"{resume.directory} was trained on other tokens; use the same data, or another log.run_dir"
         raise ConfigError("data.corpus", samples.fingerprint[:12], fits)
 
@@ -104,13 +115,34 @@ def _start(config: RunConfig, topo: Topology, samples: Samples, resume: ResumePo
     chunks = build_model(config, topo)
     optimizer = build_optimizer(chunks, config)
     profile = Profile(config.log.profile_steps, Path(config.log.run_dir) / "profile", chunks, topo)
-    run = Run(config, topo, samples, chunks, optimizer, build_scheduler(optimizer, config), profile)
+    saver = Saver(checkpoints_dir(config.log.run_dir), config.checkpoint, topo)
+    run = Run(config, topo, samples, chunks, optimizer, build_scheduler(optimizer, config), profile, saver)
     if resume:
-        state = store.read_rank(resume.directory, topo.rank)
-        named = named_tensors(list(chunks), config, topo)
-        checkpoint_state.restore(state, named, optimizer, run.scheduler)
-        run.step, run.skipped = resume.manifest.step, resume.manifest.skipped_steps
+        _restore(run, resume)
     return run
+
+
+def _restore(run: Run, resume: ResumePoint) -> None:
+    """Weights; and unless only they are wanted, the optimizer, counters and random streams as they were."""
+    config, topo, manifest = run.config, run.topology, resume.manifest
+    with_optimizer = manifest.has_optimizer and not resume.weights_only
+    with Checkpoint(resume.directory) as checkpoint:
+        named = named_tensors(list(run.chunks), config, topo)
+        restore(checkpoint, held_tensors(named, run.optimizer if with_optimizer else None))
+        streams = random_streams(checkpoint, topo.rank) if resume.same_streams(config, topo.world_size) else {}
+    if not with_optimizer:
+        # The fp32 copies of half-precision weights follow the weights.
+        run.optimizer.reload_model_params()
+    if resume.weights_only:
+        return
+    set_optimizer_steps(run.optimizer, manifest.optimizer_steps)
+    run.scheduler.step(manifest.scheduler_steps - run.scheduler.num_steps)
+    run.step, run.skipped = manifest.step, manifest.skipped_steps
+    if streams:
+        set_rng_state(streams)
+    else:
+        # Another layout draws other dropout masks; from the same seed it would draw those of step 0 again.
+        seed_dropout(derived_seed(config.train.seed, "resumed at", manifest.step), topo)
 
 
 def _steps(run: Run, loggers: list[Logger], stop: StopSignal) -> int:
@@ -121,9 +153,11 @@ def _steps(run: Run, loggers: list[Logger], stop: StopSignal) -> int:
         metrics = _one_step(run, last)
         for logger in loggers:
             logger.log(metrics)
-        stopping = stop.agreed(run.topology.device)
+        stopping, writing = any_of([stop.caught, run.saver.busy], run.topology.device)
+        if run.saver.pending and not writing:
+            _conclude(run)
         if stopping or run.step == last or _due(run.step, run.config.checkpoint.save_interval):
-            _save(run)
+            _save(run, leaving=stopping or run.step == last)
             saved = run.step
         if stopping and run.step < last:
             if run.topology.is_first:
@@ -190,19 +224,51 @@ def _metrics(run: Run, result: StepResult, rate: float, seconds: float, valid: V
     )
 
 
-def _save(run: Run) -> None:
+def _save(run: Run, leaving: bool) -> None:
+    """Start a save of this step, after the one before it; see it through if the run is about to end."""
     config, topo = run.config, run.topology
-    named = named_tensors(list(run.chunks), config, topo)
-    manifest = store.Manifest(
+    _conclude(run)
+    head = Manifest(
         step=run.step,
         consumed_samples=run.consumed_samples,
         skipped_steps=run.skipped,
+        optimizer_steps=optimizer_steps(run.optimizer),
+        scheduler_steps=run.scheduler.num_steps,
         world_size=topo.world_size,
         data_fingerprint=run.samples.fingerprint,
         config=config.to_dict(),
+        libraries=libraries(),
     )
-    state = checkpoint_state.collect(named, run.optimizer, run.scheduler)
-    store.save(config.log.run_dir, manifest, topo.rank, state, dist.barrier, config.checkpoint.keep)
+    named = named_tensors(list(run.chunks), config, topo)
+    try:
+        run.saver.start(head, held_tensors(named, run.optimizer), rng_state())
+    except SaveError as error:
+        if leaving:
+            raise
+        _not_saved(run, error)
+    if leaving or not config.checkpoint.asynchronous:
+        _conclude(run, leaving)
+
+
+def _conclude(run: Run, leaving: bool = False) -> None:
+    """Make the save under way, if any, complete; a failure is said, or ends the run (checkpoint.on_failure)."""
+    try:
+        saved = run.saver.conclude()
+    except SaveError as error:
+        if leaving:
+            raise
+        _not_saved(run, error)
+        return
+    if saved and run.topology.is_first:
+        figures = f"{saved.bytes / 1e6:,.1f} MB in {saved.seconds:.2f} s, training waited {saved.waited:.2f} s"
+        print(f"saved {saved.directory.name}: {figures}", flush=True)
+
+
+def _not_saved(run: Run, error: SaveError) -> None:
+    if run.config.checkpoint.on_failure == "stop":
+        raise error
+    if run.topology.is_first:
+        print(f"{error}; training goes on, the latest checkpoint stays", flush=True)
 
 
 def _say_start(run: Run, resume: ResumePoint | None) -> None:

@@ -1,62 +1,166 @@
-"""Whether a run directory can be gone on with: checked on every rank before any process group exists."""
+"""Which checkpoint a run goes on from: its structure is checked on every rank before any process group exists, its
+bytes by all ranks together once they can talk."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from altup_moe.checkpoint.store import Manifest, checkpoints_dir, latest, read_manifest
-from altup_moe.config import ConfigError, RunConfig
+from altup_moe.checkpoint.manifest import Manifest
+from altup_moe.checkpoint.source import Checkpoint
+from altup_moe.checkpoint.store import checkpoints_dir, complete, find_checkpoint, latest, set_aside
+from altup_moe.config import ConfigError, DataError, RunConfig
+from altup_moe.parallel.agree import first_problem
+from altup_moe.parallel.topology import Topology
 
 SAME = {
     "model": None,
     "altup": {"kernel"},
     "moe": None,
-    "parallel": {"overlap_grad_reduce"},
     "data": {"cache"},
     "train": {"eval_interval", "eval_samples", "stop_after", "recompute", "micro_batch_size"},
 }
-"""Sections whose keys must be the checkpoint's, but for the named ones: else the run would not be the same run."""
+"""Sections whose keys must be the checkpoint's, but for the named ones: else the run would not be the same run.
+The layout is not among them."""
+
+SAME_WEIGHTS = {
+    "model": {"seq_length", "init_method_std", "attention_dropout", "hidden_dropout"},
+    "altup": {"kernel"},
+    "moe": {"capacity_factor", "aux_loss_coeff", "z_loss_coeff", "expert_bias_update_rate", "dispatcher"},
+}
+"""The same for a run that takes over only weights."""
+
+STREAMS = ("tensor", "pipeline", "virtual_pipeline", "expert", "expert_tensor", "context")
+"""Keys of `parallel` that say which rank draws what (dropout)."""
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """The checkpoint a run goes on from."""
+    """The checkpoint a run starts from. ``weights_only``: a new run that takes over its weights."""
 
     directory: Path
     manifest: Manifest
+    weights_only: bool = False
+
+    def same_streams(self, config: RunConfig, world_size: int) -> bool:
+        """Whether every rank of this layout stands where the rank that saved its random state stood."""
+        stored, current = self.manifest.config.get("parallel", {}), config.to_dict()["parallel"]
+        return self.manifest.world_size == world_size and all(stored.get(k) == current[k] for k in STREAMS)
 
 
-def find_resume_point(config: RunConfig, world_size: int) -> ResumePoint | None:
-    """The newest checkpoint of log.run_dir, or None for a fresh start.
+def find_resume_point(config: RunConfig) -> ResumePoint | None:
+    """Where to go on from, or None for a fresh start. Reads manifests and headers, not yet the tensors.
 
     Raises:
-        ConfigError: it was written by another model, layout or data order, or there is one and checkpoint.resume is
-            false (nothing is overwritten).
+        ConfigError: it is of another model, data or schedule, or there is one and checkpoint.resume is false (nothing
+            is overwritten).
+        DataError: it is damaged, and checkpoint.fallback is false or finds no other.
     """
-    directory = latest(config.log.run_dir)
-    if directory is None:
+    return next(_usable(config), None) or _initial(config)
+
+
+def verified(config: RunConfig, point: ResumePoint, topology: Topology) -> ResumePoint:
+    """The point whose bytes are those that were saved: this one, or with checkpoint.fallback an older one. Collective.
+
+    Ranks share the hashing. Checkpoints found damaged are set aside, not removed.
+
+    Raises:
+        DataError: on every rank, that of the lowest rank that found damage.
+    """
+    points: Iterator[ResumePoint] = iter([point]) if point.weights_only else _usable(config)
+    for candidate in points:
+        problem = first_problem(_damage(candidate.directory, topology), topology.device)
+        if problem is None:
+            if topology.is_first and config.checkpoint.fallback and not candidate.weights_only:
+                root = checkpoints_dir(config.log.run_dir)
+                damaged = [path for path in _candidates(config, root) if path.name > candidate.directory.name]
+                set_aside(root, damaged, candidate.directory)
+            first_problem(None, topology.device)
+            return candidate
+        if point.weights_only or not config.checkpoint.fallback:
+            file, what = _split(problem)
+            advice = "" if point.weights_only else _advice(candidate.directory.parent, candidate.directory, False)
+            raise DataError(file, what + advice)
+        if topology.is_first:
+            print(f"checkpoint.fallback: {problem}", flush=True)
+    raise DataError(checkpoints_dir(config.log.run_dir), "holds no checkpoint that is whole")
+
+
+def _usable(config: RunConfig) -> Iterator[ResumePoint]:
+    """Checkpoints of the run directory whose structure is whole: the latest, and with fallback older ones after it."""
+    fallback = config.checkpoint.fallback
+    root = checkpoints_dir(config.log.run_dir)
+    candidates = _candidates(config, root)
+    for directory in candidates:
+        if not config.checkpoint.resume:
+            fits = f"{root} holds a run; name another directory, or set checkpoint.resume true"
+            raise ConfigError("log.run_dir", config.log.run_dir, fits)
+        try:
+            with Checkpoint(directory) as checkpoint:
+                manifest = checkpoint.manifest
+        except DataError as error:
+            if fallback and directory != candidates[-1]:
+                continue
+            raise DataError(error.file, error.problem + _advice(root, directory, fallback)) from error
+        _check(config, manifest, directory, SAME, "use that, or another log.run_dir")
+        yield ResumePoint(directory, manifest)
+        if not fallback:
+            return
+
+
+def _candidates(config: RunConfig, root: Path) -> list[Path]:
+    older = complete(root)[::-1]
+    try:
+        newest = latest(config.log.run_dir)
+    except DataError as error:
+        if config.checkpoint.fallback and older:
+            return older
+        raise DataError(error.file, error.problem + _advice(root, None, config.checkpoint.fallback)) from error
+    if newest is None:
+        return []
+    return [newest, *(path for path in older if path.name < newest.name)]
+
+
+def _advice(root: Path, damaged: Path | None, fallback: bool) -> str:
+    others = [path for path in complete(root) if path != damaged]
+    return f"; --checkpoint.fallback true goes back to {others[-1].name}" if others and not fallback else ""
+
+
+def _initial(config: RunConfig) -> ResumePoint | None:
+    path = config.checkpoint.initial_load_path
+    if path is None:
         return None
-    if not config.checkpoint.resume:
-        fits = (
-            f"{checkpoints_dir(config.log.run_dir)} holds a run; name another directory, or set checkpoint.resume true"
+    directory = find_checkpoint(Path(path))
+    with Checkpoint(directory) as checkpoint:
+        _check(
+            config, checkpoint.manifest, directory, SAME_WEIGHTS, "use that, or another checkpoint.initial_load_path"
         )
-        raise ConfigError("log.run_dir", config.log.run_dir, fits)
-    manifest = read_manifest(directory)
-    if manifest.world_size != world_size:
-        fits = f"{directory} was written by {manifest.world_size} ranks; start as many"
-        raise ConfigError("world size", world_size, fits)
+        return ResumePoint(directory, checkpoint.manifest, weights_only=True)
+
+
+def _damage(directory: Path, topology: Topology) -> str | None:
+    """What is wrong with this rank's share of the files."""
+    try:
+        with Checkpoint(directory) as checkpoint:
+            names = sorted(checkpoint.manifest.files)[topology.rank :: topology.world_size]
+            checkpoint.verify(names)
+    except DataError as error:
+        return f"{error.file}: {error.problem}"
+    return None
+
+
+def _split(problem: str) -> tuple[str, str]:
+    file, _, what = problem.partition(": ")
+    return file, what
+
+
+def _check(config: RunConfig, manifest: Manifest, directory: Path, same: dict[str, Any], instead: str) -> None:
     current = config.to_dict()
-    for section, exempt in SAME.items():
-        _check_section(section, current[section], manifest.config.get(section, {}), exempt or set(), directory)
-    return ResumePoint(directory, manifest)
-
-
-def _check_section(
-    section: str, current: dict[str, Any], stored: dict[str, Any], exempt: set[str], directory: Path
-) -> None:
-    for key, value in current.items():
-        if key not in exempt and stored.get(key) != value:
-            fits = f"{directory} was written with {stored.get(key)!r}; use that, or another log.run_dir"
-            raise ConfigError(f"{section}.{key}", value, fits)
+    for section, exempt in same.items():
+        for key, value in current[section].items():
+            stored = manifest.config.get(section, {}).get(key)
+            if key not in (exempt or ()) and stored != value:
+                fits = f"{directory} was written with {stored!r}; {instead}"
+                raise ConfigError(f"{section}.{key}", value, fits)

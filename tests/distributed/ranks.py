@@ -12,7 +12,8 @@ import queue
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,9 @@ def _rank_main(rank: int, size: int, store: str, function: Callable, args: tuple
         results.put((rank, traceback.format_exc(), None))
 
 
-def run_ranks(size: int, function: Callable, *args: Any, timeout: float = 120.0) -> list[Any]:
-    """`function(*args)` on `size` ranks (torch.distributed is started); returns their results by rank.
-
-    Raises:
-        RuntimeError: a rank failed (its traceback), or the time ran out.
-    """
+@contextmanager
+def start_ranks(size: int, function: Callable, *args: Any) -> Iterator[tuple[list[Any], Any]]:
+    """(processes, queue of results) of `size` ranks that run `function(*args)`; none is left afterwards."""
     results = _context.Queue()
     with tempfile.TemporaryDirectory() as directory:
         store = str(Path(directory) / "store")
@@ -53,13 +51,24 @@ def run_ranks(size: int, function: Callable, *args: Any, timeout: float = 120.0)
         for process in ranks:
             process.start()
         try:
-            return _collect(size, results, time.monotonic() + timeout)
+            yield ranks, results
         finally:
             for process in ranks:
-                process.join(5)
-                if process.is_alive():
-                    process.kill()
-                    process.join()
+                process.kill()
+                process.join()
+
+
+def run_ranks(size: int, function: Callable, *args: Any, timeout: float = 120.0) -> list[Any]:
+    """`function(*args)` on `size` ranks (torch.distributed is started); returns their results by rank.
+
+    Raises:
+        RuntimeError: a rank failed (its traceback), or the time ran out.
+    """
+    with start_ranks(size, function, *args) as (ranks, results):
+        returned = _collect(size, results, time.monotonic() + timeout)
+        for process in ranks:
+            process.join(5)
+        return returned
 
 
 def _collect(size: int, results: Any, deadline: float) -> list[Any]:

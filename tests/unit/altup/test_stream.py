@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from altup_moe.altup.shape import embedding_width, output_width
 from altup_moe.altup.stream import (
     copy_blocks,
-    embedding_width,
     join_blocks,
     narrow,
-    output_width,
     split_blocks,
     sum_blocks,
     sum_features,

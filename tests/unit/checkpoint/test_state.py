@@ -1,29 +1,18 @@
-"""A rank's state collected and restored: training goes on bit for bit, and what does not fit is named."""
+"""A rank's state as boxes of global tensors: weights, moments and fp32 copies, whole or in ranges, and put back."""
 
 from __future__ import annotations
 
-import copy
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from altup_moe.checkpoint.state import collect, restore
-from altup_moe.checkpoint.store import RankState
-from altup_moe.config import ConfigError
+from altup_moe.checkpoint.source import Checkpoint
+from altup_moe.checkpoint.state import Held, held_tensors, optimizer_steps, set_optimizer_steps
 from altup_moe.parallel.names import NamedTensor, Piece
-
-
-class Scheduler:
-    """Counts steps, as Megatron's does."""
-
-    def __init__(self) -> None:
-        self.num_steps = 0
-
-    def step(self, increment: int) -> None:
-        self.num_steps += increment
 
 
 class Run:
@@ -38,7 +27,6 @@ class Run:
         parts = [SimpleNamespace(optimizer=first), SimpleNamespace(optimizer=second), SimpleNamespace(optimizer=None)]
         self.inner = [first, second]
         self.optimizer: Any = SimpleNamespace(chained_optimizers=parts) if chained else parts[0]
-        self.scheduler = Scheduler()
 
     def named(self) -> list[NamedTensor]:
         values = {"a": self.a, "b": self.b, "c": self.c, "bias": self.bias}
@@ -48,104 +36,136 @@ class Run:
             for name, value in values.items()
         ]
 
+    def held(self) -> list[Held]:
+        return held_tensors(self.named(), self.optimizer)
+
     def train(self, steps: int) -> list[float]:
         losses = []
+        generator = torch.Generator().manual_seed(optimizer_steps(self.optimizer))
         for _ in range(steps):
-            x = torch.randn(5, 3)  # also what is random goes on
+            x = torch.randn(5, 3, generator=generator)
             loss = ((torch.tanh(x @ self.a) @ self.b + self.c + self.bias).square()).mean()
             for optimizer in self.inner:
                 optimizer.zero_grad()
             loss.backward()
             for optimizer in self.inner:
                 optimizer.step()
-            self.scheduler.step(1)
             self.bias += 0.01
             losses.append(loss.item())
         return losses
 
 
-def collected(run: Run) -> RankState:
-    """As a file would hold it: what the run does afterwards does not reach it."""
-    return copy.deepcopy(collect(run.named(), run.optimizer, run.scheduler))
+def copied(run: Run) -> dict[Any, Tensor]:
+    return {each.part: each.tensor.clone() for each in run.held()}
 
 
-def test_training_goes_on_bit_for_bit() -> None:
-    run = Run(1)
-    run.train(3)
-    state = collected(run)
-    expected = run.train(4)
-    other = Run(2)
-    restore(state, other.named(), other.optimizer, other.scheduler)
-    assert other.scheduler.num_steps == 3
-    assert other.train(4) == expected
-    for mine, theirs in zip(run.named(), other.named(), strict=True):
-        assert torch.equal(mine.tensor, theirs.tensor), mine.name
-    assert other.scheduler.num_steps == 7
+def put_back(run: Run, state: dict[Any, Tensor], steps: int) -> None:
+    held = run.held()
+    assert {each.part for each in held} == set(state)
+    for each in held:
+        each.tensor.copy_(state[each.part])
+    set_optimizer_steps(run.optimizer, steps)
 
 
-def test_restoring_replaces_what_was_there() -> None:
-    """Also into an optimizer that has steps of its own behind it."""
+@pytest.mark.parametrize("own_steps", [0, 5])
+def test_training_goes_on_bit_for_bit(own_steps: int) -> None:
+    """Also in a run that has steps of its own behind it."""
     run, other = Run(1), Run(2)
     run.train(3)
-    state = collected(run)
-    expected = run.train(2)
-    other.train(5)
-    restore(state, other.named(), other.optimizer, other.scheduler)
-    assert other.train(2) == expected
-    assert other.scheduler.num_steps == 5
+    state, steps = copied(run), optimizer_steps(run.optimizer)
+    assert steps == 3
+    expected = run.train(4)
+    other.train(own_steps)
+    put_back(other, state, steps)
+    assert other.train(4) == expected
+    for mine, theirs in zip(run.held(), other.held(), strict=True):
+        assert torch.equal(mine.tensor, theirs.tensor), mine.part
 
 
-def test_before_the_first_step_there_are_no_moments() -> None:
-    state = collected(Run(1))
-    assert not [key for key in state.tensors if key.endswith("exp_avg")]
-    other = Run(2)
-    restore(state, other.named(), other.optimizer, other.scheduler)
-    torch.manual_seed(9)
-    expected = Run(1)
-    torch.manual_seed(9)
-    losses = other.train(3)
-    torch.manual_seed(9)
-    assert expected.train(3) == losses
-
-
-def test_every_tensor_has_a_name_of_its_own() -> None:
+def test_before_the_first_step_moments_are_zero_and_change_nothing() -> None:
     run = Run(1)
-    run.train(1)
-    state = collected(run)
-    assert {key for key in state.tensors if key.startswith("model/")} == {
-        "model/0.a",
-        "model/0.b",
-        "model/0.c",
-        "model/0.bias",
-    }
-    moments = {"main", "exp_avg", "exp_avg_sq", "step"}
-    places = {"0/0/0", "0/1/0", "1/0/0"}
-    assert {key for key in state.tensors if key.startswith("optimizer/")} == {
-        f"optimizer/{place}/{name}" for place in places for name in moments
-    }
-    assert "rng/cpu" in state.tensors
-    assert state.meta["pieces"]["model/0.a"] == [
-        {"name": "global.a", "shape": (3, 4), "box": ((0, 3), (0, 4)), "local": ((0, 3), (0, 4))}
-    ]
+    moments = [each for each in run.held() if each.part.name.startswith("exp_avg")]
+    assert len(moments) == 6
+    assert not any(each.tensor.any() for each in moments)
+    assert optimizer_steps(run.optimizer) == 0
+    assert run.train(3) == Run(1).train(3)
+
+
+def test_names_shapes_and_kinds() -> None:
+    run = Run(1)
+    held = {each.part.name: each for each in run.held()}
+    kinds = {f"{kind}/global.{name}" for kind in ("weights", "exp_avg", "exp_avg_sq") for name in "abc"}
+    assert set(held) == kinds | {"weights/global.bias"}
+    assert held["weights/global.a"].form == held["exp_avg/global.a"].form
+    assert (held["weights/global.a"].form.shape, held["weights/global.a"].form.dtype) == ((3, 4), "F32")
+
+
+def test_weights_alone() -> None:
+    assert {each.part.name.partition("/")[0] for each in held_tensors(Run(1).named(), None)} == {"weights"}
 
 
 def test_an_optimizer_that_is_not_chained() -> None:
     run = Run(1, chained=False)
-    run.train(1)
-    assert "optimizer/0/1/0/exp_avg" in collected(run).tensors
+    assert "exp_avg/global.c" in {each.part.name for each in run.held()}
 
 
-@pytest.mark.parametrize("key", ["model/0.b", "model/0.bias", "optimizer/1/0/0/main"])
-def test_a_tensor_of_another_model_is_named(key: str) -> None:
-    run = Run(1)
-    run.train(1)
-    for damage in ("no such tensor", r"shape \(9,\)"):
-        tensors = dict(collected(run).tensors)
-        if damage == "no such tensor":
-            del tensors[key]
-        else:
-            tensors[key] = torch.zeros(9)
-        other = Run(2)
-        with pytest.raises(ConfigError, match=f"{damage} for {key}") as error:
-            restore(RankState(tensors, collected(run).meta), other.named(), other.optimizer, other.scheduler)
-        assert error.value.key == "checkpoint.resume"
+def test_half_precision_weights_have_a_main_copy() -> None:
+    weight = nn.Parameter(torch.randn(3, 2).bfloat16())
+    weight.main_param = weight.detach().float() + 1e-4
+    optimizer = SimpleNamespace(optimizer=torch.optim.AdamW([weight.main_param]))
+    box = ((0, 3), (0, 2))
+    held = held_tensors([NamedTensor(0, "w", weight, [Piece("w", (3, 2), box, box)])], optimizer)
+    by_name = {each.part.name: each for each in held}
+    assert by_name["weights/w"].form.dtype == "BF16"
+    assert by_name["main/w"].form.dtype == "F32"
+    assert by_name["main/w"].tensor.data_ptr() == weight.main_param.data_ptr()
+
+
+def distributed(parameter: nn.Parameter, start: int, stop: int) -> Any:
+    """What `held_tensors` reads of Megatron's distributed optimizer that has a range of one parameter."""
+    updated = parameter.detach().view(-1)[start:stop]
+    place = {"param_map": {parameter: {"param": SimpleNamespace(start=start, end=stop)}}}
+    return SimpleNamespace(
+        optimizer=torch.optim.AdamW([updated]),
+        model_param_gbuf_map={parameter: (0, "f32", 0)},
+        gbuf_ranges=[{"f32": [place]}],
+        model_fp32_groups=[[parameter]],
+        shard_fp32_groups=[[updated]],
+        model_float16_groups=[[]],
+        shard_fp32_from_float16_groups=[[]],
+    )
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 30), (0, 1), (7, 8), (3, 29), (10, 25), (29, 30), (15, 15)])
+def test_a_range_of_a_fused_parameter_is_boxes_of_its_tensors(start: int, stop: int) -> None:
+    """Two tensors of 5 features lie in one parameter: rows 2..5 of one (6 rows), rows 0..2 of the other (4 rows)."""
+    parameter = nn.Parameter(torch.arange(30.0).view(6, 5))
+    pieces = [
+        Piece("gate", (6, 5), ((2, 5), (0, 5)), ((0, 3), (0, 5))),
+        Piece("up", (4, 5), ((0, 3), (0, 5)), ((3, 6), (0, 5))),
+    ]
+    optimizer = distributed(parameter, start, stop)
+    held = held_tensors([NamedTensor(0, "fc1", parameter, pieces)], optimizer)
+    moments = optimizer.optimizer.state[optimizer.optimizer.param_groups[0]["params"][0]] if stop > start else {}
+    whole = {"gate": torch.full((6, 5), -1.0), "up": torch.full((4, 5), -1.0)}
+    if stop > start:
+        moments["exp_avg"].copy_(torch.arange(float(start), float(stop)))
+    for each in held:
+        kind, name = each.part.name.split("/")
+        if kind == "exp_avg":
+            whole[name][tuple(slice(a, b) for a, b in each.part.box)] = each.tensor
+    local = torch.cat([whole["gate"][2:5], whole["up"][0:3]]).view(-1)
+    expected = torch.full((30,), -1.0)
+    expected[start:stop] = torch.arange(float(start), float(stop))
+    assert torch.equal(local, expected)
+    assert (whole["gate"][:2] == -1).all()
+
+
+def test_what_is_held_is_what_a_checkpoint_needs(tmp_path: Path) -> None:
+    """Every weight and moment of a real model, so that `Checkpoint` finds it complete."""
+    from tests.checkpoints import head, random_tensors, write_tensors
+    from tests.distributed.cases import small
+
+    config = small("one")
+    with Checkpoint(write_tensors(tmp_path, head(config, 3), random_tensors(config))) as checkpoint:
+        assert checkpoint.manifest.has_optimizer

@@ -136,11 +136,12 @@ def test_no_grad_has_no_backward() -> None:
 
 def test_two_halves_inside_one_module_do_not_swap() -> None:
     """Half 0 enters, half 1 enters, half 0 leaves, half 1 leaves."""
-    entered, left = threading.Event(), threading.Event()
+    began, entered, left = threading.Event(), threading.Event(), threading.Event()
 
     class Meeting(nn.Module):
         def forward(self, x: Tensor, half: int) -> Tensor:
             if half == 0:
+                began.set()
                 assert entered.wait(10)
             else:
                 entered.set()
@@ -150,6 +151,7 @@ def test_two_halves_inside_one_module_do_not_swap() -> None:
     module = Meeting()
 
     def half(number: int) -> None:
+        assert number == 0 or began.wait(10)
         module(torch.ones(1), number)
         left.set()
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from altup_moe.checkpoint.store import Manifest, RankState, save
 from altup_moe.config import AltUpConfig, LogConfig, ModelConfig, MoEConfig, RunConfig, TrainConfig
 from altup_moe.config.load import save_config
 from altup_moe.data.tokenizer import Tokenizer
 from altup_moe.model.reference import AltUpMoEForCausalLM
 from altup_moe.model.reference_config import AltUpMoEConfig
 from altup_moe.train.finished import FinishedRun, tokenizer_dir
+from tests.checkpoints import head, write_tensors
 
 TEXT = "the cat sat on the mat, the dog lay on the log, and the bird flew over the house.\n" * 4
 
@@ -64,12 +64,6 @@ def write_run(run_dir: Path, config: RunConfig, tokenizer: Tokenizer, seed: int 
     run_dir.mkdir(parents=True)
     save_config(config, run_dir / "config.yaml")
     copytree(tokenizer.directory, tokenizer_dir(run_dir))
-    weights = run.model.state_dict()
-    boxes = {name: [(0, n) for n in value.shape] for name, value in weights.items()}
-    pieces = {
-        f"model/0.{name}": [{"name": name, "shape": list(value.shape), "box": boxes[name], "local": boxes[name]}]
-        for name, value in weights.items()
-    }
-    state = RankState({f"model/0.{name}": value for name, value in weights.items()}, {"pieces": pieces})
-    save(run_dir, Manifest(3, 12, 0, 1, "f00d", config.to_dict()), 0, state, lambda: None, 1)
+    weights = {f"weights/{name}": value for name, value in run.model.state_dict().items()}
+    write_tensors(run_dir, head(config, 3), weights)
     return run

@@ -1,4 +1,4 @@
-"""Stopping in good order: signals are noted while open, act as usual afterwards, and any rank's note counts."""
+"""Stopping in good order: signals are noted while open, act as usual afterwards."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import os
 import signal
 
 import pytest
-import torch
-import torch.distributed as dist
 
 from altup_moe.train.guards import EXIT_STOPPED, StopSignal
 
@@ -63,20 +61,6 @@ def test_handlers_are_put_back(fails: bool, noted: list[int]) -> None:
     assert [signal.getsignal(number) for number in SIGNALS] == before
     os.kill(os.getpid(), signal.SIGTERM)
     assert noted == [signal.SIGTERM]
-
-
-@pytest.mark.parametrize(("mine", "theirs"), [(False, False), (True, False), (False, True), (True, True)])
-def test_any_rank_counts(mine: bool, theirs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the reduction of a second rank played: the larger flag is everyone's."""
-
-    def all_reduce(flag: torch.Tensor, op: object) -> None:
-        assert op is dist.ReduceOp.MAX
-        flag.copy_(torch.maximum(flag, torch.tensor(float(theirs))))
-
-    monkeypatch.setattr(dist, "all_reduce", all_reduce)
-    stop = StopSignal()
-    stop.caught = mine
-    assert stop.agreed(torch.device("cpu")) is (mine or theirs)
 
 
 def test_the_exit_code_asks_to_try_again() -> None:

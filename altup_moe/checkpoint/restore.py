@@ -1,0 +1,41 @@
+"""A rank's tensors filled from a checkpoint of any layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from altup_moe.checkpoint.source import Checkpoint
+from altup_moe.checkpoint.state import Held
+from altup_moe.checkpoint.tensors import items, load
+from altup_moe.config import ConfigError
+
+
+@torch.no_grad()
+def restore(checkpoint: Checkpoint, held: Iterable[Held]) -> None:
+    """Copy every held box out of the checkpoint: whole rows straight into place, nothing held twice.
+
+    Raises:
+        ConfigError: the checkpoint lacks a tensor, or has it in another shape or dtype.
+    """
+    stored = checkpoint.manifest.tensors
+    for each in held:
+        name, form = each.part.name, each.form
+        found = stored.get(name)
+        if found is None or (found.shape, found.dtype) != (form.shape, form.dtype):
+            has = "no such tensor" if found is None else f"{found.dtype} {list(found.shape)}"
+            fits = f"{checkpoint.directory} has {has} for {name}, {form.dtype} {list(form.shape)} here"
+            raise ConfigError("checkpoint.resume", True, fits)
+        if each.tensor.device.type == "cpu":
+            checkpoint.read_into(name, each.part.box, items(each.tensor))
+        else:
+            each.tensor.copy_(load(checkpoint, name, each.part.box))
+
+
+def random_streams(checkpoint: Checkpoint, rank: int) -> dict[str, Tensor]:
+    """States of a rank's random streams, as it saved them; empty if it saved none."""
+    prefix = f"rng/{rank:05d}/"
+    names = [name for name in checkpoint.manifest.tensors if name.startswith(prefix)]
+    return {name.removeprefix(prefix): load(checkpoint, name) for name in names}

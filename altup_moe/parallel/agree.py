@@ -1,0 +1,35 @@
+"""What ranks must decide alike: flags, messages, failures. All of it travels as numbers or JSON, never as pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def any_of(flags: Sequence[bool], device: torch.device) -> list[bool]:
+    """For each flag, whether any rank has it set. Collective."""
+    told = torch.tensor([float(flag) for flag in flags], device=device)
+    dist.all_reduce(told, op=dist.ReduceOp.MAX)
+    return [bool(flag) for flag in told]
+
+
+def gather(message: Any, device: torch.device) -> list[Any]:
+    """A JSON-able message of every rank, by rank. Collective; it is also a barrier."""
+    data = torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8).to(device)
+    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([data.numel()], device=device))
+    longest = max(int(size) for size in sizes)
+    padded = torch.zeros(longest, dtype=torch.uint8, device=device)
+    padded[: data.numel()] = data
+    messages = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(messages, padded)
+    return [json.loads(bytes(m[: int(size)].cpu().numpy())) for m, size in zip(messages, sizes, strict=True)]
+
+
+def first_problem(problem: str | None, device: torch.device) -> str | None:
+    """The problem of the lowest rank that has one, the same answer on every rank; None if none has. Collective."""
+    return next((found for found in gather(problem, device) if found is not None), None)

@@ -1,0 +1,180 @@
+"""Any layout to any layout: gathered weights and moments are the same bytes, training goes on, no sample is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from altup_moe.checkpoint.store import checkpoints_dir, find_checkpoint
+from altup_moe.config import RunConfig
+from tests.checkpoints import stored_bytes
+from tests.distributed.cases import LAYOUTS, world_size
+from tests.distributed.ranks import run_ranks
+from tests.distributed.runs import losses, text_run, train_on_ranks
+
+pytestmark = pytest.mark.distributed
+
+SOURCE = "tp2-pp2-ep2"
+CUT = 7
+FORMS: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "bf16": {"train": {"precision": "bf16"}},
+    "tied": {"model": {"share_embeddings_and_output_weights": True}, "altup": {"recycled": False}},
+}
+TARGETS = [
+    ("one", False),
+    ("dp2", True),
+    ("dp2", False),
+    ("pp2-vpp2", True),
+    ("pp2-uneven", False),
+    ("ep2", True),
+    ("tp2", False),
+    ("tp2-ep1", True),
+    ("cp2", True),
+    ("dp2-pp2", True),
+    ("dp4-ep2-etp2", True),
+    ("tp2-pp2-ep2", False),
+]
+"""(layout, distributed optimizer) that a checkpoint of `SOURCE` with the distributed optimizer is loaded under."""
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def source(directory: Path):
+    """A run under SOURCE, saved at step CUT and trained on without a stop, by form; trained once."""
+    known: dict[str, RunConfig] = {}
+
+    def trained(form: str) -> RunConfig:
+        if form not in known:
+            config = _run(SOURCE, directory, f"source-{form}", form, True)
+            config = replace(config, checkpoint=replace(config.checkpoint, save_interval=CUT, keep=9))
+            assert set(train_on_ranks(SOURCE, config)) == {0}
+            known[form] = config
+        return known[form]
+
+    return trained
+
+
+def _run(layout: str, directory: Path, name: str, form: str, distributed: bool, **train: object) -> RunConfig:
+    sections = {**FORMS[form], "parallel": {"distributed_optimizer": distributed}}
+    sections["train"] = {**sections.get("train", {}), "steps": 12, **train}
+    return text_run(layout, directory, name, **sections)
+
+
+def _give(source: RunConfig, target: RunConfig, step: int) -> Path:
+    """The source's checkpoint of a step as the only one of the target's run directory."""
+    from shutil import copytree
+
+    root = checkpoints_dir(target.log.run_dir)
+    name = f"step_{step:08d}"
+    copytree(checkpoints_dir(source.log.run_dir) / name, root / name)
+    (root / "latest").write_text(name)
+    return root / name
+
+
+def _load_and_save(config: RunConfig, root: Path) -> None:
+    """On a rank: restore the run's latest checkpoint, and save it again elsewhere without a step in between."""
+    from altup_moe.checkpoint.saver import Saver
+    from altup_moe.parallel.topology import topology
+    from altup_moe.train import loop
+    from altup_moe.train.resume import find_resume_point, verified
+
+    point = find_resume_point(config)
+    assert point is not None
+    with topology(config.parallel) as topo:
+        point = verified(config, point, topo)
+        run = loop._start(config, topo, SimpleNamespace(fingerprint="f00d"), point)
+        run.saver = Saver(root, config.checkpoint, topo)
+        loop._save(run, leaving=True)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("layout", "distributed"), TARGETS)
+def test_gathered_tensors_are_the_same_bytes(
+    layout: str, distributed: bool, form: str, directory: Path, source, tmp_path: Path
+) -> None:
+    target = _run(layout, tmp_path, "target", form, distributed)
+    expected = stored_bytes(_give(source(form), target, CUT))
+    again = tmp_path / "again" / "checkpoints"
+    run_ranks(world_size(layout), _load_and_save, target, again)
+    got = stored_bytes(find_checkpoint(tmp_path / "again"))
+    assert got.keys() == expected.keys()
+    assert [name for name in got if got[name] != expected[name]] == []
+    # Not the trivial equality of zeros.
+    assert all(any(value) for name, value in expected.items() if name.startswith("exp_avg"))
+
+
+@pytest.mark.parametrize(("layout", "distributed"), TARGETS)
+def test_training_goes_on_under_another_layout(
+    layout: str, distributed: bool, directory: Path, source, tmp_path: Path
+) -> None:
+    target = _run(layout, directory, f"on-{layout}-{distributed}", "fp32", distributed)
+    _give(source("fp32"), target, CUT)
+    assert set(train_on_ranks(layout, target)) == {0}
+    got, expected = losses(target), losses(source("fp32"))[CUT:]
+    assert len(got) == 5
+    assert got == pytest.approx(expected, rel=1e-4)
+    if layout == SOURCE:
+        # Without the distributed optimizer the same additions in another order: close, and not a copy of the file.
+        assert got != expected or not distributed
+
+
+def _record_samples(config: RunConfig) -> list[int]:
+    """On a rank: train, and return the numbers of the training samples that were read here."""
+    from altup_moe.train import loop
+    from tests.distributed.runs import _train
+
+    seen: list[int] = []
+    opened = loop.open_samples
+
+    class Watched:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def __getitem__(self, number: int) -> Any:
+            seen.append(number)
+            return self.inner[number]
+
+    def watched(*args: Any, **options: Any) -> Any:
+        samples = opened(*args, **options)
+        return replace(samples, train=Watched(samples.train))
+
+    loop.open_samples = watched
+    try:
+        _train(config, config.parallel.data or 1)
+    finally:
+        loop.open_samples = opened
+    return seen
+
+
+def _in_order(ranks: list[list[int]], data_ranks: int, micro_batch: int) -> Iterator[int]:
+    """Samples as a step takes them: data ranks' micro-batches in turn."""
+    turns = [[row[i : i + micro_batch] for i in range(0, len(row), micro_batch)] for row in ranks[:data_ranks]]
+    for together in zip(*turns, strict=True):
+        for part in together:
+            yield from part
+
+
+def test_no_sample_is_repeated_or_skipped(directory: Path) -> None:
+    """One rank, then two, then four data-parallel ranks, and another micro-batch size."""
+    plan = [("one", 1, 2, 4), ("dp2", 2, 2, 9), ("dp4-ep2-etp2", 4, 1, 12)]
+    seen: list[int] = []
+    for layout, data, micro_batch, stop in plan:
+        config = text_run(layout, directory, "samples", train={"steps": 12, "stop_after": stop})
+        config = replace(
+            config,
+            train=replace(config.train, micro_batch_size=micro_batch),
+            parallel=replace(LAYOUTS[layout], data=data),
+        )
+        ranks = run_ranks(world_size(layout), _record_samples, config)
+        seen += _in_order(ranks, data, micro_batch)
+    assert seen == list(range(12 * 8))

@@ -1,0 +1,80 @@
+"""One rank's disk is full: all ranks agree that the save failed, and training goes on or stops as configured."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from altup_moe.checkpoint.store import checkpoints_dir, complete, latest
+from altup_moe.config import RunConfig
+from tests.distributed.ranks import run_ranks
+from tests.distributed.runs import _train, losses, records, text_run, train_on_ranks
+
+pytestmark = pytest.mark.distributed
+
+
+def _train_on_a_full_disk(config: RunConfig, full_steps: list[int], rank: int) -> int | str:
+    """On a rank: train; files of the named steps do not fit on `rank`'s disk. Returns the exit code or the error."""
+    import os
+
+    from altup_moe.checkpoint import saver
+    from altup_moe.config import UserError
+
+    write = saver.write_file
+
+    def full(path: Path, *args: object) -> object:
+        written = write(path, *args)
+        if os.environ["RANK"] == str(rank) and any(f"step_{step:08d}" in str(path) for step in full_steps):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written
+
+    saver.write_file = full
+    try:
+        return _train(config, 2)
+    except UserError as error:
+        return str(error)
+    finally:
+        saver.write_file = write
+
+
+def _config(directory: Path, name: str, **checkpoint: object) -> RunConfig:
+    config = text_run("ep2", directory, name, train={"steps": 8})
+    return replace(config, checkpoint=replace(config.checkpoint, save_interval=2, keep=9, **checkpoint))
+
+
+def _saved(config: RunConfig) -> list[int]:
+    return [int(path.name.removeprefix("step_")) for path in complete(checkpoints_dir(config.log.run_dir))]
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_training_goes_on(asynchronous: bool, tmp_path: Path) -> None:
+    whole = _config(tmp_path, "whole")
+    assert train_on_ranks("ep2", whole) == [0, 0]
+    config = _config(tmp_path, "full", asynchronous=asynchronous)
+    assert run_ranks(2, _train_on_a_full_disk, config, [4], 1) == [0, 0]
+    assert _saved(config) == [2, 6, 8]
+    assert losses(config) == losses(whole)
+    assert not list(checkpoints_dir(config.log.run_dir).glob("*.partial"))
+
+
+def test_training_stops_where_asked_to(tmp_path: Path) -> None:
+    config = _config(tmp_path, "stop", on_failure="stop", asynchronous=False)
+    answers = run_ranks(2, _train_on_a_full_disk, config, [4], 1)
+    assert answers[0] == answers[1]
+    assert "checkpoint of step 4 was not saved: rank 1: " in str(answers[0])
+    assert "No space left on device" in str(answers[0])
+    assert latest(config.log.run_dir).name == "step_00000002"
+    # With space again the same command goes on from there.
+    assert train_on_ranks("ep2", config) == [0, 0]
+    assert [record["step"] for record in records(config)] == list(range(1, 9))
+
+
+def test_a_run_never_ends_well_without_its_last_checkpoint(tmp_path: Path) -> None:
+    config = _config(tmp_path, "last")
+    answers = run_ranks(2, _train_on_a_full_disk, config, [8], 0)
+    assert answers[0] == answers[1]
+    assert "checkpoint of step 8 was not saved: rank 0: " in str(answers[0])
+    assert _saved(config) == [2, 4, 6]

@@ -1,0 +1,184 @@
+"""A rank's saves: what is saved is what was, whatever happens next; a failure leaves the checkpoint before it."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from altup_moe.checkpoint import saver as module
+from altup_moe.checkpoint.boxes import whole
+from altup_moe.checkpoint.saver import Saved, SaveError, Saver
+from altup_moe.checkpoint.source import Checkpoint
+from altup_moe.checkpoint.state import Held
+from altup_moe.checkpoint.store import checkpoints_dir, complete, latest
+from altup_moe.checkpoint.tensors import STORED, load
+from altup_moe.checkpoint.write import Form, Part
+from altup_moe.config import CheckpointConfig
+from altup_moe.parallel.topology import Topology
+from tests.checkpoints import head, random_tensors
+from tests.distributed.cases import small
+
+CONFIG = small("one")
+TABLE = "weights/model.embed_tokens.weight"
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.fixture
+def tensors() -> dict[str, Tensor]:
+    return random_tensors(CONFIG, dtype=torch.bfloat16)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Files are written only once it is set."""
+    opened, write = threading.Event(), module.write_file
+
+    def held_back(*args: object) -> object:
+        opened.wait(30)
+        return write(*args)
+
+    monkeypatch.setattr(module, "write_file", held_back)
+    yield opened
+    opened.set()
+
+
+def held(tensors: dict[str, Tensor]) -> list[Held]:
+    return [
+        Held(Part(name, whole(tuple(t.shape))), Form(tuple(t.shape), STORED[t.dtype]), t) for name, t in tensors.items()
+    ]
+
+
+def new_saver(run: Path, topology: Topology, **fields: object) -> Saver:
+    return Saver(checkpoints_dir(run), CheckpointConfig(**fields), topology)
+
+
+def save(saver: Saver, step: int, tensors: dict[str, Tensor]) -> Saved | None:
+    saver.start(head(CONFIG, step), held(tensors), {"cpu": torch.arange(5, dtype=torch.uint8)})
+    return saver.conclude()
+
+
+def table(run: Path) -> Tensor:
+    directory = latest(run)
+    assert directory is not None
+    with Checkpoint(directory) as checkpoint:
+        checkpoint.verify()
+        return load(checkpoint, TABLE)
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_everything_comes_back(asynchronous: bool, tensors: dict[str, Tensor], tmp_path: Path, alone: Topology) -> None:
+    saved = save(new_saver(tmp_path, alone, asynchronous=asynchronous), 7, tensors)
+    assert saved is not None
+    assert saved.bytes == 5 + sum(t.numel() * t.element_size() for t in tensors.values())
+    assert 0 < saved.waited <= saved.seconds
+    with Checkpoint(saved.directory) as checkpoint:
+        checkpoint.verify()
+        for name, value in tensors.items():
+            assert torch.equal(load(checkpoint, name), value), name
+        assert load(checkpoint, "rng/00000/cpu").tolist() == [0, 1, 2, 3, 4]
+        assert checkpoint.manifest.step == 7
+    assert latest(tmp_path) == saved.directory
+    assert [path.name for path in saved.directory.parent.glob("*.partial")] == []
+
+
+def test_a_later_step_never_leaks_in(
+    gate: threading.Event, tensors: dict[str, Tensor], tmp_path: Path, alone: Topology
+) -> None:
+    saver = new_saver(tmp_path, alone)
+    before = {name: t.clone() for name, t in tensors.items()}
+    stream = torch.arange(5, dtype=torch.uint8)
+    saver.start(head(CONFIG, 1), held(tensors), {"cpu": stream})
+    assert saver.pending
+    assert saver.busy
+    assert latest(tmp_path) is None
+    for value in (*tensors.values(), stream):
+        value.add_(1)
+    gate.set()
+    saved = saver.conclude()
+    assert not saver.pending
+    with Checkpoint(saved.directory) as checkpoint:
+        for name, value in before.items():
+            assert torch.equal(load(checkpoint, name), value), name
+        assert load(checkpoint, "rng/00000/cpu").tolist() == [0, 1, 2, 3, 4]
+
+
+def test_one_save_at_a_time(gate: threading.Event, tensors: dict[str, Tensor], tmp_path: Path, alone: Topology) -> None:
+    saver = new_saver(tmp_path, alone)
+    saver.start(head(CONFIG, 1), held(tensors), {})
+    with pytest.raises(AssertionError, match="before the next"):
+        saver.start(head(CONFIG, 2), held(tensors), {})
+    gate.set()
+    assert saver.conclude() is not None
+    assert saver.conclude() is None
+
+
+def test_old_ones_go_as_configured(tensors: dict[str, Tensor], tmp_path: Path, alone: Topology) -> None:
+    saver = new_saver(tmp_path, alone, keep=2, keep_every=10)
+    for step in (5, 10, 15, 20, 25, 30, 33):
+        save(saver, step, tensors)
+    assert [int(path.name[5:]) for path in complete(checkpoints_dir(tmp_path))] == [10, 20, 30, 33]
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+@pytest.mark.parametrize("where", ["write_file", "publish", "open_partial"])
+def test_a_full_disk_leaves_the_last_one(
+    where: str,
+    asynchronous: bool,
+    tensors: dict[str, Tensor],
+    tmp_path: Path,
+    alone: Topology,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    saver = new_saver(tmp_path, alone, asynchronous=asynchronous)
+    save(saver, 1, tensors)
+    before = table(tmp_path)
+
+    def full(*args: object) -> None:
+        raise FULL
+
+    tensors[TABLE].add_(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, where, full)
+        with pytest.raises(SaveError, match=r"step 2 was not saved.*No space left"):
+            save(saver, 2, tensors)
+    assert not saver.pending
+    root = checkpoints_dir(tmp_path)
+    assert {path.name for path in root.iterdir()} == {"latest", "step_00000001"}
+    assert torch.equal(table(tmp_path), before)
+    # And once there is space again, saving works again.
+    save(saver, 3, tensors)
+    assert torch.equal(table(tmp_path), tensors[TABLE])
+
+
+def test_too_little_space_is_found_before_writing(
+    tensors: dict[str, Tensor], tmp_path: Path, alone: Topology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 24))
+    with pytest.raises(SaveError, match=r"has 17 MB free; 17 MB are needed"):
+        save(new_saver(tmp_path, alone), 1, tensors)
+    assert list(checkpoints_dir(tmp_path).iterdir()) == []
+
+
+def test_what_reaches_the_disk_is_checked(
+    tensors: dict[str, Tensor], tmp_path: Path, alone: Topology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = module.write_file
+
+    def torn(path: Path, *args: object) -> object:
+        written = write(path, *args)
+        with path.open("r+b") as file:
+            file.truncate(written.size - 3)
+        return written
+
+    monkeypatch.setattr(module, "write_file", torn)
+    with pytest.raises(SaveError, match=r"rank_00000_000\.safetensors"):
+        save(new_saver(tmp_path, alone), 1, tensors)
+    assert latest(tmp_path) is None
