@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from altup_moe.checkpoint.boxes import whole
 from altup_moe.checkpoint.manifest import Manifest
@@ -126,7 +125,8 @@ class Bench:
     def save_ours(self) -> None:
         """Everything: hashes, fsync, manifest, check, rename."""
         plan = whole_tensors(self.forms)
-        write_checkpoint(self.ours, head_of(self.config), self.forms, plan, lambda name, box: items(self.tensors[name]))
+        head = head_of(self.config)
+        write_checkpoint(self.ours, head, self.forms, plan, lambda name, box: items(self.tensors[name]), threads=2)
 
     def save_plain(self) -> None:
         """The library's file, flushed."""
@@ -169,7 +169,10 @@ def measure(bench: Bench, repeats: int) -> list[Row]:
     names = ("save", "load, cold", "load, warm")
     seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
     for repeat in range(repeats + 1):
-        sides = [(0, bench.ours, bench.save_ours, bench.load_ours), (1, bench.plain, bench.save_plain, bench.load_plain)]
+        sides = [
+            (0, bench.ours, bench.save_ours, bench.load_ours),
+            (1, bench.plain, bench.save_plain, bench.load_plain),
+        ]
         turn = sides[:: -1 if repeat % 2 else 1]
         taken: dict[str, dict[int, float]] = {name: {} for name in names}
         for _, place, _, _ in turn:
