@@ -6,7 +6,7 @@ A box is a (start, stop) for each dimension; all boxes of a tensor are given in 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from altup_moe.parallel.names import Box
 
@@ -64,6 +64,33 @@ def flat_boxes(box: Box, start: int, stop: int) -> list[Box]:
     tail = part(high, 0, stop - high * row) if stop % row else []
     full = (first + low + bool(head), first + high + (not tail))
     return [*head, *([(full, *rest)] if full[0] < full[1] else []), *tail]
+
+
+def joined(boxes: Iterable[Box]) -> list[Box]:
+    """The same elements in fewer boxes: those whose rows follow each other, and that are alike otherwise, become one.
+
+    Boxes are disjoint. In the order of their corners.
+    """
+    done: list[Box] = []
+    for box in sorted(boxes):
+        if done and box and done[-1][1:] == box[1:] and done[-1][0][1] == box[0][0]:
+            box = ((done.pop()[0][0], box[0][1]), *box[1:])
+        done.append(box)
+    return done
+
+
+def bands(shape: Sequence[int], limit: int) -> Iterator[Box]:
+    """Boxes of whole rows that make up a tensor, in order: at most `limit` elements each, or one row.
+
+    A scalar is one box; a tensor without elements none.
+    """
+    if not shape:
+        yield ()
+        return
+    row = math.prod(shape[1:])
+    step = max(1, limit // max(1, row))
+    for start in range(0, shape[0] if row else 0, step):
+        yield ((start, min(start + step, shape[0])), *whole(shape[1:]))
 
 
 def uncovered(shape: Sequence[int], boxes: Iterable[Box]) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,13 +34,15 @@ class Entry:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
-def header_bytes(entries: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[bytes, list[int]]:
+def header_bytes(
+    entries: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, list[int]]:
     """The header of a file of these (key, dtype, shape) in order, and the bytes of each one's items.
 
     Raises:
         ValueError: a key stands twice, or the library could not read so long a header.
     """
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     sizes, offset = [], 0
     for key, dtype, shape in entries:
         if key in header:

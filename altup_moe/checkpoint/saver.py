@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -58,16 +58,23 @@ class _Division:
 
 
 @dataclass
+class _Outcome:
+    """What a rank's thread leaves: the files that it wrote, and what went wrong."""
+
+    files: dict[str, StoredFile] = field(default_factory=dict)
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
 class _Writing:
-    """A save under way. Mutable: the thread puts its outcome here."""
+    """A save under way. ``began``: when `start` was called; ``waited``: seconds that it took."""
 
     head: Manifest
     partial: Path
     thread: threading.Thread
-    started: float
+    outcome: _Outcome
+    began: float
     waited: float
-    files: dict[str, StoredFile]
-    problem: str | None = None
 
 
 class Saver:
@@ -105,12 +112,14 @@ class Saver:
         wanted = {part: tensors[part].tensor for parts in division.mine.values() for part in parts}
         if self.config.asynchronous:
             wanted = {part: tensor.to("cpu", copy=True) for part, tensor in wanted.items()}
-        thread = threading.Thread(target=self._write, args=(division, wanted), name="checkpoint", daemon=True)
-        self._writing = _Writing(head, partial, thread, began, 0.0, {})
+        # The thread is handed all it needs: by the time it runs, this save may already be waited for.
+        outcome = _Outcome()
+        work = (outcome, partial, division, wanted, self.topology.rank)
+        thread = threading.Thread(target=_write, args=work, name="checkpoint", daemon=True)
         thread.start()
         if not self.config.asynchronous:
             thread.join()
-        self._writing.waited = time.perf_counter() - began
+        self._writing = _Writing(head, partial, thread, outcome, began, time.perf_counter() - began)
 
     def conclude(self) -> Saved | None:
         """Wait until every rank has written, and make the checkpoint complete; None if there is none. Collective.
@@ -124,9 +133,8 @@ class Saver:
         assert self._division is not None
         began = time.perf_counter()
         writing.thread.join()
-        outcomes = gather(
-            [writing.problem, {name: asdict(f) for name, f in writing.files.items()}], self.topology.device
-        )
+        mine = {name: asdict(file) for name, file in writing.outcome.files.items()}
+        outcomes = gather([writing.outcome.problem, mine], self.topology.device)
         problem = next((found for found, _ in outcomes if found is not None), None)
         final = writing.partial.with_suffix("")
         if self.topology.is_first:
@@ -137,7 +145,7 @@ class Saver:
                 shutil.rmtree(writing.partial, ignore_errors=True)
         self._all_succeed(writing.head.step, problem)
         now = time.perf_counter()
-        return Saved(final, self._division.bytes, writing.waited + now - began, now - writing.started)
+        return Saved(final, self._division.bytes, writing.waited + now - began, now - writing.began)
 
     def _mine(self, held: Iterable[Held], streams: Mapping[str, Tensor]) -> dict[Part, Held]:
         tensors = {each.part: each for each in held}
@@ -177,21 +185,6 @@ class Saver:
             return f"{self.root}: {error.strerror}"
         return None
 
-    def _write(self, division: _Division, tensors: Mapping[Part, Tensor]) -> None:
-        """In the thread: write this rank's files; whatever happens is left for `conclude`."""
-        writing = self._writing
-        assert writing is not None
-        try:
-            for name, parts in division.mine.items():
-                path = writing.partial / name
-                writing.files[name] = write_file(
-                    path, parts, division.forms, lambda n, box: items(tensors[Part(n, box)].to("cpu"))
-                )
-        except OSError as error:
-            writing.problem = f"rank {self.topology.rank}: {path}: {error.strerror}"
-        except BaseException as error:
-            writing.problem = f"rank {self.topology.rank}: {path}: {type(error).__name__}: {error}"
-
     def _publish(self, writing: _Writing, files: dict[str, StoredFile]) -> str | None:
         """On rank 0. Returns what went wrong."""
         assert self._division is not None
@@ -209,6 +202,21 @@ class Saver:
         problem = first_problem(problem, self.topology.device)
         if problem is not None:
             raise SaveError(f"checkpoint of step {step} was not saved: {problem}")
+
+
+def _write(outcome: _Outcome, partial: Path, division: _Division, tensors: Mapping[Part, Tensor], rank: int) -> None:
+    """In the thread: write this rank's files; whatever happens is left for `conclude`."""
+    path = partial
+    try:
+        for name, parts in division.mine.items():
+            path = partial / name
+            outcome.files[name] = write_file(
+                path, parts, division.forms, lambda n, box: items(tensors[Part(n, box)].to("cpu"))
+            )
+    except OSError as error:
+        outcome.problem = f"rank {rank}: {path}: {error.strerror}"
+    except BaseException as error:
+        outcome.problem = f"rank {rank}: {path}: {type(error).__name__}: {error}"
 
 
 def libraries() -> dict[str, str]:

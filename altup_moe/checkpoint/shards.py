@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -51,8 +51,13 @@ class ShardWriter:
         OSError: from the file system, a full disk above all. ValueError: a key is declared twice.
     """
 
-    def __init__(self, path: Path, entries: Iterable[tuple[str, str, tuple[int, ...]]]) -> None:
-        header, self._sizes = header_bytes(entries)
+    def __init__(
+        self,
+        path: Path,
+        entries: Iterable[tuple[str, str, tuple[int, ...]]],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        header, self._sizes = header_bytes(entries, metadata)
         self._hash, self._next = hashlib.sha256(), 0
         self._written = self._begun = 0
         self._file = path.open("xb", buffering=0)

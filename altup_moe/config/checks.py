@@ -104,8 +104,10 @@ def _ranges(config: RunConfig, world_size: int) -> None:
 def _heads(config: RunConfig, world_size: int) -> None:
     m = config.model
     # RoPE rotates pairs of features, so a head has an even number of them.
+    if m.kv_channels is not None and m.kv_channels % 2:
+        raise ConfigError("model.kv_channels", m.kv_channels, f"must be even; {_multiples(m.kv_channels, 2)}")
     heads = [d for d in divisors(m.hidden_size) if m.hidden_size // d % 2 == 0]
-    if m.num_attention_heads not in heads:
+    if m.kv_channels is None and m.num_attention_heads not in heads:
         fits = f"must divide model.hidden_size ({m.hidden_size}) into heads of an even width; {_fitting(heads)}"
         raise ConfigError("model.num_attention_heads", m.num_attention_heads, fits)
     if m.num_attention_heads % m.num_query_groups:

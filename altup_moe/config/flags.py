@@ -84,24 +84,27 @@ def read_flags(
     return found, flags
 
 
-def parse(record: type[T], args: Sequence[str], default: T | None = None, positional: str | None = None) -> T:
+def parse(
+    record: type[T], args: Sequence[str], default: T | None = None, positional: str | tuple[str, ...] | None = None
+) -> T:
     """Parse options into a dataclass.
 
     Args:
         record: the dataclass; its sections are dotted.
         args: the command line's words.
         default: values of what is not given; needed where fields have no default.
-        positional: name of the one field given without a name.
+        positional: name of the field that is given without a name, or names in order.
 
     Raises:
         ConfigError: an unknown option, a missing or a wrong value.
     """
     hints = field_hints(record)
-    if positional:
-        hints.pop(positional)
-    found, flags = read_flags(args, hints, positionals=1 if positional else 0)
+    unnamed = (positional,) if isinstance(positional, str) else positional or ()
+    for name in unnamed:
+        hints.pop(name)
+    found, flags = read_flags(args, hints, positionals=len(unnamed))
     if default is None:
-        _check_required(record, {*flags, *([positional] if found and positional else [])}, positional)
+        _check_required(record, {*flags, *unnamed[: len(found)]}, unnamed)
     normalised = [*found, *(word for flag in flags.values() for word in _as_words(flag))]
     try:
         return _quiet_tyro(record, normalised, default)
@@ -176,11 +179,11 @@ def _as_words(flag: Flag) -> list[str]:
     return [f"--{flag.key}={flag.words[0]}"] if len(flag.words) == 1 else [f"--{flag.key}", *flag.words]
 
 
-def _check_required(record: Any, given: set[str], positional: str | None) -> None:
+def _check_required(record: Any, given: set[str], positional: Sequence[str]) -> None:
     for field in dataclasses.fields(record):
         needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if needed and field.name not in given:
-            option = field.name.upper() if field.name == positional else f"--{field.name}"
+            option = field.name.upper() if field.name in positional else f"--{field.name}"
             raise UserError(f"{option} is missing; --help says what it is")
 
 

@@ -53,6 +53,8 @@ RANGES: dict[str, Range] = {
     "model.init_method_std": POSITIVE,
     "model.attention_dropout": BELOW_ONE,
     "model.hidden_dropout": BELOW_ONE,
+    "model.kv_channels": COUNT,
+    "model.rotary_scaling_factor": Range(1),
     "moe.num_experts": COUNT_OR_ZERO,
     "moe.layer_freq": COUNT,
     "moe.top_k": COUNT,

@@ -25,7 +25,7 @@ class ModelConfig:
     ffn_hidden_size: int = 704
     """Inner width of the gated MLP of dense layers, in features."""
     num_attention_heads: int = 8
-    """Query heads; must divide hidden_size."""
+    """Query heads; must divide hidden_size unless kv_channels is given."""
     num_query_groups: int = 4
     """Key/value heads (grouped-query attention); must divide num_attention_heads."""
     seq_length: int = 256
@@ -44,11 +44,18 @@ class ModelConfig:
     """Dropout probability on attention weights."""
     hidden_dropout: float = 0.0
     """Dropout probability on the residual branches' outputs."""
+    kv_channels: int | None = None
+    """Features of one attention head, an even number; None is hidden_size / num_attention_heads."""
+    qk_layernorm: bool = False
+    """RMSNorm over the features of every query and key head, before RoPE (as in Qwen3)."""
+    rotary_scaling_factor: float | None = None
+    """Llama 3.1's stretching of RoPE: wavelengths above 8192 tokens become this many times longer, those below 2048
+    stay, those between are interpolated; None leaves all as they are."""
 
     @property
-    def kv_channels(self) -> int:
+    def head_dim(self) -> int:
         """Features of one attention head."""
-        return self.hidden_size // self.num_attention_heads
+        return self.kv_channels or self.hidden_size // self.num_attention_heads
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,11 @@ class AltUpGPT(LanguageModule):
                 wide, model.vocab_size, model.seq_length, position_embedding_type="rope", tp_group=topology.groups.tp
             )
         self.rotary_pos_emb = RotaryEmbedding(
-            model.kv_channels,
+            model.head_dim,
             rotary_percent=1.0,
             rotary_base=model.rotary_base,
+            rope_scaling=model.rotary_scaling_factor is not None,
+            rope_scaling_factor=model.rotary_scaling_factor or 1.0,
             use_cpu_initialization=config.use_cpu_initialization,
             cp_group=topology.groups.cp,
         )

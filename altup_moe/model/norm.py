@@ -16,7 +16,8 @@ class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in fp32.
 
     Megatron's own torch norm refuses sequence parallelism. All it takes is the tag on the weight: each tensor rank
-    sees its slice of the sequence, so Megatron must add the weight's gradients over tensor ranks.
+    sees its slice of the sequence, so Megatron must add the weight's gradients over tensor ranks. The norms of queries
+    and keys see the whole sequence of this rank's heads: their gradients are parts of a sum as well.
     """
 
     def __init__(self, config: AltUpTransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:

@@ -36,6 +36,9 @@ class AltUpMoEConfig(PretrainedConfig):
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
+    head_dim: int = 0  # becomes hidden_size / num_attention_heads
+    use_qk_norm: bool = False
+    rotary_scaling_factor: float | None = None
     altup_width: int = 1
     altup_variant: str = "altup"
     altup_select: str = "alternating"
@@ -53,8 +56,9 @@ class AltUpMoEConfig(PretrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        if self.hidden_size % self.num_attention_heads:
+        if not self.head_dim and self.hidden_size % self.num_attention_heads:
             raise ConfigError("num_attention_heads", self.num_attention_heads, f"must divide {self.hidden_size}")
+        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 "num_key_value_heads", self.num_key_value_heads, f"must divide {self.num_attention_heads}"
@@ -64,11 +68,6 @@ class AltUpMoEConfig(PretrainedConfig):
         if self.tie_word_embeddings and self.embedding_width != self.output_width:
             fits = f"False: the embedding is {self.embedding_width} wide, the output {self.output_width}"
             raise ConfigError("tie_word_embeddings", True, fits)
-
-    @property
-    def head_dim(self) -> int:
-        """Features of one attention head."""
-        return self.hidden_size // self.num_attention_heads
 
     @property
     def stream_width(self) -> int:
@@ -115,6 +114,9 @@ class AltUpMoEConfig(PretrainedConfig):
             initializer_range=model.init_method_std,
             attention_dropout=model.attention_dropout,
             hidden_dropout=model.hidden_dropout,
+            head_dim=model.head_dim,
+            use_qk_norm=model.qk_layernorm,
+            rotary_scaling_factor=model.rotary_scaling_factor,
             tie_word_embeddings=model.share_embeddings_and_output_weights,
             altup_width=altup.width,
             altup_variant=altup.variant,

@@ -7,6 +7,7 @@ where the model is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -54,13 +55,27 @@ class ResidualOutput(nn.Linear):
 # --------------------------------------------------------------------------------------------------------- attention
 
 
-def rotate(x_BHSC: Tensor, positions_BS: Tensor, base: float) -> Tensor:
+def stretched(frequencies: Tensor, factor: float) -> Tensor:
+    """Llama 3.1's longer waves, as `rope_type: llama3` in transformers and `rope_scaling` in Megatron-Core.
+
+    A wave turns 8192 / wavelength times in the context it was first trained on. Those that turn less than once are
+    slowed down by `factor`, those that turn four times or more stay, those between are blended linearly.
+    """
+    turns = 8192 * frequencies / (2 * math.pi)
+    kept = ((turns - 1) / 3).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / factor)
+
+
+def rotate(x_BHSC: Tensor, positions_BS: Tensor, base: float, scaling: float | None = None) -> Tensor:
     """RoPE (arXiv 2104.09864) over the whole head, feature i paired with i + C/2 (Megatron's rotary_interleaved False).
 
-    Angles are fp32 whatever the dtype of x, as in Megatron-Core.
+    Angles are fp32 whatever the dtype of x, as in Megatron-Core. `scaling`: see `stretched`.
     """
     c = x_BHSC.shape[-1]
-    frequencies = base ** (-torch.arange(0, c, 2, device=x_BHSC.device, dtype=torch.float32) / c)
+    # Rounded as Megatron and transformers round it: far along a text, a last bit of a frequency counts.
+    frequencies = 1.0 / base ** (torch.arange(0, c, 2, device=x_BHSC.device, dtype=torch.float32) / c)
+    if scaling is not None:
+        frequencies = stretched(frequencies, scaling)
     angles = (positions_BS[:, None, :, None].float() * frequencies).repeat(1, 1, 1, 2)
     first, second = x_BHSC.chunk(2, dim=-1)
     half_turned = torch.cat((-second, first), dim=-1)
@@ -73,11 +88,14 @@ class Attention(nn.Module):
     def __init__(self, config: AltUpMoEConfig, layer: int) -> None:
         super().__init__()
         d, c = config.hidden_size, config.head_dim
-        self.layer, self.head_dim, self.base, self.dropout = layer, c, config.rotary_base, config.attention_dropout
+        self.layer, self.head_dim, self.dropout = layer, c, config.attention_dropout
+        self.rotary = (config.rotary_base, config.rotary_scaling_factor)
         self.q_proj = nn.Linear(d, config.num_attention_heads * c, bias=False)
         self.k_proj = nn.Linear(d, config.num_key_value_heads * c, bias=False)
         self.v_proj = nn.Linear(d, config.num_key_value_heads * c, bias=False)
         self.o_proj = ResidualOutput(config.num_attention_heads * c, d, bias=False)
+        self.q_norm = RMSNorm(c, config.rms_norm_eps) if config.use_qk_norm else None
+        self.k_norm = RMSNorm(c, config.rms_norm_eps) if config.use_qk_norm else None
 
     def forward(self, x_BSD: Tensor, positions_BS: Tensor, mask: Tensor | None, cache: DynamicCache | None) -> Tensor:
         """`mask`: bool [B, 1, S, past + S], True where a query may look; None is plain causal."""
@@ -85,7 +103,9 @@ class Attention(nn.Module):
         q_BHSC = self.q_proj(x_BSD).view(b, s, -1, self.head_dim).transpose(1, 2)
         k_BGSC = self.k_proj(x_BSD).view(b, s, -1, self.head_dim).transpose(1, 2)
         v_BGSC = self.v_proj(x_BSD).view(b, s, -1, self.head_dim).transpose(1, 2)
-        q_BHSC, k_BGSC = rotate(q_BHSC, positions_BS, self.base), rotate(k_BGSC, positions_BS, self.base)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BHSC, k_BGSC = self.q_norm(q_BHSC), self.k_norm(k_BGSC)
+        q_BHSC, k_BGSC = rotate(q_BHSC, positions_BS, *self.rotary), rotate(k_BGSC, positions_BS, *self.rotary)
         if cache is not None:
             k_BGSC, v_BGSC = cache.update(k_BGSC, v_BGSC, self.layer)
         dropout = self.dropout if self.training else 0.0

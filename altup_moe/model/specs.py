@@ -34,6 +34,9 @@ def layer_spec(config: AltUpTransformerConfig, layer: int, groups: Any) -> Modul
     slots = spec.submodules
     slots.input_layernorm = slots.pre_mlp_layernorm = RMSNorm
     slots.self_attention.submodules.core_attention = CoreAttention
+    if config.qk_layernorm:
+        attention = slots.self_attention.submodules
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
     # Megatron's map renames fused norms in its own checkpoints; ours are separate modules.
     slots.sharded_state_dict_keys_map = {}
     if moe:

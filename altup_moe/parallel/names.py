@@ -108,7 +108,7 @@ def _fused_qkv(prefix: str, config: RunConfig, part: tuple[int, int]) -> list[Pi
     """Megatron's fused QKV: for each query group of this rank, its queries' rows, then its key's, then its value's."""
     m = config.model
     per_group = m.num_attention_heads // m.num_query_groups
-    channels, hidden = m.kv_channels, m.hidden_size
+    channels, hidden = m.head_dim, m.hidden_size
     local_groups = m.num_query_groups // part[1]
     pieces, row = [], 0
     for group in range(part[0] * local_groups, (part[0] + 1) * local_groups):
@@ -168,8 +168,10 @@ def _layer_pieces(name: str, prefix: str, shard: Shard, config: RunConfig) -> li
         case ["self_attention", "linear_qkv", "weight"]:
             return _fused_qkv(f"{prefix}.self_attn", config, shard.tensor)
         case ["self_attention", "linear_proj", "weight"]:
-            columns = m.num_attention_heads * m.kv_channels
+            columns = m.num_attention_heads * m.head_dim
             return _columns(f"{prefix}.self_attn.o_proj.weight", m.hidden_size, columns, shard.tensor)
+        case ["self_attention", ("q_layernorm" | "k_layernorm") as which, "weight"]:
+            return _whole(f"{prefix}.self_attn.{which[0]}_norm.weight", m.head_dim)
         case ["mlp", "router", "weight"]:
             return _whole(f"{prefix}.mlp.router.weight", moe.num_experts, m.hidden_size)
         case ["mlp", "router", "expert_bias"]:
@@ -216,6 +218,8 @@ def _layer_names(config: RunConfig, layer: int, experts: int) -> Iterator[str]:
     yield "input_layernorm.weight"
     yield "self_attention.linear_proj.weight"
     yield "self_attention.linear_qkv.weight"
+    if config.model.qk_layernorm:
+        yield from ("self_attention.q_layernorm.weight", "self_attention.k_layernorm.weight")
     yield "pre_mlp_layernorm.weight"
     if moe.num_experts == 0 or (layer + 1) % moe.layer_freq:
         yield from ("mlp.linear_fc1.weight", "mlp.linear_fc2.weight")

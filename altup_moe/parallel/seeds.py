@@ -55,7 +55,7 @@ def initial(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> T
         return VARIANTS[config.altup.variant].initial(config.altup.width, block)[leaf][index]
     if leaf == "expert_bias":
         return torch.zeros(shape)[index]
-    if leaf == "norm" or leaf.endswith("layernorm"):
+    if leaf.endswith("norm"):
         return torch.ones(shape)[index]
     std = config.model.init_method_std
     if leaf in ("o_proj", "down_proj"):

@@ -73,8 +73,8 @@ def flops_per_token(config: RunConfig) -> float:
     the causal half of the scores; mixing the stream counts K (K + 1) multiply-adds a feature and layer.
     """
     m, a, moe = config.model, config.altup, config.moe
-    kv = m.num_query_groups * m.kv_channels
-    attention = m.hidden_size * (2 * m.hidden_size + 2 * kv) + m.seq_length * m.hidden_size
+    q, kv = m.num_attention_heads * m.head_dim, m.num_query_groups * m.head_dim
+    attention = m.hidden_size * (2 * q + 2 * kv) + m.seq_length * q
     width = stream_width(a.width, a.variant)
     mixing = width * (width + 1) * m.hidden_size if width > 1 else 0
     moe_layers = m.num_layers // moe.layer_freq if moe.num_experts else 0

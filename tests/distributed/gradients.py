@@ -108,6 +108,10 @@ def layout_step_without(config: RunConfig, reduction: str):
 
     # The package's attribute of this name is the function; the module is only in sys.modules.
     finalize = sys.modules["megatron.core.distributed.finalize_model_grads"]
+    if "norms" in reduction:
+        summed = finalize._allreduce_non_tensor_model_parallel_grads
+        finalize._allreduce_non_tensor_model_parallel_grads = _but_for_heads(summed)
+        return layout_step(config)
     nothing = {
         "data-parallel gradients": (DistributedDataParallel, "finish_grad_sync"),
         "sequence-parallel gradients": (finalize, "_allreduce_non_tensor_model_parallel_grads"),
@@ -118,6 +122,21 @@ def layout_step_without(config: RunConfig, reduction: str):
     instead = _mark_experts_dense if "expert" in reduction else lambda *args, **kwargs: None
     setattr(*nothing[reduction], instead)
     return layout_step(config)
+
+
+def _but_for_heads(reduction):
+    """The reduction over tensor ranks, undone for the norms of queries and keys."""
+
+    def reduce(model, *args, **kwargs):
+        parameters = [
+            p for chunk in model for name, p in chunk.named_parameters() if "q_layer" in name or "k_layer" in name
+        ]
+        kept = [p.main_grad.clone() for p in parameters]
+        reduction(model, *args, **kwargs)
+        for parameter, gradient in zip(parameters, kept, strict=True):
+            parameter.main_grad.copy_(gradient)
+
+    return reduce
 
 
 def _mark_experts_dense(module: torch.nn.Module) -> None:

@@ -82,9 +82,20 @@ def test_variants(variant: str, layout: str) -> None:
     assert_parity(config, world_size(layout))
 
 
+ATTENTION = {"qk_layernorm": True, "kv_channels": 12, "rotary_scaling_factor": 8.0}
+"""Heads wider than hidden_size / num_attention_heads, norms of queries and keys, and stretched RoPE."""
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("layout", ["one", "tp2", "pp2", "tp2-pp2-ep2", "cp2"])
+def test_attention(layout: str, recompute: str) -> None:
+    assert_parity(small(layout, model=ATTENTION, train={"recompute": recompute}), world_size(layout))
+
+
 REDUCTIONS = {
     "data-parallel gradients": "dp2",
     "sequence-parallel gradients": "tp2",
+    "query and key norms' gradients over tensor ranks": "tp2",
     "expert gradients over tensor ranks": "tp2-ep1",
     "tied embedding over stages": "pp2",
 }
@@ -94,7 +105,8 @@ REDUCTIONS = {
 def test_notices_a_missing_reduction(reduction: str) -> None:
     """The comparison above is worth something: take one reduction away, and it fails."""
     layout = REDUCTIONS[reduction]
-    config = small(layout, model={"share_embeddings_and_output_weights": layout == "pp2"})
+    model = ATTENTION if "norms" in reduction else {"share_embeddings_and_output_weights": layout == "pp2"}
+    config = small(layout, model=model)
     _, expected = _reference(replace(config, parallel=LAYOUTS["one"]))
     ranks = run_ranks(world_size(layout), layout_step_without, config, reduction)
     difference, _ = worst_difference(expected, ranks)

@@ -65,6 +65,17 @@ def test_layout_follows_one_rank(layout: str, width: int, way: str, directory: P
     assert expected[-1]["loss"] < expected[0]["loss"] - 0.3
 
 
+@pytest.mark.parametrize("layout", ["tp2-pp2-ep2", "cp2"])
+def test_attention_follows_one_rank(layout: str, directory: Path) -> None:
+    model = {"qk_layernorm": True, "kv_channels": 12, "rotary_scaling_factor": 8.0}
+    one, split = (text_run(name, directory, f"attention-{name}", model=model) for name in ("one", layout))
+    for name, config in (("one", one), (layout, split)):
+        if not (Path(config.log.run_dir) / "metrics.jsonl").exists():
+            assert set(train_on_ranks(name, config)) == {0}
+    assert losses(split) == pytest.approx(losses(one), rel=TOLERANCE)
+    assert losses(one)[-1] < losses(one)[0] - 0.3
+
+
 RESUMES = {
     "fp32, dropout": {"model": {"hidden_dropout": 0.1, "attention_dropout": 0.1}},
     "bf16": {"train": {"precision": "bf16"}},

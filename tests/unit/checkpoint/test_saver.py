@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -182,3 +183,20 @@ def test_what_reaches_the_disk_is_checked(
     with pytest.raises(SaveError, match=r"rank_00000_000\.safetensors"):
         save(new_saver(tmp_path, alone), 1, tensors)
     assert latest(tmp_path) is None
+
+
+def test_a_thread_that_starts_late_writes_all_the_same(
+    tensors: dict[str, Tensor], tmp_path: Path, alone: Topology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine the save may be waited for before its thread has run at all."""
+
+    class Late(threading.Thread):
+        def run(self) -> None:
+            time.sleep(0.2)
+            super().run()
+
+    monkeypatch.setattr(module.threading, "Thread", Late)
+    saver = new_saver(tmp_path, alone)
+    saver.start(head(CONFIG, 1), held(tensors), {})
+    assert saver.conclude() is not None
+    assert torch.equal(table(tmp_path), tensors[TABLE])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig, Qwen3Config
 
 from altup_moe.config import AltUpConfig, ConfigError, ModelConfig, MoEConfig, RunConfig
 from altup_moe.model.reference import AltUpMoEConfig, AltUpMoEForCausalLM, PredictCorrect, RoundRobin
@@ -23,7 +23,7 @@ MOE: dict[str, Any] = {"num_experts": 4, "moe_layer_freq": 2, "moe_shared_expert
 SIGMOID: dict[str, Any] = {**MOE, "moe_score_function": "sigmoid", "moe_expert_bias_update_rate": 0.01}
 STREAMS: list[dict[str, Any]] = [
     {"altup_width": 1},
-    {"altup_width": 2, "altup_variant": "altup"},
+    {"altup_width": 2, "altup_variant": "altup", "use_qk_norm": True, "head_dim": 12},
     {"altup_width": 4, "altup_variant": "altup", "altup_recycled": False},
     {"altup_width": 2, "altup_variant": "gemma", "altup_recycled": False, "altup_select": "same"},
     {"altup_width": 4, "altup_variant": "gemma"},
@@ -53,6 +53,32 @@ def test_llama_is_the_plain_dense_model() -> None:
     ours, llama = build(tie_word_embeddings=False, rotary_base=5000), LlamaForCausalLM(config).eval()
     llama.load_state_dict(ours.state_dict())  # strict: the global names are Llama's
     torch.testing.assert_close(ours(tokens()).logits, llama(tokens()).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1.0, 8.0, 32.0])
+def test_stretched_rotary_is_llama3s(factor: float) -> None:
+    """Positions far apart, so that slow waves count."""
+    shared = {k: v for k, v in TINY.items() if not k.startswith("moe")}
+    rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": factor, "low_freq_factor": 1.0}
+    rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    config = LlamaConfig(**shared, rms_norm_eps=1e-5, rope_parameters=rope, head_dim=24, tie_word_embeddings=True)
+    ours, llama = build(rotary_base=500000, rotary_scaling_factor=factor, head_dim=24), LlamaForCausalLM(config).eval()
+    llama.load_state_dict(ours.state_dict(), strict=False)
+    positions = torch.arange(9)[None] * 1500
+    got, expected = (model(tokens(), position_ids=positions).logits for model in (ours, llama))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    plain = build(rotary_base=500000, head_dim=24)(tokens(), position_ids=positions).logits
+    assert ((plain - got).abs().max() > 1e-2) == (factor > 1)
+
+
+def test_qwen3_is_the_dense_model_with_norms_of_queries_and_keys() -> None:
+    shared = {k: v for k, v in TINY.items() if not k.startswith("moe")}
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    config = Qwen3Config(**shared, head_dim=12, rms_norm_eps=1e-5, tie_word_embeddings=False, rope_parameters=rope)
+    ours = build(tie_word_embeddings=False, head_dim=12, use_qk_norm=True)
+    qwen = AutoModelForCausalLM.from_config(config).eval()
+    qwen.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours(tokens()).logits, qwen(tokens()).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_mixtral_is_the_plain_softmax_top2_model() -> None:
@@ -217,6 +243,7 @@ def expected_names(config: AltUpMoEConfig) -> set[str]:
     for n in range(config.num_hidden_layers):
         inside = ["input_layernorm.weight", "post_attention_layernorm.weight"]
         inside += [f"self_attn.{p}_proj.weight" for p in "qkvo"]
+        inside += [f"self_attn.{p}_norm.weight" for p in "qk" if config.use_qk_norm]
         inside += [f"altup.{c}" for c in coefficients if config.altup_width > 1]
         if config.num_experts and (n + 1) % config.moe_layer_freq == 0:
             inside += ["mlp.router.weight"] + (["mlp.router.expert_bias"] if config.moe_expert_bias_update_rate else [])
@@ -312,7 +339,7 @@ def test_dropout_only_while_training(dropout: str) -> None:
 
 def test_from_run_carries_every_field() -> None:
     run = RunConfig(
-        ModelConfig(3, 48, 80, 6, 2, 40, 99, False, 777, 1e-4, 0.03, 0.1, 0.2),
+        ModelConfig(3, 48, 80, 6, 2, 40, 99, False, 777, 1e-4, 0.03, 0.1, 0.2, 18, True, 4.5),
         AltUpConfig(4, "gemma", "same", False),
         MoEConfig(6, 3, 1, 56, 1.5, "sigmoid", 0.04, 0.05, 0.06, 24, "allgather"),
     )
@@ -326,6 +353,8 @@ def test_from_run_carries_every_field() -> None:
     assert (config.moe_aux_loss_coeff, config.moe_z_loss_coeff) == (0.04, 0.05)
     assert (config.num_key_value_heads, config.moe_layer_freq, config.moe_shared_expert_size) == (2, 3, 24)
     assert config.embedding_width == config.output_width == 4 * 48
+    assert (config.head_dim, config.use_qk_norm, config.rotary_scaling_factor) == (18, True, 4.5)
+    assert AltUpMoEConfig.from_run(RunConfig()).head_dim == 256 // 8
 
 
 @pytest.mark.parametrize(

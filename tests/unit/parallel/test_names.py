@@ -19,8 +19,10 @@ from altup_moe.model.reference_config import AltUpMoEConfig
 from altup_moe.parallel.names import NamedTensor, Piece, Shard, pieces
 
 SHAPE = {"hidden_size": 16, "ffn_hidden_size": 24, "num_attention_heads": 8, "num_query_groups": 4, "vocab_size": 64}
+HEADS = {"kv_channels": 6, "qk_layernorm": True}
 MODELS = {
     "dense": {},
+    "wide heads with norms": {},
     "experts": {"num_experts": 4, "layer_freq": 2},
     "only experts": {"num_experts": 4},
     "shared expert": {"num_experts": 4, "layer_freq": 2, "shared_expert_size": 32},
@@ -49,7 +51,8 @@ class Layout:
 def run(model: str, stream: str, tied: bool, layers: int = 4) -> RunConfig:
     """A run of one of the models; `sum` is never tied."""
     tied = tied and stream != "sum"
-    shape = ModelConfig(**SHAPE, num_layers=layers, seq_length=16, share_embeddings_and_output_weights=tied)
+    heads = HEADS if model == "wide heads with norms" else {}
+    shape = ModelConfig(**SHAPE, **heads, num_layers=layers, seq_length=16, share_embeddings_and_output_weights=tied)
     return RunConfig(shape, AltUpConfig(**STREAMS[stream]), MoEConfig(**MODELS[model], ffn_hidden_size=20))
 
 
@@ -75,11 +78,15 @@ def local_shapes(config: RunConfig, layout: Layout, first: int, count: int) -> I
         yield "embedding.word_embeddings.weight", (m.vocab_size // tp, embedded)
     for n in range(count):
         layer = f"decoder.layers.{n}" + (".layer" if wide else "")
-        kv = 2 * m.num_query_groups * m.kv_channels
+        channels = m.kv_channels or d // m.num_attention_heads
+        q, kv = m.num_attention_heads * channels, 2 * m.num_query_groups * channels
         yield f"{layer}.input_layernorm.weight", (d,)
         yield f"{layer}.pre_mlp_layernorm.weight", (d,)
-        yield f"{layer}.self_attention.linear_qkv.weight", ((d + kv) // tp, d)
-        yield f"{layer}.self_attention.linear_proj.weight", (d, d // tp)
+        yield f"{layer}.self_attention.linear_qkv.weight", ((q + kv) // tp, d)
+        yield f"{layer}.self_attention.linear_proj.weight", (d, q // tp)
+        if m.qk_layernorm:
+            yield f"{layer}.self_attention.q_layernorm.weight", (channels,)
+            yield f"{layer}.self_attention.k_layernorm.weight", (channels,)
         if wide:
             for name, value in VARIANTS[a.variant].initial(a.width, 0).items():
                 yield f"decoder.layers.{n}.coefficients.{name}", tuple(value.shape)

@@ -112,7 +112,11 @@ def test_the_run_seed_counts() -> None:
 
 
 def test_norms_biases_and_coefficients() -> None:
-    for name in ("model.norm.weight", "model.layers.0.input_layernorm.weight"):
+    for name in (
+        "model.norm.weight",
+        "model.layers.0.input_layernorm.weight",
+        "model.layers.0.self_attn.q_norm.weight",
+    ):
         assert torch.equal(initial(name, (9,), ((2, 6),), CONFIG), torch.ones(4))
     name = "model.layers.0.post_attention_layernorm.weight"
     assert torch.equal(initial(name, (9,), ((0, 9),), CONFIG), torch.ones(9))

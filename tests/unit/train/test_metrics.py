@@ -26,8 +26,10 @@ SHAPE = ModelConfig(
     vocab_size=256,
 )
 EXPERTS: dict[str, Any] = {"num_experts": 4, "layer_freq": 2, "ffn_hidden_size": 88, "shared_expert_size": 40}
+WIDE_HEADS = {"kv_channels": 48, "qk_layernorm": True}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({"width": 1}, {}),
+    "wide heads": ({"width": 1}, {}),
     "altup": ({"width": 4}, {}),
     "wide tables": ({"width": 4, "recycled": False}, {}),
     "gemma": ({"width": 2, "variant": "gemma"}, {}),
@@ -55,10 +57,11 @@ def test_operations_are_those_that_torch_counts(case: str, tied: bool) -> None:
     """
     altup, moe = CASES[case]
     model = replace(SHAPE, share_embeddings_and_output_weights=tied and case != "sum")
+    model = replace(model, **WIDE_HEADS) if case == "wide heads" else model
     config = RunConfig(model, AltUpConfig(**altup), MoEConfig(**moe))
     width = config.altup.width if config.altup.variant != "sum" else 1
-    features = model.num_layers * model.hidden_size
-    acausal_half, write = 2 * features * model.seq_length, 2 * features * width if width > 1 else 0
+    features, heads = model.num_layers * model.hidden_size, model.num_layers * 4 * model.head_dim
+    acausal_half, write = 2 * heads * model.seq_length, 2 * features * width if width > 1 else 0
     assert flops_per_token(config) == pytest.approx(3 * (counted_forward(config) - acausal_half + write), rel=1e-9)
 
 

@@ -1,0 +1,128 @@
+"""Stored tensors as numbers, without torch: norms, and how far two checkpoints are apart. Bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from altup_moe.checkpoint.digest import read_bands
+from altup_moe.checkpoint.manifest import Manifest
+from altup_moe.checkpoint.source import Checkpoint
+
+BAND_BYTES = 1 << 21
+"""Bytes of items decoded at a time; in float64 they are up to eight times as many."""
+COUNTERS = ("step", "consumed_samples", "skipped_steps", "optimizer_steps", "scheduler_steps", "data_fingerprint")
+"""Fields of a manifest that say how far a run has come, and on what."""
+_NUMPY = {"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "U8": "u1", "BOOL": "u1"}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something of two checkpoints that is not the same.
+
+    ``relative``: largest |a - b| of a tensor over its largest |a| or |b|; infinite where one is no number, or where
+    `problem` says why they cannot be compared. ``count``: elements whose bits differ.
+    """
+
+    name: str
+    relative: float
+    absolute: float = math.inf
+    count: int = 0
+    problem: str = ""
+
+
+def decode(items: np.ndarray, dtype: str) -> np.ndarray:
+    """Items of a stored dtype (as `Checkpoint.read` gives them) as float64."""
+    if dtype == "BF16":
+        # A bfloat16 is the upper half of a float32.
+        return (items.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+    return items.view(_NUMPY[dtype]).astype(np.float64)
+
+
+def norm(checkpoint: Checkpoint, name: str) -> float:
+    """L2 norm of a stored tensor, summed in float64."""
+    dtype = checkpoint.manifest.tensors[name].dtype
+    total = 0.0
+    for items in read_bands(checkpoint, name, BAND_BYTES):
+        values = decode(items, dtype).reshape(-1)
+        total += float(values @ values)
+    return math.sqrt(total)
+
+
+def norms(checkpoint: Checkpoint, names: Iterable[str], threads: int = 2) -> dict[str, float]:
+    """L2 norms by stored name."""
+    wanted = list(names)
+    with ThreadPoolExecutor(threads) as pool:
+        return dict(zip(wanted, pool.map(lambda name: norm(checkpoint, name), wanted), strict=True))
+
+
+def difference(a: Checkpoint, b: Checkpoint, name: str) -> Difference | None:
+    """How a tensor that both have differs; None if every bit is the same."""
+    ours, theirs = a.manifest.tensors[name], b.manifest.tensors[name]
+    if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
+        what = f"{ours.dtype} {list(ours.shape)} and {theirs.dtype} {list(theirs.shape)}"
+        return Difference(name, math.inf, problem=what)
+    count, absolute, largest = 0, 0.0, 0.0
+    for left, right in zip(read_bands(a, name, BAND_BYTES), read_bands(b, name, BAND_BYTES), strict=True):
+        unequal = left != right
+        count += int(np.count_nonzero(unequal))
+        x, y = decode(left, ours.dtype), decode(right, ours.dtype)
+        largest = max(largest, _largest(x), _largest(y))
+        with np.errstate(invalid="ignore"):
+            apart = np.abs(x - y)[unequal]
+        if apart.size:
+            absolute = max(absolute, float(np.where(np.isnan(apart), math.inf, apart).max()))
+    if not count:
+        return None
+    return Difference(name, _ratio(absolute, largest), absolute, count)
+
+
+def _largest(values: np.ndarray) -> float:
+    finite = np.abs(values[np.isfinite(values)])
+    return float(finite.max()) if finite.size else 0.0
+
+
+def _ratio(absolute: float, largest: float) -> float:
+    if not absolute:
+        return 0.0
+    return absolute / largest if largest else math.inf
+
+
+def differences(
+    a: Checkpoint, b: Checkpoint, wanted: Callable[[str], bool] = lambda name: True, threads: int = 2
+) -> list[Difference]:
+    """What two checkpoints of any layouts do not share, the largest first. Random streams are not looked at.
+
+    Args:
+        wanted: says of a stored name whether it is compared.
+    """
+    ours, theirs = set(_compared(a.manifest, wanted)), set(_compared(b.manifest, wanted))
+    found = [Difference(name, math.inf, problem="only in the first") for name in ours - theirs]
+    found += [Difference(name, math.inf, problem="only in the second") for name in theirs - ours]
+    with ThreadPoolExecutor(threads) as pool:
+        found += [d for d in pool.map(lambda name: difference(a, b, name), sorted(ours & theirs)) if d]
+    return sorted(found, key=lambda d: (-d.relative, not d.problem, d.name))
+
+
+def _compared(manifest: Manifest, wanted: Callable[[str], bool]) -> Iterator[str]:
+    return (name for name in manifest.tensors if not name.startswith("rng/") and wanted(name))
+
+
+def counters(a: Manifest, b: Manifest) -> dict[str, tuple[object, object]]:
+    """Counters that differ: field -> both values."""
+    pairs = {name: (getattr(a, name), getattr(b, name)) for name in COUNTERS}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def matching(pattern: str | None) -> Callable[[str], bool]:
+    """Whether a stored name (KIND/NAME), or its part after the kind, matches a glob; None matches everything."""
+
+    def wanted(name: str) -> bool:
+        return pattern is None or fnmatchcase(name, pattern) or fnmatchcase(name.partition("/")[2], pattern)
+
+    return wanted

@@ -1,0 +1,85 @@
+"""What a wider stream does to the coefficients of a layer. Pure functions of one tensor.
+
+A stream of K blocks becomes one of K' = m K: new block i is a copy of old block i mod K. Of a block's m copies the
+layer computes on one, j' = l mod K' (or 0), and j' mod K = j, so it sees what it saw.
+
+Every layer but the last: P' = I_m (x) P and g' = (g, g, ..., g). Copy t predicts from the blocks of copy t and is
+corrected as before, so copies stay copies. (Rows that average over copies, P / m everywhere, would preserve the
+function as well, but have rank K: whatever later sets copies apart would be averaged away in the next layer.
+I_m (x) P has m times P's rank, and makes P = I the I that a new model starts with.)
+
+The last layer of a recycled stream: blocks are summed before the final norm, and m equal copies would give m times the
+old sum, which the norm takes away only up to its epsilon. So each copy carries a share of its block,
+
+    x'_i = share_i x^_c + (g_c / m) (y - x^_j)      c = i mod K
+
+where share_i = 1 / m for c != j. For c = j the block j' must be predicted in full, since the correction takes x^_j from
+it; the other copies of j predict 0. Summed over the copies of c this is x^_c + g_c (y - x^_j), the old block. No other
+shares would do: of c = j the sum has (1 + sum of the others' shares) x^_j.
+
+Copies do not stay copies in training: the gradients of P' and g' differ, from the first step on, between blocks that a
+layer computes on and copies that are only carried along. But P' keeps each copy of the K blocks to itself, so two such
+sets of which no layer computes on any block (`twins`) are exchangeable: their gradients are equal forever, and only
+noise sets them apart.
+
+A plain Transformer (K = 1) is P = [1], g = [1]: x' = x + (y - x) = y.
+
+`round_robin` adds to one block and has no correction, so copies cannot stay equal. What it reads and what it puts out
+are sums over blocks, though: copies that SUM to the old block do as well. The recycled embedding is divided by m, the
+read row repeated, and each write lands in one of the copies.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from altup_moe.altup.variants import one_hot, selected_block
+
+
+def identity(coefficient: str, width: int, block: int) -> Tensor:
+    """A coefficient of a layer that leaves a stream of `width` blocks as it is, if its output equals its input:
+    P = I, g = 1; for `round_robin`, which adds, scale 0. fp32.
+    """
+    return {
+        "predict": torch.eye(width),
+        "correct": torch.ones(width),
+        "read": one_hot(width, block),
+        "scale": torch.zeros(1),
+    }[coefficient]
+
+
+def widened(coefficient: str, value: Tensor, times: int, block: int, summed: bool) -> Tensor:
+    """A layer's coefficient for a stream `times` as wide.
+
+    Args:
+        coefficient: predict [K, K], correct [K], read [K] or scale [1].
+        value: it, for K blocks.
+        block: j', the block that the layer computes on among m K.
+        summed: whether it is the last layer of a recycled stream, whose blocks are summed.
+    Returns:
+        [m K, m K], [m K], [m K] or [1].
+    """
+    if coefficient == "predict":
+        wide = torch.block_diag(*[value] * times)
+        return wide * shares(times, len(value), block)[:, None] if summed else wide
+    if coefficient == "correct":
+        return value.repeat(times) / (times if summed else 1)
+    return value.repeat(times) if coefficient == "read" else value
+
+
+def shares(times: int, width: int, block: int) -> Tensor:
+    """Of each new block [m K], the share of its old block that the last layer predicts in it: sums to 1 over copies."""
+    of_block = torch.arange(times * width) % width == block % width
+    return torch.where(of_block, one_hot(times * width, block), 1 / times)
+
+
+def twins(width: int, times: int, layers: int, select: str) -> list[int]:
+    """Blocks among `times` * `width` that training without noise leaves copies of others: those of copies (of all
+    `width` old blocks) that no layer computes on, if there are several.
+    """
+    wide = times * width
+    computed = {selected_block(layer, wide, select) for layer in range(layers)}
+    copies = [range(start, start + width) for start in range(0, wide, width)]
+    idle = [copy for copy in copies if computed.isdisjoint(copy)]
+    return [block for copy in idle for block in copy] if len(idle) > 1 else []

@@ -1,0 +1,83 @@
+"""The files of a checkpoint as the ranks of a layout would write it, worked out without starting any of them. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+from altup_moe.checkpoint.boxes import joined
+from altup_moe.checkpoint.share import share
+from altup_moe.checkpoint.write import Form, Part, Plan, cut_files
+from altup_moe.config import ParallelConfig, RunConfig
+from altup_moe.parallel.names import Box
+from altup_moe.parallel.places import Place, held_tensors, places
+
+KINDS = ("weights", "exp_avg", "exp_avg_sq", "main")
+"""Kinds of stored tensors that belong to a parameter, in the order in which a file holds them."""
+
+
+def holders(config: RunConfig, world_size: int, forms: Mapping[str, Form]) -> dict[Part, list[int]]:
+    """Which ranks of a layout hold each box of the stored tensors, replicas included, weights first.
+
+    Optimizer state is cut like its parameter. A distributed optimizer's ranks hold ranges of that; here all data ranks
+    of a parameter count as holders of its whole state, which `share` deals out between them.
+
+    Args:
+        config: a run that `check_config` accepted for `world_size` ranks.
+        forms: stored tensors by name (KIND/NAME, of `KINDS`).
+    """
+    # Ranks that differ in data, context or expert-data rank alone hold the same.
+    alike: defaultdict[Place, list[int]] = defaultdict(list)
+    for place in places(config.parallel, world_size):
+        kept = Place(-1, place.tensor, -1, -1, place.pipeline, place.expert, place.expert_tensor, -1)
+        alike[kept].append(place.rank)
+    boxes: defaultdict[tuple[str, Box], set[int]] = defaultdict(set)
+    for place, ranks in alike.items():
+        for name, box in _boxes(config, place):
+            boxes[name, box].update(ranks)
+    return {
+        Part(stored, box): sorted(ranks)
+        for kind in KINDS
+        for (name, box), ranks in boxes.items()
+        if (stored := f"{kind}/{name}") in forms
+    }
+
+
+def _boxes(config: RunConfig, place: Place) -> Iterator[tuple[str, Box]]:
+    """Boxes of global tensors that a rank holds. Query groups that lie side by side are one box."""
+    held: dict[str, set[Box]] = {}
+    for tensor in held_tensors(config, place):
+        for piece in tensor.pieces:
+            held.setdefault(piece.name, set()).add(piece.box)
+    for name, boxes in held.items():
+        for box in joined(boxes):
+            yield name, box
+
+
+def layout_plan(config: RunConfig, world_size: int, forms: Mapping[str, Form]) -> Plan:
+    """Which file of which rank holds what: each element once, in a file of a rank that holds it."""
+    mine: defaultdict[int, list[Part]] = defaultdict(list)
+    for part, rank in share(holders(config, world_size, forms), forms).items():
+        mine[rank].append(part)
+    plan: Plan = {}
+    for rank in sorted(mine):
+        plan |= cut_files(rank, mine[rank], forms)
+    return plan
+
+
+def layout_text(parallel: ParallelConfig, world_size: int) -> str:
+    """A layout in words: every size above 1, and the ranks."""
+    named = {
+        "tensor": parallel.tensor,
+        "pipeline": parallel.pipeline,
+        "virtual pipeline": parallel.virtual_pipeline,
+        "expert": parallel.expert,
+        "expert tensor": parallel.expert_tensor,
+        "context": parallel.context,
+        "data": world_size // (parallel.tensor * parallel.pipeline * parallel.context),
+    }
+    words = [f"{name} {size}" for name, size in named.items() if size > 1]
+    ends = (("first", parallel.first_stage_layers), ("last", parallel.last_stage_layers))
+    words += [f"{count} layers on the {end} stage" for end, count in ends if count is not None]
+    words += ["distributed optimizer"] if parallel.distributed_optimizer else []
+    return f"{', '.join(words)}{' on ' if words else ''}{world_size} rank{'s' if world_size > 1 else ''}"

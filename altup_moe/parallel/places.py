@@ -1,0 +1,108 @@
+"""Where every rank of a layout stands and what it holds, worked out without starting any process.
+
+Megatron numbers ranks tensor-fastest: tensor, context, data, pipeline; and, beside it, for the experts: expert-tensor,
+expert, expert-data, pipeline (`parallel_state.RankGenerator`, order "tp-cp-ep-dp-pp").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from altup_moe.config import ParallelConfig, RunConfig
+from altup_moe.config.checks import stage_layers
+from altup_moe.parallel.names import Piece, Shard, local_names, pieces
+
+
+@dataclass(frozen=True)
+class Place:
+    """A rank's number in each kind of parallelism, from 0."""
+
+    rank: int
+    tensor: int
+    context: int
+    data: int
+    pipeline: int
+    expert: int
+    expert_tensor: int
+    expert_data: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A model chunk: global indices of its layers, whether it embeds, whether it puts out logits."""
+
+    layers: range
+    first: bool
+    last: bool
+
+
+@dataclass(frozen=True)
+class HeldTensor:
+    """A parameter or persistent buffer of a rank: its chunk, its name there, and what it holds."""
+
+    chunk: int
+    name: str
+    pieces: tuple[Piece, ...]
+
+
+def smallest_world(parallel: ParallelConfig) -> int:
+    """The fewest ranks a layout can run on (with `parallel.data`, if given, as many as it says or a multiple)."""
+    dense = parallel.tensor * parallel.context * parallel.pipeline * (parallel.data or 1)
+    return math.lcm(dense, parallel.expert_tensor * parallel.expert * parallel.pipeline)
+
+
+def places(parallel: ParallelConfig, world_size: int) -> list[Place]:
+    """Every rank's place, by rank. ``parallel``: a layout that `check_config` accepts for this world size."""
+    return [_place(parallel, world_size, rank) for rank in range(world_size)]
+
+
+def _place(parallel: ParallelConfig, world_size: int, rank: int) -> Place:
+    stage_ranks = world_size // parallel.pipeline
+    pipeline, inside = divmod(rank, stage_ranks)
+    rest, tensor = divmod(inside, parallel.tensor)
+    data, context = divmod(rest, parallel.context)
+    expert_rest, expert_tensor = divmod(inside, parallel.expert_tensor)
+    expert_data, expert = divmod(expert_rest, parallel.expert)
+    return Place(rank, tensor, context, data, pipeline, expert, expert_tensor, expert_data)
+
+
+def shard_at(parallel: ParallelConfig, place: Place) -> Shard:
+    """A place among those that share parameters."""
+    return Shard(
+        tensor=(place.tensor, parallel.tensor),
+        expert=(place.expert, parallel.expert),
+        expert_tensor=(place.expert_tensor, parallel.expert_tensor),
+    )
+
+
+def chunks(config: RunConfig, pipeline_rank: int) -> list[Chunk]:
+    """The model chunks of a pipeline rank, in order: one, or `parallel.virtual_pipeline` of them.
+
+    Interleaving deals out layers in rounds: each round gives every stage one chunk, in the stages' order.
+    """
+    p = config.parallel
+    counts = stage_layers(config.model.num_layers, p.pipeline, p.first_stage_layers, p.last_stage_layers)
+    if counts is None:
+        raise AssertionError("the layers do not share out over the stages: check_config was not called")
+    each = [count // p.virtual_pipeline for count in counts]
+    before, own = sum(each[:pipeline_rank]), each[pipeline_rank]
+    last_stage, last_round = pipeline_rank == p.pipeline - 1, p.virtual_pipeline - 1
+    return [
+        Chunk(
+            layers=range(start := number * sum(each) + before, start + own),
+            first=pipeline_rank == 0 and number == 0,
+            last=last_stage and number == last_round,
+        )
+        for number in range(p.virtual_pipeline)
+    ]
+
+
+def held_tensors(config: RunConfig, place: Place) -> Iterator[HeldTensor]:
+    """Every parameter and persistent buffer of a rank's model chunks, as Megatron's modules name them."""
+    shard = shard_at(config.parallel, place)
+    experts = config.moe.num_experts // config.parallel.expert
+    for number, chunk in enumerate(chunks(config, place.pipeline)):
+        for name in local_names(config, chunk.layers, chunk.first, chunk.last, experts):
+            yield HeldTensor(number, name, tuple(pieces(name, chunk.layers.start, shard, config)))

@@ -1,0 +1,95 @@
+"""Places against the real thing: Megatron's groups and the built model of every rank."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from altup_moe.config import RunConfig
+from altup_moe.config.checks import check_config
+from altup_moe.parallel.places import Place, held_tensors, places
+from tests.distributed.cases import LAYOUTS, small, world_size
+from tests.distributed.ranks import run_ranks
+
+pytestmark = pytest.mark.distributed
+
+MODELS: dict[str, dict[str, dict[str, Any]]] = {
+    "experts every second layer": {},
+    "tied, wide, shared expert, bias": {
+        "model": {"share_embeddings_and_output_weights": True},
+        "altup": {"width": 4, "recycled": False, "variant": "round_robin"},
+        "moe": {
+            "layer_freq": 1,
+            "shared_expert_size": 16,
+            "score_function": "sigmoid",
+            "expert_bias_update_rate": 0.01,
+        },
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What a rank finds out about itself: its ranks, and its tensors by chunk and name, with shapes and pieces."""
+
+    place: Place
+    tensors: dict[tuple[int, str], tuple]
+    shapes: dict[tuple[int, str], tuple[int, ...]]
+
+
+def _look(config: RunConfig) -> Seen:
+    from megatron.core import parallel_state as ps
+
+    from altup_moe.model.build import build_chunk, named_tensors
+    from altup_moe.parallel.topology import topology
+
+    with topology(config.parallel) as topo:
+        stages = list(range(topo.virtual_size)) if topo.virtual_size > 1 else [None]
+        named = list(named_tensors([build_chunk(config, topo, stage) for stage in stages], config, topo))
+        place = Place(
+            rank=topo.rank,
+            tensor=topo.tensor_rank,
+            context=ps.get_context_parallel_rank(),
+            data=topo.data_rank,
+            pipeline=topo.pipeline_rank,
+            expert=topo.expert_rank,
+            expert_tensor=topo.expert_tensor_rank,
+            expert_data=ps.get_expert_data_parallel_rank(),
+        )
+        return Seen(
+            place,
+            {(n.chunk, n.name): tuple(n.pieces) for n in named},
+            {(n.chunk, n.name): tuple(n.tensor.shape) for n in named},
+        )
+
+
+def _check(config: RunConfig, size: int) -> None:
+    check_config(config, size)
+    for place, seen in zip(places(config.parallel, size), run_ranks(size, _look, config), strict=True):
+        assert place == seen.place
+        held = {(t.chunk, t.name): t.pieces for t in held_tensors(config, place)}
+        assert held == seen.tensors
+        for key, shape in seen.shapes.items():
+            # The pieces fill the local tensor from corner to corner.
+            assert tuple(max(p.local[d][1] for p in held[key]) for d in range(len(shape))) == shape
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_places_are_those_of_the_ranks(layout: str, model: str) -> None:
+    _check(small(layout, **MODELS[model]), world_size(layout))
+
+
+def test_uneven_interleaved_stages() -> None:
+    parallel = {"pipeline": 2, "virtual_pipeline": 2, "first_stage_layers": 2}
+    _check(small("one", model={"num_layers": 6}, parallel=parallel), 2)
+
+
+def test_more_data_ranks_than_expert_ranks() -> None:
+    _check(small("one", parallel={"data": 4, "expert": 2}), 4)
+
+
+def test_context_and_data_ranks() -> None:
+    _check(small("one", parallel={"data": 2, "context": 2, "expert": 2}), 4)

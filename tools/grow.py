@@ -1,0 +1,213 @@
+#!/usr/bin/env python3
+"""Make a trained model larger without changing what it computes, and train on from there.
+
+    python tools/grow.py SRC DST [--altup.width 4] [--moe.num_experts 8 ...] [--model.num_layers 12] [options]
+
+SRC is a run directory (its newest checkpoint) or a checkpoint; DST a run directory to be made, from which `altup-moe
+train DST/config.yaml` goes on. Keys are the trainer's; these grow, all in one call if you like:
+
+  altup.width         a multiple of the source's; altup.variant, select and recycled too if that is 1
+  moe.num_experts     of a dense model: copies of its feed-forward (moe.ffn_hidden_size must be model.ffn_hidden_size);
+                      else a multiple m of the source's, with moe.top_k m times as large
+  moe.layer_freq      a divisor of the source's
+  moe.shared_expert_size   of a source that has no shared expert
+  model.num_layers    layers are added after the last
+
+Keys of parallel, overlap, optim, train, checkpoint and log may be given as well (train.steps above all).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from altup_moe.checkpoint.grow import Grown, grow_checkpoint
+from altup_moe.checkpoint.grow_checks import check_growth
+from altup_moe.checkpoint.grow_rules import Growth, stays_equal
+from altup_moe.checkpoint.source import HALF, Checkpoint
+from altup_moe.checkpoint.store import checkpoints_dir, find_checkpoint
+from altup_moe.checkpoint.tensors import load_weights
+from altup_moe.config import ConfigError, RunConfig, UserError
+from altup_moe.config.files import write_text
+from altup_moe.config.flags import Flag, parse, print_help, read_flags
+from altup_moe.config.keys import field_hints
+from altup_moe.config.load import HINTS, save_config
+from altup_moe.data.files import fsync_tree, staging
+from altup_moe.model.reference import AltUpMoEForCausalLM
+from altup_moe.model.reference_config import AltUpMoEConfig
+
+TOLERANCE = 1e-5
+"""Largest difference of logits, relative to the largest logit, that fp32 rounding explains."""
+ROUNDED_TOLERANCE = 0.05
+"""The same where half-precision weights were multiplied by what is no power of two."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Make a trained model larger without changing what it computes."""
+
+    split_experts: bool = False
+    """More experts are parts of the source's, cut along moe.ffn_hidden_size: as many parameters and FLOPs as before."""
+    expert_noise: float = 0.0
+    """Noise on copied experts, as a share of a tensor's standard deviation (the first copy has none); 0 is exact.
+    Copies of an expert are chosen together and stay equal without it; those of a dense layer come apart by routing."""
+    coefficient_noise: float = 0.0
+    """Standard deviation of noise on the AltUp coefficients of a wider stream; 0 is exact. Copies of a block come
+    apart in training if a layer computes on one; the others (altup.select same, few layers) stay equal without it."""
+    seed: int | None = None
+    """Seed of new weights and noise; None is train.seed."""
+    check: bool = True
+    """Compare the logits of both models (both must fit into memory, one after the other)."""
+
+
+class Differs(Exception):
+    """The grown model does not put out what the source does, though it should."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line. Returns 0; 1 if the check fails; 2 with one line on standard error for what the user can mend."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if "-h" in args or "--help" in args:
+        print(__doc__)
+        print_help(Options, "grow.py SRC DST [--SECTION.KEY VALUE ...]")
+        return 0
+    try:
+        run(args)
+    except UserError as error:
+        print(f"grow: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except Differs as error:
+        print(f"grow: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(args: Sequence[str]) -> None:
+    """Do it. Raises UserError before anything is written; on any failure DST does not exist."""
+    own_hints = field_hints(Options)
+    found, flags = read_flags(args, {**HINTS, **own_hints}, positionals=2)
+    if len(found) < 2:
+        raise UserError("name a run or checkpoint to grow and a directory to make: grow.py SRC DST [options]")
+    src, dst = map(Path, found)
+    options = parse(Options, _words(flags, own_hints))
+    if dst.exists() or dst.is_symlink():
+        raise UserError(f"{dst}: exists already; name a directory to be made")
+    if "log.run_dir" in flags:
+        raise ConfigError("log.run_dir", flags["log.run_dir"].words[0], "the second word, DST, says it")
+    with Checkpoint(find_checkpoint(src)) as source:
+        target = parse(RunConfig, _words(flags, HINTS), default=source.config)
+        target = replace(target, log=replace(target.log, run_dir=str(dst)))
+        growth = Growth(
+            source.config,
+            target,
+            target.train.seed if options.seed is None else options.seed,
+            options.split_experts,
+            options.expert_noise,
+            options.coefficient_noise,
+        )
+        check_growth(growth)
+        source.verify()
+        with _new_directory(dst) as made:
+            grown = grow_checkpoint(source, growth, checkpoints_dir(made))
+            difference = compare(source, grown.directory) if options.check else None
+            if difference is not None and growth.exact and not difference <= tolerance(source, growth):
+                raise Differs(
+                    f"logits differ by {difference:.1e} of the largest, though they should not; nothing is kept"
+                )
+            _accompany(source, target, made)
+    _say(source, growth, grown, difference)
+
+
+def tolerance(source: Checkpoint, growth: Growth) -> float:
+    """Relative difference of logits up to which an exact growth is one."""
+    half = source.manifest.tensors["weights/model.embed_tokens.weight"].dtype in HALF
+    m = growth.expert_times
+    return ROUNDED_TOLERANCE if half and growth.split_experts and m & (m - 1) else TOLERANCE
+
+
+def compare(source: Checkpoint, grown: Path) -> float:
+    """Largest difference between both models' logits, relative to the source's largest; fp32, seeded random tokens."""
+    model = source.config.model
+    tokens = torch.randint(model.vocab_size, (2, min(64, model.seq_length)), generator=torch.Generator().manual_seed(0))
+    before = logits(source, tokens)
+    with Checkpoint(grown) as checkpoint:
+        after = logits(checkpoint, tokens)
+    return float((after - before).abs().max() / before.abs().max())
+
+
+@torch.no_grad()
+def logits(checkpoint: Checkpoint, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Logits [B, S, V] of a checkpoint's model for tokens [B, S], on a CPU."""
+    model = AltUpMoEForCausalLM(AltUpMoEConfig.from_run(checkpoint.config)).to(dtype).eval()
+    model.load_state_dict(load_weights(checkpoint), strict=True)
+    return model(tokens, use_cache=False).logits
+
+
+def _words(flags: dict[str, Flag], keys: dict[str, object]) -> list[str]:
+    return [f"--{flag.key}={flag.words[0]}" for flag in flags.values() if flag.key in keys]
+
+
+@contextlib.contextmanager
+def _new_directory(dst: Path) -> Iterator[Path]:
+    """A directory that becomes `dst` if the block succeeds; else nothing of it is left, nor of its new parents."""
+    parents = [parent for parent in dst.parents if not parent.exists()]
+    try:
+        with staging(dst.parent, dst.name) as temporary:
+            made = temporary / "run"
+            made.mkdir()
+            yield made
+            fsync_tree(made)
+            made.rename(dst)
+    except BaseException:
+        for parent in parents:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def _accompany(source: Checkpoint, target: RunConfig, made: Path) -> None:
+    """What stands beside the checkpoint in a run directory."""
+    save_config(target, made / "config.yaml")
+    run_dir = source.directory.parent.parent
+    if source.directory.parent != checkpoints_dir(run_dir):
+        return
+    if (run_dir / "tokenizer").is_dir():
+        shutil.copytree(run_dir / "tokenizer", made / "tokenizer")
+    metrics = run_dir / "metrics.jsonl"
+    if metrics.is_file():
+        lines = metrics.read_text(encoding="utf-8").splitlines()
+        write_text(made / metrics.name, "".join(f"{line}\n" for line in lines if _done(line, source.manifest.step)))
+
+
+def _done(line: str, step: int) -> bool:
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _say(source: Checkpoint, growth: Growth, grown: Grown, difference: float | None) -> None:
+    manifest, dst = source.manifest, growth.target.log.run_dir
+    print(f"{source.directory} (step {manifest.step}) -> {dst}")
+    if difference is not None:
+        promise = "" if growth.exact else " (noise was asked for)"
+        print(f"logits: largest difference {difference:.1e} of the largest logit{promise}")
+    if manifest.has_optimizer:
+        print(f"optimizer state: carried for {grown.carried} tensors")
+    for why, count in grown.reset.items():
+        print(f"optimizer state: starts from zero for {count} tensors: {why}")
+    for line in stays_equal(growth):
+        print(f"note: {line}")
+    print(f"go on: altup-moe train {dst}/config.yaml (to step {growth.target.train.steps})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

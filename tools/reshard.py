@@ -1,0 +1,302 @@
+#!/usr/bin/env python3
+"""Rewrite a checkpoint for another layout, so that every rank of it finds its tensors in its own files.
+
+    python tools/reshard.py SRC DST --tensor 2 --pipeline 4 [options]
+
+Training reads any checkpoint under any layout; this saves it the detour. SRC is a run directory (its latest checkpoint)
+or a checkpoint; DST becomes a run directory: `altup-moe train DST/config.yaml` goes on. Exit code 2: nothing was done,
+one line says why. Exit code 1: --verify found a difference, and DST was removed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from altup_moe.checkpoint.digest import Proof, prove
+from altup_moe.checkpoint.layout import layout_text
+from altup_moe.checkpoint.reshard import Resharding, plan_resharding, write_resharded
+from altup_moe.checkpoint.source import Checkpoint
+from altup_moe.checkpoint.store import checkpoints_dir, find_checkpoint
+from altup_moe.config import ConfigError, DataConfig, ParallelConfig, RunConfig, UserError
+from altup_moe.config.checks import check_config, data_parallel_size
+from altup_moe.config.flags import parse, print_help
+from altup_moe.config.load import save_config
+from altup_moe.data.files import fsync_tree, staging
+from altup_moe.parallel.places import smallest_world
+
+SPARE_BYTES = 1 << 26
+"""Disk space for headers, the manifest and small files."""
+KEPT = ("metrics.jsonl", "tokenizer")
+"""What goes along from a run directory, beside the checkpoint and config.yaml."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Rewrite a checkpoint for another layout; sizes that are not given are 1.
+
+    Exit code 0: done. 1: --verify found a difference, DESTINATION was removed. 2: nothing was done, one line says why.
+    """
+
+    source: Positional[Path]
+    """Run directory (its latest checkpoint), or directory of a checkpoint."""
+    destination: Positional[Path]
+    """Run directory to make."""
+    tensor: int = 1
+    """Tensor-parallel ranks."""
+    pipeline: int = 1
+    """Pipeline stages."""
+    virtual_pipeline: int = 1
+    """Model chunks a pipeline rank holds."""
+    first_stage_layers: int | None = None
+    """Layers on the first pipeline rank; None splits evenly."""
+    last_stage_layers: int | None = None
+    """Layers on the last pipeline rank; None splits evenly."""
+    expert: int = 1
+    """Expert-parallel ranks."""
+    expert_tensor: int = 1
+    """Tensor-parallel ranks inside one expert."""
+    context: int = 1
+    """Context-parallel ranks."""
+    data: int | None = None
+    """Data-parallel ranks; None takes the fewest that the other sizes allow."""
+    distributed_optimizer: bool = False
+    """Shard optimizer state over data-parallel ranks."""
+    micro_batch_size: int | None = None
+    """train.micro_batch_size of the new run, where the old one does not fit; None keeps it."""
+    dry_run: bool = False
+    """Print the plan, write nothing."""
+    verify: bool = False
+    """Afterwards hash every global tensor of both and compare."""
+    verify_source: bool = True
+    """First compare the source's files with the hashes they were saved with."""
+    json: bool = False
+    """Print one JSON object instead of text (with --verify, every tensor's hash)."""
+
+
+def target_config(options: Options, source: RunConfig) -> tuple[RunConfig, int]:
+    """The source's run under the wanted layout, and the number of ranks, checked.
+
+    Raises:
+        ConfigError: values that do not fit; its key is the flag at fault, where there is one.
+    """
+    known = {field.name for field in fields(ParallelConfig)}
+    sizes = {name: value for name, value in asdict(options).items() if name in known}
+    parallel = replace(source.parallel, **sizes)
+    exact = parallel.tensor * parallel.pipeline * parallel.context * (parallel.data or 1)
+    world_size = smallest_world(parallel) if parallel.data is None else exact
+    micro = options.micro_batch_size if options.micro_batch_size is not None else source.train.micro_batch_size
+    config = replace(
+        source,
+        parallel=parallel,
+        train=replace(source.train, micro_batch_size=micro),
+        log=replace(source.log, run_dir=str(options.destination)),
+    )
+    try:
+        # Where the text lies is for the machine that trains to check.
+        check_config(replace(config, data=DataConfig()), world_size)
+    except ConfigError as error:
+        raise _flagged(error, config, world_size) from None
+    return config, world_size
+
+
+def _flagged(error: ConfigError, config: RunConfig, world_size: int) -> ConfigError:
+    """The same error in the words of this command line."""
+    fits = re.sub(r"parallel\.(\w+)", lambda found: _flag(found[1]), error.fits)
+    fits = re.sub(r"start with torchrun --nproc-per-node (\d+)", r"\1 ranks would fit", fits)
+    section, _, name = error.key.partition(".")
+    if section == "parallel":
+        return ConfigError(_flag(name), error.value, fits)
+    if error.key == "train.micro_batch_size":
+        return ConfigError("--micro-batch-size", error.value, fits)
+    if error.key == "train.global_batch_size":
+        fits = f"{error.key}={error.value!r}: {fits}"
+        if "virtual" in error.fits:
+            return ConfigError("--virtual-pipeline", config.parallel.virtual_pipeline, fits)
+        return ConfigError("--data", data_parallel_size(config, world_size), f"{fits}, or another --micro-batch-size")
+    return error
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def check_place(destination: Path, needed: int) -> None:
+    """Raise UserError if the destination is there already, or its disk has fewer than `needed` bytes free."""
+    if destination.exists() or destination.is_symlink():
+        raise UserError(f"{destination}: exists; name a directory that does not")
+    above = next(path for path in destination.absolute().parents if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"{destination}: nothing can be written into {above}")
+    free = shutil.disk_usage(above).free
+    if free < needed:
+        raise UserError(
+            f"{destination}: {needed / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free; name another disk"
+        )
+
+
+def described(source: Checkpoint, resharding: Resharding, options: Options) -> dict[str, Any]:
+    """The plan as a JSON-able record."""
+    manifest, held = source.manifest, resharding.rank_bytes
+    along = [name for name in KEPT if options.source != source.directory and (options.source / name).exists()]
+    return {
+        "source": str(source.directory),
+        "destination": str(options.destination),
+        "step": manifest.step,
+        "source_layout": layout_text(source.config.parallel, manifest.world_size),
+        "target_layout": layout_text(resharding.config.parallel, resharding.world_size),
+        "world_size": resharding.world_size,
+        "tensors": len(resharding.forms),
+        "bytes": sum(held),
+        "largest_tensor_bytes": resharding.largest_bytes,
+        "files": resharding.file_bytes,
+        "rank_bytes": held,
+        "left_out": list(resharding.left_out),
+        "copied": along,
+    }
+
+
+def _print_plan(plan: dict[str, Any]) -> None:
+    held, left = plan["rank_bytes"], len(plan["left_out"])
+    print(f"source    {plan['source']}: step {plan['step']:,}, saved by {plan['source_layout']}")
+    print(f"target    {plan['destination']}: {plan['target_layout']}")
+    print(
+        f"tensors   {plan['tensors']:,}, {plan['bytes'] / 1e6:,.1f} MB, "
+        f"the largest {plan['largest_tensor_bytes'] / 1e6:,.1f} MB"
+    )
+    print(f"files     {len(plan['files'])}, {min(held) / 1e6:,.1f} to {max(held) / 1e6:,.1f} MB a rank")
+    if left:
+        print(f"left out  {left} state{'s' * (left > 1)} of random streams (rng/), which only the old layout can use")
+    print(f"copied    {', '.join([*plan['copied'], 'config.yaml (with the new layout)'])}", flush=True)
+
+
+class Progress:
+    """Says on standard error how far it is, every two seconds."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what, self._total, self._done = what, total, 0
+        self._started = self._shown = time.monotonic()
+
+    def add(self, count: int) -> None:
+        """So many bytes more are done."""
+        self._done += count
+        now = time.monotonic()
+        if now - self._shown > 2 or self._done == self._total:
+            self._shown = now
+            rate = self._done / 1e6 / max(1e-9, now - self._started)
+            done = f"{self._done / 1e6:,.0f} of {self._total / 1e6:,.0f} MB"
+            print(f"{self._what} {done}, {rate:,.0f} MB/s", file=sys.stderr, flush=True)
+
+
+def peak_memory_bytes() -> int:
+    """Most memory this process has held."""
+    try:
+        return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0])
+    except (OSError, IndexError):
+        # Not Linux. (There it would count the process that started this one as well.)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def run(options: Options) -> int:
+    """Do it. Returns the exit code: 0, or 1 for a proof that failed."""
+    with Checkpoint(find_checkpoint(options.source)) as source:
+        config, world_size = target_config(options, source.config)
+        resharding = plan_resharding(source, config, world_size)
+        plan = described(source, resharding, options)
+        check_place(options.destination, plan["bytes"] + SPARE_BYTES)
+        if not options.json:
+            _print_plan(plan)
+        if options.verify_source:
+            source.verify()
+        if options.dry_run:
+            if options.json:
+                print(json.dumps(plan))
+            return 0
+        started = time.monotonic()
+        with staging(options.destination.parent, options.destination.name) as temporary:
+            new = temporary / "run"
+            _write(source, resharding, options, plan["copied"], new)
+            seconds = time.monotonic() - started
+            proof = _prove(source, new, plan["bytes"]) if options.verify else None
+            if proof is None or not proof.different:
+                fsync_tree(new)
+                check_place(options.destination, 0)
+                os.rename(new, options.destination)
+    return _report(plan, proof, seconds, options)
+
+
+def _write(source: Checkpoint, resharding: Resharding, options: Options, copied: Iterable[str], new: Path) -> None:
+    new.mkdir()
+    progress = Progress("written", sum(resharding.rank_bytes))
+    write_resharded(source, resharding, checkpoints_dir(new), progress.add)
+    for name in copied:
+        path = options.source / name
+        if path.is_dir():
+            shutil.copytree(path, new / name)
+        else:
+            shutil.copyfile(path, new / name)
+    save_config(resharding.config, new / "config.yaml")
+
+
+def _prove(source: Checkpoint, new: Path, total: int) -> Proof:
+    progress = Progress("hashed", total)
+    with Checkpoint(find_checkpoint(new)) as target:
+        return prove(source, target, tell=progress.add)
+
+
+def _report(plan: dict[str, Any], proof: Proof | None, seconds: float, options: Options) -> int:
+    peak = peak_memory_bytes()
+    if options.json:
+        known: dict[str, Any] = {**plan, "seconds": seconds, "peak_memory_bytes": peak}
+        if proof:
+            known |= {"sha256": proof.target, "combined_sha256": proof.combined, "different": proof.different}
+        print(json.dumps(known))
+    if proof and proof.different:
+        more = f" (and {len(proof.different) - 1} more)" if len(proof.different) > 1 else ""
+        print(f"reshard: {proof.different[0]}{more} differs; {options.destination} was removed", file=sys.stderr)
+        return 1
+    if not options.json:
+        rate = plan["bytes"] / 1e6 / seconds
+        print(f"written   {options.destination} in {seconds:.1f} s, {rate:,.0f} MB/s; peak memory {peak / 1e6:,.0f} MB")
+        if proof:
+            print(f"verified  {len(proof.target):,} tensors are the same in both, SHA-256 of all {proof.combined}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line. Returns 0, 1 for a proof that failed, or 2 with one line on standard error."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if "-h" in args or "--help" in args:
+        print_help(Options, "tools/reshard.py")
+        return 0
+    # What is half written is removed on the way out.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        return run(parse(Options, args, positional=("source", "destination")))
+    except UserError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = f"{error.filename or 'the destination'}: {error.strerror}"
+    except KeyboardInterrupt:
+        print("reshard: stopped, nothing was kept", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    print(f"reshard: error: {problem}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
