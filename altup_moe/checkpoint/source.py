@@ -104,6 +104,12 @@ class Checkpoint:
                 part = out[target] if target else out
                 self._readers[piece.file].read_into(piece.key, within(common, piece.box), part)
 
+    def read_all(self, wanted: Iterable[tuple[str, Box, np.ndarray]], threads: int | None = None) -> None:
+        """Many boxes, each as `read_into`, on several threads; the arrays do not share memory."""
+        with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
+            for _ in pool.map(lambda each: self.read_into(*each), wanted):
+                pass
+
     def read(self, name: str, box: Box | None = None) -> np.ndarray:
         """A box of a stored tensor (None: all of it) as a new array of `carrier` items."""
         stored = self.manifest.tensors[name]
