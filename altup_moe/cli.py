@@ -1,4 +1,4 @@
-"""The command `altup-moe`: train, evaluate, generate, bench step | experts | train | mixing | overlap.
+"""The command `altup-moe`: train, evaluate, generate, bench step | experts | train | mixing | overlap | checkpoint.
 
 A mistake of the user's is one line on stderr and exit code 2, found before torch is imported wherever it can be.
 """
@@ -22,7 +22,7 @@ from altup_moe.config.flags import parse, print_help
 from altup_moe.config.keys import nearest
 from altup_moe.config.load import load_config
 from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, Range
-from altup_moe.study.options import ExpertsBench, MixingBench, OverlapBench, StepBench, TrainBench
+from altup_moe.study.options import CheckpointBench, ExpertsBench, MixingBench, OverlapBench, StepBench, TrainBench
 
 EXIT_USER_ERROR = 2
 PROFILE = ["--log.profile_steps", "3"]
@@ -180,6 +180,18 @@ def bench_mixing(args: Sequence[str]) -> int:
     return study.bench_mixing(o)
 
 
+def bench_checkpoint(args: Sequence[str]) -> int:
+    """Parse and check the options, then measure."""
+    o = parse(CheckpointBench, args)
+    for key in ("megabytes", "repeats", "threads"):
+        COUNT.check(key, getattr(o, key))
+    if o.directory is not None and not Path(o.directory).is_dir():
+        raise ConfigError("directory", o.directory, "is no directory")
+    from altup_moe.study import bench_checkpoint as study
+
+    return study.bench_checkpoint(o)
+
+
 def train_help(args: Sequence[str]) -> None:
     """Every field of a run; defaults are the file's where one is named."""
     named = bool(args) and not args[0].startswith("-")
@@ -229,6 +241,12 @@ COMMANDS = {
         "time the pass over the wide stream against a copy and others",
         bench_mixing,
         lambda args: print_help(MixingBench, "altup-moe bench mixing"),
+    ),
+    "bench checkpoint": Command(
+        "[options]",
+        "time saving and loading against plain safetensors",
+        bench_checkpoint,
+        lambda args: print_help(CheckpointBench, "altup-moe bench checkpoint"),
     ),
 }
 

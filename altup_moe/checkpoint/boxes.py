@@ -103,7 +103,8 @@ def uncovered(shape: Sequence[int], boxes: Iterable[Box]) -> str | None:
     for box in held:
         # Sorted by the first dimension: only boxes whose rows are not yet over can meet this one.
         active = [other for other in active if not box or other[0][1] > box[0][0]]
-        if any(meet(box, other) for other in active):
+        # Two pieces of a scalar meet in (), which is an overlap too.
+        if any(meet(box, other) is not None for other in active):
             return f"the piece {box} overlaps another"
         active.append(box)
     missing = math.prod(shape) - sum(map(volume, held))

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from altup_moe.checkpoint.plain import read_plain, strict_json
 from altup_moe.config import DataError
 from altup_moe.config.files import write_text
 from altup_moe.parallel.names import Box
@@ -25,6 +26,10 @@ ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8":
 """Dtypes of stored tensors, in safetensors' names, and their bytes."""
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
 """Files that a manifest may name: bare names, never a path."""
+OPTIMIZER_KINDS = ("exp_avg/", "exp_avg_sq/", "main/")
+"""How names of optimizer state begin."""
+LIMIT = 1 << 62
+"""Sizes and counts lie below it."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Manifest:
 
     Tensor names are KIND/NAME: `weights`, `exp_avg`, `exp_avg_sq` and `main` (fp32 copies of half-precision weights) of
     a parameter's global name, and `rng/RANK/STREAM`, which only the layout that wrote it can use. A checkpoint has
-    optimizer state for every parameter, or for none.
+    optimizer state (fp32) for every parameter, or for none.
     """
 
     step: int
@@ -81,8 +86,8 @@ class Manifest:
 
     @property
     def has_optimizer(self) -> bool:
-        """Whether it holds Adam's moments."""
-        return any(name.startswith("exp_avg/") for name in self.tensors)
+        """Whether it holds Adam's moments (an open checkpoint then holds all of them)."""
+        return any(name.startswith(OPTIMIZER_KINDS) for name in self.tensors)
 
     def of_kind(self, kind: str) -> dict[str, StoredTensor]:
         """Stored tensors of a kind by global name."""
@@ -120,24 +125,22 @@ def read_manifest(directory: Path) -> Manifest:
         DataError: it names the file and what is wrong with it.
     """
     path = directory / MANIFEST
+    raw, digest = read_plain(path), read_plain(directory / DIGEST)
+    # The hash first: what is damaged is not even parsed.
+    if not re.fullmatch(rb"[0-9a-f]{64}  %b\n" % re.escape(MANIFEST.encode()), digest):
+        raise DataError(directory / DIGEST, f"is not one line with the SHA-256 of {MANIFEST}")
+    if digest[:64] != hashlib.sha256(raw).hexdigest().encode():
+        raise DataError(path, f"is not the one that {DIGEST} was written for: one of the two is damaged")
     try:
-        raw = path.read_bytes()
-        content = json.loads(raw)
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(path, f"cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise DataError(path, f"holds a JSON {type(content).__name__}, not an object")
-    version = content.get("format_version")
-    if version != FORMAT_VERSION:
-        raise DataError(path, f"is of format version {version!r}; this program reads {FORMAT_VERSION}")
-    try:
-        expected = (directory / DIGEST).read_text(encoding="utf-8").split()
-    except (OSError, ValueError) as error:
-        raise DataError(directory / DIGEST, f"cannot be read ({error})") from error
-    if expected != [hashlib.sha256(raw).hexdigest(), MANIFEST]:
-        raise DataError(path, f"is not the one that {DIGEST} was written for")
-    try:
+        content = strict_json(raw)
+        if not isinstance(content, dict):
+            raise ValueError(f"a JSON {type(content).__name__} instead of an object")
+        version = content.get("format_version")
+        if version != FORMAT_VERSION:
+            raise DataError(path, f"is of format version {str(version)[:60]}; this program reads {FORMAT_VERSION}")
         return _manifest(content)
+    except DataError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(path, f"is no checkpoint manifest ({error})") from error
 
@@ -146,7 +149,7 @@ def _manifest(content: Mapping[str, Any]) -> Manifest:
     known = _fields(Manifest, content)
     for name, kind in typing.get_type_hints(Manifest).items():
         plain = typing.get_origin(kind) or kind
-        if type(known[name]) is not plain or (plain is int and known[name] < 0):
+        if type(known[name]) is not plain or (plain is int and not 0 <= known[name] < LIMIT):
             raise ValueError(f"{name} is {str(known[name])[:60]}")
     known["libraries"] = {_text(k): _text(v) for k, v in known["libraries"].items()}
     known["files"] = {_file_name(name): _file(entry) for name, entry in known["files"].items()}
@@ -157,46 +160,50 @@ def _manifest(content: Mapping[str, Any]) -> Manifest:
 def _fields(record: type, content: Any) -> dict[str, Any]:
     names = {f.name for f in fields(record)}
     if not isinstance(content, dict) or set(content) != names:
-        raise ValueError(f"an entry has {sorted(content)} where {sorted(names)} belong")
+        found = str(sorted(content) if isinstance(content, dict) else content)[:200]
+        raise ValueError(f"an entry has {found} where {sorted(names)} belong")
     return dict(content)
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no text")
+        raise ValueError(f"{str(value)[:60]} is no text")
     return value
 
 
 def _counts(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, list) or not all(type(n) is int and 0 <= n < 1 << 62 for n in values):
-        raise ValueError(f"{values!r} are no sizes")
+    if not isinstance(values, list) or not all(type(n) is int and 0 <= n < LIMIT for n in values):
+        raise ValueError(f"{str(values)[:60]} are no sizes")
     return tuple(values)
 
 
 def _file_name(name: Any) -> str:
     if not FILE_NAME.fullmatch(_text(name)):
-        raise ValueError(f"{name!r} is no bare file name")
+        raise ValueError(f"{name[:60]!r} is no bare file name")
     return name
 
 
 def _file(entry: Any) -> StoredFile:
     known = _fields(StoredFile, entry)
     if not re.fullmatch(r"[0-9a-f]{64}", _text(known["sha256"])):
-        raise ValueError(f"{known['sha256']!r} is no SHA-256")
+        raise ValueError(f"{known['sha256'][:80]!r} is no SHA-256")
     return StoredFile(_counts([known["size"]])[0], known["sha256"])
 
 
 def _tensor(name: str, entry: Any, files: Mapping[str, StoredFile]) -> StoredTensor:
     known = _fields(StoredTensor, entry)
-    if known["dtype"] not in ITEM_BYTES:
-        raise ValueError(f"{name}: dtype {known['dtype']!r} is none of {', '.join(ITEM_BYTES)}")
+    if _text(known["dtype"]) not in ITEM_BYTES:
+        raise ValueError(f"{name[:200]}: dtype {known['dtype'][:60]!r} is none of {', '.join(ITEM_BYTES)}")
     shape = _counts(known["shape"])
     pieces: list[StoredPiece] = []
     for piece in _each(known["pieces"]):
         part = _fields(StoredPiece, piece)
         if _file_name(part["file"]) not in files:
-            raise ValueError(f"{name}: {part['file']} is not among the files")
-        box = tuple((start, stop) for start, stop in map(_counts, _each(part["box"])))
+            raise ValueError(f"{name[:200]}: {part['file']} is not among the files")
+        ends = [_counts(pair) for pair in _each(part["box"])]
+        if any(len(pair) != 2 for pair in ends):
+            raise ValueError(f"{name[:200]}: {str(part['box'])[:60]} is no box")
+        box = tuple((start, stop) for start, stop in ends)
         pieces.append(StoredPiece(box, part["file"], _text(part["key"])))
     return StoredTensor(shape, known["dtype"], tuple(pieces))
 

@@ -1,9 +1,8 @@
 """Safetensors files a piece at a time: written and hashed as they stream by, read box by box.
 
 The library reads and writes whole files; a resharder has one tensor in memory, and a hash that costs a second pass
-over a terabyte is one that gets turned off. So the format (8 bytes of header length, a JSON header, the items in order)
-is written and read here, in bytes; files from here open with the library, and the other way round.
-Source of the format: https://github.com/huggingface/safetensors.
+over a terabyte is one that gets turned off. So the format (see header.py) is written and read here, in bytes; files
+from here open with the library, and the other way round.
 
 Items are numpy unsigned integers of the dtype's size (numpy has no bfloat16): only whole items are moved.
 """
@@ -11,20 +10,19 @@ Items are numpy unsigned integers of the dtype's size (numpy has no bfloat16): o
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from altup_moe.checkpoint.boxes import box_shape
+from altup_moe.checkpoint.boxes import box_shape, inside
+from altup_moe.checkpoint.header import Entry, header_bytes, read_header
 from altup_moe.checkpoint.manifest import ITEM_BYTES, StoredFile
+from altup_moe.checkpoint.plain import open_plain, start_flush
 from altup_moe.config import DataError
 from altup_moe.parallel.names import Box
 
@@ -32,22 +30,10 @@ CARRIERS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 """Item size -> what stands for the items."""
 BAND_BYTES = 1 << 24
 """Rows read at a time where a box is narrower than its tensor."""
-MAX_HEADER = 100_000_000
-"""Bytes; the library's limit as well."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor of a file, as its header has it. ``offset``: bytes from the file's start."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of its items."""
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+HASH_BLOCK = 1 << 20
+"""Bytes hashed at a time: they stay in the core's cache."""
+FLUSH_BYTES = 1 << 24
+"""Written bytes that the disk is asked to start on, so that the flush at the end has less to wait for."""
 
 
 def carrier(dtype: str) -> Any:
@@ -56,10 +42,13 @@ def carrier(dtype: str) -> Any:
 
 
 class ShardWriter:
-    """Writes one file: declare every tensor, then hand each over in that order. Hashing runs beside writing.
+    """Writes one file: declare every tensor, then hand each over in that order.
+
+    A block is hashed and written while the core's cache holds it, and the disk starts on it at once. To use more
+    cores write several files at a time: handing small pieces to a second thread costs more than it gains.
 
     Raises:
-        OSError: from the file system, a full disk above all.
+        OSError: from the file system, a full disk above all. ValueError: a key is declared twice.
     """
 
     def __init__(
@@ -68,20 +57,15 @@ class ShardWriter:
         entries: Iterable[tuple[str, str, tuple[int, ...]]],
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
-        offset = 0
-        self._sizes: list[int] = []
-        for key, dtype, shape in entries:
-            size = math.prod(shape) * ITEM_BYTES[dtype]
-            header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
-            offset += size
-            self._sizes.append(size)
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        self._hash, self._written, self._next = hashlib.sha256(), 0, 0
+        header, self._sizes = header_bytes(entries, metadata)
+        self._hash, self._next = hashlib.sha256(), 0
+        self._written = self._begun = 0
         self._file = path.open("xb", buffering=0)
-        self._hasher = ThreadPoolExecutor(1)
-        self._put(memoryview(len(text).to_bytes(8, "little") + text))
+        try:
+            self._put(memoryview(header))
+        except BaseException:
+            self.abandon()
+            raise
 
     def write(self, items: np.ndarray) -> None:
         """The next tensor's items; the array may be reused afterwards."""
@@ -101,20 +85,23 @@ class ShardWriter:
 
     def abandon(self) -> None:
         """Close without flushing; the file is the caller's to remove."""
-        self._hasher.shutdown()
         self._file.close()
 
     def _put(self, data: memoryview) -> None:
-        hashed = self._hasher.submit(self._hash.update, data)
-        rest = data
-        while rest:
-            rest = rest[self._file.write(rest) :]
-        hashed.result()
-        self._written += len(data)
+        for start in range(0, len(data), HASH_BLOCK):
+            block = data[start : start + HASH_BLOCK]
+            self._hash.update(block)
+            while block:
+                count = self._file.write(block)
+                self._written += count
+                block = block[count:]
+        if self._written - self._begun >= FLUSH_BYTES:
+            start_flush(self._file.fileno(), self._begun, self._written - self._begun)
+            self._begun = self._written
 
 
 class ShardReader:
-    """One open file and its checked header.
+    """One open file and its checked header. Safe to read from several threads.
 
     Raises:
         DataError: no regular file, or its header is not a safetensors header that fits the file's size.
@@ -122,15 +109,16 @@ class ShardReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._file = open_plain(path)
         try:
-            self._file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        except OSError as error:
-            raise DataError(path, f"cannot be opened ({error.strerror})") from error
-        try:
-            self.entries = _header(self._file)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            self.entries: dict[str, Entry] = read_header(self._file)
+        except BaseException as error:
             os.close(self._file)
-            raise DataError(path, f"is no safetensors file ({error})") from error
+            if isinstance(error, OSError):
+                raise DataError(path, f"cannot be read ({error.strerror})") from error
+            if isinstance(error, ValueError):
+                raise DataError(path, f"is no safetensors file ({error})") from error
+            raise
 
     def __enter__(self) -> ShardReader:
         return self
@@ -140,26 +128,27 @@ class ShardReader:
     ) -> None:
         os.close(self._file)
 
+    def sha256(self) -> str:
+        """Hex SHA-256 of the open file's bytes: of those that `read_into` gives, whatever its name now stands for."""
+        digest, block, offset = hashlib.sha256(), np.empty(HASH_BLOCK, np.uint8), 0
+        while count := self._preadv(block.data, offset):
+            digest.update(block.data[:count])
+            offset += count
+        return digest.hexdigest()
+
     def read_into(self, key: str, box: Box, out: np.ndarray) -> None:
-        """Copy a box of a tensor into `out` (same shape; strides are its own)."""
+        """Copy a box of a tensor into `out`: of the box's shape, items of the dtype's size; strides are its own.
+
+        Raises:
+            ValueError: the box does not lie in the tensor, or `out` is another array. DataError: the file is cut.
+        """
         entry = self.entries[key]
-        item = out.dtype.itemsize
-        if not out.size:
-            return
-        full_below = all(ends == (0, n) for ends, n in zip(box[1:], entry.shape[1:], strict=True))
-        row = math.prod(entry.shape[1:]) * item
-        first, last = box[0] if box else (0, 1)
-        if full_below and out.flags.c_contiguous:
-            self._read(entry.offset + first * row, out)
-            return
-        # A band of whole rows at a time; what is outside the box is read and dropped.
-        step = max(1, BAND_BYTES // row)
-        band = np.empty((min(step, last - first), *entry.shape[1:]), out.dtype)
-        columns = tuple(slice(start, stop) for start, stop in box[1:])
-        for start in range(first, last, step):
-            rows = band[: min(step, last - start)]
-            self._read(entry.offset + start * row, rows)
-            out[start - first : start - first + len(rows)] = rows[(slice(None), *columns)]
+        if not inside(box, entry.shape):
+            raise ValueError(f"{key} has the shape {entry.shape}, which has no {box}")
+        if out.shape != box_shape(box) or out.dtype.itemsize != ITEM_BYTES[entry.dtype]:
+            raise ValueError(f"{out.dtype} {out.shape} cannot take {box} of {key} ({entry.dtype})")
+        if out.size:
+            self._copy(entry.offset, entry.shape, box, out)
 
     def read(self, key: str, box: Box) -> np.ndarray:
         """A box of a tensor, in an array of its own."""
@@ -167,34 +156,37 @@ class ShardReader:
         self.read_into(key, box, out)
         return out
 
+    def _copy(self, offset: int, shape: tuple[int, ...], box: Box, out: np.ndarray) -> None:
+        full_below = all(ends == (0, n) for ends, n in zip(box[1:], shape[1:], strict=True))
+        row = math.prod(shape[1:]) * out.dtype.itemsize
+        first, last = box[0] if box else (0, 1)
+        if full_below and out.flags.c_contiguous:
+            self._read(offset + first * row, out)
+            return
+        if row > BAND_BYTES and len(box) > 1:
+            # Even one row is too much to hold: go into each.
+            for place, start in enumerate(range(first, last)):
+                self._copy(offset + start * row, shape[1:], box[1:], out[place])
+            return
+        # A band of whole rows at a time; what is outside the box is read and dropped.
+        step = max(1, BAND_BYTES // row)
+        band = np.empty((min(step, last - first), *shape[1:]), out.dtype)
+        columns = tuple(slice(start, stop) for start, stop in box[1:])
+        for start in range(first, last, step):
+            rows = band[: min(step, last - start)]
+            self._read(offset + start * row, rows)
+            out[start - first : start - first + len(rows)] = rows[(slice(None), *columns)]
+
     def _read(self, offset: int, out: np.ndarray) -> None:
         rest = out.reshape(-1).view(np.uint8).data
         while rest:
-            count = os.preadv(self._file, [rest], offset)
+            count = self._preadv(rest, offset)
             if count == 0:
                 raise DataError(self.path, "ends before its tensors do")
             rest, offset = rest[count:], offset + count
 
-
-def _header(file: int) -> dict[str, Entry]:
-    size = os.fstat(file).st_size
-    length = int.from_bytes(os.pread(file, 8, 0), "little")
-    if not 2 <= length <= min(MAX_HEADER, size - 8):
-        raise ValueError(f"its header would have {length} bytes")
-    content = json.loads(os.pread(file, length, 8))
-    if not isinstance(content, dict):
-        raise ValueError("its header is no JSON object")
-    content.pop("__metadata__", None)
-    start, entries = 8 + length, {}
-    end = start
-    for key, value in sorted(content.items(), key=lambda item: item[1]["data_offsets"]):
-        entry = Entry(value["dtype"], tuple(value["shape"]), start + value["data_offsets"][0])
-        if not all(type(n) is int and n >= 0 for n in entry.shape):
-            raise ValueError(f"{key} has the shape {entry.shape}")
-        if entry.offset != end or start + value["data_offsets"][1] != end + entry.bytes:
-            raise ValueError(f"{key} does not follow the tensor before it")
-        end += entry.bytes
-        entries[key] = entry
-    if end != size:
-        raise ValueError(f"its tensors end at byte {end} of {size}")
-    return entries
+    def _preadv(self, out: memoryview, offset: int) -> int:
+        try:
+            return os.preadv(self._file, [out], offset)
+        except OSError as error:
+            raise DataError(self.path, f"cannot be read ({error.strerror})") from error

@@ -14,16 +14,17 @@ from types import TracebackType
 
 import numpy as np
 
-from altup_moe.checkpoint.boxes import box_shape, meet, uncovered, whole, within
-from altup_moe.checkpoint.manifest import DIGEST, MANIFEST, Manifest, StoredTensor, read_manifest
+from altup_moe.checkpoint.boxes import box_shape, inside, meet, uncovered, whole, within
+from altup_moe.checkpoint.manifest import DIGEST, MANIFEST, OPTIMIZER_KINDS, Manifest, StoredTensor, read_manifest
 from altup_moe.checkpoint.shards import ShardReader, carrier
-from altup_moe.config import DataError, RunConfig
-from altup_moe.config.files import sha256_file
+from altup_moe.config import DataError, RunConfig, UserError
 from altup_moe.config.load import from_dict
 from altup_moe.parallel.names import Box, global_shapes, is_buffer
 
 HALF = ("BF16", "F16")
 """Dtypes of weights that the optimizer keeps an fp32 copy of."""
+KINDS = ("weights/", *OPTIMIZER_KINDS, "rng/")
+"""How the names of stored tensors begin."""
 
 
 class Checkpoint:
@@ -37,7 +38,10 @@ class Checkpoint:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.manifest: Manifest = read_manifest(directory)
-        self.config: RunConfig = from_dict(self.manifest.config)
+        try:
+            self.config: RunConfig = from_dict(self.manifest.config)
+        except UserError as error:
+            raise DataError(directory / MANIFEST, f"its configuration is of no run ({error})") from error
         _check_files(directory, self.manifest)
         self._readers: dict[str, ShardReader] = {}
         try:
@@ -70,20 +74,41 @@ class Checkpoint:
             DataError: the first file, in the manifest's order, whose bytes are not those that were written.
         """
         names = list(self.manifest.files if files is None else files)
-        with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
-            for name, digest in zip(names, pool.map(self._digest, names), strict=True):
+        pool = ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1))
+        try:
+            digests = pool.map(lambda name: self._readers[name].sha256(), names)
+            for name, digest in zip(names, digests, strict=True):
                 if digest != self.manifest.files[name].sha256:
                     raise DataError(self.directory / name, "its bytes are not those that were saved (SHA-256 differs)")
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def read_into(self, name: str, box: Box, out: np.ndarray) -> None:
-        """A box of a stored tensor into `out`: an array of the box's shape of `carrier` items."""
-        for piece in self.manifest.tensors[name].pieces:
+        """A box of a stored tensor into `out`: an array of the box's shape of `carrier` items.
+
+        Safe to call from several threads.
+
+        Raises:
+            ValueError: the box does not lie in the tensor, or `out` is another array.
+        """
+        stored = self.manifest.tensors[name]
+        if not inside(box, stored.shape):
+            raise ValueError(f"{name} has the shape {stored.shape}, which has no {box}")
+        if out.shape != box_shape(box):
+            raise ValueError(f"an array of {out.shape} cannot take {box} of {name}")
+        for piece in stored.pieces:
             common = meet(piece.box, box)
             if common is not None:
                 target = tuple(slice(a, b) for a, b in within(common, box))
                 # A scalar's slice would be a copy, not a view.
                 part = out[target] if target else out
                 self._readers[piece.file].read_into(piece.key, within(common, piece.box), part)
+
+    def read_all(self, wanted: Iterable[tuple[str, Box, np.ndarray]], threads: int | None = None) -> None:
+        """Many boxes, each as `read_into`, on several threads; the arrays do not share memory."""
+        with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
+            for _ in pool.map(lambda each: self.read_into(*each), wanted):
+                pass
 
     def read(self, name: str, box: Box | None = None) -> np.ndarray:
         """A box of a stored tensor (None: all of it) as a new array of `carrier` items."""
@@ -92,12 +117,6 @@ class Checkpoint:
         out = np.empty(box_shape(box), carrier(stored.dtype))
         self.read_into(name, box, out)
         return out
-
-    def _digest(self, name: str) -> str:
-        try:
-            return sha256_file(self.directory / name)
-        except OSError as error:
-            raise DataError(self.directory / name, f"cannot be read ({error.strerror})") from error
 
     def _check_tensors(self) -> None:
         held = {(file, key) for file, reader in self._readers.items() for key in reader.entries}
@@ -140,22 +159,44 @@ def _check_files(directory: Path, manifest: Manifest) -> None:
 
 def _check_model(directory: Path, manifest: Manifest, config: RunConfig) -> None:
     """The tensors are those of the manifest's configuration: all weights, and optimizer state for all or for none."""
-    shapes = global_shapes(config)
+    for name in manifest.tensors:
+        if not name.startswith(KINDS):
+            raise DataError(directory / MANIFEST, f"{name[:200]} is of no known kind ({', '.join(KINDS)})")
+    shapes = _model_shapes(directory, manifest, config)
     trained = {name: shape for name, shape in shapes.items() if not is_buffer(name)}
     weights = manifest.of_kind("weights")
-    _same(directory, "weights", weights, shapes)
+    _same(directory, "weights", weights, shapes, ("F32", *HALF))
     if manifest.has_optimizer:
-        _same(directory, "exp_avg", manifest.of_kind("exp_avg"), trained)
-        _same(directory, "exp_avg_sq", manifest.of_kind("exp_avg_sq"), trained)
         halves = {name: shape for name, shape in trained.items() if weights[name].dtype in HALF}
-        _same(directory, "main", manifest.of_kind("main"), halves)
-    known = ("weights/", "exp_avg/", "exp_avg_sq/", "main/", "rng/")
-    for name in manifest.tensors:
-        if not name.startswith(known):
-            raise DataError(directory / MANIFEST, f"{name} is of no known kind ({', '.join(known)})")
+        for kind, expected in (("exp_avg", trained), ("exp_avg_sq", trained), ("main", halves)):
+            _same(directory, kind, manifest.of_kind(kind), expected, ("F32",))
 
 
-def _same(directory: Path, kind: str, stored: dict[str, StoredTensor], expected: dict[str, tuple[int, ...]]) -> None:
+def _model_shapes(directory: Path, manifest: Manifest, config: RunConfig) -> dict[str, tuple[int, ...]]:
+    """The model's tensors. What could not be true of a file of this length is refused before it is counted out."""
+    m, tensors = config.model, manifest.tensors
+    rows = max((size for stored in tensors.values() for size in stored.shape), default=0)
+    limits = (
+        ("model.num_layers", m.num_layers, len(tensors)),
+        ("moe.num_experts", config.moe.num_experts, len(tensors)),
+        ("model.num_query_groups", m.num_query_groups, rows),
+    )
+    for key, value, most in limits:
+        if value > most:
+            raise DataError(directory / MANIFEST, f"its configuration has {key} {value}; its tensors are too few")
+    try:
+        return global_shapes(config)
+    except (ArithmeticError, KeyError, ValueError) as error:
+        raise DataError(directory / MANIFEST, f"its configuration is of no model ({error})") from error
+
+
+def _same(
+    directory: Path,
+    kind: str,
+    stored: dict[str, StoredTensor],
+    expected: dict[str, tuple[int, ...]],
+    dtypes: tuple[str, ...],
+) -> None:
     for what, names in (("lacks", expected.keys() - stored.keys()), ("has", stored.keys() - expected.keys())):
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
@@ -164,4 +205,7 @@ def _same(directory: Path, kind: str, stored: dict[str, StoredTensor], expected:
     for name, shape in expected.items():
         if stored[name].shape != shape:
             problem = f"{kind}/{name} is {list(stored[name].shape)}; the model of its configuration has {list(shape)}"
+            raise DataError(directory / MANIFEST, problem)
+        if stored[name].dtype not in dtypes:
+            problem = f"{kind}/{name} is {stored[name].dtype}; it can be {' or '.join(dtypes)}"
             raise DataError(directory / MANIFEST, problem)

@@ -18,12 +18,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from altup_moe.checkpoint.manifest import MANIFEST, Manifest, write_manifest
+from altup_moe.checkpoint.plain import read_plain
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.config import DataError, UserError
 from altup_moe.config.files import fsync, write_text
 
 LATEST = "latest"
-_NAME = re.compile(r"step_\d{8,}")
+_NAME = re.compile(r"step_[0-9]{8,}")
+_ASIDE = ".replaced"
+"""Ends the name of a directory that another took the place of, or that is being removed."""
 
 
 def checkpoints_dir(run_dir: str | Path) -> Path:
@@ -46,18 +49,22 @@ def latest(run_dir: str | Path) -> Path | None:
     """The checkpoint to go on from: the one `latest` names; None before the first save.
 
     Raises:
-        DataError: `latest` names something that is not a checkpoint of this directory.
+        DataError: `latest` is damaged, or names something that is not a checkpoint of this directory.
     """
-    root = checkpoints_dir(run_dir)
+    return _pointed(checkpoints_dir(run_dir))
+
+
+def _pointed(root: Path) -> Path | None:
     pointer = root / LATEST
-    if not pointer.is_file():
+    if not os.path.lexists(pointer):
         # A first save that was killed between its last two steps.
         return next(reversed(complete(root)), None)
-    name = pointer.read_text(encoding="utf-8", errors="replace").strip()
-    directory = root / name
-    if not _NAME.fullmatch(name) or not (directory / MANIFEST).is_file():
-        raise DataError(pointer, f"names {name[:40]!r}, which is no complete checkpoint in {root}")
-    return directory
+    name = read_plain(pointer).decode("utf-8", errors="replace").strip()
+    # Aside: a save that replaces the latest was killed between its two renames.
+    for directory in (root / name, root / f"{name}{_ASIDE}"):
+        if _NAME.fullmatch(name) and (directory / MANIFEST).is_file():
+            return directory
+    raise DataError(pointer, f"names {name[:40]!r}, which is no complete checkpoint in {root}")
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -88,20 +95,28 @@ def publish(partial: Path, manifest: Manifest) -> Path:
     Returns:
         Its directory.
     Raises:
-        DataError: a file on the disk is not what the manifest says. OSError: the disk is full.
+        DataError: a file on the disk is not what the manifest says. OSError: the disk is full. After either, and
+        after a kill at any moment, `latest` gives a complete checkpoint: this one or the one before.
     """
     root, final = partial.parent, partial.with_suffix("")
+    aside = root / f"{final.name}{_ASIDE}"
     write_manifest(partial, manifest)
     Checkpoint(partial).close()
     fsync(partial)
-    if final.exists():
-        # One that was renamed but never became the latest, or that `fallback` went behind.
-        aside = root / f"{final.name}.replaced"
+    replaces = final.exists()
+    if replaces:
+        # One that was renamed but never became the latest, that `fallback` went behind, or a step saved twice.
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(final, aside)
-    os.rename(partial, final)
+    try:
+        os.rename(partial, final)
+    except OSError:
+        if replaces:
+            os.rename(aside, final)
+        raise
     fsync(root)
     move_latest(root, final.name)
+    shutil.rmtree(aside, ignore_errors=True)
     return final
 
 
@@ -125,12 +140,17 @@ def prune(root: Path, keep: int, keep_every: int | None = None) -> None:
 
     What killed saves left goes too, so no save may be under way.
     """
-    found = complete(root)
-    pointed = latest(root.parent)
+    found, pointed = complete(root), _pointed(root)
     for path in found[: max(0, len(found) - keep)]:
         step = int(path.name.removeprefix("step_"))
         if path != pointed and not (keep_every and step % keep_every == 0):
-            shutil.rmtree(path)
-    for ending in ("partial", "replaced"):
-        for path in root.glob(f"step_*.{ending}"):
-            shutil.rmtree(path)
+            # Renamed first: one of which half the files are gone must not look complete.
+            aside = root / f"{path.name}{_ASIDE}"
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(path, aside)
+    for ending in (".partial", _ASIDE):
+        for path in root.glob(f"step_*{ending}"):
+            if path != pointed:
+                shutil.rmtree(path)
+    for path in root.glob(f".{LATEST}.*"):
+        path.unlink()

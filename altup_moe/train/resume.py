@@ -12,6 +12,7 @@ from altup_moe.checkpoint.manifest import Manifest
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import checkpoints_dir, complete, find_checkpoint, latest, set_aside
 from altup_moe.config import ConfigError, DataError, RunConfig
+from altup_moe.config.load import from_dict
 from altup_moe.parallel.agree import first_problem
 from altup_moe.parallel.topology import Topology
 
@@ -157,10 +158,11 @@ def _split(problem: str) -> tuple[str, str]:
 
 
 def _check(config: RunConfig, manifest: Manifest, directory: Path, same: dict[str, Any], instead: str) -> None:
-    current = config.to_dict()
+    # What was written before a field existed has its default.
+    current, written = config.to_dict(), from_dict(manifest.config).to_dict()
     for section, exempt in same.items():
         for key, value in current[section].items():
-            stored = manifest.config.get(section, {}).get(key)
+            stored = written[section][key]
             if key not in (exempt or ()) and stored != value:
                 fits = f"{directory} was written with {stored!r}; {instead}"
                 raise ConfigError(f"{section}.{key}", value, fits)

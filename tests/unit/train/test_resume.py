@@ -128,6 +128,17 @@ def test_another_configuration_in_the_manifest_is_refused(config: RunConfig) -> 
         find_resume_point(config)
 
 
+def test_a_checkpoint_from_before_a_field_existed_has_its_default(config: RunConfig) -> None:
+    directory = checkpoints_dir(config.log.run_dir) / "step_00000020"
+    with Checkpoint(directory) as checkpoint:
+        manifest = checkpoint.manifest
+    del manifest.config["model"]["qk_layernorm"]
+    write_manifest(directory, manifest)
+    assert find_resume_point(config) is not None
+    with pytest.raises(ConfigError, match=r"model\.qk_layernorm|lacks weights"):
+        find_resume_point(replace(config, model=replace(config.model, qk_layernorm=True)))
+
+
 def damage(config: RunConfig, step: int, what: str) -> None:
     directory = checkpoints_dir(config.log.run_dir) / f"step_{step:08d}"
     file = directory / (MANIFEST if what == "manifest" else "rank_00000_000.safetensors")

@@ -1,0 +1,101 @@
+"""The header of a safetensors file: what it holds and where. Written and strictly read.
+
+8 bytes of length (little endian), a JSON object key -> {dtype, shape, data_offsets}, then the items in order, without
+gaps. Source of the format: https://github.com/huggingface/safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from altup_moe.checkpoint.manifest import ITEM_BYTES
+from altup_moe.checkpoint.plain import strict_json
+
+MAX_HEADER = 100_000_000
+"""Bytes; the library's limit as well."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file, as its header has it. ``offset``: bytes from the file's start."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its items."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+def header_bytes(
+    entries: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, list[int]]:
+    """The header of a file of these (key, dtype, shape) in order, and the bytes of each one's items.
+
+    Raises:
+        ValueError: a key stands twice, or the library could not read so long a header.
+    """
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    sizes, offset = [], 0
+    for key, dtype, shape in entries:
+        if key in header:
+            raise ValueError(f"a file would hold {key} twice")
+        size = math.prod(shape) * ITEM_BYTES[dtype]
+        header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+        sizes.append(size)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER:
+        raise ValueError(f"a header of {len(text)} bytes is too long ({MAX_HEADER}); use more files")
+    return len(text).to_bytes(8, "little") + text, sizes
+
+
+def read_header(file: int) -> dict[str, Entry]:
+    """Entries of an open file by key, in the order of their items.
+
+    Raises:
+        ValueError: no safetensors header, or one that does not fit the file's size. OSError: it cannot be read.
+    """
+    size = os.fstat(file).st_size
+    length = int.from_bytes(os.pread(file, 8, 0), "little")
+    if not 2 <= length <= min(MAX_HEADER, size - 8):
+        raise ValueError(f"its header would have {length} bytes")
+    content = strict_json(os.pread(file, length, 8))
+    if not isinstance(content, dict):
+        raise ValueError("its header is no JSON object")
+    content.pop("__metadata__", None)
+    spans = {key: _span(key, value) for key, value in content.items()}
+    end = start = 8 + length
+    entries: dict[str, Entry] = {}
+    for key, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
+        entry = Entry(content[key]["dtype"], tuple(content[key]["shape"]), start + first)
+        if entry.offset != end or start + last != end + entry.bytes:
+            raise ValueError(f"{key[:200]} does not follow the tensor before it")
+        end += entry.bytes
+        entries[key] = entry
+    if end != size:
+        raise ValueError(f"its tensors end at byte {end} of {size}")
+    return entries
+
+
+def _span(key: str, value: Any) -> tuple[int, int]:
+    """First and last byte (relative) that an entry of the JSON claims, once its fields are of the right types."""
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"the entry of {key[:200]} is not dtype, shape and data_offsets")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise ValueError(f"{key[:200]} has the dtype {str(dtype)[:60]!r}")
+    for what, numbers in (("shape", shape), ("offsets", offsets)):
+        if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
+            raise ValueError(f"{key[:200]} has the {what} {str(numbers)[:60]}")
+    if len(offsets) != 2:
+        raise ValueError(f"{key[:200]} has the offsets {str(offsets)[:60]}")
+    return offsets[0], offsets[1]

@@ -1,0 +1,86 @@
+"""Files that somebody else may have touched: opened only if they are plain files, JSON taken only if it is strict."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+from altup_moe.config import DataError
+
+_SYNC_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform == "linux" else None
+
+
+def open_plain(path: Path) -> int:
+    """A read-only descriptor of a regular file; never waits, never follows a link in the file's own place.
+
+    Raises:
+        DataError: there is none, or it is something else.
+    """
+    try:
+        # Opening a FIFO would wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        problem = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be opened ({error.strerror})"
+        raise DataError(path, problem) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DataError(path, "is no plain file")
+    return descriptor
+
+
+def read_plain(path: Path) -> bytes:
+    """All of a small regular file.
+
+    Raises:
+        DataError: as `open_plain`, or it cannot be read.
+    """
+    with os.fdopen(open_plain(path), "rb") as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise DataError(path, f"cannot be read ({error.strerror})") from error
+
+
+def start_flush(descriptor: int, offset: int, count: int) -> None:
+    """Ask the disk to begin writing a range; waits for nothing, promises nothing (Linux only)."""
+    if _SYNC_RANGE is not None:
+        _SYNC_RANGE(descriptor, ctypes.c_int64(offset), ctypes.c_int64(count), ctypes.c_uint(2))
+
+
+def strict_json(raw: bytes) -> Any:
+    """A JSON value. Unlike `json.loads`: UTF-8 only, no key twice in an object, no NaN and no infinity.
+
+    Raises:
+        ValueError: it is not that, or nested too deeply.
+    """
+    try:
+        return json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)[:60]!r} stands twice in an object")
+    return content
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:60]} is too large a number")
+    return number

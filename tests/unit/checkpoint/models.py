@@ -1,0 +1,101 @@
+"""Small whole checkpoints for tests: a two-layer MoE with wide stream, weights in bf16 or fp32, Adam's moments."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from altup_moe.checkpoint.boxes import box_shape, whole
+from altup_moe.checkpoint.manifest import Manifest, Reader
+from altup_moe.checkpoint.shards import carrier
+from altup_moe.checkpoint.write import Form, Part, Plan, cut_files, write_checkpoint
+from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig
+from altup_moe.parallel.names import Box, global_shapes
+
+MODEL = ModelConfig(
+    num_layers=2,
+    hidden_size=8,
+    ffn_hidden_size=12,
+    num_attention_heads=2,
+    num_query_groups=1,
+    seq_length=8,
+    vocab_size=16,
+)
+CONFIG = RunConfig(
+    model=MODEL, altup=AltUpConfig(width=2), moe=MoEConfig(num_experts=3, layer_freq=2, top_k=2, ffn_hidden_size=4)
+)
+COEFFICIENT = ".altup."
+
+
+def forms_of(config: RunConfig = CONFIG, weights: str = "BF16", optimizer: bool = True) -> dict[str, Form]:
+    """Every stored tensor of a run's model; coefficients are fp32 whatever the weights are."""
+    forms = {}
+    for name, shape in global_shapes(config).items():
+        dtype = "F32" if COEFFICIENT in name else weights
+        forms[f"weights/{name}"] = Form(shape, dtype)
+        kinds = ("exp_avg", "exp_avg_sq", *(("main",) if dtype != "F32" else ())) if optimizer else ()
+        forms |= {f"{kind}/{name}": Form(shape, "F32") for kind in kinds}
+    forms["rng/0/cpu"] = Form((40,), "U8")
+    return forms
+
+
+def values_of(forms: Mapping[str, Form], seed: int = 0) -> dict[str, np.ndarray]:
+    """Random items of every tensor; a name's do not depend on the others."""
+    values = {}
+    for name, form in forms.items():
+        draw = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        kind = carrier(form.dtype)
+        values[name] = draw.integers(0, np.iinfo(kind).max, form.shape, kind, endpoint=True)
+    return values
+
+
+def head_of(step: int = 3, config: RunConfig = CONFIG) -> Manifest:
+    """A manifest without files and tensors."""
+    return Manifest(
+        step=step,
+        consumed_samples=8 * step,
+        skipped_steps=0,
+        optimizer_steps=step,
+        scheduler_steps=8 * step,
+        world_size=1,
+        data_fingerprint="abc",
+        config=config.to_dict(),
+        libraries={"torch": "2"},
+    )
+
+
+def two_ranks(forms: Mapping[str, Form], limit: int = 4096) -> Plan:
+    """Weights of rank 0 whole; what the optimizer holds in halves of rows on two ranks."""
+    plan: dict[int, list[Part]] = {0: [], 1: []}
+    for name, form in forms.items():
+        half = form.shape[0] // 2
+        if name.startswith(("weights/", "rng/")) or not half:
+            plan[0].append(Part(name, whole(form.shape)))
+            continue
+        for rank, rows in enumerate(((0, half), (half, form.shape[0]))):
+            plan[rank].append(Part(name, (rows, *whole(form.shape[1:]))))
+    return {file: held for rank, parts in plan.items() for file, held in cut_files(rank, parts, forms, limit).items()}
+
+
+def reader_of(values: Mapping[str, np.ndarray]) -> Reader:
+    """What `write_checkpoint` reads from."""
+
+    def read(name: str, box: Box) -> np.ndarray:
+        return np.ascontiguousarray(values[name][tuple(slice(a, b) for a, b in box)]).reshape(box_shape(box))
+
+    return read
+
+
+def save(root: Path, step: int = 3, seed: int = 0, **form: object) -> Path:
+    """A whole checkpoint in several files."""
+    forms = forms_of(**form)  # type: ignore[arg-type]
+    return write_checkpoint(root, head_of(step), forms, two_ranks(forms), reader_of(values_of(forms, seed)))
+
+
+def with_model(**changes: object) -> RunConfig:
+    """CONFIG with other values of its model section."""
+    return replace(CONFIG, model=replace(MODEL, **changes))  # type: ignore[arg-type]

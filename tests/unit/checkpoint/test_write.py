@@ -1,0 +1,126 @@
+"""What a rank writes is cut into files, one piece at a time, and every failure leaves nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from altup_moe.checkpoint.boxes import box_shape, whole
+from altup_moe.checkpoint.manifest import StoredFile, StoredPiece
+from altup_moe.checkpoint.shards import ShardReader
+from altup_moe.checkpoint.source import Checkpoint
+from altup_moe.checkpoint.store import LATEST, latest
+from altup_moe.checkpoint.write import (
+    Form,
+    Part,
+    cut_files,
+    stored_tensors,
+    whole_tensors,
+    write_checkpoint,
+    write_file,
+)
+from altup_moe.parallel.names import Box
+from tests.unit.checkpoint.models import forms_of, head_of, reader_of, two_ranks, values_of
+
+FORMS = {"a": Form((4, 2), "F32"), "b": Form((3,), "BF16"), "c": Form((), "U8"), "d": Form((0, 5), "F64")}
+
+
+def test_files_are_cut_after_the_limit() -> None:
+    parts = [Part(name, whole(form.shape)) for name, form in FORMS.items()]
+    plan = cut_files(3, parts, FORMS, limit=32)
+    assert list(plan) == ["rank_00003_000.safetensors", "rank_00003_001.safetensors"]
+    assert [[part.name for part in held] for held in plan.values()] == [["a"], ["b", "c", "d"]]
+    assert [len(held) for held in cut_files(0, parts, FORMS, limit=33).values()] == [2, 2]
+    assert list(cut_files(0, parts, FORMS)) == ["rank_00000_000.safetensors"]
+    assert cut_files(0, [], FORMS) == {}
+    assert [part for held in cut_files(0, parts, FORMS, limit=1).values() for part in held] == parts
+
+
+def test_a_file(tmp_path: Path) -> None:
+    values = values_of(FORMS)
+    parts = [Part("a", ((1, 3), (0, 2))), Part("a", ((0, 1), (0, 2))), *(Part(n, whole(FORMS[n].shape)) for n in "bcd")]
+    path = tmp_path / "x.safetensors"
+    stored = write_file(path, parts, FORMS, reader_of(values))
+    raw = path.read_bytes()
+    assert stored == StoredFile(len(raw), hashlib.sha256(raw).hexdigest())
+    with ShardReader(path) as reader:
+        assert list(reader.entries) == ["a[1:3,0:2]", "a[0:1,0:2]", "b", "c", "d"]
+        assert np.array_equal(reader.read("a[1:3,0:2]", ((0, 2), (0, 2))), values["a"][1:3])
+        assert np.array_equal(reader.read("c", ()), values["c"])
+
+
+def test_only_one_piece_is_held(tmp_path: Path) -> None:
+    """The reader may give the same buffer every time."""
+    form = {f"t{n}": Form((1000,), "U8") for n in range(20)}
+    buffer = np.zeros(1000, np.uint8)
+
+    def read(name: str, box: Box) -> np.ndarray:
+        buffer[:] = int(name[1:])
+        return buffer
+
+    write_file(tmp_path / "x", [Part(name, ((0, 1000),)) for name in form], form, read)
+    with ShardReader(tmp_path / "x") as reader:
+        assert [int(reader.read(name, ((0, 1000),)).sum()) for name in form] == [1000 * n for n in range(20)]
+
+
+def test_the_manifests_tensors() -> None:
+    plan = {"y": [Part("a", ((2, 4), (0, 2)))], "x": [Part("a", ((0, 2), (0, 2))), Part("c", ())]}
+    tensors = stored_tensors(plan, {name: FORMS[name] for name in "ca"})
+    assert list(tensors) == ["a", "c"]
+    assert tensors["a"].pieces == (
+        StoredPiece(((0, 2), (0, 2)), "x", "a[0:2,0:2]"),
+        StoredPiece(((2, 4), (0, 2)), "y", "a[2:4,0:2]"),
+    )
+
+
+def test_one_process_writes_everything_whole(tmp_path: Path) -> None:
+    forms = forms_of()
+    values = values_of(forms)
+    directory = write_checkpoint(tmp_path / "checkpoints", head_of(7), forms, whole_tensors(forms), reader_of(values))
+    assert directory == tmp_path / "checkpoints" / "step_00000007" == latest(tmp_path)
+    with Checkpoint(directory) as checkpoint:
+        checkpoint.verify()
+        assert (checkpoint.manifest.step, checkpoint.manifest.libraries) == (7, {"torch": "2"})
+        assert all(np.array_equal(checkpoint.read(name), value) for name, value in values.items())
+
+
+class Stop(BaseException):
+    """As Ctrl-C would be."""
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), MemoryError(), Stop()])
+@pytest.mark.parametrize("after", [0, 1, 30, 140])
+def test_a_source_that_fails(tmp_path: Path, failure: BaseException, after: int) -> None:
+    forms, calls = forms_of(), []
+    inner = reader_of(values_of(forms))
+
+    def read(name: str, box: Box) -> np.ndarray:
+        calls.append(name)
+        if len(calls) > after:
+            raise failure
+        return inner(name, box)
+
+    with pytest.raises(type(failure)):
+        write_checkpoint(tmp_path, head_of(), forms, two_ranks(forms), read)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_items_of_another_size(tmp_path: Path) -> None:
+    forms = forms_of()
+    with pytest.raises(AssertionError):
+        write_checkpoint(
+            tmp_path, head_of(), forms, two_ranks(forms), lambda name, box: np.zeros(box_shape(box), np.uint64)
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_that_leaves_something_out(tmp_path: Path) -> None:
+    forms = forms_of()
+    plan = whole_tensors(forms)
+    plan[next(iter(plan))].pop(3)
+    with pytest.raises(ValueError, match="elements are missing"):
+        write_checkpoint(tmp_path, head_of(), forms, plan, reader_of(values_of(forms)))
+    assert not (tmp_path / LATEST).exists()
