@@ -100,11 +100,11 @@ class _WeightGradient:
     """
 
     def __init__(self, weight: Any, counts: Sequence[int]) -> None:
-        main = getattr(weight, "main_grad", None)
+        main: Any = getattr(weight, "main_grad", None)
         self._fused = main is not None and main.dtype == weight.dtype and hasattr(weight, "grad_added_to_main_grad")
         # Autograd wants a gradient of the right shape all the same; these pages are never touched.
         self._handed = torch.empty_like(weight)
-        self._stacked = (main if self._fused else self._handed).view(len(counts), -1, weight.shape[1])
+        self._stacked: Tensor = (main if self._fused else self._handed).view(len(counts), -1, weight.shape[1])
         if self._fused:
             weight.grad_added_to_main_grad = True
         else:

@@ -36,6 +36,8 @@ class _NoGroup:
 class WindowedDispatcher(MoEAlltoAllTokenDispatcher):
     """Megatron's all-to-all dispatcher whose exchanges are started, then waited for."""
 
+    num_local_experts: int
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # The parent's phases keep their bookkeeping and exchange over nobody; the exchange itself is ours.
@@ -61,7 +63,7 @@ class WindowedDispatcher(MoEAlltoAllTokenDispatcher):
     @contextmanager
     def _in_order(self) -> Iterator[None]:
         """Rows that all come from this rank lie sorted by expert: there is nothing to sort, and nothing to copy."""
-        experts = self.num_local_experts
+        experts: int = self.num_local_experts
         if self.exchange_group.size() * self.tp_size == 1:
             self.num_local_experts = 1
         try:

@@ -113,13 +113,15 @@ def _ours(bench: ExpertsBench, name: str, topo: Topology) -> list[Contender]:
         for how in ("loop", "grouped_mm"):
             layer = _layer(bench, name, None, topo)
             layer.experts.how = how
-            ways.append(Contender(f"torch backend, {how}", layer, lambda x, layer=layer: layer(x)[0]))
+            ways.append(_contender(f"torch backend, {how}", layer))
         return ways
     capacities = {"": None, ", capacity 1": 1.0} if name == "deepspeed" else {"": None}
-    layers = {text: _layer(bench, name, capacity, topo) for text, capacity in capacities.items()}
-    return [
-        Contender(f"{name} backend{text}", layer, lambda x, layer=layer: layer(x)[0]) for text, layer in layers.items()
-    ]
+    return [_contender(f"{name} backend{text}", _layer(bench, name, c, topo)) for text, c in capacities.items()]
+
+
+def _contender(name: str, layer: Any) -> Contender:
+    # A layer also returns a bias: none.
+    return Contender(name, layer, lambda x: layer(x)[0])
 
 
 def _layer(bench: ExpertsBench, name: str, capacity: float | None, topo: Topology) -> Any:
