@@ -62,16 +62,6 @@ def test_any_box_over_any_partition(tmp_path_factory: pytest.TempPathFactory, da
             assert (large == 7).sum() >= large.size - volume(box)
 
 
-@pytest.mark.parametrize("threads", [1, 4, None])
-def test_many_at_once(good: Path, threads: int | None) -> None:
-    with Checkpoint(good) as checkpoint:
-        out = {name: np.empty_like(value) for name, value in VALUES.items()}
-        checkpoint.read_all(((name, whole(array.shape), array) for name, array in out.items()), threads)
-        assert all(np.array_equal(out[name], value) for name, value in VALUES.items())
-        with pytest.raises(ValueError, match=r"weights/model\.norm\.weight"):
-            checkpoint.read_all([("weights/model.norm.weight", ((0, 9),), np.empty(9, np.uint16))])
-
-
 def test_boxes_and_arrays_that_do_not_fit(good: Path) -> None:
     name = "weights/model.norm.weight"
     with Checkpoint(good) as checkpoint:
