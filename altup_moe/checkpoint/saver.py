@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +38,7 @@ SPARE_BYTES = 1 << 24
 
 
 THREADS = 2
-"""Files that a rank writes at a time, and tensors that it copies."""
+"""Files that a rank writes at a time, and tensors that it copies at a time."""
 
 
 class SaveError(UserError):
@@ -124,9 +125,7 @@ class Saver:
         self._all_succeed(head.step, self._prepare(head, division.bytes) if self.topology.is_first else None)
         wanted = {part: tensors[part].tensor for parts in division.mine.values() for part in parts}
         if self.config.asynchronous:
-            # Most tensors are too small for torch to copy one on several cores.
-            with ThreadPoolExecutor(THREADS) as pool:
-                wanted = dict(zip(wanted, pool.map(self._copy, wanted, wanted.values()), strict=True))
+            wanted = self._copied(wanted)
         # The thread is handed all it needs: by the time it runs, this save may already be waited for.
         outcome = _Outcome()
         thread = _run(_write, outcome, partial, division, wanted, self.topology.rank)
@@ -179,11 +178,15 @@ class Saver:
             saved = self.advance()
         return saved
 
-    def _copy(self, part: Part, tensor: Tensor) -> Tensor:
-        copy = self._copies.get(part)
-        if copy is None:
-            copy = self._copies[part] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-        return copy.copy_(tensor)
+    def _copied(self, tensors: Mapping[Part, Tensor]) -> dict[Part, Tensor]:
+        for part, tensor in tensors.items():
+            if part not in self._copies:
+                self._copies[part] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        copies = {part: self._copies[part] for part in tensors}
+        with ThreadPoolExecutor(THREADS) as pool:
+            for _ in pool.map(_copy_some, [(copies, tensors, first) for first in range(THREADS)]):
+                pass
+        return copies
 
     def _mine(self, held: Iterable[Held], streams: Mapping[str, Tensor]) -> dict[Part, Held]:
         tensors = {each.part: each for each in held}
@@ -237,6 +240,16 @@ def _run(work: Callable[..., None], *args: object) -> threading.Thread:
     thread = threading.Thread(target=work, args=args, name="checkpoint", daemon=True)
     thread.start()
     return thread
+
+
+def _copy_some(work: tuple[Mapping[Part, Tensor], Mapping[Part, Tensor], int]) -> None:
+    """Copy every THREADS-th tensor. By numpy on a CPU: torch would wake its own threads for each of them."""
+    copies, tensors, first = work
+    for part in list(tensors)[first::THREADS]:
+        if tensors[part].device.type == "cpu":
+            np.copyto(items(copies[part]), items(tensors[part]))
+        else:
+            copies[part].copy_(tensors[part])
 
 
 def _write(outcome: _Outcome, partial: Path, division: _Division, tensors: Mapping[Part, Tensor], rank: int) -> None:

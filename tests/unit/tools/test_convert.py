@@ -265,7 +265,7 @@ def test_files_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture
     (source / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../model.safetensors"}}')
     assert "has no weight_map of bare" in refused(capsys, "import", source, run)
     (source / "config.json").write_text("{")
-    assert "config.json: is missing" in refused(capsys, "import", source, run)
+    assert "config.json: cannot be read" in refused(capsys, "import", source, run)
     shutil.rmtree(source)
     assert "config.json: is missing" in refused(capsys, "import", source, run)
     assert not run.exists()
