@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,6 +40,19 @@ FLUSH_BYTES = 1 << 24
 def carrier(dtype: str) -> Any:
     """Numpy type that carries items of a stored dtype."""
     return CARRIERS[ITEM_BYTES[dtype]]
+
+
+class Closes(AbstractContextManager):
+    """Something that is closed at the end of a `with` statement."""
+
+    def close(self) -> None:
+        """Give back what is held."""
+        raise NotImplementedError
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 class ShardWriter:
@@ -100,7 +114,28 @@ class ShardWriter:
             self._begun = self._written
 
 
-class ShardReader:
+def write_tensors(
+    path: Path,
+    entries: Sequence[tuple[str, str, tuple[int, ...]]],
+    tensors: Iterable[np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> StoredFile:
+    """Write one file of (key, dtype, shape) from their items in order, one at a time, flushed to the disk.
+
+    Raises:
+        OSError: from the file system; what was written of the file is the caller's to remove.
+    """
+    writer = ShardWriter(path, entries, metadata)
+    try:
+        for items in tensors:
+            writer.write(items)
+        return writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+class ShardReader(Closes):
     """One open file and its checked header. Safe to read from several threads.
 
     Raises:
@@ -120,12 +155,8 @@ class ShardReader:
                 raise DataError(path, f"is no safetensors file ({error})") from error
             raise
 
-    def __enter__(self) -> ShardReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the file."""
         os.close(self._file)
 
     def sha256(self) -> str:
@@ -190,3 +221,16 @@ class ShardReader:
             return os.preadv(self._file, [out], offset)
         except OSError as error:
             raise DataError(self.path, f"cannot be read ({error.strerror})") from error
+
+
+class ShardReaders(Closes):
+    """Open files by name."""
+
+    def __init__(self) -> None:
+        self._readers: dict[str, ShardReader] = {}
+
+    def close(self) -> None:
+        """Close the files."""
+        for reader in self._readers.values():
+            reader.close()
+        self._readers.clear()

@@ -18,7 +18,7 @@ from altup_moe.checkpoint.manifest import (
     StoredTensor,
     piece_key,
 )
-from altup_moe.checkpoint.shards import ShardWriter
+from altup_moe.checkpoint.shards import write_tensors
 from altup_moe.checkpoint.store import open_partial, publish
 from altup_moe.parallel.names import Box
 
@@ -61,14 +61,7 @@ def cut_files(rank: int, parts: Iterable[Part], forms: Mapping[str, Form], limit
 def write_file(path: Path, parts: Sequence[Part], forms: Mapping[str, Form], read: Reader) -> StoredFile:
     """Write one file, flushed to the disk. Only one piece is held at a time."""
     entries = [(piece_key(p.name, forms[p.name].shape, p.box), forms[p.name].dtype, box_shape(p.box)) for p in parts]
-    writer = ShardWriter(path, entries)
-    try:
-        for part in parts:
-            writer.write(read(part.name, part.box))
-        return writer.close()
-    except BaseException:
-        writer.abandon()
-        raise
+    return write_tensors(path, entries, (read(part.name, part.box) for part in parts))
 
 
 def write_files(

@@ -138,7 +138,8 @@ class Bench:
         """Open, verify, read."""
         with Checkpoint(self.ours / step_name(1)) as checkpoint:
             checkpoint.verify()
-            checkpoint.read_all((name, whole(t.shape), items(t)) for name, t in self.targets.items())
+            for name, tensor in self.targets.items():
+                checkpoint.read_into(name, whole(tensor.shape), items(tensor))
 
     def load_plain(self) -> None:
         """The library's tensors, copied."""
@@ -207,9 +208,12 @@ def measure_asynchronous(bench: Bench, repeats: int) -> list[Row]:
                 shutil.rmtree(root, ignore_errors=True)
                 os.sync()
                 saver.start(head_of(bench.config), held, {})
-                while saver.busy:
-                    time.sleep(0.01)
-                saved = saver.conclude()
+                saved = None
+                while saver.pending:
+                    # As between training's steps: nobody waits for the thread.
+                    while saver.busy:
+                        time.sleep(0.01)
+                    saved = saver.advance()
                 assert saved is not None
                 if repeat:
                     seconds[background].append(saved.waited)

@@ -172,8 +172,13 @@ def test_a_run_directory_that_can_be_gone_on_with(run_dir: Path, capsys: pytest.
 
 
 def test_a_checkpoint_as_source(run_dir: Path) -> None:
-    assert run(find_checkpoint(run_dir), run_dir.parent / "new") == 0
-    assert sorted(path.name for path in (run_dir.parent / "new").iterdir()) == ["checkpoints", "config.yaml"]
+    """Inside a run directory what stands beside it goes along; alone there is nothing."""
+    alone = run_dir.parent / "alone"
+    shutil.copytree(find_checkpoint(run_dir), alone)
+    for source, along in ((find_checkpoint(run_dir), ["metrics.jsonl", "tokenizer"]), (alone, [])):
+        new = run_dir.parent / f"from {source.name}"
+        assert run(source, new) == 0
+        assert sorted(path.name for path in new.iterdir()) == sorted(["checkpoints", "config.yaml", *along])
 
 
 def test_json(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
