@@ -69,6 +69,7 @@ BACKENDS = {
     for backend in (
         Backend("megatron", "altup_moe.moe.megatron_layer:WindowedMoELayer", stacked=False, windows=True),
         Backend("torch", "altup_moe.moe.torch_backend:StackedMoELayer", stacked=True, windows=True),
+        Backend("deepspeed", "altup_moe.moe.deepspeed_backend:DeepSpeedMoELayer", stacked=False, windows=True),
     )
 }
 """Every backend by its name in `moe.backend`."""

@@ -18,9 +18,10 @@ from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 from torch import Tensor
 
-from altup_moe.moe.exchange import all_to_all, start, wait
-from altup_moe.moe.halves import half_index, step_aside
+from altup_moe.moe.exchange import all_to_all
+from altup_moe.moe.halves import half_index
 from altup_moe.moe.window import Later, later, run_posted
+from altup_moe.moe.windowed import exchange_rows
 
 
 class _NoGroup:
@@ -81,14 +82,7 @@ class WindowedDispatcher(MoEAlltoAllTokenDispatcher):
             run_posted()
             return tensors
         exchange = all_to_all(self.exchange_group, send, receive, name)
-        flights = [start(tensor, exchange) for tensor in tensors]
-        if not self.config.overlap_exchange:
-            arrived = [wait(flight) for flight in flights]
-            run_posted()
-            return arrived
-        run_posted()
-        step_aside()
-        return [wait(flight) for flight in flights]
+        return exchange_rows(exchange, tensors, self.config.overlap_exchange)
 
 
 class WindowedMoELayer(MoELayer):

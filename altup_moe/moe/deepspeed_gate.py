@@ -1,0 +1,48 @@
+"""Our router's decision in the form that DeepSpeed's MoE layer wants from its gate. Knows no library.
+
+Shape legend: T tokens of this rank, E experts, K routes of a token at most, C slots of an expert.
+
+DeepSpeed's buffers are [E, C, D], whatever the routing: each of this rank's tokens has a slot of its expert's, and the
+exchange sends all slots, empty ones too. So C must be the same on all ranks that exchange.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from altup_moe.timeline.spans import waiting
+
+
+class Routes(NamedTuple):
+    """Every route of every token, as `deepspeed.moe.sharded_moe` writes it down (its ``sparse_routes``)."""
+
+    experts_KT: Tensor
+    """Each route's expert; -1 where a token has fewer than K routes."""
+    slots_KT: Tensor
+    """Its slot, in the order of tokens."""
+    gates_KT: Tensor
+    """Its combine probability; 0 where there is no route."""
+
+
+def routes_of(probs_TE: Tensor, map_TE: Tensor, top_k: int) -> Routes:
+    """The routes of a decision: probabilities (with gradients) and a bool map with at most K True in a row."""
+    # A stable sort brings a token's experts to the front, in order.
+    experts_TK = torch.sort((~map_TE).to(torch.int8), dim=1, stable=True).indices[:, :top_k]
+    taken_TK = map_TE.gather(1, experts_TK)
+    slots_TK = (map_TE.cumsum(0) - 1).gather(1, experts_TK) * taken_TK
+    gates_TK = probs_TE.gather(1, experts_TK) * taken_TK
+    return Routes(*(r.t().contiguous() for r in (experts_TK.masked_fill(~taken_TK, -1), slots_TK, gates_TK)))
+
+
+def slots_needed(counts_E: Tensor, group: Any) -> Tensor:
+    """C without a capacity: the most routes that one expert has of one rank of a group."""
+    most = counts_E.max()
+    if group.size() > 1:
+        work = dist.all_reduce(most, op=dist.ReduceOp.MAX, group=group, async_op=True)
+        with waiting("slots", work):
+            work.wait()
+    return most
