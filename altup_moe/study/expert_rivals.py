@@ -100,8 +100,8 @@ def missing() -> list[str]:
     """One line for each backend that is not measured."""
     lines = []
     for name, package in PACKAGES.items():
-        if not package.found():
-            lines.append(f"not measured: {name} is not installed ({package.install})")
+        if problem := package.problem():
+            lines.append(f"not measured: {name} {problem} ({package.install})")
         elif name not in BACKENDS:
             lines.append(f"not measured: {name} has no adapter")
     return lines

@@ -19,6 +19,7 @@ from altup_moe.config import RunConfig
 from altup_moe.moe.backends import BACKENDS
 from altup_moe.parallel.names import Box
 from altup_moe.parallel.seeds import initial
+from tests.backends import installed
 from tests.checkpoints import stored_bytes
 from tests.distributed.cases import LAYOUTS, small, world_size
 from tests.distributed.gradients import layout_step, reference_step
@@ -29,7 +30,7 @@ from tests.distributed.test_gradients import VARIANTS, assert_parity
 pytestmark = [
     pytest.mark.distributed,
     # Megatron's experts are tested by running everything else.
-    pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "megatron"]),
+    pytest.mark.parametrize("backend", [installed(name) for name in BACKENDS if name != "megatron"]),
 ]
 
 ONLY_EXPERTS = {"layer_freq": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import typing
 from pathlib import Path
 
@@ -277,6 +278,34 @@ def test_a_backend_whose_package_is_missing(backend: str, monkeypatch: pytest.Mo
             check_config(run(**EXPERTS, moe__backend=backend), 1)
         assert (error.value.key, error.value.value) == ("moe.backend", backend)
         there.add(part)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: {"deepspeed": "0.19.8"}.get(name, "0"))
     check_config(run(**EXPERTS, moe__backend=backend), 1)
     there.clear()
     check_config(run(moe__backend=backend), 1)
+
+
+VERSIONS = {
+    "0.19.3": False, "0.19.4": True, "0.19.4+cu12": True, "0.19.10": True, "0.20": False, "0.20.0rc1": False,
+    "1.0": False, "0.9.9": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_backend_whose_package_is_too_old_or_too_new(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("altup_moe.config.checks.find_spec", lambda name: name)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+    wanted = run(**EXPERTS, moe__backend="deepspeed")
+    if VERSIONS[version]:
+        return check_config(wanted, 1)
+    with pytest.raises(ConfigError, match=r"is installed, .*deepspeed>=0\.19\.4,<0\.20.*megatron would fit") as error:
+        check_config(wanted, 1)
+    assert version in str(error.value)
+
+
+def test_a_package_without_a_version_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("altup_moe.config.checks.find_spec", lambda name: name)
+    monkeypatch.setattr("importlib.metadata.version", version)
+    check_config(run(**EXPERTS, moe__backend="deepspeed"), 1)
