@@ -9,8 +9,12 @@ import pytest
 from altup_moe.config.checks import PACKAGES
 
 
+def usable(name: str) -> bool:
+    """Whether a backend's package is here."""
+    package = PACKAGES.get(name)
+    return package is None or package.found()
+
+
 def installed(name: str) -> Any:
     """A backend's name as a parameter."""
-    package = PACKAGES.get(name)
-    missing = package is not None and not package.found()
-    return pytest.param(name, marks=pytest.mark.skipif(missing, reason=f"{name} is not installed"))
+    return pytest.param(name, marks=pytest.mark.skipif(not usable(name), reason=f"{name} is not installed"))

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from altup_moe.timeline.spans import waiting
+from altup_moe.timeline.spans import in_flight, waiting
 
 
 class Routes(NamedTuple):
@@ -43,6 +43,7 @@ def slots_needed(counts_E: Tensor, group: Any) -> Tensor:
     most = counts_E.max()
     if group.size() > 1:
         work = dist.all_reduce(most, op=dist.ReduceOp.MAX, group=group, async_op=True)
+        in_flight("slots", work)
         with waiting("slots", work):
             work.wait()
     return most

@@ -19,7 +19,7 @@ from altup_moe.config import RunConfig
 from altup_moe.moe.backends import BACKENDS
 from altup_moe.parallel.names import Box
 from altup_moe.parallel.seeds import initial
-from tests.backends import installed
+from tests.backends import installed, usable
 from tests.checkpoints import stored_bytes
 from tests.distributed.cases import LAYOUTS, small, world_size
 from tests.distributed.gradients import layout_step, reference_step
@@ -165,10 +165,11 @@ MOVES = [("one", "fp32", False), ("ep2", "fp32", True), ("tp2-ep2", "bf16", True
 def test_a_checkpoint_moves(
     layout: str, precision: str, distributed: bool, backend: str, megatron, tmp_path: Path
 ) -> None:
-    """Megatron's checkpoint loaded and saved by the backend has the same bytes; and back again."""
+    """Megatron's checkpoint loaded and saved by the backend has the same bytes; so through every other, and back."""
     parts = {"train": {"precision": precision}, "parallel": {"distributed_optimizer": distributed}}
     source = megatron(precision)
-    for name, to in ((backend, backend), ("back", "megatron")):
+    others = [name for name in BACKENDS if name not in (backend, "megatron") and usable(name)]
+    for name, to in [(name, name) for name in (backend, *others)] + [("back", "megatron")]:
         target = text_run(layout, tmp_path, name, moe={"backend": to}, **parts)
         expected = stored_bytes(give_checkpoint(source, target, CUT))
         run_ranks(world_size(layout), load_and_save, target, tmp_path / f"{name}-again" / "checkpoints")

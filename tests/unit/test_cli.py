@@ -77,6 +77,19 @@ def test_a_bad_config_is_one_line_and_exit_code_2(
     assert not calls
 
 
+def test_a_backend_that_is_not_installed(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = stand_in(monkeypatch, "altup_moe.train.loop", "train")
+    # Hides it also where it is installed.
+    monkeypatch.setattr("altup_moe.config.checks.find_spec", lambda name: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["train", QUICKSTART, "--moe.backend", "deepspeed"]) == 2
+    assert capfd.readouterr().err == (
+        "altup-moe: error: moe.backend='deepspeed': is not installed; "
+        "pip install 'deepspeed>=0.19.4,<0.20', or megatron would fit\n"
+    )
+    assert not calls
+
+
 def test_bad_files(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("model: [\n")
     (tmp_path / "twice.yaml").write_text("train: {steps: 1, steps: 2}\n")

@@ -10,6 +10,7 @@ from torch import nn
 
 from altup_moe.config import ConfigError, MoEConfig, OverlapConfig, RunConfig
 from altup_moe.moe.backends import BACKENDS, Backend, find_backend, mixes_in_windows, shut_windows
+from tests.backends import installed
 
 EXPERTS = RunConfig(moe=MoEConfig(num_experts=4))
 
@@ -19,7 +20,7 @@ def test_rows_are_names_of_the_configuration() -> None:
     assert all(name == backend.name for name, backend in BACKENDS.items())
 
 
-@pytest.mark.parametrize("name", ["megatron", "torch"])
+@pytest.mark.parametrize("name", [installed(name) for name in BACKENDS])
 def test_a_row_names_a_module_class(name: str) -> None:
     assert issubclass(find_backend(name).load(), nn.Module)
 
