@@ -70,6 +70,7 @@ BACKENDS = {
         Backend("megatron", "altup_moe.moe.megatron_layer:WindowedMoELayer", stacked=False, windows=True),
         Backend("torch", "altup_moe.moe.torch_backend:StackedMoELayer", stacked=True, windows=True),
         Backend("deepspeed", "altup_moe.moe.deepspeed_backend:DeepSpeedMoELayer", stacked=False, windows=True),
+        Backend("tutel", "altup_moe.moe.tutel_backend:TutelMoELayer", stacked=True, windows=True),
     )
 }
 """Every backend by its name in `moe.backend`."""

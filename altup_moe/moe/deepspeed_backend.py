@@ -30,10 +30,9 @@ if not torch.cuda.is_available():
 from deepspeed.moe.experts import Experts
 from deepspeed.moe.sharded_moe import MOELayer
 
-from altup_moe.moe.capacity import expert_capacity
-from altup_moe.moe.deepspeed_gate import routes_of, slots_needed
 from altup_moe.moe.exchange import AllGather, ReduceScatter, all_to_all, start, wait
 from altup_moe.moe.megatron_layer import WindowedMoELayer
+from altup_moe.moe.slots import routes_of, slots_of
 from altup_moe.moe.window import Later
 from altup_moe.moe.windowed import exchange_rows
 
@@ -93,21 +92,11 @@ class Gate(nn.Module):
     def forward(self, rows_TD: Tensor, decision: Decision, sparse_routes: bool, use_tutel: bool) -> tuple[Any, ...]:
         """(auxiliary loss, C, E, experts, slots, gates [K, T], routes of each expert)."""
         probs_TE, map_TE = decision
-        counts_E = map_TE.sum(0)
+        slots = slots_of(map_TE, self._config, self._groups, self.training)
         routes = routes_of(probs_TE, map_TE, self._config.moe_router_topk)
         # Our router has attached its losses to the probabilities.
         no_loss = probs_TE.new_zeros(())
-        return no_loss, self._slots(map_TE, counts_E), map_TE.shape[1], *routes, counts_E
-
-    def _slots(self, map_TE: Tensor, counts_E: Tensor) -> int | Tensor:
-        """C: what the configured capacity allows, where that says enough; else what the fullest expert needs."""
-        c = self._config
-        alone = self._groups.tp_cp.size() == 1 and not c.overlap_halves
-        if self.training and c.moe_expert_capacity_factor is not None and alone:
-            tokens, experts = map_TE.shape
-            return min(tokens, expert_capacity(tokens, c.moe_router_topk, experts, c.moe_expert_capacity_factor))
-        # Where several ranks or halves share a micro-batch, each has but a part of its capacity.
-        return slots_needed(counts_E, self._groups.tp_ep)
+        return no_loss, slots, map_TE.shape[1], *routes, map_TE.sum(0)
 
 
 class _Exchange:

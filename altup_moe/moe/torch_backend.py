@@ -22,8 +22,8 @@ class StackedExperts(nn.Module):
 
     def __init__(self, num_local_experts: int, config: Any, *args: Any, pg_collection: Any, **kwargs: Any) -> None:
         super().__init__()
-        self.num_local_experts = num_local_experts
-        hidden, ffn = config.hidden_size, config.moe_ffn_hidden_size // pg_collection.expt_tp.size()
+        self.num_local_experts, self.tensor_group = num_local_experts, pg_collection.expt_tp
+        hidden, ffn = config.hidden_size, config.moe_ffn_hidden_size // self.tensor_group.size()
         device = torch.cuda.current_device()
 
         def weight(*shape: int) -> nn.Parameter:

@@ -1,8 +1,8 @@
-"""Our router's decision in the form that DeepSpeed's MoE layer wants from its gate. Knows no library.
+"""Our router's decision as routes to numbered slots: what DeepSpeed's and Tutel's MoE want. Knows no library.
 
 Shape legend: T tokens of this rank, E experts, K routes of a token at most, C slots of an expert.
 
-DeepSpeed's buffers are [E, C, D], whatever the routing: each of this rank's tokens has a slot of its expert's, and the
+Their buffers are [E, C, D], whatever the routing: each of this rank's tokens has a slot of its expert's, and the
 exchange sends all slots, empty ones too. So C must be the same on all ranks that exchange.
 """
 
@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from altup_moe.moe.capacity import expert_capacity
 from altup_moe.timeline.spans import in_flight, waiting
 
 
@@ -36,6 +37,16 @@ def routes_of(probs_TE: Tensor, map_TE: Tensor, top_k: int) -> Routes:
     slots_TK = (map_TE.cumsum(0) - 1).gather(1, experts_TK) * taken_TK
     gates_TK = probs_TE.gather(1, experts_TK) * taken_TK
     return Routes(*(r.t().contiguous() for r in (experts_TK.masked_fill(~taken_TK, -1), slots_TK, gates_TK)))
+
+
+def slots_of(map_TE: Tensor, config: Any, groups: Any, training: bool) -> int | Tensor:
+    """C: what the configured capacity allows, where that says enough; else what the fullest expert needs."""
+    alone = groups.tp_cp.size() == 1 and not config.overlap_halves
+    if training and config.moe_expert_capacity_factor is not None and alone:
+        tokens, experts = map_TE.shape
+        return min(tokens, expert_capacity(tokens, config.moe_router_topk, experts, config.moe_expert_capacity_factor))
+    # Where several ranks or halves share a micro-batch, each has but a part of its capacity.
+    return slots_needed(map_TE.sum(0), groups.tp_ep)
 
 
 def slots_needed(counts_E: Tensor, group: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""The adapter between our router's decision and DeepSpeed's buffers: pure functions, no library."""
+"""Our router's decision as routes to slots: pure functions, no library."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from altup_moe.moe.deepspeed_gate import routes_of, slots_needed
+from altup_moe.moe.slots import routes_of, slots_needed
 
 TOKENS, EXPERTS = 12, 5
 
