@@ -187,7 +187,7 @@ def _one_step(run: Run, last: int) -> StepMetrics:
     run.scheduler.step(1)
     rate = learning_rate(run.optimizer)
     with run.profile.step():
-        result = train_step(run.chunks, run.optimizer, batches, config, topo)
+        result = train_step(run.chunks, run.optimizer, batches, config, topo, run.saver.settle)
     run.step += 1
     run.skipped += result.skipped
     seconds = time.perf_counter() - started

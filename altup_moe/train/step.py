@@ -114,9 +114,17 @@ def gradients_are_finite(chunks: list[DistributedDataParallel], device: torch.de
 
 
 def train_step(
-    chunks: list[DistributedDataParallel], optimizer: Any, batches: list[Batch], config: RunConfig, topology: Topology
+    chunks: list[DistributedDataParallel],
+    optimizer: Any,
+    batches: list[Batch],
+    config: RunConfig,
+    topology: Topology,
+    before_update: Callable[[], None] = lambda: None,
 ) -> StepResult:
-    """Forward, backward, reduce, clip, update. A step with a non-finite loss or gradient updates nothing."""
+    """Forward, backward, reduce, clip, update. A step with a non-finite loss or gradient updates nothing.
+
+    ``before_update`` is called once nothing but the update is left: whoever still reads the weights comes to an end.
+    """
     for chunk in chunks:
         chunk.train()
         chunk.zero_grad_buffer()
@@ -127,6 +135,7 @@ def train_step(
     lm_loss = loss / max(tokens, 1.0)
     if not (math.isfinite(lm_loss) and gradients_are_finite(chunks, topology.device)):
         return StepResult(lm_loss, math.nan, True, routing)
+    before_update()
     _, grad_norm, _ = optimizer.step()
     return StepResult(lm_loss, float(grad_norm), False, routing)
 

@@ -42,6 +42,11 @@ def test_layouts(layout: str, backend: str) -> None:
     assert_parity(small(layout, moe={"backend": backend}), world_size(layout))
 
 
+@pytest.mark.parametrize("layout", ["ep2", "tp2-pp2-ep2"])
+def test_without_a_wide_stream(layout: str, backend: str) -> None:
+    assert_parity(small(layout, moe={"backend": backend}, altup={"width": 1}), world_size(layout))
+
+
 def _names(config: RunConfig) -> tuple[set[str], set[str]]:
     """On a rank: (names that the table lists, names that the model has) of its chunk."""
     from altup_moe.model.build import build_chunk, named_tensors
@@ -86,6 +91,12 @@ WAYS: dict[str, dict[str, Any]] = {
 def test_ways(way: str, layout: str, backend: str) -> None:
     moe = {"backend": backend, **ONLY_EXPERTS}
     assert_parity(small(layout, moe=moe, altup={"width": 4}, **WAYS[way]), world_size(layout))
+
+
+@pytest.mark.parametrize("layout", ["one", "ep2", "tp2-ep2"])
+def test_halves_share_a_capacity(layout: str, backend: str) -> None:
+    moe = {"backend": backend, "capacity_factor": 1.0, **ONLY_EXPERTS}
+    assert_parity(small(layout, moe=moe, overlap={"microbatch_halves": True}), world_size(layout))
 
 
 def idle(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> Tensor:

@@ -12,8 +12,12 @@ from altup_moe.config import ModelConfig, MoEConfig, RunConfig, TrainConfig
 from altup_moe.model.build import build_chunk, set_weights
 from altup_moe.moe.capacity import expert_capacity
 from altup_moe.parallel.topology import Topology
+from tests.backends import usable
 
-backend = pytest.importorskip("altup_moe.moe.deepspeed_backend", reason="deepspeed is not installed")
+if not usable("deepspeed"):
+    pytest.skip("deepspeed is not installed", allow_module_level=True)
+
+from altup_moe.moe import deepspeed_backend as backend
 
 TOKENS, BATCH, EXPERTS, TOP_K, HIDDEN = 12, 2, 4, 2, 32
 

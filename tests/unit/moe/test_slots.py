@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from altup_moe.moe.slots import routes_of, slots_needed
+from tests.backends import usable
 
 TOKENS, EXPERTS = 12, 5
 
@@ -81,10 +82,12 @@ def test_gradients_go_to_chosen_probabilities_alone() -> None:
     assert torch.equal(leaf.grad, map_TE * weights[:, None])
 
 
+@pytest.mark.skipif(not usable("deepspeed"), reason="deepspeed is not installed")
 @pytest.mark.parametrize("top_k", [1, 2, 3])
 def test_deepspeeds_own_functions_read_it(top_k: int) -> None:
     """Encoded, multiplied by the expert's number and decoded: each token times the sum over its routes."""
-    moe = pytest.importorskip("deepspeed.moe.sharded_moe", reason="deepspeed is not installed")
+    import deepspeed.moe.sharded_moe as moe
+
     probs_TE, map_TE = decision(5, top_k, dropped=0.2, skew=2.0)
     routes = routes_of(probs_TE, map_TE, top_k)
     slots = int(slots_needed(map_TE.sum(0), One()))
