@@ -1,0 +1,193 @@
+"""DeepSpeed's ZeRO as the engine: it reduces, shards and updates; forward and backward stay Megatron's schedule's.
+
+What is made equal to Megatron's engine here, and how:
+- loss scaling: the schedule divides by tokens and micro-batches, so DeepSpeed counts one micro-batch a step, and is told
+  which backward pass is the last;
+- averaging: DeepSpeed adds experts' gradients over the expert data-parallel group and divides by the data-parallel
+  size, as Megatron does, once it knows that there are experts, which it only believes of its own layer class;
+- what tensor ranks hold whole and see different tokens with (norms, routers, coefficients): Megatron's own finalising
+  runs on the parts of the averaged gradients that this rank holds;
+- dtypes: DeepSpeed's bf16 mode would cast every parameter, coefficients too. It is left off: parameters are of the
+  dtype that they were built in, gradients are averaged and added up in fp32, and ZeRO's copies are fp32.
+
+Checkpoints are ours (`checkpoint.updated` finds the state); DeepSpeed's are neither written nor read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from deepspeed.moe.layer import MoE
+from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
+from megatron.core.distributed import finalize_model_grads
+from torch import Tensor, nn
+
+from altup_moe.config import OptimConfig, RunConfig
+from altup_moe.model.build import bare_chunks
+from altup_moe.parallel.deepspeed_groups import expert_group_name, use_deepspeed
+from altup_moe.parallel.topology import Topology
+from altup_moe.train.optim import group_overrides
+
+BUCKET = 50_000_000
+"""Elements that are reduced or gathered in one call, at most; smaller models have smaller buckets."""
+
+
+class _Experts(MoE):
+    """Tells DeepSpeed that the model has experts. It holds nothing and computes nothing."""
+
+    def __init__(self, num_experts: int) -> None:
+        nn.Module.__init__(self)
+        self.num_experts = num_experts
+
+    def set_deepspeed_parallelism(self, use_data_before_expert_parallel_: bool = False) -> None:
+        """The groups are there already."""
+
+
+class _Model(nn.Module):
+    """What DeepSpeed is given: the model chunk, and beside it the sign that says it has experts."""
+
+    def __init__(self, chunk: nn.Module, num_experts: int) -> None:
+        super().__init__()
+        self.chunk = chunk
+        if num_experts:
+            self.experts = _Experts(num_experts)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The chunk's."""
+        return self.chunk(*args, **kwargs)
+
+
+class ZeroChunk(nn.Module):
+    """What Megatron's schedule runs: the bare chunk in `module`, called through DeepSpeed's engine."""
+
+    def __init__(self, module: Any, engine: Any) -> None:
+        super().__init__()
+        self.module, self.config = module, module.config
+        # Not a submodule: it holds `module` itself, and every parameter would be found twice.
+        self.__dict__["engine"] = engine
+        self.ddp_config: Any = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The chunk's output; DeepSpeed's hooks wait for its gradient."""
+        return self.engine(*args, **kwargs)
+
+    def finish_grad_sync(self, *args: Any, **kwargs: Any) -> None:
+        """Megatron asks for it before it finalises: the last backward pass has ended with the reduction."""
+
+
+class ZeroEngine:
+    """ZeRO stages 1 and 2 over Megatron's groups."""
+
+    def __init__(self, config: RunConfig, topology: Topology) -> None:
+        deepspeed = use_deepspeed(topology)
+        (chunk,) = bare_chunks(config, topology)
+        for parameter in chunk.parameters():
+            if not getattr(parameter, "allreduce", True):
+                parameter.group_name = expert_group_name(topology)
+        self._engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=_Model(chunk, config.moe.num_experts),
+            optimizer=_adamw(chunk, config.optim),
+            mpu=deepspeed.utils.groups.mpu,
+            config=_settings(config, chunk),
+            dist_init_required=False,
+        )
+        # Parameters of several dtypes look like fp32 ones, which DeepSpeed does not examine.
+        self.optimizer.check_grad_overflow = False
+        self.chunks: list[Any] = [ZeroChunk(chunk, self._engine)]
+        chunk.config.grad_scale_func = None
+        chunk.config.no_sync_func = self._accumulating
+        chunk.config.finalize_model_grads_func = self._finalise
+
+    @contextmanager
+    def _accumulating(self) -> Iterator[None]:
+        """Around every backward pass but the last of a step."""
+        self._engine.set_gradient_accumulation_boundary(False)
+        yield
+        self._engine.set_gradient_accumulation_boundary(True)
+
+    def _parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(parameter, this rank's part of its averaged gradient), in place."""
+        for index, parameters in enumerate(self.optimizer.params_in_partition):
+            parts = self.optimizer.averaged_gradients[index]
+            yield from zip(parameters, parts, strict=False)  # the last part may be padding
+
+    def _finalise(self, chunks: list[Any], *args: Any, **kwargs: Any) -> None:
+        """Megatron's finalising (sums over tensor ranks, expert biases), on parts instead of whole gradients.
+
+        Tensor ranks cut what they share at the same places, for what they do not share is of equal size.
+        """
+        parts = list(self._parts())
+        for parameter, part in parts:
+            parameter.main_grad = part  # type: ignore[attr-defined]
+        finalize_model_grads(chunks, *args, **kwargs)
+        for parameter, _ in parts:
+            del parameter.main_grad  # type: ignore[attr-defined]
+
+    def zero_grad(self) -> None:
+        """Also the averaged parts of a step that was not taken."""
+        self.optimizer.zero_grad()
+        for kept in (self.optimizer.averaged_gradients, self.optimizer.all_grad_tensors):
+            for index in kept:
+                kept[index] = None
+
+    def gradients_are_finite(self) -> bool:
+        """As DeepSpeed looks for overflow."""
+        return not self.optimizer.has_overflow(self.optimizer.partition_gradients)
+
+    def step(self) -> float:
+        """DeepSpeed clips by its norm over data-parallel and tensor ranks."""
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm())
+
+    @torch.no_grad()
+    def weights_loaded(self, with_optimizer: bool) -> None:
+        """ZeRO's fp32 copies follow the weights; only those of half-precision weights are loaded themselves."""
+        zero = self.optimizer
+        for index, (weights, copy) in enumerate(
+            zip(zero.parallel_partitioned_bit16_groups, zero.single_partition_of_fp32_groups, strict=True)
+        ):
+            mine = weights[torch.distributed.get_rank(zero.real_dp_process_group[index])]
+            if not with_optimizer or mine.dtype == copy.dtype:
+                copy.copy_(mine)
+
+
+def _adamw(chunk: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the same groups as under Megatron, the experts of each apart."""
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in chunk.named_parameters():
+        kind, overrides = group_overrides(optim, name, parameter)
+        new = {"name": kind, "params": [], "default_config": not overrides, **overrides}
+        groups.setdefault(kind, new)["params"].append(parameter)
+    # DeepSpeed takes the dtype of the first group for that of the model.
+    ordered = sorted(groups.values(), key=lambda group: group["params"][0].dtype is torch.float32)
+    return torch.optim.AdamW(
+        split_params_into_different_moe_groups_for_optimizer(ordered),
+        lr=optim.learning_rate,
+        betas=(optim.adam_beta1, optim.adam_beta2),
+        eps=optim.adam_eps,
+        weight_decay=optim.weight_decay,
+    )
+
+
+def _settings(config: RunConfig, chunk: nn.Module) -> dict[str, Any]:
+    """DeepSpeed's configuration."""
+    bucket = min(BUCKET, 2 * sum(parameter.numel() for parameter in chunk.parameters()))
+    return {
+        "train_micro_batch_size_per_gpu": config.train.micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.optim.clip_grad,
+        "steps_per_print": None,
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "zero_optimization": {
+            "stage": config.parallel.zero_stage,
+            "contiguous_gradients": True,
+            "reduce_scatter": True,
+            "overlap_comm": False,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        },
+    }
