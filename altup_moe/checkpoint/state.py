@@ -38,7 +38,8 @@ def held_tensors(named: Iterable[NamedTensor], optimizer: Any | None) -> list[He
     """Every box of weights and optimizer state on this rank.
 
     Args:
-        optimizer: Megatron's or DeepSpeed's; None for weights alone. Its state is made (as zeros) where it does not exist yet.
+        optimizer: Megatron's or DeepSpeed's; None for weights alone. Its state is made (as zeros) where it does not
+            exist yet.
     """
     entries = list(named)
     found = updated((entry.tensor for entry in entries), optimizer) if optimizer is not None else {}

@@ -9,15 +9,35 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
 from altup_moe.config.errors import ConfigError
 from altup_moe.config.ranges import RANGES
-from altup_moe.config.schema import ParallelConfig, RunConfig, Width
+from altup_moe.config.schema import ParallelConfig, RunConfig, Width, ZeroStage
 
 CORPORA = ("python-docs", "wikipedia-sample")
 """Corpora that come by name (`altup_moe.data.corpora` holds them)."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """An optional package: the modules that make it whole, and what to do to get it."""
+
+    modules: tuple[str, ...]
+    install: str
+
+    def found(self) -> bool:
+        """Whether all its modules are there; none is imported."""
+        return all(find_spec(module) for module in self.modules)
+
+
+PACKAGES = {
+    "deepspeed": Package(("deepspeed",), "pip install 'deepspeed>=0.19.4,<0.20'"),
+}
+"""What a train.engine needs beside requirements.txt."""
 
 
 def check_config(config: RunConfig, world_size: int) -> None:
@@ -233,6 +253,36 @@ def _world(config: RunConfig, world_size: int) -> None:
         raise ConfigError("parallel.data", p.data, fits + start[1:])
 
 
+def _engine(config: RunConfig, world_size: int) -> None:
+    engine, stage, p = config.train.engine, config.parallel.zero_stage, config.parallel
+    if engine == "megatron":
+        if stage != 1:
+            fits = "needs train.engine deepspeed; 1 would fit (megatron has parallel.distributed_optimizer)"
+            raise ConfigError("parallel.zero_stage", stage, fits)
+        return
+    if not PACKAGES[engine].found():
+        raise ConfigError(
+            "train.engine", engine, f"is not installed; {PACKAGES[engine].install}, or megatron would fit"
+        )
+    if stage not in get_args(ZeroStage):
+        # Its clipping takes every expert-parallel rank's experts for copies of the same ones.
+        fits = f"without ZeRO, deepspeed clips fp32 gradients wrongly under experts; {_fitting(get_args(ZeroStage))}"
+        raise ConfigError("parallel.zero_stage", stage, fits)
+    for key, value, off, why in (
+        ("pipeline", p.pipeline, 1, "deepspeed is not proved equal to megatron in a pipeline"),
+        ("distributed_optimizer", p.distributed_optimizer, False, "is megatron's; deepspeed has parallel.zero_stage"),
+        (
+            "overlap_grad_reduce",
+            p.overlap_grad_reduce,
+            False,
+            "is megatron's; deepspeed reduces after the backward pass",
+        ),
+    ):
+        if value != off:
+            fits = f"{why}; {str(off).lower()} would fit, or train.engine megatron"
+            raise ConfigError(f"parallel.{key}", value, fits)
+
+
 def _batch(config: RunConfig, world_size: int) -> None:
     t, p = config.train, config.parallel
     at_once = _samples_at_once(config, world_size)
@@ -296,6 +346,7 @@ CHECKS: list[Callable[[RunConfig, int], None]] = [
     _context,
     _stages,
     _world,
+    _engine,
     _batch,
     _overlap,
     _schedule,

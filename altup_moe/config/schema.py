@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Width = Literal[1, 2, 4, 8]
+ZeroStage = Literal[1, 2, 3]
 Variant = Literal["altup", "gemma", "round_robin", "sum"]
 
 
@@ -129,7 +130,7 @@ class ParallelConfig:
     """Shard optimizer state over data-parallel ranks (ZeRO-1)."""
     overlap_grad_reduce: bool = False
     """Reduce gradients while the backward pass runs."""
-    zero_stage: Literal[1, 2, 3] = 1
+    zero_stage: ZeroStage = 1
     """What train.engine deepspeed shards over data-parallel ranks: 1 optimizer state, 2 gradients too, 3 weights too
     (dense models)."""
 

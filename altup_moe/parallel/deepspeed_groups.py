@@ -18,12 +18,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from altup_moe.config import UserError
+from altup_moe.config.checks import PACKAGES
 from altup_moe.parallel.topology import Topology
 
 SUPPORTED = ((0, 19, 4), (0, 20, 0))
 """deepspeed versions that this was written against: from the first up to, not including, the second."""
-INSTALL = "DS_BUILD_OPS=0 pip install 'deepspeed>=0.19.4,<0.20'"
-"""How to get it. No kernel is compiled: none is needed."""
+INSTALL = PACKAGES["deepspeed"].install
+"""How to get it."""
 
 
 def require_deepspeed() -> None:
@@ -51,10 +52,10 @@ def use_deepspeed(topology: Topology) -> Any:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "gloo" if topology.device.type == "cpu" else "nccl"
     # Its communication module wraps the running torch.distributed; an earlier run of this process may have left one.
-    import_module("deepspeed.comm.comm").cdb = None
+    _set("deepspeed.comm.comm", cdb=None)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     _fill_groups(topology)
-    import_module("deepspeed.moe.mappings")._gather_tokens = partial(_gather_tokens, topology)
+    _set("deepspeed.moe.mappings", _gather_tokens=partial(_gather_tokens, topology))
     return deepspeed
 
 
@@ -69,16 +70,24 @@ def _quiet() -> None:
 
 
 def _fill_groups(topology: Topology) -> None:
-    table: Any = import_module("deepspeed.utils.groups")
-    name, groups = expert_group_name(topology), topology.groups
-    for key, group in (("_EXPERT_PARALLEL_GROUP", groups.ep), ("_EXPERT_DATA_PARALLEL_GROUP", groups.expt_dp)):
-        setattr(table, key, {name: group})
-        setattr(table, f"{key}_RANKS", {name: dist.get_process_group_ranks(group)})
-    table.mpu = ModelParallelUnit(topology)
-    table.expert_tensor_parallel_world_size = topology.expert_tensor_size
-    table.mesh_device = None
-    # A clone of an earlier run's world; it is made anew when asked for.
-    table._WORLD_GROUP = None
+    name, ep, expt_dp = expert_group_name(topology), topology.groups.ep, topology.groups.expt_dp
+    _set(
+        "deepspeed.utils.groups",
+        _EXPERT_PARALLEL_GROUP={name: ep},
+        _EXPERT_PARALLEL_GROUP_RANKS={name: dist.get_process_group_ranks(ep)},
+        _EXPERT_DATA_PARALLEL_GROUP={name: expt_dp},
+        _EXPERT_DATA_PARALLEL_GROUP_RANKS={name: dist.get_process_group_ranks(expt_dp)},
+        mpu=ModelParallelUnit(topology),
+        expert_tensor_parallel_world_size=topology.expert_tensor_size,
+        mesh_device=None,
+        # A clone of an earlier run's world; it is made anew when asked for.
+        _WORLD_GROUP=None,
+    )
+
+
+def _set(module: str, **values: Any) -> None:
+    for name, value in values.items():
+        setattr(import_module(module), name, value)
 
 
 class ModelParallelUnit:

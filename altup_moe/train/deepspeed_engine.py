@@ -1,8 +1,8 @@
 """DeepSpeed's ZeRO as the engine: it reduces, shards and updates; forward and backward stay Megatron's schedule's.
 
 What is made equal to Megatron's engine here, and how:
-- loss scaling: the schedule divides by tokens and micro-batches, so DeepSpeed counts one micro-batch a step, and is told
-  which backward pass is the last;
+- loss scaling: the schedule divides by tokens and micro-batches, so DeepSpeed counts one micro-batch a step, and is
+  told which backward pass is the last;
 - averaging: DeepSpeed adds experts' gradients over the expert data-parallel group and divides by the data-parallel
   size, as Megatron does, once it knows that there are experts, which it only believes of its own layer class;
 - what tensor ranks hold whole and see different tokens with (norms, routers, coefficients): Megatron's own finalising
@@ -15,14 +15,14 @@ Checkpoints are ours (`checkpoint.updated` finds the state); DeepSpeed's are nei
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from deepspeed.moe.layer import MoE
 from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
-from megatron.core.distributed import finalize_model_grads
+from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
 from torch import Tensor, nn
 
 from altup_moe.config import OptimConfig, RunConfig
@@ -66,13 +66,14 @@ class ZeroChunk(nn.Module):
     def __init__(self, module: Any, engine: Any) -> None:
         super().__init__()
         self.module, self.config = module, module.config
-        # Not a submodule: it holds `module` itself, and every parameter would be found twice.
-        self.__dict__["engine"] = engine
-        self.ddp_config: Any = None
+        # By a function: as a submodule it would hold `module` once more, and every parameter would be found twice.
+        self._call: Callable[..., Any] = engine.__call__
+        # Megatron's finalising asks only whether it is FSDP.
+        self.ddp_config = DistributedDataParallelConfig()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The chunk's output; DeepSpeed's hooks wait for its gradient."""
-        return self.engine(*args, **kwargs)
+        return self._call(*args, **kwargs)
 
     def finish_grad_sync(self, *args: Any, **kwargs: Any) -> None:
         """Megatron asks for it before it finalises: the last backward pass has ended with the reduction."""
