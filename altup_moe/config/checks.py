@@ -260,22 +260,21 @@ def _engine(config: RunConfig, world_size: int) -> None:
             fits = "needs train.engine deepspeed; 1 would fit (megatron has parallel.distributed_optimizer)"
             raise ConfigError("parallel.zero_stage", stage, fits)
         return
-    if not PACKAGES[engine].found():
-        raise ConfigError(
-            "train.engine", engine, f"is not installed; {PACKAGES[engine].install}, or megatron would fit"
-        )
+    package = PACKAGES[engine]
+    if not package.found():
+        raise ConfigError("train.engine", engine, f"is not installed; {package.install}, or megatron would fit")
     if stage not in get_args(ZeroStage):
         # Its clipping takes every expert-parallel rank's experts for copies of the same ones.
         fits = f"without ZeRO, deepspeed clips fp32 gradients wrongly under experts; {_fitting(get_args(ZeroStage))}"
         raise ConfigError("parallel.zero_stage", stage, fits)
     for key, value, off, why in (
         ("pipeline", p.pipeline, 1, "deepspeed is not proved equal to megatron in a pipeline"),
-        ("distributed_optimizer", p.distributed_optimizer, False, "is megatron's; deepspeed has parallel.zero_stage"),
+        ("distributed_optimizer", p.distributed_optimizer, False, "is megatron's; there is parallel.zero_stage"),
         (
             "overlap_grad_reduce",
             p.overlap_grad_reduce,
             False,
-            "is megatron's; deepspeed reduces after the backward pass",
+            "is megatron's; deepspeed reduces after backward",
         ),
     ):
         if value != off:

@@ -35,5 +35,5 @@ def test_versions_that_do_not(version: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, None)
-    with pytest.raises(UserError, match="is not installed; pip install 'deepspeed>=0.19.4,<0.20'"):
+    with pytest.raises(UserError, match=r"is not installed; pip install 'deepspeed>=0\.19\.4,<0\.20'"):
         require_deepspeed()
