@@ -90,7 +90,7 @@ class ZeroEngine:
                 parameter.group_name = expert_group_name(topology)
         self._engine, self.optimizer, _, _ = deepspeed.initialize(
             model=_Model(chunk, config.moe.num_experts),
-            optimizer=_adamw(chunk, config.optim),
+            optimizer=_adamw(chunk, config),
             mpu=deepspeed.utils.groups.mpu,
             config=_settings(config, chunk),
             dist_init_required=False,
@@ -155,15 +155,17 @@ class ZeroEngine:
                 copy.copy_(mine)
 
 
-def _adamw(chunk: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
+def _adamw(chunk: nn.Module, config: RunConfig) -> torch.optim.AdamW:
     """AdamW over the same groups as under Megatron, the experts of each apart."""
+    optim, stage = config.optim, config.parallel.zero_stage
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in chunk.named_parameters():
         kind, overrides = group_overrides(optim, name, parameter)
         new = {"name": kind, "params": [], "default_config": not overrides, **overrides}
         groups.setdefault(kind, new)["params"].append(parameter)
-    # DeepSpeed takes the dtype of the first group for that of the model.
-    ordered = sorted(groups.values(), key=lambda group: group["params"][0].dtype is torch.float32)
+    # DeepSpeed takes the first parameter's dtype for that of all. Of bf16 ones ZeRO-1 adds up micro-batches in fp32;
+    # ZeRO-2 brings every gradient to that dtype before it is averaged, and coefficients' must stay fp32.
+    ordered = sorted(groups.values(), key=lambda group: (group["params"][0].dtype is torch.float32) is (stage == 1))
     return torch.optim.AdamW(
         split_params_into_different_moe_groups_for_optimizer(ordered),
         lr=optim.learning_rate,
