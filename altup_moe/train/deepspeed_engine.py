@@ -25,7 +25,7 @@ from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optim
 from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
 from torch import Tensor, nn
 
-from altup_moe.config import OptimConfig, RunConfig
+from altup_moe.config import RunConfig
 from altup_moe.model.build import bare_chunks
 from altup_moe.parallel.deepspeed_groups import expert_group_name, use_deepspeed
 from altup_moe.parallel.topology import Topology
