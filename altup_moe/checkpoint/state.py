@@ -18,7 +18,7 @@ from torch import Tensor
 
 from altup_moe.checkpoint.boxes import box_shape, flat_boxes, volume
 from altup_moe.checkpoint.tensors import STORED
-from altup_moe.checkpoint.updated import Updated, updated
+from altup_moe.checkpoint.updated import Updated, cut_weights, updated
 from altup_moe.checkpoint.write import Form, Part
 from altup_moe.parallel.names import Box, NamedTensor, Piece
 
@@ -46,8 +46,13 @@ def held_tensors(named: Iterable[NamedTensor], optimizer: Any | None) -> list[He
     held: list[Held] = []
     for entry in entries:
         for piece in entry.pieces:
-            weight = entry.tensor.detach()
-            held.append(_held("weights", piece, piece.box, weight[piece.local_index]))
+            weight, cut = entry.tensor.detach(), cut_weights(entry.tensor)
+            if cut is None:
+                held.append(_held("weights", piece, piece.box, weight[piece.local_index]))
+            else:
+                values, start, stop = cut
+                for box, first, last in _boxes_of(entry, piece, start, stop):
+                    held.append(_held("weights", piece, box, values[first:last].view(box_shape(box))))
             share = found.get(id(entry.tensor))
             if share is None:
                 continue
@@ -55,7 +60,7 @@ def held_tensors(named: Iterable[NamedTensor], optimizer: Any | None) -> list[He
             flat = {name: share.of(state[name]) for name in MOMENTS}
             if share.tensor.dtype != weight.dtype:
                 flat["main"] = share.of(share.tensor.detach())
-            for box, first, last in _boxes_of(entry, piece, share):
+            for box, first, last in _boxes_of(entry, piece, share.start, share.stop):
                 held += [
                     _held(kind, piece, box, values[first:last].view(box_shape(box))) for kind, values in flat.items()
                 ]
@@ -105,15 +110,15 @@ def _state(share: Updated) -> dict[str, Tensor]:
     return state
 
 
-def _boxes_of(entry: NamedTensor, piece: Piece, share: Updated) -> Iterator[tuple[Box, int, int]]:
-    """(global box, its elements' range in the share) of what is held of a piece.
+def _boxes_of(entry: NamedTensor, piece: Piece, start: int, stop: int) -> Iterator[tuple[Box, int, int]]:
+    """(global box, its range in them) of what a piece has of its parameter's elements [start, stop).
 
     A piece is whole rows of its parameter, so its elements follow each other there.
     """
-    row = math.prod(entry.tensor.shape[1:])
+    row = math.prod(getattr(entry.tensor, "ds_shape", entry.tensor.shape)[1:])
     begin = piece.local[0][0] * row if piece.local else 0
-    first, last = max(share.start, begin), min(share.stop, begin + volume(piece.box))
-    at = first - share.start
+    first, last = max(start, begin), min(stop, begin + volume(piece.box))
+    at = first - start
     for box in flat_boxes(piece.box, first - begin, last - begin):
         yield box, at, at + volume(box)
         at += volume(box)

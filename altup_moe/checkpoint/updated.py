@@ -1,8 +1,9 @@
 """Where an optimizer keeps what it updates of a parameter: all of it, or this data-parallel rank's range.
 
-Megatron's optimizers hold a tensor for each parameter. DeepSpeed's (ZeRO 1 and 2) lays the parameters of a group one
-after the other, cuts that line into one part a rank, and holds the part. Their modules are not imported here: they are
-told apart by the attributes that are read.
+Megatron's optimizers hold a tensor for each parameter. DeepSpeed's ZeRO 1 and 2 lay the parameters of a group one after
+the other, cut that line into one part a rank, and hold the part. ZeRO 3 cuts every parameter, its weights too, and lays
+the parts of a group one after the other. Their modules are not imported here: they are told apart by the attributes
+that are read.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Updated:
 def updated(parameters: Iterable[Tensor], optimizer: Any) -> dict[int, Updated]:
     """By parameter (its id): where its optimizer state on this rank is."""
     if hasattr(optimizer, "single_partition_of_fp32_groups"):
-        return _zero_parts(optimizer)
+        return _line_parts(optimizer)
+    if hasattr(optimizer, "fp32_partitioned_groups_flat"):
+        return _parameter_parts(optimizer)
     found: dict[int, Updated] = {}
     known = list(parameters)
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
@@ -70,7 +73,37 @@ def _ranges(part: Any) -> dict[int, Updated]:
     return found
 
 
-def _zero_parts(optimizer: Any) -> dict[int, Updated]:
+def cut_weights(parameter: Tensor) -> tuple[Tensor, int, int] | None:
+    """What ZeRO 3 leaves a rank of a parameter: elements [start, stop) and a flat view of them; None if it is whole."""
+    kept: Tensor | None = getattr(parameter, "ds_tensor", None)
+    if kept is None:
+        return None
+    start, stop = _cut(parameter, parameter.ds_process_group)  # type: ignore[attr-defined]
+    return kept.detach().view(-1)[: stop - start], start, stop
+
+
+def _cut(parameter: Any, group: Any) -> tuple[int, int]:
+    """Equal parts, the last ones shorter or empty."""
+    size = parameter.partition_numel()
+    start = min(size * dist.get_rank(group), parameter.ds_numel)
+    return start, min(start + size, parameter.ds_numel)
+
+
+def _parameter_parts(optimizer: Any) -> dict[int, Updated]:
+    """DeepSpeed's ZeRO 3."""
+    found = {}
+    for index, parameters in enumerate(optimizer.fp16_groups):
+        at = 0
+        for parameter in parameters:
+            start, stop = _cut(parameter, optimizer.sub_group_process_groups[index])
+            if start < stop:
+                held = optimizer.fp32_partitioned_groups_flat[index]
+                found[id(parameter)] = Updated(optimizer.optimizer, held, start, stop, at)
+            at += parameter.partition_numel()
+    return found
+
+
+def _line_parts(optimizer: Any) -> dict[int, Updated]:
     """DeepSpeed's ZeRO 1 and 2: the part of every group's line of parameters that this rank updates."""
     found = {}
     for index, parameters in enumerate(optimizer.round_robin_bit16_groups):

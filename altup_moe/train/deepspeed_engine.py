@@ -80,9 +80,10 @@ class ZeroChunk(nn.Module):
 
 
 class ZeroEngine:
-    """ZeRO stages 1 and 2 over Megatron's groups."""
+    """ZeRO over Megatron's groups."""
 
     def __init__(self, config: RunConfig, topology: Topology) -> None:
+        self._stage = config.parallel.zero_stage
         deepspeed = use_deepspeed(topology)
         (chunk,) = bare_chunks(config, topology)
         for parameter in chunk.parameters():
@@ -111,8 +112,9 @@ class ZeroEngine:
 
     def _parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(parameter, this rank's part of its averaged gradient), in place."""
-        for index, parameters in enumerate(self.optimizer.params_in_partition):
-            parts = self.optimizer.averaged_gradients[index]
+        zero = self.optimizer
+        for index, parameters in enumerate(zero.fp16_groups if self._stage == 3 else zero.params_in_partition):
+            parts = zero.averaged_gradients[index]
             yield from zip(parameters, parts, strict=False)  # the last part may be padding
 
     def _finalise(self, chunks: list[Any], *args: Any, **kwargs: Any) -> None:
@@ -130,13 +132,13 @@ class ZeroEngine:
     def zero_grad(self) -> None:
         """Also the averaged parts of a step that was not taken."""
         self.optimizer.zero_grad()
-        for kept in (self.optimizer.averaged_gradients, self.optimizer.all_grad_tensors):
+        for kept in (self.optimizer.averaged_gradients, getattr(self.optimizer, "all_grad_tensors", {})):
             for index in kept:
                 kept[index] = None
 
     def gradients_are_finite(self) -> bool:
         """As DeepSpeed looks for overflow."""
-        return not self.optimizer.has_overflow(self.optimizer.partition_gradients)
+        return not self.optimizer.has_overflow()
 
     def step(self) -> float:
         """DeepSpeed clips by its norm over data-parallel and tensor ranks."""
@@ -147,6 +149,14 @@ class ZeroEngine:
     def weights_loaded(self, with_optimizer: bool) -> None:
         """ZeRO's fp32 copies follow the weights; only those of half-precision weights are loaded themselves."""
         zero = self.optimizer
+        if self._stage == 3:
+            for weights, copy in zip(zero.fp16_partitioned_groups_flat, zero.fp32_partitioned_groups_flat, strict=True):
+                if not with_optimizer or weights.dtype == copy.dtype:
+                    copy.copy_(weights)
+            zero._partition_all_parameters()
+            if zero.persistent_parameters:
+                zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+            return
         for index, (weights, copy) in enumerate(
             zip(zero.parallel_partitioned_bit16_groups, zero.single_partition_of_fp32_groups, strict=True)
         ):
@@ -177,6 +187,7 @@ def _adamw(chunk: nn.Module, config: RunConfig) -> torch.optim.AdamW:
 
 def _settings(config: RunConfig, chunk: nn.Module) -> dict[str, Any]:
     """DeepSpeed's configuration."""
+    whole = [p.numel() for name, p in chunk.named_parameters() if group_overrides(config.optim, name, p)[1]]
     bucket = min(BUCKET, 2 * sum(parameter.numel() for parameter in chunk.parameters()))
     return {
         "train_micro_batch_size_per_gpu": config.train.micro_batch_size,
@@ -192,5 +203,8 @@ def _settings(config: RunConfig, chunk: nn.Module) -> dict[str, Any]:
             "overlap_comm": False,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
+            "stage3_prefetch_bucket_size": bucket,
+            # Norms and coefficients stay whole: layers read them outside the module that they belong to.
+            "stage3_param_persistence_threshold": 1 + max(whole),
         },
     }

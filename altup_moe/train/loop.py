@@ -271,7 +271,8 @@ def _not_saved(run: Run, error: SaveError) -> None:
 
 def _say_start(run: Run, resume: ResumePoint | None) -> None:
     config, topo = run.config, run.topology
-    held = sum(p.numel() for chunk in run.engine.chunks for p in chunk.parameters())
+    # A parameter that ZeRO-3 has cut is empty, and knows its size.
+    held = sum(getattr(p, "ds_numel", p.numel()) for chunk in run.engine.chunks for p in chunk.parameters())
     print(
         f"run {config.log.run_dir}: {topo.world_size} rank(s) on {topo.device.type}, "
         f"{held:,} parameters on rank 0, torch {torch.__version__}, "
