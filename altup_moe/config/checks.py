@@ -6,8 +6,10 @@ what would fit. `check_config` runs them in order; each may rely on the ones bef
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,7 +18,8 @@ from typing import get_args
 
 from altup_moe.config.errors import ConfigError
 from altup_moe.config.ranges import RANGES
-from altup_moe.config.schema import ParallelConfig, RunConfig, Width, ZeroStage
+from altup_moe.config.schema import ParallelConfig, RunConfig, Width
+from altup_moe.config.zero_checks import check_zero
 
 CORPORA = ("python-docs", "wikipedia-sample")
 """Corpora that come by name (`altup_moe.data.corpora` holds them)."""
@@ -24,18 +27,42 @@ CORPORA = ("python-docs", "wikipedia-sample")
 
 @dataclass(frozen=True)
 class Package:
-    """An optional package: the modules that make it whole, and what to do to get it."""
+    """An optional package: the modules that make it whole, and what to do to get it.
+
+    ``versions``: of the distribution named like its first module: from one up to, not including, the other.
+    """
 
     modules: tuple[str, ...]
     install: str
+    versions: tuple[str, str] | None = None
 
     def found(self) -> bool:
-        """Whether all its modules are there; none is imported."""
-        return all(find_spec(module) for module in self.modules)
+        """Whether it can be used; nothing is imported."""
+        return self.problem() is None
+
+    def problem(self) -> str | None:
+        """What keeps it from being used, or None."""
+        if not all(find_spec(module) for module in self.modules):
+            return "is not installed"
+        try:
+            version = importlib.metadata.version(self.modules[0])
+        except importlib.metadata.PackageNotFoundError:
+            # A source tree on the path: it may be the right one.
+            return None
+        if self.versions and not _release(self.versions[0]) <= _release(version) < _release(self.versions[1]):
+            return f"{version} is installed, which this was not written for"
+        return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The numbers of a version as written, without what follows them (0.19.8+cpu, 1.0rc1)."""
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(n) for n in numbers[0].split(".")) if numbers else ()
 
 
 PACKAGES = {
-    "deepspeed": Package(("deepspeed",), "pip install 'deepspeed>=0.19.4,<0.20'"),
+    # Its process groups are filled by private names.
+    "deepspeed": Package(("deepspeed",), "pip install 'deepspeed>=0.19.4,<0.20'", ("0.19.4", "0.20")),
 }
 """What a train.engine needs beside requirements.txt."""
 
@@ -254,32 +281,16 @@ def _world(config: RunConfig, world_size: int) -> None:
 
 
 def _engine(config: RunConfig, world_size: int) -> None:
-    engine, stage, p = config.train.engine, config.parallel.zero_stage, config.parallel
+    engine, stage = config.train.engine, config.parallel.zero_stage
     if engine == "megatron":
         if stage != 1:
             fits = "needs train.engine deepspeed; 1 would fit (megatron has parallel.distributed_optimizer)"
             raise ConfigError("parallel.zero_stage", stage, fits)
         return
     package = PACKAGES[engine]
-    if not package.found():
-        raise ConfigError("train.engine", engine, f"is not installed; {package.install}, or megatron would fit")
-    if stage not in get_args(ZeroStage):
-        # Its clipping takes every expert-parallel rank's experts for copies of the same ones.
-        fits = f"without ZeRO, deepspeed clips fp32 gradients wrongly under experts; {_fitting(get_args(ZeroStage))}"
-        raise ConfigError("parallel.zero_stage", stage, fits)
-    for key, value, off, why in (
-        ("pipeline", p.pipeline, 1, "deepspeed is not proved equal to megatron in a pipeline"),
-        ("distributed_optimizer", p.distributed_optimizer, False, "is megatron's; there is parallel.zero_stage"),
-        (
-            "overlap_grad_reduce",
-            p.overlap_grad_reduce,
-            False,
-            "is megatron's; deepspeed reduces after backward",
-        ),
-    ):
-        if value != off:
-            fits = f"{why}; {str(off).lower()} would fit, or train.engine megatron"
-            raise ConfigError(f"parallel.{key}", value, fits)
+    if problem := package.problem():
+        raise ConfigError("train.engine", engine, f"{problem}; {package.install}, or megatron would fit")
+    check_zero(config)
 
 
 def _batch(config: RunConfig, world_size: int) -> None:

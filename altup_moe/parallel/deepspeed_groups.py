@@ -3,14 +3,14 @@
 DeepSpeed keeps its groups in a module of its own, `deepspeed.utils.groups`, and makes them itself if it finds none: by
 another rule than Megatron's, so that an expert's copies would not be where Megatron's all-to-all has put them. Here
 that table is filled from a `Topology`. The package is optional and imported only when a run asks for it; the names
-below are private, hence the range of versions.
+below are private, hence the range of versions (`config.checks.PACKAGES`).
 """
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -21,22 +21,6 @@ from altup_moe.config import UserError
 from altup_moe.config.checks import PACKAGES
 from altup_moe.parallel.topology import Topology
 
-SUPPORTED = ((0, 19, 4), (0, 20, 0))
-"""deepspeed versions that this was written against: from the first up to, not including, the second."""
-INSTALL = PACKAGES["deepspeed"].install
-"""How to get it."""
-
-
-def require_deepspeed() -> None:
-    """Raise UserError unless a deepspeed of a supported version is installed. Imports nothing."""
-    try:
-        found = version("deepspeed")
-    except PackageNotFoundError:
-        raise UserError(f"the package deepspeed is not installed; {INSTALL}") from None
-    release = tuple(int(part) for part in found.split("+")[0].split(".")[:3] if part.isdecimal())
-    if not SUPPORTED[0] <= release < SUPPORTED[1]:
-        raise UserError(f"deepspeed {found} is installed and its process groups may differ; {INSTALL}")
-
 
 def use_deepspeed(topology: Topology) -> Any:
     """The deepspeed module, on this topology's groups. Every rank calls it before a model of its is built.
@@ -44,7 +28,12 @@ def use_deepspeed(topology: Topology) -> Any:
     Raises:
         UserError: it is not installed, or another version is.
     """
-    require_deepspeed()
+    package = PACKAGES["deepspeed"]
+    if problem := package.problem():
+        raise UserError(f"deepspeed {problem}; {package.install}")
+    if topology.device.type == "cpu":
+        # Else every process warns that there is no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     deepspeed: Any = import_module("deepspeed")
     _quiet()
     if topology.device.type == "cpu":

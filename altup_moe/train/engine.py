@@ -13,7 +13,6 @@ import torch.distributed as dist
 
 from altup_moe.config import RunConfig
 from altup_moe.model.build import build_model
-from altup_moe.parallel.deepspeed_groups import require_deepspeed
 from altup_moe.parallel.topology import Topology
 from altup_moe.train.optim import build_optimizer
 
@@ -71,12 +70,6 @@ class MegatronEngine:
         """The fp32 copies of half-precision weights follow the weights, where they were not loaded themselves."""
         if not with_optimizer:
             self.optimizer.reload_model_params()
-
-
-def check_engine(config: RunConfig) -> None:
-    """Raise UserError unless the engine's package is there, in a version that it was written for."""
-    if config.train.engine == "deepspeed":
-        require_deepspeed()
 
 
 def build_engine(config: RunConfig, topology: Topology) -> Engine:

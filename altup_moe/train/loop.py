@@ -27,7 +27,7 @@ from altup_moe.parallel.rng import rng_state, seed_dropout, set_rng_state
 from altup_moe.parallel.seeds import derived_seed
 from altup_moe.parallel.topology import Topology, rank_from_env, topology
 from altup_moe.train.batches import micro_batches
-from altup_moe.train.engine import Engine, build_engine, check_engine
+from altup_moe.train.engine import Engine, build_engine
 from altup_moe.train.finished import tokenizer_dir
 from altup_moe.train.guards import EXIT_STOPPED, StopSignal
 from altup_moe.train.loggers import Logger, check_loggers, open_loggers
@@ -68,7 +68,6 @@ def train(config: RunConfig) -> int:
         UserError: what the user can mend, before any process group exists.
     """
     check_loggers(config.log)
-    check_engine(config)
     _keep_compiled_code(config)
     resume = find_resume_point(config)
     # Rank 0 prepares and verifies the data first: whatever is wrong with it ends the run before the others meet it.

@@ -33,7 +33,7 @@ SECTIONS = {
 }  # fmt: skip
 MAY_DIFFER = {
     "data.cache", "train.eval_interval", "train.eval_samples", "train.stop_after",
-    "train.recompute", "train.micro_batch_size", "altup.kernel",
+    "train.recompute", "train.micro_batch_size", "train.engine", "altup.kernel",
 }  # fmt: skip
 KEYS = [f"{section}.{field.name}" for section, kind in SECTIONS.items() for field in fields(kind)]
 
