@@ -7,8 +7,6 @@ from typing import get_args
 from altup_moe.config.errors import ConfigError
 from altup_moe.config.schema import RunConfig, ZeroStage
 
-STAGES = get_args(ZeroStage)
-
 
 def check_zero(config: RunConfig) -> None:
     """Raise ConfigError for the first value that does not fit the engine deepspeed."""
@@ -19,10 +17,10 @@ def check_zero(config: RunConfig) -> None:
     refused: list[tuple[bool, str, object, str]] = [
         # Its clipping takes the experts of all expert-parallel ranks for copies of the same ones.
         (
-            stage not in STAGES,
+            stage not in get_args(ZeroStage),
             "parallel.zero_stage",
             stage,
-            "clips fp32 gradients wrongly under experts; 1, 2, 3 would fit",
+            "without ZeRO fp32 gradients are clipped wrongly under experts; 1, 2, 3 would fit",
         ),
         (p.pipeline > 1, "parallel.pipeline", p.pipeline, "deepspeed is not proved equal in a pipeline; 1 would fit"),
         (

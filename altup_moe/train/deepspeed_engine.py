@@ -96,8 +96,6 @@ class ZeroEngine:
             config=_settings(config, chunk),
             dist_init_required=False,
         )
-        # Parameters of several dtypes look like fp32 ones, which DeepSpeed does not examine.
-        self.optimizer.check_grad_overflow = False
         self.chunks: list[Any] = [ZeroChunk(chunk, self._engine)]
         chunk.config.grad_scale_func = None
         chunk.config.no_sync_func = self._accumulating

@@ -49,14 +49,17 @@ def megatron(directory: Path):
     return train_once
 
 
-DENSE = {"moe": {"num_experts": 0}}
+DENSE: dict = {"moe": {"num_experts": 0}}
+DROPOUT: dict = {"model": {"hidden_dropout": 0.1, "attention_dropout": 0.1}}
 WAYS: dict[str, dict] = {
     "plain": {},
     "one block": {"altup": {"width": 1}},
     "dense": DENSE,
     "clipped": {"optim": {"clip_grad": 0.3, "coefficient_lr_mult": 2.0}},
     "tied": {"model": {"share_embeddings_and_output_weights": True, "qk_layernorm": True}},
-    "dropout": {"model": {"hidden_dropout": 0.1, "attention_dropout": 0.1}},
+    "dense, tied": {**DENSE, "model": {"share_embeddings_and_output_weights": True}},
+    "dense, halves": {**DENSE, "overlap": {"microbatch_halves": True}},
+    "dropout": DROPOUT,
     "balanced": {
         "moe": {
             "score_function": "sigmoid",
@@ -66,6 +69,7 @@ WAYS: dict[str, dict] = {
         }
     },
     "recompute": {"train": {"recompute": "full"}},
+    "recompute, inline": {"train": {"recompute": "full"}, "overlap": {"mixing": "inline"}},
     "halves": {"overlap": {"microbatch_halves": True}},
     "bf16": {"train": {"precision": "bf16"}},
 }
@@ -76,7 +80,9 @@ EQUAL = [
     *((layout, "plain", "zero1") for layout in ("dp4-ep2-etp2", "tp2", "tp2-ep1", "cp2")),
     *(("tp2-ep2", "plain", stage) for stage in ("zero1", "zero2")),
     *(("ep2", way, "zero1") for way in ("one block", "dropout", "recompute", "halves")),
-    *(("ep2", way, "zero2") for way in ("clipped", "balanced")),
+    *(("ep2", way, "zero2") for way in ("clipped", "balanced", "recompute, inline")),
+    *(("dp2", way, "zero3") for way in ("dense", "dense, tied", "dense, halves")),
+    ("tp2-ep1", "dense", "zero3"),
     *(("tp2-ep2", way, "zero1") for way in ("clipped", "tied")),
 ]
 
@@ -109,8 +115,10 @@ def test_half_precision(engine: str, directory: Path, megatron) -> None:
 
 
 RESUMES = {
-    "one, dropout": ("one", "zero1", WAYS["dropout"]),
-    "experts, dropout": ("ep2", "zero2", WAYS["dropout"]),
+    "one, dropout": ("one", "zero1", DROPOUT),
+    "experts, dropout": ("ep2", "zero2", DROPOUT),
+    "weights cut, dropout": ("dp2", "zero3", {**DENSE, **DROPOUT}),
+    "weights cut, bf16": ("dp2", "zero3", {**DENSE, **WAYS["bf16"], "altup": {"width": 1}}),
     "tensor, bf16": ("tp2-ep2", "zero1", WAYS["bf16"]),
     "experts, bf16": ("ep2", "zero2", WAYS["bf16"]),
 }
@@ -135,6 +143,9 @@ MOVES = [
     ("tp2-ep2", "zero2", "tp2-pp2-ep2", "megatron", "plain", "ep2"),
     ("ep2", "zero2", "dp2", "zero1", "plain", "ep2"),
     ("dp2", "zero1", "tp2-ep1", "zero2", "dense", "dp2"),
+    ("dp2", "zero3", "one", "megatron", "dense", "dp2"),
+    ("one", "megatron", "tp2-ep1", "zero3", "dense", "dp2"),
+    ("tp2-ep1", "zero3", "dp2", "zero2", "dense", "dp2"),
     ("ep2", "megatron", "one", "zero1", "bf16", "ep2"),
     ("tp2-ep2", "zero1", "ep2", "megatron", "bf16", "ep2"),
 ]
