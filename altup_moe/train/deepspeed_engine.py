@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import deepspeed
 import torch
 from deepspeed.moe.layer import MoE
 from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 from altup_moe.config import RunConfig
 from altup_moe.model.build import bare_chunks
-from altup_moe.parallel.deepspeed_groups import expert_group_name, use_deepspeed
+from altup_moe.parallel.deepspeed_groups import expert_group_name
 from altup_moe.parallel.topology import Topology
 from altup_moe.train.optim import group_overrides
 
@@ -80,11 +81,10 @@ class ZeroChunk(nn.Module):
 
 
 class ZeroEngine:
-    """ZeRO over Megatron's groups."""
+    """ZeRO over Megatron's groups, which `use_deepspeed` has given to it."""
 
     def __init__(self, config: RunConfig, topology: Topology) -> None:
         self._stage = config.parallel.zero_stage
-        deepspeed = use_deepspeed(topology)
         (chunk,) = bare_chunks(config, topology)
         for parameter in chunk.parameters():
             if not getattr(parameter, "allreduce", True):

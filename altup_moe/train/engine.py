@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from altup_moe.config import RunConfig
 from altup_moe.model.build import build_model
+from altup_moe.parallel.deepspeed_groups import use_deepspeed
 from altup_moe.parallel.topology import Topology
 from altup_moe.train.optim import build_optimizer
 
@@ -75,6 +76,8 @@ class MegatronEngine:
 def build_engine(config: RunConfig, topology: Topology) -> Engine:
     """The model of a checked configuration, with the engine that trains it (train.engine)."""
     if config.train.engine == "deepspeed":
+        # Before anything of its is imported.
+        use_deepspeed(topology)
         from altup_moe.train.deepspeed_engine import ZeroEngine
 
         return ZeroEngine(config, topology)
