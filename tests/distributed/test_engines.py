@@ -95,12 +95,17 @@ def test_zero_follows_megatron(layout: str, way: str, engine: str, directory: Pa
     assert set(train_on_ranks(layout, config)) == {0}
     got, wanted = records(config), megatron(layout, way)
     assert len(got) == 20
-    for key, tolerance in (("loss", LOSS), ("valid_loss", LOSS), ("grad_norm", NORM), ("learning_rate", 1e-12)):
+    tolerances = {
+        "loss": LOSS,
+        "valid_loss": LOSS,
+        "grad_norm": NORM,
+        "learning_rate": 1e-12,
+        # A token between two experts may go either way.
+        "expert_load_imbalance": 1e-2,
+    }
+    for key, tolerance in tolerances.items():
         values, expected = ([r[key] for r in run if key in r] for run in (got, wanted))
         assert values == pytest.approx(expected, rel=tolerance), key
-    assert [r.get("expert_load_imbalance") for r in got] == pytest.approx(
-        [r.get("expert_load_imbalance") for r in wanted], rel=1e-2
-    )
     assert got[-1]["loss"] < got[0]["loss"] - 0.3
 
 
