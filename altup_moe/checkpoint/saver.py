@@ -1,10 +1,12 @@
 """Saving from all ranks, in the background: each writes its share of the global tensors, and all agree on the end.
 
-`start` (every rank, between two steps) agrees on who writes what and takes a copy of this rank's share, so that no
-later step leaks into it. A thread writes the files, flushes and hashes them. `advance` (every rank, once no thread is
-at work) brings the hashes together and sets rank 0's thread to make the checkpoint complete; called again after that,
-it ends the save. A failure anywhere ends it on all ranks with the same `SaveError`, and the checkpoint before it stays
-the latest.
+`start` (every rank, between two steps) agrees on who writes what. A thread copies this rank's share, then writes the
+files, flushes and hashes them. Weights and optimizer state change only when a step updates them, so the copying goes on
+beside the next step's forward and backward, and `settle`, called before the update, waits for the rest of it: no later
+step leaks into a checkpoint. (DataStates-LLM, arXiv 2406.10707, copies while the state stands still, too.)
+`advance` (every rank, once no thread is at work) brings the hashes together and sets rank 0's thread to make the
+checkpoint complete; called again after that, it ends the save. A failure anywhere ends it on all ranks with the same
+`SaveError`, and the checkpoint before it stays the latest.
 """
 
 from __future__ import annotations
@@ -13,16 +15,15 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from altup_moe.checkpoint.boxes import whole
+from altup_moe.checkpoint.copies import Copies
 from altup_moe.checkpoint.manifest import Manifest, StoredFile
 from altup_moe.checkpoint.share import part_bytes, share
 from altup_moe.checkpoint.state import Held
@@ -31,14 +32,14 @@ from altup_moe.checkpoint.tensors import STORED, items
 from altup_moe.checkpoint.write import Form, Part, Plan, cut_files, stored_tensors, write_files
 from altup_moe.config import CheckpointConfig, UserError
 from altup_moe.parallel.agree import first_problem, gather
+from altup_moe.parallel.names import is_buffer
 from altup_moe.parallel.topology import Topology
 
 SPARE_BYTES = 1 << 24
 """Free space asked for beyond the tensors: headers and the manifest."""
 
-
 THREADS = 2
-"""Files that a rank writes at a time, and tensors that it copies at a time."""
+"""Files that a rank writes at a time."""
 
 
 class SaveError(UserError):
@@ -67,8 +68,9 @@ class _Division:
 
 @dataclass
 class _Outcome:
-    """What a thread leaves: the files that it wrote, and what went wrong."""
+    """What a thread leaves: that it needs the live tensors no more, the files that it wrote, and what went wrong."""
 
+    settled: threading.Event = field(default_factory=threading.Event)
     files: dict[str, StoredFile] = field(default_factory=dict)
     problem: str | None = None
 
@@ -96,8 +98,7 @@ class Saver:
         self.root, self.config, self.topology = root, config, topology
         self._division: _Division | None = None
         self._save: _Save | None = None
-        # Memory of the copies stays for the next save: to fault it in again costs more than the copying.
-        self._copies: dict[Part, Tensor] = {}
+        self._copies = Copies()
 
     @property
     def pending(self) -> bool:
@@ -112,6 +113,8 @@ class Saver:
     def start(self, head: Manifest, held: Iterable[Held], streams: Mapping[str, Tensor]) -> None:
         """Begin to save what `held` and the random `streams` are now. Collective.
 
+        What an optimizer updates may be read until `settle` returns; buffers and streams are copied here.
+
         Args:
             head: everything of the manifest but files and tensors.
         Raises:
@@ -124,14 +127,23 @@ class Saver:
         partial = self.root / f"{step_name(head.step)}.partial"
         self._all_succeed(head.step, self._prepare(head, division.bytes) if self.topology.is_first else None)
         wanted = {part: tensors[part].tensor for parts in division.mine.values() for part in parts}
-        if self.config.asynchronous:
-            wanted = self._copied(wanted)
+        copies = self._copies if self.config.asynchronous else None
+        if copies is not None:
+            wanted |= copies.take({part: t for part, t in wanted.items() if _changes_in_forward(part.name)})
         # The thread is handed all it needs: by the time it runs, this save may already be waited for.
         outcome = _Outcome()
-        thread = _run(_write, outcome, partial, division, wanted, self.topology.rank)
+        thread = _run(_write, outcome, partial, division, wanted, copies, self.topology.rank)
         if not self.config.asynchronous:
             thread.join()
         self._save = _Save(head, partial, thread, outcome, began, time.perf_counter() - began)
+
+    def settle(self) -> None:
+        """Wait until this rank's share is copied: called before anything updates weights or optimizer state."""
+        if self._save is None or self._save.publishing:
+            return
+        began = time.perf_counter()
+        self._save.outcome.settled.wait()
+        self._save = replace(self._save, waited=self._save.waited + time.perf_counter() - began)
 
     def advance(self) -> Saved | None:
         """Take the save under way one part further, once no rank is busy; the checkpoint if that was the last.
@@ -177,16 +189,6 @@ class Saver:
             self._save = replace(self._save, waited=self._save.waited + time.perf_counter() - began)
             saved = self.advance()
         return saved
-
-    def _copied(self, tensors: Mapping[Part, Tensor]) -> dict[Part, Tensor]:
-        for part, tensor in tensors.items():
-            if part not in self._copies:
-                self._copies[part] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-        copies = {part: self._copies[part] for part in tensors}
-        with ThreadPoolExecutor(THREADS) as pool:
-            for _ in pool.map(_copy_some, [(copies, tensors, first) for first in range(THREADS)]):
-                pass
-        return copies
 
     def _mine(self, held: Iterable[Held], streams: Mapping[str, Tensor]) -> dict[Part, Held]:
         tensors = {each.part: each for each in held}
@@ -242,19 +244,26 @@ def _run(work: Callable[..., None], *args: object) -> threading.Thread:
     return thread
 
 
-def _copy_some(work: tuple[Mapping[Part, Tensor], Mapping[Part, Tensor], int]) -> None:
-    """Copy every THREADS-th tensor. By numpy on a CPU: torch would wake its own threads for each of them."""
-    copies, tensors, first = work
-    for part in list(tensors)[first::THREADS]:
-        if tensors[part].device.type == "cpu":
-            np.copyto(items(copies[part]), items(tensors[part]))
-        else:
-            copies[part].copy_(tensors[part])
+def _changes_in_forward(name: str) -> bool:
+    """Whether a stored tensor may change before the next update: routers' biases and random streams do."""
+    return name.startswith("rng/") or is_buffer(name)
 
 
-def _write(outcome: _Outcome, partial: Path, division: _Division, tensors: Mapping[Part, Tensor], rank: int) -> None:
-    """In a thread: write this rank's files; whatever happens is left in `outcome`."""
+def _write(
+    outcome: _Outcome,
+    partial: Path,
+    division: _Division,
+    tensors: dict[Part, Tensor],
+    copies: Copies | None,
+    rank: int,
+) -> None:
+    """In a thread: copy what was not copied yet, and write this rank's files; what happens is left in `outcome`."""
     with _noted(outcome, f"rank {rank}: {partial}"):
+        try:
+            if copies is not None:
+                tensors |= copies.take({p: tensor for p, tensor in tensors.items() if not _changes_in_forward(p.name)})
+        finally:
+            outcome.settled.set()
         outcome.files = write_files(
             partial, division.mine, division.forms, lambda n, box: items(tensors[Part(n, box)].to("cpu")), THREADS
         )

@@ -2,7 +2,8 @@
 
 Ours flushes, hashes and checks everything: a save is all of `write_checkpoint`, a load opens, compares every hash and
 reads into tensors that exist. Plain is `save_file` and one fsync, `load_file` and a copy into the same tensors, which
-touches every byte. Both are timed in turn, the one that begins changing every time.
+touches every byte. Both are timed in turn, the one that begins changing every time. Asynchronous saves are timed as
+training knows them: real steps of a model of that size, alone and right after a save was started.
 """
 
 from __future__ import annotations
@@ -27,15 +28,17 @@ from altup_moe.checkpoint.boxes import whole
 from altup_moe.checkpoint.manifest import Manifest
 from altup_moe.checkpoint.saver import Saver
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.state import Held
+from altup_moe.checkpoint.state import held_tensors
 from altup_moe.checkpoint.store import step_name
 from altup_moe.checkpoint.tensors import DTYPES, items
-from altup_moe.checkpoint.write import Form, Part, whole_tensors, write_checkpoint
+from altup_moe.checkpoint.write import Form, whole_tensors, write_checkpoint
 from altup_moe.config import AltUpConfig, CheckpointConfig, ModelConfig, MoEConfig, ParallelConfig, RunConfig
 from altup_moe.config.files import fsync
+from altup_moe.model.build import named_tensors
 from altup_moe.parallel.names import global_shapes, is_buffer
 from altup_moe.parallel.topology import topology
 from altup_moe.study.options import CheckpointBench
+from altup_moe.study.stepper import Stepper
 
 LARGE = 128
 """Megabytes from which on the model is as wide as a real, small one."""
@@ -44,14 +47,15 @@ RESHARD = Path(__file__).parents[2] / "tools" / "reshard.py"
 
 @dataclass(frozen=True)
 class Row:
-    """One operation: its medians and extremes in seconds, and plain's (or the synchronous save's) beside it."""
+    """One operation on `megabytes`: its medians and extremes in seconds, what it is compared with, and the goal."""
 
     name: str
+    megabytes: float
     seconds: float
     least: float
     most: float
     other: float
-    goal: float
+    goal: float | None
 
     @property
     def ratio(self) -> float:
@@ -160,9 +164,9 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def row(name: str, ours: list[float], other: list[float], goal: float) -> Row:
+def row(name: str, megabytes: float, ours: list[float], other: list[float], goal: float | None) -> Row:
     """Medians."""
-    return Row(name, statistics.median(ours), min(ours), max(ours), statistics.median(other), goal)
+    return Row(name, megabytes, statistics.median(ours), min(ours), max(ours), statistics.median(other), goal)
 
 
 def measure(bench: Bench, repeats: int) -> list[Row]:
@@ -191,15 +195,18 @@ def measure(bench: Bench, repeats: int) -> list[Row]:
             for name in names:
                 for side in (0, 1):
                     seconds[name][side].append(taken[name][side])
-    return [row(name, *seconds[name], goal=1.3) for name in names]
+    return [row(name, bench.bytes / 1e6, *seconds[name], goal=1.3) for name in names]
 
 
 def measure_asynchronous(bench: Bench, repeats: int) -> list[Row]:
-    """How long an asynchronous save keeps training waiting, over a synchronous save."""
-    held = [Held(Part(n, whole(bench.forms[n].shape)), bench.forms[n], t) for n, t in bench.tensors.items()]
-    seconds: dict[bool, list[float]] = {False: [], True: []}
+    """How long a save keeps training waiting, over a synchronous one; and a step beside it, over a step alone."""
+    waited: dict[bool, list[float]] = {False: [], True: []}
+    steps: dict[bool, list[float]] = {False: [], True: []}
     root = bench.ours.parent / "saver"
+    train = replace(bench.config.train, micro_batch_size=4, global_batch_size=4)
+    config = replace(bench.config, train=train)
     with topology(ParallelConfig()) as topo:
+        stepper = Stepper(config, topo)
         savers = {
             background: Saver(root, CheckpointConfig(asynchronous=background), topo) for background in (False, True)
         }
@@ -207,7 +214,9 @@ def measure_asynchronous(bench: Bench, repeats: int) -> list[Row]:
             for background, saver in savers.items():
                 shutil.rmtree(root, ignore_errors=True)
                 os.sync()
-                saver.start(head_of(bench.config), held, {})
+                named = named_tensors(list(stepper.chunks), config, topo)
+                saver.start(head_of(config), held_tensors(named, stepper.optimizer), {})
+                taken = stepper.step(saver.settle)
                 saved = None
                 while saver.pending:
                     # As between training's steps: nobody waits for the thread.
@@ -215,9 +224,14 @@ def measure_asynchronous(bench: Bench, repeats: int) -> list[Row]:
                         time.sleep(0.01)
                     saved = saver.advance()
                 assert saved is not None
+                megabytes = saved.bytes / 1e6
                 if repeat:
-                    seconds[background].append(saved.waited)
-    return [row("asynchronous save, waiting", seconds[True], seconds[False], goal=0.15)]
+                    waited[background].append(saved.waited)
+                    steps[background].append(taken)
+    return [
+        row("asynchronous save, waiting", megabytes, waited[True], waited[False], goal=0.15),
+        row("a step beside it", megabytes, steps[True], steps[False], goal=None),
+    ]
 
 
 def reshard_peak(bench: Bench) -> dict[str, float] | None:
@@ -252,7 +266,7 @@ def bench_checkpoint(options: CheckpointBench) -> int:
         peak = reshard_peak(bench)
     size = bench.bytes / 1e6
     if options.json:
-        found = [{**vars(r), "ratio": r.ratio, "mb_per_second": size / r.seconds} for r in rows]
+        found = [{**vars(r), "ratio": r.ratio, "mb_per_second": r.megabytes / r.seconds} for r in rows]
         print(json.dumps({"bench": vars(options), "mb": size, "load": load, "rows": found, "reshard": peak}))
         return 0
     print(
@@ -262,8 +276,8 @@ def bench_checkpoint(options: CheckpointBench) -> int:
     print("                               MB/s    ms (min .. max)              beside     ratio   goal")
     for r in rows:
         spread = f"{1e3 * r.seconds:7.0f} ({1e3 * r.least:.0f} .. {1e3 * r.most:.0f})"
-        figures = f"{1e3 * r.other:7.0f} ms{r.ratio:9.2f}  < {r.goal}"
-        print(f"  {r.name:<27}{size / r.seconds:6.0f}  {spread:<27}{figures}")
+        figures = f"{1e3 * r.other:7.0f} ms{r.ratio:9.2f}" + (f"  < {r.goal}" if r.goal else "")
+        print(f"  {r.name:<27}{r.megabytes / r.seconds:6.0f}  {spread:<27}{figures}")
     if peak:
         print(f"  tools/reshard.py: peak memory {peak['peak_mb']:.0f} MB  < {peak['goal_mb']:.0f}")
     return 0

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from altup_moe.parallel.topology import Topology, topology
 from altup_moe.study.options import OverlapBench, StepBench
 from altup_moe.study.stepper import Stepper, run_config
 from altup_moe.timeline.chrome import write_trace
-from altup_moe.timeline.overlap import OverlapReport, overlap
+from altup_moe.timeline.overlap import OverlapReport, measure, median
 from altup_moe.timeline.picture import write_picture
 from altup_moe.timeline.spans import record, step
 from altup_moe.train.profile import gather, watch_layers
@@ -152,11 +152,11 @@ def _together(bench: OverlapBench, name: str, recording: Any, topo: Topology) ->
             return None
         write_trace(directory / "trace.json", recordings)
         write_picture(directory / "step.png", recordings, title=name)
-        return overlap(recordings)
-    # Means of ranks: each sends its own figures.
-    own = torch.tensor(list(asdict(overlap([recording])).values()), dtype=torch.float64)
-    dist.all_reduce(own)
-    return OverlapReport(*(own / topo.world_size).tolist()) if topo.rank == 0 else None
+        return median([report for each in recordings for report in measure(each)])
+    own = torch.tensor([astuple(report) for report in measure(recording)], dtype=torch.float64)
+    every = [torch.empty_like(own) for _ in range(topo.world_size)]
+    dist.all_gather(every, own)
+    return median([OverlapReport(*figures) for figures in torch.cat(every).tolist()])
 
 
 def bench_overlap(bench: OverlapBench, world_size: int) -> int:
@@ -185,7 +185,7 @@ def _table(bench: OverlapBench, ranks: int, results: list[ModeResult]) -> str:
         f"hidden {bench.hidden_size}, {bench.num_layers} layers, {bench.moe_experts} experts top-2 over {ranks} "
         f"rank(s), sequence {bench.seq_length}, micro-batch {bench.micro_batch_size} a rank, fp32, "
         f"{bench.threads} thread(s) a rank",
-        f"median of {bench.repeats} interleaved steps; spans: mean of {bench.recorded} further steps and of the ranks",
+        f"median of {bench.repeats} interleaved steps; spans: median of {bench.recorded} further steps of all ranks",
         "",
         "  K  mixing    exchange  halves |  step ms (min .. max)          over K=1 | exchange ms  hidden  (at most) | "
         "mix ms  hidden  axpy ms",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -44,10 +45,10 @@ class Stepper:
         tokens = torch.randint(config.model.vocab_size, shape, generator=generator)
         self.batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.ones(shape[0], shape[1] - 1))
 
-    def step(self) -> float:
+    def step(self, before_update: Callable[[], None] = lambda: None) -> float:
         """Seconds of one optimizer step."""
         started = time.perf_counter()
-        train_step(self.engine, [self.batch], self.config, self.topology)
+        train_step(self.engine, [self.batch], self.config, self.topology, before_update)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter() - started

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from altup_moe.timeline.intervals import Intervals, intersection, length, union
@@ -16,7 +17,7 @@ AXPY = "axpy"
 
 @dataclass(frozen=True)
 class OverlapReport:
-    """One step of one rank, or a mean of several; ms.
+    """One step of one rank, or the mean or median of several; ms.
 
     `mixing_hidden_ms` says that mixing ran while an exchange was in flight. It does not say that mixing hid the
     exchange: that is `hidden_ms`, to which attention and experts contribute just as well.
@@ -78,15 +79,28 @@ def measure(recording: Recording) -> list[OverlapReport]:
 
 
 def mean(reports: Sequence[OverlapReport]) -> OverlapReport:
-    """The mean of each figure.
+    """The mean of each figure: they still add up (hidden and exposed mixing are the mixing).
 
     Raises:
         ValueError: there are no reports.
     """
+    return _each(reports, statistics.fmean)
+
+
+def median(reports: Sequence[OverlapReport]) -> OverlapReport:
+    """The median of each figure: one step in which the system took the core away does not change them.
+
+    Raises:
+        ValueError: there are no reports.
+    """
+    return _each(reports, statistics.median)
+
+
+def _each(reports: Sequence[OverlapReport], middle: Callable[[list[float]], float]) -> OverlapReport:
     if not reports:
         raise ValueError("no steps were recorded")
     names = [f.name for f in fields(OverlapReport)]
-    return OverlapReport(**{name: sum(getattr(r, name) for r in reports) / len(reports) for name in names})
+    return OverlapReport(**{name: middle([getattr(report, name) for report in reports]) for name in names})
 
 
 def overlap(recordings: Iterable[Recording], skip: int = 0) -> OverlapReport:

@@ -180,7 +180,7 @@ def _one_step(run: Run, last: int) -> StepMetrics:
     run.scheduler.step(1)
     rate = learning_rate(run.engine.optimizer)
     with run.profile.step():
-        result = train_step(run.engine, batches, config, topo)
+        result = train_step(run.engine, batches, config, topo, run.saver.settle)
     run.step += 1
     run.skipped += result.skipped
     seconds = time.perf_counter() - started

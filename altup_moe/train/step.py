@@ -103,8 +103,17 @@ def run_schedule(
     return sums / topology.tensor_size
 
 
-def train_step(engine: Engine, batches: list[Batch], config: RunConfig, topology: Topology) -> StepResult:
-    """Forward, backward, reduce, clip, update. A step with a non-finite loss or gradient updates nothing."""
+def train_step(
+    engine: Engine,
+    batches: list[Batch],
+    config: RunConfig,
+    topology: Topology,
+    before_update: Callable[[], None] = lambda: None,
+) -> StepResult:
+    """Forward, backward, reduce, clip, update. A step with a non-finite loss or gradient updates nothing.
+
+    ``before_update`` is called once nothing but the update is left: whoever still reads the weights comes to an end.
+    """
     chunks = engine.chunks
     for chunk in chunks:
         chunk.train()
@@ -115,6 +124,7 @@ def train_step(engine: Engine, batches: list[Batch], config: RunConfig, topology
     lm_loss = loss / max(tokens, 1.0)
     if not (math.isfinite(lm_loss) and engine.gradients_are_finite()):
         return StepResult(lm_loss, math.nan, True, routing)
+    before_update()
     return StepResult(lm_loss, engine.step(), False, routing)
 
 

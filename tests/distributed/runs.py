@@ -23,7 +23,8 @@ def text_run(layout: str, directory: Path, name: str, **sections: dict) -> RunCo
     return replace(config, log=log, data=replace(config.data, cache=str(directory / "cache")))
 
 
-def _train(config: RunConfig, ranks: int) -> int:
+def train_quietly(config: RunConfig, ranks: int) -> int:
+    """The training of one rank of a group that exists."""
     from altup_moe.train.loop import train
 
     check_config(config, ranks)
@@ -33,7 +34,7 @@ def _train(config: RunConfig, ranks: int) -> int:
 
 def train_on_ranks(layout: str, config: RunConfig) -> list[int]:
     """Run to the end; the exit code of every rank."""
-    return run_ranks(world_size(layout), _train, config, world_size(layout))
+    return run_ranks(world_size(layout), train_quietly, config, world_size(layout))
 
 
 def records(config: RunConfig) -> list[dict]:

@@ -13,7 +13,7 @@ from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.config.load import load_config
 from tests.checkpoints import stored_bytes
 from tests.distributed.ranks import run_ranks
-from tests.distributed.runs import _train, losses, text_run, train_on_ranks
+from tests.distributed.runs import losses, text_run, train_on_ranks, train_quietly
 from tools import reshard
 
 pytestmark = pytest.mark.distributed
@@ -31,7 +31,7 @@ def test_training_goes_on_from_resharded_files(tmp_path: Path, capsys: pytest.Ca
     assert told["left_out"]  # random streams that the old run has saved
     assert stored_bytes(find_checkpoint(new)) == stored_bytes(find_checkpoint(Path(cut.log.run_dir)))
     config = load_config(new / "config.yaml", ["--train.stop_after", "null"])
-    assert set(run_ranks(4, _train, config, 4)) == {0}
+    assert set(run_ranks(4, train_quietly, config, 4)) == {0}
     assert losses(config)[:4] == losses(cut)
     assert losses(config) == pytest.approx(losses(whole), rel=1e-4)
 

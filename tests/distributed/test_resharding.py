@@ -131,7 +131,7 @@ def test_training_goes_on_under_another_layout(
 def _record_samples(config: RunConfig) -> list[int]:
     """On a rank: train, and return the numbers of the training samples that were read here."""
     from altup_moe.train import loop
-    from tests.distributed.runs import _train
+    from tests.distributed.runs import train_quietly
 
     seen: list[int] = []
     opened = loop.open_samples
@@ -150,7 +150,7 @@ def _record_samples(config: RunConfig) -> list[int]:
 
     loop.open_samples = watched
     try:
-        _train(config, config.parallel.data or 1)
+        train_quietly(config, config.parallel.data or 1)
     finally:
         loop.open_samples = opened
     return seen

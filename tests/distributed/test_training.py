@@ -13,10 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from altup_moe.checkpoint.source import Checkpoint
+from altup_moe.checkpoint.tensors import load
 from altup_moe.config.load import save_config
 from altup_moe.train.guards import EXIT_STOPPED
-from tests.distributed.runs import losses, records, text_run, train_on_ranks
+from tests.distributed.ranks import run_ranks
+from tests.distributed.runs import losses, records, text_run, train_on_ranks, train_quietly
 
 pytestmark = pytest.mark.distributed
 
@@ -94,6 +98,37 @@ def test_resume_is_exact(way: str, layout: str, directory: Path) -> None:
     assert set(train_on_ranks(layout, cut)) == {0}
     assert losses(cut) == losses(whole)
     assert records(cut)[-1]["valid_loss"] == records(whole)[-1]["valid_loss"]
+
+
+def _train_with_slow_copies(config) -> int:
+    from altup_moe.checkpoint.copies import Copies
+
+    take = Copies.take
+
+    def slow(copies: Copies, wanted: dict) -> dict:
+        time.sleep(0.3)  # several times a step
+        return take(copies, wanted)
+
+    Copies.take = slow
+    return train_quietly(config, 1)
+
+
+def test_a_checkpoint_has_nothing_of_the_steps_after_it(directory: Path) -> None:
+    """Steps go on while weights and moments are copied, and update them only afterwards."""
+    way = {"train": {"steps": 4}, "altup": {"width": 2}}
+    slow, still = (
+        text_run(
+            "one", directory, name, **way, checkpoint={"save_interval": 1, "keep": 9, "asynchronous": name == "slow"}
+        )
+        for name in ("slow", "still")
+    )
+    assert run_ranks(1, _train_with_slow_copies, slow) == [0]
+    assert train_on_ranks("one", still) == [0]
+    for step in range(1, 5):
+        place = f"checkpoints/step_{step:08d}"
+        with Checkpoint(Path(slow.log.run_dir) / place) as a, Checkpoint(Path(still.log.run_dir) / place) as b:
+            for name in b.manifest.tensors:
+                assert torch.equal(load(a, name), load(b, name)), (step, name)
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from altup_moe.checkpoint.store import checkpoints_dir, complete, latest
 from altup_moe.config import RunConfig
 from tests.distributed.ranks import run_ranks
-from tests.distributed.runs import _train, losses, records, text_run, train_on_ranks
+from tests.distributed.runs import losses, records, text_run, train_on_ranks, train_quietly
 
 pytestmark = pytest.mark.distributed
 
@@ -33,7 +33,7 @@ def _train_on_a_full_disk(config: RunConfig, full_steps: list[int], rank: int) -
 
     module.write_file = full
     try:
-        return _train(config, 2)
+        return train_quietly(config, 2)
     except UserError as error:
         return str(error)
     finally:

@@ -17,7 +17,7 @@ from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import checkpoints_dir, latest
 from altup_moe.config import RunConfig
 from tests.distributed.ranks import start_ranks
-from tests.distributed.runs import _train, losses, text_run, train_on_ranks
+from tests.distributed.runs import losses, text_run, train_on_ranks, train_quietly
 
 pytestmark = pytest.mark.distributed
 
@@ -66,7 +66,7 @@ def test_twenty_kills(tmp_path: Path) -> None:
     root = checkpoints_dir(cut.log.run_dir)
     reached, inside = 0, 0
     for kill in range(KILLS):
-        with start_ranks(RANKS, _train, cut, RANKS) as (ranks, _):
+        with start_ranks(RANKS, train_quietly, cut, RANKS) as (ranks, _):
             _wait(_after(1, cut), ranks)
             if kill % 2:
                 _wait(_in_partial(root, choose.choice(["", "rank_00000*", "rank_00001*", "manifest.*"])), ranks)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from altup_moe.checkpoint import saver as module
 from altup_moe.checkpoint.boxes import whole
+from altup_moe.checkpoint.copies import Copies
 from altup_moe.checkpoint.saver import Saved, SaveError, Saver
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.state import Held
@@ -98,7 +99,9 @@ def test_a_later_step_never_leaks_in(
     assert saver.pending
     assert saver.busy
     assert latest(tmp_path) is None
-    for value in (*tensors.values(), stream):
+    stream.add_(1)  # random streams move on at once, weights in the next update
+    saver.settle()
+    for value in tensors.values():
         value.add_(1)
     gate.set()
     saved = saver.conclude()
@@ -107,6 +110,65 @@ def test_a_later_step_never_leaks_in(
         for name, value in before.items():
             assert torch.equal(load(checkpoint, name), value), name
         assert load(checkpoint, "rng/00000/cpu").tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("problem", [None, MemoryError("no memory for the copy")])
+def test_an_update_waits_for_the_copy(
+    problem: Exception | None,
+    tensors: dict[str, Tensor],
+    tmp_path: Path,
+    alone: Topology,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`start` does not wait for it, `settle` does; also where there will be none."""
+    copying, goes_on = threading.Event(), threading.Event()
+    take = Copies.take
+
+    def held_back(copies: Copies, wanted: dict[Part, Tensor]) -> dict[Part, Tensor]:
+        if any(part.name == TABLE for part in wanted):
+            copying.set()
+            goes_on.wait(30)
+            if problem:
+                raise problem
+        return take(copies, wanted)
+
+    monkeypatch.setattr(Copies, "take", held_back)
+    saver, before = new_saver(tmp_path, alone), tensors[TABLE].clone()
+    saver.start(head(CONFIG, 1), held(tensors), {})
+    assert copying.wait(30)
+
+    def update() -> None:
+        saver.settle()
+        tensors[TABLE].add_(1)
+
+    updating = threading.Thread(target=update)
+    updating.start()
+    updating.join(0.2)
+    assert updating.is_alive(), "the weights are still being read"
+    assert torch.equal(tensors[TABLE], before)
+    goes_on.set()
+    updating.join(30)
+    assert not updating.is_alive()
+    if problem:
+        with pytest.raises(SaveError, match="no memory for the copy"):
+            saver.conclude()
+    else:
+        assert saver.conclude() is not None
+        assert torch.equal(table(tmp_path), before)
+
+
+def test_a_routers_bias_is_copied_before_the_next_forward(
+    gate: threading.Event, tensors: dict[str, Tensor], tmp_path: Path, alone: Topology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It moves after the backward pass, before `settle`."""
+    bias = "weights/model.layers.0.mlp.router.expert_bias"
+    tensors[bias] = torch.arange(4.0)
+    monkeypatch.setattr(module, "_write", lambda outcome, *rest: outcome.settled.set())
+    saver = new_saver(tmp_path, alone)
+    saver.start(head(CONFIG, 1), held(tensors), {})
+    (copied,) = (tensor for part, tensor in saver._copies._kept.items() if part.name == bias)
+    tensors[bias].add_(1)
+    assert copied.tolist() == [0, 1, 2, 3]
 
 
 def test_one_save_at_a_time(gate: threading.Event, tensors: dict[str, Tensor], tmp_path: Path, alone: Topology) -> None:

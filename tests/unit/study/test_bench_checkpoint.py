@@ -14,7 +14,7 @@ from altup_moe.study import bench_checkpoint as study
 from altup_moe.study.bench_checkpoint import Bench, forget, measure, model_of, row, size_of
 from altup_moe.study.options import CheckpointBench
 
-ROWS = ["save", "load, cold", "load, warm", "asynchronous save, waiting"]
+ROWS = ["save", "load, cold", "load, warm", "asynchronous save, waiting", "a step beside it"]
 
 
 @pytest.mark.parametrize(("megabytes", "least"), [(3, 2), (512, 450)])
@@ -57,7 +57,7 @@ def test_turns_and_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     rows = measure(bench, 3)
     assert order == ["ours", "plain", "plain", "ours"] * 2, "who begins changes, and one turn is not counted"
     assert [found.name for found in rows] == ROWS[:3]
-    found = row("x", [1.0, 9.0, 2.0], [4.0], goal=1.3)
+    found = row("x", 8.0, [1.0, 9.0, 2.0], [4.0], goal=1.3)
     assert (found.seconds, found.least, found.most, found.ratio) == (2.0, 1.0, 9.0, 0.5)
 
 
@@ -67,8 +67,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert study.bench_checkpoint(options) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "median of 1 interleaved turns; load average" in lines[0]
-    assert [line.strip().split("  ")[0] for line in lines[2:6]] == ROWS
-    assert lines[6] == "  tools/reshard.py: peak memory 83 MB  < 266"
+    assert [line.strip().split("  ")[0] for line in lines[2:7]] == ROWS
+    assert lines[7] == "  tools/reshard.py: peak memory 83 MB  < 266"
     assert study.bench_checkpoint(CheckpointBench(1, 1, 1, str(tmp_path), json=True)) == 0
     found = json.loads(capsys.readouterr().out)
     assert [each["name"] for each in found["rows"]] == ROWS

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
-from altup_moe.timeline.overlap import OverlapReport, mean, measure, overlap, report_table
+from altup_moe.timeline.overlap import OverlapReport, mean, measure, median, overlap, report_table
 from altup_moe.timeline.records import Recording
 from tests.unit.timeline.spans_for_tests import ms, two_steps
 
@@ -83,9 +83,16 @@ def test_ranks_and_steps_are_averaged() -> None:
     assert overlap([two_steps(0), two_steps(1)], skip=1) == SECOND
 
 
+def test_one_disturbed_step_does_not_change_the_medians() -> None:
+    disturbed = replace(FIRST, step_ms=30.0, mixing_ms=23.0, mixing_exposed_ms=21.0)
+    assert median([FIRST, disturbed, FIRST]) == FIRST
+    assert mean([FIRST, disturbed]).mixing_ms == 13.0
+
+
 def test_nothing_to_average_is_refused() -> None:
-    with pytest.raises(ValueError, match="no steps"):
-        mean([])
+    for middle in (mean, median):
+        with pytest.raises(ValueError, match="no steps"):
+            middle([])
     with pytest.raises(ValueError, match="no steps"):
         overlap([two_steps()], skip=2)
 
