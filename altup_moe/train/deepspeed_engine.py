@@ -143,24 +143,27 @@ class ZeroEngine:
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
 
+    def _copies(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(this rank's part of the weights, what the optimizer updates of it), by group."""
+        zero = self.optimizer
+        if self._stage == 3:
+            yield from zip(zero.fp16_partitioned_groups_flat, zero.fp32_partitioned_groups_flat, strict=True)
+            return
+        for index, parts in enumerate(zero.parallel_partitioned_bit16_groups):
+            rank = torch.distributed.get_rank(zero.real_dp_process_group[index])
+            yield parts[rank], zero.single_partition_of_fp32_groups[index]
+
     @torch.no_grad()
     def weights_loaded(self, with_optimizer: bool) -> None:
         """ZeRO's fp32 copies follow the weights; only those of half-precision weights are loaded themselves."""
-        zero = self.optimizer
+        for weights, copy in self._copies():
+            if not with_optimizer or weights.dtype == copy.dtype:
+                copy.copy_(weights)
         if self._stage == 3:
-            for weights, copy in zip(zero.fp16_partitioned_groups_flat, zero.fp32_partitioned_groups_flat, strict=True):
-                if not with_optimizer or weights.dtype == copy.dtype:
-                    copy.copy_(weights)
-            zero._partition_all_parameters()
-            if zero.persistent_parameters:
-                zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
-            return
-        for index, (weights, copy) in enumerate(
-            zip(zero.parallel_partitioned_bit16_groups, zero.single_partition_of_fp32_groups, strict=True)
-        ):
-            mine = weights[torch.distributed.get_rank(zero.real_dp_process_group[index])]
-            if not with_optimizer or mine.dtype == copy.dtype:
-                copy.copy_(mine)
+            # Only parts were loaded: what is kept whole is put together again.
+            self.optimizer._partition_all_parameters()
+            whole = self.optimizer.persistent_parameters
+            whole[0].all_gather(whole)
 
 
 def _adamw(chunk: nn.Module, config: RunConfig) -> torch.optim.AdamW:
