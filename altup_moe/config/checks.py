@@ -19,6 +19,7 @@ from typing import get_args
 from altup_moe.config.errors import ConfigError
 from altup_moe.config.ranges import RANGES
 from altup_moe.config.schema import ParallelConfig, RunConfig, Width
+from altup_moe.config.zero_checks import check_zero
 
 CORPORA = ("python-docs", "wikipedia-sample")
 """Corpora that come by name (`altup_moe.data.corpora` holds them)."""
@@ -60,12 +61,12 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 PACKAGES = {
-    # Its MoE layer is called by private names.
+    # Its MoE layer is called, and its process groups are filled, by private names.
     "deepspeed": Package(("deepspeed",), "pip install 'deepspeed>=0.19.4,<0.20'", ("0.19.4", "0.20")),
     # `import tutel` alone passes where its kernels were not built.
     "tutel": Package(("tutel", "tutel_custom_kernel"), "build it from https://github.com/microsoft/Tutel"),
 }
-"""What a moe.backend needs beside requirements.txt."""
+"""What a moe.backend or a train.engine needs beside requirements.txt."""
 
 
 def check_config(config: RunConfig, world_size: int) -> None:
@@ -285,6 +286,19 @@ def _world(config: RunConfig, world_size: int) -> None:
         raise ConfigError("parallel.data", p.data, fits + start[1:])
 
 
+def _engine(config: RunConfig, world_size: int) -> None:
+    engine, stage = config.train.engine, config.parallel.zero_stage
+    if engine == "megatron":
+        if stage != 1:
+            fits = "needs train.engine deepspeed; 1 would fit (megatron has parallel.distributed_optimizer)"
+            raise ConfigError("parallel.zero_stage", stage, fits)
+        return
+    package = PACKAGES[engine]
+    if problem := package.problem():
+        raise ConfigError("train.engine", engine, f"{problem}; {package.install}, or megatron would fit")
+    check_zero(config)
+
+
 def _batch(config: RunConfig, world_size: int) -> None:
     t, p = config.train, config.parallel
     at_once = _samples_at_once(config, world_size)
@@ -348,6 +362,7 @@ CHECKS: list[Callable[[RunConfig, int], None]] = [
     _context,
     _stages,
     _world,
+    _engine,
     _batch,
     _overlap,
     _schedule,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Width = Literal[1, 2, 4, 8]
+ZeroStage = Literal[1, 2, 3]
 Variant = Literal["altup", "gemma", "round_robin", "sum"]
 
 
@@ -131,6 +132,9 @@ class ParallelConfig:
     """Shard optimizer state over data-parallel ranks (ZeRO-1)."""
     overlap_grad_reduce: bool = False
     """Reduce gradients while the backward pass runs."""
+    zero_stage: ZeroStage = 1
+    """What train.engine deepspeed shards over data-parallel ranks: 1 optimizer state, 2 gradients too, 3 weights too
+    (dense models)."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,9 @@ class OptimConfig:
 class TrainConfig:
     """The run itself."""
 
+    engine: Literal["megatron", "deepspeed"] = "megatron"
+    """Who reduces gradients and updates weights. deepspeed (ZeRO, parallel.zero_stage) needs its package and no
+    pipeline. One model and one checkpoint format, whichever."""
     steps: int = 200
     """Optimizer steps."""
     micro_batch_size: int = 4

@@ -73,13 +73,19 @@ def mark_sharded(chunks: list[nn.Module], config: RunConfig, topology: Topology)
         entry.tensor.tensor_model_parallel = part or ".experts." in entry.name  # type: ignore[attr-defined]
 
 
-def build_model(config: RunConfig, topology: Topology, value: WeightSource = initial) -> list[DistributedDataParallel]:
-    """This rank's model chunks (one, or parallel.virtual_pipeline of them), ready for Megatron's schedules."""
+def bare_chunks(config: RunConfig, topology: Topology, value: WeightSource = initial) -> list[AltUpGPT]:
+    """This rank's model chunks (one, or parallel.virtual_pipeline of them) with their weights, not yet wrapped."""
     seed_dropout(config.train.seed, topology)
     stages: list[int | None] = list(range(topology.virtual_size)) if topology.virtual_size > 1 else [None]
     chunks = [build_chunk(config, topology, stage) for stage in stages]
     set_weights(list(chunks), config, topology, value)
     mark_sharded(list(chunks), config, topology)
+    return chunks
+
+
+def build_model(config: RunConfig, topology: Topology, value: WeightSource = initial) -> list[DistributedDataParallel]:
+    """This rank's model chunks, wrapped in Megatron's data parallelism and ready for its schedules."""
+    chunks = bare_chunks(config, topology, value)
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=config.parallel.overlap_grad_reduce,

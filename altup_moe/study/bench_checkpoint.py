@@ -215,7 +215,7 @@ def measure_asynchronous(bench: Bench, repeats: int) -> list[Row]:
                 shutil.rmtree(root, ignore_errors=True)
                 os.sync()
                 named = named_tensors(list(stepper.chunks), config, topo)
-                saver.start(head_of(config), held_tensors(named, stepper.optimizer), {})
+                saver.start(head_of(config), held_tensors(named, stepper.engine.optimizer), {})
                 taken = stepper.step(saver.settle)
                 saved = None
                 while saver.pending:

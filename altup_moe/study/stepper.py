@@ -9,11 +9,10 @@ import torch
 
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig, TrainConfig
 from altup_moe.config.schema import Width
-from altup_moe.model.build import build_model
 from altup_moe.parallel.topology import Topology
 from altup_moe.study.options import StepBench
 from altup_moe.train.batches import Batch
-from altup_moe.train.optim import build_optimizer
+from altup_moe.train.engine import build_engine
 from altup_moe.train.step import train_step
 
 
@@ -39,8 +38,8 @@ class Stepper:
 
     def __init__(self, config: RunConfig, topo: Topology) -> None:
         self.config, self.topology = config, topo
-        self.chunks = build_model(config, topo)
-        self.optimizer = build_optimizer(self.chunks, config)
+        self.engine = build_engine(config, topo)
+        self.chunks = self.engine.chunks
         generator = torch.Generator().manual_seed(0)
         shape = (config.train.micro_batch_size, config.model.seq_length + 1)
         tokens = torch.randint(config.model.vocab_size, shape, generator=generator)
@@ -49,7 +48,7 @@ class Stepper:
     def step(self, before_update: Callable[[], None] = lambda: None) -> float:
         """Seconds of one optimizer step."""
         started = time.perf_counter()
-        train_step(self.chunks, self.optimizer, [self.batch], self.config, self.topology, before_update)
+        train_step(self.engine, [self.batch], self.config, self.topology, before_update)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter() - started

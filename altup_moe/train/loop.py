@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.distributed import DistributedDataParallel
 
 from altup_moe.checkpoint.manifest import Manifest
 from altup_moe.checkpoint.restore import random_streams, restore
@@ -22,18 +21,19 @@ from altup_moe.checkpoint.state import held_tensors, optimizer_steps, set_optimi
 from altup_moe.checkpoint.store import checkpoints_dir
 from altup_moe.config import ConfigError, RunConfig
 from altup_moe.config.load import save_config
-from altup_moe.model.build import build_model, named_tensors
+from altup_moe.model.build import named_tensors
 from altup_moe.moe.backends import find_backend, shut_windows
 from altup_moe.parallel.agree import any_of
 from altup_moe.parallel.rng import rng_state, seed_dropout, set_rng_state
 from altup_moe.parallel.seeds import derived_seed
 from altup_moe.parallel.topology import Topology, rank_from_env, topology
 from altup_moe.train.batches import micro_batches
+from altup_moe.train.engine import Engine, build_engine
 from altup_moe.train.finished import tokenizer_dir
 from altup_moe.train.guards import EXIT_STOPPED, StopSignal
 from altup_moe.train.loggers import Logger, check_loggers, open_loggers
 from altup_moe.train.metrics import StepMetrics, flops_per_token, peak_memory_gib
-from altup_moe.train.optim import build_optimizer, build_scheduler, learning_rate
+from altup_moe.train.optim import build_scheduler, learning_rate
 from altup_moe.train.profile import Profile
 from altup_moe.train.resume import ResumePoint, find_resume_point, verified
 from altup_moe.train.samples import Samples, open_samples, prepared_prefix
@@ -42,13 +42,12 @@ from altup_moe.train.step import StepResult, Validation, train_step, validate
 
 @dataclass
 class Run:
-    """Everything a rank trains with. Mutable: its model, optimizer and counters move on."""
+    """Everything a rank trains with. Mutable: its engine and counters move on."""
 
     config: RunConfig
     topology: Topology
     samples: Samples
-    chunks: list[DistributedDataParallel]
-    optimizer: Any
+    engine: Engine
     scheduler: Any
     profile: Profile
     saver: Saver
@@ -116,11 +115,10 @@ def _check_data(resume: ResumePoint | None, samples: Samples | None) -> None:
 
 def _start(config: RunConfig, topo: Topology, samples: Samples, resume: ResumePoint | None) -> Run:
     """Build, seed, and restore a checkpoint if there is one."""
-    chunks = build_model(config, topo)
-    optimizer = build_optimizer(chunks, config)
-    profile = Profile(config.log.profile_steps, Path(config.log.run_dir) / "profile", chunks, topo)
+    engine = build_engine(config, topo)
+    profile = Profile(config.log.profile_steps, Path(config.log.run_dir) / "profile", engine.chunks, topo)
     saver = Saver(checkpoints_dir(config.log.run_dir), config.checkpoint, topo)
-    run = Run(config, topo, samples, chunks, optimizer, build_scheduler(optimizer, config), profile, saver)
+    run = Run(config, topo, samples, engine, build_scheduler(engine.optimizer, config), profile, saver)
     if resume:
         _restore(run, resume)
     return run
@@ -131,15 +129,13 @@ def _restore(run: Run, resume: ResumePoint) -> None:
     config, topo, manifest = run.config, run.topology, resume.manifest
     with_optimizer = manifest.has_optimizer and not resume.weights_only
     with Checkpoint(resume.directory) as checkpoint:
-        named = named_tensors(list(run.chunks), config, topo)
-        restore(checkpoint, held_tensors(named, run.optimizer if with_optimizer else None))
+        named = named_tensors(list(run.engine.chunks), config, topo)
+        restore(checkpoint, held_tensors(named, run.engine.optimizer if with_optimizer else None))
         streams = random_streams(checkpoint, topo.rank) if resume.same_streams(config, topo.world_size) else {}
-    if not with_optimizer:
-        # The fp32 copies of half-precision weights follow the weights.
-        run.optimizer.reload_model_params()
+    run.engine.weights_loaded(with_optimizer)
     if resume.weights_only:
         return
-    set_optimizer_steps(run.optimizer, manifest.optimizer_steps)
+    set_optimizer_steps(run.engine.optimizer, manifest.optimizer_steps)
     run.scheduler.step(manifest.scheduler_steps - run.scheduler.num_steps)
     run.step, run.skipped = manifest.step, manifest.skipped_steps
     if streams:
@@ -185,9 +181,9 @@ def _one_step(run: Run, last: int) -> StepMetrics:
     )
     # The schedule is stepped first: step 1 trains at the first warm-up value, not at zero.
     run.scheduler.step(1)
-    rate = learning_rate(run.optimizer)
+    rate = learning_rate(run.engine.optimizer)
     with run.profile.step():
-        result = train_step(run.chunks, run.optimizer, batches, config, topo, run.saver.settle)
+        result = train_step(run.engine, batches, config, topo, run.saver.settle)
     run.step += 1
     run.skipped += result.skipped
     seconds = time.perf_counter() - started
@@ -195,7 +191,7 @@ def _one_step(run: Run, last: int) -> StepMetrics:
     validation = None
     if run.step == last or _due(run.step, t.eval_interval):
         s = run.samples
-        validation = validate(run.chunks, s.valid, s.valid_count(config), s.byte_lengths, config, topo)
+        validation = validate(run.engine.chunks, s.valid, s.valid_count(config), s.byte_lengths, config, topo)
     return _metrics(run, result, rate, seconds, validation)
 
 
@@ -236,16 +232,16 @@ def _save(run: Run, leaving: bool) -> None:
         step=run.step,
         consumed_samples=run.consumed_samples,
         skipped_steps=run.skipped,
-        optimizer_steps=optimizer_steps(run.optimizer),
+        optimizer_steps=optimizer_steps(run.engine.optimizer),
         scheduler_steps=run.scheduler.num_steps,
         world_size=topo.world_size,
         data_fingerprint=run.samples.fingerprint,
         config=config.to_dict(),
         libraries=libraries(),
     )
-    named = named_tensors(list(run.chunks), config, topo)
+    named = named_tensors(list(run.engine.chunks), config, topo)
     try:
-        run.saver.start(head, held_tensors(named, run.optimizer), rng_state())
+        run.saver.start(head, held_tensors(named, run.engine.optimizer), rng_state())
     except SaveError as error:
         if leaving:
             raise
@@ -277,7 +273,8 @@ def _not_saved(run: Run, error: SaveError) -> None:
 
 def _say_start(run: Run, resume: ResumePoint | None) -> None:
     config, topo = run.config, run.topology
-    held = sum(p.numel() for chunk in run.chunks for p in chunk.parameters())
+    # A parameter that ZeRO-3 has cut is empty, and knows its size.
+    held = sum(getattr(p, "ds_numel", p.numel()) for chunk in run.engine.chunks for p in chunk.parameters())
     print(
         f"run {config.log.run_dir}: {topo.world_size} rank(s) on {topo.device.type}, "
         f"{held:,} parameters on rank 0, torch {torch.__version__}, "

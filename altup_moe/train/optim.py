@@ -9,6 +9,7 @@ from megatron.core.distributed import DistributedDataParallel, finalize_model_gr
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from torch import Tensor
 
 from altup_moe.config import OptimConfig, RunConfig
 
@@ -18,21 +19,31 @@ def is_coefficient(name: str) -> bool:
     return ".coefficients." in name
 
 
+def group_overrides(optim: OptimConfig, name: str, parameter: Tensor) -> tuple[str, dict[str, float]]:
+    """(group, what differs from the defaults there) of a parameter, by its Megatron name.
+
+    Coefficients: own learning rate, no decay. Norms (vectors): no decay. Matrices: the defaults.
+    """
+    if is_coefficient(name):
+        mult = optim.coefficient_lr_mult
+        rates = {"max_lr": optim.learning_rate * mult, "min_lr": optim.min_learning_rate * mult}
+        return "coefficients", {"wd_mult": 0.0, **rates}
+    return ("vectors", {"wd_mult": 0.0}) if parameter.dim() == 1 else ("matrices", {})
+
+
 def parameter_groups(optim: OptimConfig) -> dict[ParamKey, dict[str, float]]:
-    """Coefficients: own learning rate, no decay. Norms (vectors): no decay. Matrices: the defaults."""
-    coefficients = ParamWithNamePredicate("coefficients", lambda parameter, name: is_coefficient(name))
-    vectors = ParamWithNamePredicate(
-        "vectors", lambda parameter, name: parameter.dim() == 1 and not is_coefficient(name)
-    )
-    mult = optim.coefficient_lr_mult
-    return {
-        ParamKey(with_name_predicate=coefficients): {
-            "wd_mult": 0.0,
-            "max_lr": optim.learning_rate * mult,
-            "min_lr": optim.min_learning_rate * mult,
-        },
-        ParamKey(with_name_predicate=vectors): {"wd_mult": 0.0},
-    }
+    """The groups of `group_overrides` as Megatron wants them told: a predicate each."""
+
+    def of(group: str) -> ParamKey:
+        return ParamKey(
+            with_name_predicate=ParamWithNamePredicate(
+                group, lambda parameter, name: group_overrides(optim, name, parameter)[0] == group
+            )
+        )
+
+    one, matrix = torch.empty(1), torch.empty(1, 1)
+    kinds = (group_overrides(optim, name, like) for name, like in ((".coefficients.", matrix), ("norm", one)))
+    return {of(group): overrides for group, overrides in kinds}
 
 
 def build_optimizer(chunks: list[DistributedDataParallel], config: RunConfig) -> Any:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from altup_moe.altup.shape import stream_width
 from altup_moe.config import RunConfig
 from altup_moe.parallel.topology import Topology
 from altup_moe.train.batches import Batch, SampleDataset, micro_batches
+from altup_moe.train.engine import Engine
 from altup_moe.train.routing import RoutingSummary, clear_routing, summarise_routing
 
 
@@ -69,7 +69,7 @@ def _forward_step(byte_lengths: Tensor | None, iterator: Iterator[Batch], model:
 
 
 def run_schedule(
-    chunks: list[DistributedDataParallel],
+    chunks: list[Any],
     batches: list[Batch],
     config: RunConfig,
     topology: Topology,
@@ -103,19 +103,8 @@ def run_schedule(
     return sums / topology.tensor_size
 
 
-def gradients_are_finite(chunks: list[DistributedDataParallel], device: torch.device) -> bool:
-    """Whether no rank holds an infinite or undefined gradient after the reduction."""
-    finite = torch.ones((), device=device)
-    for chunk in chunks:
-        for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers):
-            finite *= torch.isfinite(buffer.grad_data.sum()).float()
-    dist.all_reduce(finite, op=dist.ReduceOp.MIN)
-    return bool(finite)
-
-
 def train_step(
-    chunks: list[DistributedDataParallel],
-    optimizer: Any,
+    engine: Engine,
     batches: list[Batch],
     config: RunConfig,
     topology: Topology,
@@ -125,24 +114,23 @@ def train_step(
 
     ``before_update`` is called once nothing but the update is left: whoever still reads the weights comes to an end.
     """
+    chunks = engine.chunks
     for chunk in chunks:
         chunk.train()
-        chunk.zero_grad_buffer()
-    optimizer.zero_grad()
+    engine.zero_grad()
     clear_routing(chunks)
     loss, tokens = run_schedule(chunks, batches, config, topology).tolist()
     routing = summarise_routing(chunks, config, topology)
     lm_loss = loss / max(tokens, 1.0)
-    if not (math.isfinite(lm_loss) and gradients_are_finite(chunks, topology.device)):
+    if not (math.isfinite(lm_loss) and engine.gradients_are_finite()):
         return StepResult(lm_loss, math.nan, True, routing)
     before_update()
-    _, grad_norm, _ = optimizer.step()
-    return StepResult(lm_loss, float(grad_norm), False, routing)
+    return StepResult(lm_loss, engine.step(), False, routing)
 
 
 @torch.no_grad()
 def validate(
-    chunks: list[DistributedDataParallel],
+    chunks: list[Any],
     dataset: SampleDataset,
     count: int,
     byte_lengths: Tensor,

@@ -38,7 +38,14 @@ LIBRARIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("altup_moe/model/reference*.py",),
     ),
-    "deepspeed": (("altup_moe/moe/deepspeed*.py",), ()),
+    "deepspeed": (
+        (
+            "altup_moe/parallel/deepspeed_groups.py",
+            "altup_moe/moe/deepspeed*.py",
+            "altup_moe/train/deepspeed*.py",
+        ),
+        (),
+    ),
     "tutel": (("altup_moe/moe/tutel*.py",), ()),
 }
 
@@ -156,6 +163,8 @@ BROKEN = [
     ("altup_moe/study/x.py", "import megatron.core", "megatron may not appear here"),
     ("tools/x.py", "__import__('megatron.core')", "megatron may not appear here"),
     ("launch/x.py", "import deepspeed", "deepspeed may not appear here"),
+    ("altup_moe/parallel/x.py", "import deepspeed", "deepspeed may not appear here"),
+    ("altup_moe/train/x.py", "def f():\n    import deepspeed", "deepspeed may not appear here"),
     ("altup_moe/moe/megatron.py", "import tutel", "tutel may not appear here"),
 ]
 
@@ -178,6 +187,8 @@ ALLOWED = [
     ("altup_moe/moe/megatron.py", "import megatron.core"),
     ("altup_moe/moe/megatron_backend.py", "import megatron.core"),
     ("altup_moe/moe/deepspeed.py", "def f():\n    import deepspeed"),
+    ("altup_moe/parallel/deepspeed_groups.py", "import_module('deepspeed.utils.groups')"),
+    ("altup_moe/train/deepspeed_engine.py", "import deepspeed"),
     ("altup_moe/cli.py", "from altup_moe.train import loop\nfrom altup_moe import __version__"),
     ("tools/x.py", "from altup_moe.data.prepare import prepare\nimport tools.other"),
 ]

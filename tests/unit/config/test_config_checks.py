@@ -309,3 +309,77 @@ def test_a_package_without_a_version_is_taken_as_it_is(monkeypatch: pytest.Monke
     monkeypatch.setattr("altup_moe.config.checks.find_spec", lambda name: name)
     monkeypatch.setattr("importlib.metadata.version", version)
     check_config(run(**EXPERTS, moe__backend="deepspeed"), 1)
+
+
+ZERO = {"train__engine": "deepspeed"}
+
+
+@pytest.fixture
+def deepspeed_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("altup_moe.config.checks.find_spec", lambda name: name)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.19.8")
+
+
+@pytest.mark.parametrize(
+    ("values", "world"),
+    [
+        (ZERO, 1),
+        ({**ZERO, "parallel__zero_stage": 3}, 2),
+        ({**ZERO, **EXPERTS, "parallel__zero_stage": 2, "parallel__expert": 2, "parallel__tensor": 2}, 4),
+        ({**ZERO, "parallel__context": 2}, 2),
+        ({**ZERO, "train__recompute": "full"}, 1),
+        ({**ZERO, "train__recompute": "full", "parallel__zero_stage": 2, "overlap__mixing": "inline"}, 1),
+        ({**ZERO, "parallel__zero_stage": 3, "altup__width": 1, "train__recompute": "full"}, 1),
+        ({**ZERO, "parallel__zero_stage": 3, "altup__width": 1, "train__precision": "bf16"}, 1),
+        ({**ZERO, **EXPERTS, "parallel__zero_stage": 2, "train__precision": "bf16"}, 1),
+    ],
+)
+@pytest.mark.usefixtures("deepspeed_is_there")
+def test_what_deepspeed_trains(values: dict[str, object], world: int) -> None:
+    check_config(run(**values), world)
+
+
+@pytest.mark.parametrize(
+    ("values", "world", "key", "says"),
+    [
+        ({"parallel__zero_stage": 2}, 1, "parallel.zero_stage", "needs train.engine deepspeed; 1 would fit"),
+        ({**ZERO, "parallel__zero_stage": 0}, 1, "parallel.zero_stage", "clipped wrongly.*1, 2, 3 would fit"),
+        ({**ZERO, "parallel__pipeline": 2}, 2, "parallel.pipeline", "not proved equal in a pipeline; 1 would fit"),
+        ({**ZERO, "parallel__distributed_optimizer": True}, 1, "parallel.distributed_optimizer", "false would fit"),
+        ({**ZERO, "parallel__overlap_grad_reduce": True}, 1, "parallel.overlap_grad_reduce", "false would fit"),
+        ({**ZERO, **EXPERTS, "parallel__zero_stage": 3}, 1, "parallel.zero_stage", "not with experts; 1, 2 would fit"),
+        (
+            {**ZERO, "parallel__zero_stage": 3, "train__precision": "bf16"},
+            1,
+            "parallel.zero_stage",
+            "train.precision fp32",
+        ),
+        (
+            {**ZERO, "parallel__zero_stage": 2, "train__recompute": "full"},
+            1,
+            "train.recompute",
+            r"overlap.mixing inline or parallel.zero_stage 1 \(2\); none, selective would fit",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("deepspeed_is_there")
+def test_what_deepspeed_does_not(values: dict[str, object], world: int, key: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        check_config(run(**values), world)
+    assert caught.value.key == key
+
+
+def test_an_engine_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("altup_moe.config.checks.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="is not installed; pip install 'deepspeed>=") as caught:
+        check_config(run(**ZERO), 1)
+    assert (caught.value.key, caught.value.value) == ("train.engine", "deepspeed")
+    check_config(run(), 1)
+
+
+@pytest.mark.parametrize("version", ["0.18.9", "0.19.3", "0.20.0", "1.0"])
+def test_an_engine_of_another_version(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("altup_moe.config.checks.find_spec", lambda name: name)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    with pytest.raises(ConfigError, match=f"{version} is installed, .*megatron would fit"):
+        check_config(run(**ZERO), 1)

@@ -33,7 +33,8 @@ SECTIONS = {
 }  # fmt: skip
 MAY_DIFFER = {
     "data.cache", "train.eval_interval", "train.eval_samples", "train.stop_after",
-    "train.recompute", "train.micro_batch_size", "altup.kernel", "moe.backend",
+    "train.recompute", "train.micro_batch_size", "train.engine",
+    "altup.kernel", "moe.backend",
 }  # fmt: skip
 KEYS = [f"{section}.{field.name}" for section, kind in SECTIONS.items() for field in fields(kind)]
 

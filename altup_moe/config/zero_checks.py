@@ -1,0 +1,55 @@
+"""What train.engine deepspeed does not train: a table. Whether its package is there is checked in `checks.py`."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from altup_moe.config.errors import ConfigError
+from altup_moe.config.schema import RunConfig, ZeroStage
+
+
+def check_zero(config: RunConfig) -> None:
+    """Raise ConfigError for the first value that does not fit the engine deepspeed."""
+    t, p, stage = config.train, config.parallel, config.parallel.zero_stage
+    wide = config.altup.width > 1 and config.altup.variant != "sum"
+    # Deferred, a layer's coefficients are read in the next one too: two recomputed pieces each finish a gradient.
+    twice = wide and config.overlap.mixing == "deferred" and t.recompute == "full"
+    refused: list[tuple[bool, str, object, str]] = [
+        # Its clipping takes the experts of all expert-parallel ranks for copies of the same ones.
+        (
+            stage not in get_args(ZeroStage),
+            "parallel.zero_stage",
+            stage,
+            "without ZeRO fp32 gradients are clipped wrongly under experts; 1, 2, 3 would fit",
+        ),
+        (p.pipeline > 1, "parallel.pipeline", p.pipeline, "deepspeed is not proved equal in a pipeline; 1 would fit"),
+        (
+            p.distributed_optimizer,
+            "parallel.distributed_optimizer",
+            True,
+            "is megatron's sharding, deepspeed's is parallel.zero_stage; false would fit",
+        ),
+        (
+            p.overlap_grad_reduce,
+            "parallel.overlap_grad_reduce",
+            True,
+            "is megatron's, deepspeed reduces after the backward pass; false would fit",
+        ),
+        (stage == 3 and config.moe.num_experts > 0, "parallel.zero_stage", 3, "not with experts; 1, 2 would fit"),
+        # Its buffer of weights is of one dtype, and coefficients are fp32.
+        (
+            stage == 3 and wide and t.precision != "fp32",
+            "parallel.zero_stage",
+            3,
+            f"with altup.width above 1 needs train.precision fp32 ({t.precision}); 1, 2 would fit",
+        ),
+        (
+            stage > 1 and twice,
+            "train.recompute",
+            "full",
+            f"needs overlap.mixing inline or parallel.zero_stage 1 ({stage}); none, selective would fit",
+        ),
+    ]
+    for wrong, key, value, fits in refused:
+        if wrong:
+            raise ConfigError(key, value, fits)

@@ -1,0 +1,210 @@
+"""Two engines, one loss curve: DeepSpeed's ZeRO follows Megatron's engine, and each goes on from the other's files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from altup_moe.config import RunConfig
+from tests.distributed.cases import small
+from tests.distributed.ranks import run_ranks
+from tests.distributed.runs import losses, records, text_run, train_on_ranks
+
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.skipif(not find_spec("deepspeed"), reason="deepspeed is not installed"),
+]
+
+LOSS, NORM = 1e-4, 1e-3
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("engines")
+
+
+def with_engine(layout: str, directory: Path, name: str, engine: str, **sections: dict) -> RunConfig:
+    """A run under "megatron", or "zero1" to "zero3"."""
+    train = dict(sections.pop("train", {}))
+    parallel: dict = {}
+    if engine != "megatron":
+        train["engine"] = "deepspeed"
+        parallel["zero_stage"] = int(engine.removeprefix("zero"))
+    return text_run(layout, directory, name, train=train, parallel=parallel, **sections)
+
+
+@pytest.fixture(scope="module")
+def megatron(directory: Path):
+    """Records of a run under Megatron's engine, by layout and way; trained once."""
+    known: dict[tuple[str, str], list[dict]] = {}
+
+    def train_once(layout: str, way: str) -> list[dict]:
+        if (layout, way) not in known:
+            config = with_engine(layout, directory, f"megatron-{layout}-{way}", "megatron", **WAYS[way])
+            assert set(train_on_ranks(layout, config)) == {0}
+            known[layout, way] = records(config)
+        return known[layout, way]
+
+    return train_once
+
+
+DENSE: dict = {"moe": {"num_experts": 0}}
+DROPOUT: dict = {"model": {"hidden_dropout": 0.1, "attention_dropout": 0.1}}
+WAYS: dict[str, dict] = {
+    "plain": {},
+    "one block": {"altup": {"width": 1}},
+    "dense": DENSE,
+    "clipped": {"optim": {"clip_grad": 0.3, "coefficient_lr_mult": 2.0}},
+    "tied": {"model": {"share_embeddings_and_output_weights": True, "qk_layernorm": True}},
+    "dense, tied": {**DENSE, "model": {"share_embeddings_and_output_weights": True}},
+    "dense, halves": {**DENSE, "overlap": {"microbatch_halves": True}},
+    "dropout": DROPOUT,
+    "balanced": {
+        "moe": {
+            "score_function": "sigmoid",
+            "expert_bias_update_rate": 0.01,
+            "capacity_factor": 1.0,
+            "shared_expert_size": 16,
+        }
+    },
+    "recompute": {"train": {"recompute": "full"}},
+    "recompute, inline": {"train": {"recompute": "full"}, "overlap": {"mixing": "inline"}},
+    "halves": {"overlap": {"microbatch_halves": True}},
+    "bf16": {"train": {"precision": "bf16"}},
+}
+
+EQUAL = [
+    *((layout, "plain", stage) for layout in ("one", "dp2", "ep2") for stage in ("zero1", "zero2")),
+    # Data beside expert parallelism; tensor and sequence parallelism; whole experts on every tensor rank.
+    *((layout, "plain", "zero1") for layout in ("dp4-ep2-etp2", "tp2", "tp2-ep1", "cp2")),
+    *(("tp2-ep2", "plain", stage) for stage in ("zero1", "zero2")),
+    *(("ep2", way, "zero1") for way in ("one block", "dropout", "recompute", "halves")),
+    *(("ep2", way, "zero2") for way in ("clipped", "balanced", "recompute, inline")),
+    *(("dp2", way, "zero3") for way in ("dense", "dense, tied", "dense, halves")),
+    ("tp2-ep1", "dense", "zero3"),
+    *(("tp2-ep2", way, "zero1") for way in ("clipped", "tied")),
+]
+
+
+@pytest.mark.parametrize(("layout", "way", "engine"), EQUAL)
+def test_zero_follows_megatron(layout: str, way: str, engine: str, directory: Path, megatron) -> None:
+    config = with_engine(layout, directory, f"{engine}-{layout}-{way}", engine, **WAYS[way])
+    assert set(train_on_ranks(layout, config)) == {0}
+    got, wanted = records(config), megatron(layout, way)
+    assert len(got) == 20
+    tolerances = {
+        "loss": LOSS,
+        "valid_loss": LOSS,
+        "grad_norm": NORM,
+        "learning_rate": 1e-12,
+        # A token between two experts may go either way.
+        "expert_load_imbalance": 1e-2,
+    }
+    for key, tolerance in tolerances.items():
+        values, expected = ([r[key] for r in run if key in r] for run in (got, wanted))
+        assert values == pytest.approx(expected, rel=tolerance), key
+    assert got[-1]["loss"] < got[0]["loss"] - 0.3
+
+
+@pytest.mark.parametrize("engine", ["zero1", "zero2"])
+def test_half_precision(engine: str, directory: Path, megatron) -> None:
+    """Gradients are the same sums in fp32; an update then rounds to the other bf16 number once in a while."""
+    config = with_engine("ep2", directory, f"{engine}-bf16", engine, **WAYS["bf16"])
+    assert set(train_on_ranks("ep2", config)) == {0}
+    got, wanted = records(config), megatron("ep2", "bf16")
+    # Before the first weight rounds the other way (under Megatron's two optimizers that is as early) all is equal.
+    for key in ("loss", "grad_norm"):
+        assert [r[key] for r in got[:3]] == pytest.approx([r[key] for r in wanted[:3]], rel=1e-5), key
+    assert losses(config) == pytest.approx([r["loss"] for r in wanted], rel=LOSS)
+
+
+RESUMES = {
+    "one, dropout": ("one", "zero1", DROPOUT),
+    "experts, dropout": ("ep2", "zero2", DROPOUT),
+    "weights cut, dropout": ("dp2", "zero3", {**DENSE, **DROPOUT}),
+    "weights cut, bf16": ("dp2", "zero3", {**DENSE, **WAYS["bf16"], "altup": {"width": 1}}),
+    "tensor, bf16": ("tp2-ep2", "zero1", WAYS["bf16"]),
+    "experts, bf16": ("ep2", "zero2", WAYS["bf16"]),
+}
+
+
+@pytest.mark.parametrize("way", RESUMES)
+def test_resume_is_exact(way: str, directory: Path) -> None:
+    layout, engine, sections = RESUMES[way]
+    whole, cut = (with_engine(layout, directory, f"{way}-{name}", engine, **sections) for name in ("whole", "cut"))
+    assert set(train_on_ranks(layout, whole)) == {0}
+    assert set(train_on_ranks(layout, replace(cut, train=replace(cut.train, stop_after=7)))) == {0}
+    assert set(train_on_ranks(layout, cut)) == {0}
+    assert losses(cut) == losses(whole)
+    assert records(cut)[-1]["valid_loss"] == records(whole)[-1]["valid_loss"]
+
+
+# (layout, engine) that begins and that goes on, what is trained, layout of the run that is left alone.
+MOVES = [
+    ("ep2", "megatron", "ep2", "zero1", "plain", "ep2"),
+    ("ep2", "zero1", "ep2", "megatron", "plain", "ep2"),
+    ("one", "megatron", "dp4-ep2-etp2", "zero2", "plain", "ep2"),
+    ("tp2-ep2", "zero2", "tp2-pp2-ep2", "megatron", "plain", "ep2"),
+    ("ep2", "zero2", "dp2", "zero1", "plain", "ep2"),
+    ("dp2", "zero1", "tp2-ep1", "zero2", "dense", "dp2"),
+    ("dp2", "zero3", "one", "megatron", "dense", "dp2"),
+    ("one", "megatron", "tp2-ep1", "zero3", "dense", "dp2"),
+    ("tp2-ep1", "zero3", "dp2", "zero2", "dense", "dp2"),
+    # In bf16 another layout rounds other sums, under either engine.
+    ("ep2", "megatron", "ep2", "zero2", "bf16", "ep2"),
+    ("ep2", "zero1", "ep2", "megatron", "bf16", "ep2"),
+]
+
+
+@pytest.mark.parametrize(("first", "engine", "then", "other", "way", "alone"), MOVES)
+def test_an_engine_goes_on_from_the_other(
+    first: str, engine: str, then: str, other: str, way: str, alone: str, directory: Path, megatron
+) -> None:
+    name = f"{first}-{engine}-{then}-{other}-{way}"
+    begun = with_engine(first, directory, name, engine, **WAYS[way])
+    assert set(train_on_ranks(first, replace(begun, train=replace(begun.train, stop_after=7)))) == {0}
+    going_on = with_engine(then, directory, name, other, **WAYS[way])
+    assert set(train_on_ranks(then, going_on)) == {0}
+    assert losses(going_on) == pytest.approx([r["loss"] for r in megatron(alone, way)], rel=LOSS)
+
+
+def _poisoned(config: RunConfig) -> None:
+    import torch
+
+    from altup_moe.model.build import named_tensors
+    from altup_moe.parallel.topology import topology
+    from altup_moe.train.batches import Batch
+    from altup_moe.train.engine import build_engine
+    from altup_moe.train.step import train_step
+
+    with topology(config.parallel) as topo:
+        engine = build_engine(config, topo)
+        tokens = torch.arange(32).view(2, 16) % config.model.vocab_size
+        batches = [Batch(tokens, tokens.roll(-1, 1), torch.ones(2, 16)) for _ in range(2)]
+        weights = {
+            name: next(e.tensor for e in named_tensors(engine.chunks, config, topo) if e.name.endswith(name))
+            for name in ("input_layernorm.weight", "experts.0.linear_fc1.weight")
+        }
+        before = {name: weight.detach().clone() for name, weight in weights.items()}
+        for name, weight in weights.items():
+            # On one rank only: the others must hear of it.
+            hook = weight.register_hook(lambda grad: grad * float("nan")) if topo.rank == 1 else None
+            result = train_step(engine, batches, config, topo)
+            assert result.skipped, name
+            assert all(torch.equal(weights[key], before[key]) for key in before)
+            if hook is not None:
+                hook.remove()
+        result = train_step(engine, batches, config, topo)
+        assert not result.skipped
+        assert 0 < result.grad_norm < 100
+        assert not any(torch.equal(weights[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize("engine", ["zero1", "zero2"])
+def test_a_step_without_finite_gradients_is_skipped_by_all(engine: str) -> None:
+    config = small("ep2", train={"engine": "deepspeed"})
+    # Rank 1's experts are 2 and 3: what is wrong with them is only on that rank.
+    run_ranks(2, _poisoned, replace(config, parallel=replace(config.parallel, zero_stage=int(engine[-1]))))
