@@ -74,6 +74,8 @@ WAYS: dict[str, dict] = {
     "recompute, inline": {"train": {"recompute": "full"}, "overlap": {"mixing": "inline"}},
     "halves": {"overlap": {"microbatch_halves": True}},
     "bf16": {"train": {"precision": "bf16"}},
+    "torch experts": {"moe": {"backend": "torch"}},
+    "deepspeed experts": {"moe": {"backend": "deepspeed"}},
 }
 
 EQUAL = [
@@ -85,6 +87,8 @@ EQUAL = [
     *(("ep2", way, "zero2") for way in ("clipped", "balanced", "recompute, inline")),
     *(("dp2", way, "zero3") for way in ("dense", "dense, tied", "dense, halves")),
     ("tp2-ep1", "dense", "zero3"),
+    ("ep2", "torch experts", "zero2"),
+    ("tp2-ep2", "deepspeed experts", "zero1"),
     *(("tp2-ep2", way, "zero1") for way in ("clipped", "tied")),
 ]
 
@@ -169,6 +173,21 @@ def test_an_engine_goes_on_from_the_other(
     going_on = with_engine(then, directory, name, other, **WAYS[way])
     assert set(train_on_ranks(then, going_on)) == {0}
     assert losses(going_on) == pytest.approx([r["loss"] for r in megatron(alone, way)], rel=LOSS)
+
+
+@pytest.mark.parametrize(
+    ("engine", "experts", "other", "other_experts"),
+    [("megatron", "plain", "zero2", "torch experts"), ("zero1", "deepspeed experts", "megatron", "torch experts")],
+)
+def test_engine_and_experts_change_at_once(
+    engine: str, experts: str, other: str, other_experts: str, directory: Path, megatron
+) -> None:
+    name = f"{engine}-{experts}-{other}-{other_experts}"
+    begun = with_engine("ep2", directory, name, engine, **WAYS[experts])
+    assert set(train_on_ranks("ep2", replace(begun, train=replace(begun.train, stop_after=7)))) == {0}
+    going_on = with_engine("ep2", directory, name, other, **WAYS[other_experts])
+    assert set(train_on_ranks("ep2", going_on)) == {0}
+    assert losses(going_on) == pytest.approx([r["loss"] for r in megatron("ep2", "plain")], rel=LOSS)
 
 
 def _poisoned(config: RunConfig) -> None:
