@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from altup_moe.config.checks import PACKAGES
+from altup_moe.config.packages import PACKAGES
 
 
 def usable(name: str) -> bool:

@@ -6,67 +6,20 @@ what would fit. `check_config` runs them in order; each may rely on the ones bef
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import os
-import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
 from altup_moe.config.errors import ConfigError
+from altup_moe.config.packages import check_installed
 from altup_moe.config.ranges import RANGES
 from altup_moe.config.schema import ParallelConfig, RunConfig, Width
 from altup_moe.config.zero_checks import check_zero
 
 CORPORA = ("python-docs", "wikipedia-sample")
 """Corpora that come by name (`altup_moe.data.corpora` holds them)."""
-
-
-@dataclass(frozen=True)
-class Package:
-    """An optional package: the modules that make it whole, and what to do to get it.
-
-    ``versions``: of the distribution named like its first module: from one up to, not including, the other.
-    """
-
-    modules: tuple[str, ...]
-    install: str
-    versions: tuple[str, str] | None = None
-
-    def found(self) -> bool:
-        """Whether it can be used; nothing is imported."""
-        return self.problem() is None
-
-    def problem(self) -> str | None:
-        """What keeps it from being used, or None."""
-        if not all(find_spec(module) for module in self.modules):
-            return "is not installed"
-        try:
-            version = importlib.metadata.version(self.modules[0])
-        except importlib.metadata.PackageNotFoundError:
-            # A source tree on the path: it may be the right one.
-            return None
-        if self.versions and not _release(self.versions[0]) <= _release(version) < _release(self.versions[1]):
-            return f"{version} is installed, which this was not written for"
-        return None
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """The numbers of a version as written, without what follows them (0.19.8+cpu, 1.0rc1)."""
-    numbers = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(n) for n in numbers[0].split(".")) if numbers else ()
-
-
-PACKAGES = {
-    # Its MoE layer is called, and its process groups are filled, by private names.
-    "deepspeed": Package(("deepspeed",), "pip install 'deepspeed>=0.19.4,<0.20'", ("0.19.4", "0.20")),
-    # `import tutel` alone passes where its kernels were not built.
-    "tutel": Package(("tutel", "tutel_custom_kernel"), "build it from https://github.com/microsoft/Tutel"),
-}
-"""What a moe.backend or a train.engine needs beside requirements.txt."""
 
 
 def check_config(config: RunConfig, world_size: int) -> None:
@@ -192,10 +145,7 @@ def _experts(config: RunConfig, world_size: int) -> None:
             if size > 1:
                 raise ConfigError(key, size, "moe.num_experts is 0, so there is nothing to split; 1 would fit")
         return
-    package = PACKAGES.get(moe.backend)
-    problem = package.problem() if package else None
-    if package and problem:
-        raise ConfigError("moe.backend", moe.backend, f"{problem}; {package.install}, or megatron would fit")
+    check_installed("moe.backend", moe.backend)
     if moe.top_k > moe.num_experts:
         raise ConfigError("moe.top_k", moe.top_k, f"at most moe.num_experts ({moe.num_experts}) would fit")
     if moe.layer_freq > config.model.num_layers:
@@ -293,9 +243,7 @@ def _engine(config: RunConfig, world_size: int) -> None:
             fits = "needs train.engine deepspeed; 1 would fit (megatron has parallel.distributed_optimizer)"
             raise ConfigError("parallel.zero_stage", stage, fits)
         return
-    package = PACKAGES[engine]
-    if problem := package.problem():
-        raise ConfigError("train.engine", engine, f"{problem}; {package.install}, or megatron would fit")
+    check_installed("train.engine", engine)
     check_zero(config)
 
 

@@ -3,7 +3,7 @@
 DeepSpeed keeps its groups in a module of its own, `deepspeed.utils.groups`, and makes them itself if it finds none: by
 another rule than Megatron's, so that an expert's copies would not be where Megatron's all-to-all has put them. Here
 that table is filled from a `Topology`. The package is optional and imported only when a run asks for it; the names
-below are private, hence the range of versions (`config.checks.PACKAGES`).
+below are private, hence the range of versions (`config.packages.PACKAGES`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from altup_moe.config import UserError
-from altup_moe.config.checks import PACKAGES
+from altup_moe.config.packages import PACKAGES
 from altup_moe.parallel.topology import Topology
 
 

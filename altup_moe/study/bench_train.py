@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig, TrainConfig
-from altup_moe.config.checks import PACKAGES, check_config
+from altup_moe.config.checks import check_config
+from altup_moe.config.packages import PACKAGES
 from altup_moe.moe.backends import BACKENDS
 from altup_moe.parallel.topology import topology
 from altup_moe.study.options import TrainBench

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, ParallelConfig, RunConfig, TrainConfig
-from altup_moe.config.checks import PACKAGES
+from altup_moe.config.packages import PACKAGES
 from altup_moe.model.build import build_chunk, set_weights
 from altup_moe.moe.backends import BACKENDS
 from altup_moe.parallel.topology import Topology

@@ -80,7 +80,7 @@ def test_a_bad_config_is_one_line_and_exit_code_2(
 def test_a_backend_that_is_not_installed(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     calls = stand_in(monkeypatch, "altup_moe.train.loop", "train")
     # Hides it also where it is installed.
-    monkeypatch.setattr("altup_moe.config.checks.find_spec", lambda name: None)
+    monkeypatch.setattr("altup_moe.config.packages.find_spec", lambda name: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["train", QUICKSTART, "--moe.backend", "deepspeed"]) == 2
     assert capfd.readouterr().err == (

@@ -272,7 +272,7 @@ PARTS = {"deepspeed": ["deepspeed"], "tutel": ["tutel", "tutel_custom_kernel"]}
 def test_a_backend_whose_package_is_missing(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found without importing it, whichever part is missing; models without experts do not ask."""
     there: set[str] = set()
-    monkeypatch.setattr("altup_moe.config.checks.find_spec", lambda name: name in there or None)
+    monkeypatch.setattr("altup_moe.config.packages.find_spec", lambda name: name in there or None)
     for part in PARTS[backend]:
         with pytest.raises(ConfigError, match=r"is not installed; .*megatron would fit") as error:
             check_config(run(**EXPERTS, moe__backend=backend), 1)
@@ -292,7 +292,7 @@ VERSIONS = {
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_backend_whose_package_is_too_old_or_too_new(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("altup_moe.config.checks.find_spec", lambda name: name)
+    monkeypatch.setattr("altup_moe.config.packages.find_spec", lambda name: name)
     monkeypatch.setattr("importlib.metadata.version", lambda name: version)
     wanted = run(**EXPERTS, moe__backend="deepspeed")
     if VERSIONS[version]:
@@ -306,7 +306,7 @@ def test_a_package_without_a_version_is_taken_as_it_is(monkeypatch: pytest.Monke
     def version(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr("altup_moe.config.checks.find_spec", lambda name: name)
+    monkeypatch.setattr("altup_moe.config.packages.find_spec", lambda name: name)
     monkeypatch.setattr("importlib.metadata.version", version)
     check_config(run(**EXPERTS, moe__backend="deepspeed"), 1)
 
@@ -316,7 +316,7 @@ ZERO = {"train__engine": "deepspeed"}
 
 @pytest.fixture
 def deepspeed_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("altup_moe.config.checks.find_spec", lambda name: name)
+    monkeypatch.setattr("altup_moe.config.packages.find_spec", lambda name: name)
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.19.8")
 
 
@@ -370,7 +370,7 @@ def test_what_deepspeed_does_not(values: dict[str, object], world: int, key: str
 
 
 def test_an_engine_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("altup_moe.config.checks.find_spec", lambda name: None)
+    monkeypatch.setattr("altup_moe.config.packages.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="is not installed; pip install 'deepspeed>=") as caught:
         check_config(run(**ZERO), 1)
     assert (caught.value.key, caught.value.value) == ("train.engine", "deepspeed")
@@ -379,7 +379,7 @@ def test_an_engine_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("version", ["0.18.9", "0.19.3", "0.20.0", "1.0"])
 def test_an_engine_of_another_version(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("altup_moe.config.checks.find_spec", lambda name: name)
+    monkeypatch.setattr("altup_moe.config.packages.find_spec", lambda name: name)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
     with pytest.raises(ConfigError, match=f"{version} is installed, .*megatron would fit"):
         check_config(run(**ZERO), 1)

@@ -1,0 +1,61 @@
+"""Packages that only some runs need: what makes each whole, which versions are known, and how to get it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from altup_moe.config.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Package:
+    """An optional package: the modules that make it whole, and what to do to get it.
+
+    ``versions``: of the distribution named like its first module: from one up to, not including, the other.
+    """
+
+    modules: tuple[str, ...]
+    install: str
+    versions: tuple[str, str] | None = None
+
+    def found(self) -> bool:
+        """Whether it can be used; nothing is imported."""
+        return self.problem() is None
+
+    def problem(self) -> str | None:
+        """What keeps it from being used, or None."""
+        if not all(find_spec(module) for module in self.modules):
+            return "is not installed"
+        try:
+            version = importlib.metadata.version(self.modules[0])
+        except importlib.metadata.PackageNotFoundError:
+            # A source tree on the path: it may be the right one.
+            return None
+        if self.versions and not _release(self.versions[0]) <= _release(version) < _release(self.versions[1]):
+            return f"{version} is installed, which this was not written for"
+        return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The numbers of a version as written, without what follows them (0.19.8+cpu, 1.0rc1)."""
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(n) for n in numbers[0].split(".")) if numbers else ()
+
+
+PACKAGES = {
+    # Its MoE layer is called, and its process groups are filled, by private names.
+    "deepspeed": Package(("deepspeed",), "pip install 'deepspeed>=0.19.4,<0.20'", ("0.19.4", "0.20")),
+    # `import tutel` alone passes where its kernels were not built.
+    "tutel": Package(("tutel", "tutel_custom_kernel"), "build it from https://github.com/microsoft/Tutel"),
+}
+"""What a moe.backend or a train.engine needs beside requirements.txt."""
+
+
+def check_installed(key: str, name: str) -> None:
+    """Raise ConfigError for a key whose value needs a package that cannot be used; nothing is imported."""
+    package = PACKAGES.get(name)
+    if package and (problem := package.problem()):
+        raise ConfigError(key, name, f"{problem}; {package.install}, or megatron would fit")
