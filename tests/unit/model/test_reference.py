@@ -348,7 +348,7 @@ def test_from_run_carries_every_field() -> None:
     ours = [v for section in (run.model, run.altup, run.moe) for v in dataclasses.astuple(section)]
     for value in ours:
         # How it is computed, by what collective or code, is not part of the model.
-        assert value in values.values() or value in ("allgather", "auto"), value
+        assert value in values.values() or value in ("allgather", "auto", "megatron"), value
     assert config.eos_token_id == 7
     assert (config.moe_aux_loss_coeff, config.moe_z_loss_coeff) == (0.04, 0.05)
     assert (config.num_key_value_heads, config.moe_layer_freq, config.moe_shared_expert_size) == (2, 3, 24)
