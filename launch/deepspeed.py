@@ -30,7 +30,7 @@ _HELP = f"""Run COMMAND on every rank under DeepSpeed's launcher.
 
   this machine:  launch/{NAME} --ranks-per-node 2 -- altup-moe train configs/quickstart.yaml
   by pdsh:       launch/{NAME} --hostfile hosts -- altup-moe train ...              (once; needs pdsh and ssh)
-  by hand:       launch/{NAME} --hostfile hosts --no_ssh --node_rank 0 -- altup-moe train ...   (on each host, its number)
+  by hand:       launch/{NAME} --hostfile hosts --no_ssh --node_rank 0 -- altup-moe train ...   (each host its own)
 
 A hostfile has lines `node0 slots=8`. Exit codes are the ranks' own (0, 2, 75), and SIGTERM, SIGINT and SIGUSR1 let them
 save; by pdsh DeepSpeed itself stops the ranks without waiting, and codes of other nodes are pdsh's."""
@@ -89,10 +89,14 @@ def check_remote_shell(env: Mapping[str, str], directory: str, script: str) -> N
     """
     for what, path in (("directory", directory), ("repository", script), ("interpreter", sys.executable)):
         if not _PLAIN.fullmatch(path):
-            raise LaunchError(f"{what} {path!r}: pdsh needs a path of letters, digits and @%+=:,./-_; --no_ssh takes any")
+            raise LaunchError(
+                f"{what} {path!r}: pdsh needs a path of letters, digits and @%+=:,./-_; --no_ssh takes any"
+            )
     for name, value in env.items():
         if name.startswith(_EXPORTED) and not (_PLAIN.fullmatch(name) and _QUOTED.fullmatch(value)):
-            raise LaunchError(f"{name}={value!r}: a shell would read it on the way to other hosts; unset it, or --no_ssh")
+            raise LaunchError(
+                f"{name}={value!r}: a shell would read it on the way to other hosts; unset it, or --no_ssh"
+            )
 
 
 def descendants(pid: int) -> list[list[int]]:
@@ -155,7 +159,9 @@ def _work(argv: list[str]) -> int:
     if deepspeed is None:
         raise LaunchError("deepspeed: not found; install it with pip install 'deepspeed>=0.19.4,<0.20'")
     if by_pdsh and shutil.which("pdsh") is None:
-        raise LaunchError("pdsh: not found; install the packages pdsh and openssh-client, or start each host with --no_ssh")
+        raise LaunchError(
+            "pdsh: not found; install the packages pdsh and openssh-client, or start each host with --no_ssh"
+        )
     script = str(Path(__file__).resolve().with_name("packed.py"))
     if by_pdsh:
         check_remote_shell(os.environ, os.getcwd(), script)

@@ -30,7 +30,9 @@ def parser() -> Parser:
     flags = Parser(NAME, _HELP)
     flags.add_argument("--nodes", metavar="N", help="number of nodes (NNODES; default 1)")
     flags.add_argument("--node-rank", metavar="I", help="this node's number (NODE_RANK, under srun SLURM_NODEID)")
-    flags.add_argument("--rdzv", metavar="HOST:PORT", help="where nodes meet, a host of theirs (MASTER_ADDR:MASTER_PORT)")
+    flags.add_argument(
+        "--rdzv", metavar="HOST:PORT", help="where nodes meet, a host of theirs (MASTER_ADDR:MASTER_PORT)"
+    )
     flags.add_argument("--ranks-per-node", metavar="P", help="ranks here (RANKS_PER_NODE; default: GPUs, or 1)")
     flags.add_argument("--max-restarts", metavar="R", help="restarts after a failure (MAX_RESTARTS; default 0)")
     flags.add_argument("--dry-run", action="store_true", help="print torchrun's arguments and start nothing")
