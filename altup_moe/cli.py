@@ -1,4 +1,4 @@
-"""The command `altup-moe`: train, evaluate, generate, doctor, bench step | mixing | overlap.
+"""The command `altup-moe`: train, evaluate, generate, doctor, bench step | mixing | overlap | checkpoint.
 
 A mistake of the user's is one line on stderr and exit code 2, found before torch is imported wherever it can be.
 """
@@ -23,7 +23,7 @@ from altup_moe.config.keys import nearest
 from altup_moe.config.load import load_config
 from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, Range
 from altup_moe.doctor.options import DoctorOptions
-from altup_moe.study.options import MixingBench, OverlapBench, StepBench
+from altup_moe.study.options import CheckpointBench, MixingBench, OverlapBench, StepBench
 
 EXIT_USER_ERROR = 2
 PROFILE = ["--log.profile_steps", "3"]
@@ -166,6 +166,18 @@ def doctor(args: Sequence[str]) -> int:
     return check.doctor(o)
 
 
+def bench_checkpoint(args: Sequence[str]) -> int:
+    """Parse and check the options, then measure."""
+    o = parse(CheckpointBench, args)
+    for key in ("megabytes", "repeats", "threads"):
+        COUNT.check(key, getattr(o, key))
+    if o.directory is not None and not Path(o.directory).is_dir():
+        raise ConfigError("directory", o.directory, "is no directory")
+    from altup_moe.study import bench_checkpoint as study
+
+    return study.bench_checkpoint(o)
+
+
 def train_help(args: Sequence[str]) -> None:
     """Every field of a run; defaults are the file's where one is named."""
     named = bool(args) and not args[0].startswith("-")
@@ -209,6 +221,12 @@ COMMANDS = {
         "time the pass over the wide stream against a copy and others",
         bench_mixing,
         lambda args: print_help(MixingBench, "altup-moe bench mixing"),
+    ),
+    "bench checkpoint": Command(
+        "[options]",
+        "time saving and loading against plain safetensors",
+        bench_checkpoint,
+        lambda args: print_help(CheckpointBench, "altup-moe bench checkpoint"),
     ),
 }
 

@@ -18,31 +18,24 @@ Keys of parallel, overlap, optim, train, checkpoint and log may be given as well
 
 from __future__ import annotations
 
-import contextlib
-import json
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
+from altup_moe.checkpoint.companions import bring_along
 from altup_moe.checkpoint.grow import Grown, grow_checkpoint
 from altup_moe.checkpoint.grow_checks import check_growth
 from altup_moe.checkpoint.grow_rules import Growth, stays_equal
 from altup_moe.checkpoint.source import HALF, Checkpoint
 from altup_moe.checkpoint.store import checkpoints_dir, find_checkpoint
-from altup_moe.checkpoint.tensors import load_weights
-from altup_moe.config import ConfigError, RunConfig, UserError
-from altup_moe.config.files import write_text
+from altup_moe.config import ConfigError, ModelConfig, RunConfig, UserError
 from altup_moe.config.flags import Flag, parse, print_help, read_flags
 from altup_moe.config.keys import field_hints
 from altup_moe.config.load import HINTS, save_config
-from altup_moe.data.files import fsync_tree, staging
-from altup_moe.model.reference import AltUpMoEForCausalLM
-from altup_moe.model.reference_config import AltUpMoEConfig
+from altup_moe.data.files import new_directory
+from altup_moe.train.logits import logits_of, model_of
 
 TOLERANCE = 1e-5
 """Largest difference of logits, relative to the largest logit, that fp32 rounding explains."""
@@ -115,14 +108,15 @@ def run(args: Sequence[str]) -> None:
         )
         check_growth(growth)
         source.verify()
-        with _new_directory(dst) as made:
+        with new_directory(dst) as made:
             grown = grow_checkpoint(source, growth, checkpoints_dir(made))
-            difference = compare(source, grown.directory) if options.check else None
+            difference = compare(source.directory, grown.directory, source.config.model) if options.check else None
             if difference is not None and growth.exact and not difference <= tolerance(source, growth):
                 raise Differs(
                     f"logits differ by {difference:.1e} of the largest, though they should not; nothing is kept"
                 )
-            _accompany(source, target, made)
+            save_config(target, made / "config.yaml")
+            bring_along(source.directory, source.manifest.step, made)
     _say(source, growth, grown, difference)
 
 
@@ -133,65 +127,14 @@ def tolerance(source: Checkpoint, growth: Growth) -> float:
     return ROUNDED_TOLERANCE if half and growth.split_experts and m & (m - 1) else TOLERANCE
 
 
-def compare(source: Checkpoint, grown: Path) -> float:
-    """Largest difference between both models' logits, relative to the source's largest; fp32, seeded random tokens."""
-    model = source.config.model
-    tokens = torch.randint(model.vocab_size, (2, min(64, model.seq_length)), generator=torch.Generator().manual_seed(0))
-    before = logits(source, tokens)
-    with Checkpoint(grown) as checkpoint:
-        after = logits(checkpoint, tokens)
+def compare(source: Path, grown: Path, model: ModelConfig) -> float:
+    """Largest difference between both checkpoints' logits, relative to the source's largest."""
+    before, after = (logits_of(partial(model_of, directory), model) for directory in (source, grown))
     return float((after - before).abs().max() / before.abs().max())
-
-
-@torch.no_grad()
-def logits(checkpoint: Checkpoint, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Logits [B, S, V] of a checkpoint's model for tokens [B, S], on a CPU."""
-    model = AltUpMoEForCausalLM(AltUpMoEConfig.from_run(checkpoint.config)).to(dtype).eval()
-    model.load_state_dict(load_weights(checkpoint), strict=True)
-    return model(tokens, use_cache=False).logits
 
 
 def _words(flags: dict[str, Flag], keys: dict[str, object]) -> list[str]:
     return [f"--{flag.key}={flag.words[0]}" for flag in flags.values() if flag.key in keys]
-
-
-@contextlib.contextmanager
-def _new_directory(dst: Path) -> Iterator[Path]:
-    """A directory that becomes `dst` if the block succeeds; else nothing of it is left, nor of its new parents."""
-    parents = [parent for parent in dst.parents if not parent.exists()]
-    try:
-        with staging(dst.parent, dst.name) as temporary:
-            made = temporary / "run"
-            made.mkdir()
-            yield made
-            fsync_tree(made)
-            made.rename(dst)
-    except BaseException:
-        for parent in parents:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        raise
-
-
-def _accompany(source: Checkpoint, target: RunConfig, made: Path) -> None:
-    """What stands beside the checkpoint in a run directory."""
-    save_config(target, made / "config.yaml")
-    run_dir = source.directory.parent.parent
-    if source.directory.parent != checkpoints_dir(run_dir):
-        return
-    if (run_dir / "tokenizer").is_dir():
-        shutil.copytree(run_dir / "tokenizer", made / "tokenizer")
-    metrics = run_dir / "metrics.jsonl"
-    if metrics.is_file():
-        lines = metrics.read_text(encoding="utf-8").splitlines()
-        write_text(made / metrics.name, "".join(f"{line}\n" for line in lines if _done(line, source.manifest.step)))
-
-
-def _done(line: str, step: int) -> bool:
-    try:
-        return json.loads(line)["step"] <= step
-    except (ValueError, KeyError, TypeError):
-        return False
 
 
 def _say(source: Checkpoint, growth: Growth, grown: Grown, difference: float | None) -> None:

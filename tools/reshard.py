@@ -18,29 +18,27 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from tyro.conf import Positional
 
+from altup_moe.checkpoint.companions import bring_along, companions
 from altup_moe.checkpoint.digest import Proof, prove
 from altup_moe.checkpoint.layout import layout_text
 from altup_moe.checkpoint.reshard import Resharding, plan_resharding, write_resharded
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import checkpoints_dir, find_checkpoint
 from altup_moe.config import ConfigError, DataConfig, ParallelConfig, RunConfig, UserError
-from altup_moe.config.checks import check_config, data_parallel_size
+from altup_moe.config.checks import check_config, data_parallel_size, smallest_world
 from altup_moe.config.flags import parse, print_help
 from altup_moe.config.load import save_config
-from altup_moe.data.files import fsync_tree, staging
-from altup_moe.parallel.places import smallest_world
+from altup_moe.data.files import new_directory
 
 SPARE_BYTES = 1 << 26
 """Disk space for headers, the manifest and small files."""
-KEPT = ("metrics.jsonl", "tokenizer")
-"""What goes along from a run directory, beside the checkpoint and config.yaml."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,6 @@ def check_place(destination: Path, needed: int) -> None:
 def described(source: Checkpoint, resharding: Resharding, options: Options) -> dict[str, Any]:
     """The plan as a JSON-able record."""
     manifest, held = source.manifest, resharding.rank_bytes
-    along = [name for name in KEPT if options.source != source.directory and (options.source / name).exists()]
     return {
         "source": str(source.directory),
         "destination": str(options.destination),
@@ -164,7 +161,7 @@ def described(source: Checkpoint, resharding: Resharding, options: Options) -> d
         "files": resharding.file_bytes,
         "rank_bytes": held,
         "left_out": list(resharding.left_out),
-        "copied": along,
+        "copied": companions(source.directory),
     }
 
 
@@ -225,28 +222,27 @@ def run(options: Options) -> int:
                 print(json.dumps(plan))
             return 0
         started = time.monotonic()
-        with staging(options.destination.parent, options.destination.name) as temporary:
-            new = temporary / "run"
-            _write(source, resharding, options, plan["copied"], new)
-            seconds = time.monotonic() - started
-            proof = _prove(source, new, plan["bytes"]) if options.verify else None
-            if proof is None or not proof.different:
-                fsync_tree(new)
+        try:
+            with new_directory(options.destination) as new:
+                _write(source, resharding, new)
+                seconds = time.monotonic() - started
+                proof = _prove(source, new, plan["bytes"]) if options.verify else None
+                if proof and proof.different:
+                    raise _Differs
                 check_place(options.destination, 0)
-                os.rename(new, options.destination)
+        except _Differs:
+            pass
     return _report(plan, proof, seconds, options)
 
 
-def _write(source: Checkpoint, resharding: Resharding, options: Options, copied: Iterable[str], new: Path) -> None:
-    new.mkdir()
+class _Differs(Exception):
+    """The proof failed: what was made is not kept."""
+
+
+def _write(source: Checkpoint, resharding: Resharding, new: Path) -> None:
     progress = Progress("written", sum(resharding.rank_bytes))
     write_resharded(source, resharding, checkpoints_dir(new), progress.add)
-    for name in copied:
-        path = options.source / name
-        if path.is_dir():
-            shutil.copytree(path, new / name)
-        else:
-            shutil.copyfile(path, new / name)
+    bring_along(source.directory, source.manifest.step, new)
     save_config(resharding.config, new / "config.yaml")
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from altup_moe.checkpoint.grow_checks import smallest_world
 from altup_moe.checkpoint.grow_rules import Growth, Rule, rule_of
 from altup_moe.checkpoint.source import HALF, Checkpoint
 from altup_moe.checkpoint.tensors import DTYPES, items, load
 from altup_moe.checkpoint.write import Form, whole_tensors, write_checkpoint
+from altup_moe.config.checks import smallest_world
 from altup_moe.parallel.names import Box, global_shapes, is_buffer
 
 POWER = {"exp_avg": 1, "exp_avg_sq": 2}
@@ -47,7 +47,7 @@ def grow_checkpoint(source: Checkpoint, growth: Growth, root: Path) -> Grown:
     head = replace(
         source.manifest,
         config=growth.target.to_dict(),
-        world_size=smallest_world(growth.target),
+        world_size=smallest_world(growth.target.parallel),
         files={},
         tensors={},
     )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from altup_moe.checkpoint.grow_rules import Growth, has_experts
-from altup_moe.config import ConfigError, RunConfig, UserError
-from altup_moe.config.checks import check_config
+from altup_moe.config import ConfigError, UserError
+from altup_moe.config.checks import check_config, smallest_world
 from altup_moe.config.ranges import NOT_NEGATIVE, Range
 from altup_moe.parallel.names import global_shapes
 
@@ -26,15 +24,9 @@ def check_growth(growth: Growth) -> None:
     """
     for check in (_noise, _kept, _widths, _stream, _layers, _more_experts):
         check(growth)
-    check_config(growth.target, smallest_world(growth.target))
+    check_config(growth.target, smallest_world(growth.target.parallel))
     for check in (_upcycling, _shared, _something):
         check(growth)
-
-
-def smallest_world(config: RunConfig) -> int:
-    """Ranks that a layout needs at least."""
-    p = config.parallel
-    return math.lcm(p.tensor * p.pipeline * p.context * (p.data or 1), p.expert * p.expert_tensor * p.pipeline)
 
 
 def _noise(growth: Growth) -> None:

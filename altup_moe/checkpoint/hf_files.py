@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,8 @@ from torch import Tensor
 from altup_moe.checkpoint.boxes import whole
 from altup_moe.checkpoint.hf_names import hub_name, recomputed
 from altup_moe.checkpoint.manifest import FILE_NAME, ITEM_BYTES
-from altup_moe.checkpoint.shards import Entry, ShardReader, ShardWriter
+from altup_moe.checkpoint.plain import read_plain, strict_json
+from altup_moe.checkpoint.shards import Entry, ShardReader, ShardReaders, write_tensors
 from altup_moe.checkpoint.tensors import tensor_of
 from altup_moe.checkpoint.write import Form
 from altup_moe.config import DataError
@@ -34,16 +34,18 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         DataError: it cannot be read, or holds something else.
     """
+    # A hub's cache holds links.
+    raw = read_plain(path.resolve())
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = strict_json(raw)
+    except ValueError as error:
         raise DataError(path, f"cannot be read ({error})") from error
     if not isinstance(content, dict):
         raise DataError(path, f"holds a JSON {type(content).__name__}, not an object")
     return content
 
 
-class HubWeights:
+class HubWeights(ShardReaders):
     """The open safetensors files of a directory. Close it, or use it in a `with` statement.
 
     Raises:
@@ -51,8 +53,8 @@ class HubWeights:
     """
 
     def __init__(self, directory: Path) -> None:
+        super().__init__()
         self.directory = directory
-        self._readers: dict[str, ShardReader] = {}
         self._places: dict[str, str] = {}
         try:
             for file in self._files():
@@ -65,20 +67,6 @@ class HubWeights:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> HubWeights:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close its files."""
-        for reader in self._readers.values():
-            reader.__exit__(None, None, None)
-        self._readers.clear()
 
     def entry(self, name: str) -> Entry:
         """Dtype and shape of a tensor."""
@@ -157,24 +145,10 @@ def write_weights(directory: Path, forms: Mapping[str, Form], read: Callable[[st
     """
     shards = cut_shards(forms, limit)
     for file, names in shards.items():
-        _write_shard(directory / file, names, forms, read)
+        entries = [(name, forms[name].dtype, forms[name].shape) for name in names]
+        write_tensors(directory / file, entries, map(read, names), {"format": "pt"})
     if len(shards) > 1:
         total = sum(int(np.prod(form.shape)) * ITEM_BYTES[form.dtype] for form in forms.values())
         places = {name: file for file, names in shards.items() for name in names}
         content = {"metadata": {"total_size": total}, "weight_map": places}
         write_text(directory / INDEX, json.dumps(content, indent=2) + "\n")
-
-
-def _write_shard(
-    path: Path, names: Iterable[str], forms: Mapping[str, Form], read: Callable[[str], np.ndarray]
-) -> None:
-    names = list(names)
-    entries = [(name, forms[name].dtype, forms[name].shape) for name in names]
-    writer = ShardWriter(path, entries, {"format": "pt"})
-    try:
-        for name in names:
-            writer.write(read(name))
-        writer.close()
-    except BaseException:
-        writer.abandon()
-        raise

@@ -6,14 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 from altup_moe.checkpoint.boxes import joined
+from altup_moe.checkpoint.manifest import KINDS
 from altup_moe.checkpoint.share import share
 from altup_moe.checkpoint.write import Form, Part, Plan, cut_files
 from altup_moe.config import ParallelConfig, RunConfig
 from altup_moe.parallel.names import Box
 from altup_moe.parallel.places import Place, held_tensors, places
-
-KINDS = ("weights", "exp_avg", "exp_avg_sq", "main")
-"""Kinds of stored tensors that belong to a parameter, in the order in which a file holds them."""
 
 
 def holders(config: RunConfig, world_size: int, forms: Mapping[str, Form]) -> dict[Part, list[int]]:

@@ -26,7 +26,7 @@ ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8":
 """Dtypes of stored tensors, in safetensors' names, and their bytes."""
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
 """Files that a manifest may name: bare names, never a path."""
-OPTIMIZER_KINDS = ("exp_avg/", "exp_avg_sq/", "main/")
+KINDS = ("weights", "exp_avg", "exp_avg_sq", "main")
 """How names of optimizer state begin."""
 LIMIT = 1 << 62
 """Sizes and counts lie below it."""
@@ -87,7 +87,7 @@ class Manifest:
     @property
     def has_optimizer(self) -> bool:
         """Whether it holds Adam's moments (an open checkpoint then holds all of them)."""
-        return any(name.startswith(OPTIMIZER_KINDS) for name in self.tensors)
+        return any(name.partition("/")[0] in KINDS[1:] for name in self.tensors)
 
     def of_kind(self, kind: str) -> dict[str, StoredTensor]:
         """Stored tensors of a kind by global name."""

@@ -1,9 +1,10 @@
 """Saving from all ranks, in the background: each writes its share of the global tensors, and all agree on the end.
 
-A save has three parts. `start` (every rank, between two steps) agrees on who writes what and takes a copy of this
-rank's share, so that no later step leaks into it. A thread writes the files, flushes and hashes them. `conclude`
-(every rank, once no thread is writing) brings the hashes together; rank 0 adds the manifest and moves `latest`.
-A failure anywhere ends the save on all ranks with the same `SaveError`, and the checkpoint before it stays the latest.
+`start` (every rank, between two steps) agrees on who writes what and takes a copy of this rank's share, so that no
+later step leaks into it. A thread writes the files, flushes and hashes them. `advance` (every rank, once no thread is
+at work) brings the hashes together and sets rank 0's thread to make the checkpoint complete; called again after that,
+it ends the save. A failure anywhere ends it on all ranks with the same `SaveError`, and the checkpoint before it stays
+the latest.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,13 +28,17 @@ from altup_moe.checkpoint.share import part_bytes, share
 from altup_moe.checkpoint.state import Held
 from altup_moe.checkpoint.store import open_partial, prune, publish, step_name
 from altup_moe.checkpoint.tensors import STORED, items
-from altup_moe.checkpoint.write import Form, Part, Plan, cut_files, stored_tensors, write_file
+from altup_moe.checkpoint.write import Form, Part, Plan, cut_files, stored_tensors, write_files
 from altup_moe.config import CheckpointConfig, UserError
 from altup_moe.parallel.agree import first_problem, gather
 from altup_moe.parallel.topology import Topology
 
 SPARE_BYTES = 1 << 24
 """Free space asked for beyond the tensors: headers and the manifest."""
+
+
+THREADS = 2
+"""Files that a rank writes at a time, and tensors that it copies at a time."""
 
 
 class SaveError(UserError):
@@ -59,22 +67,26 @@ class _Division:
 
 @dataclass
 class _Outcome:
-    """What a rank's thread leaves: the files that it wrote, and what went wrong."""
+    """What a thread leaves: the files that it wrote, and what went wrong."""
 
     files: dict[str, StoredFile] = field(default_factory=dict)
     problem: str | None = None
 
 
 @dataclass(frozen=True)
-class _Writing:
-    """A save under way. ``began``: when `start` was called; ``waited``: seconds that it took."""
+class _Save:
+    """A save under way: writing, then ``publishing`` (on rank 0; the others have no thread then).
+
+    ``began``: when `start` was called; ``waited``: seconds of calls so far.
+    """
 
     head: Manifest
     partial: Path
-    thread: threading.Thread
+    thread: threading.Thread | None
     outcome: _Outcome
     began: float
     waited: float
+    publishing: bool = False
 
 
 class Saver:
@@ -83,17 +95,19 @@ class Saver:
     def __init__(self, root: Path, config: CheckpointConfig, topology: Topology) -> None:
         self.root, self.config, self.topology = root, config, topology
         self._division: _Division | None = None
-        self._writing: _Writing | None = None
+        self._save: _Save | None = None
+        # Memory of the copies stays for the next save: to fault it in again costs more than the copying.
+        self._copies: dict[Part, Tensor] = {}
 
     @property
     def pending(self) -> bool:
-        """Whether a save has been started and not concluded (the same on every rank)."""
-        return self._writing is not None
+        """Whether a save has been started and has not ended (the same on every rank)."""
+        return self._save is not None
 
     @property
     def busy(self) -> bool:
-        """Whether this rank is still writing."""
-        return self._writing is not None and self._writing.thread.is_alive()
+        """Whether this rank's thread is at work."""
+        return self._save is not None and self._save.thread is not None and self._save.thread.is_alive()
 
     def start(self, head: Manifest, held: Iterable[Held], streams: Mapping[str, Tensor]) -> None:
         """Begin to save what `held` and the random `streams` are now. Collective.
@@ -103,7 +117,7 @@ class Saver:
         Raises:
             SaveError: no space, or the directory cannot be made.
         """
-        assert self._writing is None, "conclude the save before the next one"
+        assert self._save is None, "conclude the save before the next one"
         began = time.perf_counter()
         tensors = self._mine(held, streams)
         division = self._division = self._division or self._divide(tensors)
@@ -111,41 +125,68 @@ class Saver:
         self._all_succeed(head.step, self._prepare(head, division.bytes) if self.topology.is_first else None)
         wanted = {part: tensors[part].tensor for parts in division.mine.values() for part in parts}
         if self.config.asynchronous:
-            wanted = {part: tensor.to("cpu", copy=True) for part, tensor in wanted.items()}
+            wanted = self._copied(wanted)
         # The thread is handed all it needs: by the time it runs, this save may already be waited for.
         outcome = _Outcome()
-        work = (outcome, partial, division, wanted, self.topology.rank)
-        thread = threading.Thread(target=_write, args=work, name="checkpoint", daemon=True)
-        thread.start()
+        thread = _run(_write, outcome, partial, division, wanted, self.topology.rank)
         if not self.config.asynchronous:
             thread.join()
-        self._writing = _Writing(head, partial, thread, outcome, began, time.perf_counter() - began)
+        self._save = _Save(head, partial, thread, outcome, began, time.perf_counter() - began)
 
-    def conclude(self) -> Saved | None:
-        """Wait until every rank has written, and make the checkpoint complete; None if there is none. Collective.
+    def advance(self) -> Saved | None:
+        """Take the save under way one part further, once no rank is busy; the checkpoint if that was the last.
+
+        Collective.
 
         Raises:
             SaveError: a rank could not write, or a file on the disk is not what was written.
         """
-        writing, self._writing = self._writing, None
-        if writing is None:
-            return None
+        save, self._save = self._save, None
+        assert save is not None
         assert self._division is not None
         began = time.perf_counter()
-        writing.thread.join()
-        mine = {name: asdict(file) for name, file in writing.outcome.files.items()}
-        outcomes = gather([writing.outcome.problem, mine], self.topology.device)
+        mine = {name: asdict(file) for name, file in save.outcome.files.items()}
+        outcomes = gather([save.outcome.problem, mine], self.topology.device)
         problem = next((found for found, _ in outcomes if found is not None), None)
-        final = writing.partial.with_suffix("")
-        if self.topology.is_first:
-            if problem is None:
-                written = {name: StoredFile(**entry) for _, files in outcomes for name, entry in files.items()}
-                problem = self._publish(writing, written)
-            if problem is not None:
-                shutil.rmtree(writing.partial, ignore_errors=True)
-        self._all_succeed(writing.head.step, problem)
+        if problem is not None:
+            if self.topology.is_first:
+                shutil.rmtree(save.partial, ignore_errors=True)
+            raise SaveError(_not_saved(save.head.step, problem))
         now = time.perf_counter()
-        return Saved(final, self._division.bytes, writing.waited + now - began, now - writing.began)
+        waited = save.waited + now - began
+        if save.publishing:
+            return Saved(save.partial.with_suffix(""), self._division.bytes, waited, now - save.began)
+        thread, outcome = None, _Outcome()
+        if self.topology.is_first:
+            written = {name: StoredFile(**entry) for _, files in outcomes for name, entry in files.items()}
+            thread = _run(_publish, outcome, save.partial, save.head, written, self._division, self.config)
+        self._save = replace(save, thread=thread, outcome=outcome, waited=waited, publishing=True)
+        return None
+
+    def conclude(self) -> Saved | None:
+        """Wait for the save under way and return its checkpoint; None if there is none. Collective.
+
+        Raises:
+            SaveError: as `advance`.
+        """
+        saved = None
+        while self._save is not None:
+            began = time.perf_counter()
+            if self._save.thread is not None:
+                self._save.thread.join()
+            self._save = replace(self._save, waited=self._save.waited + time.perf_counter() - began)
+            saved = self.advance()
+        return saved
+
+    def _copied(self, tensors: Mapping[Part, Tensor]) -> dict[Part, Tensor]:
+        for part, tensor in tensors.items():
+            if part not in self._copies:
+                self._copies[part] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        copies = {part: self._copies[part] for part in tensors}
+        with ThreadPoolExecutor(THREADS) as pool:
+            for _ in pool.map(_copy_some, [(copies, tensors, first) for first in range(THREADS)]):
+                pass
+        return copies
 
     def _mine(self, held: Iterable[Held], streams: Mapping[str, Tensor]) -> dict[Part, Held]:
         tensors = {each.part: each for each in held}
@@ -185,38 +226,67 @@ class Saver:
             return f"{self.root}: {error.strerror}"
         return None
 
-    def _publish(self, writing: _Writing, files: dict[str, StoredFile]) -> str | None:
-        """On rank 0. Returns what went wrong."""
-        assert self._division is not None
-        tensors = stored_tensors(self._division.files, self._division.forms)
-        # In the order of the plan: the same checkpoint has the same manifest.
-        ordered = {name: files[name] for name in self._division.files}
-        try:
-            publish(writing.partial, replace(writing.head, files=ordered, tensors=tensors))
-            prune(self.root, self.config.keep, self.config.keep_every)
-        except (OSError, UserError) as error:
-            return f"{error}"
-        return None
-
     def _all_succeed(self, step: int, problem: str | None) -> None:
         problem = first_problem(problem, self.topology.device)
         if problem is not None:
-            raise SaveError(f"checkpoint of step {step} was not saved: {problem}")
+            raise SaveError(_not_saved(step, problem))
+
+
+def _not_saved(step: int, problem: str) -> str:
+    return f"checkpoint of step {step} was not saved: {problem}"
+
+
+def _run(work: Callable[..., None], *args: object) -> threading.Thread:
+    thread = threading.Thread(target=work, args=args, name="checkpoint", daemon=True)
+    thread.start()
+    return thread
+
+
+def _copy_some(work: tuple[Mapping[Part, Tensor], Mapping[Part, Tensor], int]) -> None:
+    """Copy every THREADS-th tensor. By numpy on a CPU: torch would wake its own threads for each of them."""
+    copies, tensors, first = work
+    for part in list(tensors)[first::THREADS]:
+        if tensors[part].device.type == "cpu":
+            np.copyto(items(copies[part]), items(tensors[part]))
+        else:
+            copies[part].copy_(tensors[part])
 
 
 def _write(outcome: _Outcome, partial: Path, division: _Division, tensors: Mapping[Part, Tensor], rank: int) -> None:
-    """In the thread: write this rank's files; whatever happens is left for `conclude`."""
-    path = partial
+    """In a thread: write this rank's files; whatever happens is left in `outcome`."""
+    with _noted(outcome, f"rank {rank}: {partial}"):
+        outcome.files = write_files(
+            partial, division.mine, division.forms, lambda n, box: items(tensors[Part(n, box)].to("cpu")), THREADS
+        )
+
+
+def _publish(
+    outcome: _Outcome,
+    partial: Path,
+    head: Manifest,
+    files: Mapping[str, StoredFile],
+    division: _Division,
+    config: CheckpointConfig,
+) -> None:
+    """In rank 0's thread: make a written checkpoint complete, and remove old ones."""
+    with _noted(outcome, f"{partial}"):
+        # In the order of the plan: the same checkpoint has the same manifest.
+        ordered = {name: files[name] for name in division.files}
+        publish(partial, replace(head, files=ordered, tensors=stored_tensors(division.files, division.forms)))
+        prune(partial.parent, config.keep, config.keep_every)
+
+
+@contextmanager
+def _noted(outcome: _Outcome, where: str) -> Iterator[None]:
+    """Leave what goes wrong in the block as the outcome's problem: nobody catches what a thread raises."""
     try:
-        for name, parts in division.mine.items():
-            path = partial / name
-            outcome.files[name] = write_file(
-                path, parts, division.forms, lambda n, box: items(tensors[Part(n, box)].to("cpu"))
-            )
+        yield
     except OSError as error:
-        outcome.problem = f"rank {rank}: {path}: {error.strerror}"
+        outcome.problem = f"{where}: {error.strerror}"
+    except UserError as error:
+        outcome.problem = f"{error}"
     except BaseException as error:
-        outcome.problem = f"rank {rank}: {path}: {type(error).__name__}: {error}"
+        outcome.problem = f"{where}: {type(error).__name__}: {error}"
 
 
 def libraries() -> dict[str, str]:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +23,7 @@ import numpy as np
 from altup_moe.checkpoint.boxes import box_shape, inside
 from altup_moe.checkpoint.header import Entry, header_bytes, read_header
 from altup_moe.checkpoint.manifest import ITEM_BYTES, StoredFile
-from altup_moe.checkpoint.plain import open_plain
+from altup_moe.checkpoint.plain import open_plain, start_flush
 from altup_moe.config import DataError
 from altup_moe.parallel.names import Box
 
@@ -32,7 +32,9 @@ CARRIERS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 BAND_BYTES = 1 << 24
 """Rows read at a time where a box is narrower than its tensor."""
 HASH_BLOCK = 1 << 20
-"""Bytes read at a time while hashing: they stay in the core's cache."""
+"""Bytes hashed at a time: they stay in the core's cache."""
+FLUSH_BYTES = 1 << 24
+"""Written bytes that the disk is asked to start on, so that the flush at the end has less to wait for."""
 
 
 def carrier(dtype: str) -> Any:
@@ -40,8 +42,24 @@ def carrier(dtype: str) -> Any:
     return CARRIERS[ITEM_BYTES[dtype]]
 
 
+class Closes(AbstractContextManager):
+    """Something that is closed at the end of a `with` statement."""
+
+    def close(self) -> None:
+        """Give back what is held."""
+        raise NotImplementedError
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 class ShardWriter:
-    """Writes one file: declare every tensor, then hand each over in that order. Hashing runs beside writing.
+    """Writes one file: declare every tensor, then hand each over in that order.
+
+    A block is hashed and written while the core's cache holds it, and the disk starts on it at once. To use more
+    cores write several files at a time: handing small pieces to a second thread costs more than it gains.
 
     Raises:
         OSError: from the file system, a full disk above all. ValueError: a key is declared twice.
@@ -54,9 +72,9 @@ class ShardWriter:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         header, self._sizes = header_bytes(entries, metadata)
-        self._hash, self._written, self._next = hashlib.sha256(), 0, 0
+        self._hash, self._next = hashlib.sha256(), 0
+        self._written = self._begun = 0
         self._file = path.open("xb", buffering=0)
-        self._hasher = ThreadPoolExecutor(1)
         try:
             self._put(memoryview(header))
         except BaseException:
@@ -81,19 +99,43 @@ class ShardWriter:
 
     def abandon(self) -> None:
         """Close without flushing; the file is the caller's to remove."""
-        self._hasher.shutdown()
         self._file.close()
 
     def _put(self, data: memoryview) -> None:
-        hashed = self._hasher.submit(self._hash.update, data)
-        rest = data
-        while rest:
-            rest = rest[self._file.write(rest) :]
-        hashed.result()
-        self._written += len(data)
+        for start in range(0, len(data), HASH_BLOCK):
+            block = data[start : start + HASH_BLOCK]
+            self._hash.update(block)
+            while block:
+                count = self._file.write(block)
+                self._written += count
+                block = block[count:]
+        if self._written - self._begun >= FLUSH_BYTES:
+            start_flush(self._file.fileno(), self._begun, self._written - self._begun)
+            self._begun = self._written
 
 
-class ShardReader:
+def write_tensors(
+    path: Path,
+    entries: Sequence[tuple[str, str, tuple[int, ...]]],
+    tensors: Iterable[np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> StoredFile:
+    """Write one file of (key, dtype, shape) from their items in order, one at a time, flushed to the disk.
+
+    Raises:
+        OSError: from the file system; what was written of the file is the caller's to remove.
+    """
+    writer = ShardWriter(path, entries, metadata)
+    try:
+        for items in tensors:
+            writer.write(items)
+        return writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+class ShardReader(Closes):
     """One open file and its checked header. Safe to read from several threads.
 
     Raises:
@@ -113,12 +155,8 @@ class ShardReader:
                 raise DataError(path, f"is no safetensors file ({error})") from error
             raise
 
-    def __enter__(self) -> ShardReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the file."""
         os.close(self._file)
 
     def sha256(self) -> str:
@@ -183,3 +221,16 @@ class ShardReader:
             return os.preadv(self._file, [out], offset)
         except OSError as error:
             raise DataError(self.path, f"cannot be read ({error.strerror})") from error
+
+
+class ShardReaders(Closes):
+    """Open files by name."""
+
+    def __init__(self) -> None:
+        self._readers: dict[str, ShardReader] = {}
+
+    def close(self) -> None:
+        """Close the files."""
+        for reader in self._readers.values():
+            reader.close()
+        self._readers.clear()

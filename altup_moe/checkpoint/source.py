@@ -10,24 +10,21 @@ import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
 from altup_moe.checkpoint.boxes import box_shape, inside, meet, uncovered, whole, within
-from altup_moe.checkpoint.manifest import DIGEST, MANIFEST, OPTIMIZER_KINDS, Manifest, StoredTensor, read_manifest
-from altup_moe.checkpoint.shards import ShardReader, carrier
+from altup_moe.checkpoint.manifest import DIGEST, KINDS, MANIFEST, Manifest, StoredTensor, read_manifest
+from altup_moe.checkpoint.shards import ShardReader, ShardReaders, carrier
 from altup_moe.config import DataError, RunConfig, UserError
 from altup_moe.config.load import from_dict
 from altup_moe.parallel.names import Box, global_shapes, is_buffer
 
 HALF = ("BF16", "F16")
 """Dtypes of weights that the optimizer keeps an fp32 copy of."""
-KINDS = ("weights/", *OPTIMIZER_KINDS, "rng/")
-"""How the names of stored tensors begin."""
 
 
-class Checkpoint:
+class Checkpoint(ShardReaders):
     """An open checkpoint directory. Close it, or use it in a `with` statement.
 
     Raises:
@@ -36,6 +33,7 @@ class Checkpoint:
     """
 
     def __init__(self, directory: Path) -> None:
+        super().__init__()
         self.directory = directory
         self.manifest: Manifest = read_manifest(directory)
         try:
@@ -43,7 +41,6 @@ class Checkpoint:
         except UserError as error:
             raise DataError(directory / MANIFEST, f"its configuration is of no run ({error})") from error
         _check_files(directory, self.manifest)
-        self._readers: dict[str, ShardReader] = {}
         try:
             for name in self.manifest.files:
                 self._readers[name] = ShardReader(directory / name)
@@ -52,20 +49,6 @@ class Checkpoint:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close its files."""
-        for reader in self._readers.values():
-            reader.__exit__(None, None, None)
-        self._readers.clear()
 
     def verify(self, files: Iterable[str] | None = None, threads: int | None = None) -> None:
         """Compare files (all, or the named ones) with their hashes.
@@ -154,8 +137,8 @@ def _check_files(directory: Path, manifest: Manifest) -> None:
 def _check_model(directory: Path, manifest: Manifest, config: RunConfig) -> None:
     """The tensors are those of the manifest's configuration: all weights, and optimizer state for all or for none."""
     for name in manifest.tensors:
-        if not name.startswith(KINDS):
-            raise DataError(directory / MANIFEST, f"{name[:200]} is of no known kind ({', '.join(KINDS)})")
+        if name.partition("/")[0] not in (*KINDS, "rng"):
+            raise DataError(directory / MANIFEST, f"{name[:200]} is of no known kind ({', '.join(KINDS)}, rng)")
     shapes = _model_shapes(directory, manifest, config)
     trained = {name: shape for name, shape in shapes.items() if not is_buffer(name)}
     weights = manifest.of_kind("weights")

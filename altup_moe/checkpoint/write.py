@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from altup_moe.checkpoint.manifest import (
     StoredTensor,
     piece_key,
 )
-from altup_moe.checkpoint.shards import ShardWriter
+from altup_moe.checkpoint.shards import write_tensors
 from altup_moe.checkpoint.store import open_partial, publish
 from altup_moe.parallel.names import Box
 
@@ -60,14 +61,23 @@ def cut_files(rank: int, parts: Iterable[Part], forms: Mapping[str, Form], limit
 def write_file(path: Path, parts: Sequence[Part], forms: Mapping[str, Form], read: Reader) -> StoredFile:
     """Write one file, flushed to the disk. Only one piece is held at a time."""
     entries = [(piece_key(p.name, forms[p.name].shape, p.box), forms[p.name].dtype, box_shape(p.box)) for p in parts]
-    writer = ShardWriter(path, entries)
+    return write_tensors(path, entries, (read(part.name, part.box) for part in parts))
+
+
+def write_files(
+    directory: Path, plan: Plan, forms: Mapping[str, Form], read: Reader, threads: int = 1
+) -> dict[str, StoredFile]:
+    """Write every file of a plan, `threads` at a time (then `read` is called from all of them). In the plan's order.
+
+    Raises:
+        OSError: the first one; files that were not begun are not written.
+    """
+    pool = ThreadPoolExecutor(threads)
     try:
-        for part in parts:
-            writer.write(read(part.name, part.box))
-        return writer.close()
-    except BaseException:
-        writer.abandon()
-        raise
+        written = pool.map(lambda file: write_file(directory / file[0], file[1], forms, read), plan.items())
+        return dict(zip(plan, written, strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def stored_tensors(plan: Plan, forms: Mapping[str, Form]) -> dict[str, StoredTensor]:
@@ -88,7 +98,9 @@ def whole_tensors(forms: Mapping[str, Form]) -> Plan:
     return cut_files(0, (Part(name, whole(form.shape)) for name, form in forms.items()), forms)
 
 
-def write_checkpoint(root: Path, head: Manifest, forms: Mapping[str, Form], plan: Plan, read: Reader) -> Path:
+def write_checkpoint(
+    root: Path, head: Manifest, forms: Mapping[str, Form], plan: Plan, read: Reader, threads: int = 1
+) -> Path:
     """Write a whole checkpoint from one process; on failure nothing of it is left.
 
     Args:
@@ -97,12 +109,13 @@ def write_checkpoint(root: Path, head: Manifest, forms: Mapping[str, Form], plan
         forms: every stored tensor.
         plan: which file holds what; together each element once.
         read: gives the items of a box.
+        threads: files written at a time, each holding one piece; `read` is called from all of them.
     Returns:
         The checkpoint's directory, which is then the latest of `root`.
     """
     partial = open_partial(root, head.step)
     try:
-        files = {name: write_file(partial / name, parts, forms, read) for name, parts in plan.items()}
+        files = write_files(partial, plan, forms, read, threads)
         return publish(partial, replace(head, files=files, tensors=stored_tensors(plan, forms)))
     finally:
         shutil.rmtree(partial, ignore_errors=True)

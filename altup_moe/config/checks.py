@@ -14,7 +14,7 @@ from typing import get_args
 
 from altup_moe.config.errors import ConfigError
 from altup_moe.config.ranges import RANGES
-from altup_moe.config.schema import RunConfig, Width
+from altup_moe.config.schema import ParallelConfig, RunConfig, Width
 
 CORPORA = ("python-docs", "wikipedia-sample")
 """Corpora that come by name (`altup_moe.data.corpora` holds them)."""
@@ -42,6 +42,12 @@ def world_size_from_env() -> int:
 def data_parallel_size(config: RunConfig, world_size: int) -> int:
     """Data-parallel ranks: what tensor, pipeline and context parallelism leave of the world."""
     return world_size // _model_ranks(config)
+
+
+def smallest_world(parallel: ParallelConfig) -> int:
+    """The fewest ranks a layout can run on (with parallel.data, if given, as many as it says or a multiple)."""
+    p = parallel
+    return math.lcm(p.tensor * p.pipeline * p.context * (p.data or 1), p.expert_tensor * p.expert * p.pipeline)
 
 
 def num_microbatches(config: RunConfig, world_size: int) -> int:
@@ -210,8 +216,7 @@ def _stages(config: RunConfig, world_size: int) -> None:
 def _world(config: RunConfig, world_size: int) -> None:
     p = config.parallel
     expert_ranks = p.expert_tensor * p.expert * p.pipeline
-    smallest = math.lcm(_model_ranks(config) * (p.data or 1), expert_ranks)
-    start = f"; start with torchrun --nproc-per-node {smallest}"
+    start = f"; start with torchrun --nproc-per-node {smallest_world(p)}"
     product = 1
     for name in ("tensor", "pipeline", "context"):
         product *= getattr(p, name)

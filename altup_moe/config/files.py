@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
-
-HASH_BLOCK = 1 << 22
-"""Bytes read at a time while hashing."""
 
 
 def fsync(path: Path) -> None:
@@ -17,15 +13,6 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with path.open("rb", buffering=0) as file:
-        digest, block = hashlib.sha256(), memoryview(bytearray(HASH_BLOCK))
-        while count := file.readinto(block):
-            digest.update(block[:count])
-    return digest.hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -223,7 +223,7 @@ class CheckpointConfig:
     keep_every: int | None = None
     """Checkpoints whose step is a multiple of this are kept too; None keeps only the newest."""
     asynchronous: bool = True
-    """Take a copy and go on training while it is written. false waits for the disk."""
+    """Take a copy (whose memory is kept for the next) and train on while it is written. false waits for the disk."""
     on_failure: Literal["continue", "stop"] = "continue"
     """When a checkpoint cannot be saved (a full disk): say so and train on, or end the run. The last good one stays."""
     resume: bool = True

@@ -1,8 +1,9 @@
-"""Durable files: flush to disk, publish by rename."""
+"""Durable files: hash, flush to disk, publish by rename."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
@@ -10,6 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from altup_moe.config.files import fsync
+
+HASH_BLOCK = 1 << 22
+"""Bytes read at a time while hashing."""
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb", buffering=0) as file:
+        digest, block = hashlib.sha256(), memoryview(bytearray(HASH_BLOCK))
+        while count := file.readinto(block):
+            digest.update(block[:count])
+    return digest.hexdigest()
 
 
 def fsync_tree(directory: Path) -> None:
@@ -29,3 +42,27 @@ def staging(parent: Path, name: str) -> Iterator[Path]:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_directory(target: Path) -> Iterator[Path]:
+    """An empty directory that becomes `target` once the block succeeds; else nothing is left, nor of new parents.
+
+    Raises:
+        OSError: `target` is there by then and not an empty directory, or from the file system.
+    """
+    target = target.absolute()
+    parents = [parent for parent in target.parents if not parent.exists()]
+    try:
+        with staging(target.parent, target.name) as temporary:
+            made = temporary / "new"
+            made.mkdir()
+            yield made
+            fsync_tree(made)
+            os.rename(made, target)
+            fsync(target.parent)
+    except BaseException:
+        for parent in parents:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise

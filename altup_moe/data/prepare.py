@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from altup_moe.config.errors import ConfigError, DataError
-from altup_moe.config.files import fsync, sha256_file
+from altup_moe.config.files import fsync
 from altup_moe.data.corpora import CORPORA, load_corpus
 from altup_moe.data.document import Document
 from altup_moe.data.encode import Tally, encode_documents
-from altup_moe.data.files import fsync_tree, staging
+from altup_moe.data.files import fsync_tree, sha256_file, staging
 from altup_moe.data.indexed import IndexedTokens, read_index, refuse_existing, scan_tokens, suffixed, write_indexed
 from altup_moe.data.manifest import FORMAT_VERSION, Manifest, read_manifest, write_manifest
 from altup_moe.data.tokenizer import MIN_BPE_VOCAB, Tokenizer, load_tokenizer, save_tokenizer, train_bpe

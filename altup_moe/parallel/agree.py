@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 def any_of(flags: Sequence[bool], device: torch.device) -> list[bool]:
@@ -30,6 +32,6 @@ def gather(message: Any, device: torch.device) -> list[Any]:
     return [json.loads(bytes(m[: int(size)].cpu().numpy())) for m, size in zip(messages, sizes, strict=True)]
 
 
-def first_problem(problem: str | None, device: torch.device) -> str | None:
-    """The problem of the lowest rank that has one, the same answer on every rank; None if none has. Collective."""
+def first_problem(problem: T | None, device: torch.device) -> T | None:
+    """The problem (JSON-able) of the lowest rank that has one, the same on every rank; None if none has. Collective."""
     return next((found for found in gather(problem, device) if found is not None), None)

@@ -6,7 +6,6 @@ expert, expert-data, pipeline (`parallel_state.RankGenerator`, order "tp-cp-ep-d
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -45,12 +44,6 @@ class HeldTensor:
     chunk: int
     name: str
     pieces: tuple[Piece, ...]
-
-
-def smallest_world(parallel: ParallelConfig) -> int:
-    """The fewest ranks a layout can run on (with `parallel.data`, if given, as many as it says or a multiple)."""
-    dense = parallel.tensor * parallel.context * parallel.pipeline * (parallel.data or 1)
-    return math.lcm(dense, parallel.expert_tensor * parallel.expert * parallel.pipeline)
 
 
 def places(parallel: ParallelConfig, world_size: int) -> list[Place]:

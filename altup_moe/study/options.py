@@ -84,3 +84,19 @@ class MixingBench:
     """kept: glibc keeps what was freed; fresh: its default, large results lie on new pages every time."""
     json: bool = False
     """Print one JSON object instead of a table."""
+
+
+@dataclass(frozen=True)
+class CheckpointBench:
+    """Saving and loading, hashes and flushing included, beside plain safetensors; asynchronous saves; interleaved."""
+
+    megabytes: int = 512
+    """Size of the checkpoint: a MoE model's weights and optimizer state."""
+    repeats: int = 7
+    """Timed turns, after one that is not counted."""
+    threads: int = 2
+    """CPU threads of torch."""
+    directory: str | None = None
+    """Where to write (a few times the size; removed afterwards); None is the current directory."""
+    json: bool = False
+    """Print one JSON object instead of a table."""

@@ -6,9 +6,7 @@ What is written appears whole or not at all: it is made and checked beside its p
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,17 +29,18 @@ from altup_moe.checkpoint.hf_plain import plain_config, plain_family
 from altup_moe.checkpoint.saver import libraries
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import checkpoints_dir, find_checkpoint
-from altup_moe.checkpoint.tensors import DTYPES, load_weights
+from altup_moe.checkpoint.tensors import DTYPES
 from altup_moe.config import AltUpConfig, DataConfig, DataError, LogConfig, OptimConfig, RunConfig, TrainConfig
 from altup_moe.config.checks import check_config
 from altup_moe.config.files import write_text
 from altup_moe.config.load import save_config
-from altup_moe.data.files import staging
+from altup_moe.data.files import new_directory
 from altup_moe.data.tokenizer import load_tokenizer, save_tokenizer
 from altup_moe.model.reference import AltUpMoEForCausalLM
 from altup_moe.model.reference_config import AltUpMoEConfig
 from altup_moe.parallel.names import global_shapes
 from altup_moe.train.finished import tokenizer_dir
+from altup_moe.train.logits import logits_of, model_of
 
 TOLERANCE = 1e-4
 """Largest difference of logits that passes, as a share of the largest logit (fp32, other order of summation)."""
@@ -80,11 +79,10 @@ def import_run(
         log=LogConfig(run_dir=str(run_dir)),
     )
     check_config(replace(config, data=DataConfig()), 1)  # its tokenizer is not there yet
-    with HubWeights(source) as weights, staging(run_dir.absolute().parent, run_dir.name) as temporary:
+    with HubWeights(source) as weights, new_directory(run_dir) as staged:
         names = weights.match(global_shapes(config), hub.family, hub.model.share_embeddings_and_output_weights)
         exact = exact_precision(weights, names)
         config = replace(config, train=replace(config.train, precision=precision or exact))
-        staged = temporary / "run"
         directory = import_weights(weights, names, config, checkpoints_dir(staged), libraries())
         save_tokenizer(tokenizer, tokenizer_dir(staged))
         for name in _SLOW_TOKENIZER:
@@ -99,9 +97,8 @@ def import_run(
         ]
         if check:
             dtype = DTYPES[STORED_AS[config.train.precision]]
-            theirs = logits_of(lambda: _rounded(_load_hub(source), dtype), config)
-            lines.append(_compare(theirs, logits_of(lambda: _load_ours(directory), config)))
-        _publish(staged, run_dir)
+            theirs = logits_of(lambda: _rounded(_load_hub(source), dtype), config.model)
+            lines.append(_compare(theirs, logits_of(lambda: model_of(directory), config.model)))
     return lines
 
 
@@ -116,12 +113,10 @@ def export_run(source: Path, out: Path, plain: bool, check: bool) -> list[str]:
         ConfigError: `plain`, and no such class computes the same. UserError: no checkpoint. CheckFailed: logits differ.
     """
     directory = find_checkpoint(source)
-    with Checkpoint(directory) as checkpoint, staging(out.absolute().parent, out.name) as temporary:
+    with Checkpoint(directory) as checkpoint, new_directory(out) as staged:
         config = checkpoint.config
         family = plain_family(config) if plain else None
         checkpoint.verify()
-        staged = temporary / "model"
-        staged.mkdir()
         special, lines = _export_tokenizer(tokenizer_dir(directory.parents[1]), staged)
         if plain:
             content = plain_config(config, torch_dtype(config), special)
@@ -133,18 +128,9 @@ def export_run(source: Path, out: Path, plain: bool, check: bool) -> list[str]:
         export_weights(checkpoint, staged, family)
         lines.insert(0, f"{out}: {family or 'altup_moe'}, {_count(global_shapes(config))} parameters, from {directory}")
         if check:
-            expected = logits_of(lambda: _load_ours(directory), config)
-            lines.append(_compare(expected, logits_of(lambda: _load_hub(staged), config)))
-        _publish(staged, out)
+            expected = logits_of(lambda: model_of(directory), config.model)
+            lines.append(_compare(expected, logits_of(lambda: _load_hub(staged), config.model)))
     return lines
-
-
-@torch.no_grad()
-def logits_of(build: Callable[[], Any], config: RunConfig) -> Tensor:
-    """fp32 logits of a model on seeded random tokens, [2, S, V] with S at most 64."""
-    shape = (2, min(64, config.model.seq_length))
-    tokens = torch.randint(0, config.model.vocab_size, shape, generator=torch.Generator().manual_seed(0))
-    return build().float().eval()(tokens, use_cache=False).logits
 
 
 def _compare(expected: Tensor, got: Tensor) -> str:
@@ -179,13 +165,6 @@ def _rounded(model: Any, dtype: torch.dtype) -> Any:
     return model
 
 
-def _load_ours(directory: Path) -> AltUpMoEForCausalLM:
-    with Checkpoint(directory) as checkpoint:
-        model = AltUpMoEForCausalLM(AltUpMoEConfig.from_run(checkpoint.config))
-        model.load_state_dict(load_weights(checkpoint), strict=True)
-    return model
-
-
 def _generation(source: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Settings of generation, with the special tokens that only config.json has."""
     held = read_json(source / GENERATION) if (source / GENERATION).is_file() else {}
@@ -212,9 +191,3 @@ def _count(shapes: dict[str, tuple[int, ...]]) -> str:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def _publish(staged: Path, target: Path) -> None:
-    if target.is_dir():
-        target.rmdir()  # it is empty
-    os.rename(staged, target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copytree
@@ -15,7 +16,7 @@ from megatron.core.distributed import DistributedDataParallel
 
 from altup_moe.checkpoint.manifest import Manifest
 from altup_moe.checkpoint.restore import random_streams, restore
-from altup_moe.checkpoint.saver import SaveError, Saver, libraries
+from altup_moe.checkpoint.saver import Saved, SaveError, Saver, libraries
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.state import held_tensors, optimizer_steps, set_optimizer_steps
 from altup_moe.checkpoint.store import checkpoints_dir
@@ -155,7 +156,7 @@ def _steps(run: Run, loggers: list[Logger], stop: StopSignal) -> int:
             logger.log(metrics)
         stopping, writing = any_of([stop.caught, run.saver.busy], run.topology.device)
         if run.saver.pending and not writing:
-            _conclude(run)
+            _end_save(run, run.saver.advance)
         if stopping or run.step == last or _due(run.step, run.config.checkpoint.save_interval):
             _save(run, leaving=stopping or run.step == last)
             saved = run.step
@@ -227,7 +228,7 @@ def _metrics(run: Run, result: StepResult, rate: float, seconds: float, valid: V
 def _save(run: Run, leaving: bool) -> None:
     """Start a save of this step, after the one before it; see it through if the run is about to end."""
     config, topo = run.config, run.topology
-    _conclude(run)
+    _end_save(run, run.saver.conclude)
     head = Manifest(
         step=run.step,
         consumed_samples=run.consumed_samples,
@@ -247,13 +248,13 @@ def _save(run: Run, leaving: bool) -> None:
             raise
         _not_saved(run, error)
     if leaving or not config.checkpoint.asynchronous:
-        _conclude(run, leaving)
+        _end_save(run, run.saver.conclude, leaving)
 
 
-def _conclude(run: Run, leaving: bool = False) -> None:
-    """Make the save under way, if any, complete; a failure is said, or ends the run (checkpoint.on_failure)."""
+def _end_save(run: Run, end: Callable[[], Saved | None], leaving: bool = False) -> None:
+    """Take the save under way further, or to its end; a failure is said, or ends the run (checkpoint.on_failure)."""
     try:
-        saved = run.saver.conclude()
+        saved = end()
     except SaveError as error:
         if leaving:
             raise

@@ -81,11 +81,11 @@ def verified(config: RunConfig, point: ResumePoint, topology: Topology) -> Resum
             first_problem(None, topology.device)
             return candidate
         if point.weights_only or not config.checkpoint.fallback:
-            file, what = _split(problem)
+            file, what = problem
             advice = "" if point.weights_only else _advice(candidate.directory.parent, candidate.directory, False)
             raise DataError(file, what + advice)
         if topology.is_first:
-            print(f"checkpoint.fallback: {problem}", flush=True)
+            print(f"checkpoint.fallback: {': '.join(problem)}", flush=True)
     raise DataError(checkpoints_dir(config.log.run_dir), "holds no checkpoint that is whole")
 
 
@@ -141,20 +141,15 @@ def _initial(config: RunConfig) -> ResumePoint | None:
         return ResumePoint(directory, checkpoint.manifest, weights_only=True)
 
 
-def _damage(directory: Path, topology: Topology) -> str | None:
-    """What is wrong with this rank's share of the files."""
+def _damage(directory: Path, topology: Topology) -> list[str] | None:
+    """What is wrong with this rank's share of the files: [file, problem]."""
     try:
         with Checkpoint(directory) as checkpoint:
             names = sorted(checkpoint.manifest.files)[topology.rank :: topology.world_size]
             checkpoint.verify(names)
     except DataError as error:
-        return f"{error.file}: {error.problem}"
+        return [error.file, error.problem]
     return None
-
-
-def _split(problem: str) -> tuple[str, str]:
-    file, _, what = problem.partition(": ")
-    return file, what
 
 
 def _check(config: RunConfig, manifest: Manifest, directory: Path, same: dict[str, Any], instead: str) -> None:

@@ -20,10 +20,10 @@ def _train_on_a_full_disk(config: RunConfig, full_steps: list[int], rank: int) -
     """On a rank: train; files of the named steps do not fit on `rank`'s disk. Returns the exit code or the error."""
     import os
 
-    from altup_moe.checkpoint import saver
+    from altup_moe.checkpoint import write as module
     from altup_moe.config import UserError
 
-    write = saver.write_file
+    write = module.write_file
 
     def full(path: Path, *args: object) -> object:
         written = write(path, *args)
@@ -31,13 +31,13 @@ def _train_on_a_full_disk(config: RunConfig, full_steps: list[int], rank: int) -
             raise OSError(errno.ENOSPC, "No space left on device")
         return written
 
-    saver.write_file = full
+    module.write_file = full
     try:
         return _train(config, 2)
     except UserError as error:
         return str(error)
     finally:
-        saver.write_file = write
+        module.write_file = write
 
 
 def _config(directory: Path, name: str, **checkpoint: object) -> RunConfig:

@@ -174,6 +174,12 @@ def test_bench_mixing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert (calls[0].widths, calls[0].exponents, calls[0].rivals, calls[0].json) == ((4,), (16, 21), False, True)
 
 
+def test_bench_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = stand_in(monkeypatch, "altup_moe.study.bench_checkpoint", "bench_checkpoint")
+    assert main(["bench", "checkpoint", "--megabytes", "64", "--directory", str(tmp_path)]) == 7
+    assert (calls[0].megabytes, calls[0].repeats, calls[0].directory) == (64, 7, str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -194,6 +200,8 @@ def test_bench_mixing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (["bench", "mixing", "--hidden-size", "100"], "hidden_size=100: must be a power of two"),
         (["bench", "overlap", "--micro-batch-size", "3"], "micro_batch_size=3"),
         (["bench", "mixing", "--kernels", "fast"], "kernels='fast'"),
+        (["bench", "checkpoint", "--megabytes", "0"], "megabytes=0: must be at least 1"),
+        (["bench", "checkpoint", "--directory", "nowhere"], "directory='nowhere': is no directory"),
         (["bench", "steep"], "nearest is bench step"),
         (["trian"], "nearest is train"),
         (["train"], "name a configuration file"),
@@ -225,7 +233,7 @@ def test_train_help_documents_every_field(capfd: pytest.CaptureFixture[str]) -> 
         assert f"--{key.replace('_', '-')} " in out
     assert "Tokens of a training sample (context length). (default: 256)" in out
     assert "(default: runs/quickstart)" in out, "defaults are the file's"
-    for command in (["evaluate"], ["generate"], ["bench", "step"], ["bench", "mixing"]):
+    for command in (["evaluate"], ["generate"], ["bench", "step"], ["bench", "mixing"], ["bench", "checkpoint"]):
         assert main([*command, "--help"]) == 0
         assert f"usage: altup-moe {' '.join(command)}" in capfd.readouterr().out
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from altup_moe.checkpoint.grow_checks import check_growth, smallest_world
+from altup_moe.checkpoint.grow_checks import check_growth
 from altup_moe.checkpoint.grow_rules import Growth
 from altup_moe.config import ConfigError, ParallelConfig, UserError
+from altup_moe.config.checks import smallest_world
 from tests.unit.checkpoint.models_for_tests import tiny
 from tests.unit.checkpoint.test_grow import EXPERTS, Sections, changed
 
@@ -117,7 +118,7 @@ def test_a_layout_is_checked_for_the_ranks_it_needs() -> None:
     source = tiny(moe=EXPERTS)
     after = {"altup": {"width": 4}, "parallel": layout}
     check_growth(Growth(source, changed(source, after), 1))
-    assert smallest_world(changed(source, after)) == 8
-    assert smallest_world(changed(source, {"parallel": {"data": 3}})) == 3
-    assert smallest_world(changed(source, {})) == 1
+    assert smallest_world(changed(source, after).parallel) == 8
+    assert smallest_world(changed(source, {"parallel": {"data": 3}}).parallel) == 3
+    assert smallest_world(changed(source, {}).parallel) == 1
     assert source.parallel == ParallelConfig()

@@ -38,13 +38,13 @@ def tensors() -> dict[str, Tensor]:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Files are written only once it is set."""
-    opened, write = threading.Event(), module.write_file
+    opened, write = threading.Event(), module.write_files
 
     def held_back(*args: object) -> object:
         opened.wait(30)
         return write(*args)
 
-    monkeypatch.setattr(module, "write_file", held_back)
+    monkeypatch.setattr(module, "write_files", held_back)
     yield opened
     opened.set()
 
@@ -127,7 +127,7 @@ def test_old_ones_go_as_configured(tensors: dict[str, Tensor], tmp_path: Path, a
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
-@pytest.mark.parametrize("where", ["write_file", "publish", "open_partial"])
+@pytest.mark.parametrize("where", ["write_files", "publish", "open_partial"])
 def test_a_full_disk_leaves_the_last_one(
     where: str,
     asynchronous: bool,
@@ -171,15 +171,16 @@ def test_too_little_space_is_found_before_writing(
 def test_what_reaches_the_disk_is_checked(
     tensors: dict[str, Tensor], tmp_path: Path, alone: Topology, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = module.write_file
+    write = module.write_files
 
-    def torn(path: Path, *args: object) -> object:
-        written = write(path, *args)
-        with path.open("r+b") as file:
-            file.truncate(written.size - 3)
+    def torn(directory: Path, *args: object) -> object:
+        written = write(directory, *args)
+        name = "rank_00000_000.safetensors"
+        with (directory / name).open("r+b") as file:
+            file.truncate(written[name].size - 3)
         return written
 
-    monkeypatch.setattr(module, "write_file", torn)
+    monkeypatch.setattr(module, "write_files", torn)
     with pytest.raises(SaveError, match=r"rank_00000_000\.safetensors"):
         save(new_saver(tmp_path, alone), 1, tensors)
     assert latest(tmp_path) is None

@@ -24,6 +24,7 @@ VALUES = values_of(FORMS)
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint; this name hides the run of conftest.py."""
     return save(tmp_path_factory.mktemp("good"))
 
 

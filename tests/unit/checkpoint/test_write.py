@@ -21,6 +21,7 @@ from altup_moe.checkpoint.write import (
     whole_tensors,
     write_checkpoint,
     write_file,
+    write_files,
 )
 from altup_moe.parallel.names import Box
 from tests.unit.checkpoint.models import forms_of, head_of, reader_of, two_ranks, values_of
@@ -64,6 +65,35 @@ def test_only_one_piece_is_held(tmp_path: Path) -> None:
     write_file(tmp_path / "x", [Part(name, ((0, 1000),)) for name in form], form, read)
     with ShardReader(tmp_path / "x") as reader:
         assert [int(reader.read(name, ((0, 1000),)).sum()) for name in form] == [1000 * n for n in range(20)]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_several_files_at_a_time(tmp_path: Path, threads: int) -> None:
+    values = values_of(FORMS)
+    plan = {f"{n}.safetensors": [Part(name, whole(FORMS[name].shape))] for n, name in enumerate("dcba")}
+    written = write_files(tmp_path, plan, FORMS, reader_of(values), threads)
+    assert list(written) == list(plan)
+    for file, parts in plan.items():
+        assert written[file].sha256 == hashlib.sha256((tmp_path / file).read_bytes()).hexdigest()
+        with ShardReader(tmp_path / file) as reader:
+            assert np.array_equal(reader.read(parts[0].name, parts[0].box), values[parts[0].name])
+    with pytest.raises(FileExistsError):
+        write_files(tmp_path, plan, FORMS, reader_of(values), threads)
+
+
+def test_large_pieces_are_written_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[tuple[int, int]] = []
+    monkeypatch.setattr("altup_moe.checkpoint.shards.HASH_BLOCK", 1000)
+    monkeypatch.setattr("altup_moe.checkpoint.shards.FLUSH_BYTES", 3000)
+    monkeypatch.setattr("altup_moe.checkpoint.shards.start_flush", lambda file, at, n: flushed.append((at, n)))
+    forms = {"a": Form((7001,), "U8"), "b": Form((10,), "U8")}
+    values = values_of(forms)
+    parts = [Part(name, whole(form.shape)) for name, form in forms.items()]
+    stored = write_file(tmp_path / "x", parts, forms, reader_of(values))
+    raw = (tmp_path / "x").read_bytes()
+    assert stored == StoredFile(len(raw), hashlib.sha256(raw).hexdigest())
+    assert raw.endswith(values["a"].tobytes() + values["b"].tobytes())
+    assert flushed == [(0, len(raw) - 10)]
 
 
 def test_the_manifests_tensors() -> None:

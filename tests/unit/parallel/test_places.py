@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, ParallelConfig, RunConfig
-from altup_moe.config.checks import check_config
+from altup_moe.config.checks import check_config, smallest_world
 from altup_moe.model.reference import AltUpMoEForCausalLM
 from altup_moe.model.reference_config import AltUpMoEConfig
 from altup_moe.parallel.names import global_shapes, is_buffer
-from altup_moe.parallel.places import chunks, held_tensors, places, smallest_world
+from altup_moe.parallel.places import chunks, held_tensors, places
 
 MODEL = ModelConfig(
     num_layers=4,
@@ -45,12 +45,13 @@ EXPERTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("tied", [True, False])
+# `sum` embeds wider than it puts out: its tables cannot be tied.
+TABLES = [(name, tied) for name in STREAMS for tied in (True, False) if not (tied and name.startswith("sum"))]
+
+
 @pytest.mark.parametrize("experts", EXPERTS)
-@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize(("stream", "tied"), TABLES)
 def test_global_shapes_are_the_reference_models(stream: str, experts: str, tied: bool) -> None:
-    if tied and STREAMS[stream].get("variant") == "sum":
-        pytest.skip("sum embeds wider than it puts out")
     model = replace(MODEL, share_embeddings_and_output_weights=tied)
     config = RunConfig(model, AltUpConfig(**STREAMS[stream]), MoEConfig(**EXPERTS[experts], ffn_hidden_size=20))
     check_config(config, 1)

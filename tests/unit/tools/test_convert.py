@@ -267,7 +267,7 @@ def test_files_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture
     (source / "config.json").write_text("{")
     assert "config.json: cannot be read" in refused(capsys, "import", source, run)
     shutil.rmtree(source)
-    assert "config.json: cannot be read" in refused(capsys, "import", source, run)
+    assert "config.json: is missing" in refused(capsys, "import", source, run)
     assert not run.exists()
 
 

@@ -20,6 +20,7 @@ from altup_moe.train.finished import load_run, tokenizer_dir
 from altup_moe.train.generate import continuation
 from altup_moe.train.samples import open_corpus
 from tools.convert import main
+from tools.grow import main as grow
 
 GGUF = os.environ.get("ALTUP_SMOLLM2", "")
 SAMPLES = 12
@@ -97,3 +98,17 @@ def test_the_exports_are_the_model(hub: Path, run: Path) -> None:
         assert difference <= 1e-4
         if kind:
             assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("width", [2, 4])
+def test_widened_it_is_the_same_model(hub: Path, run: Path, width: int) -> None:
+    """Grown to K blocks, exported and loaded again by transformers: the logits of the import."""
+    expected = LlamaForCausalLM.from_pretrained(hub).eval()(tokens(), use_cache=False).logits
+    wide, out = run.parent / f"wide {width}", run.parent / f"exported {width}"
+    assert grow([str(run), str(wide), "--altup.width", str(width)]) == 0
+    assert main(["export", str(wide), str(out)]) == 0
+    for model in (load_run(wide).model, AutoModelForCausalLM.from_pretrained(out).eval()):
+        difference = float((model(tokens(), use_cache=False).logits - expected).abs().max())
+        print(f"\nK = {width}: largest difference {difference:.2e}")
+        assert difference <= 1e-4

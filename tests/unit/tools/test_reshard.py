@@ -172,8 +172,13 @@ def test_a_run_directory_that_can_be_gone_on_with(run_dir: Path, capsys: pytest.
 
 
 def test_a_checkpoint_as_source(run_dir: Path) -> None:
-    assert run(find_checkpoint(run_dir), run_dir.parent / "new") == 0
-    assert sorted(path.name for path in (run_dir.parent / "new").iterdir()) == ["checkpoints", "config.yaml"]
+    """Inside a run directory what stands beside it goes along; alone there is nothing."""
+    alone = run_dir.parent / "alone"
+    shutil.copytree(find_checkpoint(run_dir), alone)
+    for source, along in ((find_checkpoint(run_dir), ["metrics.jsonl", "tokenizer"]), (alone, [])):
+        new = run_dir.parent / f"from {source.name}"
+        assert run(source, new) == 0
+        assert sorted(path.name for path in new.iterdir()) == sorted(["checkpoints", "config.yaml", *along])
 
 
 def test_json(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -281,8 +286,16 @@ def test_a_proof_that_fails_leaves_nothing(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.usefixtures("signals_are_heard")
 def test_an_interrupted_run_leaves_nothing(run_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    # A process in the background is born without Python's own handler of Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        _interrupt(run_dir, monkeypatch, number)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt(run_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     read, count = Checkpoint.read, iter(range(1000))
 
     def stopped(self: Checkpoint, name: str, box: Any = None) -> Any:

@@ -1,0 +1,38 @@
+"""What stands beside a checkpoint in its run directory and goes along when a tool makes a new run of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from altup_moe.checkpoint.store import checkpoints_dir
+from altup_moe.config.files import write_text
+
+METRICS, TOKENIZER = "metrics.jsonl", "tokenizer"
+
+
+def companions(checkpoint: Path) -> list[str]:
+    """Names of what is there to bring along; none for a checkpoint that lies outside a run directory."""
+    run_dir = checkpoint.parent.parent
+    if checkpoint.parent != checkpoints_dir(run_dir):
+        return []
+    return [name for name in (METRICS, TOKENIZER) if (run_dir / name).exists()]
+
+
+def bring_along(checkpoint: Path, step: int, new: Path) -> None:
+    """Copy a checkpoint's companions into a new run directory, metrics up to the checkpoint's step."""
+    for name in companions(checkpoint):
+        old = checkpoint.parent.parent / name
+        if name == TOKENIZER:
+            shutil.copytree(old, new / name)
+        else:
+            lines = old.read_text(encoding="utf-8").splitlines()
+            write_text(new / name, "".join(f"{line}\n" for line in lines if _done(line, step)))
+
+
+def _done(line: str, step: int) -> bool:
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False
