@@ -22,6 +22,7 @@ from types import FrameType
 
 from launch.common import LaunchError, Parser, find_program, found_command, run_main, whole_number
 from launch.hosts import Host, check_host, read_hosts
+from launch.node import FORWARDED, children, told_already
 from launch.packed import pack
 
 NAME = "deepspeed.sh"
@@ -99,21 +100,6 @@ def check_remote_shell(env: Mapping[str, str], directory: str, script: str) -> N
             )
 
 
-def descendants(pid: int) -> list[list[int]]:
-    """Processes below one, by distance: its children, their children, and so on."""
-    below: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError, ValueError):
-            state, parent = entry.read_text().rpartition(")")[2].split()[:2]
-            if state not in "ZX":
-                below.setdefault(int(parent), []).append(int(entry.parent.name))
-    levels, level = [], below.get(pid, [])
-    while level:
-        levels.append(level)
-        level = [child for process in level for child in below.get(process, [])]
-    return levels
-
-
 class Run:
     """DeepSpeed's launcher as a child. Signals go past it to the ranks, whose exit codes then arrive by themselves.
 
@@ -127,7 +113,7 @@ class Run:
 
     def execute(self) -> int:
         """Run to the end; the exit code (128 + n for signal n)."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        for number in FORWARDED:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._forward)
         # A group of its own: Ctrl-C reaches the ranks once, through here.
@@ -138,16 +124,15 @@ class Run:
         return code if code >= 0 else 128 - code
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
-        repeated = self.received and signal.SIGUSR1 in (number, *self.received)
+        told = told_already(number, self.received)
         self.received.append(number)
-        if self.process is None or repeated:
+        if self.process is None or told:
             return
-        to = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
-        # runner -> launch -> ranks
-        levels = descendants(self.process.pid) if self.past else []
-        for pid in levels[1] if len(levels) > 1 else [self.process.pid]:
+        # DeepSpeed's runner starts its launcher, and that one the ranks; before there are any, the runner is stopped.
+        ranks = [rank for launcher in children(self.process.pid) for rank in children(launcher)] if self.past else []
+        for pid in ranks or [self.process.pid]:
             with suppress(ProcessLookupError):
-                os.kill(pid, to)
+                os.kill(pid, FORWARDED[signal.Signals(number)])
 
 
 def _work(argv: list[str]) -> int:

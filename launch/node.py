@@ -29,15 +29,23 @@ PARENT = os.getppid()
 _received: list[int] = []
 
 
-def children() -> list[int]:
-    """Processes started by this one that have not ended."""
+def children(parent: int) -> list[int]:
+    """Processes started by one that have not ended."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            state, parent = entry.read_text().rpartition(")")[2].split()[:2]
-            if int(parent) == os.getpid() and state not in "ZX":
+            state, started_by = entry.read_text().rpartition(")")[2].split()[:2]
+            if int(started_by) == parent and state not in "ZX":
                 found.append(int(entry.parent.name))
     return found
+
+
+def told_already(number: int, received: Sequence[int]) -> bool:
+    """Whether a signal after `received` says nothing new: SLURM warns in more than one way (USR1 here).
+
+    Any other second signal is passed on: it ends a trainer that is saving, as whoever repeats it wants.
+    """
+    return bool(received) and signal.SIGUSR1 in (number, *received)
 
 
 def forward(number: int, frame: FrameType | None) -> None:
@@ -45,12 +53,11 @@ def forward(number: int, frame: FrameType | None) -> None:
 
     torchrun stands still meanwhile: it would stop the other ranks of this node as soon as the first one has ended.
     """
-    repeated = _received and signal.SIGUSR1 in (number, *_received)
+    told = told_already(number, _received)
     _received.append(number)
-    if repeated:
-        # SLURM warns in more than one way; a second SIGTERM would end a trainer that is saving.
+    if told:
         return
-    ranks = children()
+    ranks = children(os.getpid())
     if not ranks:
         raise SystemExit(128 + number)
     for rank in ranks:
