@@ -1,4 +1,4 @@
-"""The command `altup-moe`: train, evaluate, generate, bench step | experts | train | mixing | overlap | checkpoint.
+"""The command `altup-moe`: train, evaluate, generate, doctor, and the benchmarks (bench step, experts, train, ...).
 
 A mistake of the user's is one line on stderr and exit code 2, found before torch is imported wherever it can be.
 """
@@ -22,6 +22,7 @@ from altup_moe.config.flags import parse, print_help
 from altup_moe.config.keys import nearest
 from altup_moe.config.load import load_config
 from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, Range
+from altup_moe.doctor.options import DoctorOptions
 from altup_moe.study.options import CheckpointBench, ExpertsBench, MixingBench, OverlapBench, StepBench, TrainBench
 
 EXIT_USER_ERROR = 2
@@ -180,6 +181,15 @@ def bench_mixing(args: Sequence[str]) -> int:
     return study.bench_mixing(o)
 
 
+def doctor(args: Sequence[str]) -> int:
+    """Parse and check the options, then look at this machine."""
+    o = parse(DoctorOptions, args)
+    Range(1, 65535).check("port", o.port)
+    from altup_moe.doctor import check
+
+    return check.doctor(o)
+
+
 def bench_checkpoint(args: Sequence[str]) -> int:
     """Parse and check the options, then measure."""
     o = parse(CheckpointBench, args)
@@ -211,6 +221,12 @@ COMMANDS = {
         "continue a text with a trained run",
         generate,
         lambda args: print_help(GenerateOptions, "altup-moe generate"),
+    ),
+    "doctor": Command(
+        "[options]",
+        "could a run start here: versions, devices, network, disk, two ranks",
+        doctor,
+        lambda args: print_help(DoctorOptions, "altup-moe doctor"),
     ),
     "bench step": Command(
         "[options]",

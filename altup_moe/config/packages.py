@@ -49,7 +49,9 @@ PACKAGES = {
     # Its MoE layer is called, and its process groups are filled, by private names.
     "deepspeed": Package(("deepspeed",), "pip install 'deepspeed>=0.19.4,<0.20'", ("0.19.4", "0.20")),
     # `import tutel` alone passes where its kernels were not built.
-    "tutel": Package(("tutel", "tutel_custom_kernel"), "build it from https://github.com/microsoft/Tutel"),
+    "tutel": Package(
+        ("tutel", "tutel_custom_kernel"), "pip install --no-build-isolation git+https://github.com/microsoft/Tutel"
+    ),
 }
 """What a moe.backend or a train.engine needs beside requirements.txt."""
 

@@ -101,7 +101,7 @@ class MoEConfig:
     shared_expert_size: int = 0
     """Inner width of the shared expert that every token passes, in features; 0 is none."""
     dispatcher: Literal["alltoall", "allgather"] = "alltoall"
-    """Collective that carries tokens to experts; the backend deepspeed always takes alltoall."""
+    """Collective that carries tokens to experts; the backends deepspeed and tutel always take alltoall."""
     backend: Literal["megatron", "deepspeed", "tutel", "torch"] = "megatron"
     """Code that computes the experts. torch is ours; deepspeed and tutel need their packages. One model, whichever."""
 

@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# config, timeline <- altup, moe <- parallel <- model | data | checkpoint <- train <- study | plan
-# <- cli, launch, tools.
+# config, timeline <- altup, moe <- parallel <- model | data | checkpoint <- train
+# <- study | plan | doctor <- cli, launch, tools.
 # A part may import those of earlier rows; the parts of one row are siblings and never import each other.
 ROWS = (
     ("config", "timeline"),
@@ -21,7 +21,7 @@ ROWS = (
     ("parallel",),
     ("model", "data", "checkpoint"),
     ("train",),
-    ("study", "plan"),
+    ("study", "plan", "doctor"),
     ("cli", "launch", "tools"),
 )
 ROW = {part: number for number, row in enumerate(ROWS) for part in row}

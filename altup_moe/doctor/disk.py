@@ -1,0 +1,70 @@
+"""Space and speed of the disk that a run would write to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from altup_moe.config import ConfigError
+from altup_moe.doctor.report import Finding, State
+
+SECTION = "disk"
+GIB = 2**30
+CHUNK = 1 << 20
+
+
+def existing_part(directory: Path) -> Path:
+    """The directory itself, or its nearest ancestor that exists.
+
+    Raises:
+        ConfigError: what exists there is no directory.
+    """
+    path = directory.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    if not path.is_dir():
+        raise ConfigError("run_dir", str(directory), f"{path} is a file; a directory, or a path for one, would fit")
+    return path
+
+
+def write_speed(directory: Path, mib: int) -> float:
+    """Bytes a second, through to the disk, of a new file of `mib` MiB, removed afterwards.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    chunk = os.urandom(CHUNK)
+    with tempfile.TemporaryFile(dir=directory) as file:
+        begin = time.monotonic()
+        for _ in range(mib):
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+        return mib * CHUNK / (time.monotonic() - begin)
+
+
+def disk(run_dir: Path, mib: int = 64) -> list[Finding]:
+    """Free space and write speed where a run directory is or would be. Creates nothing that lasts.
+
+    Raises:
+        ConfigError: `run_dir` cannot be a directory.
+    """
+    where = existing_part(run_dir)
+    free = shutil.disk_usage(where).free
+    state: State = "failure" if free < 2 * mib * CHUNK else "warning" if free < GIB else "ok"
+    found = [Finding(SECTION, "space", f"{free / GIB:.1f} GiB free in {where}", state, free)]
+    if state != "failure":
+        found.append(_speed(where, mib))
+    return found
+
+
+def _speed(where: Path, mib: int) -> Finding:
+    try:
+        speed = write_speed(where, mib)
+    except OSError as error:
+        return Finding(SECTION, "writing", f"{where}: {error.strerror}; a directory of yours would fit", "failure")
+    text = f"{speed / 1e6:.0f} MB/s ({mib} MiB to {where}, fsync)"
+    return Finding(SECTION, "writing", text, "ok" if speed > 20e6 else "warning", speed)

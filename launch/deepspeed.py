@@ -1,0 +1,167 @@
+"""Logic of launch/deepspeed.sh: DeepSpeed's launcher with checked hosts, and the ranks' exit codes.
+
+DeepSpeed reads hosts with a pattern that takes any text without spaces, and puts them on command lines; here only plain
+names pass, and DeepSpeed is given a copy of what was checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from launch.common import LaunchError, Parser, find_program, found_command, run_main, whole_number
+from launch.hosts import Host, check_host, read_hosts
+from launch.node import FORWARDED, children, told_already
+from launch.packed import pack
+
+NAME = "deepspeed.sh"
+PORT = 29500
+_HELP = f"""Run COMMAND on every rank under DeepSpeed's launcher.
+
+  this machine:  launch/{NAME} --ranks-per-node 2 -- altup-moe train configs/quickstart.yaml
+  by pdsh:       launch/{NAME} --hostfile hosts -- altup-moe train ...              (once; needs pdsh and ssh)
+  by hand:       launch/{NAME} --hostfile hosts --no_ssh --node_rank 0 -- altup-moe train ...   (each host its own)
+
+A hostfile has lines `node0 slots=8`. Exit codes are the ranks' own (0, 2, 75), and SIGTERM, SIGINT and SIGUSR1 let them
+save; by pdsh DeepSpeed itself stops the ranks without waiting, and codes of other nodes are pdsh's."""
+# What `export NAME="VALUE"; cd DIRECTORY; PYTHON ...` on a remote shell leaves as it is.
+_PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
+_QUOTED = re.compile(r'[^"$`\\\n!]*')
+_EXPORTED = ("MLFLOW", "NCCL", "PYTHON", "MV2", "UCX")
+
+
+def parser() -> Parser:
+    """The flags; DeepSpeed's spelling with underscores and the usual one with dashes."""
+    flags = Parser(NAME, _HELP)
+    flags.add_argument("--hostfile", type=Path, metavar="FILE", help="hosts, one a line: NAME slots=N")
+    flags.add_argument("--ranks-per-node", metavar="P", help="ranks here, without a hostfile (RANKS_PER_NODE)")
+    flags.add_argument("--no_ssh", "--no-ssh", action="store_true", help="start this node only, without ssh or pdsh")
+    flags.add_argument("--node_rank", "--node-rank", metavar="I", help="this host's line in the hostfile, from 0")
+    flags.add_argument("--master_addr", "--master-addr", metavar="HOST", help="where ranks meet (default: first host)")
+    flags.add_argument("--master_port", "--master-port", metavar="PORT", help=f"its port (default {PORT})")
+    flags.add_argument("--dry-run", action="store_true", help="print the command and start nothing")
+    return flags
+
+
+def launcher_arguments(options: argparse.Namespace, env: Mapping[str, str]) -> tuple[list[Host], list[str], bool]:
+    """Hosts, DeepSpeed's arguments without the hostfile, and whether ranks are started by pdsh.
+
+    Raises:
+        LaunchError: something that does not fit.
+    """
+    ranks = options.ranks_per_node or (None if options.hostfile else env.get("RANKS_PER_NODE"))
+    if options.hostfile and ranks:
+        raise LaunchError(f"--ranks-per-node {ranks} with --hostfile {options.hostfile}: slots= in the file would fit")
+    if options.hostfile:
+        hosts = read_hosts(options.hostfile)
+    else:
+        hosts = [Host("localhost", whole_number("--ranks-per-node", ranks or 1, 1, 1024))]
+    alone = len(hosts) == 1 and hosts[0].name in ("localhost", "127.0.0.1")
+    if options.no_ssh and len(hosts) > 1 and options.node_rank is None:
+        raise LaunchError(f"--no_ssh with {len(hosts)} hosts: also needs --node_rank, 0 to {len(hosts) - 1}")
+    if options.node_rank is not None and not (options.no_ssh or alone):
+        raise LaunchError(f"--node_rank {options.node_rank}: only with --no_ssh, where each node is started by hand")
+    rank = whole_number("--node_rank", options.node_rank or 0, 0, len(hosts) - 1)
+    master = check_host("--master_addr", options.master_addr or ("127.0.0.1" if alone else hosts[0].name))
+    port = whole_number("--master_port", options.master_port or PORT, 1, 65535)
+    arguments = ["--master_addr", master, "--master_port", str(port), "--no_local_rank"]
+    by_pdsh = not (options.no_ssh or alone)
+    if by_pdsh:
+        return hosts, [*arguments, "--launcher", "pdsh", "--force_multi", "--no_ssh_check"], True
+    return hosts, [*arguments, "--no_ssh", "--node_rank", str(rank)], False
+
+
+def check_remote_shell(env: Mapping[str, str], directory: str, script: str) -> None:
+    """What DeepSpeed writes into the line for remote shells must mean itself there.
+
+    Raises:
+        LaunchError: a directory, interpreter or exported variable with characters that a shell reads.
+    """
+    for what, path in (("directory", directory), ("repository", script), ("interpreter", sys.executable)):
+        if not _PLAIN.fullmatch(path):
+            raise LaunchError(
+                f"{what} {path!r}: pdsh needs a path of letters, digits and @%+=:,./-_; --no_ssh takes any"
+            )
+    for name, value in env.items():
+        if name.startswith(_EXPORTED) and not (_PLAIN.fullmatch(name) and _QUOTED.fullmatch(value)):
+            raise LaunchError(
+                f"{name}={value!r}: a shell would read it on the way to other hosts; unset it, or --no_ssh"
+            )
+
+
+class Run:
+    """DeepSpeed's launcher as a child. Signals go past it to the ranks, whose exit codes then arrive by themselves.
+
+    The launcher would end the ranks one after the other and exit with 1.
+    """
+
+    def __init__(self, argv: Sequence[str], past: bool) -> None:
+        self.argv, self.past = argv, past
+        self.process: subprocess.Popen[bytes] | None = None
+        self.received: list[int] = []
+
+    def execute(self) -> int:
+        """Run to the end; the exit code (128 + n for signal n)."""
+        for number in FORWARDED:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._forward)
+        # A group of its own: Ctrl-C reaches the ranks once, through here.
+        self.process = subprocess.Popen(self.argv, start_new_session=True)
+        if self.received:
+            self.process.terminate()
+        code = self.process.wait()
+        return code if code >= 0 else 128 - code
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        told = told_already(number, self.received)
+        self.received.append(number)
+        if self.process is None or told:
+            return
+        # DeepSpeed's runner starts its launcher, and that one the ranks; before there are any, the runner is stopped.
+        ranks = [rank for launcher in children(self.process.pid) for rank in children(launcher)] if self.past else []
+        for pid in ranks or [self.process.pid]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, FORWARDED[signal.Signals(number)])
+
+
+def _work(argv: list[str]) -> int:
+    options, command = parser().read(argv)
+    hosts, arguments, by_pdsh = launcher_arguments(options, os.environ)
+    if not by_pdsh:
+        command = found_command(command)
+    deepspeed = find_program("deepspeed")
+    if deepspeed is None:
+        raise LaunchError("deepspeed: not found; install it with pip install 'deepspeed>=0.19.4,<0.20'")
+    if by_pdsh and shutil.which("pdsh") is None:
+        raise LaunchError(
+            "pdsh: not found; install the packages pdsh and openssh-client, or start each host with --no_ssh"
+        )
+    script = str(Path(__file__).resolve().with_name("packed.py"))
+    if by_pdsh:
+        check_remote_shell(os.environ, os.getcwd(), script)
+    with tempfile.TemporaryDirectory(prefix="altup-moe-") as directory:
+        hostfile = Path(directory, "hosts")
+        hostfile.write_text("".join(f"{host.line()}\n" for host in hosts))
+        line = [deepspeed, "--hostfile", str(hostfile), *arguments, script, pack(command)]
+        if options.dry_run:
+            print(hostfile.read_text() + shlex.join(line))
+            return 0
+        # Nothing is compiled for it at start.
+        os.environ.setdefault("DS_BUILD_OPS", "0")
+        return Run(line, past=not by_pdsh).execute()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (without the program's name) and return the exit code."""
+    return run_main(NAME, _work, argv)

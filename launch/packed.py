@@ -1,0 +1,47 @@
+"""A command as one word without any character that a shell reads; run as a script on a rank, it starts the command.
+
+DeepSpeed's pdsh launcher joins arguments into a line for remote shells and quotes only those with a space
+(`multinode_runner.py`, 0.19.8): a `$(...)`, a quote or a newline in one would be read by every node's shell.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def pack(command: Sequence[str]) -> str:
+    """A command as letters, digits, `-`, `_` and `=`; it never starts with a dash."""
+    return base64.urlsafe_b64encode(json.dumps(list(command)).encode()).decode()
+
+
+def unpack(word: str) -> list[str]:
+    """The command that `pack` made a word of."""
+    return [str(part) for part in json.loads(base64.urlsafe_b64decode(word))]
+
+
+def main(word: str) -> None:
+    """Complete the rank's environment and become the command."""
+    from launch.common import find_program, set_defaults
+
+    command = unpack(word)
+    env = dict(os.environ)
+    local = int(env.get("LOCAL_SIZE", "1"))
+    nodes = 1 if local == int(env.get("WORLD_SIZE", "1")) else 2
+    warnings = set_defaults(env, env.get("MASTER_ADDR", "localhost"), nodes, local)
+    for warning in warnings if env.get("LOCAL_RANK", "0") == "0" else ():
+        print(f"deepspeed.sh: warning: {warning}", file=sys.stderr)
+    program = find_program(command[0])
+    if program is None:
+        print(f"deepspeed.sh: error: command {command[0]!r}: not found on this node", file=sys.stderr)
+        raise SystemExit(2)
+    os.execvpe(program, [program, *command[1:]], env)
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository's root instead of launch/
+    main(sys.argv[1])

@@ -1,0 +1,110 @@
+"""Logic of launch/torchrun.sh: one or many nodes of a run, each started by hand, by ssh or by srun."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+
+from launch.common import LaunchError, Parser, found_command, need_torch, run_main, set_defaults, whole_number
+from launch.hosts import split_endpoint
+
+NAME = "torchrun.sh"
+PORT = 29500
+_HELP = f"""Run COMMAND on every rank of a node under torchrun.
+
+  one node:     launch/{NAME} --ranks-per-node 2 -- altup-moe train configs/quickstart.yaml
+  two nodes:    launch/{NAME} --nodes 2 --node-rank 0 --rdzv node0:29500 -- altup-moe train ...   (on node0)
+                launch/{NAME} --nodes 2 --node-rank 1 --rdzv node0:29500 -- altup-moe train ...   (on the other)
+
+Without --node-rank the nodes number themselves when they have met. Exit codes are the ranks' own: 0, 2 (a mistake of
+the user's), 75 (stopped by a signal and saved: the same command goes on). SIGTERM, SIGINT, SIGHUP and SIGUSR1 reach the
+ranks, SIGUSR1 as SIGTERM. --max-restarts starts all ranks again after a failure, never after 2, 75 or a signal.
+Each flag has a variable of the environment as its default."""
+
+
+def parser() -> Parser:
+    """The flags."""
+    flags = Parser(NAME, _HELP)
+    flags.add_argument("--nodes", metavar="N", help="number of nodes (NNODES; default 1)")
+    flags.add_argument("--node-rank", metavar="I", help="this node's number (NODE_RANK, under srun SLURM_NODEID)")
+    flags.add_argument(
+        "--rdzv", metavar="HOST:PORT", help="where nodes meet, a host of theirs (MASTER_ADDR:MASTER_PORT)"
+    )
+    flags.add_argument("--ranks-per-node", metavar="P", help="ranks here (RANKS_PER_NODE; default: GPUs, or 1)")
+    flags.add_argument("--max-restarts", metavar="R", help="restarts after a failure (MAX_RESTARTS; default 0)")
+    flags.add_argument("--dry-run", action="store_true", help="print torchrun's arguments and start nothing")
+    return flags
+
+
+def _choose(flag: str, given: str | None, env: Mapping[str, str], *names: str) -> tuple[str, str | None]:
+    """The value of a flag or else of the first variable that is set, with what the user calls it."""
+    if given is not None:
+        return flag, given
+    return next(((name, env[name]) for name in names if env.get(name)), (flag, None))
+
+
+def agent_arguments(options: argparse.Namespace, env: Mapping[str, str], gpus: int) -> tuple[list[str], str, int, int]:
+    """torchrun's arguments, and where, on how many nodes and with how many ranks here.
+
+    Raises:
+        LaunchError: a number or endpoint that does not fit.
+    """
+    name, value = _choose("--nodes", options.nodes, env, "NNODES")
+    nodes = whole_number(name, value or 1, 1, 100_000)
+    name, value = _choose("--ranks-per-node", options.ranks_per_node, env, "RANKS_PER_NODE")
+    ranks = whole_number(name, value or max(1, gpus), 1, 1024)
+    name, value = _choose("--max-restarts", options.max_restarts, env, "MAX_RESTARTS")
+    restarts = whole_number(name, value or 0, 0, 1000)
+    size = ["--nnodes", str(nodes), "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
+    if nodes == 1:
+        # A port of its own: two runs on one machine do not meet.
+        return ["--standalone", *size], "localhost", nodes, ranks
+    by_variables = f"{env['MASTER_ADDR']}:{env.get('MASTER_PORT') or PORT}" if env.get("MASTER_ADDR") else None
+    name, value = ("--rdzv", options.rdzv) if options.rdzv is not None else ("MASTER_ADDR:MASTER_PORT", by_variables)
+    if value is None:
+        raise LaunchError(f"--rdzv: needed for {nodes} nodes; the first node's HOST:PORT would fit, as in node0:{PORT}")
+    host, port = split_endpoint(name, value)
+    under_srun = "SLURM_STEP_ID" in env
+    name, value = _choose("--node-rank", options.node_rank, env, "NODE_RANK", *["SLURM_NODEID"] * under_srun)
+    if value is None:
+        endpoint = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        job = f"altup-moe-{port}"
+        meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", job]
+    else:
+        rank = whole_number(name, value, 0, nodes - 1)
+        meeting = ["--node-rank", str(rank), "--master-addr", host, "--master-port", str(port)]
+    return [*size, *meeting], host, nodes, ranks
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _work(argv: list[str]) -> int:
+    options, command = parser().read(argv)
+    command = found_command(command)
+    # What can be wrong is found before the seconds that torch takes.
+    agent_arguments(options, os.environ, gpus=1)
+    need_torch()
+    from launch import node
+
+    node.hear_signals()
+    gpus = 0 if options.ranks_per_node or os.environ.get("RANKS_PER_NODE") else _gpus()
+    arguments, host, nodes, ranks = agent_arguments(options, os.environ, gpus)
+    for warning in set_defaults(os.environ, host, nodes, ranks):
+        print(f"{NAME}: warning: {warning}", file=sys.stderr)
+    arguments = [*arguments, "--no-python", *command]
+    if options.dry_run:
+        print(shlex.join(["torchrun", *arguments]))
+        return 0
+    return node.main(arguments, NAME)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (without the program's name) and return the exit code."""
+    return run_main(NAME, _work, argv)

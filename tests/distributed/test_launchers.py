@@ -1,0 +1,147 @@
+"""One small configuration under each launcher: the same losses; a death or a signal leaves something to go on from."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch import cluster, netlab
+
+ROOT = Path(__file__).parents[2]
+REASON = netlab.unavailable()
+HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
+TRAIN = ["altup-moe", "train", str(ROOT / "configs" / "quickstart.yaml")]
+SMALL = {
+    "model.num_layers": 2,
+    "model.hidden_size": 32,
+    "model.ffn_hidden_size": 64,
+    "model.num_attention_heads": 4,
+    "model.seq_length": 32,
+    "model.vocab_size": 320,
+    "moe.ffn_hidden_size": 32,
+    "train.micro_batch_size": 2,
+    "train.global_batch_size": 4,
+    "train.eval_interval": 0,
+    "log.tensorboard": "false",
+    "checkpoint.save_interval": 0,
+}
+
+pytestmark = [pytest.mark.usefixtures("signals_are_heard"), pytest.mark.distributed, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs share tokens."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def command(run_dir: Path, cache: Path, **changes: object) -> list[str]:
+    """The training command, 20 steps unless told otherwise."""
+    values = {**SMALL, "train.steps": 20, "log.run_dir": run_dir, "data.cache": cache, **changes}
+    return [*TRAIN, *(word for key, value in values.items() for word in (f"--{key}", str(value)))]
+
+
+def launched(launcher: str, *flags: str) -> list[str]:
+    """Two ranks under a launcher; the command goes behind it."""
+    return [str(ROOT / "launch" / launcher), "--ranks-per-node", "2", *flags, "--"]
+
+
+def environment() -> dict[str, str]:
+    """This environment with this interpreter for the launchers and `altup_moe` from here."""
+    return {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def losses(run_dir: Path) -> list[float]:
+    """Loss of every step."""
+    return [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def left(marker: Path) -> list[int]:
+    """Living processes with this path in their command line."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(marker).encode() in entry.read_bytes() and cluster.start_time(int(entry.parent.name)) is not None:
+                found.append(int(entry.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses under torchrun.sh."""
+    run_dir = tmp_path_factory.mktemp("torchrun") / "run"
+    argv = [*launched("torchrun.sh"), *command(run_dir, cache)]
+    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not left(run_dir)
+    assert len(losses(run_dir)) == 20
+    return losses(run_dir)
+
+
+@pytest.mark.skipif(not HAS_DEEPSPEED, reason="deepspeed is not installed")
+def test_the_same_losses_under_deepspeed(expected: list[float], cache: Path, tmp_path: Path) -> None:
+    argv = [*launched("deepspeed.sh", "--master_port", free_port()), *command(tmp_path / "run", cache)]
+    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert losses(tmp_path / "run") == pytest.approx(expected, abs=1e-4)
+    assert not left(tmp_path / "run")
+
+
+@pytest.mark.skipif(REASON is not None, reason=str(REASON))
+def test_the_same_losses_on_two_nodes(expected: list[float], cache: Path, tmp_path: Path) -> None:
+    assert netlab.run(2, None, command(tmp_path / "run", cache), env=environment(), timeout=120) == 0
+    assert losses(tmp_path / "run") == pytest.approx(expected, abs=1e-4)
+
+
+def test_ranks_start_again_after_one_has_died_and_lose_nothing(
+    expected: list[float], cache: Path, tmp_path: Path
+) -> None:
+    """Rank 1 is killed once a checkpoint is there; the second start goes on from it to the same losses."""
+    run_dir = tmp_path / "run"
+    script = f'echo $$ > {tmp_path}/pid.$RANK.$TORCHELASTIC_RESTART_COUNT; exec "$@"'
+    argv = [*launched("torchrun.sh", "--max-restarts", "1"), "sh", "-c", script, "sh"]
+    changes = {"train.steps": 20, "checkpoint.save_interval": 2}
+    with subprocess.Popen([*argv, *command(run_dir, cache, **changes)], env=environment()) as process:
+        give_up = time.monotonic() + 100
+        while not (run_dir / "checkpoints" / "latest").exists() and time.monotonic() < give_up:
+            time.sleep(0.02)
+        os.kill(int((tmp_path / "pid.1.0").read_text()), signal.SIGKILL)
+        assert process.wait(120) == 0
+    assert (tmp_path / "pid.0.1").exists()
+    assert losses(run_dir) == pytest.approx(expected, abs=1e-4)
+    assert not left(run_dir)
+
+
+@pytest.mark.parametrize("launcher", ["torchrun.sh", "deepspeed.sh"])
+def test_a_signal_saves_stops_and_the_same_command_goes_on(launcher: str, cache: Path, tmp_path: Path) -> None:
+    if launcher == "deepspeed.sh" and not HAS_DEEPSPEED:
+        pytest.skip("deepspeed is not installed")
+    run_dir = tmp_path / "run"
+    flags = ["--master_port", free_port()] if launcher == "deepspeed.sh" else []
+    argv = [*launched(launcher, *flags), *command(run_dir, cache, **{"train.steps": 100_000})]
+    with subprocess.Popen(argv, env=environment()) as process:
+        give_up = time.monotonic() + 100
+        metrics = run_dir / "metrics.jsonl"
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < give_up:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 75
+    assert (run_dir / "checkpoints" / "latest").exists()
+    assert not left(run_dir)

@@ -1,0 +1,110 @@
+"""slurm.sbatch under a pretended `srun` and `scontrol`: no SLURM was at hand."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+SBATCH = Path(__file__).parents[3] / "launch" / "slurm.sbatch"
+
+pytestmark = pytest.mark.usefixtures("signals_are_heard")
+
+# One node here: flags are passed over, and signals reach the program as srun passes them on.
+SRUN = """#!/bin/sh
+echo "cpus=${SRUN_CPUS_PER_TASK-}" "$@" | head -n 1 >> "$LOG/srun"
+while [ "${1#--}" != "$1" ]; do shift; done
+exec "$@"
+"""
+SCONTROL = """#!/bin/sh
+echo "$*" >> "$LOG/scontrol"
+[ "$1" = show ] && printf 'node7\\nnode8\\n'
+exit 0
+"""
+TORCHRUN = """#!/bin/sh
+for word in "$@"; do printf '%s\\0' "$word"; done > "$LOG/argv"
+trap 'exit 75' USR1
+touch "$LOG/ready"
+[ -n "$CODE" ] && exit "$CODE"
+while :; do sleep 0.1; done
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> dict[str, str]:
+    """Environment of a job whose programs write what they were told to `tmp_path`."""
+    for name, text in (("bin/srun", SRUN), ("bin/scontrol", SCONTROL), ("launch/torchrun.sh", TORCHRUN)):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    return {
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+        "LOG": str(tmp_path),
+        "SLURM_JOB_ID": "4242",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "CODE": "",
+    }
+
+
+def run(env: dict[str, str], *argv: str) -> subprocess.CompletedProcess[str]:
+    """The script to its end."""
+    return subprocess.run(["bash", str(SBATCH), *argv], env=env, capture_output=True, text=True, timeout=60)
+
+
+def test_it_is_bash_and_its_help_needs_no_slurm() -> None:
+    assert subprocess.run(["bash", "-n", str(SBATCH)]).returncode == 0
+    done = run({"PATH": os.environ["PATH"]}, "--help")
+    assert done.returncode == 0
+    assert "RANKS_PER_NODE" in done.stdout
+
+
+def test_nodes_meet_on_the_first_and_words_stay_words(job: dict[str, str], tmp_path: Path) -> None:
+    words = ["altup-moe", "a b", "it's", '"', "$(touch pwned)", "line\nline", "", "--", "*"]
+    done = run(job | {"CODE": "0", "SLURM_CPUS_PER_TASK": "16"}, *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    argv = (tmp_path / "argv").read_text().split("\0")[:-1]
+    assert argv == ["--nodes", "2", "--rdzv", "node7:24242", "--", *words]
+    assert "cpus=16 --nodes=2 --ntasks=2 --ntasks-per-node=1" in (tmp_path / "srun").read_text()
+    assert (tmp_path / "scontrol").read_text() == "show hostnames node[7-8]\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_warning_lets_ranks_save_and_the_job_is_queued_again(
+    number: int, job: dict[str, str], tmp_path: Path
+) -> None:
+    with subprocess.Popen(["bash", str(SBATCH), "true"], env=job, stderr=subprocess.PIPE, text=True) as process:
+        give_up = time.monotonic() + 60
+        while not (tmp_path / "ready").exists() and time.monotonic() < give_up:
+            time.sleep(0.05)
+        process.send_signal(number)
+        err = process.communicate(timeout=60)[1]
+    assert process.returncode == 75
+    assert (tmp_path / "scontrol").read_text().splitlines()[1:] == ["requeue 4242"]
+    assert "job 4242 goes back into the queue" in err
+
+
+@pytest.mark.parametrize("code", [1, 2, 137])
+def test_any_other_end_is_the_jobs_end(code: int, job: dict[str, str], tmp_path: Path) -> None:
+    assert run(job | {"CODE": str(code)}, "true").returncode == code
+    assert "requeue" not in (tmp_path / "scontrol").read_text()
+
+
+def test_mistakes_are_one_line_and_exit_code_2(job: dict[str, str], tmp_path: Path) -> None:
+    without = {key: value for key, value in job.items() if key != "SLURM_JOB_ID"}
+    cases = [
+        (run(job), "command: none given"),
+        (run(without, "true"), "SLURM_JOB_ID: not set"),
+        (run(job | {"SLURM_SUBMIT_DIR": "/"}, "true"), "set ALTUP_MOE_ROOT"),
+        (run(job | {"PATH": os.environ["PATH"]}, "true"), "srun: not found"),
+    ]
+    for done, says in cases:
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert says in done.stderr
+    assert not (tmp_path / "srun").exists()
