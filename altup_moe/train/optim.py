@@ -73,10 +73,13 @@ def build_optimizer(chunks: list[DistributedDataParallel], config: RunConfig) ->
 
 
 def _fuse(optimizer: Any) -> None:
-    """Have torch's AdamW (what Megatron takes without Transformer Engine and apex) update in one pass over memory.
+    """Have torch's AdamW (what Megatron takes without Transformer Engine and apex) update in one pass on a CPU.
 
-    Megatron does not let it be asked for. On a CPU that is a quarter of the time.
+    That is a quarter of the time, and Megatron does not let it be asked for. On a GPU, where the fused form wants its
+    step counts on the device, the default stays.
     """
+    if torch.cuda.is_available():
+        return
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         inner = getattr(part, "optimizer", None)
         if isinstance(inner, torch.optim.AdamW):
