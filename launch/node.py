@@ -98,6 +98,12 @@ def restart_only_failures() -> None:
     LocalElasticAgent._monitor_workers = watched  # type: ignore[method-assign]
 
 
+def literal(argv: Sequence[str]) -> list[str]:
+    """torchrun's arguments with the command's words kept from its substitution (`$local_rank`; `$$` would be `$`)."""
+    cut = argv.index("--no-python") + 2 if "--no-python" in argv else len(argv)
+    return [*argv[:cut], *(word.replace("$", "$$") for word in argv[cut:])]
+
+
 def main(argv: Sequence[str], name: str = "netlab") -> int:
     """Run torchrun and return 0 or the exit code of the first rank that failed (128 + n for signal n).
 
@@ -112,7 +118,7 @@ def main(argv: Sequence[str], name: str = "netlab") -> int:
     restart_only_failures()
     own = ["--signals-to-handle", "SIGUSR2", "--monitor-interval", "0.05"]  # it must handle one, none of ours
     try:
-        run(parse_args([*own, *argv]))
+        run(parse_args([*own, *literal(argv)]))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
