@@ -116,6 +116,8 @@ def main(argv: Sequence[str], name: str = "netlab") -> int:
     from torch.distributed.run import parse_args, run
 
     restart_only_failures()
+    # With one store for all restarts, gloo reads the addresses of the ranks that have died (seen with torch 2.13).
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     own = ["--signals-to-handle", "SIGUSR2", "--monitor-interval", "0.05"]  # it must handle one, none of ours
     try:
         run(parse_args([*own, *literal(argv)]))
