@@ -98,6 +98,12 @@ def restart_only_failures() -> None:
     LocalElasticAgent._monitor_workers = watched  # type: ignore[method-assign]
 
 
+def literal(argv: Sequence[str]) -> list[str]:
+    """torchrun's arguments with the command's words kept from its substitution (`$local_rank`; `$$` would be `$`)."""
+    cut = argv.index("--no-python") + 2 if "--no-python" in argv else len(argv)
+    return [*argv[:cut], *(word.replace("$", "$$") for word in argv[cut:])]
+
+
 def main(argv: Sequence[str], name: str = "netlab") -> int:
     """Run torchrun and return 0 or the exit code of the first rank that failed (128 + n for signal n).
 
@@ -110,9 +116,11 @@ def main(argv: Sequence[str], name: str = "netlab") -> int:
     from torch.distributed.run import parse_args, run
 
     restart_only_failures()
+    # With one store for all restarts, gloo reads the addresses of the ranks that have died (seen with torch 2.13).
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     own = ["--signals-to-handle", "SIGUSR2", "--monitor-interval", "0.05"]  # it must handle one, none of ours
     try:
-        run(parse_args([*own, *argv]))
+        run(parse_args([*own, *literal(argv)]))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode

@@ -36,3 +36,13 @@ def test_a_signal_lets_every_rank_finish_and_exit_with_its_code(tmp_path: Path) 
         node.communicate(timeout=60)
         assert node.returncode == 75
     assert (tmp_path / "saved").exists()
+
+
+def test_words_reach_the_ranks_as_they_are(tmp_path: Path) -> None:
+    """torchrun fills in `$local_rank` and makes `$$` one `$`."""
+    words = ["$local_rank", "$$", "${local_rank}", "a b", "$(x)", "line\nline", ""]
+    script = f"import sys; open(r'{tmp_path}/words', 'w').write(repr(sys.argv[1:]))"
+    arguments = ["--standalone", "--nproc-per-node", "1", "--log-dir", str(tmp_path / "logs"), "--no-python"]
+    command = [sys.executable, "-P", str(NODE), *arguments, sys.executable, "-c", script, *words]
+    assert subprocess.run(command, timeout=60).returncode == 0
+    assert (tmp_path / "words").read_text() == repr(words)
