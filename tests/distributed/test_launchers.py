@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from launch import cluster, netlab
+from tests.processes import started
 
 ROOT = Path(__file__).parents[2]
 REASON = netlab.unavailable()
@@ -134,7 +135,7 @@ def test_a_signal_saves_stops_and_the_same_command_goes_on(launcher: str, cache:
     run_dir = tmp_path / "run"
     flags = ["--master_port", free_port()] if launcher == "deepspeed.sh" else []
     argv = [*launched(launcher, *flags), *command(run_dir, cache, **{"train.steps": 100_000})]
-    with subprocess.Popen(argv, env=environment()) as process:
+    with started(argv, env=environment()) as process:
         give_up = time.monotonic() + 100
         metrics = run_dir / "metrics.jsonl"
         while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < give_up:

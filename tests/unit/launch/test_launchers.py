@@ -20,6 +20,7 @@ from launch.common import LaunchError, set_defaults
 from launch.deepspeed import check_remote_shell
 from launch.node import told_already
 from launch.packed import pack, unpack
+from tests.processes import started
 
 ROOT = Path(__file__).parents[3]
 AWKWARD = ["a b", "it's", '"', "$(touch pwned)", "`id`", "line\nline", "", "--", "-x", "*", "\\", "é"]
@@ -179,7 +180,7 @@ def test_only_slurms_repetitions_are_passed_over() -> None:
 def test_a_signal_goes_past_deepspeed_to_the_ranks(number: int, tmp_path: Path, fake_deepspeed: Path) -> None:
     env = {**os.environ, "PYTHON": sys.executable}
     command = [str(ROOT / "launch" / "deepspeed.sh"), "--", "true"]
-    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE) as process:
+    with started(command, env=env, stderr=subprocess.PIPE) as process:
         wait_for(tmp_path / "ready")
         process.send_signal(number)
         process.communicate(timeout=60)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import started
+
 SBATCH = Path(__file__).parents[3] / "launch" / "slurm.sbatch"
 
 pytestmark = pytest.mark.usefixtures("signals_are_heard")
@@ -79,7 +81,7 @@ def test_nodes_meet_on_the_first_and_words_stay_words(job: dict[str, str], tmp_p
 def test_a_warning_lets_ranks_save_and_the_job_is_queued_again(
     number: int, job: dict[str, str], tmp_path: Path
 ) -> None:
-    with subprocess.Popen(["bash", str(SBATCH), "true"], env=job, stderr=subprocess.PIPE, text=True) as process:
+    with started(["bash", str(SBATCH), "true"], env=job, stderr=subprocess.PIPE, text=True) as process:
         give_up = time.monotonic() + 60
         while not (tmp_path / "ready").exists() and time.monotonic() < give_up:
             time.sleep(0.05)
