@@ -1,4 +1,4 @@
-"""A program that a test starts and that is gone when the test ends, however it ends."""
+"""Programs that tests start: gone when the test ends, however it ends, and found while they live."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
+
+from launch import cluster
 
 
 @contextmanager
@@ -19,3 +22,15 @@ def started(argv: Sequence[str], **options: Any) -> Iterator[subprocess.Popen]:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def running(marker: Path) -> list[int]:
+    """Living processes with this path in their command line."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(marker).encode() in entry.read_bytes() and cluster.start_time(int(entry.parent.name)) is not None:
+                found.append(int(entry.parent.name))
+        except OSError:
+            continue
+    return found

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import cluster, netlab
-from tests.processes import started
+from launch import netlab
+from tests.processes import running, started
 
 ROOT = Path(__file__).parents[2]
 REASON = netlab.unavailable()
@@ -72,18 +72,6 @@ def losses(run_dir: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def left(marker: Path) -> list[int]:
-    """Living processes with this path in their command line."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if str(marker).encode() in entry.read_bytes() and cluster.start_time(int(entry.parent.name)) is not None:
-                found.append(int(entry.parent.name))
-        except OSError:
-            continue
-    return found
-
-
 @pytest.fixture(scope="module")
 def expected(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """The losses under torchrun.sh."""
@@ -91,7 +79,7 @@ def expected(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[floa
     argv = [*launched("torchrun.sh"), *command(run_dir, cache)]
     done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert not left(run_dir)
+    assert not running(run_dir)
     assert len(losses(run_dir)) == 20
     return losses(run_dir)
 
@@ -102,7 +90,7 @@ def test_the_same_losses_under_deepspeed(expected: list[float], cache: Path, tmp
     done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert losses(tmp_path / "run") == pytest.approx(expected, abs=1e-4)
-    assert not left(tmp_path / "run")
+    assert not running(tmp_path / "run")
 
 
 @pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -125,7 +113,7 @@ def test_ranks_start_again_after_one_has_died_and_lose_nothing(
     assert done.returncode == 0, done.stderr[-2000:]
     assert "going on from step 10" in done.stdout
     assert losses(run_dir) == pytest.approx(expected, abs=1e-4)
-    assert not left(run_dir)
+    assert not running(run_dir)
 
 
 @pytest.mark.parametrize("launcher", ["torchrun.sh", "deepspeed.sh"])
@@ -143,4 +131,4 @@ def test_a_signal_saves_stops_and_the_same_command_goes_on(launcher: str, cache:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 75
     assert (run_dir / "checkpoints" / "latest").exists()
-    assert not left(run_dir)
+    assert not running(run_dir)

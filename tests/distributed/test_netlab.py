@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from launch import cluster, netlab
+from tests.processes import running
 
 ROOT = Path(__file__).parents[2]
 NETLAB = [sys.executable, str(ROOT / "launch" / "netlab")]
@@ -53,18 +54,6 @@ def eventually(condition: Callable[[], bool], seconds: float = 45) -> bool:
     while not (met := condition()) and time.monotonic() < give_up:
         time.sleep(0.1)
     return met
-
-
-def running(marker: Path) -> list[int]:
-    """Processes with this path in their command line."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if str(marker).encode() in entry.read_bytes() and cluster.start_time(int(entry.parent.name)) is not None:
-                found.append(int(entry.parent.name))
-        except OSError:
-            continue
-    return found
 
 
 def namespaces(pid: int) -> list[str]:
