@@ -108,7 +108,9 @@ def test_ranks_start_again_after_one_has_died_and_lose_nothing(
         'if [ $TORCHELASTIC_RESTART_COUNT = 0 ]; then "$@" --train.stop_after 10; '
         '[ $RANK = 0 ] || kill -9 $$; sleep 60; fi; exec "$@"'
     )
-    argv = [*launched("torchrun.sh", "--max-restarts", "1"), "sh", "-c", script, "sh", *command(run_dir, cache)]
+    # A shell looks for programs in PATH alone, where an environment that was not activated is not.
+    train = [sys.executable, "-m", "altup_moe.cli", *command(run_dir, cache)[1:]]
+    argv = [*launched("torchrun.sh", "--max-restarts", "1"), "sh", "-c", script, "sh", *train]
     done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "going on from step 10" in done.stdout
