@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -73,15 +74,21 @@ def losses(run_dir: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def expected(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """The losses under torchrun.sh."""
+def under_torchrun(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory under torchrun.sh, with checkpoints of steps 10 and 20."""
     run_dir = tmp_path_factory.mktemp("torchrun") / "run"
-    argv = [*launched("torchrun.sh"), *command(run_dir, cache)]
+    argv = [*launched("torchrun.sh"), *command(run_dir, cache, **{"checkpoint.save_interval": 10})]
     done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not running(run_dir)
-    assert len(losses(run_dir)) == 20
-    return losses(run_dir)
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def expected(under_torchrun: Path) -> list[float]:
+    """The losses under torchrun.sh."""
+    assert len(losses(under_torchrun)) == 20
+    return losses(under_torchrun)
 
 
 @pytest.mark.skipif(not HAS_DEEPSPEED, reason="deepspeed is not installed")
@@ -100,21 +107,22 @@ def test_the_same_losses_on_two_nodes(expected: list[float], cache: Path, tmp_pa
 
 
 def test_ranks_start_again_after_one_has_died_and_lose_nothing(
-    expected: list[float], cache: Path, tmp_path: Path
+    under_torchrun: Path, expected: list[float], cache: Path, tmp_path: Path
 ) -> None:
-    """The first start saves step 10, then rank 1 is killed; the second one goes on from there to the same losses."""
+    """Of the first start rank 1 dies; the second one goes on from the newest checkpoint to the same losses."""
     run_dir = tmp_path / "run"
-    script = (
-        'if [ $TORCHELASTIC_RESTART_COUNT = 0 ]; then "$@" --train.stop_after 10; '
-        '[ $RANK = 0 ] || kill -9 $$; sleep 60; fi; exec "$@"'
-    )
+    step = "step_00000010"
+    shutil.copytree(under_torchrun / "checkpoints" / step, run_dir / "checkpoints" / step)
+    newest = (under_torchrun / "checkpoints" / "latest").read_text()
+    (run_dir / "checkpoints" / "latest").write_text(newest.replace("step_00000020", step))
+    script = 'if [ $TORCHELASTIC_RESTART_COUNT = 0 ]; then [ $RANK = 0 ] || kill -9 $$; sleep 60; fi; exec "$@"'
     # A shell looks for programs in PATH alone, where an environment that was not activated is not.
     train = [sys.executable, "-m", "altup_moe.cli", *command(run_dir, cache)[1:]]
     argv = [*launched("torchrun.sh", "--max-restarts", "1"), "sh", "-c", script, "sh", *train]
     done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "going on from step 10" in done.stdout
-    assert losses(run_dir) == pytest.approx(expected, abs=1e-4)
+    assert losses(run_dir) == pytest.approx(expected[10:], abs=1e-4)
     assert not running(run_dir)
 
 
