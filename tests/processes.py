@@ -1,4 +1,4 @@
-"""Programs that tests start: gone when the test ends, however it ends, and found while they live."""
+"""Programs that tests start (gone when the test ends, however it ends), and what processes hold."""
 
 from __future__ import annotations
 
@@ -34,3 +34,12 @@ def running(marker: Path) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def open_below(directory: Path) -> list[str]:
+    """Files below a directory that this process has open. (Not their number: others' handles come and go.)"""
+    found = []
+    for handle in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            found.append(os.readlink(handle))
+    return [file for file in found if file.startswith(f"{directory}/")]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from altup_moe.checkpoint.manifest import DIGEST, MANIFEST
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.config import DataError
+from tests.processes import open_below
 
 WEIGHTS, MOMENTS = "rank_00000_000.safetensors", "rank_00001_000.safetensors"
 
@@ -32,15 +31,6 @@ def traces(directory: Path) -> dict[str, object]:
         str(path.relative_to(directory)): path.read_bytes() if path.is_file() and not path.is_symlink() else "other"
         for path in directory.rglob("*")
     }
-
-
-def open_below(directory: Path) -> list[str]:
-    """Files below a directory that this process has open."""
-    found = []
-    for handle in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):
-            found.append(os.readlink(handle))
-    return [file for file in found if file.startswith(f"{directory}/")]
 
 
 def refused(run: Path, names: str, says: str = "") -> None:

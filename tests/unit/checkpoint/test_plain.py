@@ -9,6 +9,7 @@ import pytest
 
 from altup_moe.checkpoint.plain import open_plain, read_plain
 from altup_moe.config import DataError
+from tests.processes import open_below
 
 
 def test_a_link_a_pipe_a_directory_and_nothing_are_refused(tmp_path: Path) -> None:
@@ -18,9 +19,8 @@ def test_a_link_a_pipe_a_directory_and_nothing_are_refused(tmp_path: Path) -> No
     (tmp_path / "link").symlink_to(good)
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "directory").mkdir()
-    before = len(os.listdir("/proc/self/fd"))
     for name in ("link", "pipe", "directory", "nothing"):
         with pytest.raises(DataError) as error:
             open_plain(tmp_path / name)
         assert error.value.file == str(tmp_path / name)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_below(tmp_path) == []

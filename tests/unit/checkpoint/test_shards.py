@@ -23,6 +23,7 @@ from altup_moe.checkpoint.shards import ShardReader, ShardWriter, carrier
 from altup_moe.checkpoint.tensors import DTYPES, items, tensor_of
 from altup_moe.config import DataError
 from altup_moe.parallel.names import Box
+from tests.processes import open_below
 
 SHAPES: list[tuple[int, ...]] = [(), (0,), (5,), (3, 0, 2), (3, 4), (2, 3, 4)]
 
@@ -206,13 +207,12 @@ def test_malformed(tmp_path: Path, name: str) -> None:
     raw, says = MALFORMED[name]
     path = tmp_path / "a.safetensors"
     path.write_bytes(raw)
-    open_files = len(os.listdir("/proc/self/fd"))
     with pytest.raises(DataError) as caught:
         ShardReader(path)
     assert says in str(caught.value)
     assert caught.value.file == str(path)
     assert len(str(caught.value)) < 500
-    assert len(os.listdir("/proc/self/fd")) == open_files
+    assert open_below(tmp_path) == []
 
 
 def directory(path: Path) -> None:

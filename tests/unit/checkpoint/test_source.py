@@ -15,6 +15,7 @@ from altup_moe.checkpoint.shards import carrier
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.write import Part, Plan, write_checkpoint
 from altup_moe.config import DataError
+from tests.processes import open_below
 from tests.unit.checkpoint.models import CONFIG, forms_of, head_of, reader_of, save, values_of, with_model
 from tests.unit.checkpoint.test_boxes import boxes, index, partitions
 
@@ -103,9 +104,8 @@ def test_what_was_verified_is_what_is_read(tmp_path: Path) -> None:
 
 def test_nothing_stays_open(tmp_path: Path) -> None:
     directory = save(tmp_path)
-    before = len(os.listdir("/proc/self/fd"))
     with Checkpoint(directory):
-        assert len(os.listdir("/proc/self/fd")) > before
+        assert open_below(directory) != []
     (directory / "zzz").write_text("")
     with pytest.raises(DataError):
         Checkpoint(directory)
@@ -114,7 +114,7 @@ def test_nothing_stays_open(tmp_path: Path) -> None:
     last.write_bytes(b"x" * last.stat().st_size)
     with pytest.raises(DataError, match=last.name):
         Checkpoint(directory)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_below(directory) == []
 
 
 def test_weights_alone_and_fp32(tmp_path: Path) -> None:
