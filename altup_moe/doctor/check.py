@@ -10,7 +10,7 @@ from pathlib import Path
 from altup_moe.doctor import devices, disk, network, versions
 from altup_moe.doctor.collective import run_collectives
 from altup_moe.doctor.options import DoctorOptions
-from altup_moe.doctor.report import Finding, as_json, as_text, exit_code
+from altup_moe.doctor.report import Finding, State, as_json, as_text, exit_code
 
 SECTION = "network"
 
@@ -57,11 +57,11 @@ def network_findings(env: Mapping[str, str], port: int) -> Iterator[Finding]:
     chosen, why = network.gloo_choice(env.get("GLOO_SOCKET_IFNAME"))
     named = "GLOO_SOCKET_IFNAME" in env
     # Without a name of its own the launchers set the variable; a wrong one cannot be helped.
-    state = "ok" if chosen else "failure" if named else "warning"
+    state: State = "ok" if chosen else "failure" if named else "warning"
     loopback = (
         "; other machines cannot reach that, launch/torchrun.sh sets another" if chosen == "lo" and not named else ""
     )
-    yield Finding(SECTION, "gloo takes", f"{chosen or 'nothing'}: {why}{loopback}", state, chosen)  # type: ignore[arg-type]
+    yield Finding(SECTION, "gloo takes", f"{chosen or 'nothing'}: {why}{loopback}", state, chosen)
     if network.port_is_free(port):
         yield Finding(SECTION, "port", f"{port} is free", "ok", True)
     else:

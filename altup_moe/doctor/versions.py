@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from altup_moe.config.packages import PACKAGES
-from altup_moe.doctor.report import Finding
+from altup_moe.doctor.report import Finding, State
 
 SECTION = "versions"
 NEEDED = ("torch", "megatron-core", "transformers", "tokenizers", "safetensors", "numpy")
@@ -164,5 +164,5 @@ def backends() -> Finding:
     names = [name for name in ("gloo", "nccl", "mpi", "ucc") if dist.is_backend_available(name)]
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if "nccl" in names else None
     text = ", ".join(f"nccl {nccl}" if name == "nccl" else name for name in names) or "none"
-    state = "ok" if "gloo" in names or "nccl" in names else "failure"
-    return Finding(SECTION, "process groups", text, state, names)  # type: ignore[arg-type]
+    state: State = "ok" if "gloo" in names or "nccl" in names else "failure"
+    return Finding(SECTION, "process groups", text, state, names)

@@ -30,11 +30,10 @@ if not torch.cuda.is_available():
 from deepspeed.moe.experts import Experts
 from deepspeed.moe.sharded_moe import MOELayer
 
-from altup_moe.moe.exchange import AllGather, ReduceScatter, all_to_all, start, wait
 from altup_moe.moe.megatron_layer import WindowedMoELayer
 from altup_moe.moe.slots import routes_of, slots_of
 from altup_moe.moe.window import Later
-from altup_moe.moe.windowed import exchange_rows
+from altup_moe.moe.windowed import exchange_slots, with_sharing_ranks
 
 Decision = tuple[Tensor, Tensor]
 """(probabilities, bool map) [tokens, E] of our router."""
@@ -72,11 +71,8 @@ class LocalExperts(Experts):
         return self.local_experts
 
     def forward(self, rows_GECD: Tensor) -> Tensor:
-        """Slots by sending rank and local expert -> their outputs. Ranks that share an expert see each other's rows."""
-        if self._tensor_group.size() == 1:
-            return super().forward(rows_GECD)
-        gathered = wait(start(rows_GECD, AllGather(self._tensor_group)))
-        return wait(start(super().forward(gathered), ReduceScatter(self._tensor_group)))
+        """Slots by sending rank and local expert -> their outputs."""
+        return with_sharing_ranks(self._tensor_group, rows_GECD, super().forward)
 
 
 class Gate(nn.Module):
@@ -107,8 +103,7 @@ class _Exchange:
 
     def apply(self, group: Any, slots_ECD: Tensor) -> Tensor:
         """As many experts' slots to every rank as it has experts."""
-        each = [slots_ECD.shape[0] // group.size()] * group.size()
-        return exchange_rows(all_to_all(group, each, each, next(self._names)), [slots_ECD], self._overlap)[0]
+        return exchange_slots(group, slots_ECD, next(self._names), self._overlap)
 
 
 def with_names(function: Any, **names: Any) -> Any:

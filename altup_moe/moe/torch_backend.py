@@ -12,7 +12,7 @@ from altup_moe.moe.grouped import choose, grouped_mlp
 from altup_moe.moe.megatron_layer import WindowedMoELayer
 
 
-class StackedExperts(nn.Module):
+class StackedWeights(nn.Module):
     """This rank's experts as two matrices: fc1 [E_local * 2f, d] (an expert's gate rows, then its up rows), fc2
     [E_local * d, f]. Two dimensions and whole rows: `parallel.names` tells whose they are, as for any matrix.
 
@@ -32,7 +32,14 @@ class StackedExperts(nn.Module):
 
         self.fc1 = weight(num_local_experts * 2 * ffn, hidden)
         self.fc2 = weight(num_local_experts * hidden, ffn)
-        self.how = choose(self.fc1.device, self.fc1.dtype, hidden, ffn)
+
+
+class StackedExperts(StackedWeights):
+    """Every expert on its own rows (`moe.grouped`)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.how = choose(self.fc1.device, self.fc1.dtype, self.fc1.shape[1], self.fc2.shape[1])
 
     def forward(self, rows_RD: Tensor, tokens_per_expert: Tensor, probs_R: Tensor) -> tuple[Tensor, None]:
         """Rows sorted by expert, how many each has [E_local], and their probabilities -> (outputs [R, D], no bias)."""

@@ -21,24 +21,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from tutel.moe import fast_decode, fast_encode
 
-from altup_moe.moe.exchange import AllGather, ReduceScatter, all_to_all, start, wait
 from altup_moe.moe.megatron_layer import WindowedMoELayer
 from altup_moe.moe.slots import Routes, routes_of, slots_of
-from altup_moe.moe.torch_backend import StackedExperts
+from altup_moe.moe.torch_backend import StackedWeights
 from altup_moe.moe.window import Later
-from altup_moe.moe.windowed import exchange_rows
+from altup_moe.moe.windowed import exchange_slots, with_sharing_ranks
 
 
-class BatchedExperts(StackedExperts):
+class BatchedExperts(StackedWeights):
     """All experts of a rank in one batched product."""
 
-    def forward(self, rows_GECD: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, rows_GECD: Tensor) -> Tensor:
         """Slots by sending rank and local expert [G, E_local, C, D] -> their outputs, the same shape."""
-        if self.tensor_group.size() == 1:
-            return self._multiply(rows_GECD)
-        # Ranks that share an expert see each other's rows.
-        gathered = wait(start(rows_GECD, AllGather(self.tensor_group)))
-        return wait(start(self._multiply(gathered), ReduceScatter(self.tensor_group)))
+        return with_sharing_ranks(self.tensor_group, rows_GECD, self._multiply)
 
     def _multiply(self, rows_GECD: Tensor) -> Tensor:
         senders, experts, slots, hidden = rows_GECD.shape
@@ -75,10 +70,7 @@ class TutelMoELayer(WindowedMoELayer):
         return output, None
 
     def _exchange(self, name: str, slots_ECD: Tensor) -> Tensor:
-        """As many experts' slots to every rank as it has experts."""
-        group = self._groups.ep
-        each = [slots_ECD.shape[0] // group.size()] * group.size()
-        return exchange_rows(all_to_all(group, each, each, name), [slots_ECD], self.config.overlap_exchange)[0]
+        return exchange_slots(self._groups.ep, slots_ECD, name, self.config.overlap_exchange)
 
 
 def tutel_routes(routes: Routes, experts: int, slots: int) -> tuple[Any, ...]:

@@ -9,15 +9,11 @@ import torch
 
 from altup_moe.moe.grouped import grouped_mlp
 from altup_moe.moe.slots import routes_of
+from altup_moe.parallel.topology import Topology
 from tests.backends import installed
 from tests.unit.moe.test_slots import decision
 
 pytestmark = pytest.mark.parametrize("backend", [installed("tutel")])
-
-
-class One:
-    def size(self) -> int:
-        return 1
 
 
 @pytest.mark.parametrize("dropped", [0.0, 0.4, 1.0])
@@ -41,12 +37,12 @@ def test_there_and_back_is_the_weighted_sum(backend: str, dropped: float) -> Non
     torch.testing.assert_close(probs_TE.grad, rows_TD.sum(1, keepdim=True) * map_TE)
 
 
-def test_batched_experts_are_the_grouped_ones(backend: str) -> None:
+def test_batched_experts_are_the_grouped_ones(backend: str, alone: Topology) -> None:
     """Slots of two sending ranks: expert e of a rank has the rows of both."""
     from altup_moe.moe.tutel_backend import BatchedExperts
 
     config = SimpleNamespace(hidden_size=8, moe_ffn_hidden_size=12, params_dtype=torch.float32)
-    experts = BatchedExperts(3, config, pg_collection=SimpleNamespace(expt_tp=One()))
+    experts = BatchedExperts(3, config, pg_collection=alone.groups)
     for weight in experts.parameters():
         torch.nn.init.normal_(weight)
     rows_GECD = torch.randn(2, 3, 5, 8, requires_grad=True)
