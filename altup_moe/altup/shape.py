@@ -6,9 +6,11 @@ COEFFICIENTS: dict[str, tuple[str, ...]] = {
     "altup": ("predict", "correct"),
     "gemma": ("predict", "correct"),
     "round_robin": ("read", "scale"),
+    "hc": ("read", "mix", "write"),
+    "dynamic": ("router_norm", "router", "prediction", "correction"),
     "sum": (),
 }
-"""Learned coefficients of a layer, by variant (`altup_moe.altup.variants` says what they do)."""
+"""Learned coefficients of a layer, by variant (`altup.variants` and `altup.dynamic` say what they do)."""
 
 
 def stream_width(width: int, variant: str) -> int:
@@ -16,9 +18,24 @@ def stream_width(width: int, variant: str) -> int:
     return 1 if variant == "sum" else width
 
 
-def coefficient_shape(name: str, width: int) -> tuple[int, ...]:
-    """Shape of a coefficient of a stream of K = `width` blocks."""
-    return {"predict": (width, width), "scale": (1,)}.get(name, (width,))
+def has_projections(width: int, variant: str) -> bool:
+    """Whether learned matrices stand at both ends of the stream (`altup.dynamic.expand` and `contract`)."""
+    return variant == "dynamic" and width > 1
+
+
+def coefficient_shape(name: str, width: int, hidden_size: int) -> tuple[int, ...]:
+    """Shape of a coefficient of a stream of K = `width` blocks of `hidden_size` features."""
+    k = width
+    others: dict[str, tuple[int, ...]] = {
+        "predict": (k, k),
+        "mix": (k, k),
+        "scale": (1,),
+        "router_norm": (hidden_size,),
+        "router": (k, hidden_size),
+        "prediction": (k * k, k),
+        "correction": (k, k),
+    }
+    return others.get(name, (k,))
 
 
 def embedding_width(hidden_size: int, width: int, recycled: bool) -> int:

@@ -73,12 +73,27 @@ def round_robin(block: int, c: Mapping[str, Tensor]) -> Mixing:
     return Mixing(c["read"], torch.eye(width, device=device), one_hot(width, block).to(device) * c["scale"])
 
 
+def connections(width: int, block: int) -> dict[str, Tensor]:
+    """r = e_j, A = I, g = 1, as in arXiv 2409.19606: with equal blocks the plain Transformer's layer."""
+    return {"read": one_hot(width, block), "mix": torch.eye(width), "write": torch.ones(width)}
+
+
+def hyper_connections(block: int, c: Mapping[str, Tensor]) -> Mixing:
+    """Static hyper-connections, X' = A X + g (x) (y - r X): y - u is what the layer adds to its input u = r X.
+
+    Source: arXiv 2409.19606, section 2.1, around a whole layer instead of attention and feed-forward one by one.
+    """
+    return Mixing(c["read"], c["mix"] - torch.outer(c["write"], c["read"]), c["write"])
+
+
 VARIANTS: dict[str, Variant] = {
     "altup": Variant(predict_and_correct, altup),
     "gemma": Variant(predict_and_correct, gemma),
     "round_robin": Variant(lambda k, j: {"read": one_hot(k, j), "scale": torch.ones(1)}, round_robin),
+    "hc": Variant(connections, hyper_connections),
 }
-"""Variants with a block-structured stream. `sum` has none: its wide embedding is summed before the first layer."""
+"""Variants with a block-structured stream and three weights a layer. `sum` has no such stream (its wide embedding is
+summed before the first layer), and `dynamic` computes its weights for every token (`altup.dynamic`)."""
 
 
 def selected_block(layer: int, width: int, select: str) -> int:

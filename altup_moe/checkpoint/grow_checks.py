@@ -54,11 +54,15 @@ def _widths(growth: Growth) -> None:
 
 def _stream(growth: Growth) -> None:
     old, new = growth.source.altup, growth.target.altup
-    for key in ("variant", "select", "recycled") if old.width > 1 else ():
+    for key in ("variant", "select", "recycled", "coef_clip") if old.width > 1 else ():
         before, after = getattr(old, key), getattr(new, key)
         if before != after:
             fits = f"another function of the source's {old.width} blocks (of one block it would do); {before} would fit"
             raise ConfigError(f"altup.{key}", after, fits)
+    if new.variant == "dynamic" and new.width != old.width:
+        kept = f"altup.width {old.width}" if old.width > 1 else "altup or gemma"
+        why = "learned projections expand and contract its stream, of which no copies are made"
+        raise ConfigError("altup.variant", new.variant, f"{why}; {kept} would fit")
     if new.variant != "round_robin" or new.width == old.width:
         return
     if old.width == 1:
@@ -118,7 +122,8 @@ def _more_experts(growth: Growth) -> None:
 def _upcycling(growth: Growth) -> None:
     model, moe = growth.target.model, growth.target.moe
     layers = range(growth.source.model.num_layers)
-    copied = [n for n in layers if has_experts(growth.target, n) and not has_experts(growth.source, n)]
+    upcycled = [n for n in layers if has_experts(growth.target, n) and not has_experts(growth.source, n)]
+    copied = [] if moe.partial else upcycled
     if copied and moe.ffn_hidden_size != model.ffn_hidden_size:
         fits = f"experts of layer {copied[0]} are copies of its dense feed-forward; {model.ffn_hidden_size} would fit"
         raise ConfigError("moe.ffn_hidden_size", moe.ffn_hidden_size, fits)
@@ -134,10 +139,10 @@ def _upcycling(growth: Growth) -> None:
 
 
 def _shared(growth: Growth) -> None:
-    old, new = growth.source.moe, growth.target.moe
-    if old.num_experts and old.shared_expert_size and new.shared_expert_size != old.shared_expert_size:
-        fits = f"the shared expert is kept; {old.shared_expert_size} would fit"
-        raise ConfigError("moe.shared_expert_size", new.shared_expert_size, fits)
+    moe, old, new = growth.source.moe, growth.source.shared_expert_size, growth.target.shared_expert_size
+    if moe.num_experts and old and new != old:
+        fits = "moe.partial true would fit" if moe.partial else f"{old} would fit"
+        raise ConfigError("moe.shared_expert_size", new, f"the shared expert is kept; {fits}")
 
 
 def _something(growth: Growth) -> None:

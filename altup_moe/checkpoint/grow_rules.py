@@ -15,6 +15,8 @@ gradient it had, whatever grows around it, since the loss is the same function o
 | - `sum` | embedding | zeros beside it | that of the old columns |
 | dense -> E experts (arXiv 2212.05055) | experts | each the dense MLP | unknown |
 | | router | drawn | |
+| dense -> partial experts | shared expert | the dense MLP | kept |
+| | gate, up, router; down | drawn; 0 | |
 | E -> m E experts, top_k -> m top_k | experts, router rows | number e is old e mod E | / m |
 | E -> m E parts (arXiv 2410.07524) | gate, up | the m-th parts of old e mod E | kept |
 | | down | the same, * m | / m |
@@ -85,7 +87,7 @@ class Growth:
 def stays_equal(growth: Growth) -> list[str]:
     """What training will leave equal, a readable line each: copies whose gradients are equal in every step."""
     source, target, lines = growth.source, growth.target, []
-    if growth.width_times > 1 and target.altup.variant in ("altup", "gemma") and not growth.coefficient_noise:
+    if growth.width_times > 1 and target.altup.variant in ("altup", "gemma", "hc") and not growth.coefficient_noise:
         blocks = twins(source.altup.width, growth.width_times, target.model.num_layers, target.altup.select)
         if blocks:
             which = ", ".join(map(str, blocks))
@@ -184,6 +186,9 @@ def _table(name: str, growth: Growth) -> Rule:
 
 def _coefficient(name: str, layer: int, leaf: str, shape: tuple[int, ...], growth: Growth) -> Rule:
     source, target, m = growth.source, growth.target, growth.width_times
+    if target.altup.variant == "dynamic":
+        # Only layers are added, and a new one heeds no router yet.
+        return _kept(name) if layer < source.model.num_layers else _drawn(name, shape, growth)
     width = stream_width(source.altup.width, source.altup.variant)
     block = selected_block(layer, target.altup.width, target.altup.select)
     known = width > 1 and layer < source.model.num_layers
@@ -193,7 +198,7 @@ def _coefficient(name: str, layer: int, leaf: str, shape: tuple[int, ...], growt
 
     def value(old: Tensor) -> Tensor:
         start = old if known else identity(leaf, width, block % width)
-        wide = widened(leaf, start, m, block, summed)
+        wide = widened(target.altup.variant, leaf, start, m, block, summed)
         return wide + _noise(name, shape, growth.coefficient_noise if m > 1 else 0.0, growth.seed)
 
     return Rule(name if known else None, value, why=UNKNOWN_SHARE if known else NEW)
@@ -214,6 +219,10 @@ def _expert(rest: str) -> tuple[int, str] | None:
 def _upcycled(name: str, mlp: str, rest: str, shape: tuple[int, ...], growth: Growth) -> Rule:
     """Every expert is the dense MLP; expert 0 without noise."""
     expert = _expert(rest)
+    if growth.target.moe.partial:
+        # The dense MLP stays, and is called the shared expert; experts beside it add nothing yet.
+        shared = rest.removeprefix("shared_expert.")
+        return _drawn(name, shape, growth) if shared == rest else Rule(f"{mlp}.{shared}", _same, _same)
     if expert is None:
         return _drawn(name, shape, growth)
     return Rule(f"{mlp}.{expert[1]}", _copied(name, shape, growth, original=expert[0] == 0), why=DENSE)
@@ -222,7 +231,7 @@ def _upcycled(name: str, mlp: str, rest: str, shape: tuple[int, ...], growth: Gr
 def _more_experts(name: str, mlp: str, rest: str, shape: tuple[int, ...], growth: Growth) -> Rule:
     moe, m, expert = growth.source.moe, growth.expert_times, _expert(rest)
     if rest.startswith("shared_expert."):
-        return _kept(name) if moe.shared_expert_size else _drawn(name, shape, growth)
+        return _kept(name) if growth.source.shared_expert_size else _drawn(name, shape, growth)
     if rest == "router.expert_bias":
         return Rule(name, lambda old: old.repeat(m)) if moe.expert_bias_update_rate else _drawn(name, shape, growth)
     if m == 1:

@@ -27,6 +27,9 @@ A plain Transformer (K = 1) is P = [1], g = [1]: x' = x + (y - x) = y.
 `round_robin` adds to one block and has no correction, so copies cannot stay equal. What it reads and what it puts out
 are sums over blocks, though: copies that SUM to the old block do as well. The recycled embedding is divided by m, the
 read row repeated, and each write lands in one of the copies.
+
+`hc` reads what the correction needs by itself (u = r X), so its layers read the set of copies that j' is in, and in the
+last layer of a recycled stream every copy has its share: A' = (I_m (x) A) / m, g' = (g, ..., g) / m.
 """
 
 from __future__ import annotations
@@ -39,33 +42,47 @@ from altup_moe.altup.variants import one_hot, selected_block
 
 def identity(coefficient: str, width: int, block: int) -> Tensor:
     """A coefficient of a layer that leaves a stream of `width` blocks as it is, if its output equals its input:
-    P = I, g = 1; for `round_robin`, which adds, scale 0. fp32.
+    P = I, g = 1; for `round_robin`, which adds, scale 0; for `hc` r = e_j, A = I, g = 1. fp32.
     """
     return {
         "predict": torch.eye(width),
         "correct": torch.ones(width),
         "read": one_hot(width, block),
         "scale": torch.zeros(1),
+        "mix": torch.eye(width),
+        "write": torch.ones(width),
     }[coefficient]
 
 
-def widened(coefficient: str, value: Tensor, times: int, block: int, summed: bool) -> Tensor:
+def widened(variant: str, coefficient: str, value: Tensor, times: int, block: int, summed: bool) -> Tensor:
     """A layer's coefficient for a stream `times` as wide.
 
     Args:
-        coefficient: predict [K, K], correct [K], read [K] or scale [1].
+        variant: altup, gemma, round_robin or hc.
+        coefficient: predict or mix [K, K], correct, read or write [K], scale [1].
         value: it, for K blocks.
         block: j', the block that the layer computes on among m K.
         summed: whether it is the last layer of a recycled stream, whose blocks are summed.
     Returns:
         [m K, m K], [m K], [m K] or [1].
     """
+    if variant == "hc":
+        return _widened_connection(coefficient, value, times, block, summed)
     if coefficient == "predict":
         wide = torch.block_diag(*[value] * times)
         return wide * shares(times, len(value), block)[:, None] if summed else wide
     if coefficient == "correct":
         return value.repeat(times) / (times if summed else 1)
     return value.repeat(times) if coefficient == "read" else value
+
+
+def _widened_connection(coefficient: str, value: Tensor, times: int, block: int, summed: bool) -> Tensor:
+    if coefficient == "read":
+        wide = torch.zeros(times, len(value))
+        wide[block // len(value)] = value
+        return wide.flatten()
+    wide = torch.block_diag(*[value] * times) if coefficient == "mix" else value.repeat(times)
+    return wide / (times if summed else 1)
 
 
 def shares(times: int, width: int, block: int) -> Tensor:

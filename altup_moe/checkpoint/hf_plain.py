@@ -34,6 +34,8 @@ def plain_family(config: RunConfig) -> str:
     instead = "would fit, or leave out --plain"
     if moe.score_function != "softmax":
         raise ConfigError("moe.score_function", moe.score_function, f"softmax {instead}")
+    if moe.partial:
+        raise ConfigError("moe.partial", True, f"no family has a dense MLP beside its experts; false {instead}")
     if moe.shared_expert_size:
         raise ConfigError("moe.shared_expert_size", moe.shared_expert_size, f"0 {instead}")
     if m.qk_layernorm:

@@ -129,6 +129,11 @@ def _altup(config: RunConfig, world_size: int) -> None:
     a = config.altup
     if a.width not in get_args(Width):
         raise ConfigError("altup.width", a.width, _fitting(get_args(Width)))
+    if a.variant == "dynamic" and not a.recycled:
+        fits = "altup.variant=dynamic expands a narrow embedding by learned projections; true would fit"
+        raise ConfigError("altup.recycled", False, fits)
+    if a.coef_clip is not None and a.variant != "dynamic":
+        raise ConfigError("altup.coef_clip", a.coef_clip, "needs altup.variant dynamic; null would fit")
     if a.variant == "sum" and a.recycled:
         raise ConfigError("altup.recycled", True, "the control altup.variant=sum has wide tables; false would fit")
     if a.variant == "sum" and a.width > 1 and config.model.share_embeddings_and_output_weights:
@@ -141,11 +146,17 @@ def _altup(config: RunConfig, world_size: int) -> None:
 def _experts(config: RunConfig, world_size: int) -> None:
     moe, p = config.moe, config.parallel
     if moe.num_experts == 0:
+        if moe.partial:
+            fits = "moe.num_experts is 0, so there is nothing beside the dense MLPs; false would fit"
+            raise ConfigError("moe.partial", True, fits)
         for key, size in (("parallel.expert", p.expert), ("parallel.expert_tensor", p.expert_tensor)):
             if size > 1:
                 raise ConfigError(key, size, "moe.num_experts is 0, so there is nothing to split; 1 would fit")
         return
     check_installed("moe.backend", moe.backend)
+    if moe.partial and moe.shared_expert_size:
+        fits = "moe.partial makes the dense MLP of model.ffn_hidden_size the shared expert; 0 would fit"
+        raise ConfigError("moe.shared_expert_size", moe.shared_expert_size, fits)
     if moe.top_k > moe.num_experts:
         raise ConfigError("moe.top_k", moe.top_k, f"at most moe.num_experts ({moe.num_experts}) would fit")
     if moe.layer_freq > config.model.num_layers:
@@ -170,7 +181,7 @@ def _tensor(config: RunConfig, world_size: int) -> None:
         "model.vocab_size": m.vocab_size,
         "model.seq_length": m.seq_length,  # sequence parallelism
     }
-    if moe.num_experts == 0 or moe.layer_freq > 1:  # there are dense layers
+    if moe.num_experts == 0 or moe.layer_freq > 1 or moe.partial:  # there are dense MLPs
         split["model.ffn_hidden_size"] = m.ffn_hidden_size
     if moe.num_experts and moe.shared_expert_size:
         split["moe.shared_expert_size"] = moe.shared_expert_size

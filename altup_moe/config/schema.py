@@ -12,7 +12,7 @@ from typing import Literal
 
 Width = Literal[1, 2, 4, 8]
 ZeroStage = Literal[1, 2, 3]
-Variant = Literal["altup", "gemma", "round_robin", "sum"]
+Variant = Literal["altup", "gemma", "round_robin", "hc", "dynamic", "sum"]
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,18 @@ class AltUpConfig:
     width: Width = 2
     """Blocks K of the residual stream; 1 is the plain Transformer."""
     variant: Variant = "altup"
-    """Which (read, mix, write): altup (paper), gemma (computes on the predicted block), round_robin, sum (control)."""
+    """Which (read, mix, write): altup (paper), gemma (computes on the predicted block), round_robin, hc (static
+    hyper-connections), dynamic (Gemma-3n's: computed for every token, mixed inline), sum (control)."""
     select: Literal["alternating", "same"] = "alternating"
     """Block that layer l computes on: l mod K, or always block 0."""
     recycled: bool = True
-    """True: a d wide embedding copied K times, blocks summed at the end. False: tables K d wide, both ends."""
+    """True: a d wide embedding copied K times, blocks summed at the end (dynamic: learned projections at both ends).
+    False: tables K d wide, both ends."""
     kernel: Literal["auto", "torch", "compile", "triton"] = "auto"
     """Code of the mixing pass: plain torch, fused by torch.compile (needs a C++ compiler), or Triton (GPUs). auto takes
     triton on a GPU and torch elsewhere."""
+    coef_clip: float | None = None
+    """variant dynamic: largest magnitude of a weight that makes coefficients (Gemma-3n: 120); None does not clip."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,9 @@ class MoEConfig:
     """Collective that carries tokens to experts; the backends deepspeed and tutel always take alltoall."""
     backend: Literal["megatron", "deepspeed", "tutel", "torch"] = "megatron"
     """Code that computes the experts. torch is ours; deepspeed and tutel need their packages. One model, whichever."""
+    partial: bool = False
+    """Experts stand beside each MoE layer's dense MLP of model.ffn_hidden_size, which becomes the shared expert (the
+    AltUp paper's partial experts: small ones, top_k 1); excludes shared_expert_size."""
 
 
 @dataclass(frozen=True)
@@ -276,6 +283,11 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def shared_expert_size(self) -> int:
+        """Inner width of what every token passes beside the experts of an MoE layer; 0 is nothing."""
+        return self.model.ffn_hidden_size if self.moe.partial else self.moe.shared_expert_size
 
     def to_dict(self) -> dict[str, dict[str, object]]:
         """Plain nested dict in file order (what `config.yaml` holds)."""

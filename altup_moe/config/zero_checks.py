@@ -13,7 +13,8 @@ def check_zero(config: RunConfig) -> None:
     t, p, stage = config.train, config.parallel, config.parallel.zero_stage
     wide = config.altup.width > 1 and config.altup.variant != "sum"
     # Deferred, a layer's coefficients are read in the next one too: two recomputed pieces each finish a gradient.
-    twice = wide and config.overlap.mixing == "deferred" and t.recompute == "full"
+    deferred = config.overlap.mixing == "deferred" and config.altup.variant != "dynamic"
+    twice = wide and deferred and t.recompute == "full"
     refused: list[tuple[bool, str, object, str]] = [
         # Its clipping takes the experts of all expert-parallel ranks for copies of the same ones.
         (

@@ -18,14 +18,22 @@ from megatron.core.utils import make_viewless_tensor
 from torch import Tensor
 
 from altup_moe.altup.mixing import Pending, Reading
+from altup_moe.altup.shape import has_projections
 from altup_moe.altup.stream import narrow
 from altup_moe.model.altup_layer import AltUpLayer
+from altup_moe.model.dynamic import Contract
 from altup_moe.model.recompute import Flat, Tape, Travelling, flatten, recomputed, unflatten
+from altup_moe.model.transformer_config import AltUpTransformerConfig
 from altup_moe.moe.halves import take_turns
 
 
 class AltUpBlock(TransformerBlock):
     """Built, named and fed like Megatron's block."""
+
+    def __init__(self, config: AltUpTransformerConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        last = self.final_layernorm is not None
+        self.contract = Contract(config) if last and has_projections(config.altup_width, config.altup_variant) else None
 
     def forward(
         self, hidden_states: Tensor | None, attention_mask: Any = None, rotary_pos_emb: Any = None, **kwargs: Any
@@ -113,6 +121,8 @@ class AltUpBlock(TransformerBlock):
             return state.u
         if self.final_layernorm is None:
             return state.blocks
+        if self.contract is not None:
+            return self.contract(state.blocks)
         c = self.config
         return narrow(state.blocks, c.altup_width, c.altup_variant, c.altup_recycled)
 

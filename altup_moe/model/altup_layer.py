@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from altup_moe.altup.kernels import kernel
 from altup_moe.altup.mixing import Ahead, Pending, Reading, catch_up, look_ahead, mix_and_write, read, write_back
+from altup_moe.altup.shape import COEFFICIENTS, coefficient_shape
 from altup_moe.altup.variants import VARIANTS, Mixing, selected_block
 from altup_moe.model.transformer_config import AltUpTransformerConfig
 from altup_moe.moe.window import later
@@ -27,14 +28,14 @@ class AltUpLayer(MegatronModule, BaseTransformerLayer):
         super().__init__(config=config)
         self.layer = TransformerLayer(config=config, submodules=submodules, **kwargs)
         self.width = config.altup_width
-        self.variant = VARIANTS[config.altup_variant]
         self.block = selected_block(self.layer_number - 1, self.width, config.altup_select)
         self.kernel = kernel(config.altup_kernel, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         device = torch.cuda.current_device()
+        # Their values are set by global name, as all weights' (parallel.seeds).
         self.coefficients = nn.ParameterDict(
             {
-                name: nn.Parameter(value.to(device))
-                for name, value in self.variant.initial(self.width, self.block).items()
+                name: nn.Parameter(torch.zeros(coefficient_shape(name, self.width, config.hidden_size), device=device))
+                for name in COEFFICIENTS[config.altup_variant]
             }
         )
         for parameter in self.coefficients.values():
@@ -48,7 +49,7 @@ class AltUpLayer(MegatronModule, BaseTransformerLayer):
 
     def mixing(self) -> Mixing:
         """The layer's weights (r, M, g)."""
-        return self.variant.mixing(self.block, dict(self.coefficients.items()))
+        return VARIANTS[self.config.altup_variant].mixing(self.block, dict(self.coefficients.items()))
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Any]:
         """Inline: stream [K*S, B, D] -> (next stream, context). Other arguments go to the layer as they are."""

@@ -12,10 +12,11 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEm
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from torch import Tensor
 
-from altup_moe.altup.shape import embedding_width, output_width
+from altup_moe.altup.shape import embedding_width, has_projections, output_width
 from altup_moe.altup.stream import widen
 from altup_moe.config import ModelConfig
 from altup_moe.model.altup_block import AltUpBlock
+from altup_moe.model.dynamic import Expand
 from altup_moe.model.specs import stage_spec
 from altup_moe.model.transformer_config import AltUpTransformerConfig
 from altup_moe.parallel.topology import Topology
@@ -38,6 +39,8 @@ class AltUpGPT(LanguageModule):
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
         self.share_embeddings_and_output_weights = model.share_embeddings_and_output_weights
         self.stream_shape = (config.altup_width, config.altup_variant, config.altup_recycled)
+        learned = pre_process and has_projections(config.altup_width, config.altup_variant)
+        self.expand = Expand(config) if learned else None
         if pre_process:
             wide = copy.copy(config)
             wide.hidden_size = embedding_width(config.hidden_size, config.altup_width, config.altup_recycled)
@@ -90,7 +93,8 @@ class AltUpGPT(LanguageModule):
         stream = None
         if self.pre_process:
             # LanguageModelEmbedding returns this rank's slice of the sequence, so S below is S / tensor ranks.
-            stream = widen(self.embedding(input_ids=tokens, position_ids=None), *self.stream_shape)
+            embedded = self.embedding(input_ids=tokens, position_ids=None)
+            stream = widen(embedded, *self.stream_shape) if self.expand is None else self.expand(embedded)
         rotary = self.rotary_pos_emb(tokens.shape[1] * self.config.context_parallel_size)
         hidden = self.decoder(hidden_states=stream, attention_mask=None, rotary_pos_emb=rotary)
         if not self.post_process:

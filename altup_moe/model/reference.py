@@ -33,6 +33,7 @@ from altup_moe.model.reference_layers import (
     never_halved,
     updated_expert_bias,
 )
+from altup_moe.model.reference_streams import BlockProjection, DynamicAltUp, HyperConnections, projections
 
 # ------------------------------------------------------------------------------------------------------------- AltUp
 
@@ -100,6 +101,23 @@ class RoundRobin(nn.Module):
 # ------------------------------------------------------------------------------------------------------------- model
 
 
+Stream = PredictCorrect | RoundRobin | HyperConnections | DynamicAltUp
+
+
+def stream_around(config: AltUpMoEConfig, layer: int) -> Stream:
+    """What stands around layer `layer` (from 0)."""
+    k, j = config.stream_width, config.selected_block(layer)
+    match config.altup_variant:
+        case "round_robin":
+            return RoundRobin(k, j)
+        case "hc":
+            return HyperConnections(k, j)
+        case "dynamic":
+            clip, std = config.altup_coef_clip, config.initializer_range
+            return DynamicAltUp(k, j, config.hidden_size, config.rms_norm_eps, clip, std)
+    return PredictCorrect(k, j, config.altup_variant == "gemma")
+
+
 class Layer(nn.Module):
     """A pre-norm Transformer layer on one block, and the stream around it."""
 
@@ -111,11 +129,7 @@ class Layer(nn.Module):
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(d, eps)
         self.mlp = MoE(config) if config.is_moe_layer(layer) else GatedMLP(d, config.intermediate_size)
-        self.altup: PredictCorrect | RoundRobin | None = None
-        if k > 1 and config.altup_variant == "round_robin":
-            self.altup = RoundRobin(k, config.selected_block(layer))
-        elif k > 1:
-            self.altup = PredictCorrect(k, config.selected_block(layer), config.altup_variant == "gemma")
+        self.altup = stream_around(config, layer) if k > 1 else None
 
     def compute(self, x_BSD: Tensor, capacity_factor: float | None, *attention: Any) -> tuple[Tensor, Routing | None]:
         """y = F(x), residual included."""
@@ -146,21 +160,33 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_width)
         self.layers = nn.ModuleList(Layer(config, n) for n in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.output_width, config.rms_norm_eps)
+        if config.dynamic:
+            self.altup_projections = projections(config.hidden_size, config.altup_width)
+            self.altup_unembed_projections = projections(config.hidden_size, config.altup_width)
 
     def widen(self, embedded: Tensor) -> Tensor:
         """Embedding rows to the stream [K, B, S, D].
 
         Recycled: K copies of a narrow row. Else block k is features [k*D : (k+1)*D]. `sum`: these added up, K = 1.
+        `dynamic`: the row and its K - 1 projections, all of one magnitude.
         """
         d, k = self.config.hidden_size, self.config.stream_width
         if self.config.altup_variant == "sum":
             return embedded.unflatten(-1, (-1, d)).sum(-2)[None]
+        if self.config.dynamic:
+            return torch.stack([embedded, *(project(embedded, embedded) for project in self.altup_projections)])
         if self.config.altup_recycled:
             return embedded.expand(k, *embedded.shape)
         return torch.stack(embedded.split(d, dim=-1))
 
     def narrow(self, x_KBSD: Tensor) -> Tensor:
-        """[K, B, S, D] -> the blocks summed [B, S, D] (recycled), or side by side [B, S, K*D]."""
+        """[K, B, S, D] -> the blocks summed [B, S, D] (recycled), or side by side [B, S, K*D].
+
+        `dynamic`: the mean of block 0 and the others' projections, all of one magnitude.
+        """
+        if self.config.dynamic:
+            others = zip(self.altup_unembed_projections, x_KBSD[1:], strict=True)
+            return torch.stack([x_KBSD[0], *(project(x, x_KBSD[0]) for project, x in others)]).mean(0)
         return x_KBSD.sum(0) if self.config.altup_recycled else torch.cat(tuple(x_KBSD), dim=-1)
 
     def forward(
@@ -227,11 +253,13 @@ class AltUpMoEForCausalLM(PreTrainedModel, GenerationMixin):
         std = self.config.initializer_range
         if isinstance(module, ResidualOutput):
             std /= math.sqrt(2 * self.config.num_hidden_layers)
-        if isinstance(module, nn.Linear | nn.Embedding | Router):
+        if isinstance(module, BlockProjection):
+            module.reset(std)
+        elif isinstance(module, nn.Linear | nn.Embedding | Router):
             init.normal_(module.weight, 0.0, std)
         elif isinstance(module, RMSNorm):
             init.ones_(module.weight)
-        elif isinstance(module, PredictCorrect | RoundRobin):
+        elif isinstance(module, Stream):
             module.reset()
         if isinstance(module, Router) and module.expert_bias is not None:
             init.zeros_(module.expert_bias)

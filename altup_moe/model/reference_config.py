@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from transformers import AutoConfig, PretrainedConfig
 
 from altup_moe.config import ConfigError, RunConfig
+from altup_moe.config.schema import Variant
 
 
 class AltUpMoEConfig(PretrainedConfig):
@@ -43,6 +44,7 @@ class AltUpMoEConfig(PretrainedConfig):
     altup_variant: str = "altup"
     altup_select: str = "alternating"
     altup_recycled: bool = True
+    altup_coef_clip: float | None = None
     num_experts: int = 0
     moe_layer_freq: int = 1
     num_experts_per_tok: int = 2
@@ -63,8 +65,10 @@ class AltUpMoEConfig(PretrainedConfig):
             raise ConfigError(
                 "num_key_value_heads", self.num_key_value_heads, f"must divide {self.num_attention_heads}"
             )
-        if self.altup_variant not in ("altup", "gemma", "round_robin", "sum"):
-            raise ConfigError("altup_variant", self.altup_variant, "one of altup, gemma, round_robin, sum")
+        if self.altup_variant not in get_args(Variant):
+            raise ConfigError("altup_variant", self.altup_variant, f"one of {', '.join(get_args(Variant))}")
+        if self.altup_variant == "dynamic" and not self.altup_recycled:
+            raise ConfigError("altup_recycled", False, "altup_variant dynamic expands a narrow embedding; True")
         if self.tie_word_embeddings and self.embedding_width != self.output_width:
             fits = f"False: the embedding is {self.embedding_width} wide, the output {self.output_width}"
             raise ConfigError("tie_word_embeddings", True, fits)
@@ -73,6 +77,11 @@ class AltUpMoEConfig(PretrainedConfig):
     def stream_width(self) -> int:
         """Blocks K that travel through the layers; the control `sum` has one."""
         return 1 if self.altup_variant == "sum" else self.altup_width
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether coefficients are computed for every token, and learned matrices stand at both ends of the stream."""
+        return self.altup_variant == "dynamic" and self.altup_width > 1
 
     @property
     def embedding_width(self) -> int:
@@ -122,11 +131,12 @@ class AltUpMoEConfig(PretrainedConfig):
             altup_variant=altup.variant,
             altup_select=altup.select,
             altup_recycled=altup.recycled,
+            altup_coef_clip=altup.coef_clip,
             num_experts=moe.num_experts,
             moe_layer_freq=moe.layer_freq,
             num_experts_per_tok=moe.top_k,
             moe_intermediate_size=moe.ffn_hidden_size,
-            moe_shared_expert_size=moe.shared_expert_size,
+            moe_shared_expert_size=config.shared_expert_size,
             moe_capacity_factor=moe.capacity_factor,
             moe_score_function=moe.score_function,
             moe_aux_loss_coeff=moe.aux_loss_coeff,

@@ -9,9 +9,10 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from altup_moe.altup.shape import stream_width
+from altup_moe.altup.shape import has_projections, stream_width
 from altup_moe.model.altup_layer import AltUpLayer
 from altup_moe.model.attention import CoreAttention
+from altup_moe.model.dynamic import DynamicAltUpLayer
 from altup_moe.model.norm import FinalNorm, RMSNorm
 from altup_moe.model.tensor_window import WindowedRowParallelLinear
 from altup_moe.model.transformer_config import AltUpTransformerConfig
@@ -45,7 +46,8 @@ def layer_spec(config: AltUpTransformerConfig, layer: int, groups: Any) -> Modul
     else:
         mlp_submodules(slots.mlp).linear_fc2 = WindowedRowParallelLinear
     if stream_width(config.altup_width, config.altup_variant) > 1:
-        return ModuleSpec(module=AltUpLayer, submodules=slots)
+        dynamic = has_projections(config.altup_width, config.altup_variant)
+        return ModuleSpec(module=DynamicAltUpLayer if dynamic else AltUpLayer, submodules=slots)
     return spec
 
 

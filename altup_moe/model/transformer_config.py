@@ -24,6 +24,7 @@ class AltUpTransformerConfig(TransformerConfig):
     altup_select: str = "alternating"
     altup_recycled: bool = True
     altup_kernel: str = "auto"
+    altup_coef_clip: float | None = None
     moe_backend: str = "megatron"
     overlap_mixing: bool = True
     overlap_exchange: bool = True
@@ -77,6 +78,7 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
         altup_select=a.select,
         altup_recycled=a.recycled,
         altup_kernel=a.kernel,
+        altup_coef_clip=a.coef_clip,
         moe_backend=config.moe.backend,
         overlap_mixing=mixes_in_windows(config),
         overlap_exchange=config.overlap.exchange == "async",
@@ -112,7 +114,7 @@ def _experts(config: RunConfig) -> dict:
         "moe_router_enable_expert_bias": moe.expert_bias_update_rate > 0,
         "moe_router_bias_update_rate": moe.expert_bias_update_rate or 1e-3,
         "moe_expert_capacity_factor": moe.capacity_factor,
-        "moe_shared_expert_intermediate_size": moe.shared_expert_size or None,
+        "moe_shared_expert_intermediate_size": config.shared_expert_size or None,
         "moe_token_dispatcher_type": moe.dispatcher,
         "moe_grouped_gemm": False,
     }

@@ -84,22 +84,32 @@ def find_backend(name: str) -> Backend:
 
 
 def mixes_in_windows(config: RunConfig) -> bool:
-    """Whether deferred mixing has windows to run in: asked for, and not shut out by the experts' backend."""
-    return config.overlap.mixing == "deferred" and (
-        config.moe.num_experts == 0 or find_backend(config.moe.backend).windows
-    )
+    """Whether deferred mixing has windows to run in: asked for, and shut out neither by the stream nor the backend."""
+    return _deferrable(config) and (config.moe.num_experts == 0 or find_backend(config.moe.backend).windows)
+
+
+def _deferrable(config: RunConfig) -> bool:
+    """Whether mixing is to be deferred, and can be: coefficients of `dynamic` follow from the layer's output."""
+    return config.overlap.mixing == "deferred" and config.altup.variant != "dynamic"
 
 
 def shut_windows(config: RunConfig) -> str | None:
-    """One line about what `overlap` asks for and the backend's own exchange does not allow; None if all is well."""
-    if config.moe.num_experts == 0 or find_backend(config.moe.backend).windows:
-        return None
+    """One line about what `overlap` asks for and the stream or the backend's exchange does not allow, or None."""
+    shut = []
+    if config.overlap.mixing == "deferred" and not _deferrable(config) and config.altup.width > 1:
+        shut.append("altup.variant dynamic takes its coefficients from the layer's output: mixing is inline")
+    if config.moe.num_experts > 0 and not find_backend(config.moe.backend).windows:
+        shut += _asked_of_backend(config)
+    return "; ".join(shut) or None
+
+
+def _asked_of_backend(config: RunConfig) -> list[str]:
     asked = [
         what
         for what, wanted in (
-            ("mixing is inline", config.overlap.mixing == "deferred"),
+            ("mixing is inline", _deferrable(config)),
             ("halves of a micro-batch hide nothing", config.overlap.microbatch_halves),
         )
         if wanted
     ]
-    return f"moe.backend {config.moe.backend} has an exchange of its own: {', '.join(asked)}" if asked else None
+    return [f"moe.backend {config.moe.backend} has an exchange of its own: {', '.join(asked)}"] if asked else []

@@ -17,6 +17,7 @@ from altup_moe.altup.shape import (
     COEFFICIENTS,
     coefficient_shape,
     embedding_width,
+    has_projections,
     output_width,
     stream_width,
 )
@@ -140,6 +141,7 @@ def _stacked_experts(prefix: str, which: str, shard: Shard, config: RunConfig) -
 
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(?:layer\.)?(.+)")
+_PROJECTION = re.compile(r"(expand|decoder\.contract)\.(\d+)\.weight")
 _EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.(linear_fc[12])\.weight")
 
 
@@ -165,6 +167,10 @@ def pieces(local_name: str, layer_offset: int, shard: Shard, config: RunConfig) 
         return [_rows(name, m.vocab_size, width, shard.tensor)]
     if local_name == "decoder.final_layernorm.weight":
         return _whole("model.norm.weight", output_width(m.hidden_size, a.width, a.variant, a.recycled))
+    projection = _PROJECTION.fullmatch(local_name)
+    if projection:
+        end = "altup_projections" if projection[1] == "expand" else "altup_unembed_projections"
+        return _whole(f"model.{end}.{projection[2]}.weight", m.hidden_size, m.hidden_size)
     match = _LAYER.fullmatch(local_name)
     if match:
         return _layer_pieces(match[2], f"model.layers.{int(match[1]) + layer_offset}", shard, config)
@@ -175,7 +181,7 @@ def _layer_pieces(name: str, prefix: str, shard: Shard, config: RunConfig) -> li
     m, a, moe = config.model, config.altup, config.moe
     match name.split("."):
         case ["coefficients", coefficient]:
-            return _whole(f"{prefix}.altup.{coefficient}", *coefficient_shape(coefficient, a.width))
+            return _whole(f"{prefix}.altup.{coefficient}", *coefficient_shape(coefficient, a.width, m.hidden_size))
         case ["input_layernorm", "weight"]:
             return _whole(f"{prefix}.input_layernorm.weight", m.hidden_size)
         case ["pre_mlp_layernorm", "weight"]:
@@ -192,7 +198,9 @@ def _layer_pieces(name: str, prefix: str, shard: Shard, config: RunConfig) -> li
         case ["mlp", "router", "expert_bias"]:
             return _whole(f"{prefix}.mlp.router.expert_bias", moe.num_experts)
         case ["mlp", "shared_experts", which, "weight"]:
-            return _gated_mlp(f"{prefix}.mlp.shared_expert", which, m.hidden_size, moe.shared_expert_size, shard.tensor)
+            return _gated_mlp(
+                f"{prefix}.mlp.shared_expert", which, m.hidden_size, config.shared_expert_size, shard.tensor
+            )
         case ["mlp", ("linear_fc1" | "linear_fc2") as which, "weight"]:
             return _gated_mlp(f"{prefix}.mlp", which, m.hidden_size, m.ffn_hidden_size, shard.tensor)
         case ["mlp", "experts", ("fc1" | "fc2") as which]:
@@ -218,6 +226,9 @@ def local_names(config: RunConfig, layers: range, first: bool, last: bool, exper
     if first:
         yield "embedding.word_embeddings.weight"
     wide = stream_width(config.altup.width, config.altup.variant) > 1
+    others = config.altup.width - 1 if has_projections(config.altup.width, config.altup.variant) else 0
+    if first:
+        yield from (f"expand.{index}.weight" for index in range(others))
     for index, layer in enumerate(layers):
         inner = f"decoder.layers.{index}.layer" if wide else f"decoder.layers.{index}"
         for coefficient in COEFFICIENTS[config.altup.variant] if wide else ():
@@ -225,6 +236,7 @@ def local_names(config: RunConfig, layers: range, first: bool, last: bool, exper
         for name in _layer_names(config, layer, experts):
             yield f"{inner}.{name}"
     if last:
+        yield from (f"decoder.contract.{index}.weight" for index in range(others))
         yield "decoder.final_layernorm.weight"
     if last and not (first and tied):
         yield "output_layer.weight"
@@ -249,7 +261,7 @@ def _layer_names(config: RunConfig, layer: int, experts: int) -> Iterator[str]:
         experts = 0
     for expert in range(experts):
         yield from (f"mlp.experts.local_experts.{expert}.linear_fc{n}.weight" for n in (1, 2))
-    if moe.shared_expert_size:
+    if config.shared_expert_size:
         yield from (f"mlp.shared_experts.linear_fc{n}.weight" for n in (1, 2))
 
 

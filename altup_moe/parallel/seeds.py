@@ -46,9 +46,16 @@ def initial(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> T
 
     Matrices are normal with model.init_method_std, those that write into the residual stream (o_proj, down_proj)
     divided by sqrt(2 num_layers); norms are 1, the routers' balancing bias 0, AltUp coefficients as their variant says.
+    Projections at the ends of a dynamic stream are the identity and such a matrix: nearly equal blocks, so that the
+    model is nearly the plain one, but no two that stay equal.
     """
     index = tuple(slice(a, b) for a, b in box)
     leaf = name.split(".")[-2] if name.endswith(".weight") else name.split(".")[-1]
+    if ".altup." in name and config.altup.variant == "dynamic":
+        return _dynamic(name, leaf, shape, box, config)
+    if name.startswith(("model.altup_projections.", "model.altup_unembed_projections.")):
+        drawn = normal(name, shape, box, config.model.init_method_std, config.train.seed)
+        return torch.eye(*shape)[index] + drawn
     if ".altup." in name:
         layer = int(name.split(".")[2])
         block = selected_block(layer, config.altup.width, config.altup.select)
@@ -61,3 +68,11 @@ def initial(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> T
     if leaf in ("o_proj", "down_proj"):
         std /= math.sqrt(2 * config.model.num_layers)
     return normal(name, shape, box, std, config.train.seed)
+
+
+def _dynamic(name: str, leaf: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> Tensor:
+    """A coefficient of `altup.dynamic`: a drawn router, and predictions and corrections that do not heed it yet."""
+    if leaf == "router":
+        return normal(name, shape, box, config.model.init_method_std, config.train.seed)
+    value = torch.ones(shape) if leaf == "router_norm" else torch.zeros(shape)
+    return value[tuple(slice(a, b) for a, b in box)]
