@@ -71,7 +71,9 @@ def test_names_are_those_of_the_built_model(layout: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["one", "tp2-ep1", "tp2-pp2-ep2"])
-@pytest.mark.parametrize("variant", ["all experts", "capacity", "all-gather", "sigmoid, bias, shared"])
+@pytest.mark.parametrize(
+    "variant", ["all experts", "capacity", "all-gather", "sigmoid, bias, shared", "partial experts"]
+)
 def test_variants(variant: str, layout: str, backend: str) -> None:
     moe = VARIANTS[variant]["moe"]
     assert_parity(small(layout, moe={**moe, "backend": backend}), world_size(layout))

@@ -69,6 +69,15 @@ VARIANTS = {
     "sigmoid, bias, shared": {
         "moe": {"score_function": "sigmoid", "expert_bias_update_rate": 1e-2, "shared_expert_size": 16}
     },
+    "partial experts": {
+        "moe": {"partial": True, "num_experts": 128, "top_k": 1, "ffn_hidden_size": 16, "layer_freq": 1}
+    },
+    "hc": {"altup": {"variant": "hc", "width": 4}},
+    "dynamic": {"altup": {"variant": "dynamic", "width": 4}},
+    "dynamic, clipped, tied": {
+        "altup": {"variant": "dynamic", "select": "same", "coef_clip": 0.3},
+        "model": {"share_embeddings_and_output_weights": True},
+    },
 }
 
 
@@ -90,6 +99,22 @@ ATTENTION = {"qk_layernorm": True, "kv_channels": 12, "rotary_scaling_factor": 8
 @pytest.mark.parametrize("layout", ["one", "tp2", "pp2", "tp2-pp2-ep2", "cp2"])
 def test_attention(layout: str, recompute: str) -> None:
     assert_parity(small(layout, model=ATTENTION, train={"recompute": recompute}), world_size(layout))
+
+
+@pytest.mark.parametrize(
+    ("layout", "ways"),
+    [
+        ("tp2", {"train": {"recompute": "selective"}}),
+        ("pp2", {"overlap": {"microbatch_halves": True}, "train": {"recompute": "full"}}),
+        ("pp2-vpp2", {"train": {"recompute": "full"}}),
+        ("ep2", {"parallel": {"distributed_optimizer": True, "overlap_grad_reduce": True}}),
+        ("tp2-ep2", {"overlap": {"microbatch_halves": True}}),
+        ("cp2", {"parallel": {"distributed_optimizer": True}}),
+    ],
+)
+@pytest.mark.parametrize("variant", ["dynamic", "hc"])
+def test_ways_of_the_newer_variants(variant: str, layout: str, ways: dict) -> None:
+    assert_parity(small(layout, **VARIANTS[variant], **ways), world_size(layout))
 
 
 REDUCTIONS = {

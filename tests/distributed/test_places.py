@@ -17,6 +17,10 @@ pytestmark = pytest.mark.distributed
 
 MODELS: dict[str, dict[str, dict[str, Any]]] = {
     "experts every second layer": {},
+    "dynamic, partial experts": {
+        "altup": {"width": 4, "variant": "dynamic"},
+        "moe": {"layer_freq": 1, "partial": True},
+    },
     "tied, wide, shared expert, bias": {
         "model": {"share_embeddings_and_output_weights": True},
         "altup": {"width": 4, "recycled": False, "variant": "round_robin"},

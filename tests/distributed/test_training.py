@@ -69,10 +69,21 @@ def test_layout_follows_one_rank(layout: str, width: int, way: str, directory: P
     assert expected[-1]["loss"] < expected[0]["loss"] - 0.3
 
 
-@pytest.mark.parametrize("layout", ["tp2-pp2-ep2", "cp2"])
-def test_attention_follows_one_rank(layout: str, directory: Path) -> None:
-    model = {"qk_layernorm": True, "kv_channels": 12, "rotary_scaling_factor": 8.0}
-    one, split = (text_run(name, directory, f"attention-{name}", model=model) for name in ("one", layout))
+FORMS: dict[str, dict] = {
+    "attention": {"model": {"qk_layernorm": True, "kv_channels": 12, "rotary_scaling_factor": 8.0}},
+    "dynamic": {"altup": {"variant": "dynamic", "width": 4}},
+    "hc": {"altup": {"variant": "hc", "width": 4}},
+    "partial": {"moe": {"partial": True, "num_experts": 16, "top_k": 1, "ffn_hidden_size": 16, "layer_freq": 1}},
+}
+
+
+@pytest.mark.parametrize(
+    ("form", "layout"),
+    [("attention", "tp2-pp2-ep2"), ("attention", "cp2"), ("dynamic", "pp2"), ("dynamic", "tp2-ep1"), ("hc", "pp2"),
+     ("partial", "ep2")],
+)  # fmt: skip
+def test_a_form_follows_one_rank(form: str, layout: str, directory: Path) -> None:
+    one, split = (text_run(name, directory, f"{form}-{name}", **FORMS[form]) for name in ("one", layout))
     for name, config in (("one", one), (layout, split)):
         if not (Path(config.log.run_dir) / "metrics.jsonl").exists():
             assert set(train_on_ranks(name, config)) == {0}
@@ -84,6 +95,7 @@ RESUMES = {
     "fp32, dropout": {"model": {"hidden_dropout": 0.1, "attention_dropout": 0.1}},
     "bf16": {"train": {"precision": "bf16"}},
     "distributed optimizer": {"parallel": {"distributed_optimizer": True}},
+    "dynamic, bf16": {"altup": {"variant": "dynamic"}, "train": {"precision": "bf16"}},
 }
 
 

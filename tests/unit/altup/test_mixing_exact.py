@@ -31,6 +31,11 @@ def literal(variant: str, x_KSBD: Tensor, j: int, c: dict[str, Tensor], weight: 
     if variant == "round_robin":
         y = layer(sum(r * x for r, x in zip(c["read"], blocks, strict=True)), weight)
         return torch.stack([x + c["scale"] * y if i == j else x for i, x in enumerate(blocks)])
+    if variant == "hc":
+        u = sum(r * x for r, x in zip(c["read"], blocks, strict=True))
+        mixed = [sum(a * x for a, x in zip(row, blocks, strict=True)) for row in c["mix"]]
+        y = layer(u, weight)
+        return torch.stack([m + g * (y - u) for m, g in zip(mixed, c["write"], strict=True)])
     predicted = [sum(p * x for p, x in zip(row, blocks, strict=True)) for row in c["predict"]]
     y = layer(blocks[j] if variant == "altup" else predicted[j], weight)
     return torch.stack([p + g * (y - predicted[j]) for p, g in zip(predicted, c["correct"], strict=True)])
@@ -100,7 +105,7 @@ def test_altup_reads_the_old_block_and_gemma_the_predicted_one() -> None:
 @pytest.mark.parametrize("width", [2, 3, 8])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_first_step_on_equal_blocks(variant: str, width: int) -> None:
-    """Initial coefficients on equal blocks: AltUp's g = 1 brings F(x) to every block, round_robin adds it to one."""
+    """Initial coefficients on equal blocks: g = 1 brings F(x) to every block, round_robin adds it to one."""
     x, y = torch.randn(3, 2, 5), torch.randn(3, 2, 5)
     for j in range(width):
         mixing = VARIANTS[variant].mixing(j, VARIANTS[variant].initial(width, j))

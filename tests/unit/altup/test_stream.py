@@ -54,7 +54,7 @@ def test_sum_adds_each_block_once() -> None:
     assert torch.equal(sum_features(torch.cat(blocks, dim=-1), 4), torch.full((S, B, D), 1111.0))
 
 
-@pytest.mark.parametrize("variant", ["altup", "gemma", "round_robin"])
+@pytest.mark.parametrize("variant", ["altup", "gemma", "round_robin", "hc"])
 @pytest.mark.parametrize("width", [2, 4])
 def test_widen_and_narrow(variant: str, width: int) -> None:
     plain, wide = torch.randn(S, B, D), torch.randn(S, B, width * D)
@@ -72,7 +72,7 @@ def test_the_control_is_summed_at_the_start_and_left_alone_at_the_end() -> None:
 
 
 @pytest.mark.parametrize("recycled", [True, False])
-@pytest.mark.parametrize("variant", ["altup", "gemma", "round_robin", "sum"])
+@pytest.mark.parametrize("variant", ["altup", "gemma", "round_robin", "hc", "sum"])
 def test_one_block_is_the_plain_transformer(variant: str, recycled: bool) -> None:
     plain = torch.randn(S, B, D)
     assert widen(plain, 1, variant, recycled) is plain

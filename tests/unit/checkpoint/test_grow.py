@@ -25,6 +25,7 @@ Sections = dict[str, dict[str, Any]]
 TIED = {"share_embeddings_and_output_weights": True}
 EXPERTS = {"num_experts": 4, "ffn_hidden_size": 24, "layer_freq": 2}
 SIGMOID = {"score_function": "sigmoid", "expert_bias_update_rate": 0.01}
+PARTIAL = {"partial": True, "num_experts": 8, "top_k": 1, "ffn_hidden_size": 8, "layer_freq": 1}
 
 CASES: dict[str, tuple[Sections, Sections]] = {
     "altup 2 to 4": ({}, {"altup": {"width": 4}}),
@@ -46,6 +47,19 @@ CASES: dict[str, tuple[Sections, Sections]] = {
     "round_robin tied, layers": (
         {"altup": {"variant": "round_robin"}, "model": TIED},
         {"altup": {"width": 4}, "model": {"num_layers": 7}},
+    ),
+    "hc 2 to 4": ({"altup": {"variant": "hc"}}, {"altup": {"width": 4}}),
+    "hc same, layers": (
+        {"altup": {"variant": "hc", "select": "same"}},
+        {"altup": {"width": 8}, "model": {"num_layers": 7}},
+    ),
+    "hc wide": ({"altup": {"variant": "hc", "recycled": False}}, {"altup": {"width": 4}}),
+    "plain to hc": ({"altup": {"width": 1}}, {"altup": {"width": 4, "variant": "hc"}}),
+    "dynamic, upcycle, layers": ({"altup": {"variant": "dynamic"}}, {"model": {"num_layers": 7}, "moe": EXPERTS}),
+    "upcycle to partial": ({}, {"moe": PARTIAL}),
+    "stream, partial for the dense half, layers": (
+        {"moe": {**PARTIAL, "layer_freq": 2}},
+        {"altup": {"width": 4}, "model": {"num_layers": 7}, "moe": {"layer_freq": 1}},
     ),
     "upcycle": ({}, {"moe": EXPERTS}),
     "upcycle sigmoid, shared": (
@@ -150,7 +164,7 @@ def test_without_the_last_layers_shares_the_epsilon_shows(tmp_path: Path, monkey
     plain = grow_stream.widened
     monkeypatch.setattr(
         "altup_moe.checkpoint.grow_rules.widened",
-        lambda leaf, value, times, block, summed: plain(leaf, value, times, block, False),
+        lambda variant, leaf, value, times, block, summed: plain(variant, leaf, value, times, block, False),
     )
     growth = growth_of({"model": {"init_method_std": 0.02}}, {"altup": {"width": 8}})
     source, grown = grow(tmp_path, growth)

@@ -17,6 +17,8 @@ MORE = {"num_experts": 8, "top_k": 4}
 ONE = {**EXPERTS, "top_k": 1}
 SIGMOID = {**EXPERTS, "score_function": "sigmoid"}
 ROBIN = {"variant": "round_robin"}
+DYNAMIC = {"variant": "dynamic"}
+PARTIAL = {"partial": True, "top_k": 1}
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,11 @@ ROBIN = {"variant": "round_robin"}
         ({}, {"altup": {"width": 4, "select": "same"}}, "altup.select", "alternating would fit"),
         ({}, {"altup": {"width": 4, "recycled": False}}, "altup.recycled", "True would fit"),
         ({"altup": {"width": 1}}, {"altup": {"width": 2, **ROBIN}}, "altup.variant", "its residual included"),
+        ({"altup": DYNAMIC}, {"altup": {"width": 4}}, "altup.variant", "altup.width 2 would fit"),
+        ({"altup": {"width": 1}}, {"altup": {"width": 2, **DYNAMIC}}, "altup.variant", "altup or gemma would fit"),
+        ({}, {"altup": {"width": 4, **DYNAMIC}}, "altup.variant", "altup would fit"),
+        ({"altup": {**DYNAMIC, "coef_clip": 1.0}}, {"altup": {"coef_clip": 2.0}}, "altup.coef_clip", "1.0 would fit"),
+        ({"moe": {**EXPERTS, **PARTIAL}}, {"moe": {"partial": False}}, "moe.shared_expert_size", "moe.partial true"),
         ({"altup": {"recycled": False, **ROBIN}}, {"altup": {"width": 4}}, "altup.width", "2 would fit"),
         ({"altup": {"width": 1}}, {"altup": {"width": 2, "variant": "sum"}}, "altup.recycled", "false would fit"),
         ({}, {"model": {"num_layers": 3}}, "model.num_layers", "4 or more would fit"),

@@ -64,9 +64,9 @@ def test_every_layer_is_entered_by_whole_copies(tmp_path: Path, case: str) -> No
 def test_copies_are_kept_to_themselves() -> None:
     """Averages over copies would preserve the function as well, but a stream of rank K stays one."""
     predict = torch.randn(2, 2, generator=torch.Generator().manual_seed(1)) + torch.eye(2)
-    wide = widened("predict", predict, 4, 3, False)
+    wide = widened("gemma", "predict", predict, 4, 3, False)
     assert torch.linalg.matrix_rank(wide) == 8
-    assert torch.equal(widened("predict", torch.eye(2), 4, 3, False), torch.eye(8))
+    assert torch.equal(widened("altup", "predict", torch.eye(2), 4, 3, False), torch.eye(8))
     assert torch.equal(wide[4:6, 4:6], predict)
 
 
@@ -88,6 +88,8 @@ def test_losses_fall_and_every_gradient_flows(tmp_path: Path, case: str) -> None
         ({"altup": {"width": 1}}, {"altup": {"width": 4}}, set()),
         ({"altup": {"width": 1}}, {"altup": {"width": 4, "recycled": False}}, set()),
         ({"altup": {"width": 1}}, {"altup": {"width": 4, "select": "same"}}, {1, 2, 3}),
+        ({"altup": {"variant": "hc"}}, {"altup": {"width": 4}}, set()),
+        ({"altup": {"variant": "hc"}}, {"altup": {"width": 8}}, {4, 5, 6, 7}),
         ({"altup": {"select": "same"}}, {"altup": {"width": 4}}, set()),
         ({"altup": {"select": "same"}}, {"altup": {"width": 8}}, {2, 3, 4, 5, 6, 7}),
         ({"altup": {"recycled": False}}, {"altup": {"width": 8}}, {4, 5, 6, 7}),

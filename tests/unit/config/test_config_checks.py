@@ -88,6 +88,16 @@ WRONG = [
     ),
     ({"altup__width": 3}, 1, "altup.width", "1, 2, 4, 8 would fit"),
     ({"altup__variant": "sum"}, 1, "altup.recycled", "false would fit"),
+    ({"altup__variant": "dynamic", "altup__recycled": False}, 1, "altup.recycled", "narrow embedding"),
+    ({"altup__coef_clip": 120.0}, 1, "altup.coef_clip", "altup.variant dynamic; null would fit"),
+    ({"moe__partial": True}, 1, "moe.partial", "moe.num_experts is 0"),
+    ({**EXPERTS, "moe__partial": True, "moe__shared_expert_size": 32}, 1, "moe.shared_expert_size", "0 would fit"),
+    (
+        {**EXPERTS, "moe__partial": True, "model__ffn_hidden_size": 701, "parallel__tensor": 2},
+        2,
+        "parallel.tensor",
+        "model.ffn_hidden_size (701)",
+    ),
     (
         {**SUM, "model__share_embeddings_and_output_weights": True},
         1,

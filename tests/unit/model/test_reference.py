@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig, Qwen3Config
 
+from altup_moe.altup.shape import COEFFICIENTS
 from altup_moe.config import AltUpConfig, ConfigError, ModelConfig, MoEConfig, RunConfig
 from altup_moe.model.reference import AltUpMoEConfig, AltUpMoEForCausalLM, PredictCorrect, RoundRobin
+from altup_moe.model.reference_streams import DynamicAltUp, HyperConnections
 
 TINY: dict[str, Any] = {
     "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -28,6 +30,8 @@ STREAMS: list[dict[str, Any]] = [
     {"altup_width": 2, "altup_variant": "gemma", "altup_recycled": False, "altup_select": "same"},
     {"altup_width": 4, "altup_variant": "gemma"},
     {"altup_width": 2, "altup_variant": "round_robin"},
+    {"altup_width": 4, "altup_variant": "hc", "altup_recycled": False},
+    {"altup_width": 4, "altup_variant": "dynamic", "altup_coef_clip": 0.5},
     {"altup_width": 2, "altup_variant": "sum", "altup_recycled": False, "tie_word_embeddings": False},
 ]
 
@@ -99,7 +103,7 @@ def test_mixtral_is_the_plain_softmax_top2_model() -> None:
     torch.testing.assert_close(ours(tokens()).logits, mixtral(tokens()).logits, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", ["altup", "gemma"])
+@pytest.mark.parametrize("variant", ["altup", "gemma", "hc", "dynamic"])
 @pytest.mark.parametrize("width", [2, 4])
 def test_recycled_starts_as_the_plain_model(variant: str, width: int) -> None:
     fields = {**MOE, "rms_norm_eps": 1e-10}  # the final norm sees K times the features: equal up to its epsilon
@@ -107,8 +111,13 @@ def test_recycled_starts_as_the_plain_model(variant: str, width: int) -> None:
     wide = AltUpMoEForCausalLM(AltUpMoEConfig(**TINY, **fields, altup_width=width, altup_variant=variant)).eval()
     missing, unexpected = wide.load_state_dict(plain.state_dict(), strict=False)
     assert not unexpected
-    assert all(".altup." in name for name in missing)
-    assert len(missing) == 2 * TINY["num_hidden_layers"]
+    coefficients = [name for name in missing if "projections" not in name]
+    assert all(".altup." in name for name in coefficients)
+    assert len(coefficients) == len(COEFFICIENTS[variant]) * TINY["num_hidden_layers"]
+    for name in set(missing) - set(coefficients):
+        end = wide.get_parameter(name)  # the identity, and what sets the blocks apart
+        assert 0.1 < (end - torch.eye(32)).std() < 0.3
+        end.data.copy_(torch.eye(32))
     loss, plain_loss = wide(tokens(), labels=tokens()).loss, plain(tokens(), labels=tokens()).loss
     torch.testing.assert_close(loss, plain_loss, rtol=1e-6, atol=1e-6)
 
@@ -125,6 +134,8 @@ def one_line_form(model: AltUpMoEForCausalLM, ids: Tensor) -> Tensor:
         e_j, c = torch.eye(k, dtype=x_BSKD.dtype)[j], dict(layer.altup.named_parameters())
         if config.altup_variant == "round_robin":
             r, m, g = c["read"], torch.eye(k, dtype=x_BSKD.dtype), c["scale"] * e_j
+        elif config.altup_variant == "hc":
+            r, m, g = c["read"], c["mix"] - torch.outer(c["write"], c["read"]), c["write"]
         else:
             g, m = c["correct"], (torch.eye(k) - torch.outer(c["correct"], e_j)) @ c["predict"]
             r = e_j if config.altup_variant == "altup" else e_j @ c["predict"]
@@ -135,7 +146,7 @@ def one_line_form(model: AltUpMoEForCausalLM, ids: Tensor) -> Tensor:
     return model.model.norm(out) @ model.model.embed_tokens.weight.t()
 
 
-@pytest.mark.parametrize("variant", ["altup", "gemma", "round_robin"])
+@pytest.mark.parametrize("variant", ["altup", "gemma", "round_robin", "hc"])
 @pytest.mark.parametrize("recycled", [True, False])
 @pytest.mark.parametrize(("width", "select"), [(2, "alternating"), (2, "same"), (4, "alternating")])
 def test_variants_are_their_read_mix_write(variant: str, recycled: bool, width: int, select: str) -> None:
@@ -215,11 +226,12 @@ def test_saved_and_loaded_through_the_auto_classes(stream: dict[str, Any], tmp_p
     assert torch.equal(model(tokens()).logits, loaded(tokens()).logits)
 
 
-def test_half_precision_leaves_coefficients_and_bias_alone(tmp_path: Path) -> None:
-    model = build(**SIGMOID, altup_width=2)
+@pytest.mark.parametrize(("variant", "count"), [("altup", 7), ("dynamic", 13)])
+def test_half_precision_leaves_coefficients_and_bias_alone(variant: str, count: int, tmp_path: Path) -> None:
+    model = build(**SIGMOID, altup_width=2, altup_variant=variant)
     model.update_expert_bias({1: torch.tensor([9, 1, 5, 5])})
     kept = {k: v.clone() for k, v in model.state_dict().items() if ".altup." in k or "expert_bias" in k}
-    assert len(kept) == 7
+    assert len(kept) == count
     model.save_pretrained(tmp_path)
     exact = model(tokens(), labels=tokens()).loss
     halves = [model.to(torch.bfloat16), AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)]
@@ -232,13 +244,21 @@ def test_half_precision_leaves_coefficients_and_bias_alone(tmp_path: Path) -> No
         assert out.logits.dtype == torch.bfloat16
         assert abs(out.loss - exact) < 0.05 * exact
         half.losses(tokens(), tokens()).lm_sum.backward()
-        assert half.model.layers[0].altup.predict.grad.dtype == torch.float32
+        assert {p.grad.dtype for p in half.model.layers[0].altup.parameters()} == {torch.float32}
 
 
 def expected_names(config: AltUpMoEConfig) -> set[str]:
     names = {"model.embed_tokens.weight", "model.norm.weight"}
     names |= set() if config.tie_word_embeddings else {"lm_head.weight"}
-    coefficients = {"round_robin": ("read", "scale"), "sum": ()}.get(config.altup_variant, ("predict", "correct"))
+    coefficients = {
+        "round_robin": ("read", "scale"),
+        "hc": ("read", "mix", "write"),
+        "dynamic": ("router_norm", "router", "prediction", "correction"),
+        "sum": (),
+    }.get(config.altup_variant, ("predict", "correct"))
+    if config.altup_variant == "dynamic":
+        ends, others = ("altup_projections", "altup_unembed_projections"), range(config.altup_width - 1)
+        names |= {f"model.{end}.{n}.weight" for end in ends for n in others}
     mlp = [f"{p}_proj.weight" for p in ("gate", "up", "down")]
     for n in range(config.num_hidden_layers):
         inside = ["input_layernorm.weight", "post_attention_layernorm.weight"]
@@ -277,9 +297,17 @@ def test_initial_weights() -> None:
     read = AltUpMoEForCausalLM(AltUpMoEConfig(**TINY, altup_width=2, altup_variant="round_robin")).model.layers[1].altup
     assert read.read.tolist() == [0.0, 1.0]
     assert read.scale.tolist() == [1.0]
+    hyper = AltUpMoEForCausalLM(AltUpMoEConfig(**TINY, altup_width=2, altup_variant="hc")).model.layers[1].altup
+    assert (hyper.read.tolist(), hyper.mix.tolist()) == ([0.0, 1.0], torch.eye(2).tolist())
+    assert hyper.write.tolist() == [1.0, 1.0]
+    dynamic = AltUpMoEForCausalLM(AltUpMoEConfig(**TINY, altup_width=2, altup_variant="dynamic")).model.layers[1].altup
+    assert not dynamic.prediction.any()
+    assert not dynamic.correction.any()
+    assert torch.equal(dynamic.router_norm, torch.ones(32))
+    assert 0.1 < dynamic.router.std() < 0.3
 
 
-@pytest.mark.parametrize("stream", [STREAMS[2], STREAMS[4], STREAMS[5]])
+@pytest.mark.parametrize("stream", [*STREAMS[2:3], *STREAMS[4:8]])
 def test_coefficient_gradients_are_finite_differences(stream: dict[str, Any]) -> None:
     model, ids, step = build(dtype=torch.float64, **stream), tokens(), 1e-5
 
@@ -340,7 +368,7 @@ def test_dropout_only_while_training(dropout: str) -> None:
 def test_from_run_carries_every_field() -> None:
     run = RunConfig(
         ModelConfig(3, 48, 80, 6, 2, 40, 99, False, 777, 1e-4, 0.03, 0.1, 0.2, 18, True, 4.5),
-        AltUpConfig(4, "gemma", "same", False),
+        AltUpConfig(4, "gemma", "same", False, coef_clip=0.7),
         MoEConfig(6, 3, 1, 56, 1.5, "sigmoid", 0.04, 0.05, 0.06, 24, "allgather"),
     )
     config = AltUpMoEConfig.from_run(run, eos_token_id=7)
@@ -349,6 +377,8 @@ def test_from_run_carries_every_field() -> None:
     for value in ours:
         # How it is computed, by what collective or code, is not part of the model.
         assert value in values.values() or value in ("allgather", "auto", "megatron"), value
+    partial = dataclasses.replace(run, moe=dataclasses.replace(run.moe, shared_expert_size=0, partial=True))
+    assert AltUpMoEConfig.from_run(partial).moe_shared_expert_size == 80
     assert config.eos_token_id == 7
     assert (config.moe_aux_loss_coeff, config.moe_z_loss_coeff) == (0.04, 0.05)
     assert (config.num_key_value_heads, config.moe_layer_freq, config.moe_shared_expert_size) == (2, 3, 24)
@@ -363,6 +393,7 @@ def test_from_run_carries_every_field() -> None:
         ({"num_attention_heads": 5}, "num_attention_heads=5"),
         ({"num_key_value_heads": 3}, "num_key_value_heads=3"),
         ({"altup_variant": "wide"}, "altup_variant='wide'"),
+        ({"altup_variant": "dynamic", "altup_recycled": False}, "altup_recycled=False"),
         ({"altup_variant": "sum", "altup_width": 2, "tie_word_embeddings": True}, "tie_word_embeddings=True"),
     ],
 )
@@ -372,7 +403,8 @@ def test_shapes_that_cannot_be(fields: dict[str, Any], key: str) -> None:
 
 
 def test_coefficient_modules_survive_a_device_less_cast() -> None:
-    for module in (PredictCorrect(2, 0, False), RoundRobin(2, 0)):
+    dynamic = DynamicAltUp(2, 0, 16, 1e-5, None, 0.02)
+    for module in (PredictCorrect(2, 0, False), RoundRobin(2, 0), HyperConnections(2, 0), dynamic):
         module.reset()
         assert {p.dtype for p in module.bfloat16().parameters()} == {torch.float32}
         assert {p.dtype for p in module.double().parameters()} == {torch.float64}

@@ -8,7 +8,7 @@ from typing import get_args, get_type_hints
 import pytest
 from torch import nn
 
-from altup_moe.config import ConfigError, MoEConfig, OverlapConfig, RunConfig
+from altup_moe.config import AltUpConfig, ConfigError, MoEConfig, OverlapConfig, RunConfig
 from altup_moe.moe.backends import BACKENDS, Backend, find_backend, mixes_in_windows, shut_windows
 from tests.backends import installed
 
@@ -47,6 +47,20 @@ def test_mixing_goes_inline_and_the_run_says_so(blocking: RunConfig) -> None:
     assert "halves of a micro-batch hide nothing" in str(shut_windows(halves))
     # Nothing is said about what was not asked for.
     assert shut_windows(replace(blocking, overlap=OverlapConfig(mixing="inline"))) is None
+
+
+def test_coefficients_of_every_token_shut_windows(blocking: RunConfig) -> None:
+    dynamic = replace(EXPERTS, altup=AltUpConfig(variant="dynamic"))
+    assert not mixes_in_windows(dynamic)
+    line = shut_windows(dynamic)
+    assert line == "altup.variant dynamic takes its coefficients from the layer's output: mixing is inline"
+    assert shut_windows(replace(dynamic, overlap=OverlapConfig(mixing="inline"))) is None
+    assert shut_windows(replace(dynamic, altup=AltUpConfig(width=1, variant="dynamic"))) is None
+    # Each reason is given once.
+    both = replace(blocking, altup=dynamic.altup, overlap=OverlapConfig(microbatch_halves=True))
+    assert str(shut_windows(both)) == f"{line}; moe.backend tutel has an exchange of its own: " + (
+        "halves of a micro-batch hide nothing"
+    )
 
 
 def test_dense_models_have_their_own_windows(blocking: RunConfig) -> None:

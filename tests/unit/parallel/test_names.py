@@ -27,6 +27,7 @@ MODELS = {
     "only experts": {"num_experts": 4},
     "stacked experts": {"num_experts": 4, "layer_freq": 2, "backend": "torch"},
     "shared expert": {"num_experts": 4, "layer_freq": 2, "shared_expert_size": 32},
+    "partial experts": {"num_experts": 4, "layer_freq": 2, "partial": True},
     "expert bias": {"num_experts": 4, "score_function": "sigmoid", "expert_bias_update_rate": 0.01},
 }
 STREAMS = {
@@ -35,6 +36,8 @@ STREAMS = {
     "altup, wide tables": {"width": 4, "recycled": False},
     "gemma": {"width": 4, "variant": "gemma"},
     "round_robin": {"width": 2, "variant": "round_robin", "recycled": False},
+    "hc": {"width": 4, "variant": "hc"},
+    "dynamic": {"width": 4, "variant": "dynamic"},
     "sum": {"width": 2, "variant": "sum", "recycled": False},
 }
 
@@ -77,6 +80,7 @@ def local_shapes(config: RunConfig, layout: Layout, first: int, count: int) -> I
     wide = stream_width(a.width, a.variant) > 1
     if first == 0:
         yield "embedding.word_embeddings.weight", (m.vocab_size // tp, embedded)
+        yield from ((f"expand.{n}.weight", (d, d)) for n in range(a.width - 1) if a.variant == "dynamic")
     for n in range(count):
         layer = f"decoder.layers.{n}" + (".layer" if wide else "")
         channels = m.kv_channels or d // m.num_attention_heads
@@ -89,8 +93,11 @@ def local_shapes(config: RunConfig, layout: Layout, first: int, count: int) -> I
             yield f"{layer}.self_attention.q_layernorm.weight", (channels,)
             yield f"{layer}.self_attention.k_layernorm.weight", (channels,)
         if wide:
-            for name, value in VARIANTS[a.variant].initial(a.width, 0).items():
-                yield f"decoder.layers.{n}.coefficients.{name}", tuple(value.shape)
+            dynamic = {"router_norm": (d,), "router": (a.width, d), "prediction": (a.width**2, a.width)}
+            dynamic["correction"] = (a.width, a.width)
+            static = {} if a.variant == "dynamic" else VARIANTS[a.variant].initial(a.width, 0)
+            for name, shape in {n: tuple(v.shape) for n, v in static.items()}.items() or dynamic.items():
+                yield f"decoder.layers.{n}.coefficients.{name}", shape
         if not moe.num_experts or (first + n + 1) % moe.layer_freq:
             yield f"{layer}.mlp.linear_fc1.weight", (2 * m.ffn_hidden_size // tp, d)
             yield f"{layer}.mlp.linear_fc2.weight", (d, m.ffn_hidden_size // tp)
@@ -98,9 +105,10 @@ def local_shapes(config: RunConfig, layout: Layout, first: int, count: int) -> I
         yield f"{layer}.mlp.router.weight", (moe.num_experts, d)
         if moe.expert_bias_update_rate:
             yield f"{layer}.mlp.router.expert_bias", (moe.num_experts,)
-        if moe.shared_expert_size:
-            yield f"{layer}.mlp.shared_experts.linear_fc1.weight", (2 * moe.shared_expert_size // tp, d)
-            yield f"{layer}.mlp.shared_experts.linear_fc2.weight", (d, moe.shared_expert_size // tp)
+        shared = m.ffn_hidden_size if moe.partial else moe.shared_expert_size
+        if shared:
+            yield f"{layer}.mlp.shared_experts.linear_fc1.weight", (2 * shared // tp, d)
+            yield f"{layer}.mlp.shared_experts.linear_fc2.weight", (d, shared // tp)
         if moe.backend == "torch":
             held = moe.num_experts // layout.expert
             yield f"{layer}.mlp.experts.fc1", (held * 2 * moe.ffn_hidden_size // etp, d)
@@ -111,6 +119,7 @@ def local_shapes(config: RunConfig, layout: Layout, first: int, count: int) -> I
             yield f"{prefix}.linear_fc1.weight", (2 * moe.ffn_hidden_size // etp, d)
             yield f"{prefix}.linear_fc2.weight", (d, moe.ffn_hidden_size // etp)
     if first + count == m.num_layers:
+        yield from ((f"decoder.contract.{n}.weight", (d, d)) for n in range(a.width - 1) if a.variant == "dynamic")
         yield "decoder.final_layernorm.weight", (put_out,)
         if first > 0 or not m.share_embeddings_and_output_weights:
             yield "output_layer.weight", (m.vocab_size // tp, put_out)
@@ -149,7 +158,7 @@ def check_tiling(config: RunConfig, layout: Layout) -> None:
         split = layout.tensor
         if ".experts." in name:
             split = layout.expert * layout.expert_tensor
-        elif name.endswith("norm.weight") or "router" in name or ".altup." in name:
+        elif name.endswith("norm.weight") or "router" in name or ".altup" in name or "_projections." in name:
             split = 1
         # On the last of several stages a tied output layer is a second copy of the embedding.
         copies = 2 if config.model.share_embeddings_and_output_weights and len(layout.stages) > 1 else 1

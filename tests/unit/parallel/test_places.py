@@ -33,6 +33,9 @@ STREAMS: dict[str, dict[str, Any]] = {
     "gemma K 2 wide": {"width": 2, "variant": "gemma", "recycled": False},
     "round_robin K 2": {"width": 2, "variant": "round_robin"},
     "round_robin K 4 wide": {"width": 4, "variant": "round_robin", "recycled": False},
+    "hc K 4": {"width": 4, "variant": "hc"},
+    "dynamic K 4": {"width": 4, "variant": "dynamic"},
+    "dynamic K 1": {"width": 1, "variant": "dynamic"},
     "sum K 2": {"width": 2, "variant": "sum", "recycled": False},
     "sum K 4": {"width": 4, "variant": "sum", "recycled": False},
 }
@@ -41,6 +44,7 @@ EXPERTS: dict[str, dict[str, Any]] = {
     "every layer": {"num_experts": 4},
     "every second": {"num_experts": 4, "layer_freq": 2},
     "every third, shared": {"num_experts": 4, "layer_freq": 3, "shared_expert_size": 32},
+    "partial": {"num_experts": 4, "layer_freq": 2, "partial": True},
     "bias": {"num_experts": 4, "score_function": "sigmoid", "expert_bias_update_rate": 0.01},
 }
 

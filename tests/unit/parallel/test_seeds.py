@@ -127,3 +127,18 @@ def test_norms_biases_and_coefficients() -> None:
         config = RunConfig(altup=AltUpConfig(width=4, variant="round_robin", select=select))
         read = initial("model.layers.6.altup.read", (4,), whole((4,)), config)
         assert torch.equal(read, one_hot(4, block))
+
+
+def test_a_dynamic_stream_starts_with_a_router_that_nothing_heeds() -> None:
+    config = RunConfig(ModelConfig(init_method_std=0.03), AltUpConfig(width=4, variant="dynamic"))
+    prefix = "model.layers.6.altup"
+    assert torch.equal(initial(f"{prefix}.router_norm", (9,), ((2, 6),), config), torch.ones(4))
+    assert torch.equal(initial(f"{prefix}.prediction", (16, 4), ((4, 8), (0, 4)), config), torch.zeros(4, 4))
+    assert torch.equal(initial(f"{prefix}.correction", (4, 4), whole((4, 4)), config), torch.zeros(4, 4))
+    router = initial(f"{prefix}.router", (4, 900), whole((4, 900)), config)
+    assert float(router.std()) == pytest.approx(0.03, rel=0.1)
+    for end in ("altup_projections", "altup_unembed_projections"):
+        name, shape = f"model.{end}.2.weight", (60, 60)
+        full = initial(name, shape, whole(shape), config)
+        assert float((full - torch.eye(60)).std()) == pytest.approx(0.03, rel=0.1)
+        assert torch.equal(initial(name, shape, ((7, 11), (5, 40)), config), full[7:11, 5:40])

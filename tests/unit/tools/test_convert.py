@@ -43,6 +43,10 @@ OURS: dict[str, RunConfig] = {
     "round_robin 2": RunConfig(
         replace(MODEL, share_embeddings_and_output_weights=False), AltUpConfig(width=2, variant="round_robin"), MOE
     ),
+    "hc 4": RunConfig(MODEL, AltUpConfig(width=4, variant="hc")),
+    "dynamic 4, partial experts": RunConfig(
+        MODEL, AltUpConfig(width=4, variant="dynamic", coef_clip=0.1), replace(MOE, shared_expert_size=0, partial=True)
+    ),
     "sum 2": RunConfig(
         replace(MODEL, share_embeddings_and_output_weights=False),
         AltUpConfig(width=2, variant="sum", recycled=False),
@@ -281,6 +285,7 @@ NOT_PLAIN = [
     (OURS["altup 2"], "altup.width=2"),
     (RunConfig(MODEL, AltUpConfig(width=1), SIGMOID), "moe.score_function='sigmoid'"),
     (RunConfig(MODEL, AltUpConfig(width=1), MOE), "moe.shared_expert_size=16"),
+    (RunConfig(MODEL, AltUpConfig(width=1), replace(MOE, shared_expert_size=0, partial=True)), "moe.partial=True"),
     (RunConfig(MODEL, AltUpConfig(width=1), replace(MOE, shared_expert_size=0)), "moe.layer_freq=2"),
     (RunConfig(MODEL, AltUpConfig(width=1), replace(MOE, shared_expert_size=0, layer_freq=1, top_k=1)), "moe.top_k=1"),
 ]
