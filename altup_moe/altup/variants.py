@@ -24,12 +24,18 @@ class Mixing:
     """The three weights of one layer, fp32.
 
     ``read``: the block index j where the layer reads block j alone, else weights [K].
-    ``mix``: [K, K]. ``write``: [K].
+    ``mix``: [K, K]. ``write``: [K]. ``branch``: whether what is written is not the layer's output y but what the layer
+    added to its input, y - u.
     """
 
     read: int | Tensor
     mix: Tensor
     write: Tensor
+    branch: bool = False
+
+    def written(self, u: Tensor, y: Tensor) -> Tensor:
+        """What is written of a layer that turned u into y, both [S, B, D]."""
+        return y - u if self.branch else y
 
 
 @dataclass(frozen=True)
@@ -74,16 +80,18 @@ def round_robin(block: int, c: Mapping[str, Tensor]) -> Mixing:
 
 
 def connections(width: int, block: int) -> dict[str, Tensor]:
-    """r = e_j, A = I, g = 1, as in arXiv 2409.19606: with equal blocks the plain Transformer's layer."""
+    """r = e_j, M = I, g = 1, as in arXiv 2409.19606: with equal blocks the plain Transformer's layer."""
     return {"read": one_hot(width, block), "mix": torch.eye(width), "write": torch.ones(width)}
 
 
 def hyper_connections(block: int, c: Mapping[str, Tensor]) -> Mixing:
-    """Static hyper-connections, X' = A X + g (x) (y - r X): y - u is what the layer adds to its input u = r X.
+    """Static hyper-connections (arXiv 2409.19606), X' = M X + g (x) (y - u), around a whole layer.
 
-    Source: arXiv 2409.19606, section 2.1, around a whole layer instead of attention and feed-forward one by one.
+    The paper has them around attention and feed-forward one by one, whose branches it writes without their residual. So
+    does this: y - u, formed once. (M - g r and y would be the same function, but nearly all of r's gradient would
+    cancel between its two places, and with it the digits of fp32.)
     """
-    return Mixing(c["read"], c["mix"] - torch.outer(c["write"], c["read"]), c["write"])
+    return Mixing(c["read"], c["mix"], c["write"], branch=True)
 
 
 VARIANTS: dict[str, Variant] = {

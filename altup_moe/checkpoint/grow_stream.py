@@ -29,7 +29,7 @@ are sums over blocks, though: copies that SUM to the old block do as well. The r
 read row repeated, and each write lands in one of the copies.
 
 `hc` reads what the correction needs by itself (u = r X), so its layers read the set of copies that j' is in, and in the
-last layer of a recycled stream every copy has its share: A' = (I_m (x) A) / m, g' = (g, ..., g) / m.
+last layer of a recycled stream every copy has its share: M' = (I_m (x) M) / m, g' = (g, ..., g) / m.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from altup_moe.altup.variants import one_hot, selected_block
 
 def identity(coefficient: str, width: int, block: int) -> Tensor:
     """A coefficient of a layer that leaves a stream of `width` blocks as it is, if its output equals its input:
-    P = I, g = 1; for `round_robin`, which adds, scale 0; for `hc` r = e_j, A = I, g = 1. fp32.
+    P = I, g = 1; for `round_robin`, which adds, scale 0; for `hc` r = e_j, M = I, g = 1. fp32.
     """
     return {
         "predict": torch.eye(width),

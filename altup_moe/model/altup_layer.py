@@ -56,7 +56,7 @@ class AltUpLayer(MegatronModule, BaseTransformerLayer):
         mixing = self.mixing()
         stream, u = read(hidden_states, mixing, self.width)
         y, context = self.layer(u, **kwargs)
-        return mix_and_write(stream, y, mixing, self.kernel), context
+        return mix_and_write(stream, mixing.written(u, y), mixing, self.kernel), context
 
     def deferred(
         self, stream: Pending, u: Tensor | None, reading: Reading | None, **kwargs: Any
@@ -75,10 +75,10 @@ class AltUpLayer(MegatronModule, BaseTransformerLayer):
             stream = Pending(blocks)
         ahead = later(lambda: look_ahead(stream, mixing, reading, self.kernel))
         y, _ = self.layer(u, **kwargs)
-        return self._after(ahead.result(), y, mixing, reading)
+        return self._after(ahead.result(), mixing.written(u, y), mixing, reading)
 
     def mix(self, stream: Pending, y: Tensor, reading: Reading | None) -> tuple[Pending | None, Tensor | None]:
-        """What `deferred` returns, where the layer's output y [S, B, D] is known already."""
+        """What `deferred` returns, where what is written of the layer's output, y [S, B, D], is known already."""
         mixing = self.mixing()
         return self._after(look_ahead(stream, mixing, reading, self.kernel), y, mixing, reading)
 

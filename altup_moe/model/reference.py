@@ -240,7 +240,7 @@ class AltUpMoEForCausalLM(PreTrainedModel, GenerationMixin):
     _no_split_modules = ("Layer",)
     _skip_keys_device_placement = ("past_key_values",)
     _supports_sdpa = True
-    _keep_in_fp32_modules_strict = ("altup", "expert_bias")
+    _keep_in_fp32_modules_strict = (r"\.altup\.", "expert_bias")
 
     def __init__(self, config: AltUpMoEConfig) -> None:
         super().__init__(config)

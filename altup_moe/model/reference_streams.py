@@ -16,7 +16,7 @@ from altup_moe.model.reference_layers import full, never_halved
 
 
 class HyperConnections(nn.Module):
-    """Static hyper-connections (arXiv 2409.19606): u = r X;  y = F(u);  x'_i = sum_k A_ik x_k + g_i (y - u).
+    """Static hyper-connections (arXiv 2409.19606): u = r X;  y = F(u);  x'_i = sum_k M_ik x_k + g_i (y - u).
 
     The paper connects the branches T of attention and feed-forward one by one; here a whole layer F(u) = u + T(u).
     """
@@ -29,7 +29,7 @@ class HyperConnections(nn.Module):
         self.block = block
 
     def reset(self) -> None:
-        """r = e_j, A = I, g = 1 (as in the paper): with equal blocks the layer is the plain Transformer's."""
+        """r = e_j, M = I, g = 1 (as in the paper): with equal blocks the layer is the plain Transformer's."""
         init.copy_(self.read, F.one_hot(torch.tensor(self.block), self.read.shape[0]))
         init.eye_(self.mix)
         init.ones_(self.write)

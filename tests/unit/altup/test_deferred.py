@@ -30,7 +30,7 @@ def deferred(stream: Tensor, mixings: list[Mixing], weights: list[Tensor], last:
         reading = last if final else Reading(mixings[index + 1].read)
         assert state is not None
         ahead = look_ahead(state, mixing, reading, TORCH)  # before the layer has run
-        y = layer(u, weight)
+        y = mixing.written(u, layer(u, weight))
         if reading is None:
             assert ahead.blocks is not None
             return write_back(ahead.blocks, y, mixing.write, TORCH)
@@ -43,7 +43,7 @@ def inline(stream: Tensor, mixings: list[Mixing], weights: list[Tensor]) -> Tens
     """The same layers, each mixing after its output."""
     for mixing, weight in zip(mixings, weights, strict=True):
         stream, u = read(stream, mixing, mixing.write.numel())
-        stream = mix_and_write(stream, layer(u, weight), mixing, TORCH)
+        stream = mix_and_write(stream, mixing.written(u, layer(u, weight)), mixing, TORCH)
     return stream
 
 

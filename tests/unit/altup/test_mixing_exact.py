@@ -68,7 +68,8 @@ def worst_error(variant: str, width: int, j: int, shape: tuple[int, int, int], s
         mixing = VARIANTS[variant].mixing(j, leaves)
         stream, u = read(leaves["x"].view(width * shape[0], *shape[1:]), mixing, width)
         assert u.shape == shape
-        return mix_and_write(stream, layer(u, leaves["weight"]), mixing, TORCH).view_as(leaves["x"])
+        y = mixing.written(u, layer(u, leaves["weight"]))
+        return mix_and_write(stream, y, mixing, TORCH).view_as(leaves["x"])
 
     got = results(torch.float32, ours)
     wanted = results(torch.float64, lambda leaves: literal(variant, leaves["x"], j, leaves, leaves["weight"]))
@@ -111,7 +112,7 @@ def test_first_step_on_equal_blocks(variant: str, width: int) -> None:
         mixing = VARIANTS[variant].mixing(j, VARIANTS[variant].initial(width, j))
         stream, u = read(x.repeat(width, 1, 1), mixing, width)
         assert torch.equal(u, x)
-        for k, block in enumerate(mix_and_write(stream, y, mixing, TORCH).view(width, 3, 2, 5)):
+        for k, block in enumerate(mix_and_write(stream, mixing.written(u, y), mixing, TORCH).view(width, 3, 2, 5)):
             expected = y if variant != "round_robin" else x + y if k == j else x
             torch.testing.assert_close(block, expected, rtol=1e-6, atol=1e-6)
 
@@ -126,7 +127,9 @@ def test_bf16_stream_sums_coefficient_gradients_in_fp32(variant: str) -> None:
         mixing = VARIANTS[variant].mixing(1, c)
         leaf = x.to(dtype, copy=True).requires_grad_()
         stream, u = read(leaf, mixing, 2)
-        out = mix_and_write(stream, u * 2, mixing, TORCH)  # times two is exact in bf16: only sums differ
+        out = mix_and_write(
+            stream, mixing.written(u, u * 2), mixing, TORCH
+        )  # times two is exact in bf16: only sums differ
         assert out.dtype == u.dtype == dtype
         out.backward(probe.to(dtype))
         assert leaf.grad is not None

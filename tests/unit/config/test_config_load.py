@@ -98,7 +98,7 @@ def test_whole_numbers_become_floats(tmp_path: Path) -> None:
         ("altup: {recycled: 1}", "altup.recycled", "true or false"),
         ("altup: {width: 3}", "altup.width", "one of 1, 2, 4, 8"),
         ("altup: {width: true}", "altup.width", "one of 1, 2, 4, 8"),
-        ("altup: {variant: gema}", "altup.variant", "altup, gemma, round_robin, sum"),
+        ("altup: {variant: gema}", "altup.variant", "altup, gemma, round_robin, hc, dynamic, sum"),
         ("log: {run_dir: 2024}", "log.run_dir", "text"),
         ("parallel: {data: many}", "parallel.data", "a whole number or null"),
         ("train: {steps: 1, steps: 2}", "train.steps", "twice"),

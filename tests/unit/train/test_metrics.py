@@ -33,7 +33,6 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "altup": ({"width": 4}, {}),
     "wide tables": ({"width": 4, "recycled": False}, {}),
     "gemma": ({"width": 2, "variant": "gemma"}, {}),
-    "hc": ({"width": 4, "variant": "hc"}, {}),
     "dynamic": ({"width": 4, "variant": "dynamic"}, {}),
     "sum": ({"width": 2, "variant": "sum", "recycled": False}, {}),
     "partial experts": ({"width": 2}, {"num_experts": 16, "top_k": 1, "ffn_hidden_size": 16, "partial": True}),
