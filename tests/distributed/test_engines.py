@@ -60,6 +60,8 @@ WAYS: dict[str, dict] = {
     "clipped": {"optim": {"clip_grad": 0.3, "coefficient_lr_mult": 2.0}},
     "tied": {"model": {"share_embeddings_and_output_weights": True, "qk_layernorm": True}},
     "dense, tied": {**DENSE, "model": {"share_embeddings_and_output_weights": True}},
+    "dynamic": {"altup": {"variant": "dynamic", "width": 4}},
+    "dense, dynamic": {**DENSE, "altup": {"variant": "dynamic", "width": 4}},
     "dense, halves": {**DENSE, "overlap": {"microbatch_halves": True}},
     "dropout": DROPOUT,
     "balanced": {
@@ -85,11 +87,11 @@ EQUAL = [
     *(("tp2-ep2", "plain", stage) for stage in ("zero1", "zero2")),
     *(("ep2", way, "zero1") for way in ("one block", "dropout", "recompute", "halves")),
     *(("ep2", way, "zero2") for way in ("clipped", "balanced", "recompute, inline")),
-    *(("dp2", way, "zero3") for way in ("dense", "dense, tied", "dense, halves")),
+    *(("dp2", way, "zero3") for way in ("dense", "dense, tied", "dense, halves", "dense, dynamic")),
     ("tp2-ep1", "dense", "zero3"),
     ("ep2", "torch experts", "zero2"),
     ("tp2-ep2", "deepspeed experts", "zero1"),
-    *(("tp2-ep2", way, "zero1") for way in ("clipped", "tied")),
+    *(("tp2-ep2", way, "zero1") for way in ("clipped", "tied", "dynamic")),
 ]
 
 
