@@ -11,6 +11,7 @@ train DST/config.yaml` goes on. Keys are the trainer's; these grow, all in one c
                       else a multiple m of the source's, with moe.top_k m times as large
   moe.layer_freq      a divisor of the source's
   moe.shared_expert_size   of a source that has no shared expert
+  moe.partial         of a dense model: its feed-forwards stay, and experts that add nothing yet are put beside them
   model.num_layers    layers are added after the last
 
 Keys of parallel, overlap, optim, train, checkpoint and log may be given as well (train.steps above all).
