@@ -49,7 +49,8 @@ class GroupedLinear(nn.Module):
         **_: Any,
     ) -> None:
         super().__init__()
-        assert not bias and not return_bias and tp_size == 1
+        assert not (bias or return_bias)
+        assert tp_size == 1
         self.num_gemms = num_gemms
         for n in range(num_gemms):
             weight = nn.Parameter(torch.empty(out_features, in_features, dtype=params_dtype, device=device))
