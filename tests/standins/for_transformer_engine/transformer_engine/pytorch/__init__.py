@@ -49,7 +49,8 @@ class GroupedLinear(nn.Module):
         **_: Any,
     ) -> None:
         super().__init__()
-        assert not (bias or return_bias)
+        assert not bias
+        assert not return_bias
         assert tp_size == 1
         self.num_gemms = num_gemms
         for n in range(num_gemms):
