@@ -1,4 +1,4 @@
-"""Stands in for Transformer Engine: the names that megatron-core 0.16.1 imports, its RMSNorm and its GroupedLinear.
+"""Stands in for Transformer Engine: names that megatron-core 0.16.1 and 0.19.2 import, its RMSNorm and GroupedLinear.
 
 The two layers compute what the real ones are documented to compute, in plain torch, with parameters of the same names
 and shapes; everything else is only there to be imported. What is tested so is our side: which layers stand in which

@@ -16,7 +16,9 @@ class RMSNorm(nn.Module):
 
     def __init__(
         self,
-        hidden_size: int,
+        normalized_shape: int | None = None,
+        hidden_size: int | None = None,
+        *,
         eps: float,
         sequence_parallel: bool,
         params_dtype: torch.dtype,
@@ -26,6 +28,7 @@ class RMSNorm(nn.Module):
         super().__init__()
         assert not zero_centered_gamma
         self.eps = eps
+        hidden_size = normalized_shape or hidden_size  # the newer name, the older one
         self.weight = nn.Parameter(torch.empty(hidden_size, dtype=params_dtype, device=device))
         self.weight.sequence_parallel = sequence_parallel  # type: ignore[attr-defined]
 
