@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from altup_moe.config import RunConfig
+from altup_moe.config.packages import PACKAGES
 from altup_moe.moe.backends import mixes_in_windows
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -26,9 +27,16 @@ class AltUpTransformerConfig(TransformerConfig):
     altup_kernel: str = "auto"
     altup_coef_clip: float | None = None
     moe_backend: str = "megatron"
+    fused: bool = False
     overlap_mixing: bool = True
     overlap_exchange: bool = True
     overlap_halves: bool = False
+
+
+def uses_transformer_engine(asked: str) -> bool:
+    """Whether `train.transformer_engine` comes out as yes on this machine."""
+    found = torch.cuda.is_available() and PACKAGES["transformer_engine"].found()
+    return asked == "on" or (asked == "auto" and found)
 
 
 def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
@@ -80,6 +88,7 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
         altup_kernel=a.kernel,
         altup_coef_clip=a.coef_clip,
         moe_backend=config.moe.backend,
+        fused=uses_transformer_engine(config.train.transformer_engine),
         overlap_mixing=mixes_in_windows(config),
         overlap_exchange=config.overlap.exchange == "async",
         overlap_halves=config.overlap.microbatch_halves,
@@ -116,5 +125,5 @@ def _experts(config: RunConfig) -> dict:
         "moe_expert_capacity_factor": moe.capacity_factor,
         "moe_shared_expert_intermediate_size": config.shared_expert_size or None,
         "moe_token_dispatcher_type": moe.dispatcher,
-        "moe_grouped_gemm": False,
+        "moe_grouped_gemm": uses_transformer_engine(config.train.transformer_engine) and moe.backend == "megatron",
     }
