@@ -55,6 +55,7 @@ RANGES: dict[str, Range] = {
     "model.hidden_dropout": BELOW_ONE,
     "model.kv_channels": COUNT,
     "model.rotary_scaling_factor": Range(1),
+    "sequence.stride": COUNT,
     "moe.num_experts": COUNT_OR_ZERO,
     "moe.layer_freq": COUNT,
     "moe.top_k": COUNT,

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from altup_moe.config import ConfigError, RunConfig
+from altup_moe.config.sequence import layer_range
 
 
 class AltUpMoEConfig(PretrainedConfig):
@@ -43,6 +44,9 @@ class AltUpMoEConfig(PretrainedConfig):
     altup_variant: str = "altup"
     altup_select: str = "alternating"
     altup_recycled: bool = True
+    sequence_stride: int = 1
+    sequence_layers: str = "1..-2"
+    sequence_method: str = "altup"
     num_experts: int = 0
     moe_layer_freq: int = 1
     num_experts_per_tok: int = 2
@@ -65,6 +69,11 @@ class AltUpMoEConfig(PretrainedConfig):
             )
         if self.altup_variant not in ("altup", "gemma", "round_robin", "sum"):
             raise ConfigError("altup_variant", self.altup_variant, "one of altup, gemma, round_robin, sum")
+        if self.sequence_method not in ("altup", "stride_and_skip", "average_pool"):
+            fits = "one of altup, stride_and_skip, average_pool"
+            raise ConfigError("sequence_method", self.sequence_method, fits)
+        if self.sequence_stride > 1:
+            layer_range(self.sequence_layers, self.num_hidden_layers, "sequence_layers")
         if self.tie_word_embeddings and self.embedding_width != self.output_width:
             fits = f"False: the embedding is {self.embedding_width} wide, the output {self.output_width}"
             raise ConfigError("tie_word_embeddings", True, fits)
@@ -88,6 +97,10 @@ class AltUpMoEConfig(PretrainedConfig):
     def selected_block(self, layer: int) -> int:
         """Block j that layer `layer` (from 0) computes on."""
         return layer % self.stream_width if self.altup_select == "alternating" else 0
+
+    def is_strided(self, layer: int) -> bool:
+        """Whether layer `layer` (from 0) runs on every sequence_stride-th token."""
+        return self.sequence_stride > 1 and layer in layer_range(self.sequence_layers, self.num_hidden_layers)
 
     def is_moe_layer(self, layer: int) -> bool:
         """Whether layer `layer` (from 0) has experts: every n-th does, counted from 1."""
@@ -122,6 +135,9 @@ class AltUpMoEConfig(PretrainedConfig):
             altup_variant=altup.variant,
             altup_select=altup.select,
             altup_recycled=altup.recycled,
+            sequence_stride=config.sequence.stride,
+            sequence_layers=config.sequence.layers,
+            sequence_method=config.sequence.method,
             num_experts=moe.num_experts,
             moe_layer_freq=moe.layer_freq,
             num_experts_per_tok=moe.top_k,

@@ -13,6 +13,7 @@ from altup_moe.altup.shape import stream_width
 from altup_moe.model.altup_layer import AltUpLayer
 from altup_moe.model.attention import CoreAttention
 from altup_moe.model.norm import FinalNorm, RMSNorm
+from altup_moe.model.sequence_layer import SequenceLayer
 from altup_moe.model.tensor_window import WindowedRowParallelLinear
 from altup_moe.model.transformer_config import AltUpTransformerConfig
 from altup_moe.moe.backends import find_backend
@@ -44,8 +45,9 @@ def layer_spec(config: AltUpTransformerConfig, layer: int, groups: Any) -> Modul
         slots.mlp = with_moe_layer(slots.mlp, find_backend(config.moe_backend).load(), groups)
     else:
         mlp_submodules(slots.mlp).linear_fc2 = WindowedRowParallelLinear
+    spec.module = SequenceLayer if layer in config.sequence_layers else spec.module
     if stream_width(config.altup_width, config.altup_variant) > 1:
-        return ModuleSpec(module=AltUpLayer, submodules=slots)
+        return ModuleSpec(module=AltUpLayer, params={"layer": spec.module}, submodules=slots)
     return spec
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from altup_moe.config import RunConfig
+from altup_moe.config.sequence import strided_layers
 from altup_moe.moe.backends import mixes_in_windows
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -24,6 +25,9 @@ class AltUpTransformerConfig(TransformerConfig):
     altup_select: str = "alternating"
     altup_recycled: bool = True
     altup_kernel: str = "auto"
+    sequence_stride: int = 1
+    sequence_method: str = "altup"
+    sequence_layers: range = range(0)
     moe_backend: str = "megatron"
     overlap_mixing: bool = True
     overlap_exchange: bool = True
@@ -77,6 +81,9 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
         altup_select=a.select,
         altup_recycled=a.recycled,
         altup_kernel=a.kernel,
+        sequence_stride=config.sequence.stride,
+        sequence_method=config.sequence.method,
+        sequence_layers=strided_layers(config.sequence, m.num_layers),
         moe_backend=config.moe.backend,
         overlap_mixing=mixes_in_windows(config),
         overlap_exchange=config.overlap.exchange == "async",

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 
 from altup_moe.altup.shape import (
     COEFFICIENTS,
+    SEQUENCE_COEFFICIENTS,
     coefficient_shape,
     embedding_width,
     output_width,
     stream_width,
 )
 from altup_moe.config import RunConfig
+from altup_moe.config.sequence import strided_layers
 from altup_moe.moe.backends import find_backend
 
 if TYPE_CHECKING:
@@ -139,7 +141,7 @@ def _stacked_experts(prefix: str, which: str, shard: Shard, config: RunConfig) -
     return stacked
 
 
-_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(?:layer\.)?(.+)")
+_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(?:layer\.)*(.+)")
 _EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.(linear_fc[12])\.weight")
 
 
@@ -176,6 +178,9 @@ def _layer_pieces(name: str, prefix: str, shard: Shard, config: RunConfig) -> li
     match name.split("."):
         case ["coefficients", coefficient]:
             return _whole(f"{prefix}.altup.{coefficient}", *coefficient_shape(coefficient, a.width))
+        case ["sequence", coefficient]:
+            shape = SEQUENCE_COEFFICIENTS[config.sequence.method][coefficient]
+            return _whole(f"{prefix}.sequence.{coefficient}", *shape)
         case ["input_layernorm", "weight"]:
             return _whole(f"{prefix}.input_layernorm.weight", m.hidden_size)
         case ["pre_mlp_layernorm", "weight"]:
@@ -218,10 +223,14 @@ def local_names(config: RunConfig, layers: range, first: bool, last: bool, exper
     if first:
         yield "embedding.word_embeddings.weight"
     wide = stream_width(config.altup.width, config.altup.variant) > 1
+    strided = strided_layers(config.sequence, config.model.num_layers)
     for index, layer in enumerate(layers):
         inner = f"decoder.layers.{index}.layer" if wide else f"decoder.layers.{index}"
         for coefficient in COEFFICIENTS[config.altup.variant] if wide else ():
             yield f"decoder.layers.{index}.coefficients.{coefficient}"
+        if layer in strided:
+            yield from (f"{inner}.sequence.{c}" for c in SEQUENCE_COEFFICIENTS[config.sequence.method])
+            inner += ".layer"
         for name in _layer_names(config, layer, experts):
             yield f"{inner}.{name}"
     if last:
