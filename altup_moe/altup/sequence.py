@@ -78,8 +78,9 @@ def place(x: Tensor, u: Tensor, y: Tensor, method: str, stride: int, coefficient
     else:
         (a1, a2), b = coefficients["predict"], coefficients["correct"]
         # What a window's tokens have in common: a2 x_a + b (F(x)_a - y^_a).
-        update = (a2 - b * (a1 + a2)) * u.float() + b * y.float()
-        placed = (a1 * _windows(x, stride).float() + update[:, None]).to(x.dtype)
+        full = torch.promote_types(x.dtype, torch.float32)
+        update = (a2 - b * (a1 + a2)) * u.to(full) + b * y.to(full)
+        placed = (a1 * _windows(x, stride).to(full) + update[:, None]).to(x.dtype)
     return placed.flatten(0, 1)[: x.shape[0]]
 
 
