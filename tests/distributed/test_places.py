@@ -17,6 +17,8 @@ pytestmark = pytest.mark.distributed
 
 MODELS: dict[str, dict[str, dict[str, Any]]] = {
     "experts every second layer": {},
+    "strided": {"sequence": {"stride": 4}},
+    "strided, plain": {"sequence": {"stride": 4, "layers": "0..-2"}, "altup": {"width": 1}},
     "tied, wide, shared expert, bias": {
         "model": {"share_embeddings_and_output_weights": True},
         "altup": {"width": 4, "recycled": False, "variant": "round_robin"},

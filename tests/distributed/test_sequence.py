@@ -102,6 +102,19 @@ def test_notices(broken, method: str) -> None:
     assert worst_difference(expected, run_ranks(2, broken, config))[0] > 1e-3
 
 
+@pytest.mark.parametrize("way", ["bf16", "dropout, recomputed"])
+def test_resume_is_exact(way: str, tmp_path: Path) -> None:
+    train: dict = {"steps": 12, **({"precision": "bf16"} if way == "bf16" else {"recompute": "full"})}
+    model = {} if way == "bf16" else {"hidden_dropout": 0.1, "attention_dropout": 0.1}
+    sections = {"model": model, "altup": {"width": 1}, "sequence": STRIDED}
+    whole, cut = (text_run("ep2", tmp_path, name, train=train, **sections) for name in ("whole", "cut"))
+    stopped = text_run("ep2", tmp_path, "cut", train={**train, "stop_after": 5}, **sections)
+    for config in (whole, stopped, cut):
+        assert set(train_on_ranks("ep2", config)) == {0}
+    assert len(losses(whole)) == 12
+    assert losses(cut) == losses(whole)
+
+
 def test_every_layout_has_one_curve(tmp_path: Path) -> None:
     """20 steps on text, K = 4: on one rank, on four, and stopped and resumed on two others."""
     sections = {"altup": {"width": 4}, "sequence": STRIDED}
