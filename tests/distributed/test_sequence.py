@@ -40,6 +40,7 @@ WAYS = {
     "halves, full": {"overlap": {"microbatch_halves": True}, "train": {"recompute": "full"}},
     "capacity": {"moe": {"layer_freq": 1, "capacity_factor": 1.0}},
     "inline": {"overlap": {"mixing": "inline", "exchange": "blocking"}},
+    "torch experts": {"moe": {"backend": "torch"}},
     "sharded": {"parallel": {"distributed_optimizer": True, "overlap_grad_reduce": True}},
 }
 
@@ -51,6 +52,11 @@ def test_ways(width: int, way: str) -> None:
     # the reference itself is off by 8e-6 of it in fp32.
     config = small("tp2-ep2", altup={"width": width}, sequence=STRIDED, **WAYS[way])
     assert_parity(config, world_size("tp2-ep2"))
+
+
+def test_tensor_and_context_ranks() -> None:
+    """Chunks of 4 tokens a tensor rank, of 4 a zigzag half: each begins at an anchor."""
+    assert_parity(small("one", parallel={"tensor": 2, "context": 2}, sequence=EVERY), 4)
 
 
 @pytest.mark.parametrize("way", ["full", "halves"])
