@@ -23,7 +23,15 @@ from altup_moe.config.keys import nearest
 from altup_moe.config.load import load_config
 from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, Range
 from altup_moe.doctor.options import DoctorOptions
-from altup_moe.study.options import CheckpointBench, ExpertsBench, MixingBench, OverlapBench, StepBench, TrainBench
+from altup_moe.study.options import (
+    CheckpointBench,
+    ExpertsBench,
+    MixingBench,
+    OverlapBench,
+    SequenceBench,
+    StepBench,
+    TrainBench,
+)
 
 EXIT_USER_ERROR = 2
 PROFILE = ["--log.profile_steps", "3"]
@@ -127,6 +135,18 @@ def bench_step(args: Sequence[str]) -> int:
     from altup_moe.study import bench_step as study
 
     return study.bench_step(o)
+
+
+def bench_sequence(args: Sequence[str]) -> int:
+    """Parse and check the options, then measure."""
+    o = parse(SequenceBench, args)
+    for key in ("hidden_size", "num_layers", "seq_length", "micro_batch_size", "repeats", "threads"):
+        COUNT.check(key, getattr(o, key))
+    NOT_NEGATIVE.check("moe_experts", o.moe_experts)
+    Range(2).check("stride", o.stride)
+    from altup_moe.study import bench_sequence as study
+
+    return study.bench_sequence(o)
 
 
 def bench_overlap(args: Sequence[str]) -> int:
@@ -233,6 +253,12 @@ COMMANDS = {
         "time a training step for several stream widths",
         bench_step,
         lambda args: print_help(StepBench, "altup-moe bench step"),
+    ),
+    "bench sequence": Command(
+        "[options]",
+        "time a training step of strided layers (Sequence-AltUp and its baselines) against the plain model",
+        bench_sequence,
+        lambda args: print_help(SequenceBench, "altup-moe bench sequence"),
     ),
     "bench overlap": Command(
         "[options]",

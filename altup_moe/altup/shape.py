@@ -12,6 +12,13 @@ COEFFICIENTS: dict[str, tuple[str, ...]] = {
 }
 """Learned coefficients of a layer, by variant (`altup.variants` and `altup.dynamic` say what they do)."""
 
+SEQUENCE_COEFFICIENTS: dict[str, dict[str, tuple[int, ...]]] = {
+    "altup": {"predict": (2,), "correct": (1,)},
+    "stride_and_skip": {},
+    "average_pool": {},
+}
+"""Learned coefficients of a strided layer and their shapes, by method (`altup_moe.altup.sequence`)."""
+
 
 def stream_width(width: int, variant: str) -> int:
     """Blocks that really travel through the layers: 1 for the control `sum`."""

@@ -22,7 +22,7 @@ def check_growth(growth: Growth) -> None:
 
     The grown configuration is checked for the smallest world that its layout needs.
     """
-    for check in (_noise, _kept, _widths, _stream, _layers, _more_experts):
+    for check in (_noise, _strided, _kept, _widths, _stream, _layers, _more_experts):
         check(growth)
     check_config(growth.target, smallest_world(growth.target.parallel))
     for check in (_upcycling, _shared, _something):
@@ -33,6 +33,13 @@ def _noise(growth: Growth) -> None:
     NOT_NEGATIVE.check("expert_noise", growth.expert_noise)
     NOT_NEGATIVE.check("coefficient_noise", growth.coefficient_noise)
     Range(0, 2**63 - 1).check("seed", growth.seed)
+
+
+def _strided(growth: Growth) -> None:
+    for config in (growth.source, growth.target):
+        if config.sequence.stride > 1:
+            fits = "what strided layers compute on is not preserved when they grow; 1 would fit"
+            raise ConfigError("sequence.stride", config.sequence.stride, fits)
 
 
 def _kept(growth: Growth) -> None:

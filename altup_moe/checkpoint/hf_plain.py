@@ -26,6 +26,9 @@ def plain_family(config: RunConfig) -> str:
     m, a, moe = config.model, config.altup, config.moe
     if a.width > 1:
         raise ConfigError("altup.width", a.width, "no plain model has a wide stream; 1 would fit, or leave out --plain")
+    stride = config.sequence.stride
+    if stride > 1:
+        raise ConfigError("sequence.stride", stride, "no plain model strides; 1 would fit, or leave out --plain")
     if moe.num_experts == 0:
         if m.qk_layernorm:
             return "qwen3"

@@ -12,6 +12,7 @@ from altup_moe.config.schema import (
     OverlapConfig,
     ParallelConfig,
     RunConfig,
+    SequenceConfig,
     TrainConfig,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "OverlapConfig",
     "ParallelConfig",
     "RunConfig",
+    "SequenceConfig",
     "TrainConfig",
     "UserError",
 ]

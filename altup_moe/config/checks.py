@@ -16,6 +16,7 @@ from altup_moe.config.errors import ConfigError
 from altup_moe.config.packages import check_installed
 from altup_moe.config.ranges import RANGES
 from altup_moe.config.schema import ParallelConfig, RunConfig, Width
+from altup_moe.config.sequence import strided_layers
 from altup_moe.config.zero_checks import check_zero
 
 CORPORA = ("python-docs", "wikipedia-sample")
@@ -200,6 +201,22 @@ def _context(config: RunConfig, world_size: int) -> None:
         raise ConfigError("parallel.context", p.context, fits)
 
 
+def _sequence(config: RunConfig, world_size: int) -> None:
+    p, stride, length = config.parallel, config.sequence.stride, config.model.seq_length
+    if stride == 1:
+        return
+    strided_layers(config.sequence, config.model.num_layers)
+    if config.sequence.method == "average_pool" and p.context > 1:
+        # Its windows reach into the chunk before, which lies on another context rank.
+        fits = f"sequence.method average_pool pools over the {p.context} ranks' borders; 1 would fit"
+        raise ConfigError("parallel.context", p.context, fits)
+    # Every slice of the sequence begins at an anchor: tensor ranks' slices, and context ranks' two chunks.
+    slices = [length // (p.context * p.tensor), *([length // (2 * p.context)] if p.context > 1 else [])]
+    if any(n % stride for n in slices):
+        fits = f"must divide a rank's share of model.seq_length ({' and '.join(map(str, slices))}); "
+        raise ConfigError("sequence.stride", stride, fits + _fitting(divisors(math.gcd(*slices))))
+
+
 def _stages(config: RunConfig, world_size: int) -> None:
     p, layers = config.parallel, config.model.num_layers
     uneven = {"first": p.first_stage_layers, "last": p.last_stage_layers}
@@ -321,6 +338,7 @@ CHECKS: list[Callable[[RunConfig, int], None]] = [
     _experts,
     _tensor,
     _context,
+    _sequence,
     _stages,
     _world,
     _engine,

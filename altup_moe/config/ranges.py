@@ -56,6 +56,7 @@ RANGES: dict[str, Range] = {
     "model.kv_channels": COUNT,
     "model.rotary_scaling_factor": Range(1),
     "altup.coef_clip": POSITIVE,
+    "sequence.stride": COUNT,
     "moe.num_experts": COUNT_OR_ZERO,
     "moe.layer_freq": COUNT,
     "moe.top_k": COUNT,

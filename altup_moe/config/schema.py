@@ -81,6 +81,20 @@ class AltUpConfig:
 
 
 @dataclass(frozen=True)
+class SequenceConfig:
+    """Sequence-AltUp: layers that run on every s-th token (AltUp, arXiv 2301.13310, section 4.2)."""
+
+    stride: int = 1
+    """Tokens of a window, of which a layer sees one; 1 is off. Must divide a rank's share of model.seq_length."""
+    layers: str = "1..-2"
+    """Layers that stride, first..last: from 0, both included, negative ones from the end. The default is the paper's
+    choice, all but the first and the last."""
+    method: Literal["altup", "stride_and_skip", "average_pool"] = "altup"
+    """What tokens between become: predicted and corrected by their window's first one (altup, the paper's), left as
+    they are (stride_and_skip), or what the layer makes of their window's average (average_pool)."""
+
+
+@dataclass(frozen=True)
 class MoEConfig:
     """Sparse Mixture-of-Experts feed-forwards (Megatron's MoELayer)."""
 
@@ -278,6 +292,7 @@ class RunConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     altup: AltUpConfig = field(default_factory=AltUpConfig)
+    sequence: SequenceConfig = field(default_factory=SequenceConfig, kw_only=True)
     moe: MoEConfig = field(default_factory=MoEConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     overlap: OverlapConfig = field(default_factory=OverlapConfig)

@@ -12,6 +12,7 @@ def check_zero(config: RunConfig) -> None:
     """Raise ConfigError for the first value that does not fit the engine deepspeed."""
     t, p, stage = config.train, config.parallel, config.parallel.zero_stage
     wide = config.altup.width > 1 and config.altup.variant != "sum"
+    strided = config.sequence.stride > 1 and config.sequence.method == "altup"
     # Deferred, a layer's coefficients are read in the next one too: two recomputed pieces each finish a gradient.
     deferred = config.overlap.mixing == "deferred" and config.altup.variant != "dynamic"
     twice = wide and deferred and t.recompute == "full"
@@ -39,10 +40,10 @@ def check_zero(config: RunConfig) -> None:
         (stage == 3 and config.moe.num_experts > 0, "parallel.zero_stage", 3, "not with experts; 1, 2 would fit"),
         # Its buffer of weights is of one dtype, and coefficients are fp32.
         (
-            stage == 3 and wide and t.precision != "fp32",
+            stage == 3 and (wide or strided) and t.precision != "fp32",
             "parallel.zero_stage",
             3,
-            f"with altup.width above 1 needs train.precision fp32 ({t.precision}); 1, 2 would fit",
+            f"with altup.width or sequence.stride above 1 needs train.precision fp32 ({t.precision}); 1, 2 would fit",
         ),
         (
             stage > 1 and twice,

@@ -6,6 +6,7 @@ the pass over the stream for the layer's communication windows, and only an axpy
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,11 +23,20 @@ from altup_moe.moe.window import later
 
 
 class AltUpLayer(MegatronModule, BaseTransformerLayer):
-    """One layer of the wide stream. It contains a `TransformerLayer` and overrides nothing of it."""
+    """One layer of the wide stream. It contains a `TransformerLayer` and overrides nothing of it.
 
-    def __init__(self, config: AltUpTransformerConfig, submodules: Any, **kwargs: Any) -> None:
+    ``layer``: the class of what it contains, `TransformerLayer` or one that stands for it (`SequenceLayer`).
+    """
+
+    def __init__(
+        self,
+        config: AltUpTransformerConfig,
+        submodules: Any,
+        layer: Callable[..., Any] = TransformerLayer,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(config=config)
-        self.layer = TransformerLayer(config=config, submodules=submodules, **kwargs)
+        self.layer = layer(config=config, submodules=submodules, **kwargs)
         self.width = config.altup_width
         self.block = selected_block(self.layer_number - 1, self.width, config.altup_select)
         self.kernel = kernel(config.altup_kernel, torch.device("cuda" if torch.cuda.is_available() else "cpu"))

@@ -33,6 +33,7 @@ from altup_moe.model.reference_layers import (
     never_halved,
     updated_expert_bias,
 )
+from altup_moe.model.reference_sequence import Strided, token_order
 from altup_moe.model.reference_streams import BlockProjection, DynamicAltUp, HyperConnections, projections
 
 # ------------------------------------------------------------------------------------------------------------- AltUp
@@ -130,9 +131,28 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(d, eps)
         self.mlp = MoE(config) if config.is_moe_layer(layer) else GatedMLP(d, config.intermediate_size)
         self.altup = stream_around(config, layer) if k > 1 else None
+        self.sequence = Strided(config, layer) if config.is_strided(layer) else None
 
-    def compute(self, x_BSD: Tensor, capacity_factor: float | None, *attention: Any) -> tuple[Tensor, Routing | None]:
-        """y = F(x), residual included."""
+    def compute(
+        self,
+        x_BSD: Tensor,
+        capacity_factor: float | None,
+        positions_BS: Tensor,
+        mask: Tensor | None,
+        cache: DynamicCache | None,
+        order_BS: Tensor | None = None,
+    ) -> tuple[Tensor, Routing | None]:
+        """y = F(x) on all tokens, or by way of the anchors; `order_BS` as `Strided` takes it."""
+        if self.sequence is None:
+            return self.transform(x_BSD, capacity_factor, positions_BS, mask, cache)
+
+        def run(u_BAD: Tensor, positions_BA: Tensor, mask: Tensor) -> tuple[Tensor, Routing | None]:
+            return self.transform(u_BAD, capacity_factor, positions_BA, mask, cache)
+
+        return self.sequence(x_BSD, run, positions_BS, cache, order_BS)
+
+    def transform(self, x_BSD: Tensor, capacity_factor: float | None, *attention: Any) -> tuple[Tensor, Routing | None]:
+        """The Transformer layer, residual included."""
         branch = self.self_attn(self.input_layernorm(x_BSD), *attention)
         h_BSD = x_BSD + F.dropout(branch, self.dropout, self.training)
         normed, routing = self.post_attention_layernorm(h_BSD), None
@@ -208,9 +228,10 @@ class Decoder(nn.Module):
         elif positions_BS is None:
             positions_BS = torch.arange(past, past + s, device=tokens_BS.device)[None]
         mask = attention_mask(padding, s, past, tokens_BS.device)
+        order_BS = token_order(padding, s, past, tokens_BS.device) if self.config.sequence_stride > 1 else None
         x_KBSD, routings = self.widen(self.embed_tokens(tokens_BS)), {}
         for n, layer in enumerate(self.layers):
-            x_KBSD, routing = layer(x_KBSD, capacity_factor, positions_BS, mask, cache)
+            x_KBSD, routing = layer(x_KBSD, capacity_factor, positions_BS, mask, cache, order_BS)
             if routing is not None:
                 routings[n] = routing
         return self.norm(self.narrow(x_KBSD)), routings
@@ -240,7 +261,7 @@ class AltUpMoEForCausalLM(PreTrainedModel, GenerationMixin):
     _no_split_modules = ("Layer",)
     _skip_keys_device_placement = ("past_key_values",)
     _supports_sdpa = True
-    _keep_in_fp32_modules_strict = (r"\.altup\.", "expert_bias")
+    _keep_in_fp32_modules_strict = (r"\.altup\.", "sequence", "expert_bias")
 
     def __init__(self, config: AltUpMoEConfig) -> None:
         super().__init__(config)
@@ -259,7 +280,7 @@ class AltUpMoEForCausalLM(PreTrainedModel, GenerationMixin):
             init.normal_(module.weight, 0.0, std)
         elif isinstance(module, RMSNorm):
             init.ones_(module.weight)
-        elif isinstance(module, Stream):
+        elif isinstance(module, Stream | Strided):
             module.reset()
         if isinstance(module, Router) and module.expert_bias is not None:
             init.zeros_(module.expert_bias)

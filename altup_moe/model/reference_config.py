@@ -8,6 +8,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from altup_moe.config import ConfigError, RunConfig
 from altup_moe.config.schema import Variant
+from altup_moe.config.sequence import layer_range
 
 
 class AltUpMoEConfig(PretrainedConfig):
@@ -45,6 +46,9 @@ class AltUpMoEConfig(PretrainedConfig):
     altup_select: str = "alternating"
     altup_recycled: bool = True
     altup_coef_clip: float | None = None
+    sequence_stride: int = 1
+    sequence_layers: str = "1..-2"
+    sequence_method: str = "altup"
     num_experts: int = 0
     moe_layer_freq: int = 1
     num_experts_per_tok: int = 2
@@ -69,6 +73,11 @@ class AltUpMoEConfig(PretrainedConfig):
             raise ConfigError("altup_variant", self.altup_variant, f"one of {', '.join(get_args(Variant))}")
         if self.altup_variant == "dynamic" and not self.altup_recycled:
             raise ConfigError("altup_recycled", False, "altup_variant dynamic expands a narrow embedding; True")
+        if self.sequence_method not in ("altup", "stride_and_skip", "average_pool"):
+            fits = "one of altup, stride_and_skip, average_pool"
+            raise ConfigError("sequence_method", self.sequence_method, fits)
+        if self.sequence_stride > 1:
+            layer_range(self.sequence_layers, self.num_hidden_layers, "sequence_layers")
         if self.tie_word_embeddings and self.embedding_width != self.output_width:
             fits = f"False: the embedding is {self.embedding_width} wide, the output {self.output_width}"
             raise ConfigError("tie_word_embeddings", True, fits)
@@ -97,6 +106,10 @@ class AltUpMoEConfig(PretrainedConfig):
     def selected_block(self, layer: int) -> int:
         """Block j that layer `layer` (from 0) computes on."""
         return layer % self.stream_width if self.altup_select == "alternating" else 0
+
+    def is_strided(self, layer: int) -> bool:
+        """Whether layer `layer` (from 0) runs on every sequence_stride-th token."""
+        return self.sequence_stride > 1 and layer in layer_range(self.sequence_layers, self.num_hidden_layers)
 
     def is_moe_layer(self, layer: int) -> bool:
         """Whether layer `layer` (from 0) has experts: every n-th does, counted from 1."""
@@ -132,6 +145,9 @@ class AltUpMoEConfig(PretrainedConfig):
             altup_select=altup.select,
             altup_recycled=altup.recycled,
             altup_coef_clip=altup.coef_clip,
+            sequence_stride=config.sequence.stride,
+            sequence_layers=config.sequence.layers,
+            sequence_method=config.sequence.method,
             num_experts=moe.num_experts,
             moe_layer_freq=moe.layer_freq,
             num_experts_per_tok=moe.top_k,

@@ -15,6 +15,7 @@ from altup_moe.model.altup_layer import AltUpLayer
 from altup_moe.model.attention import CoreAttention
 from altup_moe.model.dynamic import DynamicAltUpLayer
 from altup_moe.model.norm import FinalNorm, norm_class
+from altup_moe.model.sequence_layer import SequenceLayer
 from altup_moe.model.tensor_window import WindowedRowParallelLinear
 from altup_moe.model.transformer_config import AltUpTransformerConfig
 from altup_moe.moe.backends import find_backend
@@ -50,9 +51,11 @@ def layer_spec(config: AltUpTransformerConfig, layer: int, groups: Any) -> Modul
         slots.mlp = with_moe_layer(slots.mlp, find_backend(config.moe_backend).load(), groups)
     else:
         mlp_submodules(slots.mlp).linear_fc2 = WindowedRowParallelLinear
+    spec.module = SequenceLayer if layer in config.sequence_layers else spec.module
     if stream_width(config.altup_width, config.altup_variant) > 1:
         dynamic = has_projections(config.altup_width, config.altup_variant)
-        return ModuleSpec(module=DynamicAltUpLayer if dynamic else AltUpLayer, submodules=slots)
+        outer = DynamicAltUpLayer if dynamic else AltUpLayer
+        return ModuleSpec(module=outer, params={"layer": spec.module}, submodules=slots)
     return spec
 
 

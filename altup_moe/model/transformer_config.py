@@ -10,6 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from altup_moe.config import RunConfig
 from altup_moe.config.packages import PACKAGES
+from altup_moe.config.sequence import strided_layers
 from altup_moe.moe.backends import mixes_in_windows
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -26,6 +27,9 @@ class AltUpTransformerConfig(TransformerConfig):
     altup_recycled: bool = True
     altup_kernel: str = "auto"
     altup_coef_clip: float | None = None
+    sequence_stride: int = 1
+    sequence_method: str = "altup"
+    sequence_layers: range = range(0)
     moe_backend: str = "megatron"
     fused: bool = False
     overlap_mixing: bool = True
@@ -87,6 +91,9 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
         altup_recycled=a.recycled,
         altup_kernel=a.kernel,
         altup_coef_clip=a.coef_clip,
+        sequence_stride=config.sequence.stride,
+        sequence_method=config.sequence.method,
+        sequence_layers=strided_layers(config.sequence, m.num_layers),
         moe_backend=config.moe.backend,
         fused=uses_transformer_engine(config.train.transformer_engine),
         overlap_mixing=mixes_in_windows(config),

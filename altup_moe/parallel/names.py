@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from altup_moe.altup.shape import (
     COEFFICIENTS,
+    SEQUENCE_COEFFICIENTS,
     coefficient_shape,
     embedding_width,
     has_projections,
@@ -22,6 +23,7 @@ from altup_moe.altup.shape import (
     stream_width,
 )
 from altup_moe.config import RunConfig
+from altup_moe.config.sequence import strided_layers
 from altup_moe.moe.backends import find_backend
 
 if TYPE_CHECKING:
@@ -140,7 +142,7 @@ def _stacked_experts(prefix: str, which: str, shard: Shard, config: RunConfig) -
     return stacked
 
 
-_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(?:layer\.)?(.+)")
+_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(?:layer\.)*(.+)")
 _PROJECTION = re.compile(r"(expand|decoder\.contract)\.(\d+)\.weight")
 _EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.(linear_fc[12])\.weight")
 _GROUPED = re.compile(r"mlp\.experts\.(linear_fc[12])\.weight(\d+)")  # Transformer Engine's grouped linears
@@ -183,6 +185,9 @@ def _layer_pieces(name: str, prefix: str, shard: Shard, config: RunConfig) -> li
     match name.split("."):
         case ["coefficients", coefficient]:
             return _whole(f"{prefix}.altup.{coefficient}", *coefficient_shape(coefficient, a.width, m.hidden_size))
+        case ["sequence", coefficient]:
+            shape = SEQUENCE_COEFFICIENTS[config.sequence.method][coefficient]
+            return _whole(f"{prefix}.sequence.{coefficient}", *shape)
         case ["input_layernorm", "weight"]:
             return _whole(f"{prefix}.input_layernorm.weight", m.hidden_size)
         case ["pre_mlp_layernorm", "weight"]:
@@ -233,10 +238,14 @@ def local_names(config: RunConfig, layers: range, first: bool, last: bool, exper
     others = config.altup.width - 1 if has_projections(config.altup.width, config.altup.variant) else 0
     if first:
         yield from (f"expand.{index}.weight" for index in range(others))
+    strided = strided_layers(config.sequence, config.model.num_layers)
     for index, layer in enumerate(layers):
         inner = f"decoder.layers.{index}.layer" if wide else f"decoder.layers.{index}"
         for coefficient in COEFFICIENTS[config.altup.variant] if wide else ():
             yield f"decoder.layers.{index}.coefficients.{coefficient}"
+        if layer in strided:
+            yield from (f"{inner}.sequence.{c}" for c in SEQUENCE_COEFFICIENTS[config.sequence.method])
+            inner += ".layer"
         for name in _layer_names(config, layer, experts):
             yield f"{inner}.{name}"
     if last:

@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from altup_moe.altup.sequence import initial_coefficients
 from altup_moe.altup.variants import VARIANTS, selected_block
 from altup_moe.config import RunConfig
 from altup_moe.parallel.names import Box
@@ -60,6 +61,8 @@ def initial(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> T
         layer = int(name.split(".")[2])
         block = selected_block(layer, config.altup.width, config.altup.select)
         return VARIANTS[config.altup.variant].initial(config.altup.width, block)[leaf][index]
+    if ".sequence." in name:
+        return initial_coefficients(config.sequence.method)[leaf][index]
     if leaf == "expert_bias":
         return torch.zeros(shape)[index]
     if leaf.endswith("norm"):

@@ -19,7 +19,7 @@ from altup_moe.config.checks import check_config
 from altup_moe.config.schema import Width
 from altup_moe.parallel.topology import topology
 from altup_moe.study.options import StepBench
-from altup_moe.study.stepper import Stepper, run_config
+from altup_moe.study.stepper import Stepper, interleaved, run_config
 from altup_moe.train.metrics import peak_memory_gib
 
 
@@ -40,14 +40,7 @@ def measure_times(bench: StepBench) -> dict[Width, list[float]]:
     """Seconds of each timed step by width, interleaved, after two steps of each that are not counted."""
     torch.set_num_threads(bench.threads)
     with topology(run_config(bench, 1).parallel) as topo:
-        steppers = {width: Stepper(run_config(bench, width), topo) for width in bench.widths}
-        seconds: dict[Width, list[float]] = {width: [] for width in bench.widths}
-        for repeat in range(bench.repeats + 2):
-            for width, stepper in steppers.items():
-                taken = stepper.step()
-                if repeat >= 2:
-                    seconds[width].append(taken)
-    return seconds
+        return interleaved({width: Stepper(run_config(bench, width), topo) for width in bench.widths}, bench.repeats)
 
 
 def _peak(bench: StepBench, width: Width, result: Any) -> None:

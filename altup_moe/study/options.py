@@ -33,6 +33,40 @@ class StepBench:
 
 
 @dataclass(frozen=True)
+class SequenceBench:
+    """Training-step time of strided layers beside the plain model: every method, interleaved steps, medians, ratios."""
+
+    stride: int = 4
+    """Tokens of a window, of which a strided layer sees one."""
+    layers: str = "1..-2"
+    """Layers that stride, first..last (see sequence.layers)."""
+    methods: tuple[Literal["altup", "stride_and_skip", "average_pool"], ...] = (
+        "altup",
+        "stride_and_skip",
+        "average_pool",
+    )
+    """What tokens between anchors become (see sequence.method)."""
+    width: Width = 1
+    """Blocks K of the stream, in the plain model too."""
+    hidden_size: int = 256
+    """Width d of a layer, in features."""
+    num_layers: int = 8
+    """Transformer layers."""
+    seq_length: int = 512
+    """Tokens of a sample."""
+    micro_batch_size: int = 2
+    """Samples of a step."""
+    moe_experts: int = 0
+    """Experts of every layer, top-2; 0 is dense."""
+    repeats: int = 9
+    """Timed steps of each model, after two that are not counted."""
+    threads: int = 2
+    """CPU threads of torch."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+@dataclass(frozen=True)
 class OverlapBench:
     """What a step's exchange hides, and what AltUp adds to a step: every mode in one run, interleaved, medians."""
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig, TrainConfig
 from altup_moe.config.schema import Width
 from altup_moe.parallel.topology import Topology
-from altup_moe.study.options import StepBench
+from altup_moe.study.options import SequenceBench, StepBench
 from altup_moe.train.batches import Batch
 from altup_moe.train.engine import build_engine
 from altup_moe.train.step import train_step
 
+Key = TypeVar("Key")
+UNCOUNTED = 2
+"""Steps of each model before the timed ones."""
 
-def run_config(bench: StepBench, width: Width) -> RunConfig:
+
+def run_config(bench: StepBench | SequenceBench, width: Width) -> RunConfig:
     """The model that is stepped: recycled AltUp of a width, untrained, on random tokens."""
     heads = max(1, bench.hidden_size // 64)
     model = ModelConfig(
@@ -52,3 +57,14 @@ class Stepper:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter() - started
+
+
+def interleaved(steppers: Mapping[Key, Stepper], repeats: int) -> dict[Key, list[float]]:
+    """Seconds of each timed step: a step of each model in turn, after some of each that are not counted."""
+    seconds: dict[Key, list[float]] = {key: [] for key in steppers}
+    for repeat in range(UNCOUNTED + repeats):
+        for key, stepper in steppers.items():
+            taken = stepper.step()
+            if repeat >= UNCOUNTED:
+                seconds[key].append(taken)
+    return seconds

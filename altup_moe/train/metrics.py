@@ -11,6 +11,7 @@ import torch
 
 from altup_moe.altup.shape import has_projections, output_width, stream_width
 from altup_moe.config import RunConfig
+from altup_moe.config.sequence import strided_layers
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,13 @@ def flops_per_token(config: RunConfig) -> float:
     """Floating-point operations of forward and backward for one token, active experts only.
 
     Two per multiply-add, backward twice the forward (Kaplan et al., arXiv 2001.08361, section 2.1); attention counts
-    the causal half of the scores; mixing the stream counts K (K + 1) multiply-adds a feature and layer, and what
-    computes the coefficients of `dynamic`.
+    the causal half of the scores; mixing the stream counts K (K + 1) multiply-adds a feature and layer, and what computes
+    the coefficients of `dynamic`. A layer of stride s has S / s tokens of S, each with S / s to attend to; what it adds
+    to the others is not counted.
     """
     m, a, moe = config.model, config.altup, config.moe
     q, kv = m.num_attention_heads * m.head_dim, m.num_query_groups * m.head_dim
-    attention = m.hidden_size * (2 * q + 2 * kv) + m.seq_length * q
+    projections = m.hidden_size * (2 * q + 2 * kv)
     width = stream_width(a.width, a.variant)
     mixing = width * (width + 1) * m.hidden_size if width > 1 else 0
     ends = 0
@@ -83,12 +85,23 @@ def flops_per_token(config: RunConfig) -> float:
         # The router looks at two blocks, and its K numbers make K^2 + K coefficients.
         mixing += 2 * width * m.hidden_size + width**3 + width**2
         ends = 2 * (width - 1) * m.hidden_size**2
-    moe_layers = m.num_layers // moe.layer_freq if moe.num_experts else 0
     dense_mlp = 3 * m.hidden_size * m.ffn_hidden_size
     moe_mlp = m.hidden_size * (3 * moe.top_k * moe.ffn_hidden_size + 3 * config.shared_expert_size + moe.num_experts)
     output = output_width(m.hidden_size, a.width, a.variant, a.recycled) * m.vocab_size
-    layers = m.num_layers * (attention + mixing) + moe_layers * moe_mlp + (m.num_layers - moe_layers) * dense_mlp
+    layers = float(m.num_layers * mixing)
+    strided = strided_layers(config.sequence, m.num_layers)
+    for layer in range(m.num_layers):
+        stride = config.sequence.stride if layer in strided else 1
+        mlp = moe_mlp if moe.num_experts and (layer + 1) % moe.layer_freq == 0 else dense_mlp
+        layers += (projections + mlp) / stride + q * (m.seq_length / stride) / stride
     return 6.0 * (layers + ends + output)
+
+
+def attention_flops(config: RunConfig) -> float:
+    """Operations of the forward pass of one sample in attention scores and the values weighed by them, causal half."""
+    m, s = config.model, config.sequence
+    strided = len(strided_layers(s, m.num_layers))
+    return 2.0 * m.num_attention_heads * m.head_dim * m.seq_length**2 * (m.num_layers - strided + strided / s.stride**2)
 
 
 def peak_memory_gib() -> float:

@@ -15,8 +15,8 @@ from altup_moe.config import OptimConfig, RunConfig
 
 
 def is_coefficient(name: str) -> bool:
-    """Whether a Megatron parameter name is one of an AltUp layer's coefficients."""
-    return ".coefficients." in name
+    """Whether a Megatron parameter name is a coefficient: of an AltUp layer or of a strided one."""
+    return ".coefficients." in name or ".sequence." in name
 
 
 def group_overrides(optim: OptimConfig, name: str, parameter: Tensor) -> tuple[str, dict[str, float]]:

@@ -19,6 +19,7 @@ from altup_moe.parallel.topology import Topology
 SAME = {
     "model": None,
     "altup": {"kernel"},
+    "sequence": None,
     "moe": {"backend"},
     "data": {"cache"},
     "train": {
@@ -37,6 +38,7 @@ The layout is not among them."""
 SAME_WEIGHTS = {
     "model": {"seq_length", "init_method_std", "attention_dropout", "hidden_dropout"},
     "altup": {"kernel"},
+    "sequence": None,
     "moe": {"capacity_factor", "aux_loss_coeff", "z_loss_coeff", "expert_bias_update_rate", "dispatcher", "backend"},
 }
 """The same for a run that takes over only weights."""

@@ -81,7 +81,7 @@ def skewed(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> Te
     if name.endswith("router.weight"):
         rows = torch.arange(*box[0])[:, None]
         return torch.where(rows == 0, 8 * value, value)
-    if ".altup." in name or "norm" in name:
+    if ".altup." in name or ".sequence." in name or "norm" in name:
         return value + noise
     if name.endswith("expert_bias"):
         return noise

@@ -21,6 +21,8 @@ MODELS: dict[str, dict[str, dict[str, Any]]] = {
         "altup": {"width": 4, "variant": "dynamic"},
         "moe": {"layer_freq": 1, "partial": True},
     },
+    "strided": {"sequence": {"stride": 4}},
+    "strided, plain": {"sequence": {"stride": 4, "layers": "0..-2"}, "altup": {"width": 1}},
     "tied, wide, shared expert, bias": {
         "model": {"share_embeddings_and_output_weights": True},
         "altup": {"width": 4, "recycled": False, "variant": "round_robin"},

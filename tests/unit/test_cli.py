@@ -181,6 +181,12 @@ def test_bench_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (calls[0].widths, calls[0].hidden_size, calls[0].repeats, calls[0].json) == ((1, 4), 64, 9, True)
 
 
+def test_bench_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = stand_in(monkeypatch, "altup_moe.study.bench_sequence", "bench_sequence")
+    assert main(["bench", "sequence", "--stride", "8", "--methods", "altup", "--layers=-3..-2"]) == 7
+    assert (calls[0].stride, calls[0].methods, calls[0].layers) == (8, ("altup",), "-3..-2")
+
+
 def test_bench_mixing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls = stand_in(monkeypatch, "altup_moe.study.bench_mixing", "bench_mixing")
     assert main(["bench", "mixing", "--widths", "4", "--exponents", "16", "21", "--no-rivals", "--json"]) == 7
@@ -208,6 +214,8 @@ def test_bench_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         (["generate", "RUN", "--prompt", "x", "--top-p", "most"], "top_p='most': expects a number"),
         (["bench", "step", "--widths", "3"], "widths=3"),
         (["bench", "step", "--repeats", "0"], "repeats=0"),
+        (["bench", "sequence", "--stride", "1"], "stride=1: must be at least 2"),
+        (["bench", "sequence", "--methods", "max"], "methods='max'"),
         (["bench", "mixing", "--exponents", "40"], "exponents=40: must lie in [10, 30]"),
         (["bench", "mixing", "--threads", "0"], "threads=0"),
         (["bench", "mixing", "--hidden-size", "100"], "hidden_size=100: must be a power of two"),

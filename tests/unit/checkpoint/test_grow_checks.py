@@ -37,6 +37,8 @@ PARTIAL = {"partial": True, "top_k": 1}
         ({"moe": {**EXPERTS, **PARTIAL}}, {"moe": {"partial": False}}, "moe.shared_expert_size", "moe.partial true"),
         ({"altup": {"recycled": False, **ROBIN}}, {"altup": {"width": 4}}, "altup.width", "2 would fit"),
         ({"altup": {"width": 1}}, {"altup": {"width": 2, "variant": "sum"}}, "altup.recycled", "false would fit"),
+        ({"sequence": {"stride": 4}}, {"altup": {"width": 4}}, "sequence.stride", "1 would fit"),
+        ({}, {"altup": {"width": 4}, "sequence": {"stride": 2}}, "sequence.stride", "1 would fit"),
         ({}, {"model": {"num_layers": 3}}, "model.num_layers", "4 or more would fit"),
         ({}, {"model": {"hidden_size": 64}}, "model.hidden_size", "32 would fit"),
         ({}, {"model": {"num_layers": 5, "vocab_size": 128}}, "model.vocab_size", "64 would fit"),

@@ -12,7 +12,7 @@ from altup_moe.checkpoint.hf_files import cut_shards
 from altup_moe.checkpoint.hf_names import hub_name
 from altup_moe.checkpoint.hf_plain import plain_config, plain_family
 from altup_moe.checkpoint.write import Form
-from altup_moe.config import AltUpConfig, RunConfig
+from altup_moe.config import AltUpConfig, RunConfig, SequenceConfig
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 100_000}
@@ -81,4 +81,7 @@ def test_a_wide_stream_is_not_plain() -> None:
     config = RunConfig()
     with pytest.raises(ValueError, match=r"altup\.width=2"):
         plain_family(config)
-    assert plain_family(replace(config, altup=AltUpConfig(width=1))) == "llama"
+    plain = replace(config, altup=AltUpConfig(width=1))
+    assert plain_family(plain) == "llama"
+    with pytest.raises(ValueError, match=r"sequence\.stride=4"):
+        plain_family(replace(plain, sequence=SequenceConfig(stride=4)))

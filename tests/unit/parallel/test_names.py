@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from altup_moe.altup.shape import stream_width
 from altup_moe.altup.variants import VARIANTS
-from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig
+from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig, SequenceConfig
 from altup_moe.model.reference import AltUpMoEForCausalLM
 from altup_moe.model.reference_config import AltUpMoEConfig
 from altup_moe.parallel.names import NamedTensor, Piece, Shard, pieces
@@ -39,7 +39,17 @@ STREAMS = {
     "hc": {"width": 4, "variant": "hc"},
     "dynamic": {"width": 4, "variant": "dynamic"},
     "sum": {"width": 2, "variant": "sum", "recycled": False},
+    "plain, strided": {"width": 1},
+    "altup, strided": {"width": 2},
+    "altup, pooled": {"width": 2},
 }
+SEQUENCES = {
+    "plain, strided": SequenceConfig(2, "0..-2"),
+    "altup, strided": SequenceConfig(4, "1..-2"),
+    "altup, pooled": SequenceConfig(4, "1..-1", "average_pool"),
+}
+STRIDED = {"0..-2": [0, 1, 2], "1..-2": [1, 2], "1..-1": [1, 2, 3]}
+"""Of four layers."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,8 @@ def run(model: str, stream: str, tied: bool, layers: int = 4) -> RunConfig:
     tied = tied and stream != "sum"
     heads = HEADS if model == "wide heads with norms" else {}
     shape = ModelConfig(**SHAPE, **heads, num_layers=layers, seq_length=16, share_embeddings_and_output_weights=tied)
-    return RunConfig(shape, AltUpConfig(**STREAMS[stream]), MoEConfig(**MODELS[model], ffn_hidden_size=20))
+    sequence, moe = SEQUENCES.get(stream, SequenceConfig()), MoEConfig(**MODELS[model], ffn_hidden_size=20)
+    return RunConfig(shape, AltUpConfig(**STREAMS[stream]), moe, sequence=sequence)
 
 
 @cache
@@ -83,6 +94,11 @@ def local_shapes(config: RunConfig, layout: Layout, first: int, count: int) -> I
         yield from ((f"expand.{n}.weight", (d, d)) for n in range(a.width - 1) if a.variant == "dynamic")
     for n in range(count):
         layer = f"decoder.layers.{n}" + (".layer" if wide else "")
+        if config.sequence.stride > 1 and first + n in STRIDED[config.sequence.layers]:
+            if config.sequence.method == "altup":
+                yield f"{layer}.sequence.predict", (2,)
+                yield f"{layer}.sequence.correct", (1,)
+            layer += ".layer"
         channels = m.kv_channels or d // m.num_attention_heads
         q, kv = m.num_attention_heads * channels, 2 * m.num_query_groups * channels
         yield f"{layer}.input_layernorm.weight", (d,)
@@ -158,7 +174,9 @@ def check_tiling(config: RunConfig, layout: Layout) -> None:
         split = layout.tensor
         if ".experts." in name:
             split = layout.expert * layout.expert_tensor
-        elif name.endswith("norm.weight") or "router" in name or ".altup" in name or "_projections." in name:
+        elif name.endswith("norm.weight") or any(
+            part in name for part in ("router", ".altup", "_projections.", ".sequence.")
+        ):
             split = 1
         # On the last of several stages a tied output layer is a second copy of the embedding.
         copies = 2 if config.model.share_embeddings_and_output_weights and len(layout.stages) > 1 else 1

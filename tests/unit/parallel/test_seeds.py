@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from altup_moe.altup.variants import one_hot
-from altup_moe.config import AltUpConfig, ModelConfig, RunConfig, TrainConfig
+from altup_moe.config import AltUpConfig, ModelConfig, RunConfig, SequenceConfig, TrainConfig
 from altup_moe.parallel.names import Box
 from altup_moe.parallel.seeds import BLOCK_ELEMENTS, derived_seed, initial, normal
 
@@ -127,6 +127,10 @@ def test_norms_biases_and_coefficients() -> None:
         config = RunConfig(altup=AltUpConfig(width=4, variant="round_robin", select=select))
         read = initial("model.layers.6.altup.read", (4,), whole((4,)), config)
         assert torch.equal(read, one_hot(4, block))
+    strided = RunConfig(sequence=SequenceConfig(stride=4))
+    predict = initial("model.layers.2.sequence.predict", (2,), whole((2,)), strided)
+    assert predict.tolist() == [1.0, 0.0]
+    assert initial("model.layers.2.sequence.correct", (1,), whole((1,)), strided).tolist() == [1.0]
 
 
 def test_a_dynamic_stream_starts_with_a_router_that_nothing_heeds() -> None:

@@ -10,10 +10,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig
+from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig, SequenceConfig
 from altup_moe.model.reference import AltUpMoEForCausalLM
 from altup_moe.model.reference_config import AltUpMoEConfig
-from altup_moe.train.metrics import flops_per_token, peak_memory_gib
+from altup_moe.train.metrics import attention_flops, flops_per_token, peak_memory_gib
 from tests.unit.train.records import MOE, VALID, record
 
 SHAPE = ModelConfig(
@@ -73,6 +73,19 @@ def test_operations_by_hand() -> None:
     assert flops_per_token(RunConfig(shape, AltUpConfig(width=1))) == 6 * (32 + 16 + 12 + 60 + 28)
     moe = MoEConfig(num_experts=8, top_k=2, ffn_hidden_size=5)
     assert flops_per_token(RunConfig(shape, AltUpConfig(width=2), moe)) == 6 * (60 + 2 * 60 + 32 + 2 * 3 * 4 + 28)
+
+
+@pytest.mark.parametrize("experts", [{}, EXPERTS])
+@pytest.mark.parametrize(("stride", "layers", "strided"), [(2, "0..-1", range(4)), (4, "1..-2", range(1, 3))])
+def test_operations_of_strided_layers_are_those_that_torch_counts(
+    stride: int, layers: str, strided: range, experts: dict[str, Any]
+) -> None:
+    config = RunConfig(
+        SHAPE, AltUpConfig(width=1), MoEConfig(**experts), sequence=SequenceConfig(stride, layers, "stride_and_skip")
+    )
+    scores = sum(1 / stride**2 if n in strided else 1 for n in range(4)) * 2 * 4 * SHAPE.head_dim * SHAPE.seq_length
+    assert flops_per_token(config) == pytest.approx(3 * (counted_forward(config) - scores), rel=1e-9)
+    assert attention_flops(config) == pytest.approx(scores * SHAPE.seq_length)
 
 
 def test_idle_experts_cost_their_router_row_alone() -> None:

@@ -20,6 +20,7 @@ from altup_moe.config import (
     ModelConfig,
     MoEConfig,
     RunConfig,
+    SequenceConfig,
     TrainConfig,
 )
 from altup_moe.parallel.topology import Topology
@@ -29,7 +30,7 @@ from tests.distributed.cases import LAYOUTS, small
 
 SECTIONS = {
     "model": ModelConfig, "altup": AltUpConfig, "moe": MoEConfig, "data": DataConfig,
-    "train": TrainConfig,
+    "train": TrainConfig, "sequence": SequenceConfig,
 }  # fmt: skip
 MAY_DIFFER = {
     "data.cache", "train.eval_interval", "train.eval_samples", "train.stop_after",
