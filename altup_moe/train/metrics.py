@@ -71,9 +71,9 @@ def flops_per_token(config: RunConfig) -> float:
     """Floating-point operations of forward and backward for one token, active experts only.
 
     Two per multiply-add, backward twice the forward (Kaplan et al., arXiv 2001.08361, section 2.1); attention counts
-    the causal half of the scores; mixing the stream counts K (K + 1) multiply-adds a feature and layer, and what computes
-    the coefficients of `dynamic`. A layer of stride s has S / s tokens of S, each with S / s to attend to; what it adds
-    to the others is not counted.
+    the causal half of the scores; mixing the stream counts K (K + 1) multiply-adds a feature and layer, and what
+    computes the coefficients of `dynamic`. A layer of stride s has S / s tokens, each with S / s to attend to; what it
+    adds to the others is not counted.
     """
     m, a, moe = config.model, config.altup, config.moe
     q, kv = m.num_attention_heads * m.head_dim, m.num_query_groups * m.head_dim

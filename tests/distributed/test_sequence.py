@@ -54,6 +54,12 @@ def test_ways(width: int, way: str) -> None:
     assert_parity(config, world_size("tp2-ep2"))
 
 
+@pytest.mark.parametrize("variant", ["dynamic", "hc"])
+def test_inside_the_newer_streams(variant: str) -> None:
+    config = small("tp2-ep2", altup={"width": 2, "variant": variant}, sequence=STRIDED, moe={"partial": True})
+    assert_parity(config, world_size("tp2-ep2"))
+
+
 def test_tensor_and_context_ranks() -> None:
     """Chunks of 4 tokens a tensor rank, of 4 a zigzag half: each begins at an anchor."""
     assert_parity(small("one", parallel={"tensor": 2, "context": 2}, sequence=EVERY), 4)

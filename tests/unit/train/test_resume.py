@@ -35,6 +35,7 @@ SECTIONS = {
 MAY_DIFFER = {
     "data.cache", "train.eval_interval", "train.eval_samples", "train.stop_after",
     "train.recompute", "train.micro_batch_size", "train.engine",
+    "train.transformer_engine",
     "altup.kernel", "moe.backend",
 }  # fmt: skip
 KEYS = [f"{section}.{field.name}" for section, kind in SECTIONS.items() for field in fields(kind)]
