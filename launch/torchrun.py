@@ -19,9 +19,10 @@ _HELP = f"""Run COMMAND on every rank of a node under torchrun.
   two nodes:    launch/{NAME} --nodes 2 --node-rank 0 --rdzv node0:29500 -- altup-moe train ...   (on node0)
                 launch/{NAME} --nodes 2 --node-rank 1 --rdzv node0:29500 -- altup-moe train ...   (on the other)
 
-Without --node-rank the nodes number themselves when they have met. Exit codes are the ranks' own: 0, 2 (a mistake of
-the user's), 75 (stopped by a signal and saved: the same command goes on). SIGTERM, SIGINT, SIGHUP and SIGUSR1 reach the
-ranks, SIGUSR1 as SIGTERM. --max-restarts starts all ranks again after a failure, never after 2, 75 or a signal.
+Without --node-rank, and with --max-restarts, the nodes number themselves when they have met. Exit codes are the ranks'
+own: 0, 2 (a mistake of the user's), 75 (stopped by a signal and saved: the same command goes on). SIGTERM, SIGINT,
+SIGHUP and SIGUSR1 reach the ranks, SIGUSR1 as SIGTERM. --max-restarts starts all ranks again after a failure, never
+after 2, 75 or a signal.
 Each flag has a variable of the environment as its default."""
 
 
@@ -69,14 +70,15 @@ def agent_arguments(options: argparse.Namespace, env: Mapping[str, str], gpus: i
     host, port = split_endpoint(name, value)
     under_srun = "SLURM_STEP_ID" in env
     name, value = _choose("--node-rank", options.node_rank, env, "NODE_RANK", *["SLURM_NODEID"] * under_srun)
-    if value is None:
-        endpoint = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        job = f"altup-moe-{port}"
-        meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", job]
-    else:
-        rank = whole_number(name, value, 0, nodes - 1)
-        meeting = ["--node-rank", str(rank), "--master-addr", host, "--master-port", str(port)]
-    return [*size, *meeting], host, nodes, ranks
+    node = None if value is None else whole_number(name, value, 0, nodes - 1)
+    if node is not None and not restarts:
+        return [*size, "--node-rank", str(node), "--master-addr", host, "--master-port", str(port)], host, nodes, ranks
+    # Nodes that have numbers of their own meet once: torchrun's second start would wait at the first one's address
+    # (seen with torch 2.13). These meet anew; a number only says who keeps the meeting place.
+    endpoint = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", f"altup-moe-{port}"]
+    host_or_guest = [] if node is None else ["--rdzv-conf", f"is_host={int(node == 0)}"]
+    return [*size, *meeting, *host_or_guest], host, nodes, ranks
 
 
 def _gpus() -> int:

@@ -22,5 +22,5 @@ def usable(name: str) -> bool:
 def installed(name: str) -> Any:
     """A backend's name as a parameter."""
     if name == "tutel" and not usable(name):
-        return pytest.param(name, id="tutel (stand-in)", marks=pytest.mark.stand_in)
+        return pytest.param(name, id="tutel (stand-in)", marks=pytest.mark.stand_in("tutel"))
     return pytest.param(name, marks=pytest.mark.skipif(not usable(name), reason=f"{name} is not installed"))

@@ -1,5 +1,6 @@
 """Settings of all tests: no network look-ups, one thread a process (ranks share two cores)."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -29,13 +30,20 @@ def signals_are_heard() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def stand_ins(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What is marked `stand_in` finds `tests/standins` on the path, and so do the ranks that it starts."""
-    if request.node.get_closest_marker("stand_in") is None:
+    """What is marked `stand_in(package)` finds it in `tests/standins`, and so do the ranks that it starts."""
+    marker = request.node.get_closest_marker("stand_in")
+    if marker is None:
         yield
         return
+    (package,) = marker.args
+    if package == "transformer_engine":
+        # Megatron looks for it once, at import: this process shall go on without, and ranks must be new ones.
+        import megatron.core.models.gpt.gpt_layer_specs  # noqa: F401
+
+        monkeypatch.setattr("tests.distributed.ranks._context", multiprocessing.get_context("spawn"))
     before = set(sys.modules)
-    monkeypatch.syspath_prepend(Path(__file__).parent / "standins")
+    monkeypatch.syspath_prepend(Path(__file__).parent / "standins" / f"for_{package}")
     yield
     for name in set(sys.modules) - before:
-        if "tutel" in name:
+        if package in name:
             del sys.modules[name]

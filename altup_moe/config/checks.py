@@ -261,6 +261,8 @@ def _engine(config: RunConfig, world_size: int) -> None:
             raise ConfigError("parallel.zero_stage", stage, fits)
         return
     check_installed("train.engine", engine)
+    if config.train.transformer_engine == "on":
+        check_installed("train.transformer_engine", "on", "transformer_engine", "off")
     check_zero(config)
 
 

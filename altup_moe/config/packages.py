@@ -52,12 +52,20 @@ PACKAGES = {
     "tutel": Package(
         ("tutel", "tutel_custom_kernel"), "pip install --no-build-isolation git+https://github.com/microsoft/Tutel"
     ),
+    # From 2.9 on as megatron-core 0.16.1 asks; 0.19.2 names no version.
+    "transformer_engine": Package(
+        ("transformer_engine",), "pip install --no-build-isolation -r requirements-gpu.txt", ("2.9", "3")
+    ),
 }
-"""What a moe.backend or a train.engine needs beside requirements.txt."""
+"""What a moe.backend, a train.engine or fused layers need beside requirements.txt."""
 
 
-def check_installed(key: str, name: str) -> None:
-    """Raise ConfigError for a key whose value needs a package that cannot be used; nothing is imported."""
-    package = PACKAGES.get(name)
+def check_installed(key: str, value: str, name: str | None = None, instead: str = "megatron") -> None:
+    """Raise ConfigError for a key whose value needs a package that cannot be used; nothing is imported.
+
+    Args:
+        name: the package's row, where it is not the value. instead: a value that needs none.
+    """
+    package = PACKAGES.get(name or value)
     if package and (problem := package.problem()):
-        raise ConfigError(key, name, f"{problem}; {package.install}, or megatron would fit")
+        raise ConfigError(key, value, f"{name or 'it'} {problem}; {package.install}, or {instead} would fit")

@@ -225,6 +225,9 @@ class TrainConfig:
     """One seed is one model and one order of samples, under every layout."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Dtype of parameters and activations; optimizer state and coefficients stay fp32."""
+    transformer_engine: Literal["auto", "on", "off"] = "auto"
+    """Transformer Engine's RMSNorm and, with moe.backend megatron, its grouped GEMM for the experts. auto: on GPUs,
+    where it is installed. One model and one checkpoint format, whichever."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations recomputed in the backward pass: none, attention only, or whole layers."""
     eval_interval: int = 100

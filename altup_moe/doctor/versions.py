@@ -70,9 +70,10 @@ OPTIONAL = (
         "Transformer Engine",
         ("transformer-engine", "transformer_engine", "transformer-engine-cu12"),
         "transformer_engine",
-        "pip install --no-build-isolation 'transformer-engine[core_cu13,pytorch]', see requirements-gpu.txt",
-        "fused Adam on GPUs",
+        PACKAGES["transformer_engine"].install,
+        "norms, grouped experts and fused Adam on GPUs",
         probe="import transformer_engine.pytorch",
+        accepts=">=2.9.0a0,<3",
     ),
     Optional_("triton", ("triton",), "triton", "pip install triton", "mixing kernels on GPUs"),
 )

@@ -1,4 +1,4 @@
-"""RMSNorm that sequence parallelism accepts."""
+"""RMSNorm that sequence parallelism accepts: in plain torch, or Transformer Engine's."""
 
 from __future__ import annotations
 
@@ -31,12 +31,21 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
-class FinalNorm(RMSNorm):
+def norm_class(config: AltUpTransformerConfig) -> type:
+    """What stands in the slots of norms; either has one parameter, `weight`."""
+    if not config.fused:
+        return RMSNorm
+    from megatron.core.extensions.transformer_engine import TENorm
+
+    return TENorm
+
+
+class FinalNorm:
     """RMSNorm of what the last layer's stream is narrowed to, [S, B, D] or with wide tables [S, B, K*D].
 
     It stands in the slot of a Megatron `TransformerBlock`'s final norm, which only the last stage builds.
     """
 
-    def __init__(self, config: AltUpTransformerConfig, hidden_size: int, eps: float = 1e-5, **kwargs: Any) -> None:
+    def __new__(cls, config: AltUpTransformerConfig, hidden_size: int, eps: float = 1e-5, **kwargs: Any) -> Any:
         width = output_width(hidden_size, config.altup_width, config.altup_variant, config.altup_recycled)
-        super().__init__(config, width, eps, **kwargs)
+        return norm_class(config)(config, width, eps, **kwargs)

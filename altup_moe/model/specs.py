@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
@@ -12,7 +13,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from altup_moe.altup.shape import stream_width
 from altup_moe.model.altup_layer import AltUpLayer
 from altup_moe.model.attention import CoreAttention
-from altup_moe.model.norm import FinalNorm, RMSNorm
+from altup_moe.model.norm import FinalNorm, norm_class
 from altup_moe.model.sequence_layer import SequenceLayer
 from altup_moe.model.tensor_window import WindowedRowParallelLinear
 from altup_moe.model.transformer_config import AltUpTransformerConfig
@@ -33,15 +34,19 @@ def layer_spec(config: AltUpTransformerConfig, layer: int, groups: Any) -> Modul
     moe = is_moe_layer(layer, experts, config.moe_layer_freq)
     spec = get_gpt_layer_local_spec(num_experts=experts if moe else None, normalization="RMSNorm")
     slots = spec.submodules
-    slots.input_layernorm = slots.pre_mlp_layernorm = RMSNorm
+    slots.input_layernorm = slots.pre_mlp_layernorm = norm_class(config)
     slots.self_attention.submodules.core_attention = CoreAttention
     if config.qk_layernorm:
         attention = slots.self_attention.submodules
-        attention.q_layernorm = attention.k_layernorm = RMSNorm
+        attention.q_layernorm = attention.k_layernorm = norm_class(config)
     # Megatron's map renames fused norms in its own checkpoints; ours are separate modules.
     slots.sharded_state_dict_keys_map = {}
     if moe:
         mlp_submodules(slots.mlp).router = CapacityRouter
+        if config.moe_grouped_gemm:
+            # Of Transformer Engine's spec the experts alone: one launch for all of a rank's.
+            grouped = get_moe_module_spec(use_te=True, num_experts=experts, moe_grouped_gemm=True)
+            mlp_submodules(slots.mlp).experts = mlp_submodules(grouped).experts
         slots.mlp = with_moe_layer(slots.mlp, find_backend(config.moe_backend).load(), groups)
     else:
         mlp_submodules(slots.mlp).linear_fc2 = WindowedRowParallelLinear

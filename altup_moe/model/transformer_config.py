@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from altup_moe.config import RunConfig
+from altup_moe.config.packages import PACKAGES
 from altup_moe.config.sequence import strided_layers
 from altup_moe.moe.backends import mixes_in_windows
 
@@ -29,9 +30,16 @@ class AltUpTransformerConfig(TransformerConfig):
     sequence_method: str = "altup"
     sequence_layers: range = range(0)
     moe_backend: str = "megatron"
+    fused: bool = False
     overlap_mixing: bool = True
     overlap_exchange: bool = True
     overlap_halves: bool = False
+
+
+def uses_transformer_engine(asked: str) -> bool:
+    """Whether `train.transformer_engine` comes out as yes on this machine."""
+    found = torch.cuda.is_available() and PACKAGES["transformer_engine"].found()
+    return asked == "on" or (asked == "auto" and found)
 
 
 def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
@@ -85,6 +93,7 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
         sequence_method=config.sequence.method,
         sequence_layers=strided_layers(config.sequence, m.num_layers),
         moe_backend=config.moe.backend,
+        fused=uses_transformer_engine(config.train.transformer_engine),
         overlap_mixing=mixes_in_windows(config),
         overlap_exchange=config.overlap.exchange == "async",
         overlap_halves=config.overlap.microbatch_halves,
@@ -121,5 +130,5 @@ def _experts(config: RunConfig) -> dict:
         "moe_expert_capacity_factor": moe.capacity_factor,
         "moe_shared_expert_intermediate_size": moe.shared_expert_size or None,
         "moe_token_dispatcher_type": moe.dispatcher,
-        "moe_grouped_gemm": False,
+        "moe_grouped_gemm": uses_transformer_engine(config.train.transformer_engine) and moe.backend == "megatron",
     }

@@ -143,6 +143,7 @@ def _stacked_experts(prefix: str, which: str, shard: Shard, config: RunConfig) -
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(?:layer\.)*(.+)")
 _EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.(linear_fc[12])\.weight")
+_GROUPED = re.compile(r"mlp\.experts\.(linear_fc[12])\.weight(\d+)")  # Transformer Engine's grouped linears
 
 
 def pieces(local_name: str, layer_offset: int, shard: Shard, config: RunConfig) -> list[Piece]:
@@ -202,6 +203,7 @@ def _layer_pieces(name: str, prefix: str, shard: Shard, config: RunConfig) -> li
             return _gated_mlp(f"{prefix}.mlp", which, m.hidden_size, m.ffn_hidden_size, shard.tensor)
         case ["mlp", "experts", ("fc1" | "fc2") as which]:
             return _stacked_experts(f"{prefix}.mlp.experts", f"linear_{which}", shard, config)
+    name = _GROUPED.sub(r"mlp.experts.local_experts.\2.\1.weight", name)
     expert = _EXPERT.fullmatch(name)
     if expert:
         index = int(expert[1]) + shard.expert[0] * (moe.num_experts // shard.expert[1])
@@ -213,6 +215,8 @@ def _layer_pieces(name: str, prefix: str, shard: Shard, config: RunConfig) -> li
 
 def local_names(config: RunConfig, layers: range, first: bool, last: bool, experts: int) -> Iterator[str]:
     """Names of the parameters and persistent buffers of one model chunk, as Megatron's modules have them.
+
+    Grouped experts (`train.transformer_engine`) have names of their own, and hold the same pieces as those listed.
 
     Args:
         layers: global indices of the chunk's layers.

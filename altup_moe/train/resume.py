@@ -22,7 +22,15 @@ SAME = {
     "sequence": None,
     "moe": {"backend"},
     "data": {"cache"},
-    "train": {"eval_interval", "eval_samples", "stop_after", "recompute", "micro_batch_size", "engine"},
+    "train": {
+        "eval_interval",
+        "eval_samples",
+        "stop_after",
+        "recompute",
+        "micro_batch_size",
+        "engine",
+        "transformer_engine",
+    },
 }
 """Sections whose keys must be the checkpoint's, but for the named ones: else the run would not be the same run.
 The layout is not among them."""

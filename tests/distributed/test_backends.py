@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +28,35 @@ from tests.distributed.ranks import run_ranks
 from tests.distributed.runs import give_checkpoint, load_and_save, losses, text_run, train_on_ranks
 from tests.distributed.test_gradients import VARIANTS, assert_parity
 
-pytestmark = [
-    pytest.mark.distributed,
-    # Megatron's experts are tested by running everything else.
-    pytest.mark.parametrize("backend", [installed(name) for name in BACKENDS if name != "megatron"]),
-]
+pytestmark = pytest.mark.distributed
 
 ONLY_EXPERTS = {"layer_freq": 1}
 CUT = 7
+OTHERS = [name for name in BACKENDS if name != "megatron"]
+"""Megatron's experts are tested by running everything else."""
+SLOTS = ("deepspeed", "tutel")
+"""Backends that share their exchange (`moe.slots`): they run layouts that differ in who shares what of an expert."""
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+def over(layouts: Iterable[str], for_slots: Iterable[str]) -> pytest.MarkDecorator:
+    """Every backend over layouts, those with slots over some of them."""
+    cases = [(name, layout) for name in OTHERS for layout in (for_slots if name in SLOTS else layouts)]
+    params = []
+    for name, layout in cases:
+        row = installed(name)
+        params.append(pytest.param(name, layout, marks=row.marks, id=f"{layout}-{row.id or name}"))
+    return pytest.mark.parametrize(("backend", "layout"), params)
+
+
+each_backend = pytest.mark.parametrize("backend", [installed(name) for name in OTHERS])
+
+
+@over(LAYOUTS, ["one", "ep2", "ep4", "tp2-ep1", "tp2-pp2-ep2", "cp2", "dp4-ep2-etp2"])
 def test_layouts(layout: str, backend: str) -> None:
     assert_parity(small(layout, moe={"backend": backend}), world_size(layout))
 
 
-@pytest.mark.parametrize("layout", ["ep2", "tp2-pp2-ep2"])
+@over(["ep2", "tp2-pp2-ep2"], ["ep2"])
 def test_without_a_wide_stream(layout: str, backend: str) -> None:
     assert_parity(small(layout, moe={"backend": backend}, altup={"width": 1}), world_size(layout))
 
@@ -62,7 +76,7 @@ def _names(config: RunConfig) -> tuple[set[str], set[str]]:
         return set(local_names(config, layers, topo.pipeline_rank == 0, topo.is_last_stage, held)), found
 
 
-@pytest.mark.parametrize("layout", ["one", "ep2", "tp2-pp2-ep2"])
+@over(["one", "ep2", "tp2-pp2-ep2"], ["tp2-pp2-ep2"])
 def test_names_are_those_of_the_built_model(layout: str, backend: str) -> None:
     for name in (backend, "megatron"):
         moe = {"backend": name, "score_function": "sigmoid", "expert_bias_update_rate": 1e-2, "shared_expert_size": 16}
@@ -70,7 +84,7 @@ def test_names_are_those_of_the_built_model(layout: str, backend: str) -> None:
             assert listed == found
 
 
-@pytest.mark.parametrize("layout", ["one", "tp2-ep1", "tp2-pp2-ep2"])
+@over(["one", "tp2-ep1", "tp2-pp2-ep2"], ["tp2-ep1", "tp2-pp2-ep2"])
 @pytest.mark.parametrize("variant", ["all experts", "capacity", "all-gather", "sigmoid, bias, shared"])
 def test_variants(variant: str, layout: str, backend: str) -> None:
     moe = VARIANTS[variant]["moe"]
@@ -86,14 +100,14 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("layout", ["ep2", "tp2-pp2-ep2"])
+@over(["ep2", "tp2-pp2-ep2"], ["ep2"])
 @pytest.mark.parametrize("way", WAYS)
 def test_ways(way: str, layout: str, backend: str) -> None:
     moe = {"backend": backend, **ONLY_EXPERTS}
     assert_parity(small(layout, moe=moe, altup={"width": 4}, **WAYS[way]), world_size(layout))
 
 
-@pytest.mark.parametrize("layout", ["one", "ep2", "tp2-ep2"])
+@over(["one", "ep2", "tp2-ep2"], ["tp2-ep2"])
 def test_halves_share_a_capacity(layout: str, backend: str) -> None:
     moe = {"backend": backend, "capacity_factor": 1.0, **ONLY_EXPERTS}
     assert_parity(small(layout, moe=moe, overlap={"microbatch_halves": True}), world_size(layout))
@@ -109,7 +123,7 @@ def idle(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> Tens
     return rows[tuple(slice(a, b) for a, b in box)]
 
 
-@pytest.mark.parametrize("layout", ["one", "dp2", "ep2", "ep4", "tp2-ep2"])
+@over(["one", "dp2", "ep2", "ep4", "tp2-ep2"], ["dp2", "ep4"])
 def test_idle_experts_have_gradients_of_zero(layout: str, backend: str) -> None:
     """Also with overlapped reduction, which waits for every parameter's gradient."""
     config = small(
@@ -152,7 +166,7 @@ def megatron(directory: Path):
     return trained
 
 
-@pytest.mark.parametrize("layout", ["one", "ep2", "ep4", "tp2-ep2"])
+@over(*[["one", "ep2", "ep4", "tp2-ep2"]] * 2)
 def test_losses_are_megatrons(layout: str, backend: str, directory: Path, megatron) -> None:
     config = text_run(layout, directory, f"{backend}-{layout}", moe={"backend": backend})
     assert set(train_on_ranks(layout, config)) == {0}
@@ -162,6 +176,7 @@ def test_losses_are_megatrons(layout: str, backend: str, directory: Path, megatr
     assert expected[-1] < expected[0] - 0.3
 
 
+@each_backend
 def test_bf16(backend: str, directory: Path, megatron) -> None:
     """Half precision rounds in other places: close, and trained as well."""
     config = text_run("ep2", directory, f"{backend}-bf16", moe={"backend": backend}, train={"precision": "bf16"})
@@ -172,6 +187,7 @@ def test_bf16(backend: str, directory: Path, megatron) -> None:
 MOVES = [("one", "fp32", False), ("ep2", "fp32", True), ("tp2-ep2", "bf16", True), ("dp4-ep2-etp2", "fp32", True)]
 
 
+@each_backend
 @pytest.mark.parametrize(("layout", "precision", "distributed"), MOVES)
 def test_a_checkpoint_moves(
     layout: str, precision: str, distributed: bool, backend: str, megatron, tmp_path: Path
@@ -190,7 +206,7 @@ def test_a_checkpoint_moves(
         source = text_run(layout, tmp_path, f"{name}-again", moe={"backend": to}, **parts)
 
 
-@pytest.mark.parametrize("layout", ["one", "ep2"])
+@over(*[["ep2"]] * 2)
 def test_training_goes_on_with_the_other_backend(
     layout: str, backend: str, directory: Path, megatron, tmp_path: Path
 ) -> None:

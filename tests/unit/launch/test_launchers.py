@@ -69,7 +69,10 @@ def test_many_nodes_meet_by_number_or_by_themselves(capsys: pytest.CaptureFixtur
     numbered = dry_run(capsys, torchrun.main, *size, "--node-rank", "1", "--", "true")
     assert "--node-rank 1 --master-addr 127.0.0.1 --master-port 29500" in " ".join(numbered)
     free = dry_run(capsys, torchrun.main, *size, "--", "true")
-    assert "--rdzv-backend c10d --rdzv-endpoint 127.0.0.1:29500 --rdzv-id altup-moe-29500" in " ".join(free)
+    meeting = "--rdzv-backend c10d --rdzv-endpoint 127.0.0.1:29500 --rdzv-id altup-moe-29500"
+    assert meeting in " ".join(free)
+    again = dry_run(capsys, torchrun.main, *size, "--node-rank", "1", "--max-restarts", "2", "--", "true")
+    assert f"{meeting} --rdzv-conf is_host=0" in " ".join(again)
 
 
 def test_ranks_are_the_gpus_or_one_unless_told() -> None:

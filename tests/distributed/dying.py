@@ -1,0 +1,27 @@
+"""`altup-moe` whose rank 1 dies in the middle of the first start's ninth step: `python dying.py train ...`."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+from typing import Any
+
+from altup_moe.cli import main
+from altup_moe.train import loop
+
+STEP = 9
+
+if __name__ == "__main__":
+    original, numbers = loop.train_step, itertools.count(1)
+
+    def train_step(*args: Any, **kwargs: Any) -> Any:
+        """The step itself, survived or not."""
+        first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        if next(numbers) == STEP and first and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    loop.train_step = train_step
+    sys.exit(main(sys.argv[1:]))
