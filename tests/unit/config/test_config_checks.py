@@ -59,8 +59,6 @@ FITTING = [
     ({"optim__schedule": "wsd", "optim__decay_steps": 180}, 1),
     ({"optim__warmup_steps": 500, "train__stop_after": 200}, 1),
     ({"data__corpus": "wikipedia-sample"}, 1),
-    ({"sequence__stride": 4}, 1),
-    # Off: the other keys then mean nothing.
     ({"sequence__layers": "nonsense"}, 1),
     ({"sequence__stride": 32, "parallel__tensor": 4}, 4),
     ({"sequence__stride": 32, "parallel__context": 4}, 4),
@@ -107,7 +105,7 @@ WRONG = [
         {"sequence__stride": 4, "sequence__method": "average_pool", "parallel__context": 2},
         2,
         "parallel.context",
-        "average_pool",
+        "pools",
     ),
     ({"sequence__stride": 4, "sequence__layers": "1-6"}, 1, "sequence.layers", "first..last would fit, from 0 to 7"),
     ({"sequence__stride": 4, "sequence__layers": "1..8"}, 1, "sequence.layers", "model.num_layers is 8"),
