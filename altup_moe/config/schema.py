@@ -33,6 +33,10 @@ class ModelConfig:
     """Tokens of a training sample (context length)."""
     vocab_size: int = 4096
     """Rows of the embedding table, in tokens; at least the tokenizer's vocabulary."""
+    arch: Literal["gpt", "t5"] = "gpt"
+    """gpt: a decoder alone. t5: an encoder and a decoder."""
+    decoder_seq_length: int = 114
+    """Tokens of the decoder's part of a sample (arch t5; the encoder has seq_length)."""
     share_embeddings_and_output_weights: bool = True
     """Tie the output layer to the embedding table."""
     rotary_base: int = 10000
@@ -157,10 +161,27 @@ class DataConfig:
     corpus: str = "python-docs"
     """python-docs, wikipedia-sample, or the path prefix of a dataset written by tools/prepare_data.py."""
     tokenizer: str | None = None
-    """Directory of a Hugging Face tokenizer. None: the one beside prepared data; for a named corpus, a byte-level
-    BPE of model.vocab_size tokens trained on it."""
+    """Directory of a Hugging Face tokenizer, or t5 (the real one, downloaded at first use). None: the one beside
+    prepared data; for a named corpus, a byte-level BPE of model.vocab_size tokens trained on it."""
     valid_fraction: float = 0.05
     """Share of the documents' tokens held out for validation."""
+    objective: Literal["causal", "prefix", "span_corruption"] | None = None
+    """What is made of a window of text. causal: every next token. prefix: those after a random point. span_corruption:
+    dropped spans (T5, arXiv 1910.10683). None is causal for arch gpt and span_corruption for t5."""
+    noise_density: float = 0.15
+    """span_corruption: share of a window's tokens that is dropped."""
+    mean_noise_span: float = 3.0
+    """span_corruption: mean tokens of a dropped span."""
+    sentinels: int = 100
+    """Sentinel tokens of a BPE trained for t5 or span_corruption (<extra_id_0>, ..., counted down from the last id)."""
+    mixture: tuple[str, ...] = ()
+    """Corpora and tasks to draw samples from, each NAME or NAME=WEIGHT; without a weight its number of samples counts.
+    Empty is data.corpus alone. The tokenizer is data.tokenizer, or the one of data.corpus."""
+    mixture_cap: int | None = None
+    """Number of samples beyond which a component of the mixture without a weight weighs no more; None is no limit."""
+    task_files: tuple[str, ...] = ()
+    """Local data of tasks, each TASK=DIRECTORY that holds train and validation as .jsonl, .json or .parquet, with the
+    columns of the hub's data set. Other tasks come from the hub, or by name."""
     cache: str | None = None
     """Directory for tokenised named corpora; None keeps them in the run directory."""
 
