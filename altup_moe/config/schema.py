@@ -196,8 +196,9 @@ class OptimConfig:
     """Learning rate at the end of the decay."""
     warmup_steps: int = 20
     """Steps of linear warm-up."""
-    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    """Decay after the warm-up; wsd holds the peak, then decays over decay_steps."""
+    schedule: Literal["cosine", "wsd", "constant", "inverse_sqrt"] = "cosine"
+    """Decay after the warm-up; wsd holds the peak, then decays over decay_steps. inverse_sqrt: the peak times
+    sqrt(warmup_steps / step), as T5 was trained (but for its warm-up, which was constant)."""
     decay_steps: int | None = None
     """cosine: steps until min_learning_rate (None: train.steps). wsd: steps of the final decay (None: a tenth of
     train.steps)."""
