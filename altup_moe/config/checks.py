@@ -282,6 +282,22 @@ def _schedule(config: RunConfig, world_size: int) -> None:
         raise ConfigError("train.stop_after", config.train.stop_after, f"at most train.steps ({steps}) would fit")
 
 
+def _optimizer(config: RunConfig, world_size: int) -> None:
+    p = config.parallel
+    if config.optim.optimizer == "adamw":
+        return
+    # Its factored moments and its clipping are of whole tensors.
+    refused: list[tuple[bool, str, object, object]] = [
+        (p.tensor > 1, "parallel.tensor", p.tensor, 1),
+        (p.expert_tensor > 1, "parallel.expert_tensor", p.expert_tensor, 1),
+        (p.distributed_optimizer, "parallel.distributed_optimizer", True, "false"),
+        (config.train.engine != "megatron", "train.engine", config.train.engine, "megatron"),
+    ]
+    for wrong, key, value, fit in refused:
+        if wrong:
+            raise ConfigError(key, value, f"optim.optimizer adafactor needs tensors whole on a rank; {fit} would fit")
+
+
 def _files(config: RunConfig, world_size: int) -> None:
     run_dir = config.log.run_dir
     if not run_dir or (Path(run_dir).exists() and not Path(run_dir).is_dir()):
@@ -301,6 +317,7 @@ CHECKS: list[Callable[[RunConfig, int], None]] = [
     _batch,
     _overlap,
     _schedule,
+    _optimizer,
     check_data,
     _files,
 ]

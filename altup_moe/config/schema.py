@@ -188,8 +188,11 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
 
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    """adafactor: T5's (arXiv 1804.04235), with rates in proportion to the size of each tensor; needs tensors whole on a
+    rank. T5 had no weight_decay."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     min_learning_rate: float = 1e-4
@@ -301,4 +304,7 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, dict[str, object]]:
         """Plain nested dict in file order (what `config.yaml` holds)."""
-        return dataclasses.asdict(self)
+        return {
+            section: {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+            for section, values in dataclasses.asdict(self).items()
+        }
