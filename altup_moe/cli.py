@@ -17,7 +17,8 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from altup_moe.config import ConfigError, RunConfig, UserError
-from altup_moe.config.checks import check_config, check_corpus, world_size_from_env
+from altup_moe.config.checks import check_config, world_size_from_env
+from altup_moe.config.data_checks import check_corpus, check_task_files, task_directories, task_names
 from altup_moe.config.flags import parse, print_help
 from altup_moe.config.keys import nearest
 from altup_moe.config.load import load_config
@@ -40,7 +41,7 @@ PROFILE = ["--log.profile_steps", "3"]
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Loss, perplexity and bits per byte of a run's newest checkpoint."""
+    """Loss, perplexity and bits per byte of a run's newest checkpoint; or with --tasks, how well it answers."""
 
     run_dir: Positional[Path]
     """Directory of a run (log.run_dir)."""
@@ -48,6 +49,14 @@ class EvaluateOptions:
     """python-docs, wikipedia-sample or the path prefix of prepared data; None is the run's own validation part."""
     samples: int | None = None
     """Samples of model.seq_length tokens to read; None reads all."""
+    tasks: str | None = None
+    """Tasks to answer instead, separated by commas: their validation splits, greedily generated."""
+    limit: int | None = None
+    """Examples of each task to answer, the first ones; None is all."""
+    batch_size: int = 16
+    """Examples answered at once."""
+    task_files: tuple[str, ...] = ()
+    """Local data of tasks, each TASK=DIRECTORY, as data.task_files; beside the run's own."""
     json: bool = False
     """Print one JSON object instead of text."""
 
@@ -101,9 +110,32 @@ def evaluate(args: Sequence[str]) -> int:
         check_corpus("corpus", o.corpus)
     if o.samples is not None:
         COUNT.check("samples", o.samples)
+    if o.tasks is not None:
+        return _evaluate_tasks(o, o.tasks)
     from altup_moe.train.evaluate import evaluate_command
 
     return evaluate_command(run_dir=o.run_dir, corpus=o.corpus, samples=o.samples, as_json=o.json)
+
+
+def _evaluate_tasks(o: EvaluateOptions, tasks: str) -> int:
+    for key in ("corpus", "samples"):
+        if getattr(o, key) is not None:
+            raise ConfigError(key, getattr(o, key), "is of no use beside tasks; give one of the two")
+    names = task_names("tasks", tasks)
+    if o.limit is not None:
+        COUNT.check("limit", o.limit)
+    COUNT.check("batch_size", o.batch_size)
+    check_task_files("task_files", o.task_files)
+    from altup_moe.train.evaluate_tasks import evaluate_tasks_command
+
+    return evaluate_tasks_command(
+        run_dir=o.run_dir,
+        tasks=names,
+        limit=o.limit,
+        files=task_directories(o.task_files),
+        batch_size=o.batch_size,
+        as_json=o.json,
+    )
 
 
 def generate(args: Sequence[str]) -> int:
@@ -232,7 +264,7 @@ COMMANDS = {
     "train": Command("CONFIG [--section.key VALUE ...]", "train a configuration file", train, train_help),
     "evaluate": Command(
         "RUN_DIR [options]",
-        "loss and bits per byte of a run on held-out text",
+        "loss and bits per byte of a run on held-out text, or its answers to tasks",
         evaluate,
         lambda args: print_help(EvaluateOptions, "altup-moe evaluate"),
     ),

@@ -44,6 +44,9 @@ class Options:
     """Directory of a Hugging Face tokenizer; None trains a byte-level BPE on the source (which is then read twice)."""
     vocab_size: int | None = None
     """Size of the BPE that is trained without --tokenizer, in tokens; None is 4096."""
+    sentinels: int | None = None
+    """Sentinels that this BPE reserves (<extra_id_0>, ..., and <pad>), as model.arch t5 and span corruption need them;
+    None is none."""
     text_key: str = "text"
     """Column that holds the text."""
     split: str = "train"
@@ -72,6 +75,10 @@ def run(options: Options) -> tuple[Manifest, float]:
     """Do it. Returns what was written, and the seconds that reading and tokenising took."""
     if options.tokenizer is not None and options.vocab_size is not None:
         raise ConfigError("--vocab-size", options.vocab_size, "is for a new tokenizer; --tokenizer brings its own")
+    if options.tokenizer is not None and options.sentinels is not None:
+        raise ConfigError("--sentinels", options.sentinels, "is for a new tokenizer; --tokenizer brings its own")
+    if options.sentinels is not None and options.sentinels < 1:
+        raise ConfigError("--sentinels", options.sentinels, "must be 1 or more")
     if options.workers is not None and options.workers < 1:
         raise ConfigError("--workers", options.workers, "must be 1 or more")
     refuse_existing([suffixed(options.out, end) for end in SUFFIXES], options.overwrite)
@@ -81,7 +88,7 @@ def run(options: Options) -> tuple[Manifest, float]:
             tokenizer = load_tokenizer(options.tokenizer)
         else:
             texts = (d.text for d in documents(options, temporary / "cache"))
-            tokenizer = train_bpe(texts, options.vocab_size or DEFAULT_VOCAB, temporary / "bpe")
+            tokenizer = train_bpe(texts, options.vocab_size or DEFAULT_VOCAB, temporary / "bpe", options.sentinels or 0)
         started = time.monotonic()
         stream = _progress(documents(options, temporary / "cache"))
         manifest = prepare(stream, tokenizer, options.out, options.source, overwrite=options.overwrite)

@@ -43,7 +43,8 @@ def grow_checkpoint(source: Checkpoint, growth: Growth, root: Path) -> Grown:
     """
     shapes = global_shapes(growth.target)
     rules = {name: rule_of(name, shape, growth) for name, shape in shapes.items()}
-    forms = _forms(source, rules, shapes)
+    carried = _carries(source, growth)
+    forms = _forms(source, rules, shapes, carried)
     head = replace(
         source.manifest,
         config=growth.target.to_dict(),
@@ -61,7 +62,7 @@ def grow_checkpoint(source: Checkpoint, growth: Growth, root: Path) -> Grown:
         return items(tensor.to(DTYPES[forms[stored].dtype]).contiguous())
 
     directory = write_checkpoint(root, head, forms, whole_tensors(forms), read)
-    trained = [rules[name] for name in shapes if not is_buffer(name)] if source.manifest.has_optimizer else []
+    trained = [rules[name] for name in shapes if not is_buffer(name)] if carried else []
     reset = Counter(rule.why for rule in trained if rule.gradient is None)
     return Grown(directory, len(trained) - reset.total(), reset)
 
@@ -80,7 +81,15 @@ def grown_tensor(source: Checkpoint, rule: Rule, kind: str, shape: tuple[int, ..
     return rule.value(load(source, stored).float())
 
 
-def _forms(source: Checkpoint, rules: Mapping[str, Rule], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Form]:
+def _carries(source: Checkpoint, growth: Growth) -> bool:
+    """Whether there are moments to carry over: Adam's. How Adafactor's factors grow is not worked out."""
+    optimizers = {source.manifest.config.get("optim", {}).get("optimizer", "adamw"), growth.target.optim.optimizer}
+    return source.manifest.has_optimizer and optimizers == {"adamw"}
+
+
+def _forms(
+    source: Checkpoint, rules: Mapping[str, Rule], shapes: Mapping[str, tuple[int, ...]], carried: bool
+) -> dict[str, Form]:
     """Every tensor to be stored, in order of kinds."""
     stored = source.manifest.tensors
     usual = stored["weights/model.embed_tokens.weight"].dtype
@@ -93,7 +102,7 @@ def _forms(source: Checkpoint, rules: Mapping[str, Rule], shapes: Mapping[str, t
 
     forms = {f"weights/{name}": Form(shape, dtype(name)) for name, shape in shapes.items()}
     trained = {name: shape for name, shape in shapes.items() if not is_buffer(name)}
-    if source.manifest.has_optimizer:
+    if carried:
         halves = {name: shape for name, shape in trained.items() if dtype(name) in HALF}
         forms |= {f"main/{name}": Form(shape, "F32") for name, shape in halves.items()}
         forms |= {f"{kind}/{name}": Form(shape, "F32") for kind in POWER for name, shape in trained.items()}

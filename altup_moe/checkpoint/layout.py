@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from altup_moe.checkpoint.boxes import joined
+from altup_moe.checkpoint.boxes import joined, whole
 from altup_moe.checkpoint.manifest import KINDS
+from altup_moe.checkpoint.moments import FACTORS
 from altup_moe.checkpoint.share import share
 from altup_moe.checkpoint.write import Form, Part, Plan, cut_files
 from altup_moe.config import ParallelConfig, RunConfig
@@ -34,7 +35,8 @@ def holders(config: RunConfig, world_size: int, forms: Mapping[str, Form]) -> di
         for name, box in _boxes(config, place):
             boxes[name, box].update(ranks)
     return {
-        Part(stored, box): sorted(ranks)
+        # Factors of moments are whole: no layout that has them cuts their parameters.
+        Part(stored, whole(forms[stored].shape) if kind in FACTORS else box): sorted(ranks)
         for kind in KINDS
         for (name, box), ranks in boxes.items()
         if (stored := f"{kind}/{name}") in forms

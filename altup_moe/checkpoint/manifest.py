@@ -26,7 +26,7 @@ ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8":
 """Dtypes of stored tensors, in safetensors' names, and their bytes."""
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
 """Files that a manifest may name: bare names, never a path."""
-KINDS = ("weights", "exp_avg", "exp_avg_sq", "main")
+KINDS = ("weights", "exp_avg", "exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col", "main")
 """How names of optimizer state begin."""
 LIMIT = 1 << 62
 """Sizes and counts lie below it."""
@@ -62,9 +62,9 @@ class StoredFile:
 class Manifest:
     """What a checkpoint is of, and where everything lies.
 
-    Tensor names are KIND/NAME: `weights`, `exp_avg`, `exp_avg_sq` and `main` (fp32 copies of half-precision weights) of
-    a parameter's global name, and `rng/RANK/STREAM`, which only the layout that wrote it can use. A checkpoint has
-    optimizer state (fp32) for every parameter, or for none.
+    Tensor names are KIND/NAME: `weights`, `exp_avg`, `exp_avg_sq` (`_row` and `_col` where Adafactor keeps factors) and
+    `main` (fp32 copies of half-precision weights) of a parameter's global name, and `rng/RANK/STREAM`, which only the
+    layout that wrote it can use. A checkpoint has optimizer state (fp32) for every parameter, or for none.
     """
 
     step: int
@@ -86,7 +86,7 @@ class Manifest:
 
     @property
     def has_optimizer(self) -> bool:
-        """Whether it holds Adam's moments (an open checkpoint then holds all of them)."""
+        """Whether it holds an optimizer's moments (an open checkpoint then holds all of them)."""
         return any(name.partition("/")[0] in KINDS[1:] for name in self.tensors)
 
     def of_kind(self, kind: str) -> dict[str, StoredTensor]:

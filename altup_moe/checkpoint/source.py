@@ -15,6 +15,7 @@ import numpy as np
 
 from altup_moe.checkpoint.boxes import box_shape, inside, meet, uncovered, whole, within
 from altup_moe.checkpoint.manifest import DIGEST, KINDS, MANIFEST, Manifest, StoredTensor, read_manifest
+from altup_moe.checkpoint.moments import moment_shapes
 from altup_moe.checkpoint.shards import ShardReader, ShardReaders, carrier
 from altup_moe.config import DataError, RunConfig, UserError
 from altup_moe.config.load import from_dict
@@ -145,8 +146,11 @@ def _check_model(directory: Path, manifest: Manifest, config: RunConfig) -> None
     _same(directory, "weights", weights, shapes, ("F32", *HALF))
     if manifest.has_optimizer:
         halves = {name: shape for name, shape in trained.items() if weights[name].dtype in HALF}
-        for kind, expected in (("exp_avg", trained), ("exp_avg_sq", trained), ("main", halves)):
+        moments = {name: moment_shapes(config.optim.optimizer, shape) for name, shape in trained.items()}
+        for kind in KINDS[1:-1]:
+            expected = {name: shapes[kind] for name, shapes in moments.items() if kind in shapes}
             _same(directory, kind, manifest.of_kind(kind), expected, ("F32",))
+        _same(directory, "main", manifest.of_kind("main"), halves, ("F32",))
 
 
 def _model_shapes(directory: Path, manifest: Manifest, config: RunConfig) -> dict[str, tuple[int, ...]]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from altup_moe.checkpoint.boxes import box_shape, flat_boxes, volume
+from altup_moe.checkpoint.boxes import box_shape, flat_boxes, volume, whole
 from altup_moe.checkpoint.tensors import STORED
 from altup_moe.checkpoint.updated import Updated, cut_weights, updated
 from altup_moe.checkpoint.write import Form, Part
@@ -44,6 +44,7 @@ def held_tensors(named: Iterable[NamedTensor], optimizer: Any | None) -> list[He
     entries = list(named)
     found = updated((entry.tensor for entry in entries), optimizer) if optimizer is not None else {}
     held: list[Held] = []
+    told: set[str] = set()
     for entry in entries:
         for piece in entry.pieces:
             weight, cut = entry.tensor.detach(), cut_weights(entry.tensor)
@@ -56,8 +57,17 @@ def held_tensors(named: Iterable[NamedTensor], optimizer: Any | None) -> list[He
             share = found.get(id(entry.tensor))
             if share is None:
                 continue
-            state = _state(share)
-            flat = {name: share.of(state[name]) for name in MOMENTS}
+            globally = getattr(share.optimizer, "tensors", None)
+            if globally is None:
+                state = _state(share)
+                flat = {name: share.of(state[name]) for name in MOMENTS}
+            else:  # Adafactor: moments of global tensors, each told of once
+                flat = {}
+                moments = {} if piece.name in told else globally[piece.name].moments
+                told.add(piece.name)
+                for kind, value in moments.items():
+                    box = whole(tuple(value.shape))
+                    held.append(Held(Part(f"{kind}/{piece.name}", box), Form(tuple(value.shape), "F32"), value))
             if share.tensor.dtype != weight.dtype:
                 flat["main"] = share.of(share.tensor.detach())
             for box, first, last in _boxes_of(entry, piece, share.start, share.stop):

@@ -12,15 +12,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import get_args
 
+from altup_moe.config.data_checks import check_data
 from altup_moe.config.errors import ConfigError
 from altup_moe.config.packages import check_installed
 from altup_moe.config.ranges import RANGES
 from altup_moe.config.schema import ParallelConfig, RunConfig, Width
 from altup_moe.config.sequence import strided_layers
 from altup_moe.config.zero_checks import check_zero
-
-CORPORA = ("python-docs", "wikipedia-sample")
-"""Corpora that come by name (`altup_moe.data.corpora` holds them)."""
 
 
 def check_config(config: RunConfig, world_size: int) -> None:
@@ -66,13 +64,6 @@ def stage_layers(layers: int, stages: int, first: int | None = None, last: int |
         return None
     share = [rest // middle] * middle if middle else []
     return [*([first] if first is not None else []), *share, *([last] if last is not None else [])]
-
-
-def check_corpus(key: str, corpus: str) -> None:
-    """Raise ConfigError unless `corpus` is a known name or the path prefix of prepared data that exists."""
-    if corpus not in CORPORA and not Path(f"{corpus}.idx").is_file():
-        fits = f"there is no file {corpus}.idx; {' or '.join(CORPORA)} would fit, or the path prefix of a "
-        raise ConfigError(key, corpus, fits + "dataset written by tools/prepare_data.py")
 
 
 def divisors(n: int) -> list[int]:
@@ -321,12 +312,24 @@ def _schedule(config: RunConfig, world_size: int) -> None:
         raise ConfigError("train.stop_after", config.train.stop_after, f"at most train.steps ({steps}) would fit")
 
 
+def _optimizer(config: RunConfig, world_size: int) -> None:
+    p = config.parallel
+    if config.optim.optimizer == "adamw":
+        return
+    # Its factored moments and its clipping are of whole tensors.
+    refused: list[tuple[bool, str, object, object]] = [
+        (p.tensor > 1, "parallel.tensor", p.tensor, 1),
+        (p.expert_tensor > 1, "parallel.expert_tensor", p.expert_tensor, 1),
+        (p.distributed_optimizer, "parallel.distributed_optimizer", True, "false"),
+        (config.train.engine != "megatron", "train.engine", config.train.engine, "megatron"),
+    ]
+    for wrong, key, value, fit in refused:
+        if wrong:
+            raise ConfigError(key, value, f"optim.optimizer adafactor needs tensors whole on a rank; {fit} would fit")
+
+
 def _files(config: RunConfig, world_size: int) -> None:
-    data, run_dir = config.data, config.log.run_dir
-    check_corpus("data.corpus", data.corpus)
-    if data.tokenizer is not None and not Path(data.tokenizer).is_dir():
-        fits = "is not a directory; one that holds a Hugging Face tokenizer would fit, or null"
-        raise ConfigError("data.tokenizer", data.tokenizer, fits)
+    run_dir = config.log.run_dir
     if not run_dir or (Path(run_dir).exists() and not Path(run_dir).is_dir()):
         raise ConfigError("log.run_dir", run_dir, "must name a directory; it is made if it does not exist")
 
@@ -345,6 +348,8 @@ CHECKS: list[Callable[[RunConfig, int], None]] = [
     _batch,
     _overlap,
     _schedule,
+    _optimizer,
+    check_data,
     _files,
 ]
 """In this order: later ones divide by what earlier ones found positive."""

@@ -76,6 +76,12 @@ def coerce(key: str, hint: Any, value: object) -> object:
             # By type too: True == 1.
             if any(value == choice and type(value) is type(choice) for choice in typing.get_args(member)):
                 return value
+        elif typing.get_origin(member) is tuple:
+            # A mapping is written as a list of NAME=VALUE.
+            items = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else value
+            item = typing.get_args(member)[0]
+            if isinstance(items, list | tuple) and all(type(one) is item for one in items):
+                return tuple(items)
         elif type(value) is member:
             return value
         elif member is float and type(value) in (int, str):

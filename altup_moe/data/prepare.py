@@ -22,6 +22,7 @@ from altup_moe.data.encode import Tally, encode_documents
 from altup_moe.data.files import fsync_tree, sha256_file, staging
 from altup_moe.data.indexed import IndexedTokens, read_index, refuse_existing, scan_tokens, suffixed, write_indexed
 from altup_moe.data.manifest import FORMAT_VERSION, Manifest, read_manifest, write_manifest
+from altup_moe.data.named_tokenizers import tokenizer_directory
 from altup_moe.data.tokenizer import MIN_BPE_VOCAB, Tokenizer, load_tokenizer, save_tokenizer, train_bpe
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,9 @@ def prepare(
     return manifest
 
 
-def prepare_named(corpus: str, vocab_size: int, tokenizer: str | Path | None, cache_dir: Path) -> Path:
+def prepare_named(
+    corpus: str, vocab_size: int, tokenizer: str | Path | None, cache_dir: Path, sentinels: int = 0
+) -> Path:
     """Prefix of a named corpus' token file, prepared in `cache_dir` unless it lies there; any other name is a prefix.
 
     The directory's name holds a hash of texts, tokenizer and format, and it appears by one rename, so processes that
@@ -106,19 +109,21 @@ def prepare_named(corpus: str, vocab_size: int, tokenizer: str | Path | None, ca
 
     Args:
         vocab_size: of the model; size of the BPE that is trained where no tokenizer is given.
-        tokenizer: directory of a tokenizer, or None.
+        tokenizer: directory or name of a tokenizer, or None.
+        sentinels: what a BPE that is trained here reserves (`train_bpe`).
 
     Raises:
         ConfigError: model.vocab_size below the tokenizer's vocabulary, or too small for a BPE.
         DataError: prepared data of another tokenizer than the one given; whatever `load_corpus` and `prepare` raise.
     """
-    chosen = load_tokenizer(tokenizer) if tokenizer else None
+    chosen = load_tokenizer(tokenizer_directory(str(tokenizer), cache_dir)) if tokenizer else None
     if corpus not in CORPORA:
         if chosen is not None:
             _check_tokenizer(chosen, Path(corpus))
         return Path(corpus)
     _check_vocab(vocab_size, chosen)
-    identity = f"{CORPORA[corpus].fingerprint()}:{chosen.sha256 if chosen else f'bpe-{vocab_size}'}:{FORMAT_VERSION}"
+    trained = f"bpe-{vocab_size}" + (f"-{sentinels}" if sentinels else "")
+    identity = f"{CORPORA[corpus].fingerprint()}:{chosen.sha256 if chosen else trained}:{FORMAT_VERSION}"
     key = hashlib.sha256(identity.encode()).hexdigest()
     directory = cache_dir / f"{corpus}-{key[:12]}"
     prefix = directory / "tokens"
@@ -126,7 +131,7 @@ def prepare_named(corpus: str, vocab_size: int, tokenizer: str | Path | None, ca
         return prefix
     documents = load_corpus(corpus, cache_dir)
     with staging(cache_dir, directory.name) as temporary:
-        bpe = chosen or train_bpe((d.text for d in documents), vocab_size, temporary / "bpe")
+        bpe = chosen or train_bpe((d.text for d in documents), vocab_size, temporary / "bpe", sentinels)
         prepare(documents, bpe, temporary / "new" / "tokens", corpus, source_key=key)
         if directory.exists() and not _usable(prefix, vocab_size, key):
             os.replace(directory, temporary / "damaged")

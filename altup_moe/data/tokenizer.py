@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections import OrderedDict
@@ -18,6 +19,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from altup_moe.config.errors import ConfigError, DataError
 
 END_OF_TEXT = "<|endoftext|>"
+PAD = "<pad>"
 MIN_BPE_VOCAB = 257  # 256 bytes and the end-of-document token
 _COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _USUAL_ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>")
@@ -47,6 +49,19 @@ class Tokenizer:
         return hashlib.sha256(self.serialized).hexdigest()
 
     @property
+    def pad_id(self) -> int:
+        """Id of padding: the token ``<pad>``, or the end token where there is none."""
+        # Not called `pad`: GPTDataset would take that for a sign that text holds padding.
+        found = self.backend.token_to_id(PAD)
+        return self.eod if found is None else int(found)
+
+    @property
+    def sentinel_ids(self) -> list[int]:
+        """Ids of ``<extra_id_0>``, ``<extra_id_1>``, ... as far as they go."""
+        ids = (self.backend.token_to_id(sentinel(n)) for n in itertools.count())
+        return list(itertools.takewhile(lambda found: found is not None, ids))
+
+    @property
     def unique_identifiers(self) -> OrderedDict[str, str]:
         """What Megatron's GPTDataset hashes into the name of its index cache."""
         return OrderedDict(sha256=self.sha256)
@@ -64,7 +79,12 @@ class Tokenizer:
         return str(self.backend.decode(list(ids), skip_special_tokens=True))
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, out_dir: str | Path) -> Tokenizer:
+def sentinel(number: int) -> str:
+    """The text of a sentinel token, T5's."""
+    return f"<extra_id_{number}>"
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, out_dir: str | Path, sentinels: int = 0) -> Tokenizer:
     """Train a byte-level BPE (GPT-2's alphabet; nothing is normalised, so every text comes back exactly).
 
     The same texts give the same tokenizer.json. Small corpora run out of pairs, so the vocabulary may stay smaller.
@@ -73,28 +93,34 @@ def train_bpe(texts: Iterable[str], vocab_size: int, out_dir: str | Path) -> Tok
         texts: the corpus; read once.
         vocab_size: tokens wanted, the 256 bytes and ``<|endoftext|>`` (id 0; eod, bos and eos) included.
         out_dir: becomes a Hugging Face tokenizer directory.
+        sentinels: if not 0, ``<pad>`` is id 0, the end token id 1 (as in T5), and the last ids, counted down, are this
+            many sentinels.
 
     Raises:
-        ConfigError: ``vocab_size`` below 257.
+        ConfigError: ``vocab_size`` below 257 (and below 258 + sentinels, where there are some).
         DataError: there is no text to train on.
     """
-    if vocab_size < MIN_BPE_VOCAB:
-        fits = f"a byte-level BPE needs at least {MIN_BPE_VOCAB} (256 bytes and {END_OF_TEXT})"
+    special = [PAD, END_OF_TEXT] if sentinels else [END_OF_TEXT]
+    smallest = 256 + len(special) + sentinels
+    if vocab_size < smallest:
+        extra = f", {PAD} and {sentinels} sentinels" if sentinels else ""
+        fits = f"a byte-level BPE needs at least {smallest} (256 bytes and {END_OF_TEXT}{extra})"
         raise ConfigError("vocab_size", vocab_size, fits)
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        vocab_size=vocab_size - sentinels,
+        special_tokens=special,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     backend.train_from_iterator(_some(texts, Path(out_dir)), trainer)
+    backend.add_special_tokens([sentinel(n) for n in reversed(range(sentinels))])
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     (out / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
-    _write_config(out, END_OF_TEXT)
+    _write_config(out, END_OF_TEXT, PAD if sentinels else None)
     return load_tokenizer(out)
 
 
@@ -214,12 +240,13 @@ def _end_token(directory: Path, vocab: dict[str, int]) -> str:
     raise DataError(directory, f"no token can end a document: set eos_token in {_COMPANIONS[0]}")
 
 
-def _write_config(directory: Path, end: str) -> None:
+def _write_config(directory: Path, end: str, pad: str | None = None) -> None:
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": end,
         "eos_token": end,
         "clean_up_tokenization_spaces": False,
+        **({"pad_token": pad} if pad else {}),
     }
     (directory / _COMPANIONS[0]).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

@@ -12,9 +12,10 @@ import torch
 import torch.distributed as dist
 
 from altup_moe.config import RunConfig
-from altup_moe.model.build import build_model
+from altup_moe.model.build import build_model, named_tensors
 from altup_moe.parallel.deepspeed_groups import use_deepspeed
 from altup_moe.parallel.topology import Topology
+from altup_moe.train.adafactor import use_adafactor
 from altup_moe.train.optim import build_optimizer
 
 
@@ -45,6 +46,8 @@ class MegatronEngine:
     def __init__(self, config: RunConfig, topology: Topology) -> None:
         self.chunks: list[Any] = list(build_model(config, topology))
         self.optimizer = build_optimizer(self.chunks, config)
+        if config.optim.optimizer == "adafactor":
+            use_adafactor(self.optimizer, named_tensors(self.chunks, config, topology))
         self._device = topology.device
 
     def zero_grad(self) -> None:

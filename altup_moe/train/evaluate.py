@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from altup_moe.train.batches import SampleDataset, micro_batches
 from altup_moe.train.finished import FinishedRun, load_run, tokenizer_dir
-from altup_moe.train.samples import open_corpus, open_samples, prepared_prefix
+from altup_moe.train.mixture import run_samples
+from altup_moe.train.samples import open_corpus
 from altup_moe.train.step import Validation
 
 
@@ -40,7 +41,7 @@ def evaluate_command(run_dir: Path, corpus: str | None, samples: int | None, as_
     run = load_run(run_dir)
     config = run.config
     if corpus is None:
-        data = open_samples(config, prepared_prefix(config))
+        data = run_samples(config)
         dataset, count, name = data.valid, data.valid_count(config), f"{config.data.corpus} (validation part)"
         lengths = data.byte_lengths
     else:

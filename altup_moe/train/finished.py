@@ -45,7 +45,7 @@ def load_run(run_dir: Path) -> FinishedRun:
     if directory is None:
         raise UserError(f"{run_dir}: has no checkpoint yet")
     tokenizer = load_tokenizer(tokenizer_dir(run_dir))
-    special = {"bos_token_id": tokenizer.eod, "eos_token_id": tokenizer.eod, "pad_token_id": tokenizer.eod}
+    special = {"bos_token_id": tokenizer.eod, "eos_token_id": tokenizer.eod, "pad_token_id": tokenizer.pad_id}
     model = AltUpMoEForCausalLM(AltUpMoEConfig.from_run(config, **special))
     with Checkpoint(directory) as checkpoint:
         checkpoint.verify()

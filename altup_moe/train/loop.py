@@ -33,10 +33,11 @@ from altup_moe.train.finished import tokenizer_dir
 from altup_moe.train.guards import EXIT_STOPPED, StopSignal
 from altup_moe.train.loggers import Logger, check_loggers, open_loggers
 from altup_moe.train.metrics import StepMetrics, flops_per_token, peak_memory_gib
+from altup_moe.train.mixture import run_samples
 from altup_moe.train.optim import build_scheduler, learning_rate
 from altup_moe.train.profile import Profile
 from altup_moe.train.resume import ResumePoint, find_resume_point, verified
-from altup_moe.train.samples import Samples, open_samples, prepared_prefix
+from altup_moe.train.samples import Samples
 from altup_moe.train.step import StepResult, Validation, train_step, validate
 
 
@@ -74,11 +75,11 @@ def train(config: RunConfig) -> int:
     _keep_compiled_code(config)
     resume = find_resume_point(config)
     # Rank 0 prepares and verifies the data first: whatever is wrong with it ends the run before the others meet it.
-    samples = open_samples(config, prepared_prefix(config)) if rank_from_env() == 0 else None
+    samples = run_samples(config) if rank_from_env() == 0 else None
     _check_data(resume, samples)
     with topology(config.parallel) as topo, StopSignal() as stop:
         dist.barrier()
-        samples = samples or open_samples(config, prepared_prefix(config), scan=False)
+        samples = samples or run_samples(config, scan=False)
         resume = verified(config, resume, topo) if resume else None
         run = _start(config, topo, samples, resume)
         loggers: list[Logger] = []

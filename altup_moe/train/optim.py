@@ -98,7 +98,7 @@ def connect_schedule(chunks: list[DistributedDataParallel], optimizer: Any, conf
 
 
 def build_scheduler(optimizer: Any, config: RunConfig) -> OptimizerParamScheduler:
-    """Linear warm-up, then cosine, warm-up-stable-decay, or constant. Counted in optimizer steps."""
+    """Linear warm-up, then cosine, warm-up-stable-decay, inverse square root or constant. In optimizer steps."""
     o, steps = config.optim, config.train.steps
     wsd = o.schedule == "wsd"
     # A run shorter than its warm-up ends inside it, on the same slope.
@@ -110,7 +110,7 @@ def build_scheduler(optimizer: Any, config: RunConfig) -> OptimizerParamSchedule
         min_lr=o.min_learning_rate,
         lr_warmup_steps=o.warmup_steps,
         lr_decay_steps=total,
-        lr_decay_style={"cosine": "cosine", "wsd": "WSD", "constant": "constant"}[o.schedule],
+        lr_decay_style={"wsd": "WSD", "inverse_sqrt": "inverse-square-root"}.get(o.schedule, o.schedule),
         start_wd=o.weight_decay,
         end_wd=o.weight_decay,
         wd_incr_steps=steps,

@@ -36,7 +36,7 @@ SAME = {
 The layout is not among them."""
 
 SAME_WEIGHTS = {
-    "model": {"seq_length", "init_method_std", "attention_dropout", "hidden_dropout"},
+    "model": {"seq_length", "decoder_seq_length", "init_method_std", "attention_dropout", "hidden_dropout"},
     "altup": {"kernel"},
     "sequence": None,
     "moe": {"capacity_factor", "aux_loss_coeff", "z_loss_coeff", "expert_bias_update_rate", "dispatcher", "backend"},

@@ -1,9 +1,13 @@
-"""The samples of a run: Megatron's GPTDataset over prepared data. A sample's number alone says what it holds."""
+"""The samples of a run: windows of Megatron's GPTDataset over prepared data, and what the objective makes of them.
+
+A sample's number alone says what it holds.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,9 +17,41 @@ from megatron.core.datasets.utils import Split
 from torch import Tensor
 
 from altup_moe.config import ConfigError, RunConfig
+from altup_moe.data.layouts import Arrays
 from altup_moe.data.prepare import Prepared, open_prepared, prepare_named
+from altup_moe.data.recipes import Recipe, recipe_of, sample_arrays, wants_sentinels
 from altup_moe.data.split import split_documents
 from altup_moe.data.tokenizer import Tokenizer, load_tokenizer, token_byte_lengths
+from altup_moe.train.batches import SampleDataset
+
+SPLITS = {Split.train: 0, Split.valid: 1}
+"""What a split is called where samples are drawn."""
+
+
+class CountedSamples(SampleDataset, Protocol):
+    """Samples by number, and how many there are (of training samples: in one epoch, or as many as are needed)."""
+
+    def __len__(self) -> int:
+        """How many."""
+
+
+class ObjectiveSamples:
+    """Windows of tokens as an objective makes them into samples."""
+
+    def __init__(self, windows: GPTDataset, recipe: Recipe, seed: int, split: int) -> None:
+        self.windows, self.recipe, self.seed, self.split = windows, recipe, seed, split
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        tokens = self.windows[number]["tokens"].numpy()
+        return as_tensors(sample_arrays(self.recipe, tokens, self.seed, self.split, number))
+
+
+def as_tensors(arrays: Arrays) -> dict[str, Tensor]:
+    """A sample as `micro_batches` takes it."""
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 
 @dataclass(frozen=True)
@@ -25,8 +61,8 @@ class Samples:
     ``byte_lengths`` [V]: UTF-8 bytes that each token id stands for; ``fingerprint``: hash of the token files.
     """
 
-    train: GPTDataset
-    valid: GPTDataset
+    train: CountedSamples
+    valid: CountedSamples
     tokenizer: Tokenizer
     tokenizer_dir: Path
     byte_lengths: Tensor
@@ -37,11 +73,40 @@ class Samples:
         return min(config.train.eval_samples, len(self.valid))
 
 
-def prepared_prefix(config: RunConfig, corpus: str | None = None) -> Path:
-    """Tokenise a named corpus (once; on one rank only) or find the user's data. Returns the path prefix."""
-    name = corpus or config.data.corpus
-    cache = Path(config.data.cache or Path(config.log.run_dir) / "data")
-    return Path(prepare_named(name, config.model.vocab_size, config.data.tokenizer, cache))
+@dataclass(frozen=True)
+class TokenFile:
+    """A verified token file, its documents divided for training and validation."""
+
+    prefix: Path
+    prepared: Prepared
+    tokenizer: Tokenizer
+    dataset: IndexedDataset
+    documents: dict[Split, np.ndarray]
+
+
+def data_cache(config: RunConfig) -> Path:
+    """Where downloads and tokenised corpora are kept."""
+    return Path(config.data.cache or Path(config.log.run_dir) / "data")
+
+
+def prepared_prefix(config: RunConfig, corpus: str | None = None, tokenizer: Path | None = None) -> Path:
+    """Tokenise a named corpus (once; on one rank only) or find the user's data. Returns the path prefix.
+
+    Args:
+        corpus, tokenizer: other than `data.corpus` and `data.tokenizer`.
+    """
+    name, chosen = corpus or config.data.corpus, tokenizer or config.data.tokenizer
+    sentinels = config.data.sentinels if wants_sentinels(config.model, config.data) else 0
+    return Path(prepare_named(name, config.model.vocab_size, chosen, data_cache(config), sentinels))
+
+
+def open_token_file(config: RunConfig, prefix: Path, *, scan: bool = True) -> TokenFile:
+    """Verify the data at `prefix`. Raises as `open_samples` does."""
+    prepared = open_prepared(prefix, config.model.vocab_size, scan=scan)
+    dataset = IndexedDataset(str(prefix), mmap=True)
+    train, valid = split_documents(dataset.sequence_lengths, config.data.valid_fraction)
+    tokenizer = load_tokenizer(prepared.tokenizer_dir)
+    return TokenFile(prefix, prepared, tokenizer, dataset, {Split.train: train, Split.valid: valid})
 
 
 def open_samples(config: RunConfig, prefix: Path, *, scan: bool = True) -> Samples:
@@ -52,24 +117,21 @@ def open_samples(config: RunConfig, prefix: Path, *, scan: bool = True) -> Sampl
 
     Raises:
         DataError: a damaged file, or token ids outside model.vocab_size (file and offset).
-        ConfigError: too little data for one sample of model.seq_length.
+        ConfigError: too little data for one sample of model.seq_length, or an objective that does not fit.
     """
-    prepared: Prepared = open_prepared(prefix, config.model.vocab_size, scan=scan)
-    tokenizer = load_tokenizer(prepared.tokenizer_dir)
-    dataset = IndexedDataset(str(prefix), mmap=True)
-    train_documents, valid_documents = split_documents(dataset.sequence_lengths, config.data.valid_fraction)
+    file = open_token_file(config, prefix, scan=scan)
     steps = config.train.steps * config.train.global_batch_size
     return Samples(
-        train=_gpt_dataset(config, dataset, prefix, train_documents, steps, Split.train, tokenizer),
-        valid=_gpt_dataset(config, dataset, prefix, valid_documents, None, Split.valid, tokenizer),
-        tokenizer=tokenizer,
-        tokenizer_dir=prepared.tokenizer_dir,
-        byte_lengths=torch.from_numpy(token_byte_lengths(tokenizer).astype(np.int64)),
-        fingerprint=prepared.manifest.bin_sha256,
+        train=corpus_samples(config, file, Split.train, steps),
+        valid=corpus_samples(config, file, Split.valid, None),
+        tokenizer=file.tokenizer,
+        tokenizer_dir=file.prepared.tokenizer_dir,
+        byte_lengths=byte_lengths(file.tokenizer),
+        fingerprint=file.prepared.manifest.bin_sha256,
     )
 
 
-def open_corpus(config: RunConfig, corpus: str, tokenizer_dir: Path) -> tuple[GPTDataset, Tensor]:
+def open_corpus(config: RunConfig, corpus: str, tokenizer_dir: Path) -> tuple[CountedSamples, Tensor]:
     """All of another corpus in a run's own tokens: (samples, bytes of each token id [V]).
 
     Args:
@@ -77,42 +139,48 @@ def open_corpus(config: RunConfig, corpus: str, tokenizer_dir: Path) -> tuple[GP
     Raises:
         DataError: prepared data of another tokenizer.
     """
-    tokenizer = load_tokenizer(tokenizer_dir)
-    cache = Path(config.data.cache or Path(config.log.run_dir) / "data")
-    prefix = Path(prepare_named(corpus, config.model.vocab_size, str(tokenizer_dir), cache))
-    prepared = open_prepared(prefix, config.model.vocab_size)
-    dataset = IndexedDataset(str(prefix), mmap=True)
-    documents = np.arange(len(prepared.index))
-    samples = _gpt_dataset(config, dataset, prefix, documents, None, Split.valid, tokenizer)
-    return samples, torch.from_numpy(token_byte_lengths(tokenizer).astype(np.int64))
+    file = open_token_file(config, prepared_prefix(config, corpus, tokenizer_dir))
+    whole = replace(file, documents={Split.valid: np.arange(len(file.prepared.index))})
+    return corpus_samples(config, whole, Split.valid, None), byte_lengths(file.tokenizer)
 
 
-def _gpt_dataset(
-    config: RunConfig,
-    dataset: IndexedDataset,
-    prefix: Path,
-    documents: np.ndarray,
-    samples: int | None,
-    split: Split,
-    tokenizer: Tokenizer,
+def byte_lengths(tokenizer: Tokenizer) -> Tensor:
+    """UTF-8 bytes that each token id stands for, int64 [V]."""
+    return torch.from_numpy(token_byte_lengths(tokenizer).astype(np.int64))
+
+
+def corpus_samples(config: RunConfig, file: TokenFile, split: Split, samples: int | None) -> CountedSamples:
+    """Samples of a part of a token file; `samples` of them, or None for one epoch."""
+    recipe = recipe_of(config.model, config.data, file.tokenizer)
+    if recipe is None:
+        return _windows(config, file, split, samples, config.model.seq_length, labels=True)
+    windows = _windows(config, file, split, samples, recipe.window, labels=False)
+    return ObjectiveSamples(windows, recipe, config.train.seed, SPLITS[split])
+
+
+def _windows(
+    config: RunConfig, file: TokenFile, split: Split, samples: int | None, length: int, labels: bool
 ) -> GPTDataset:
-    length = config.model.seq_length
-    tokens = int(np.asarray(dataset.sequence_lengths)[documents].sum())
-    if tokens <= length:
-        fits = f"the {split.name} part of the data has {tokens} tokens; a sample needs seq_length + 1 of them"
-        raise ConfigError("model.seq_length", length, fits)
+    """Windows of `length` tokens; with labels, each needs the token that comes next."""
+    documents = file.documents[split]
+    tokens = int(np.asarray(file.dataset.sequence_lengths)[documents].sum())
+    if tokens < length + labels:
+        needs = "seq_length + 1" if labels else f"{length} for the objective"
+        fits = f"the {split.name} part of the data has {tokens} tokens; a sample needs {needs} of them"
+        raise ConfigError("model.seq_length", config.model.seq_length, fits)
     dataset_config = GPTDatasetConfig(
         random_seed=config.train.seed,
         sequence_length=length,
-        blend=([str(prefix)], None),
+        blend=([str(file.prefix)], None),
         split="1,0,0",
         # An empty path keeps the index in memory: Megatron's cache would write beside the user's data and load
         # arrays with pickling allowed.
         path_to_cache="",
-        tokenizer=tokenizer,
+        tokenizer=file.tokenizer,
         reset_position_ids=False,
         reset_attention_mask=False,
         eod_mask_loss=False,
         create_attention_mask=False,
+        add_extra_token_to_sequence=labels,
     )
-    return GPTDataset(dataset, str(prefix), documents.astype(np.int32), samples, split, dataset_config)
+    return GPTDataset(file.dataset, str(file.prefix), documents.astype(np.int32), samples, split, dataset_config)

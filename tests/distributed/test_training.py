@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from altup_moe.checkpoint.source import Checkpoint
+from altup_moe.checkpoint.store import checkpoints_dir
 from altup_moe.checkpoint.tensors import load
 from altup_moe.config.load import save_config
 from altup_moe.train.guards import EXIT_STOPPED
@@ -178,3 +179,35 @@ def test_golden_curve(directory: Path, one_rank) -> None:
         assert one_rank(2)[0]["loss"] == pytest.approx(golden["first"], rel=0.05)
         return
     assert [record["loss"] for record in one_rank(2)] == pytest.approx(expected, rel=TOLERANCE)
+
+
+# Wide enough that matrices are factored; rates are shares of a tensor's size.
+ADAFACTOR = {
+    "model": {"hidden_size": 128, "num_attention_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 160},
+    "moe": {"ffn_hidden_size": 128},
+    "optim": {"optimizer": "adafactor", "learning_rate": 0.02, "min_learning_rate": 0.0, "schedule": "inverse_sqrt"},
+}
+
+
+def test_adafactor_follows_one_rank_and_resumes_under_another_layout(directory: Path) -> None:
+    """Stages, experts and data on ranks: one curve. A run cut after step 4 goes on exactly, elsewhere to 1e-4."""
+    train = {"steps": 8, "eval_interval": 0}
+    one = text_run("one", directory, "adafactor-one", **ADAFACTOR, train=train)
+    assert train_on_ranks("one", one) == [0]
+    expected = losses(one)
+    assert expected[-1] < expected[0] - 0.1
+    kinds = {
+        name.partition("/")[0]
+        for name in Checkpoint(checkpoints_dir(one.log.run_dir) / "step_00000008").manifest.tensors
+    }
+    assert kinds == {"weights", "exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col", "rng"}
+    for layout in ("pp2", "ep2"):
+        config = text_run(layout, directory, f"adafactor-{layout}", **ADAFACTOR, train=train)
+        assert set(train_on_ranks(layout, config)) == {0}
+        assert losses(config) == pytest.approx(expected, rel=TOLERANCE)
+    for layout, tolerance in (("one", 0.0), ("pp2", TOLERANCE)):
+        cut = text_run("one", directory, f"adafactor-cut-{layout}", **ADAFACTOR, train={**train, "stop_after": 4})
+        assert train_on_ranks("one", cut) == [0]
+        rest = text_run(layout, directory, f"adafactor-cut-{layout}", **ADAFACTOR, train=train)
+        assert set(train_on_ranks(layout, rest)) == {0}
+        assert losses(rest) == pytest.approx(expected, rel=tolerance, abs=0)

@@ -136,6 +136,14 @@ def run_dir(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_evaluate_tasks(monkeypatch: pytest.MonkeyPatch, run_dir: Path) -> None:
+    calls = stand_in(monkeypatch, "altup_moe.train.evaluate_tasks", "evaluate_tasks_command")
+    files = ["--task-files", f"cb={run_dir}"]
+    assert main(["evaluate", str(run_dir), "--tasks", "cb,rte", "--limit", "5", "--json", *files]) == 7
+    (call,) = calls
+    assert (call["tasks"], call["limit"], call["files"], call["as_json"]) == (["cb", "rte"], 5, {"cb": run_dir}, True)
+
+
 def test_evaluate(monkeypatch: pytest.MonkeyPatch, run_dir: Path) -> None:
     calls = stand_in(monkeypatch, "altup_moe.train.evaluate", "evaluate_command")
     assert main(["evaluate", str(run_dir)]) == 7
@@ -206,6 +214,10 @@ def test_bench_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         (["evaluate", "nowhere"], "run_dir='nowhere'"),
         (["evaluate", "RUN", "--samples", "0"], "samples=0: must be at least 1"),
         (["evaluate", "RUN", "--corpus", "nowhere"], "corpus='nowhere'"),
+        (["evaluate", "RUN", "--tasks", "cb,cd"], "tasks='cd': no such task"),
+        (["evaluate", "RUN", "--tasks", "cb", "--limit", "0"], "limit=0: must be at least 1"),
+        (["evaluate", "RUN", "--tasks", "cb", "--samples", "3"], "samples=3: is of no use beside tasks"),
+        (["evaluate", "RUN", "--tasks", "cb", "--task_files", "cb=nowhere"], "there is no directory nowhere"),
         (["evaluate", "RUN", "--sample", "3"], "sample=3: unknown key; nearest is samples"),
         (["generate", "RUN"], "--prompt is missing"),
         (["generate", "RUN", "--prompt", "x", "--temperature", "-1"], "temperature=-1.0: must be at least 0"),

@@ -11,7 +11,6 @@ import pytest
 
 from altup_moe.config import ConfigError, RunConfig
 from altup_moe.config.checks import (
-    CORPORA,
     check_config,
     data_parallel_size,
     divisors,
@@ -19,6 +18,7 @@ from altup_moe.config.checks import (
     stage_layers,
     world_size_from_env,
 )
+from altup_moe.config.data_checks import CORPORA
 from altup_moe.config.load import HINTS
 from altup_moe.config.ranges import RANGES
 
@@ -193,6 +193,27 @@ WRONG = [
     ({"train__stop_after": 201}, 1, "train.stop_after", "at most train.steps (200)"),
     ({"data__corpus": "python-doc"}, 1, "data.corpus", "python-docs or wikipedia-sample"),
     ({"data__tokenizer": "nowhere"}, 1, "data.tokenizer", "not a directory"),
+    ({"optim__optimizer": "adafactor", "parallel__tensor": 2}, 2, "parallel.tensor", "whole on a rank; 1 would fit"),
+    (
+        {**EXPERTS, "optim__optimizer": "adafactor", "parallel__expert_tensor": 2},
+        2,
+        "parallel.expert_tensor",
+        "1 would fit",
+    ),
+    (
+        {"optim__optimizer": "adafactor", "parallel__distributed_optimizer": True},
+        1,
+        "parallel.distributed_optimizer",
+        "false would fit",
+    ),
+    ({"data__mixture": ("cb", "python-doc")}, 1, "data.mixture", "no file python-doc.idx; squad, "),
+    ({"data__mixture": ("cb", "cb")}, 1, "data.mixture", "each name once"),
+    ({"data__mixture": ("cb=1", "rte=0")}, 1, "data.mixture", "above 0"),
+    ({"data__mixture": ("cb",), "data__corpus": "none"}, 1, "data.corpus", "python-docs"),
+    ({"data__task_files": ("cd=/",)}, 1, "data.task_files", "TASK=DIRECTORY"),
+    ({"data__task_files": ("cb=nowhere",)}, 1, "data.task_files", "no directory nowhere"),
+    ({"model__arch": "t5", "data__objective": "causal"}, 1, "data.objective", "span_corruption, prefix or null"),
+    ({"model__arch": "t5", "model__decoder_seq_length": 1}, 1, "model.decoder_seq_length", "at least 2"),
     ({"log__run_dir": ""}, 1, "log.run_dir", "must name a directory"),
     ({"log__run_dir": __file__}, 1, "log.run_dir", "must name a directory"),
 ]
@@ -253,6 +274,13 @@ def test_zero_where_it_switches_off() -> None:
 def test_a_prepared_dataset_and_a_tokenizer_that_exist(tmp_path: Path) -> None:
     (tmp_path / "text.idx").touch()
     check_config(run(data__corpus=str(tmp_path / "text"), data__tokenizer=str(tmp_path)), 1)
+
+
+def test_mixtures_that_fit(tmp_path: Path) -> None:
+    mixture = ("python-docs=0.5", "squad-bigbench=2", "cb=1")
+    check_config(run(data__mixture=mixture, data__task_files=(f"cb={tmp_path}",)), 1)
+    # The tokenizer is given, so data.corpus is not looked at.
+    check_config(run(data__mixture=("cb",), data__tokenizer="t5", data__corpus="none"), 1)
 
 
 def test_corpus_names_are_the_data_packages() -> None:

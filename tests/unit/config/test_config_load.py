@@ -73,6 +73,18 @@ def test_text_survives_yaml(tmp_path: Path, text: str) -> None:
     assert load_config(tmp_path / "config.yaml") == config
 
 
+def test_lists_of_text(tmp_path: Path) -> None:
+    """As a list, as a mapping, and as flags; a saved configuration and JSON give lists."""
+    expected = ("cb=2", "python-docs=0.5")
+    for text in ("[cb=2, python-docs=0.5]", "{cb: 2, python-docs: 0.5}"):
+        config = load_config(written(tmp_path, f"data: {{mixture: {text}}}"))
+        assert config.data.mixture == expected
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    assert load_config(None, ["--data.mixture", *expected, "--train.steps", "3"]).data.mixture == expected
+    assert load_config(None, ["--data.mixture", "cb"]).data.mixture == ("cb",)
+
+
 def test_whole_numbers_become_floats(tmp_path: Path) -> None:
     config = load_config(written(tmp_path, "optim: {clip_grad: 2}\nmoe: {capacity_factor: 1.25}"))
     assert isinstance(config.optim.clip_grad, float)
@@ -99,6 +111,8 @@ def test_whole_numbers_become_floats(tmp_path: Path) -> None:
         ("altup: {width: 3}", "altup.width", "one of 1, 2, 4, 8"),
         ("altup: {width: true}", "altup.width", "one of 1, 2, 4, 8"),
         ("altup: {variant: gema}", "altup.variant", "altup, gemma, round_robin, hc, dynamic, sum"),
+        ("data: {mixture: cb}", "data.mixture", "one or more, each text"),
+        ("data: {mixture: [1]}", "data.mixture", "one or more, each text"),
         ("log: {run_dir: 2024}", "log.run_dir", "text"),
         ("parallel: {data: many}", "parallel.data", "a whole number or null"),
         ("train: {steps: 1, steps: 2}", "train.steps", "twice"),

@@ -129,6 +129,8 @@ def test_what_cannot_be_prepared_is_named(tmp_path: Path, capsys: pytest.Capture
     assert "no such file" in _fails(capsys, tmp_path / "*.none", out)
     (tmp_path / "a.docx").write_bytes(b"x")
     assert "unknown format '.docx'" in _fails(capsys, tmp_path / "a.docx", out)
+    assert "--sentinels=5" in _fails(capsys, good, out, "--tokenizer", tmp_path, "--sentinels", 5)
+    assert "--sentinels=0" in _fails(capsys, good, out, "--sentinels", 0)
     assert "vocab_size=100" in _fails(capsys, good, out, "--vocab-size", 100)
     assert "--workers=0" in _fails(capsys, good, out, "--workers", 0)
     assert "--vocab-size=300" in _fails(capsys, good, out, "--vocab-size", 300, "--tokenizer", tmp_path)

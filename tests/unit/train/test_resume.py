@@ -84,7 +84,7 @@ def test_another_value_is_refused_by_name(key: str, config: RunConfig) -> None:
     assert error.value.key == key
     section, _, name = key.partition(".")
     assert error.value.value == getattr(getattr(other, section), name)
-    assert f"written with {getattr(getattr(config, section), name)!r}" in error.value.fits
+    assert f"written with {config.to_dict()[section][name]!r}" in error.value.fits
     assert "step_00000020" in error.value.fits
 
 

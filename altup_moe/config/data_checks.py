@@ -1,0 +1,102 @@
+"""What a run reads: names and shares of a mixture, tasks' files, and objectives that fit the architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from altup_moe.config.errors import ConfigError
+from altup_moe.config.schema import RunConfig
+
+CORPORA = ("python-docs", "wikipedia-sample")
+"""Corpora that come by name (`altup_moe.data.corpora` holds them)."""
+TOKENIZERS = ("t5",)
+"""Tokenizers that come by name (`altup_moe.data.named_tokenizers` holds them)."""
+TASKS = (
+    *("squad", "squad-bigbench", "boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc"),
+    *("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "glue_rte", "wnli", "rotten-tomatoes"),
+)
+"""Tasks by name (`altup_moe.data.tasks.registry` holds them)."""
+
+
+def check_data(config: RunConfig, world_size: int) -> None:
+    """Raise ConfigError for the first value of `data` that does not fit."""
+    data, t5 = config.data, config.model.arch == "t5"
+    if t5 and data.objective == "causal":
+        fits = "model.arch t5 reads inputs and writes targets; span_corruption, prefix or null would fit"
+        raise ConfigError("data.objective", data.objective, fits)
+    if t5 and config.model.decoder_seq_length < 2:
+        raise ConfigError("model.decoder_seq_length", config.model.decoder_seq_length, "at least 2 would fit")
+    if data.tokenizer is not None and data.tokenizer not in TOKENIZERS and not Path(data.tokenizer).is_dir():
+        fits = (
+            f"is not a directory; one that holds a Hugging Face tokenizer would fit, {' or '.join(TOKENIZERS)}, or null"
+        )
+        raise ConfigError("data.tokenizer", data.tokenizer, fits)
+    if not data.mixture or data.tokenizer is None:
+        check_corpus("data.corpus", data.corpus)
+    for name in mixture_entries(data.mixture):
+        if name not in TASKS:
+            check_corpus("data.mixture", name, f"{', '.join(TASKS)}, ")
+    check_task_files("data.task_files", data.task_files)
+
+
+def check_corpus(key: str, corpus: str, others: str = "") -> None:
+    """Raise ConfigError unless `corpus` is a known name or the path prefix of prepared data that exists."""
+    if corpus not in CORPORA and not Path(f"{corpus}.idx").is_file():
+        fits = f"there is no file {corpus}.idx; {others}{' or '.join(CORPORA)} would fit, or the path prefix of a "
+        raise ConfigError(key, corpus, fits + "dataset written by tools/prepare_data.py")
+
+
+def mixture_entries(entries: Sequence[str]) -> dict[str, Fraction | None]:
+    """Components of a mixture and their weights, None where there is none.
+
+    Raises:
+        ConfigError: a name that stands twice, a weight that is not above 0, or weights for some only.
+    """
+    found: dict[str, Fraction | None] = {}
+    for entry in entries:
+        name, equals, text = entry.rpartition("=")
+        weight = _number(text) if equals else None
+        if weight is None:  # a path may hold an equals sign
+            name = entry
+        elif weight <= 0:
+            raise ConfigError("data.mixture", entry, "a weight must be above 0")
+        if not name or name in found:
+            raise ConfigError("data.mixture", entry, "NAME or NAME=WEIGHT would fit, each name once")
+        found[name] = weight
+    weighted = [weight is not None for weight in found.values()]
+    if any(weighted) and not all(weighted):
+        raise ConfigError("data.mixture", list(entries), "weights for all of them or for none would fit")
+    return found
+
+
+def task_directories(entries: Iterable[str]) -> dict[str, Path]:
+    """Directories of local data by task."""
+    return {name: Path(directory) for name, _, directory in (entry.partition("=") for entry in entries)}
+
+
+def task_names(key: str, text: str) -> list[str]:
+    """Names of tasks, separated by commas. Raises ConfigError for an unknown one."""
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in TASKS:
+            raise ConfigError(key, name, f"no such task; {', '.join(TASKS)} would fit")
+    return names
+
+
+def check_task_files(key: str, entries: Iterable[str]) -> None:
+    """Raise ConfigError unless each entry is TASK=DIRECTORY."""
+    for entry in entries:
+        name, _, directory = entry.partition("=")
+        if name not in TASKS:
+            raise ConfigError(key, entry, f"TASK=DIRECTORY would fit, the task one of {', '.join(TASKS)}")
+        if not directory or not Path(directory).is_dir():
+            raise ConfigError(key, entry, f"there is no directory {directory or '(none given)'}")
+
+
+def _number(text: str) -> Fraction | None:
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        return None

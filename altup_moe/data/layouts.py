@@ -1,0 +1,60 @@
+"""A pair of inputs and targets as the fixed-length arrays that a model reads.
+
+Shape suffixes: S tokens of the encoder, or of a decoder-only model; D tokens of the decoder.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from altup_moe.data.objectives import Pair
+
+Arrays = dict[str, np.ndarray]
+"""`tokens`, `labels`, `loss_mask`; with an encoder also `encoder_tokens` and `encoder_mask`."""
+
+
+def encoder_decoder(pair: Pair, encoder_length: int, decoder_length: int, pad: int) -> Arrays:
+    """What an encoder and a decoder read: inputs and targets side by side, padded, cut where they are too long.
+
+    Returns:
+        `encoder_tokens` int64 [S], `encoder_mask` float32 [S] (1 token, 0 padding); `tokens` int64 [D], the targets
+        moved on by one behind the start token (the pad id, as in T5), `labels` int64 [D], `loss_mask` float32 [D].
+    """
+    inputs, targets = shortened(pair.inputs, encoder_length), shortened(pair.targets, decoder_length)
+    return {
+        "encoder_tokens": _padded(inputs, encoder_length, pad),
+        "encoder_mask": _ones(len(inputs), encoder_length),
+        "tokens": _padded(np.append(pad, targets[:-1]), decoder_length, pad),
+        "labels": _padded(targets, decoder_length, pad),
+        "loss_mask": _ones(len(targets), decoder_length),
+    }
+
+
+def decoder_only(pair: Pair, length: int, pad: int) -> Arrays:
+    """Inputs and targets in one sequence; only the targets' labels count. Inputs give way where both are too long.
+
+    Returns:
+        `tokens`, `labels` int64 [S] and `loss_mask` float32 [S].
+    """
+    targets = shortened(pair.targets, length)
+    inputs = shortened(pair.inputs, length + 1 - len(targets))
+    sequence = np.concatenate([inputs, targets])
+    used = len(sequence) - 1
+    return {
+        "tokens": _padded(sequence[:-1], length, pad),
+        "labels": _padded(sequence[1:], length, pad),
+        "loss_mask": _ones(used, length) - _ones(len(inputs) - 1, length),
+    }
+
+
+def shortened(ids: np.ndarray, length: int) -> np.ndarray:
+    """At most `length` ids, the last of which (the end token) stays."""
+    return ids if len(ids) <= length else np.append(ids[: length - 1], ids[-1])
+
+
+def _padded(ids: np.ndarray, length: int, pad: int) -> np.ndarray:
+    return np.pad(ids, (0, length - len(ids)), constant_values=pad).astype(np.int64)
+
+
+def _ones(count: int, length: int) -> np.ndarray:
+    return (np.arange(length) < count).astype(np.float32)

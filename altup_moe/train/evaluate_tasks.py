@@ -1,0 +1,42 @@
+"""`altup-moe evaluate RUN --tasks ...`: metrics of generated answers beside those of the most frequent one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from altup_moe.config.data_checks import task_directories
+from altup_moe.data.tasks.registry import TASKS, load_examples
+from altup_moe.train.answers import Score, score
+from altup_moe.train.finished import load_run
+from altup_moe.train.samples import data_cache
+
+
+def evaluate_tasks_command(
+    run_dir: Path, tasks: Sequence[str], limit: int | None, files: dict[str, Path], batch_size: int, as_json: bool
+) -> int:
+    """Print the scores of a run's newest checkpoint on validation splits.
+
+    Args:
+        limit: examples of each task that are scored, the first ones; None is all.
+        files: directories of local data by task, before those of the run's own data.task_files.
+    """
+    run = load_run(run_dir)
+    known = {**task_directories(run.config.data.task_files), **files}
+    scores = []
+    for name in tasks:
+        examples = load_examples(TASKS[name], "validation", known, data_cache(run.config))
+        scored = [example for example in examples if example.evaluates][:limit]
+        scores.append(score(run, TASKS[name], scored, batch_size))
+        if not as_json:
+            print(line(scores[-1]), flush=True)
+    if as_json:
+        print(json.dumps({"run": str(run_dir), "step": run.step, "tasks": [vars(one) for one in scores]}))
+    return 0
+
+
+def line(one: Score) -> str:
+    """A score in one line."""
+    figures = ", ".join(f"{name} {value:.1f} ({one.majority[name]:.1f})" for name, value in one.metrics.items())
+    return f"{one.task}: {figures} | {one.examples:,} examples | in brackets: always {one.majority_answer!r}"

@@ -1,0 +1,135 @@
+"""Tasks: every row's texts, its right answer scored 100, a wrong one less, and rows that are none named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from altup_moe.config import DataError, UserError
+from altup_moe.config.data_checks import TASKS as CHECKED
+from altup_moe.data.tasks.registry import TASKS, load_examples
+from tests.unit.data.tasks.rows import ROWS, SQUAD
+
+
+def test_the_names_are_those_that_the_configuration_knows() -> None:
+    assert tuple(TASKS) == CHECKED
+    assert set(ROWS) == set(TASKS)
+    assert all(name == task.name and task.description for name, task in TASKS.items())
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_row_becomes_text(name: str) -> None:
+    row, inputs, targets = ROWS[name]
+    task = TASKS[name]
+    assert set(task.columns) <= set(row)
+    example = task.examples(row)[0]
+    assert (example.inputs, example.targets) == (inputs, targets)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_right_answers_score_100_and_nonsense_does_not(name: str) -> None:
+    row, _, _ = ROWS[name]
+    task = TASKS[name]
+    rows = [row]
+    if isinstance(row.get("label"), int):  # every class: figures of one that is missing are 0
+        rows += [{**row, "label": n} for n in range(3 if name == "cb" else 2)]
+    if name == "stsb":
+        rows.append({**row, "label": 1.2})
+    examples = [example for one in rows for example in task.examples(one)]
+    references = [example.reference for example in examples]
+    # A wrong noun has no right text.
+    right = [e.targets if e.trains else "nobody" for e in examples]
+    figures = task.metrics([task.answer(f" {text} ") for text in right], references)
+    if name == "stsb":
+        assert all(value > 99 for value in figures.values())
+    else:
+        assert figures == {name: pytest.approx(100) for name in figures}
+    nonsense = task.metrics([task.answer("@!")] * len(references), references)
+    assert max(nonsense.values()) <= 50
+
+
+def test_rows_without_a_label_have_no_example() -> None:
+    for name in ("cb", "multirc", "wic", "wsc", "stsb", "cola"):
+        assert TASKS[name].examples({**ROWS[name][0], "label": -1}) == []
+    for name in ("squad", "record"):
+        empty = {"answers": {"text": []}} if name == "squad" else {"answers": []}
+        assert TASKS[name].examples({**ROWS[name][0], **empty}) == []
+
+
+def test_labels_may_be_spelled_as_in_the_original_files() -> None:
+    assert TASKS["rte"].examples({**ROWS["rte"][0], "label": "not_entailment"})[0].targets == "not_entailment"
+    assert TASKS["boolq"].examples({**ROWS["boolq"][0], "label": False})[0].targets == "False"
+
+
+def test_several_answers_are_trained_on_and_scored_once() -> None:
+    examples = TASKS["record"].examples(ROWS["record"][0])
+    assert [(e.targets, e.evaluates) for e in examples] == [("Ann", True), ("Anna", False)]
+    assert {tuple(e.reference) for e in examples} == {("Ann", "Anna")}
+
+
+def test_a_wrong_noun_is_scored_but_not_trained_on() -> None:
+    (example,) = TASKS["wsc"].examples({**ROWS["wsc"][0], "span1_text": "Pete", "label": 0})
+    assert not example.trains
+    assert example.evaluates
+    metrics = TASKS["wsc"].metrics
+    assert metrics(["the Mark"], [("Mark", 1)]) == metrics(["Mark"], [("Pete", 0)]) == {"accuracy": 100.0}
+    assert metrics(["Pete"], [("Pete", 0)]) == metrics([""], [("Mark", 1)]) == {"accuracy": 0.0}
+
+
+NESTED = {
+    "version": "1.1",
+    "data": [
+        {
+            "paragraphs": [
+                {"context": "It was Ann.", "qas": [{"id": "1", "question": "Who?", "answers": [{"text": "Ann"}]}]}
+            ]
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "nested"])
+def test_local_files(kind: str, tmp_path: Path) -> None:
+    rows = [SQUAD, {**SQUAD, "question": "Really?"}]
+    if kind == "jsonl":
+        (tmp_path / "validation.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    elif kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "validation.parquet")
+    else:
+        (tmp_path / "validation.json").write_text(json.dumps(NESTED if kind == "nested" else rows))
+    found = load_examples(TASKS["squad"], "validation", {"squad": tmp_path}, tmp_path / "cache")
+    assert found[0].inputs == "question: Who? context: It was Ann."
+    assert len(found) == (1 if kind == "nested" else 2)
+    with pytest.raises(DataError, match=r"holds no train file \(train\.jsonl"):
+        load_examples(TASKS["squad"], "train", {"squad": tmp_path}, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("validation.jsonl", b'{"question": "a"}\n{"question": }\n', r"validation\.jsonl at byte 31: is not JSON"),
+        ("validation.jsonl", b'{"question": "\xff"}\n', "at byte 14: is not UTF-8"),
+        ("validation.jsonl", b'{"question": "a", "context": "b"}\n', "row 0 has no answers, which squad reads"),
+        ("validation.jsonl", json.dumps({**SQUAD, "answers": 3}).encode(), "row 0 is no row of squad"),
+        ("validation.jsonl", b"", "has no examples of squad"),
+        ("validation.json", b'{"data": [{}]}', "not in SQuAD's format"),
+        ("validation.json", b'{"rows": []}', "holds no list of rows"),
+        ("validation.parquet", b"PAR1", "is no parquet file"),
+    ],
+)
+def test_damaged_local_files_are_named(name: str, content: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=says):
+        load_examples(TASKS["squad"], "validation", {"squad": tmp_path}, tmp_path / "cache")
+
+
+def test_without_the_hub_local_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=r"aps/super_glue: cannot be had .*data\.task_files") as error:
+        load_examples(TASKS["cb"], "train", {}, tmp_path)
+    assert "\n" not in str(error.value)
