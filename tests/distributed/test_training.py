@@ -211,3 +211,28 @@ def test_adafactor_follows_one_rank_and_resumes_under_another_layout(directory: 
         rest = text_run(layout, directory, f"adafactor-cut-{layout}", **ADAFACTOR, train=train)
         assert set(train_on_ranks(layout, rest)) == {0}
         assert losses(rest) == pytest.approx(expected, rel=tolerance, abs=0)
+
+
+def test_a_mixture_is_one_curve_on_two_ranks_and_resumes_exactly(directory: Path) -> None:
+    """Corrupted spans of a corpus and reviews of a task, every other sample."""
+    reviews = directory / "reviews"
+    reviews.mkdir()
+    for split in ("train", "validation"):
+        rows = ({"sentence": f"film {n}", "label": n % 2} for n in range(7))
+        (reviews / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = {
+        "objective": "span_corruption",
+        "sentinels": 10,
+        "mixture": ("python-docs=1", "sst2=1"),
+        "task_files": (f"sst2={reviews}",),
+    }
+    sections = {"model": {"vocab_size": 330}, "data": data}
+    one = text_run("one", directory, "mixture-one", **sections, train={"steps": 6})
+    two = text_run("dp2", directory, "mixture-dp2", **sections, train={"steps": 6})
+    cut = text_run("one", directory, "mixture-cut", **sections, train={"steps": 6, "stop_after": 3})
+    rest = text_run("one", directory, "mixture-cut", **sections, train={"steps": 6})
+    for layout, config in (("one", one), ("dp2", two), ("one", cut), ("one", rest)):
+        assert set(train_on_ranks(layout, config)) == {0}
+    assert losses(two) == pytest.approx(losses(one), rel=TOLERANCE)
+    assert losses(rest) == losses(one)
+    assert records(two)[-1]["valid_loss"] == pytest.approx(records(one)[-1]["valid_loss"], rel=TOLERANCE)
