@@ -42,11 +42,13 @@ BELOW_ONE = Range(0, 1, open_high=True)
 
 RANGES: dict[str, Range] = {
     "model.num_layers": COUNT,
+    "model.num_decoder_layers": COUNT,
     "model.hidden_size": COUNT,
     "model.ffn_hidden_size": COUNT,
     "model.num_attention_heads": COUNT,
     "model.num_query_groups": COUNT,
     "model.seq_length": COUNT,
+    "model.decoder_seq_length": COUNT,
     "model.vocab_size": COUNT,
     "model.rotary_base": COUNT,
     "model.layernorm_epsilon": POSITIVE,
@@ -55,6 +57,9 @@ RANGES: dict[str, Range] = {
     "model.hidden_dropout": BELOW_ONE,
     "model.kv_channels": COUNT,
     "model.rotary_scaling_factor": Range(1),
+    # Half of the buckets, and in an encoder a quarter, are for single distances.
+    "model.relative_attention_num_buckets": Range(4),
+    "model.relative_attention_max_distance": COUNT,
     "moe.num_experts": COUNT_OR_ZERO,
     "moe.layer_freq": COUNT,
     "moe.top_k": COUNT,

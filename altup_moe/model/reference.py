@@ -110,17 +110,22 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(d, eps)
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(d, eps)
-        self.mlp = MoE(config) if config.is_moe_layer(layer) else GatedMLP(d, config.intermediate_size)
+        dense = not config.is_moe_layer(layer)
+        self.mlp = GatedMLP(d, config.intermediate_size, config.hidden_act) if dense else MoE(config)
         self.altup: PredictCorrect | RoundRobin | None = None
         if k > 1 and config.altup_variant == "round_robin":
             self.altup = RoundRobin(k, config.selected_block(layer))
         elif k > 1:
             self.altup = PredictCorrect(k, config.selected_block(layer), config.altup_variant == "gemma")
 
+    def attend(self, x_BSD: Tensor, *attention: Any) -> Tensor:
+        """Attention and its residual."""
+        branch = self.self_attn(self.input_layernorm(x_BSD), *attention)
+        return x_BSD + F.dropout(branch, self.dropout, self.training)
+
     def compute(self, x_BSD: Tensor, capacity_factor: float | None, *attention: Any) -> tuple[Tensor, Routing | None]:
         """y = F(x), residual included."""
-        branch = self.self_attn(self.input_layernorm(x_BSD), *attention)
-        h_BSD = x_BSD + F.dropout(branch, self.dropout, self.training)
+        h_BSD = self.attend(x_BSD, *attention)
         normed, routing = self.post_attention_layernorm(h_BSD), None
         if isinstance(self.mlp, MoE):
             branch, routing = self.mlp(normed, capacity_factor)
@@ -205,6 +210,15 @@ class Losses(NamedTuple):
     counts: dict[int, Tensor]
     dropped: dict[int, int]
 
+    @classmethod
+    def of(cls, nats_BS: Tensor, loss_mask_BS: Tensor | None, routings: Mapping[int, Routing]) -> Losses:
+        """From every target's cross-entropy, its weight (None counts all), and what each MoE layer decided."""
+        mask_BS = torch.ones_like(nats_BS) if loss_mask_BS is None else loss_mask_BS.to(nats_BS.dtype)
+        aux = sum((r.aux for r in routings.values()), nats_BS.new_zeros(()))
+        z = sum((r.z for r in routings.values()), nats_BS.new_zeros(()))
+        counts, dropped = {n: r.counts_E for n, r in routings.items()}, {n: r.dropped for n, r in routings.items()}
+        return cls((nats_BS * mask_BS).sum(), mask_BS.sum(), aux, z, counts, dropped)
+
 
 class AltUpMoEForCausalLM(PreTrainedModel, GenerationMixin):
     """The language model. Parameter names are the project's global names; a tied model has no `lm_head.weight`."""
@@ -275,11 +289,7 @@ class AltUpMoEForCausalLM(PreTrainedModel, GenerationMixin):
         features, routings = self.model(tokens_BS, capacity_factor=self.config.moe_capacity_factor)
         logits = full(self._logits(features))
         nats_BS = F.cross_entropy(logits.flatten(0, 1), targets_BS.flatten(), reduction="none").view_as(targets_BS)
-        mask_BS = torch.ones_like(nats_BS) if loss_mask_BS is None else loss_mask_BS.to(nats_BS.dtype)
-        aux = sum((r.aux for r in routings.values()), nats_BS.new_zeros(()))
-        z = sum((r.z for r in routings.values()), nats_BS.new_zeros(()))
-        counts, dropped = {n: r.counts_E for n, r in routings.items()}, {n: r.dropped for n, r in routings.items()}
-        return Losses((nats_BS * mask_BS).sum(), mask_BS.sum(), aux, z, counts, dropped)
+        return Losses.of(nats_BS, loss_mask_BS, routings)
 
     @torch.no_grad()
     def update_expert_bias(self, counts_per_layer: Mapping[int, Tensor]) -> None:
