@@ -60,7 +60,7 @@ class ModelConfig:
     num_decoder_layers: int | None = None
     """Layers of t5's decoder; None is num_layers. null with arch gpt."""
     decoder_seq_length: int | None = None
-    """Tokens of t5's decoder (seq_length is its encoder's); None is a quarter of seq_length, rounded up. null with gpt."""
+    """Tokens of t5's decoder (its encoder has seq_length); None is a quarter of seq_length. null with arch gpt."""
     relative_attention_num_buckets: int = 32
     """Buckets of t5's relative distances, an even number."""
     relative_attention_max_distance: int = 128

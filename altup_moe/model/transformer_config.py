@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from altup_moe.altup.shape import context_width
 from altup_moe.config import RunConfig
+from altup_moe.moe.activations import ACTIVATIONS
 from altup_moe.moe.backends import mixes_in_windows
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -24,6 +25,7 @@ class AltUpTransformerConfig(TransformerConfig):
     altup_select: str = "alternating"
     altup_recycled: bool = True
     altup_kernel: str = "auto"
+    altup_context_width: int = 0
     moe_backend: str = "megatron"
     overlap_mixing: bool = True
     overlap_exchange: bool = True
@@ -35,7 +37,7 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
     m, a, p, t = config.model, config.altup, config.parallel, config.train
     dtype = DTYPES[t.precision]
     return AltUpTransformerConfig(
-        num_layers=m.num_layers,
+        num_layers=m.total_layers,
         hidden_size=m.hidden_size,
         ffn_hidden_size=m.ffn_hidden_size,
         num_attention_heads=m.num_attention_heads,
@@ -47,7 +49,8 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
         hidden_dropout=m.hidden_dropout,
         normalization="RMSNorm",
         gated_linear_unit=True,
-        activation_func=F.silu,
+        activation_func=ACTIVATIONS[m.activation],
+        softmax_scale=1.0 if m.arch == "t5" else None,
         add_bias_linear=False,
         bias_dropout_fusion=False,
         bias_activation_fusion=False,
@@ -77,6 +80,7 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
         altup_select=a.select,
         altup_recycled=a.recycled,
         altup_kernel=a.kernel,
+        altup_context_width=context_width(m.hidden_size, a.width, a.variant, a.cross_attention),
         moe_backend=config.moe.backend,
         overlap_mixing=mixes_in_windows(config),
         overlap_exchange=config.overlap.exchange == "async",
