@@ -22,7 +22,7 @@ def check_growth(growth: Growth) -> None:
 
     The grown configuration is checked for the smallest world that its layout needs.
     """
-    for check in (_noise, _kept, _widths, _stream, _layers, _more_experts):
+    for check in (_noise, _arch, _kept, _widths, _stream, _layers, _more_experts):
         check(growth)
     check_config(growth.target, smallest_world(growth.target.parallel))
     for check in (_upcycling, _shared, _something):
@@ -33,6 +33,12 @@ def _noise(growth: Growth) -> None:
     NOT_NEGATIVE.check("expert_noise", growth.expert_noise)
     NOT_NEGATIVE.check("coefficient_noise", growth.coefficient_noise)
     Range(0, 2**63 - 1).check("seed", growth.seed)
+
+
+def _arch(growth: Growth) -> None:
+    arch = growth.source.model.arch
+    if arch != "gpt":
+        raise ConfigError("model.arch", arch, "growing knows one stack of layers; a source of arch gpt would fit")
 
 
 def _kept(growth: Growth) -> None:

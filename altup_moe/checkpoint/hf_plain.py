@@ -24,6 +24,8 @@ def plain_family(config: RunConfig) -> str:
         ConfigError: there is none; it names the key that no family has.
     """
     m, a, moe = config.model, config.altup, config.moe
+    if m.arch != "gpt":
+        raise ConfigError("model.arch", m.arch, "gpt would fit, or leave out --plain")
     if a.width > 1:
         raise ConfigError("altup.width", a.width, "no plain model has a wide stream; 1 would fit, or leave out --plain")
     if moe.num_experts == 0:

@@ -6,20 +6,20 @@ from altup_moe.config import RunConfig
 from altup_moe.model.reference import AltUpMoEForCausalLM
 from altup_moe.model.reference_config import AltUpMoEConfig
 from altup_moe.model.reference_t5 import AltUpMoEForConditionalGeneration
-from altup_moe.model.reference_t5_config import AltUpMoET5Config
 
 ReferenceModel = AltUpMoEForCausalLM | AltUpMoEForConditionalGeneration
 
 
+def class_of(config: RunConfig) -> type[ReferenceModel]:
+    """The model's class."""
+    return AltUpMoEForConditionalGeneration if config.model.arch == "t5" else AltUpMoEForCausalLM
+
+
 def reference_config(config: RunConfig, **special_tokens: int | None) -> AltUpMoEConfig:
     """The model's `transformers` configuration. ``special_tokens``: see `AltUpMoEConfig.from_run`."""
-    kind = AltUpMoET5Config if config.model.arch == "t5" else AltUpMoEConfig
-    return kind.from_run(config, **special_tokens)
+    return class_of(config).config_class.from_run(config, **special_tokens)
 
 
 def reference_model(config: RunConfig, **special_tokens: int | None) -> ReferenceModel:
     """The model, with random weights of its own."""
-    shape = reference_config(config, **special_tokens)
-    if isinstance(shape, AltUpMoET5Config):
-        return AltUpMoEForConditionalGeneration(shape)
-    return AltUpMoEForCausalLM(shape)
+    return class_of(config)(reference_config(config, **special_tokens))

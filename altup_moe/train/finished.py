@@ -13,8 +13,7 @@ from altup_moe.checkpoint.tensors import load_weights
 from altup_moe.config import DataError, RunConfig, UserError
 from altup_moe.config.load import load_config
 from altup_moe.data.tokenizer import Tokenizer, load_tokenizer
-from altup_moe.model.reference import AltUpMoEForCausalLM
-from altup_moe.model.reference_config import AltUpMoEConfig
+from altup_moe.model.reference_models import ReferenceModel, reference_model
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class FinishedRun:
     """What evaluation and generation need. The model is in evaluation mode, on a GPU if there is one."""
 
     config: RunConfig
-    model: AltUpMoEForCausalLM
+    model: ReferenceModel
     tokenizer: Tokenizer
     step: int
 
@@ -46,7 +45,7 @@ def load_run(run_dir: Path) -> FinishedRun:
         raise UserError(f"{run_dir}: has no checkpoint yet")
     tokenizer = load_tokenizer(tokenizer_dir(run_dir))
     special = {"bos_token_id": tokenizer.eod, "eos_token_id": tokenizer.eod, "pad_token_id": tokenizer.eod}
-    model = AltUpMoEForCausalLM(AltUpMoEConfig.from_run(config, **special))
+    model = reference_model(config, **special)
     with Checkpoint(directory) as checkpoint:
         checkpoint.verify()
         step = checkpoint.manifest.step

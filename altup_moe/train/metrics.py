@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from altup_moe.altup.shape import output_width, stream_width
+from altup_moe.altup.shape import context_width, output_width, stream_width
 from altup_moe.config import RunConfig
 
 
@@ -70,19 +70,33 @@ def flops_per_token(config: RunConfig) -> float:
     """Floating-point operations of forward and backward for one token, active experts only.
 
     Two per multiply-add, backward twice the forward (Kaplan et al., arXiv 2001.08361, section 2.1); attention counts
-    the causal half of the scores; mixing the stream counts K (K + 1) multiply-adds a feature and layer.
+    the causal half of the scores; mixing the stream counts K (K + 1) multiply-adds a feature and layer. An
+    encoder-decoder's are the mean over the tokens of both stacks.
     """
-    m, a, moe = config.model, config.altup, config.moe
+    m, a = config.model, config.altup
     q, kv = m.num_attention_heads * m.head_dim, m.num_query_groups * m.head_dim
-    attention = m.hidden_size * (2 * q + 2 * kv) + m.seq_length * q
+    output = output_width(m.hidden_size, a.width, a.variant, a.recycled) * m.vocab_size
+    attention = m.hidden_size * (2 * q + 2 * kv)
+    if m.arch == "gpt":
+        return 6.0 * (_layers(config, m.num_layers, attention + m.seq_length * q) + output)
+    read = context_width(m.hidden_size, a.width, a.variant, a.cross_attention)
+    encoder = _layers(config, m.num_layers, attention + 2 * m.seq_length * q)
+    # Keys and values of the encoder's output are computed on the encoder's tokens, in every layer of the decoder.
+    encoder += m.decoder_layers * read * 2 * kv
+    crossed = m.hidden_size * 2 * q + 2 * m.seq_length * q
+    decoder = _layers(config, m.decoder_layers, attention + m.decoder_length * q + crossed)
+    return 6.0 * (m.seq_length * encoder + m.decoder_length * (decoder + output)) / m.tokens_per_sample
+
+
+def _layers(config: RunConfig, layers: int, attention: float) -> float:
+    """Multiply-adds of a stack's layers for one token, given those of a layer's attention."""
+    m, a, moe = config.model, config.altup, config.moe
     width = stream_width(a.width, a.variant)
     mixing = width * (width + 1) * m.hidden_size if width > 1 else 0
-    moe_layers = m.num_layers // moe.layer_freq if moe.num_experts else 0
+    moe_layers = layers // moe.layer_freq if moe.num_experts else 0
     dense_mlp = 3 * m.hidden_size * m.ffn_hidden_size
     moe_mlp = m.hidden_size * (3 * moe.top_k * moe.ffn_hidden_size + 3 * moe.shared_expert_size + moe.num_experts)
-    output = output_width(m.hidden_size, a.width, a.variant, a.recycled) * m.vocab_size
-    layers = m.num_layers * (attention + mixing) + moe_layers * moe_mlp + (m.num_layers - moe_layers) * dense_mlp
-    return 6.0 * (layers + output)
+    return layers * (attention + mixing) + moe_layers * moe_mlp + (layers - moe_layers) * dense_mlp
 
 
 def peak_memory_gib() -> float:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.distributed.cases import LAYOUTS, small_t5, world_size
-from tests.distributed.gradients import layout_step, reference_step, worst_difference
+from altup_moe.config import RunConfig
+from altup_moe.train.finished import load_run
+from altup_moe.train.generate import continuation
+from tests.distributed.cases import small_t5, world_size
 from tests.distributed.ranks import run_ranks
+from tests.distributed.runs import give_checkpoint, losses, text_run, train_copying
 from tests.distributed.test_gradients import assert_parity
 
 pytestmark = pytest.mark.distributed
@@ -68,22 +72,33 @@ def test_distributed_optimizer(layout: str) -> None:
     assert_parity(small_t5(layout, parallel=parallel, train={"recompute": "full"}), world_size(layout))
 
 
-def _step_with_bias_of_rank_0(config):
-    """`layout_step` in which the second tensor rank takes the first one's heads of the relative biases."""
-    import altup_moe.model.build as build
-
-    pieces = build.pieces
-
-    def first(name, offset, shard, config):
-        return pieces(name, offset, replace(shard, tensor=(0, 2)) if "_bias.weight" in name else shard, config)
-
-    build.pieces = first
-    return layout_step(config)
+def copying_run(layout: str, directory: Path, name: str, **sections: Any) -> RunConfig:
+    """20 steps of copying texts."""
+    sizes = {"vocab_size": 320, "seq_length": 32, "decoder_seq_length": 16}
+    model = {**vars(small_t5(layout).model), **sizes}
+    return text_run(layout, directory, name, model=model, altup=WIDE, **sections)
 
 
-def test_notices_another_ranks_biases() -> None:
-    config = small_t5("tp2")
-    _, expected = reference_step(replace(config, parallel=LAYOUTS["one"]))
-    ranks = run_ranks(2, _step_with_bias_of_rank_0, config)
-    with pytest.raises(AssertionError, match="no rank holds"):
-        worst_difference(expected, ranks)
+def finish(layout: str, config: RunConfig) -> list[float]:
+    """Losses of the run, trained to its end."""
+    assert run_ranks(world_size(layout), train_copying, config, world_size(layout)) == [0] * world_size(layout)
+    return losses(config)
+
+
+def test_twenty_losses_and_exact_resumption(tmp_path: Path) -> None:
+    """One rank and four agree; a run that was cut writes what the whole one does; its checkpoint moves to one rank."""
+    checkpoint = {"save_interval": 10}
+    one = copying_run("one", tmp_path, "one")
+    expected = finish("one", one)
+    assert expected[-1] < expected[0] - 0.5
+    whole = copying_run("tp2-ep2", tmp_path, "whole", checkpoint=checkpoint)
+    assert finish("tp2-ep2", whole) == pytest.approx(expected, rel=1e-4)
+    cut = copying_run("tp2-ep2", tmp_path, "cut", checkpoint=checkpoint, train={"stop_after": 10})
+    finish("tp2-ep2", cut)
+    assert finish("tp2-ep2", replace(cut, train=replace(cut.train, stop_after=None))) == losses(whole)
+    moved = copying_run("one", tmp_path, "moved")
+    give_checkpoint(whole, moved, 10)
+    assert finish("one", moved) == pytest.approx(expected[10:], rel=1e-4)
+    run = load_run(tmp_path / "moved")
+    assert type(run.model).__name__ == "AltUpMoEForConditionalGeneration"
+    assert continuation(run, "the for statement", 8, 0.0, 1.0, 0)
