@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +88,42 @@ def finish(layout: str, config: RunConfig) -> list[float]:
     return losses(config)
 
 
-def test_twenty_losses_and_exact_resumption(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("t5")
+
+
+@pytest.fixture(scope="module")
+def one_rank(directory: Path) -> Callable[[str], list[float]]:
+    """Losses on one rank, with experts or dense; trained once."""
+    return cache(lambda name: finish("one", copying_run("one", directory, f"one-{name}", **KINDS[name])))
+
+
+KINDS: dict[str, dict[str, Any]] = {"experts": {}, "dense": {"moe": {"num_experts": 0}}}
+ZERO = [
+    ("tp2-ep2", 1, "experts", "full"),
+    ("dp2", 2, "experts", "none"),
+    ("dp2", 3, "dense", "none"),
+]
+
+
+@pytest.mark.skipif(not find_spec("deepspeed"), reason="deepspeed is not installed")
+@pytest.mark.parametrize(("layout", "stage", "kind", "recompute"), ZERO)
+def test_zero(layout: str, stage: int, kind: str, recompute: str, directory: Path, one_rank: Any) -> None:
+    """DeepSpeed's engine follows Megatron's."""
+    config = copying_run(layout, directory, f"zero{stage}", **KINDS[kind])
+    config = replace(
+        config,
+        parallel=replace(config.parallel, zero_stage=stage),
+        train=replace(config.train, engine="deepspeed", recompute=recompute),
+    )
+    assert finish(layout, config) == pytest.approx(one_rank(kind), rel=1e-4)
+
+
+def test_twenty_losses_and_exact_resumption(tmp_path: Path, one_rank: Any) -> None:
     """One rank and four agree; a run that was cut writes what the whole one does; its checkpoint moves to one rank."""
     checkpoint = {"save_interval": 10}
-    one = copying_run("one", tmp_path, "one")
-    expected = finish("one", one)
+    expected = one_rank("experts")
     assert expected[-1] < expected[0] - 0.5
     whole = copying_run("tp2-ep2", tmp_path, "whole", checkpoint=checkpoint)
     assert finish("tp2-ep2", whole) == pytest.approx(expected, rel=1e-4)

@@ -1,0 +1,131 @@
+"""The encoder-decoder through the door, and what is done with its run: evaluation and generation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from altup_moe.checkpoint.store import checkpoints_dir
+from altup_moe.config import AltUpConfig, LogConfig, ModelConfig, MoEConfig, RunConfig, UserError
+from altup_moe.config.load import save_config
+from altup_moe.data.tokenizer import train_bpe
+from altup_moe.model.reference_models import reference_model
+from altup_moe.model.reference_t5 import AltUpMoEForConditionalGeneration
+from altup_moe.train.evaluate import evaluate_samples
+from altup_moe.train.finished import load_run, tokenizer_dir
+from altup_moe.train.generate import continuation, generate_command
+from tests.checkpoints import head, write_tensors
+from tests.unit.tools.hub_models import TEXT
+from tools.convert import main
+from tools.grow import main as grow
+
+MODEL = ModelConfig(
+    num_layers=3, hidden_size=32, ffn_hidden_size=48, num_attention_heads=4, num_query_groups=4, seq_length=24,
+    vocab_size=300, arch="t5", num_decoder_layers=2, decoder_seq_length=10, share_embeddings_and_output_weights=False,
+)  # fmt: skip
+OURS = {
+    "plain, tied": RunConfig(replace(MODEL, share_embeddings_and_output_weights=True), AltUpConfig(width=1)),
+    "wide": RunConfig(
+        MODEL,
+        AltUpConfig(width=4, recycled=False, cross_attention="wide"),
+        MoEConfig(num_experts=4, layer_freq=2, ffn_hidden_size=24, capacity_factor=1.0),
+    ),
+}
+
+
+def write_run(run_dir: Path, config: RunConfig) -> AltUpMoEForConditionalGeneration:
+    """A run's directory with random weights at step 3; returns the model."""
+    torch.manual_seed(0)
+    config = replace(config, log=LogConfig(run_dir=str(run_dir)))
+    model = reference_model(config).eval()
+    for name, tensor in model.state_dict().items():
+        if ".altup." in name or "norm" in name or "bias" in name:
+            tensor.add_(0.3 * torch.randn_like(tensor))
+    run_dir.mkdir()
+    save_config(config, run_dir / "config.yaml")
+    train_bpe([TEXT], 290, tokenizer_dir(run_dir))
+    write_tensors(run_dir, head(config, 3), {f"weights/{n}": value for n, value in model.state_dict().items()})
+    assert isinstance(model, AltUpMoEForConditionalGeneration)
+    return model
+
+
+class Random:
+    """Random samples of all lengths."""
+
+    def __getitem__(self, n: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(n)
+        ids = torch.randint(0, 300, (24 + 11,), generator=generator)
+        return {
+            "encoder_tokens": ids[:24],
+            "encoder_mask": (torch.arange(24) < 10 + n).float(),
+            "tokens": ids[24:-1],
+            "labels": ids[25:],
+            "loss_mask": (torch.arange(10) < 5 + n % 5).float(),
+        }
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_own_class(name: str, tmp_path: Path) -> None:
+    model = write_run(tmp_path / "run", OURS[name])
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out").eval()
+    assert type(loaded) is AltUpMoEForConditionalGeneration
+    ids = AutoTokenizer.from_pretrained(tmp_path / "out")("the cat", return_tensors="pt")["input_ids"]
+    labels = torch.arange(5, 12)[None]
+    assert torch.equal(loaded(ids, labels=labels).logits, model_logits(model, ids, labels))
+    assert loaded.generate(ids, max_new_tokens=4, do_sample=False).shape[1] > 1
+
+
+def model_logits(model: AltUpMoEForConditionalGeneration, ids: Tensor, labels: Tensor) -> Tensor:
+    """Logits behind the start token, which the exported tokenizer's end token is."""
+    with torch.no_grad():
+        return model(ids, decoder_input_ids=F.pad(labels, (1, 0))[:, :-1]).logits
+
+
+def test_evaluation_equals_the_sums_done_by_hand(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", OURS["wide"])
+    run, lengths = load_run(tmp_path / "run"), torch.arange(300) % 7
+    nats, tokens, text_bytes = 0.0, 0.0, 0.0
+    for n in range(5):
+        row = {name: value[None] for name, value in Random()[n].items()}
+        with torch.no_grad():
+            logits = run.model(row["encoder_tokens"], row["encoder_mask"], row["tokens"]).logits
+        losses = F.cross_entropy(logits[0].double(), row["labels"][0], reduction="none")
+        nats += float((losses * row["loss_mask"][0]).sum())
+        tokens += float(row["loss_mask"].sum())
+        text_bytes += float((lengths[row["labels"]] * row["loss_mask"]).sum())
+    got = evaluate_samples(run, Random(), 5, lengths)
+    assert got.tokens == tokens
+    assert got.loss == pytest.approx(nats / tokens, rel=1e-6)
+    assert got.bits_per_byte == pytest.approx(nats / text_bytes / 0.6931471805599453, rel=1e-6)
+
+
+def test_the_answer_to_a_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "run", OURS["wide"])
+    run = load_run(tmp_path / "run")
+    prompt, ids = torch.tensor([run.tokenizer.encode("the cat")]), [run.tokenizer.eod]
+    with torch.no_grad():
+        while len(ids) < 6 and (len(ids) == 1 or ids[-1] != run.tokenizer.eod):
+            logits = run.model(prompt, decoder_input_ids=torch.tensor([ids]), use_cache=False).logits
+            ids.append(int(logits[0, -1].argmax()))
+    answer = continuation(run, "the cat", 5, 0.0, 1.0, 0)
+    assert answer == run.tokenizer.decode(ids[1:])
+    assert generate_command(tmp_path / "run", "the cat", 5, 0.0, 1.0, 0) == 0
+    assert capsys.readouterr().out == f"the cat\n{answer}\n"
+    # As many tokens as the decoder was trained on, and no more; the prompt may fill the encoder.
+    assert continuation(run, "the cat", 999, 0.0, 1.0, 0) == continuation(run, "the cat", 10, 0.0, 1.0, 0)
+    with pytest.raises(UserError, match="was trained on 24"):
+        continuation(run, "x y z " * 24, 5, 0.0, 1.0, 0)
+
+
+def test_growth_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "run", OURS["plain, tied"])
+    assert checkpoints_dir(tmp_path / "run").is_dir()
+    assert grow([str(tmp_path / "run"), str(tmp_path / "out"), "--altup.width", "2"]) == 2
+    assert "model.arch='t5'" in capsys.readouterr().err
