@@ -10,7 +10,10 @@ import re
 _ROUTER = re.compile(r"(model\.layers\.\d+)\.mlp\.router\.weight")
 _EXPERT = re.compile(r"(model\.layers\.\d+)\.mlp\.experts\.(\d+)\.(gate|up|down)_proj\.weight")
 _MIXTRAL = {"gate": "w1", "down": "w2", "up": "w3"}
-_RECOMPUTED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+_RECOMPUTED = re.compile(
+    r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+    r"|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
+)
 _T5_LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.(\w+)(?:\.(\w)\w*_proj)?\.weight")
 _T5_STACK = {
     "norm": "final_layer_norm",
@@ -32,7 +35,8 @@ def hub_name(name: str, family: str) -> str:
 
 
 def recomputed(name: str) -> bool:
-    """Whether a tensor of a file follows from the configuration (old Llama files hold RoPE's frequencies)."""
+    """Whether a tensor of a file is not needed: RoPE's frequencies in old Llama files, in old T5 files a bias of
+    cross-attention that nothing reads."""
     return _RECOMPUTED.fullmatch(name) is not None
 
 
@@ -54,3 +58,10 @@ def _t5_name(name: str) -> str:
         "mlp": f"{last}.DenseReluDense.{_T5_MLP.get(letter, letter)}",
     }[module]
     return f"{stack}.block.{number}.layer.{inside}.weight"
+
+
+def copies(family: str, tied: bool) -> dict[str, str]:
+    """Tensors that a file may hold once more: name in the file -> global name of what it must equal."""
+    table = "shared.weight" if family == "t5" else "model.embed_tokens.weight"
+    stacks = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight") if family == "t5" else ()
+    return dict.fromkeys((*stacks, *(("lm_head.weight",) if tied else ())), table)

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from altup_moe.checkpoint.hf_config import from_hub
 from altup_moe.checkpoint.hf_convert import (
+    START,
     STORED_AS,
     exact_precision,
     export_weights,
@@ -24,7 +25,7 @@ from altup_moe.checkpoint.hf_convert import (
     special_tokens,
     torch_dtype,
 )
-from altup_moe.checkpoint.hf_files import HubWeights, read_json
+from altup_moe.checkpoint.hf_files import GENERATION, HubWeights, read_json
 from altup_moe.checkpoint.hf_plain import plain_config, plain_family
 from altup_moe.checkpoint.saver import libraries
 from altup_moe.checkpoint.source import Checkpoint
@@ -43,7 +44,6 @@ from altup_moe.train.logits import logits_of, model_of
 
 TOLERANCE = 1e-4
 """Largest difference of logits that passes, as a share of the largest logit (fp32, other order of summation)."""
-GENERATION = "generation_config.json"
 _SLOW_TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
 
 
@@ -169,7 +169,7 @@ def _rounded(model: Any, dtype: torch.dtype) -> Any:
 def _generation(source: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Settings of generation, with the special tokens that only config.json has."""
     held = read_json(source / GENERATION) if (source / GENERATION).is_file() else {}
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", START)
     return {name: content[name] for name in names if content.get(name) is not None} | held
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
 
+from altup_moe.checkpoint.hf_config import from_hub
+from altup_moe.checkpoint.hf_plain import plain_family
 from altup_moe.checkpoint.store import checkpoints_dir
-from altup_moe.config import AltUpConfig, LogConfig, ModelConfig, MoEConfig, RunConfig, UserError
+from altup_moe.config import AltUpConfig, ConfigError, LogConfig, ModelConfig, MoEConfig, RunConfig, UserError
 from altup_moe.config.load import save_config
 from altup_moe.data.tokenizer import train_bpe
 from altup_moe.model.reference_models import reference_model
@@ -85,6 +88,61 @@ def test_our_own_class(name: str, tmp_path: Path) -> None:
         # Not bit for bit: products depend on where in memory weights lie.
         torch.testing.assert_close(loaded(ids, labels=labels).logits, model_logits(model, ids, labels))
     assert loaded.generate(ids, max_new_tokens=4, do_sample=False).shape[1] > 1
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_t5_in_and_out_again(tied: bool, tmp_path: Path) -> None:
+    config = T5Config(
+        vocab_size=300, d_model=32, d_kv=12, d_ff=48, num_layers=2, num_decoder_layers=3, num_heads=4,
+        feed_forward_proj="gated-gelu", tie_word_embeddings=tied, decoder_start_token_id=5, pad_token_id=5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = T5ForConditionalGeneration(config).eval()
+    if not tied:
+        theirs.lm_head.weight = torch.nn.Parameter(torch.randn(300, 32) / 6)
+    theirs.save_pretrained(tmp_path / "source")
+    train_bpe([TEXT], 290, tmp_path / "source")
+    assert main(["import", str(tmp_path / "source"), str(tmp_path / "run"), "--seq-length", "24"]) == 0
+    run = load_run(tmp_path / "run")
+    assert run.config.model.share_embeddings_and_output_weights == tied
+    ids = torch.tensor([run.tokenizer.encode("the cat sat")])
+    greedy = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": run.tokenizer.eod}
+    # Their cache has as many layers as the encoder.
+    expected = theirs.generate(ids, **greedy, use_cache=False)
+    assert continuation(run, "the cat sat", 6, 0.0, 1.0, 0) == run.tokenizer.decode(expected[0, 1:].tolist())
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "plain"), "--plain"]) == 0
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "plain")
+    assert type(again) is T5ForConditionalGeneration
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+    assert again.config.decoder_start_token_id == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "key"),
+    [
+        ({"feed_forward_proj": "relu"}, "feed_forward_proj='relu'"),
+        ({"d_kv": 0}, "d_kv=0"),
+        ({"tie_word_embeddings": None}, "tie_word_embeddings=None"),
+        ({"quantization_config": {}}, "quantization_config"),
+    ],
+)
+def test_what_of_t5_is_refused(fields: dict[str, Any], key: str) -> None:
+    content = {
+        "model_type": "t5", "vocab_size": 300, "d_model": 32, "d_kv": 12, "d_ff": 48, "num_layers": 2, "num_heads": 4,
+        "feed_forward_proj": "gated-gelu",
+    }  # fmt: skip
+    assert from_hub(content).model.seq_length == 512
+    with pytest.raises(ConfigError, match=key):
+        from_hub({**content, **fields})
+
+
+def test_wide_and_sparse_ones_are_no_plain_t5() -> None:
+    assert plain_family(OURS["plain, tied"]) == "t5"
+    with pytest.raises(ConfigError, match="no plain model"):
+        plain_family(OURS["wide"])
+    with pytest.raises(ConfigError, match="T5 is dense"):
+        plain_family(replace(OURS["wide"], altup=AltUpConfig(width=1)))
 
 
 def model_logits(model: AltUpMoEForConditionalGeneration, ids: Tensor, labels: Tensor) -> Tensor:
