@@ -27,7 +27,7 @@ def _of_gpt(config: RunConfig) -> Refused:
 
 
 def _of_t5(config: RunConfig) -> Refused:
-    m, p, moe = config.model, config.parallel, config.moe
+    m, p = config.model, config.parallel
     heads, buckets, farthest = (
         m.num_attention_heads,
         m.relative_attention_num_buckets,
@@ -73,11 +73,5 @@ def _of_t5(config: RunConfig) -> Refused:
             farthest,
             f"half of model.relative_attention_num_buckets ({buckets}) are for distances one by one; more than "
             f"{buckets // 2} would fit",
-        ),
-        (
-            moe.num_experts > 0 and moe.backend != "megatron",
-            "moe.backend",
-            moe.backend,
-            "its experts have gated SiLU, and model.arch t5 gated GELU; megatron would fit",
         ),
     ]

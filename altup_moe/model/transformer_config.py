@@ -26,6 +26,7 @@ class AltUpTransformerConfig(TransformerConfig):
     altup_recycled: bool = True
     altup_kernel: str = "auto"
     altup_context_width: int = 0
+    activation: str = "silu"
     moe_backend: str = "megatron"
     overlap_mixing: bool = True
     overlap_exchange: bool = True
@@ -50,6 +51,7 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
         normalization="RMSNorm",
         gated_linear_unit=True,
         activation_func=ACTIVATIONS[m.activation],
+        activation=m.activation,
         softmax_scale=1.0 if m.arch == "t5" else None,
         add_bias_linear=False,
         bias_dropout_fusion=False,

@@ -10,11 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from altup_moe.config import RunConfig
+from altup_moe.model.build import build_model
+from altup_moe.moe.backends import BACKENDS
+from altup_moe.parallel.topology import topology
 from altup_moe.train.finished import load_run
 from altup_moe.train.generate import continuation
-from tests.distributed.cases import small_t5, world_size
+from altup_moe.train.optim import connect_schedule
+from altup_moe.train.routing import summarise_routing
+from altup_moe.train.step import run_schedule
+from tests.backends import installed
+from tests.distributed.cases import micro_batch_count, skewed, small_t5, world_size
+from tests.distributed.gradients import batch_of, reference_losses, reference_model
 from tests.distributed.ranks import run_ranks
 from tests.distributed.runs import give_checkpoint, losses, text_run, train_copying
 from tests.distributed.test_gradients import assert_parity
@@ -66,6 +75,35 @@ def test_features(feature: str) -> None:
     sections = FEATURES[feature]
     altup = {"width": 2, "cross_attention": "wide", **sections.get("altup", {})}
     assert_parity(small_t5("tp2-ep1", **{**sections, "altup": altup}), 2)
+
+
+@pytest.mark.parametrize("backend", [installed(name) for name in BACKENDS if name != "megatron"])
+def test_backends(backend: str) -> None:
+    """Every one has the encoder-decoder's activation."""
+    assert_parity(small_t5("tp2-ep2", moe={"backend": backend}), 4)
+
+
+def _routes(config: RunConfig) -> list[list[float]]:
+    """On a rank: routes of every layer and expert in one step."""
+    with topology(config.parallel) as topo:
+        chunks = build_model(config, topo, skewed)
+        connect_schedule(chunks, None, config)
+        batches = [batch_of(config, n) for n in range(topo.data_rank, micro_batch_count(config), topo.data_size)]
+        run_schedule(chunks, batches, config, topo)
+        summary = summarise_routing(chunks, config, topo)
+        assert summary is not None
+        return summary.counts
+
+
+def test_routes_are_counted_by_layer_through_both_stacks() -> None:
+    config = small_t5("tp2-ep2")
+    model, expected = reference_model(config), torch.zeros(5, 4)
+    for index in range(micro_batch_count(config)):
+        for layer, counts in reference_losses(model, batch_of(config, index)).counts.items():
+            expected[layer] += counts
+    assert expected.sum(1).count_nonzero() == 2
+    for counts in run_ranks(4, _routes, config):
+        assert counts == expected.tolist()
 
 
 @pytest.mark.parametrize("layout", ["dp2", "tp2-ep2"])

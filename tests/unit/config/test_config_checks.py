@@ -92,7 +92,6 @@ WRONG = [
         "8 or 10 would fit",
     ),
     ({**T5, "model__relative_attention_max_distance": 16}, 1, "model.relative_attention_max_distance", "more than 16"),
-    ({**T5, **EXPERTS, "moe__backend": "torch"}, 1, "moe.backend", "megatron would fit"),
     ({**T5, "parallel__tensor": 4}, 4, "parallel.tensor", "model.decoder_seq_length (62); 1, 2 would fit"),
     ({"model__num_attention_heads": 3}, 1, "model.num_attention_heads", "1, 2, 4, 8, 16, 32, 64, 128 would fit"),
     ({"model__num_attention_heads": 256}, 1, "model.num_attention_heads", "even width"),
