@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Models in from Hugging Face, and out to it.
 
-    python tools/convert.py import HF_DIR RUN_DIR     llama, mistral, qwen3, mixtral, qwen3_moe -> a run with K = 1
+    python tools/convert.py import HF_DIR RUN_DIR     llama, mistral, qwen3, mixtral, qwen3_moe, t5 -> a run, K = 1
     python tools/convert.py export RUN_DIR HF_DIR     any run or checkpoint -> AutoModelForCausalLM's directory
 
 Weights go through a tensor at a time; pickles and code that a model brings along are never loaded. Afterwards the
@@ -46,7 +46,7 @@ class Export:
     out: tyro.conf.Positional[Path]
     """Directory to make."""
     plain: bool = False
-    """Write a Llama, Mistral, Qwen3, Mixtral or Qwen3-MoE model (K = 1 only) instead of our own class."""
+    """Write a Llama, Mistral, Qwen3, Mixtral, Qwen3-MoE or T5 model (K = 1 only) instead of our own class."""
     check: bool = True
     """Load the result with transformers and compare logits."""
 

@@ -53,3 +53,8 @@ def embedding_width(hidden_size: int, width: int, recycled: bool) -> int:
 def output_width(hidden_size: int, width: int, variant: str, recycled: bool) -> int:
     """Features that the final norm and the output layer see."""
     return hidden_size if recycled or variant == "sum" else hidden_size * width
+
+
+def context_width(hidden_size: int, width: int, variant: str, cross_attention: str) -> int:
+    """Features of an encoder's output, which a decoder's cross-attention reads."""
+    return hidden_size * (stream_width(width, variant) if cross_attention == "wide" else 1)

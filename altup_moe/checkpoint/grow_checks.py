@@ -22,7 +22,7 @@ def check_growth(growth: Growth) -> None:
 
     The grown configuration is checked for the smallest world that its layout needs.
     """
-    for check in (_noise, _strided, _kept, _widths, _stream, _layers, _more_experts):
+    for check in (_noise, _arch, _strided, _kept, _widths, _stream, _layers, _more_experts):
         check(growth)
     check_config(growth.target, smallest_world(growth.target.parallel))
     for check in (_upcycling, _shared, _something):
@@ -40,6 +40,12 @@ def _strided(growth: Growth) -> None:
         if config.sequence.stride > 1:
             fits = "what strided layers compute on is not preserved when they grow; 1 would fit"
             raise ConfigError("sequence.stride", config.sequence.stride, fits)
+
+
+def _arch(growth: Growth) -> None:
+    arch = growth.source.model.arch
+    if arch != "gpt":
+        raise ConfigError("model.arch", arch, "growing knows one stack of layers; a source of arch gpt would fit")
 
 
 def _kept(growth: Growth) -> None:

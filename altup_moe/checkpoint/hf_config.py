@@ -1,16 +1,18 @@
 """Other people's models in our terms: what a Hugging Face `config.json` says, as sections of a run. Pure.
 
-Families: llama, mistral, qwen3 (dense), mixtral, qwen3_moe. Whatever their layers have and ours lack is refused by the
-name of its field, never left out silently. Fields that are absent have transformers' defaults (5.23).
+Families: llama, mistral, qwen3 (dense), mixtral, qwen3_moe, and t5 (v1.1; `hf_t5`). Whatever their layers have and ours
+lack is refused by the name of its field, never left out silently. Fields that are absent have transformers' defaults
+(5.23).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from altup_moe.checkpoint.hf_fields import HubModel, flag, number, refusal, whole_number
+from altup_moe.checkpoint.hf_t5 import from_t5
 from altup_moe.config import ConfigError, ModelConfig, MoEConfig
 
 LLAMA3 = {"low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
@@ -40,30 +42,10 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {**_QWEN3, "head_dim": None, "num_key_value_heads": 4, "decoder_sparse_step": 1}
     | {"norm_topk_prob": False, "mlp_only_layers": None},
 }
-FAMILIES = tuple(_DEFAULTS)
+FAMILIES = (*_DEFAULTS, "t5")
 """`model_type` of what can be imported."""
 QK_NORM = ("qwen3", "qwen3_moe")
 """Families with norms of queries and keys."""
-
-
-@dataclass(frozen=True)
-class HubModel:
-    """A model of a hub, in our terms.
-
-    ``positions``: tokens it was made for; model.seq_length is at most that. ``window``: None, or the tokens that a
-    position sees, which limited `positions`.
-    """
-
-    family: str
-    model: ModelConfig
-    moe: MoEConfig
-    positions: int
-    window: int | None
-
-
-def refusal(field: str, value: object, why: str) -> ConfigError:
-    """The error for a field of `config.json` that we cannot hold."""
-    return ConfigError(f"config.json {field}", value, why)
 
 
 def from_hub(content: Mapping[str, Any], seq_length: int | None = None, at_most: int = 4096) -> HubModel:
@@ -76,33 +58,36 @@ def from_hub(content: Mapping[str, Any], seq_length: int | None = None, at_most:
         ConfigError: another family, or something of it that ours has not; `seq_length` beyond what it was made for.
     """
     family = content.get("model_type")
+    if family == "t5":
+        _refuse_what_nobody_reads(content)
+        return from_t5(content, seq_length)
     if family not in _DEFAULTS:
         raise refusal("model_type", family, f"one of {', '.join(FAMILIES)} would fit")
     fields = {**_COMMON, **_DEFAULTS[family], **content}
     _refuse_what_we_lack(fields)
     window = _window(family, fields)
-    positions = min(_whole(fields, "max_position_embeddings"), window or math.inf)
+    positions = min(whole_number(fields, "max_position_embeddings"), window or math.inf)
     if seq_length is not None and not 1 <= seq_length <= positions:
         limit = f"config.json {'sliding_window' if positions == window else 'max_position_embeddings'}"
         raise ConfigError("--seq-length", seq_length, f"1 to {positions} would fit ({limit})")
-    heads, hidden = _whole(fields, "num_attention_heads"), _whole(fields, "hidden_size")
-    groups = heads if fields["num_key_value_heads"] is None else _whole(fields, "num_key_value_heads")
-    channels = None if fields["head_dim"] is None else _whole(fields, "head_dim")
+    heads, hidden = whole_number(fields, "num_attention_heads"), whole_number(fields, "hidden_size")
+    groups = heads if fields["num_key_value_heads"] is None else whole_number(fields, "num_key_value_heads")
+    channels = None if fields["head_dim"] is None else whole_number(fields, "head_dim")
     theta, factor = _rotary(fields)
     moe, dense = _experts(family, fields)
     model = ModelConfig(
-        num_layers=_whole(fields, "num_hidden_layers"),
+        num_layers=whole_number(fields, "num_hidden_layers"),
         hidden_size=hidden,
         ffn_hidden_size=dense,
         num_attention_heads=heads,
         num_query_groups=groups,
         seq_length=seq_length or int(min(positions, at_most)),
-        vocab_size=_whole(fields, "vocab_size"),
-        share_embeddings_and_output_weights=_flag(fields, "tie_word_embeddings"),
+        vocab_size=whole_number(fields, "vocab_size"),
+        share_embeddings_and_output_weights=flag(fields, "tie_word_embeddings"),
         rotary_base=theta,
-        layernorm_epsilon=_number(fields, "rms_norm_eps"),
-        init_method_std=_number(fields, "initializer_range"),
-        attention_dropout=_number(fields, "attention_dropout"),
+        layernorm_epsilon=number(fields, "rms_norm_eps"),
+        init_method_std=number(fields, "initializer_range"),
+        attention_dropout=number(fields, "attention_dropout"),
         kv_channels=None if channels is not None and channels * heads == hidden else channels,
         qk_layernorm=family in QK_NORM,
         rotary_scaling_factor=factor,
@@ -112,10 +97,14 @@ def from_hub(content: Mapping[str, Any], seq_length: int | None = None, at_most:
 
 def _refuse_what_we_lack(fields: Mapping[str, Any]) -> None:
     for name in ("attention_bias", "mlp_bias"):
-        if _flag(fields, name):
+        if flag(fields, name):
             raise refusal(name, True, "our layers have no biases; false would fit")
     if fields["hidden_act"] not in ("silu", "swish"):
         raise refusal("hidden_act", fields["hidden_act"], "silu would fit")
+    _refuse_what_nobody_reads(fields)
+
+
+def _refuse_what_nobody_reads(fields: Mapping[str, Any]) -> None:
     if fields.get("quantization_config") is not None:
         raise refusal("quantization_config", "...", "weights must be floating-point numbers; null would fit")
     if fields.get("auto_map") is not None:
@@ -128,9 +117,9 @@ def _window(family: str, fields: Mapping[str, Any]) -> int | None:
     other = [kind for kind in kinds if kind not in ("full_attention", "sliding_attention")]
     if other:
         raise refusal("layer_types", other[0], "full_attention would fit")
-    if family in QK_NORM and not _flag(fields, "use_sliding_window"):
+    if family in QK_NORM and not flag(fields, "use_sliding_window"):
         return None
-    return None if fields["sliding_window"] is None else _whole(fields, "sliding_window")
+    return None if fields["sliding_window"] is None else whole_number(fields, "sliding_window")
 
 
 def _rotary(fields: Mapping[str, Any]) -> tuple[int, float | None]:
@@ -153,34 +142,34 @@ def _rotary(fields: Mapping[str, Any]) -> tuple[int, float | None]:
     for constant, value in LLAMA3.items():
         if rope.get(constant) != value:
             raise refusal(f"{name}.{constant}", rope.get(constant), f"{value} would fit, as in Llama 3.1")
-    return int(theta), _number(rope, "factor")
+    return int(theta), number(rope, "factor")
 
 
 def _experts(family: str, fields: Mapping[str, Any]) -> tuple[MoEConfig, int]:
     """(experts, inner width of dense layers)."""
-    inner = _whole(fields, "intermediate_size")
+    inner = whole_number(fields, "intermediate_size")
     if family not in ("mixtral", "qwen3_moe"):
         return MoEConfig(), inner
     renamed = "num_local_experts" if "num_local_experts" in fields else "num_experts"
-    experts, top_k = _whole(fields, renamed), _whole(fields, "num_experts_per_tok")
+    experts, top_k = whole_number(fields, renamed), whole_number(fields, "num_experts_per_tok")
     # Ours normalises over the chosen experts, but for a single one keeps its share of all.
     if family == "mixtral" and top_k == 1:
         raise refusal("num_experts_per_tok", 1, "its one expert would always weigh 1; 2 or more would fit")
-    if family == "qwen3_moe" and _flag(fields, "norm_topk_prob") != (top_k > 1):
+    if family == "qwen3_moe" and flag(fields, "norm_topk_prob") != (top_k > 1):
         raise refusal("norm_topk_prob", top_k == 1, f"{top_k > 1} would fit with num_experts_per_tok {top_k}")
     moe = MoEConfig(
         num_experts=experts,
         layer_freq=1 if family == "mixtral" else _layer_freq(fields),
         top_k=top_k,
-        ffn_hidden_size=inner if family == "mixtral" else _whole(fields, "moe_intermediate_size"),
-        aux_loss_coeff=_number(fields, "router_aux_loss_coef"),
+        ffn_hidden_size=inner if family == "mixtral" else whole_number(fields, "moe_intermediate_size"),
+        aux_loss_coeff=number(fields, "router_aux_loss_coef"),
     )
     return moe, inner
 
 
 def _layer_freq(fields: Mapping[str, Any]) -> int:
     """Every which layer has experts."""
-    layers, step = _whole(fields, "num_hidden_layers"), _whole(fields, "decoder_sparse_step")
+    layers, step = whole_number(fields, "num_hidden_layers"), whole_number(fields, "decoder_sparse_step")
     dense = fields["mlp_only_layers"] or []
     with_experts = [n for n in range(layers) if n not in dense and (n + 1) % step == 0]
     for freq in range(1, layers + 1):
@@ -190,23 +179,3 @@ def _layer_freq(fields: Mapping[str, Any]) -> int:
     if dense:
         raise refusal("mlp_only_layers", dense, f"{fits}; [] would fit")
     raise refusal("decoder_sparse_step", step, f"{fits}; at most num_hidden_layers ({layers}) would fit")
-
-
-def _whole(fields: Mapping[str, Any], name: str) -> int:
-    value = fields.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise refusal(name, value, "a whole number of at least 1 would fit")
-    return value
-
-
-def _number(fields: Mapping[str, Any], name: str) -> float:
-    value = fields.get(name)
-    if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
-        raise refusal(name, value, "a number of at least 0 would fit")
-    return float(value)
-
-
-def _flag(fields: Mapping[str, Any], name: str) -> bool:
-    if type(fields[name]) is not bool:
-        raise refusal(name, fields[name], "true or false would fit")
-    return fields[name]

@@ -16,6 +16,8 @@ from altup_moe.checkpoint.write import Form, whole_tensors, write_checkpoint
 from altup_moe.config import RunConfig
 from altup_moe.parallel.names import Box, global_shapes
 
+START = "decoder_start_token_id"
+"""What an encoder-decoder's answers begin with; where it is not named, the padding id."""
 STORED_AS = {"fp32": "F32", "bf16": "BF16"}
 """`train.precision` as the dtype of stored weights."""
 SHARD_BYTES = 5_000_000_000
@@ -80,5 +82,6 @@ def torch_dtype(config: RunConfig) -> str:
 
 def special_tokens(generation: dict[str, Any], eod: int | None) -> dict[str, Any]:
     """Ids of special tokens: those of a `generation_config.json`, the end-of-document id where it says nothing."""
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return {name: generation[name] if generation.get(name) is not None else eod for name in names}
+    held = {name: generation.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    start = {name: generation[name] for name in (START,) if generation.get(name) is not None}
+    return {name: eod if value is None else value for name, value in held.items()} | start

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from altup_moe.checkpoint.boxes import whole
-from altup_moe.checkpoint.hf_names import hub_name, recomputed
+from altup_moe.checkpoint.hf_names import copies, hub_name, recomputed
 from altup_moe.checkpoint.manifest import FILE_NAME, ITEM_BYTES
 from altup_moe.checkpoint.plain import read_plain, strict_json
 from altup_moe.checkpoint.shards import Entry, ShardReader, ShardReaders, write_tensors
@@ -23,6 +23,7 @@ from altup_moe.config.files import write_text
 from altup_moe.parallel.names import Box
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+GENERATION = "generation_config.json"
 FLOATS = ("F32", "BF16", "F16")
 """Dtypes of weights that can be imported."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -94,15 +95,16 @@ class HubWeights(ShardReaders):
                 raise DataError(file, f"{theirs} is {list(entry.shape)}; by config.json it is {list(shapes[name])}")
             if entry.dtype not in FLOATS:
                 raise DataError(file, f"{theirs} is of {entry.dtype}; {', '.join(FLOATS)} would fit")
+        equal = copies(family, tied)
         for extra in sorted(set(self._places) - set(names.values())):
-            if recomputed(extra) or (tied and extra == "lm_head.weight" and self._same(extra, names)):
+            if recomputed(extra) or (extra in equal and self._same(extra, names[equal[extra]])):
                 continue
             file = self.directory / self._places[extra]
             raise DataError(file, f"holds {extra}, which a model of its config.json has not")
         return names
 
-    def _same(self, head: str, names: Mapping[str, str]) -> bool:
-        return torch.equal(self.read(head), self.read(names["model.embed_tokens.weight"]))
+    def _same(self, one: str, other: str) -> bool:
+        return torch.equal(self.read(one), self.read(other))
 
     def _files(self) -> list[str]:
         index = self.directory / INDEX

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from altup_moe.checkpoint.hf_config import LLAMA3
+from altup_moe.checkpoint.hf_t5 import plain_t5_config
 from altup_moe.config import ConfigError, RunConfig
 
 CLASSES = {
@@ -29,6 +30,10 @@ def plain_family(config: RunConfig) -> str:
     stride = config.sequence.stride
     if stride > 1:
         raise ConfigError("sequence.stride", stride, "no plain model strides; 1 would fit, or leave out --plain")
+    if m.arch == "t5":
+        if moe.num_experts:
+            raise ConfigError("moe.num_experts", moe.num_experts, "T5 is dense; 0 would fit, or leave out --plain")
+        return "t5"
     if moe.num_experts == 0:
         if m.qk_layernorm:
             return "qwen3"
@@ -60,6 +65,8 @@ def plain_config(config: RunConfig, dtype: str, special: dict[str, Any]) -> dict
         ConfigError: see `plain_family`.
     """
     m, moe, family = config.model, config.moe, plain_family(config)
+    if family == "t5":
+        return plain_t5_config(config, dtype, special)
     content: dict[str, Any] = {
         "architectures": [CLASSES[family]],
         "model_type": family,

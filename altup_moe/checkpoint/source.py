@@ -159,6 +159,7 @@ def _model_shapes(directory: Path, manifest: Manifest, config: RunConfig) -> dic
     rows = max((size for stored in tensors.values() for size in stored.shape), default=0)
     limits = (
         ("model.num_layers", m.num_layers, len(tensors)),
+        ("model.num_decoder_layers", m.decoder_layers, len(tensors)),
         ("moe.num_experts", config.moe.num_experts, len(tensors)),
         ("model.num_query_groups", m.num_query_groups, rows),
     )

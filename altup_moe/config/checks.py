@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import get_args
 
+from altup_moe.config.arch_checks import check_arch
 from altup_moe.config.data_checks import check_data
 from altup_moe.config.errors import ConfigError
 from altup_moe.config.packages import check_installed
@@ -101,6 +102,10 @@ def _ranges(config: RunConfig, world_size: int) -> None:
             allowed.check(key, value)
 
 
+def _arch(config: RunConfig, world_size: int) -> None:
+    check_arch(config)
+
+
 def _heads(config: RunConfig, world_size: int) -> None:
     m = config.model
     # RoPE rotates pairs of features, so a head has an even number of them.
@@ -173,6 +178,8 @@ def _tensor(config: RunConfig, world_size: int) -> None:
         "model.vocab_size": m.vocab_size,
         "model.seq_length": m.seq_length,  # sequence parallelism
     }
+    if m.arch == "t5":
+        split["model.decoder_seq_length"] = m.decoder_length
     if moe.num_experts == 0 or moe.layer_freq > 1 or moe.partial:  # there are dense MLPs
         split["model.ffn_hidden_size"] = m.ffn_hidden_size
     if moe.num_experts and moe.shared_expert_size:
@@ -336,6 +343,7 @@ def _files(config: RunConfig, world_size: int) -> None:
 
 CHECKS: list[Callable[[RunConfig, int], None]] = [
     _ranges,
+    _arch,
     _heads,
     _altup,
     _experts,

@@ -26,8 +26,8 @@ def check_data(config: RunConfig, world_size: int) -> None:
     if t5 and data.objective == "causal":
         fits = "model.arch t5 reads inputs and writes targets; span_corruption, prefix or null would fit"
         raise ConfigError("data.objective", data.objective, fits)
-    if t5 and config.model.decoder_seq_length < 2:
-        raise ConfigError("model.decoder_seq_length", config.model.decoder_seq_length, "at least 2 would fit")
+    if t5 and config.model.decoder_length < 2:
+        raise ConfigError("model.decoder_seq_length", config.model.decoder_length, "at least 2 would fit")
     if data.tokenizer is not None and data.tokenizer not in TOKENIZERS and not Path(data.tokenizer).is_dir():
         fits = (
             f"is not a directory; one that holds a Hugging Face tokenizer would fit, {' or '.join(TOKENIZERS)}, or null"

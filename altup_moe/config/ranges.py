@@ -42,6 +42,7 @@ BELOW_ONE = Range(0, 1, open_high=True)
 
 RANGES: dict[str, Range] = {
     "model.num_layers": COUNT,
+    "model.num_decoder_layers": COUNT,
     "model.hidden_size": COUNT,
     "model.ffn_hidden_size": COUNT,
     "model.num_attention_heads": COUNT,
@@ -56,6 +57,9 @@ RANGES: dict[str, Range] = {
     "model.hidden_dropout": BELOW_ONE,
     "model.kv_channels": COUNT,
     "model.rotary_scaling_factor": Range(1),
+    # Half of the buckets, and in an encoder a quarter, are for single distances.
+    "model.relative_attention_num_buckets": Range(4),
+    "model.relative_attention_max_distance": COUNT,
     "altup.coef_clip": POSITIVE,
     "sequence.stride": COUNT,
     "moe.num_experts": COUNT_OR_ZERO,

@@ -17,10 +17,11 @@ Variant = Literal["altup", "gemma", "round_robin", "hc", "dynamic", "sum"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of the decoder-only Transformer (RMSNorm, RoPE, gated SiLU MLP, grouped-query attention, no biases)."""
+    """Shape of the Transformer: decoder-only (RMSNorm, RoPE, gated SiLU MLP, grouped-query attention, no biases), or
+    with arch t5 an encoder-decoder."""
 
     num_layers: int = 8
-    """Transformer layers."""
+    """Transformer layers; of t5's encoder."""
     hidden_size: int = 256
     """Width d of a layer, in features; the residual stream is altup.width times wider."""
     ffn_hidden_size: int = 704
@@ -33,18 +34,15 @@ class ModelConfig:
     """Tokens of a training sample (context length)."""
     vocab_size: int = 4096
     """Rows of the embedding table, in tokens; at least the tokenizer's vocabulary."""
-    arch: Literal["gpt", "t5"] = "gpt"
-    """gpt: a decoder alone. t5: an encoder and a decoder."""
-    decoder_seq_length: int = 114
-    """Tokens of the decoder's part of a sample (arch t5; the encoder has seq_length)."""
     share_embeddings_and_output_weights: bool = True
-    """Tie the output layer to the embedding table."""
+    """Tie the output layer to the embedding table; t5 then divides its features by the root of their number."""
     rotary_base: int = 10000
     """RoPE base (theta)."""
     layernorm_epsilon: float = 1e-5
     """Epsilon of every RMSNorm."""
     init_method_std: float = 0.02
-    """Standard deviation of initial weights; output projections use it divided by sqrt(2 num_layers)."""
+    """Standard deviation of initial weights; output projections use it divided by sqrt(2 num_layers). arch t5 has T5's
+    own scheme and does not read it."""
     attention_dropout: float = 0.0
     """Dropout probability on attention weights."""
     hidden_dropout: float = 0.0
@@ -56,11 +54,47 @@ class ModelConfig:
     rotary_scaling_factor: float | None = None
     """Llama 3.1's stretching of RoPE: wavelengths above 8192 tokens become this many times longer, those below 2048
     stay, those between are interpolated; None leaves all as they are."""
+    arch: Literal["gpt", "t5"] = "gpt"
+    """gpt, or t5: T5 v1.1's encoder-decoder (relative position biases, unscaled attention, gated GELU, T5's initial
+    weights, full key/value heads)."""
+    num_decoder_layers: int | None = None
+    """Layers of t5's decoder; None is num_layers. null with arch gpt."""
+    decoder_seq_length: int | None = None
+    """Tokens of t5's decoder (its encoder has seq_length); None is a quarter of seq_length. null with arch gpt."""
+    relative_attention_num_buckets: int = 32
+    """Buckets of t5's relative distances, an even number."""
+    relative_attention_max_distance: int = 128
+    """Tokens from which on all of t5's distances fall into one bucket."""
 
     @property
     def head_dim(self) -> int:
         """Features of one attention head."""
         return self.kv_channels or self.hidden_size // self.num_attention_heads
+
+    @property
+    def decoder_layers(self) -> int:
+        """Layers of t5's decoder."""
+        return self.num_layers if self.num_decoder_layers is None else self.num_decoder_layers
+
+    @property
+    def decoder_length(self) -> int:
+        """Tokens of t5's decoder."""
+        return -(-self.seq_length // 4) if self.decoder_seq_length is None else self.decoder_seq_length
+
+    @property
+    def total_layers(self) -> int:
+        """Layers of the model, of all its stacks."""
+        return self.num_layers + (self.decoder_layers if self.arch == "t5" else 0)
+
+    @property
+    def tokens_per_sample(self) -> int:
+        """Tokens of a sample that the model computes on."""
+        return self.seq_length + (self.decoder_length if self.arch == "t5" else 0)
+
+    @property
+    def activation(self) -> str:
+        """Activation of the gated MLPs, by transformers' name."""
+        return "gelu_new" if self.arch == "t5" else "silu"
 
 
 @dataclass(frozen=True)
@@ -80,6 +114,8 @@ class AltUpConfig:
     kernel: Literal["auto", "torch", "compile", "triton"] = "auto"
     """Code of the mixing pass: plain torch, fused by torch.compile (needs a C++ compiler), or Triton (GPUs). auto takes
     triton on a GPU and torch elsewhere."""
+    cross_attention: Literal["narrow", "wide"] = "narrow"
+    """What t5's decoder reads of the encoder: the blocks' sum (d features), or all K d (as the paper counts)."""
     coef_clip: float | None = None
     """variant dynamic: largest magnitude of a weight that makes coefficients (Gemma-3n: 120); None does not clip."""
 

@@ -16,6 +16,8 @@ def check_zero(config: RunConfig) -> None:
     # Deferred, a layer's coefficients are read in the next one too: two recomputed pieces each finish a gradient.
     deferred = config.overlap.mixing == "deferred" and config.altup.variant != "dynamic"
     twice = wide and deferred and t.recompute == "full"
+    # Where attention is recomputed, so is t5's bias on its scores, whose table all layers of a stack read.
+    shared = config.model.arch == "t5" and t.recompute != "none"
     refused: list[tuple[bool, str, object, str]] = [
         # Its clipping takes the experts of all expert-parallel ranks for copies of the same ones.
         (
@@ -44,6 +46,12 @@ def check_zero(config: RunConfig) -> None:
             "parallel.zero_stage",
             3,
             f"with altup.width or sequence.stride above 1 needs train.precision fp32 ({t.precision}); 1, 2 would fit",
+        ),
+        (
+            stage > 1 and shared,
+            "train.recompute",
+            t.recompute,
+            f"with model.arch t5 needs parallel.zero_stage 1 ({stage}); none would fit",
         ),
         (
             stage > 1 and twice,

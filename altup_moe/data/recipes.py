@@ -53,7 +53,7 @@ def layout_of(model: ModelConfig, tokenizer: Tokenizer) -> Layout:
     """How this architecture reads a pair of inputs and targets."""
     pad = tokenizer.pad_id
     if model.arch == "t5":
-        return lambda pair: encoder_decoder(pair, model.seq_length, model.decoder_seq_length, pad)
+        return lambda pair: encoder_decoder(pair, model.seq_length, model.decoder_length, pad)
     return lambda pair: decoder_only(pair, model.seq_length, pad)
 
 
@@ -76,7 +76,7 @@ def recipe_of(model: ModelConfig, data: DataConfig, tokenizer: Tokenizer) -> Rec
             ),
         )
     if objective == "prefix" and model.arch == "t5":
-        longest = model.decoder_seq_length - 1
+        longest = model.decoder_length - 1
         return Recipe(model.seq_length, lambda tokens, random: layout(split_prefix(tokens, longest, eos, random)))
     if objective == "prefix":
         return Recipe(model.seq_length + 1, _prefix)
@@ -101,9 +101,9 @@ def corruption_lengths(model: ModelConfig, data: DataConfig) -> SpanLengths:
         found = longest_window(lambda lengths: lengths.inputs + lengths.targets <= length + 1, density, mean)
     if found is None:
         raise ConfigError("model.seq_length", length, "span corruption needs at least 5 tokens")
-    if model.arch == "t5" and found.targets > model.decoder_seq_length:
+    if model.arch == "t5" and found.targets > model.decoder_length:
         fits = f"the targets of {found.inputs} input tokens have {found.targets}; at least that would fit"
-        raise ConfigError("model.decoder_seq_length", model.decoder_seq_length, fits)
+        raise ConfigError("model.decoder_seq_length", model.decoder_length, fits)
     return found
 
 

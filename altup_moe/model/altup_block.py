@@ -36,33 +36,45 @@ class AltUpBlock(TransformerBlock):
         self.contract = Contract(config) if last and has_projections(config.altup_width, config.altup_variant) else None
 
     def forward(
-        self, hidden_states: Tensor | None, attention_mask: Any = None, rotary_pos_emb: Any = None, **kwargs: Any
+        self,
+        hidden_states: Tensor | None,
+        attention_mask: Any = None,
+        rotary_pos_emb: Any = None,
+        context: Tensor | None = None,
+        **kwargs: Any,
     ) -> Tensor:
-        """Stream [K*S, B, D] (or what the stage before sent) -> stream; after the last layer normed [S, B, output]."""
+        """Stream [K*S, B, D] (or what the stage before sent) -> stream; after the last layer normed [S, B, output].
+
+        Args:
+            context: an encoder's output [T, B, E], for a stack with cross-attention.
+            kwargs: what else layers take; masks are [B, ...].
+        """
         stream = hidden_states if self.pre_process else self.input_tensor
         stream = make_viewless_tensor(inp=stream, requires_grad=True, keep_graph=True)
         inputs = {"attention_mask": attention_mask, "rotary_pos_emb": rotary_pos_emb, **kwargs}
         # As in Megatron: under sequence parallelism each tensor rank drops out its own slice.
         forked = tensor_parallel.get_cuda_rng_tracker().fork() if self.config.sequence_parallel else nullcontext()
         with forked:
-            hidden = self._walk(stream, inputs)
+            hidden = self._walk(stream, inputs, context)
         if self.final_layernorm is not None:
             hidden = self.final_layernorm(hidden)
         # A pipeline schedule frees what it has sent: the result must own its memory.
         return make_viewless_tensor(inp=hidden, requires_grad=True, keep_graph=True)
 
-    def _walk(self, stream: Tensor, inputs: dict[str, Any]) -> Tensor:
+    def _walk(self, stream: Tensor, inputs: dict[str, Any], context: Tensor | None) -> Tensor:
         halves = self.config.overlap_halves and self.training and stream.shape[1] % 2 == 0
         parts = [part.contiguous() for part in stream.chunk(2, dim=1)] if halves else [stream]
+        contexts = () if context is None else context.chunk(len(parts), dim=1)
+        given = _inputs_of_halves(inputs) if halves else [inputs]
         states = flatten([Travelling(part) for part in parts])
         if self.config.recompute_granularity == "full" and self.training:
-            states = self._recomputed(states, inputs)
+            states = self._recomputed(states, contexts, given)
         else:
-            states = self._advance_all(range(len(self.layers)), inputs, *states)
+            states = self._advance_all(range(len(self.layers)), given, *states, *contexts)
         ends = [self._end(state) for state in unflatten(states)]
         return torch.cat(ends, dim=1) if halves else ends[0]
 
-    def _recomputed(self, states: Flat, inputs: dict[str, Any]) -> Flat:
+    def _recomputed(self, states: Flat, contexts: Flat, inputs: list[dict[str, Any]]) -> Flat:
         """Layer by layer, each recomputed in the backward pass: halves of a micro-batch meet after every layer."""
         # Segments of sqrt(n) layers: as many first states are kept as are rebuilt at once.
         segment = max(1, round(len(self.layers) ** 0.5))
@@ -70,16 +82,21 @@ class AltUpBlock(TransformerBlock):
             advance = partial(self._advance_all, range(index, index + 1), inputs)
             if not self._deferred:
                 # Without deferral the outputs are not at hand: Megatron's, which keeps the whole state.
-                states = tensor_parallel.checkpoint(advance, False, *states)
+                states = tensor_parallel.checkpoint(advance, False, *states, *contexts)
                 continue
             if index % segment == 0:
                 tape = Tape(index, self._mix)
-            states = recomputed(advance, tape, index, states)
+            states = recomputed(advance, tape, index, states, contexts)
         return states
 
-    def _advance_all(self, layers: range, inputs: dict[str, Any], *states: Tensor | None) -> Flat:
-        """Some layers on one part, or on two that take turns."""
-        work = [partial(self._advance, layers, inputs, state) for state in unflatten(states)]
+    def _advance_all(self, layers: range, inputs: list[dict[str, Any]], *tensors: Tensor | None) -> Flat:
+        """Some layers on one part, or on two that take turns: their states, then their contexts (or none)."""
+        size = len(inputs) * len(Travelling._fields)
+        contexts = tensors[size:] or [None] * len(inputs)
+        work = [
+            partial(self._advance, layers, {**given, "context": context}, state)
+            for state, context, given in zip(unflatten(tensors[:size]), contexts, inputs, strict=True)
+        ]
         return flatten(take_turns(*work) if len(work) == 2 else [work[0]()])
 
     def _advance(self, layers: range, inputs: dict[str, Any], state: Travelling) -> Travelling:
@@ -129,3 +146,9 @@ class AltUpBlock(TransformerBlock):
 
 def _travelling(stream: Pending | None, u: Tensor | None) -> Travelling:
     return Travelling(None, None, u) if stream is None else Travelling(stream.blocks, stream.y, u)
+
+
+def _inputs_of_halves(inputs: dict[str, Any]) -> list[dict[str, Any]]:
+    """A layer's inputs for each half of a micro-batch: masks are cut along the batch."""
+    masks = {name: value.chunk(2) for name, value in inputs.items() if name.endswith("mask") and value is not None}
+    return [{**inputs, **{name: cut[half] for name, cut in masks.items()}} for half in (0, 1)]

@@ -76,17 +76,20 @@ class Tape:
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, advance: Callable[..., Flat], tape: Tape, index: int, *before: Tensor | None) -> Flat:
+    def forward(
+        ctx: Any, advance: Callable[..., Flat], tape: Tape, index: int, states: int, *inputs: Tensor | None
+    ) -> Flat:
         ctx.advance, ctx.tape, ctx.index, ctx.rng = advance, tape, index, rng_state()
-        after = advance(*before)
-        tape.note(index, before, after)
+        ctx.shared = inputs[states:]
+        after = advance(*inputs)
+        tape.note(index, inputs[:states], after)
         return after
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         before = [
             None if tensor is None else tensor.detach().requires_grad_()
-            for tensor in flatten(ctx.tape.state_before(ctx.index))
+            for tensor in (*flatten(ctx.tape.state_before(ctx.index)), *ctx.shared)
         ]
         here = rng_state()
         set_rng_state(ctx.rng)  # the same dropout
@@ -95,9 +98,12 @@ class _Recomputed(torch.autograd.Function):
         set_rng_state(here)
         known = [(t, g) for t, g in zip(after, grads, strict=True) if t is not None and g is not None]
         torch.autograd.backward([t for t, _ in known], [g for _, g in known])
-        return (None, None, None, *(None if tensor is None else tensor.grad for tensor in before))
+        return (None, None, None, None, *(None if tensor is None else tensor.grad for tensor in before))
 
 
-def recomputed(advance: Callable[..., Flat], tape: Tape, index: int, before: Flat) -> Flat:
-    """The state after layer `index`, by `advance(*before)`, of which nothing but the tape's share is kept."""
-    return _Recomputed.apply(advance, tape, index, *before)
+def recomputed(advance: Callable[..., Flat], tape: Tape, index: int, before: Flat, shared: Flat = ()) -> Flat:
+    """The state after layer `index`, by `advance(*before, *shared)`, of which nothing but the tape's share is kept.
+
+    ``shared``: what all layers read, and their gradients flow to: an encoder's output.
+    """
+    return _Recomputed.apply(advance, tape, index, len(before), *before, *shared)

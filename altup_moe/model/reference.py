@@ -129,32 +129,32 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(d, eps)
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(d, eps)
-        self.mlp = MoE(config) if config.is_moe_layer(layer) else GatedMLP(d, config.intermediate_size)
+        dense = not config.is_moe_layer(layer)
+        self.mlp = GatedMLP(d, config.intermediate_size, config.hidden_act) if dense else MoE(config)
         self.altup = stream_around(config, layer) if k > 1 else None
         self.sequence = Strided(config, layer) if config.is_strided(layer) else None
 
     def compute(
-        self,
-        x_BSD: Tensor,
-        capacity_factor: float | None,
-        positions_BS: Tensor,
-        mask: Tensor | None,
-        cache: DynamicCache | None,
-        order_BS: Tensor | None = None,
+        self, x_BSD: Tensor, capacity_factor: float | None, *attention: Any, order_BS: Tensor | None = None
     ) -> tuple[Tensor, Routing | None]:
         """y = F(x) on all tokens, or by way of the anchors; `order_BS` as `Strided` takes it."""
         if self.sequence is None:
-            return self.transform(x_BSD, capacity_factor, positions_BS, mask, cache)
+            return self.transform(x_BSD, capacity_factor, *attention)
+        positions_BS, _, cache = attention
 
         def run(u_BAD: Tensor, positions_BA: Tensor, mask: Tensor) -> tuple[Tensor, Routing | None]:
             return self.transform(u_BAD, capacity_factor, positions_BA, mask, cache)
 
         return self.sequence(x_BSD, run, positions_BS, cache, order_BS)
 
+    def attend(self, x_BSD: Tensor, *attention: Any) -> Tensor:
+        """Attention and its residual."""
+        branch = self.self_attn(self.input_layernorm(x_BSD), *attention)
+        return x_BSD + F.dropout(branch, self.dropout, self.training)
+
     def transform(self, x_BSD: Tensor, capacity_factor: float | None, *attention: Any) -> tuple[Tensor, Routing | None]:
         """The Transformer layer, residual included."""
-        branch = self.self_attn(self.input_layernorm(x_BSD), *attention)
-        h_BSD = x_BSD + F.dropout(branch, self.dropout, self.training)
+        h_BSD = self.attend(x_BSD, *attention)
         normed, routing = self.post_attention_layernorm(h_BSD), None
         if isinstance(self.mlp, MoE):
             branch, routing = self.mlp(normed, capacity_factor)
@@ -162,12 +162,14 @@ class Layer(nn.Module):
             branch = self.mlp(normed)
         return h_BSD + F.dropout(branch, self.dropout, self.training), routing
 
-    def forward(self, x_KBSD: Tensor, capacity_factor: float | None, *attention: Any) -> tuple[Tensor, Routing | None]:
+    def forward(
+        self, x_KBSD: Tensor, capacity_factor: float | None, *attention: Any, **order: Tensor | None
+    ) -> tuple[Tensor, Routing | None]:
         if self.altup is None:
-            y_BSD, routing = self.compute(x_KBSD[0], capacity_factor, *attention)
+            y_BSD, routing = self.compute(x_KBSD[0], capacity_factor, *attention, **order)
             return y_BSD[None], routing
         u_BSD, predicted_KBSD = self.altup.before(x_KBSD)
-        y_BSD, routing = self.compute(u_BSD, capacity_factor, *attention)
+        y_BSD, routing = self.compute(u_BSD, capacity_factor, *attention, **order)
         return self.altup.after(predicted_KBSD, y_BSD), routing
 
 
@@ -231,7 +233,7 @@ class Decoder(nn.Module):
         order_BS = token_order(padding, s, past, tokens_BS.device) if self.config.sequence_stride > 1 else None
         x_KBSD, routings = self.widen(self.embed_tokens(tokens_BS)), {}
         for n, layer in enumerate(self.layers):
-            x_KBSD, routing = layer(x_KBSD, capacity_factor, positions_BS, mask, cache, order_BS)
+            x_KBSD, routing = layer(x_KBSD, capacity_factor, positions_BS, mask, cache, order_BS=order_BS)
             if routing is not None:
                 routings[n] = routing
         return self.norm(self.narrow(x_KBSD)), routings
@@ -251,6 +253,15 @@ class Losses(NamedTuple):
     z: Tensor
     counts: dict[int, Tensor]
     dropped: dict[int, int]
+
+    @classmethod
+    def of(cls, nats_BS: Tensor, loss_mask_BS: Tensor | None, routings: Mapping[int, Routing]) -> Losses:
+        """From every target's cross-entropy, its weight (None counts all), and what each MoE layer decided."""
+        mask_BS = torch.ones_like(nats_BS) if loss_mask_BS is None else loss_mask_BS.to(nats_BS.dtype)
+        aux = sum((r.aux for r in routings.values()), nats_BS.new_zeros(()))
+        z = sum((r.z for r in routings.values()), nats_BS.new_zeros(()))
+        counts, dropped = {n: r.counts_E for n, r in routings.items()}, {n: r.dropped for n, r in routings.items()}
+        return cls((nats_BS * mask_BS).sum(), mask_BS.sum(), aux, z, counts, dropped)
 
 
 class AltUpMoEForCausalLM(PreTrainedModel, GenerationMixin):
@@ -324,11 +335,7 @@ class AltUpMoEForCausalLM(PreTrainedModel, GenerationMixin):
         features, routings = self.model(tokens_BS, capacity_factor=self.config.moe_capacity_factor)
         logits = full(self._logits(features))
         nats_BS = F.cross_entropy(logits.flatten(0, 1), targets_BS.flatten(), reduction="none").view_as(targets_BS)
-        mask_BS = torch.ones_like(nats_BS) if loss_mask_BS is None else loss_mask_BS.to(nats_BS.dtype)
-        aux = sum((r.aux for r in routings.values()), nats_BS.new_zeros(()))
-        z = sum((r.z for r in routings.values()), nats_BS.new_zeros(()))
-        counts, dropped = {n: r.counts_E for n, r in routings.items()}, {n: r.dropped for n, r in routings.items()}
-        return Losses((nats_BS * mask_BS).sum(), mask_BS.sum(), aux, z, counts, dropped)
+        return Losses.of(nats_BS, loss_mask_BS, routings)
 
     @torch.no_grad()
     def update_expert_bias(self, counts_per_layer: Mapping[int, Tensor]) -> None:

@@ -38,6 +38,7 @@ class AltUpMoEConfig(PretrainedConfig):
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
+    hidden_act: str = "silu"
     head_dim: int = 0  # becomes hidden_size / num_attention_heads
     use_qk_norm: bool = False
     rotary_scaling_factor: float | None = None
@@ -136,6 +137,7 @@ class AltUpMoEConfig(PretrainedConfig):
             initializer_range=model.init_method_std,
             attention_dropout=model.attention_dropout,
             hidden_dropout=model.hidden_dropout,
+            hidden_act=model.activation,
             head_dim=model.head_dim,
             use_qk_norm=model.qk_layernorm,
             rotary_scaling_factor=model.rotary_scaling_factor,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from altup_moe.model.reference_config import AltUpMoEConfig
+from altup_moe.moe.activations import ACTIVATIONS
 from altup_moe.moe.capacity import expert_capacity, keep_within_capacity
 
 
@@ -137,17 +138,18 @@ def attention_mask(padding: Tensor | None, s: int, past: int, device: torch.devi
 
 
 class GatedMLP(nn.Module):
-    """down(silu(gate x) * up x) (SwiGLU, arXiv 2002.05202)."""
+    """down(act(gate x) * up x) (SwiGLU, GEGLU, arXiv 2002.05202)."""
 
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, width: int, inner: int, activation: str = "silu") -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.gate_proj = nn.Linear(width, inner, bias=False)
         self.up_proj = nn.Linear(width, inner, bias=False)
         self.down_proj = ResidualOutput(inner, width, bias=False)
 
     def forward(self, x: Tensor, prob_T1: Tensor | float = 1.0) -> Tensor:
         """`prob_T1`: combine probability, applied before the down projection as Megatron-Core's experts do."""
-        h = F.silu(self.gate_proj(x)) * self.up_proj(x)
+        h = self.activation(self.gate_proj(x)) * self.up_proj(x)
         return self.down_proj((h * prob_T1).to(x.dtype))
 
 
@@ -240,10 +242,11 @@ class MoE(nn.Module):
         super().__init__()
         self.config = config
         self.router = Router(config)
-        experts = (GatedMLP(config.hidden_size, config.moe_intermediate_size) for _ in range(config.num_experts))
+        d, act = config.hidden_size, config.hidden_act
+        experts = (GatedMLP(d, config.moe_intermediate_size, act) for _ in range(config.num_experts))
         self.experts = nn.ModuleList(experts)
         shared = config.moe_shared_expert_size
-        self.shared_expert = GatedMLP(config.hidden_size, shared) if shared else None
+        self.shared_expert = GatedMLP(d, shared, act) if shared else None
 
     def forward(self, x_BSD: Tensor, capacity_factor: float | None) -> tuple[Tensor, Routing]:
         config, (b, s, d) = self.config, x_BSD.shape

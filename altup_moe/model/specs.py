@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import CrossAttention, CrossAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
@@ -29,8 +33,30 @@ def is_moe_layer(layer: int, num_experts: int, layer_freq: int) -> bool:
     return num_experts > 0 and (layer + 1) % layer_freq == 0
 
 
-def layer_spec(config: AltUpTransformerConfig, layer: int, groups: Any) -> ModuleSpec:
-    """Spec of the layer with global index `layer` (from 0). ``groups``: Megatron's process groups."""
+class ContextKeyValue(ColumnParallelLinear):
+    """Cross-attention's keys and values, of an encoder's output that may be wider than the layer."""
+
+    def __init__(self, input_size: int, *args: Any, config: AltUpTransformerConfig, **kwargs: Any) -> None:
+        super().__init__(config.altup_context_width, *args, config=config, **kwargs)
+
+
+def cross_attention() -> ModuleSpec:
+    """Spec of a decoder's attention to an encoder's output."""
+    slots = CrossAttentionSubmodules(
+        linear_q=ColumnParallelLinear,
+        linear_kv=ContextKeyValue,
+        core_attention=CoreAttention,
+        linear_proj=RowParallelLinear,
+    )
+    return ModuleSpec(module=CrossAttention, params={"attn_mask_type": AttnMaskType.padding}, submodules=slots)
+
+
+Kind = Literal["decoder", "encoder", "cross_decoder"]
+"""Layers of a decoder-only model, and of an encoder-decoder's two stacks."""
+
+
+def layer_spec(config: AltUpTransformerConfig, layer: int, groups: Any, kind: Kind = "decoder") -> ModuleSpec:
+    """Spec of the layer with index `layer` in its stack (from 0). ``groups``: Megatron's process groups."""
     experts = config.num_moe_experts or 0
     moe = is_moe_layer(layer, experts, config.moe_layer_freq)
     spec = get_gpt_layer_local_spec(num_experts=experts if moe else None, normalization="RMSNorm")
@@ -42,6 +68,11 @@ def layer_spec(config: AltUpTransformerConfig, layer: int, groups: Any) -> Modul
         attention.q_layernorm = attention.k_layernorm = norm_class(config)
     # Megatron's map renames fused norms in its own checkpoints; ours are separate modules.
     slots.sharded_state_dict_keys_map = {}
+    if kind == "encoder":
+        slots.self_attention.params = {**slots.self_attention.params, "attn_mask_type": AttnMaskType.padding}
+    if kind == "cross_decoder":
+        slots.pre_cross_attn_layernorm, slots.cross_attention = norm_class(config), cross_attention()
+        slots.cross_attn_bda = get_bias_dropout_add
     if moe:
         mlp_submodules(slots.mlp).router = CapacityRouter
         if config.moe_grouped_gemm:
@@ -72,3 +103,9 @@ def stage_spec(config: AltUpTransformerConfig, topology: Topology, vp_stage: int
     return TransformerBlockSubmodules(
         layer_specs=[layer_spec(config, first + i, groups) for i in range(count)], layer_norm=FinalNorm
     )
+
+
+def stack_spec(config: AltUpTransformerConfig, topology: Topology, layers: int, kind: Kind) -> Any:
+    """Specs of a whole stack's layers and its final norm."""
+    specs = [layer_spec(config, n, topology.groups, kind) for n in range(layers)]
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=FinalNorm)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from altup_moe.altup.shape import context_width
 from altup_moe.config import RunConfig
 from altup_moe.config.packages import PACKAGES
 from altup_moe.config.sequence import strided_layers
+from altup_moe.moe.activations import ACTIVATIONS
 from altup_moe.moe.backends import mixes_in_windows
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -30,6 +31,8 @@ class AltUpTransformerConfig(TransformerConfig):
     sequence_stride: int = 1
     sequence_method: str = "altup"
     sequence_layers: range = range(0)
+    altup_context_width: int = 0
+    activation: str = "silu"
     moe_backend: str = "megatron"
     fused: bool = False
     overlap_mixing: bool = True
@@ -48,7 +51,7 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
     m, a, p, t = config.model, config.altup, config.parallel, config.train
     dtype = DTYPES[t.precision]
     return AltUpTransformerConfig(
-        num_layers=m.num_layers,
+        num_layers=m.total_layers,
         hidden_size=m.hidden_size,
         ffn_hidden_size=m.ffn_hidden_size,
         num_attention_heads=m.num_attention_heads,
@@ -60,7 +63,9 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
         hidden_dropout=m.hidden_dropout,
         normalization="RMSNorm",
         gated_linear_unit=True,
-        activation_func=F.silu,
+        activation_func=ACTIVATIONS[m.activation],
+        activation=m.activation,
+        softmax_scale=1.0 if m.arch == "t5" else None,
         add_bias_linear=False,
         bias_dropout_fusion=False,
         bias_activation_fusion=False,
@@ -90,6 +95,7 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
         altup_select=a.select,
         altup_recycled=a.recycled,
         altup_kernel=a.kernel,
+        altup_context_width=context_width(m.hidden_size, a.width, a.variant, a.cross_attention),
         altup_coef_clip=a.coef_clip,
         sequence_stride=config.sequence.stride,
         sequence_method=config.sequence.method,

@@ -16,9 +16,9 @@ groups (ep, expt_tp, expt_dp, tp, ...). Under sequence parallelism S is this ran
 2.  Dispatch and combine. Every route goes to its expert's rank (expert e lives on expert rank e // (E / ranks)) and
     back to its token; dropless unless a capacity is set. Gradients of expert weights are those of the summed loss: a
     backend whose library scales them by the number of ranks divides.
-3.  Experts. down(silu(gate(x)) * up(x) * p), p the route's probability. A module `experts`, found by that name, whose
-    parameters are named and shaped in one of two ways (`parallel.names` has the rules; f is this rank's share of
-    moe.ffn_hidden_size under expert-tensor parallelism):
+3.  Experts. down(act(gate(x)) * up(x) * p), act by `config.activation` (`moe.activations`), p the route's probability.
+    A module `experts`, found by that name, whose parameters are named and shaped in one of two ways (`parallel.names`
+    has the rules; f is this rank's share of moe.ffn_hidden_size under expert-tensor parallelism):
       one by one  experts.local_experts.N.linear_fc1.weight [2f, d] (gate rows, then up rows), and
                   experts.local_experts.N.linear_fc2.weight [d, f]
       stacked     experts.fc1 [E_local * 2f, d], experts.fc2 [E_local * d, f]: the same, one expert after another

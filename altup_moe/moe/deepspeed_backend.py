@@ -20,7 +20,6 @@ from types import FunctionType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Without this, importing it prints on a CPU that there is no GPU.
@@ -30,6 +29,7 @@ if not torch.cuda.is_available():
 from deepspeed.moe.experts import Experts
 from deepspeed.moe.sharded_moe import MOELayer
 
+from altup_moe.moe.activations import ACTIVATIONS
 from altup_moe.moe.megatron_layer import WindowedMoELayer
 from altup_moe.moe.slots import routes_of, slots_of
 from altup_moe.moe.window import Later
@@ -40,10 +40,11 @@ Decision = tuple[Tensor, Tensor]
 
 
 class GatedExpert(nn.Module):
-    """down(silu(gate(x)) * up(x)), this rank's share of the inner width; named as in Megatron's experts."""
+    """down(act(gate(x)) * up(x)), this rank's share of the inner width; named as in Megatron's experts."""
 
-    def __init__(self, hidden: int, ffn: int, dtype: torch.dtype) -> None:
+    def __init__(self, hidden: int, ffn: int, dtype: torch.dtype, activation: str = "silu") -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         # Set by global name after building, like all weights; drawing them here would move the random state.
         place = {"bias": False, "dtype": dtype, "device": torch.cuda.current_device()}
         self.linear_fc1 = nn.utils.skip_init(nn.Linear, hidden, 2 * ffn, **place)
@@ -52,7 +53,7 @@ class GatedExpert(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """[..., D] -> [..., D], without the probability: DeepSpeed multiplies by it when it combines."""
         gate, up = self.linear_fc1(rows).chunk(2, dim=-1)
-        return self.linear_fc2(F.silu(gate) * up)
+        return self.linear_fc2(self.activation(gate) * up)
 
 
 class LocalExperts(Experts):
@@ -60,7 +61,7 @@ class LocalExperts(Experts):
 
     def __init__(self, num_local_experts: int, config: Any, *args: Any, pg_collection: Any, **kwargs: Any) -> None:
         ffn = config.moe_ffn_hidden_size // pg_collection.expt_tp.size()
-        expert = GatedExpert(config.hidden_size, ffn, config.params_dtype)
+        expert = GatedExpert(config.hidden_size, ffn, config.params_dtype, config.activation)
         super().__init__(expert, num_local_experts, f"ep_size_{pg_collection.ep.size()}")
         self.local_experts = self._modules.pop("deepspeed_experts")
         self._tensor_group = pg_collection.expt_tp

@@ -3,7 +3,7 @@
 Shape legend: R rows (routes) sorted by expert, N rows of a block, E experts of this rank, D hidden and F inner width,
 G = 2F.
 
-    a = x W1_e^T  (gate, then up)      h = silu(gate) * up * p      y = h W2_e^T
+    a = x W1_e^T  (gate, then up)      h = act(gate) * up * p      y = h W2_e^T
 
 Two ways to multiply. `loop` goes through each expert's rows block by block, and what only a block needs lies in one
 scratch buffer, so that it stays in the cache and touches no new pages; what comes out is written where it belongs.
@@ -12,7 +12,8 @@ scratch buffer, so that it stays in the cache and touches no new pages; what com
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -26,6 +27,18 @@ BLOCK = 512
 """Rows of a block at most: enough for BLAS, few enough for the cache."""
 
 
+_aten = torch.ops.aten
+_ACT: dict[str, Callable[..., Tensor]] = {
+    "silu": _aten.silu.out,
+    "gelu_new": partial(_aten.gelu.out, approximate="tanh"),
+}
+_ACT_BACKWARD: dict[str, Callable[..., Tensor]] = {
+    "silu": _aten.silu_backward.grad_input,
+    "gelu_new": partial(_aten.gelu_backward.grad_input, approximate="tanh"),
+}
+"""`moe.activations` and their derivatives, into given memory."""
+
+
 def choose(device: torch.device, dtype: torch.dtype, hidden: int, ffn: int) -> How:
     """The faster way that works.
 
@@ -37,7 +50,15 @@ def choose(device: torch.device, dtype: torch.dtype, hidden: int, ffn: int) -> H
     return "grouped_mm" if device.type == "cuda" and fits else "loop"
 
 
-def grouped_mlp(x_RD: Tensor, probs_R: Tensor, fc1: Tensor, fc2: Tensor, counts: Sequence[int], how: How) -> Tensor:
+def grouped_mlp(
+    x_RD: Tensor,
+    probs_R: Tensor,
+    fc1: Tensor,
+    fc2: Tensor,
+    counts: Sequence[int],
+    how: How,
+    activation: str = "silu",
+) -> Tensor:
     """The outputs [R, D] of every expert on its rows.
 
     Args:
@@ -46,32 +67,32 @@ def grouped_mlp(x_RD: Tensor, probs_R: Tensor, fc1: Tensor, fc2: Tensor, counts:
         fc1: [E * 2F, D], an expert's gate rows and then its up rows, one expert after another.
         fc2: [E * D, F].
         counts: rows of each expert, in order; they add up to R.
-        how: see `choose`.
+        how: see `choose`. activation: a name of `moe.activations`.
     """
     function = _Loop if how == "loop" else _GroupedMM
-    return function.apply(x_RD, probs_R, fc1, fc2, tuple(counts))
+    return function.apply(x_RD, probs_R, fc1, fc2, tuple(counts), activation)
 
 
-def _activate(a_NG: Tensor, p_N1: Tensor, h_NF: Tensor) -> Tensor:
-    """Into h: silu(gate) * up * p."""
+def _activate(act: str, a_NG: Tensor, p_N1: Tensor, h_NF: Tensor) -> Tensor:
+    """Into h: act(gate) * up * p."""
     gate, up = a_NG.chunk(2, dim=1)
-    return torch.ops.aten.silu.out(gate, out=h_NF).mul_(up).mul_(p_N1)
+    return _ACT[act](gate, out=h_NF).mul_(up).mul_(p_N1)
 
 
 def _activate_backward(
-    a_NG: Tensor, p_N1: Tensor, dh_NF: Tensor, h_NF: Tensor, s_NF: Tensor, da_NG: Tensor, dp_N: Tensor
+    act: str, a_NG: Tensor, p_N1: Tensor, dh_NF: Tensor, h_NF: Tensor, s_NF: Tensor, da_NG: Tensor, dp_N: Tensor
 ) -> None:
     """From the gradient of h (used up): h again, the gradients of a and of p. ``s`` is scratch."""
     gate, up = a_NG.chunk(2, dim=1)
     dgate, dup = da_NG.chunk(2, dim=1)
-    torch.ops.aten.silu.out(gate, out=s_NF)
+    _ACT[act](gate, out=s_NF)
     torch.mul(s_NF, up, out=h_NF)
     # The gate's half is still free: room for the products that are added up.
     torch.sum(torch.mul(dh_NF, h_NF, out=dgate), 1, dtype=dp_N.dtype, out=dp_N)
     h_NF.mul_(p_N1)
     dh_NF.mul_(p_N1)
     torch.mul(dh_NF, s_NF, out=dup)
-    torch.ops.aten.silu_backward.grad_input(dh_NF.mul_(up), gate, grad_input=dgate)
+    _ACT_BACKWARD[act](dh_NF.mul_(up), gate, grad_input=dgate)
 
 
 class _Blocks:
@@ -124,7 +145,9 @@ class _WeightGradient:
 
 class _Loop(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_RD: Tensor, probs_R: Tensor, fc1: Tensor, fc2: Tensor, counts: tuple[int, ...]) -> Tensor:
+    def forward(
+        ctx: Any, x_RD: Tensor, probs_R: Tensor, fc1: Tensor, fc2: Tensor, counts: tuple[int, ...], act: str
+    ) -> Tensor:
         fc1_EGD, fc2_EDF = _by_expert(fc1, counts), _by_expert(fc2, counts)
         blocks, p_R1 = _Blocks(counts), probs_R[:, None]
         a_RG = x_RD.new_empty(x_RD.shape[0], fc1_EGD.shape[1])
@@ -132,9 +155,9 @@ class _Loop(torch.autograd.Function):
         scratch = x_RD.new_empty(blocks.largest, fc2_EDF.shape[2])
         for expert, rows, _ in blocks:
             a_NG = torch.mm(x_RD[rows], fc1_EGD[expert].t(), out=a_RG[rows])
-            h_NF = _activate(a_NG, p_R1[rows], scratch[: a_NG.shape[0]])
+            h_NF = _activate(act, a_NG, p_R1[rows], scratch[: a_NG.shape[0]])
             torch.mm(h_NF, fc2_EDF[expert].t(), out=y_RD[rows])
-        ctx.blocks = blocks
+        ctx.blocks, ctx.act = blocks, act
         ctx.save_for_backward(x_RD, probs_R, fc1, fc2, a_RG)
         return y_RD
 
@@ -153,11 +176,11 @@ class _Loop(torch.autograd.Function):
             dh_NF, h_NF, s_NF = (scratch[i, : n * f].view(n, f) for i in range(3))
             da_NG = scratch[3:].view(-1)[: 2 * n * f].view(n, 2 * f)
             torch.mm(dy_ND, fc2_EDF[expert], out=dh_NF)
-            _activate_backward(a_NG, p_R1[rows], dh_NF, h_NF, s_NF, da_NG, dp_R[rows])
+            _activate_backward(ctx.act, a_NG, p_R1[rows], dh_NF, h_NF, s_NF, da_NG, dp_R[rows])
             dfc2.add(expert, dy_ND, h_NF, first)
             dfc1.add(expert, da_NG, x_ND, first)
             torch.mm(da_NG, fc1_EGD[expert], out=dx_RD[rows])
-        return dx_RD, dp_R, dfc1.result(), dfc2.result(), None
+        return dx_RD, dp_R, dfc1.result(), dfc2.result(), None, None
 
 
 def _by_expert(weight: Tensor, counts: Sequence[int]) -> Tensor:
@@ -168,12 +191,14 @@ class _GroupedMM(torch.autograd.Function):
     """`torch.nn.functional.grouped_mm`: int32 ends of groups, no fp64, contiguous gradients, no rows past the end."""
 
     @staticmethod
-    def forward(ctx: Any, x_RD: Tensor, probs_R: Tensor, fc1: Tensor, fc2: Tensor, counts: tuple[int, ...]) -> Tensor:
+    def forward(
+        ctx: Any, x_RD: Tensor, probs_R: Tensor, fc1: Tensor, fc2: Tensor, counts: tuple[int, ...], act: str
+    ) -> Tensor:
         fc1_EGD, fc2_EDF = _by_expert(fc1, counts), _by_expert(fc2, counts)
         ends = torch.tensor(counts, dtype=torch.int32).cumsum(0, dtype=torch.int32).to(x_RD.device)
         a_RG = F.grouped_mm(x_RD, fc1_EGD.transpose(1, 2), offs=ends)
-        h_RF = _activate(a_RG, probs_R[:, None], x_RD.new_empty(x_RD.shape[0], fc2_EDF.shape[2]))
-        ctx.counts = counts
+        h_RF = _activate(act, a_RG, probs_R[:, None], x_RD.new_empty(x_RD.shape[0], fc2_EDF.shape[2]))
+        ctx.counts, ctx.act = counts, act
         ctx.save_for_backward(x_RD, probs_R, fc1, fc2, a_RG, ends)
         return F.grouped_mm(h_RF, fc2_EDF.transpose(1, 2), offs=ends)
 
@@ -186,8 +211,8 @@ class _GroupedMM(torch.autograd.Function):
         dh_RF = F.grouped_mm(dy_RD, fc2_EDF, offs=ends)
         h_RF, s_RF, da_RG = torch.empty_like(dh_RF), torch.empty_like(dh_RF), torch.empty_like(a_RG)
         dp_R = torch.empty_like(probs_R)
-        _activate_backward(a_RG, probs_R[:, None], dh_RF, h_RF, s_RF, da_RG, dp_R)
+        _activate_backward(ctx.act, a_RG, probs_R[:, None], dh_RF, h_RF, s_RF, da_RG, dp_R)
         dfc2_EDF = F.grouped_mm(dy_RD.t(), h_RF, offs=ends)
         dfc1_EGD = F.grouped_mm(da_RG.t(), x_RD, offs=ends)
         dx_RD = F.grouped_mm(da_RG, fc1_EGD, offs=ends)
-        return dx_RD, dp_R, dfc1_EGD.flatten(0, 1), dfc2_EDF.flatten(0, 1), None
+        return dx_RD, dp_R, dfc1_EGD.flatten(0, 1), dfc2_EDF.flatten(0, 1), None, None

@@ -17,10 +17,10 @@ import copy
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tutel.moe import fast_decode, fast_encode
 
+from altup_moe.moe.activations import ACTIVATIONS
 from altup_moe.moe.megatron_layer import WindowedMoELayer
 from altup_moe.moe.slots import Routes, routes_of, slots_of
 from altup_moe.moe.torch_backend import StackedWeights
@@ -40,7 +40,7 @@ class BatchedExperts(StackedWeights):
         fc1_EGD, fc2_EDF = (w.view(experts, -1, w.shape[1]) for w in (self.fc1, self.fc2))
         rows_END = rows_GECD.transpose(0, 1).reshape(experts, senders * slots, hidden)
         gate, up = torch.bmm(rows_END, fc1_EGD.transpose(1, 2)).chunk(2, dim=-1)
-        out_END = torch.bmm(F.silu(gate) * up, fc2_EDF.transpose(1, 2))
+        out_END = torch.bmm(ACTIVATIONS[self.activation](gate) * up, fc2_EDF.transpose(1, 2))
         return out_END.view(experts, senders, slots, hidden).transpose(0, 1).contiguous()
 
 

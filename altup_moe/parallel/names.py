@@ -17,6 +17,7 @@ from altup_moe.altup.shape import (
     COEFFICIENTS,
     SEQUENCE_COEFFICIENTS,
     coefficient_shape,
+    context_width,
     embedding_width,
     has_projections,
     output_width,
@@ -142,7 +143,22 @@ def _stacked_experts(prefix: str, which: str, shard: Shard, config: RunConfig) -
     return stacked
 
 
-_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(?:layer\.)*(.+)")
+def _fused_kv(prefix: str, config: RunConfig, part: tuple[int, int]) -> list[Piece]:
+    """Megatron's fused KV of cross-attention: for each head of this rank, its key's rows, then its value's."""
+    m, a = config.model, config.altup
+    heads, channels = m.num_attention_heads // part[1], m.head_dim
+    total, width = m.num_attention_heads * channels, context_width(m.hidden_size, a.width, a.variant, a.cross_attention)
+    pieces = []
+    for local in range(heads):
+        head = part[0] * heads + local
+        for row, letter in ((2 * local, "k"), (2 * local + 1, "v")):
+            box = ((head * channels, (head + 1) * channels), (0, width))
+            place = ((row * channels, (row + 1) * channels), (0, width))
+            pieces.append(Piece(f"{prefix}.{letter}_proj.weight", (total, width), box, place))
+    return pieces
+
+
+_LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.(?:layer\.)*(.+)")
 _PROJECTION = re.compile(r"(expand|decoder\.contract)\.(\d+)\.weight")
 _EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.(linear_fc[12])\.weight")
 _GROUPED = re.compile(r"mlp\.experts\.(linear_fc[12])\.weight(\d+)")  # Transformer Engine's grouped linears
@@ -160,23 +176,32 @@ def pieces(local_name: str, layer_offset: int, shard: Shard, config: RunConfig) 
         KeyError: a name that no rule covers (a new parameter needs one here).
     """
     m, a = config.model, config.altup
+    two_stacks = m.arch == "t5"
+    embedding = "shared.weight" if two_stacks else "model.embed_tokens.weight"
     if local_name == "embedding.word_embeddings.weight":
         width = embedding_width(m.hidden_size, a.width, a.recycled)
-        return [_rows("model.embed_tokens.weight", m.vocab_size, width, shard.tensor)]
+        return [_rows(embedding, m.vocab_size, width, shard.tensor)]
     if local_name == "output_layer.weight":
         width = output_width(m.hidden_size, a.width, a.variant, a.recycled)
         # On a later pipeline stage a tied output layer is a copy of the embedding.
-        name = "model.embed_tokens.weight" if m.share_embeddings_and_output_weights else "lm_head.weight"
+        name = embedding if m.share_embeddings_and_output_weights else "lm_head.weight"
         return [_rows(name, m.vocab_size, width, shard.tensor)]
+    if local_name == "encoder.final_layernorm.weight":
+        return _whole("encoder.norm.weight", context_width(m.hidden_size, a.width, a.variant, a.cross_attention))
+    if local_name in ("encoder_bias.weight", "decoder_bias.weight"):
+        name = f"{local_name.partition('_')[0]}.relative_attention_bias.weight"
+        return _columns(name, m.relative_attention_num_buckets, m.num_attention_heads, shard.tensor)
     if local_name == "decoder.final_layernorm.weight":
-        return _whole("model.norm.weight", output_width(m.hidden_size, a.width, a.variant, a.recycled))
+        name = f"{'decoder' if two_stacks else 'model'}.norm.weight"
+        return _whole(name, output_width(m.hidden_size, a.width, a.variant, a.recycled))
     projection = _PROJECTION.fullmatch(local_name)
     if projection:
         end = "altup_projections" if projection[1] == "expand" else "altup_unembed_projections"
         return _whole(f"model.{end}.{projection[2]}.weight", m.hidden_size, m.hidden_size)
     match = _LAYER.fullmatch(local_name)
     if match:
-        return _layer_pieces(match[2], f"model.layers.{int(match[1]) + layer_offset}", shard, config)
+        stack = match[1] if two_stacks else "model"
+        return _layer_pieces(match[3], f"{stack}.layers.{int(match[2]) + layer_offset}", shard, config)
     raise KeyError(f"no global name for the parameter {local_name}")
 
 
@@ -194,9 +219,18 @@ def _layer_pieces(name: str, prefix: str, shard: Shard, config: RunConfig) -> li
             return _whole(f"{prefix}.post_attention_layernorm.weight", m.hidden_size)
         case ["self_attention", "linear_qkv", "weight"]:
             return _fused_qkv(f"{prefix}.self_attn", config, shard.tensor)
-        case ["self_attention", "linear_proj", "weight"]:
+        case [("self_attention" | "cross_attention") as which, "linear_proj", "weight"]:
             columns = m.num_attention_heads * m.head_dim
-            return _columns(f"{prefix}.self_attn.o_proj.weight", m.hidden_size, columns, shard.tensor)
+            return _columns(
+                f"{prefix}.{which.partition('_')[0]}_attn.o_proj.weight", m.hidden_size, columns, shard.tensor
+            )
+        case ["pre_cross_attn_layernorm", "weight"]:
+            return _whole(f"{prefix}.cross_attn_layernorm.weight", m.hidden_size)
+        case ["cross_attention", "linear_q", "weight"]:
+            rows = m.num_attention_heads * m.head_dim
+            return [_rows(f"{prefix}.cross_attn.q_proj.weight", rows, m.hidden_size, shard.tensor)]
+        case ["cross_attention", "linear_kv", "weight"]:
+            return _fused_kv(f"{prefix}.cross_attn", config, shard.tensor)
         case ["self_attention", ("q_layernorm" | "k_layernorm") as which, "weight"]:
             return _whole(f"{prefix}.self_attn.{which[0]}_norm.weight", m.head_dim)
         case ["mlp", "router", "weight"]:
@@ -227,32 +261,44 @@ def local_names(config: RunConfig, layers: range, first: bool, last: bool, exper
     Grouped experts (`train.transformer_engine`) have names of their own, and hold the same pieces as those listed.
 
     Args:
-        layers: global indices of the chunk's layers.
+        layers: global indices of the chunk's layers; an encoder-decoder is one chunk, and these its encoder's.
         first: whether it embeds. last: whether it puts out logits.
         experts: experts of an MoE layer on one rank.
     """
     tied = config.model.share_embeddings_and_output_weights
     if first:
         yield "embedding.word_embeddings.weight"
-    wide = stream_width(config.altup.width, config.altup.variant) > 1
     others = config.altup.width - 1 if has_projections(config.altup.width, config.altup.variant) else 0
     if first:
         yield from (f"expand.{index}.weight" for index in range(others))
-    strided = strided_layers(config.sequence, config.model.num_layers)
-    for index, layer in enumerate(layers):
-        inner = f"decoder.layers.{index}.layer" if wide else f"decoder.layers.{index}"
-        for coefficient in COEFFICIENTS[config.altup.variant] if wide else ():
-            yield f"decoder.layers.{index}.coefficients.{coefficient}"
-        if layer in strided:
-            yield from (f"{inner}.sequence.{c}" for c in SEQUENCE_COEFFICIENTS[config.sequence.method])
-            inner += ".layer"
-        for name in _layer_names(config, layer, experts):
-            yield f"{inner}.{name}"
+    if config.model.arch == "t5":
+        yield from _stack_names(config, "encoder", layers, experts)
+        yield from ("encoder.final_layernorm.weight", "encoder_bias.weight", "decoder_bias.weight")
+        layers = range(config.model.decoder_layers)
+    yield from _stack_names(config, "decoder", layers, experts)
     if last:
         yield from (f"decoder.contract.{index}.weight" for index in range(others))
         yield "decoder.final_layernorm.weight"
     if last and not (first and tied):
         yield "output_layer.weight"
+
+
+def _stack_names(config: RunConfig, stack: str, layers: range, experts: int) -> Iterator[str]:
+    wide = stream_width(config.altup.width, config.altup.variant) > 1
+    crossed = config.model.arch == "t5" and stack == "decoder"
+    strided = strided_layers(config.sequence, config.model.num_layers)
+    for index, layer in enumerate(layers):
+        inner = f"{stack}.layers.{index}.layer" if wide else f"{stack}.layers.{index}"
+        for coefficient in COEFFICIENTS[config.altup.variant] if wide else ():
+            yield f"{stack}.layers.{index}.coefficients.{coefficient}"
+        if layer in strided:
+            yield from (f"{inner}.sequence.{c}" for c in SEQUENCE_COEFFICIENTS[config.sequence.method])
+            inner += ".layer"
+        if crossed:
+            yield f"{inner}.pre_cross_attn_layernorm.weight"
+            yield from (f"{inner}.cross_attention.linear_{which}.weight" for which in ("proj", "q", "kv"))
+        for name in _layer_names(config, layer, experts):
+            yield f"{inner}.{name}"
 
 
 def _layer_names(config: RunConfig, layer: int, experts: int) -> Iterator[str]:

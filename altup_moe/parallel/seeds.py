@@ -42,13 +42,28 @@ def normal(name: str, shape: tuple[int, ...], box: Box, std: float, seed: int) -
     return torch.cat(drawn)[(slice(None), *columns)] * std
 
 
+def t5_std(leaf: str, fan_in: int, hidden_size: int, head_dim: int) -> float:
+    """T5's standard deviation of a matrix's initial weights (transformers 5.23, `T5PreTrainedModel._init_weights`).
+
+    1 / sqrt(fan in), so that outputs have the inputs' size; queries a further sqrt(head_dim) less, for scores are not
+    scaled. Embeddings are of unit variance, and relative biases are drawn as if they were read from the stream.
+    An untied output layer is drawn as any matrix (as in T5X), not with transformers' unit variance, which would start
+    at a loss of hundreds of nats.
+    """
+    if leaf == "shared":
+        return 1.0
+    if leaf == "relative_attention_bias":
+        return hidden_size**-0.5
+    return (fan_in * (head_dim if leaf == "q_proj" else 1)) ** -0.5
+
+
 def initial(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> Tensor:
     """The box of the initial value of a global parameter or buffer.
 
     Matrices are normal with model.init_method_std, those that write into the residual stream (o_proj, down_proj)
-    divided by sqrt(2 num_layers); norms are 1, the routers' balancing bias 0, AltUp coefficients as their variant says.
-    Projections at the ends of a dynamic stream are the identity and such a matrix: nearly equal blocks, so that the
-    model is nearly the plain one, but no two that stay equal.
+    divided by sqrt(2 num_layers), those of arch t5 as `t5_std` says; norms are 1, the routers' balancing bias 0, AltUp
+    coefficients as their variant says. Projections at the ends of a dynamic stream are the identity and such a matrix:
+    nearly equal blocks, so that the model is nearly the plain one, but no two that stay equal.
     """
     index = tuple(slice(a, b) for a, b in box)
     leaf = name.split(".")[-2] if name.endswith(".weight") else name.split(".")[-1]
@@ -67,9 +82,12 @@ def initial(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> T
         return torch.zeros(shape)[index]
     if leaf.endswith("norm"):
         return torch.ones(shape)[index]
-    std = config.model.init_method_std
+    m = config.model
+    if m.arch == "t5":
+        return normal(name, shape, box, t5_std(leaf, shape[1], m.hidden_size, m.head_dim), config.train.seed)
+    std = m.init_method_std
     if leaf in ("o_proj", "down_proj"):
-        std /= math.sqrt(2 * config.model.num_layers)
+        std /= math.sqrt(2 * m.num_layers)
     return normal(name, shape, box, std, config.train.seed)
 
 

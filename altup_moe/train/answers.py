@@ -56,7 +56,7 @@ def answers(run: FinishedRun, examples: Sequence[Example], batch_size: int) -> l
     m, reads = run.config.model, bool(getattr(run.model.config, "is_encoder_decoder", False))
     pairs = [encoded(example, run.tokenizer) for example in examples]
     longest = max(len(pair.targets) for pair in pairs)
-    room = m.decoder_seq_length if reads else m.seq_length - 1
+    room = m.decoder_length if reads else m.seq_length - 1
     new = min(longest, room)
     inputs = [shortened(pair.inputs, m.seq_length if reads else max(1, m.seq_length + 1 - new)) for pair in pairs]
     if new < 1:

@@ -8,7 +8,7 @@ exactly from its number of consumed samples.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
@@ -18,7 +18,10 @@ from altup_moe.parallel.compat import batch_on_context_rank
 
 
 class SampleDataset(Protocol):
-    """Samples by number, each a mapping with `tokens`, `labels` and `loss_mask` of shape [S]."""
+    """Samples by number, each a mapping with `tokens`, `labels` and `loss_mask` of shape [S].
+
+    For an encoder-decoder these are the decoder's, and with them come `encoder_tokens` and `encoder_mask` of [T].
+    """
 
     def __getitem__(self, number: int) -> Mapping[str, Tensor]:
         """One sample."""
@@ -26,32 +29,45 @@ class SampleDataset(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: tokens, labels (the next tokens) and the mask of labels that count, all [B, S]."""
+    """One micro-batch: tokens, labels (the next tokens) and the mask of labels that count, all [B, S].
+
+    An encoder-decoder's has an encoder's tokens and their mask as well (1 on tokens, 0 on padding), both [B, T].
+    """
 
     tokens: Tensor
     labels: Tensor
     loss_mask: Tensor
+    encoder_tokens: Tensor | None = None
+    encoder_mask: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        return Batch(self.tokens.to(device), self.labels.to(device), self.loss_mask.to(device))
+        return Batch(**{name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that there are, by name."""
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+
+    @property
+    def encoder(self) -> dict[str, Tensor]:
+        """The encoder's tensors by name, if it has one."""
+        return {name: tensor for name, tensor in self.tensors.items() if name.startswith("encoder")}
 
     def on_context_rank(self, context_size: int) -> Batch:
         """This context-parallel rank's part of the sequence (Megatron's zigzag), for each [B, S / context_size]."""
         if context_size == 1:
             return self
-        return Batch(**batch_on_context_rank(vars(self).copy()))
+        return Batch(**batch_on_context_rank(self.tensors))
 
 
 def _collate(dataset: SampleDataset, numbers: range, end: int) -> Batch:
     """Samples by number; those past `end` repeat the last one with nothing to count."""
     rows = [dataset[min(n, end - 1)] for n in numbers]
     counts = torch.tensor([[1.0 if n < end else 0.0] for n in numbers])
-    return Batch(
-        tokens=torch.stack([row["tokens"] for row in rows]),
-        labels=torch.stack([row["labels"] for row in rows]),
-        loss_mask=torch.stack([row["loss_mask"] for row in rows]) * counts,
-    )
+    names = [field.name for field in fields(Batch) if field.name in rows[0]]
+    stacked = {name: torch.stack([row[name] for row in rows]) for name in names}
+    return Batch(**{**stacked, "loss_mask": stacked["loss_mask"] * counts})
 
 
 def micro_batches(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from altup_moe.train.batches import SampleDataset, micro_batches
 from altup_moe.train.finished import FinishedRun, load_run, tokenizer_dir
+from altup_moe.train.logits import batch_logits
 from altup_moe.train.mixture import run_samples
 from altup_moe.train.samples import open_corpus
 from altup_moe.train.step import Validation
@@ -22,7 +23,7 @@ def evaluate_samples(run: FinishedRun, dataset: SampleDataset, count: int, byte_
     device = run.model.device
     nats, tokens, text_bytes = 0.0, 0, 0
     for batch in micro_batches(dataset, 0, count, run.config.train.micro_batch_size, 0, 1):
-        logits = run.model(batch.tokens.to(device), use_cache=False).logits.float()
+        logits = batch_logits(run.model, batch.to(device))
         keep = batch.loss_mask.bool()
         losses = F.cross_entropy(logits.flatten(0, 1), batch.labels.to(device).flatten(), reduction="none")
         nats += float(losses.view_as(keep)[keep.to(device)].double().sum())

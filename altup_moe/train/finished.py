@@ -7,14 +7,15 @@ from pathlib import Path
 
 import torch
 
+from altup_moe.checkpoint.hf_convert import START
+from altup_moe.checkpoint.hf_files import GENERATION, read_json
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import latest
 from altup_moe.checkpoint.tensors import load_weights
 from altup_moe.config import DataError, RunConfig, UserError
 from altup_moe.config.load import load_config
 from altup_moe.data.tokenizer import Tokenizer, load_tokenizer
-from altup_moe.model.reference import AltUpMoEForCausalLM
-from altup_moe.model.reference_config import AltUpMoEConfig
+from altup_moe.model.reference_models import ReferenceModel, reference_model
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class FinishedRun:
     """What evaluation and generation need. The model is in evaluation mode, on a GPU if there is one."""
 
     config: RunConfig
-    model: AltUpMoEForCausalLM
+    model: ReferenceModel
     tokenizer: Tokenizer
     step: int
 
@@ -46,7 +47,9 @@ def load_run(run_dir: Path) -> FinishedRun:
         raise UserError(f"{run_dir}: has no checkpoint yet")
     tokenizer = load_tokenizer(tokenizer_dir(run_dir))
     special = {"bos_token_id": tokenizer.eod, "eos_token_id": tokenizer.eod, "pad_token_id": tokenizer.pad_id}
-    model = AltUpMoEForCausalLM(AltUpMoEConfig.from_run(config, **special))
+    if config.model.arch == "t5":
+        special |= _start(tokenizer_dir(run_dir))
+    model = reference_model(config, **special)
     with Checkpoint(directory) as checkpoint:
         checkpoint.verify()
         step = checkpoint.manifest.step
@@ -57,3 +60,9 @@ def load_run(run_dir: Path) -> FinishedRun:
             raise DataError(directory, f"is not of the model in config.yaml: {' '.join(lines[1:3])}") from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return FinishedRun(config, model.to(device).eval(), tokenizer, step)
+
+
+def _start(tokenizer: Path) -> dict[str, int]:
+    """The id that an imported encoder-decoder's answers begin with; nothing of one that was trained here."""
+    held = read_json(tokenizer / GENERATION) if (tokenizer / GENERATION).is_file() else {}
+    return {START: held[START]} if isinstance(held.get(START), int) else {}

@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from altup_moe.checkpoint.hf_config import from_hub
 from altup_moe.checkpoint.hf_convert import (
+    START,
     STORED_AS,
     exact_precision,
     export_weights,
@@ -24,7 +25,7 @@ from altup_moe.checkpoint.hf_convert import (
     special_tokens,
     torch_dtype,
 )
-from altup_moe.checkpoint.hf_files import HubWeights, read_json
+from altup_moe.checkpoint.hf_files import GENERATION, HubWeights, read_json
 from altup_moe.checkpoint.hf_plain import plain_config, plain_family
 from altup_moe.checkpoint.saver import libraries
 from altup_moe.checkpoint.source import Checkpoint
@@ -36,15 +37,13 @@ from altup_moe.config.files import write_text
 from altup_moe.config.load import save_config
 from altup_moe.data.files import new_directory
 from altup_moe.data.tokenizer import load_tokenizer, save_tokenizer
-from altup_moe.model.reference import AltUpMoEForCausalLM
-from altup_moe.model.reference_config import AltUpMoEConfig
+from altup_moe.model.reference_models import class_of, reference_config
 from altup_moe.parallel.names import global_shapes
 from altup_moe.train.finished import tokenizer_dir
 from altup_moe.train.logits import logits_of, model_of
 
 TOLERANCE = 1e-4
 """Largest difference of logits that passes, as a share of the largest logit (fp32, other order of summation)."""
-GENERATION = "generation_config.json"
 _SLOW_TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
 
 
@@ -122,11 +121,12 @@ def export_run(source: Path, out: Path, plain: bool, check: bool) -> list[str]:
             content = plain_config(config, torch_dtype(config), special)
             _write_json(staged / "config.json", content)
         else:
-            ours = AltUpMoEConfig.from_run(config, **special)
-            ours.architectures, ours.dtype = [AltUpMoEForCausalLM.__name__], torch_dtype(config)
+            ours = reference_config(config, **special)
+            ours.architectures, ours.dtype = [class_of(config).__name__], torch_dtype(config)
             ours.save_pretrained(staged)
         export_weights(checkpoint, staged, family)
-        lines.insert(0, f"{out}: {family or 'altup_moe'}, {_count(global_shapes(config))} parameters, from {directory}")
+        kind = family or class_of(config).config_class.model_type
+        lines.insert(0, f"{out}: {kind}, {_count(global_shapes(config))} parameters, from {directory}")
         if check:
             expected = logits_of(lambda: model_of(directory), config.model)
             lines.append(_compare(expected, logits_of(lambda: _load_hub(staged), config.model)))
@@ -143,7 +143,8 @@ def _compare(expected: Tensor, got: Tensor) -> str:
 
 
 def _load_hub(directory: Path) -> Any:
-    model, info = AutoModelForCausalLM.from_pretrained(
+    seq2seq = read_json(directory / "config.json").get("is_encoder_decoder") is True
+    model, info = (AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM).from_pretrained(
         directory,
         dtype=torch.float32,
         local_files_only=True,
@@ -168,7 +169,7 @@ def _rounded(model: Any, dtype: torch.dtype) -> Any:
 def _generation(source: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Settings of generation, with the special tokens that only config.json has."""
     held = read_json(source / GENERATION) if (source / GENERATION).is_file() else {}
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", START)
     return {name: content[name] for name in names if content.get(name) is not None} | held
 
 

@@ -201,7 +201,7 @@ def _due(step: int, interval: int) -> bool:
 
 
 def _metrics(run: Run, result: StepResult, rate: float, seconds: float, valid: Validation | None) -> StepMetrics:
-    tokens = run.config.train.global_batch_size * run.config.model.seq_length
+    tokens = run.config.train.global_batch_size * run.config.model.tokens_per_sample
     routing = result.routing
     return StepMetrics(
         step=run.step,

@@ -40,7 +40,7 @@ def clear_routing(chunks: list[nn.Module]) -> None:
 
 def summarise_routing(chunks: list[nn.Module], config: RunConfig, topology: Topology) -> RoutingSummary | None:
     """Reduce the records of all ranks; every rank gets the same. None without experts. One all-reduce."""
-    experts, layers = config.moe.num_experts, config.model.num_layers
+    experts, layers = config.moe.num_experts, config.model.total_layers
     if experts == 0:
         return None
     table = torch.zeros(layers, experts + 3, dtype=torch.float64, device=topology.device)

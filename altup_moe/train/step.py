@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -65,7 +65,7 @@ def _loss_func(batch: Batch, byte_lengths: Tensor | None, losses_BS: Tensor) -> 
 
 def _forward_step(byte_lengths: Tensor | None, iterator: Iterator[Batch], model: Any) -> tuple[Tensor, Callable]:
     batch = next(iterator)
-    return model(batch.tokens, batch.labels), partial(_loss_func, batch, byte_lengths)
+    return model(batch.tokens, batch.labels, **batch.encoder), partial(_loss_func, batch, byte_lengths)
 
 
 def run_schedule(
@@ -153,7 +153,7 @@ def validate(
     # An interleaved schedule takes micro-batches in groups of the pipeline's size; empty ones fill the last group.
     while topology.virtual_size > 1 and len(batches) % topology.pipeline_size:
         last = batches[-1]
-        batches.append(Batch(last.tokens, last.labels, torch.zeros_like(last.loss_mask)))
+        batches.append(replace(last, loss_mask=torch.zeros_like(last.loss_mask)))
     lengths = byte_lengths.to(topology.device)
     loss, tokens, text_bytes = run_schedule(chunks, batches, config, topology, True, lengths).tolist()
     return Validation(loss / tokens, loss / math.log(2) / max(text_bytes, 1.0), round(tokens))

@@ -15,14 +15,14 @@ from altup_moe.train.batches import Batch
 from altup_moe.train.optim import build_optimizer
 from altup_moe.train.routing import clear_routing, summarise_routing
 from altup_moe.train.step import run_schedule
-from tests.distributed.cases import micro_batch, micro_batch_count, skewed
+from tests.distributed.cases import micro_batch, micro_batch_count, skewed, t5_batch
 
 
 def reference_model(config: RunConfig, weights=skewed):
     """The plain-PyTorch model with the weights that the ranks hold."""
-    from altup_moe.model.reference import AltUpMoEConfig, AltUpMoEForCausalLM
+    from altup_moe.model import reference_models
 
-    model = AltUpMoEForCausalLM(AltUpMoEConfig.from_run(config))
+    model = reference_models.reference_model(config)
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if name.endswith("expert_bias") or isinstance(tensor, torch.nn.Parameter):
@@ -31,12 +31,28 @@ def reference_model(config: RunConfig, weights=skewed):
     return model.train()
 
 
+def batch_of(config: RunConfig, index: int) -> Batch:
+    """Micro-batch `index` of a step."""
+    if config.model.arch == "t5":
+        return t5_batch(config, index)
+    tokens, labels = micro_batch(config, index)
+    return Batch(tokens, labels, torch.ones(labels.shape))
+
+
+def reference_losses(model, batch: Batch):
+    """The reference's losses of a micro-batch."""
+    inputs = (batch.tokens, batch.labels, batch.loss_mask)
+    if batch.encoder_tokens is None:
+        return model.losses(*inputs)
+    return model.losses(batch.encoder_tokens, batch.encoder_mask, *inputs)
+
+
 def reference_step(config: RunConfig, weights=skewed) -> tuple[float, dict[str, Tensor]]:
     """(training loss, gradient of every parameter) of one step of the reference, in float64 (free of rounding)."""
     model, count = reference_model(config, weights).double(), micro_batch_count(config)
     total = 0.0
     for index in range(count):
-        losses = model.losses(*micro_batch(config, index))
+        losses = reference_losses(model, batch_of(config, index))
         loss = (losses.lm_sum / losses.num_tokens + losses.aux + losses.z) / count
         loss.backward()
         total += float(loss.detach())
@@ -54,8 +70,7 @@ def layout_step(config: RunConfig, weights=skewed) -> tuple[float, list[tuple[st
         clear_routing(chunks)
         batches = []
         for index in range(topo.data_rank, micro_batch_count(config), topo.data_size):
-            tokens, labels = micro_batch(config, index)
-            batches.append(Batch(tokens, labels, torch.ones(labels.shape)))
+            batches.append(batch_of(config, index))
         lm_sum, tokens = run_schedule(chunks, batches, config, topo).tolist()
         routing = summarise_routing(chunks, config, topo)
         loss = lm_sum / tokens + (routing.aux_loss + routing.z_loss if routing else 0.0)

@@ -10,7 +10,7 @@ import pytest
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import check_config
 from altup_moe.parallel.places import Place, held_tensors, places
-from tests.distributed.cases import LAYOUTS, small, world_size
+from tests.distributed.cases import LAYOUTS, small, small_t5, world_size
 from tests.distributed.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
@@ -80,6 +80,12 @@ def _check(config: RunConfig, size: int) -> None:
         for key, shape in seen.shapes.items():
             # The pieces fill the local tensor from corner to corner.
             assert tuple(max(p.local[d][1] for p in held[key]) for d in range(len(shape))) == shape
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("layout", ["one", "tp2-ep2"])
+def test_places_in_an_encoder_decoder(layout: str, model: str) -> None:
+    _check(small_t5(layout, **MODELS[model]), world_size(layout))
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -35,7 +35,15 @@ def run(**values: object) -> RunConfig:
 EXPERTS = {"moe__num_experts": 8}
 SUM = {"altup__variant": "sum", "altup__recycled": False, "model__share_embeddings_and_output_weights": False}
 
+T5 = {
+    "model__arch": "t5",
+    "model__num_query_groups": 8,
+    "model__num_decoder_layers": 3,
+    "model__decoder_seq_length": 62,
+}
 FITTING = [
+    (T5, 1),
+    ({**T5, **EXPERTS, "parallel__tensor": 2, "parallel__expert": 2, "altup__cross_attention": "wide"}, 2),
     ({}, 1),
     ({}, 2),
     ({"parallel__tensor": 4}, 4),
@@ -73,6 +81,22 @@ def test_fits(values: dict[str, object], world: int) -> None:
 
 # (what is wrong, world size, key, words of what would fit)
 WRONG = [
+    ({"model__num_decoder_layers": 2}, 1, "model.num_decoder_layers", "null would fit"),
+    ({"model__decoder_seq_length": 2}, 1, "model.decoder_seq_length", "null would fit"),
+    ({"altup__cross_attention": "wide"}, 1, "altup.cross_attention", "narrow would fit"),
+    ({**T5, "parallel__pipeline": 2}, 2, "parallel.pipeline", "reads the encoder's output"),
+    ({**T5, "parallel__context": 2}, 2, "parallel.context", "whole ones; 1 would fit"),
+    ({**T5, "model__num_query_groups": 4}, 1, "model.num_query_groups", "8 would fit"),
+    ({**T5, "model__qk_layernorm": True}, 1, "model.qk_layernorm", "false would fit"),
+    ({**T5, "model__rotary_scaling_factor": 8.0}, 1, "model.rotary_scaling_factor", "null would fit"),
+    (
+        {**T5, "model__relative_attention_num_buckets": 9},
+        1,
+        "model.relative_attention_num_buckets",
+        "8 or 10 would fit",
+    ),
+    ({**T5, "model__relative_attention_max_distance": 16}, 1, "model.relative_attention_max_distance", "more than 16"),
+    ({**T5, "parallel__tensor": 4}, 4, "parallel.tensor", "model.decoder_seq_length (62); 1, 2 would fit"),
     ({"model__num_attention_heads": 3}, 1, "model.num_attention_heads", "1, 2, 4, 8, 16, 32, 64, 128 would fit"),
     ({"model__num_attention_heads": 256}, 1, "model.num_attention_heads", "even width"),
     ({"model__num_query_groups": 3}, 1, "model.num_query_groups", "1, 2, 4, 8 would fit"),

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from altup_moe.moe.activations import ACTIVATIONS
 from altup_moe.moe.grouped import BLOCK, choose, grouped_mlp
 
 HIDDEN, FFN = 16, 24
@@ -36,14 +37,14 @@ def inputs(counts: list[int], dtype: torch.dtype) -> list[Tensor]:
     return [t.to(d).requires_grad_() for t, d in ((x, dtype), (p, wide), (0.3 * fc1, dtype), (0.3 * fc2, dtype))]
 
 
-def plain(x: Tensor, p: Tensor, fc1: Tensor, fc2: Tensor, counts: list[int]) -> Tensor:
+def plain(x: Tensor, p: Tensor, fc1: Tensor, fc2: Tensor, counts: list[int], act: str = "silu") -> Tensor:
     """The formula, expert by expert."""
     out = []
     experts = len(counts)
     parts = zip(x.split(counts), p.split(counts), fc1.chunk(experts), fc2.chunk(experts), strict=True)
     for rows, probs, w1, w2 in parts:
         gate, up = F.linear(rows, w1).chunk(2, dim=1)
-        out.append(F.linear(F.silu(gate) * up * probs[:, None], w2))
+        out.append(F.linear(ACTIVATIONS[act](gate) * up * probs[:, None], w2))
     return torch.cat(out)
 
 
@@ -55,16 +56,17 @@ def gradients(y: Tensor, leaves: list[Tensor]) -> list[Tensor]:
 
 @pytest.mark.parametrize("how", ["loop", "grouped_mm"])
 @pytest.mark.parametrize("name", COUNTS)
-def test_outputs_and_gradients(name: str, how: str) -> None:
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_outputs_and_gradients(act: str, name: str, how: str) -> None:
     counts = COUNTS[name]
     if how == "grouped_mm" and not sum(counts):
         pytest.skip("a CPU takes the loop")
     exact = inputs(counts, torch.float64)
-    expected = plain(*exact, counts)
+    expected = plain(*exact, counts, act)
     # grouped_mm takes no fp64.
     dtype, tolerance = (torch.float64, 1e-12) if how == "loop" else (torch.float32, 2e-6)
     ours = inputs(counts, dtype)
-    y = grouped_mlp(*ours, counts, how)
+    y = grouped_mlp(*ours, counts, how, act)
     assert (y.double() - expected).norm() <= tolerance * expected.norm()
     for got, want in zip(gradients(y, ours), gradients(expected, exact), strict=True):
         assert (got.double() - want).norm() <= tolerance * want.norm()

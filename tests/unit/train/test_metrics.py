@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig, SequenceConfig
 from altup_moe.model.reference import AltUpMoEForCausalLM
 from altup_moe.model.reference_config import AltUpMoEConfig
+from altup_moe.model.reference_models import reference_model
 from altup_moe.train.metrics import attention_flops, flops_per_token, peak_memory_gib
 from tests.unit.train.records import MOE, VALID, record
 
@@ -65,6 +66,24 @@ def test_operations_are_those_that_torch_counts(case: str, tied: bool) -> None:
     features, heads = model.num_layers * model.hidden_size, model.num_layers * 4 * model.head_dim
     acausal_half, write = 2 * heads * model.seq_length, 2 * features * width if width > 1 else 0
     assert flops_per_token(config) == pytest.approx(3 * (counted_forward(config) - acausal_half + write), rel=1e-9)
+
+
+@pytest.mark.parametrize("cross", ["narrow", "wide"])
+@pytest.mark.parametrize("width", [1, 2])
+def test_operations_of_an_encoder_decoder(width: int, cross: str) -> None:
+    """As above; only the decoder's self-attention is causal, and a token is one of both stacks'."""
+    model = replace(
+        SHAPE, arch="t5", num_query_groups=4, num_layers=2, num_decoder_layers=4, decoder_seq_length=12,
+        share_embeddings_and_output_weights=False,
+    )  # fmt: skip
+    config = RunConfig(model, AltUpConfig(width=width, cross_attention=cross), MoEConfig(**EXPERTS))
+    tokens, answers = torch.zeros(2, 32, dtype=torch.long), torch.zeros(2, 12, dtype=torch.long)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        reference_model(config).losses(tokens, torch.ones(2, 32), answers, answers)
+    acausal_half = 4 * 2 * 64 * 12 * 12
+    write = 2 * 64 * width * (2 * 32 + 4 * 12) if width > 1 else 0
+    expected = 3 * (counter.get_total_flops() / 2 - acausal_half + write) / (32 + 12)
+    assert flops_per_token(config) == pytest.approx(expected, rel=1e-9)
 
 
 def test_operations_by_hand() -> None:

@@ -1,0 +1,89 @@
+"""What an architecture does not have: a table. Ranges and divisors that all share are in `checks.py`."""
+
+from __future__ import annotations
+
+from altup_moe.config.errors import ConfigError
+from altup_moe.config.schema import RunConfig
+
+Refused = list[tuple[bool, str, object, str]]
+
+
+def check_arch(config: RunConfig) -> None:
+    """Raise ConfigError for the first value that does not fit model.arch."""
+    for wrong, key, value, fits in _of_t5(config) if config.model.arch == "t5" else _of_gpt(config):
+        if wrong:
+            raise ConfigError(key, value, fits)
+
+
+def _of_gpt(config: RunConfig) -> Refused:
+    m, cross = config.model, config.altup.cross_attention
+    only = "is of model.arch t5's decoder; {} would fit"
+    layers, length = m.num_decoder_layers, m.decoder_seq_length
+    return [
+        (layers is not None, "model.num_decoder_layers", layers, only.format("null")),
+        (length is not None, "model.decoder_seq_length", length, only.format("null")),
+        (cross != "narrow", "altup.cross_attention", cross, only.format("narrow")),
+    ]
+
+
+def _of_t5(config: RunConfig) -> Refused:
+    m, p = config.model, config.parallel
+    heads, buckets, farthest = (
+        m.num_attention_heads,
+        m.relative_attention_num_buckets,
+        m.relative_attention_max_distance,
+    )
+    return [
+        (
+            p.pipeline > 1,
+            "parallel.pipeline",
+            p.pipeline,
+            "stages hand on one stream, and with model.arch t5 every decoder layer reads the encoder's output as well; "
+            "1 would fit",
+        ),
+        (
+            p.context > 1,
+            "parallel.context",
+            p.context,
+            "a context rank has parts of a sequence, and model.arch t5's biases and paddings are those of whole ones; "
+            "1 would fit",
+        ),
+        (
+            m.num_query_groups != heads,
+            "model.num_query_groups",
+            m.num_query_groups,
+            f"model.arch t5 has a key and a value for each query head; {heads} would fit",
+        ),
+        (
+            config.altup.variant == "dynamic" and config.altup.width > 1,
+            "altup.variant",
+            "dynamic",
+            "Gemma-3n's form is that of a decoder alone; altup, gemma, round_robin, hc, sum would fit",
+        ),
+        (
+            config.sequence.stride > 1,
+            "sequence.stride",
+            config.sequence.stride,
+            "model.arch t5 has no strided layers yet; 1 would fit",
+        ),
+        (m.qk_layernorm, "model.qk_layernorm", True, "model.arch t5 has no such norms; false would fit"),
+        (
+            m.rotary_scaling_factor is not None,
+            "model.rotary_scaling_factor",
+            m.rotary_scaling_factor,
+            "model.arch t5 has no RoPE; null would fit",
+        ),
+        (
+            buckets % 2 == 1,
+            "model.relative_attention_num_buckets",
+            buckets,
+            f"half of them are an encoder's for later keys; {buckets - 1} or {buckets + 1} would fit",
+        ),
+        (
+            farthest <= buckets // 2,
+            "model.relative_attention_max_distance",
+            farthest,
+            f"half of model.relative_attention_num_buckets ({buckets}) are for distances one by one; more than "
+            f"{buckets // 2} would fit",
+        ),
+    ]

@@ -1,0 +1,176 @@
+"""The encoder-decoder under every layout that it has: gradients of one step against the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from altup_moe.config import RunConfig
+from altup_moe.model.build import build_model
+from altup_moe.moe.backends import BACKENDS
+from altup_moe.parallel.topology import topology
+from altup_moe.train.finished import load_run
+from altup_moe.train.generate import continuation
+from altup_moe.train.optim import connect_schedule
+from altup_moe.train.routing import summarise_routing
+from altup_moe.train.step import run_schedule
+from tests.backends import installed
+from tests.distributed.cases import micro_batch_count, skewed, small_t5, world_size
+from tests.distributed.gradients import batch_of, reference_losses, reference_model
+from tests.distributed.ranks import run_ranks
+from tests.distributed.runs import give_checkpoint, losses, text_run, train_copying
+from tests.distributed.test_gradients import assert_parity
+
+pytestmark = pytest.mark.distributed
+
+WIDE = {"width": 4, "recycled": False, "cross_attention": "wide"}
+STREAMS: dict[str, dict[str, Any]] = {
+    "plain": {"width": 1},
+    "recycled": {"width": 2},
+    "recycled, wide context": {"width": 2, "cross_attention": "wide"},
+    "wide tables, narrow context": {"width": 2, "recycled": False, "variant": "round_robin"},
+    "wide": WIDE,
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_one_rank(stream: str) -> None:
+    assert_parity(small_t5("one", altup=STREAMS[stream]), 1)
+
+
+@pytest.mark.parametrize("layout", ["dp2", "tp2", "ep2", "tp2-ep2"])
+@pytest.mark.parametrize("stream", ["plain", "wide"])
+def test_layouts(layout: str, stream: str) -> None:
+    assert_parity(small_t5(layout, altup=STREAMS[stream]), world_size(layout))
+
+
+FEATURES: dict[str, dict[str, Any]] = {
+    "full recomputation": {"train": {"recompute": "full"}},
+    "full recomputation of halves": {"train": {"recompute": "full"}, "overlap": {"microbatch_halves": True}},
+    "full recomputation, inline": {"train": {"recompute": "full"}, "overlap": {"mixing": "inline"}},
+    "selective recomputation": {"train": {"recompute": "selective"}},
+    "halves": {"overlap": {"microbatch_halves": True}},
+    "blocking, inline": {"overlap": {"mixing": "inline", "exchange": "blocking"}},
+    "tied": {"model": {"share_embeddings_and_output_weights": True}},
+    "capacity": {"moe": {"capacity_factor": 1.0}},
+    "sum": {"altup": {"variant": "sum", "recycled": False}},
+    "gemma, same": {"altup": {"variant": "gemma", "select": "same"}},
+    "sigmoid, bias, shared": {
+        "moe": {"score_function": "sigmoid", "expert_bias_update_rate": 1e-2, "shared_expert_size": 16}
+    },
+    "dense, deeper decoder": {"moe": {"num_experts": 0}, "model": {"num_layers": 1, "num_decoder_layers": 3}},
+}
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_features(feature: str) -> None:
+    """On tensor ranks under sequence parallelism, each with whole experts."""
+    sections = FEATURES[feature]
+    altup = {"width": 2, "cross_attention": "wide", **sections.get("altup", {})}
+    assert_parity(small_t5("tp2-ep1", **{**sections, "altup": altup}), 2)
+
+
+@pytest.mark.parametrize("backend", [installed(name) for name in BACKENDS if name != "megatron"])
+def test_backends(backend: str) -> None:
+    """Every one has the encoder-decoder's activation."""
+    assert_parity(small_t5("tp2-ep2", moe={"backend": backend}), 4)
+
+
+def _routes(config: RunConfig) -> list[list[float]]:
+    """On a rank: routes of every layer and expert in one step."""
+    with topology(config.parallel) as topo:
+        chunks = build_model(config, topo, skewed)
+        connect_schedule(chunks, None, config)
+        batches = [batch_of(config, n) for n in range(topo.data_rank, micro_batch_count(config), topo.data_size)]
+        run_schedule(chunks, batches, config, topo)
+        summary = summarise_routing(chunks, config, topo)
+        assert summary is not None
+        return summary.counts
+
+
+def test_routes_are_counted_by_layer_through_both_stacks() -> None:
+    config = small_t5("tp2-ep2")
+    model, expected = reference_model(config), torch.zeros(5, 4)
+    for index in range(micro_batch_count(config)):
+        for layer, counts in reference_losses(model, batch_of(config, index)).counts.items():
+            expected[layer] += counts
+    assert expected.sum(1).count_nonzero() == 2
+    for counts in run_ranks(4, _routes, config):
+        assert counts == expected.tolist()
+
+
+@pytest.mark.parametrize("layout", ["dp2", "tp2-ep2"])
+def test_distributed_optimizer(layout: str) -> None:
+    """Its overlapped reduction has to know that the relative biases are used in every layer."""
+    parallel = {"distributed_optimizer": True, "overlap_grad_reduce": True}
+    assert_parity(small_t5(layout, parallel=parallel, train={"recompute": "full"}), world_size(layout))
+
+
+def copying_run(layout: str, directory: Path, name: str, **sections: Any) -> RunConfig:
+    """20 steps of copying texts."""
+    sizes = {"vocab_size": 320, "seq_length": 32, "decoder_seq_length": 16}
+    model = {**vars(small_t5(layout).model), **sizes}
+    return text_run(layout, directory, name, model=model, altup=WIDE, **sections)
+
+
+def finish(layout: str, config: RunConfig) -> list[float]:
+    """Losses of the run, trained to its end."""
+    assert run_ranks(world_size(layout), train_copying, config, world_size(layout)) == [0] * world_size(layout)
+    return losses(config)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("t5")
+
+
+@pytest.fixture(scope="module")
+def one_rank(directory: Path) -> Callable[[str], list[float]]:
+    """Losses on one rank, with experts or dense; trained once."""
+    return cache(lambda name: finish("one", copying_run("one", directory, f"one-{name}", **KINDS[name])))
+
+
+KINDS: dict[str, dict[str, Any]] = {"experts": {}, "dense": {"moe": {"num_experts": 0}}}
+ZERO = [
+    ("tp2-ep2", 1, "experts", "full"),
+    ("dp2", 2, "experts", "none"),
+    ("dp2", 3, "dense", "none"),
+]
+
+
+@pytest.mark.skipif(not find_spec("deepspeed"), reason="deepspeed is not installed")
+@pytest.mark.parametrize(("layout", "stage", "kind", "recompute"), ZERO)
+def test_zero(layout: str, stage: int, kind: str, recompute: str, directory: Path, one_rank: Any) -> None:
+    """DeepSpeed's engine follows Megatron's."""
+    config = copying_run(layout, directory, f"zero{stage}", **KINDS[kind])
+    config = replace(
+        config,
+        parallel=replace(config.parallel, zero_stage=stage),
+        train=replace(config.train, engine="deepspeed", recompute=recompute),
+    )
+    assert finish(layout, config) == pytest.approx(one_rank(kind), rel=1e-4)
+
+
+def test_twenty_losses_and_exact_resumption(tmp_path: Path, one_rank: Any) -> None:
+    """One rank and four agree; a run that was cut writes what the whole one does; its checkpoint moves to one rank."""
+    checkpoint = {"save_interval": 10}
+    expected = one_rank("experts")
+    assert expected[-1] < expected[0] - 0.5
+    whole = copying_run("tp2-ep2", tmp_path, "whole", checkpoint=checkpoint)
+    assert finish("tp2-ep2", whole) == pytest.approx(expected, rel=1e-4)
+    cut = copying_run("tp2-ep2", tmp_path, "cut", checkpoint=checkpoint, train={"stop_after": 10})
+    finish("tp2-ep2", cut)
+    assert finish("tp2-ep2", replace(cut, train=replace(cut.train, stop_after=None))) == losses(whole)
+    moved = copying_run("one", tmp_path, "moved")
+    give_checkpoint(whole, moved, 10)
+    assert finish("one", moved) == pytest.approx(expected[10:], rel=1e-4)
+    run = load_run(tmp_path / "moved")
+    assert type(run.model).__name__ == "AltUpMoEForConditionalGeneration"
+    assert continuation(run, "the for statement", 8, 0.0, 1.0, 0)
