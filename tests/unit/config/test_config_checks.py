@@ -236,8 +236,8 @@ WRONG = [
     ({"data__mixture": ("cb",), "data__corpus": "none"}, 1, "data.corpus", "python-docs"),
     ({"data__task_files": ("cd=/",)}, 1, "data.task_files", "TASK=DIRECTORY"),
     ({"data__task_files": ("cb=nowhere",)}, 1, "data.task_files", "no directory nowhere"),
-    ({"model__arch": "t5", "data__objective": "causal"}, 1, "data.objective", "span_corruption, prefix or null"),
-    ({"model__arch": "t5", "model__decoder_seq_length": 1}, 1, "model.decoder_seq_length", "at least 2"),
+    ({**T5, "data__objective": "causal"}, 1, "data.objective", "span_corruption, prefix or null"),
+    ({**T5, "model__decoder_seq_length": 1}, 1, "model.decoder_seq_length", "at least 2"),
     ({"log__run_dir": ""}, 1, "log.run_dir", "must name a directory"),
     ({"log__run_dir": __file__}, 1, "log.run_dir", "must name a directory"),
 ]
