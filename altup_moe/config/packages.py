@@ -68,4 +68,5 @@ def check_installed(key: str, value: str, name: str | None = None, instead: str 
     """
     package = PACKAGES.get(name or value)
     if package and (problem := package.problem()):
-        raise ConfigError(key, value, f"{name or 'it'} {problem}; {package.install}, or {instead} would fit")
+        subject = f"{name} " if name else ""
+        raise ConfigError(key, value, f"{subject}{problem}; {package.install}, or {instead} would fit")
