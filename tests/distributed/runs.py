@@ -9,9 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 from types import SimpleNamespace
-from typing import Any
-
-import torch
 
 from altup_moe.checkpoint.store import checkpoints_dir
 from altup_moe.config import RunConfig
@@ -36,38 +33,6 @@ def train_quietly(config: RunConfig, ranks: int) -> int:
     check_config(config, ranks)
     with contextlib.redirect_stdout(io.StringIO()):
         return train(config)
-
-
-class CopyTask:
-    """Samples of an encoder-decoder made of a decoder-only model's: the answer is the beginning of what is read."""
-
-    def __init__(self, texts: Any, config: RunConfig) -> None:
-        self.texts, self.length = texts, config.model.decoder_length
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        tokens = self.texts[number]["tokens"]
-        labels, size = tokens[: self.length], len(tokens)
-        mask = (torch.arange(size) < size - number % (size // 2)).float()
-        start = torch.cat([torch.zeros_like(labels[:1]), labels[:-1]])
-        counted = torch.ones(self.length)
-        return {"encoder_tokens": tokens, "encoder_mask": mask, "tokens": start, "labels": labels, "loss_mask": counted}
-
-
-def train_copying(config: RunConfig, ranks: int) -> int:
-    """`train_quietly` of an encoder-decoder on `CopyTask`."""
-    from altup_moe.train import loop
-
-    given = loop.open_samples
-
-    def copying(*args: Any, **kwargs: Any) -> Any:
-        samples = given(*args, **kwargs)
-        return replace(samples, train=CopyTask(samples.train, config), valid=CopyTask(samples.valid, config))
-
-    loop.open_samples = copying
-    return train_quietly(config, ranks)
 
 
 def train_on_ranks(layout: str, config: RunConfig) -> list[int]:
