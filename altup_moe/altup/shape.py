@@ -29,3 +29,8 @@ def embedding_width(hidden_size: int, width: int, recycled: bool) -> int:
 def output_width(hidden_size: int, width: int, variant: str, recycled: bool) -> int:
     """Features that the final norm and the output layer see."""
     return hidden_size if recycled or variant == "sum" else hidden_size * width
+
+
+def is_moe_layer(layer: int, num_experts: int, layer_freq: int) -> bool:
+    """Whether layer `layer` (from 0) has experts: every layer_freq-th does."""
+    return num_experts > 0 and (layer + 1) % layer_freq == 0

@@ -1,4 +1,4 @@
-"""What one step is recorded as, and the floating-point operations that a token costs."""
+"""What one step is recorded as."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-
-from altup_moe.altup.shape import output_width, stream_width
-from altup_moe.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -64,25 +61,6 @@ class StepMetrics:
         if self.valid_loss is not None:
             parts.append(f"valid loss {self.valid_loss:.4f} | bits/byte {self.valid_bits_per_byte:.4f}")
         return " | ".join(parts)
-
-
-def flops_per_token(config: RunConfig) -> float:
-    """Floating-point operations of forward and backward for one token, active experts only.
-
-    Two per multiply-add, backward twice the forward (Kaplan et al., arXiv 2001.08361, section 2.1); attention counts
-    the causal half of the scores; mixing the stream counts K (K + 1) multiply-adds a feature and layer.
-    """
-    m, a, moe = config.model, config.altup, config.moe
-    q, kv = m.num_attention_heads * m.head_dim, m.num_query_groups * m.head_dim
-    attention = m.hidden_size * (2 * q + 2 * kv) + m.seq_length * q
-    width = stream_width(a.width, a.variant)
-    mixing = width * (width + 1) * m.hidden_size if width > 1 else 0
-    moe_layers = m.num_layers // moe.layer_freq if moe.num_experts else 0
-    dense_mlp = 3 * m.hidden_size * m.ffn_hidden_size
-    moe_mlp = m.hidden_size * (3 * moe.top_k * moe.ffn_hidden_size + 3 * moe.shared_expert_size + moe.num_experts)
-    output = output_width(m.hidden_size, a.width, a.variant, a.recycled) * m.vocab_size
-    layers = m.num_layers * (attention + mixing) + moe_layers * moe_mlp + (m.num_layers - moe_layers) * dense_mlp
-    return 6.0 * (layers + output)
 
 
 def peak_memory_gib() -> float:
