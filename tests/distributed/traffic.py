@@ -7,11 +7,17 @@ mode sees them with their tensors and their group, whoever made the call and und
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from altup_moe.config import RunConfig
+from tests.distributed.cases import micro_batch, micro_batch_count, skewed
 
 Seen = tuple[str, tuple[int, ...], int]
 """(operation, ranks of the group in their order, bytes that this rank hands in); a send's group is (from, to)."""
@@ -74,20 +80,53 @@ def _flat(tensors: Any) -> list[torch.Tensor]:
     return [t for item in tensors for t in (item if isinstance(item, list | tuple) else [item])]
 
 
-def step_traffic(config: Any, weights: Any) -> tuple[dict[Seen, int], list[list[float]]]:
-    """On a rank: what one training step hands to collectives, and the step's routes of every layer and expert."""
+@dataclass
+class Counted:
+    """What a rank saw in one step: (operation, group) -> (calls, bytes), and (layer) -> routes of each micro-batch."""
+
+    transfers: dict[tuple[str, tuple[int, ...]], tuple[int, int]]
+    routes: dict[int, list[list[int]]]
+
+
+def step_traffic(config: RunConfig) -> Counted:
+    """On a rank: what one training step, update included, hands to collectives. Routing is skewed."""
+    from altup_moe.model.build import set_weights
     from altup_moe.parallel.topology import topology
     from altup_moe.train.batches import Batch
     from altup_moe.train.engine import build_engine
     from altup_moe.train.step import train_step
-    from tests.distributed.cases import micro_batch, micro_batch_count
 
     with topology(config.parallel) as topo:
         engine = build_engine(config, topo)
+        set_weights(list(engine.chunks), config, topo, skewed)
         batches = []
         for index in range(topo.data_rank, micro_batch_count(config), topo.data_size):
             tokens, labels = micro_batch(config, index)
             batches.append(Batch(tokens, labels, torch.ones(labels.shape)))
-        with Traffic() as traffic:
-            result = train_step(engine, batches, config, topo)
-        return dict(traffic.seen), result.routing.counts if result.routing else []
+        with _routes() as routes, Traffic() as traffic:
+            train_step(engine, batches, config, topo)
+        totals: dict[tuple[str, tuple[int, ...]], tuple[int, int]] = {}
+        for (operation, ranks, size), count in traffic.seen.items():
+            calls, total = totals.get((operation, ranks), (0, 0))
+            totals[operation, ranks] = (calls + count, total + count * size)
+        return Counted(totals, routes)
+
+
+@contextmanager
+def _routes() -> Iterator[dict[int, list[list[int]]]]:
+    """Fills, while open, the routes of every layer's micro-batches, after capacity. Recomputation is not counted."""
+    from altup_moe.moe.megatron import CapacityRouter
+
+    routing, found = CapacityRouter.routing, {}
+
+    def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        probs, chosen = routing(self, *args, **kwargs)
+        if torch.is_grad_enabled():
+            found.setdefault(self.layer_number - 1, []).append(chosen.sum(0).tolist())
+        return probs, chosen
+
+    CapacityRouter.routing = noted
+    try:
+        yield found
+    finally:
+        CapacityRouter.routing = routing
