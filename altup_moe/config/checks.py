@@ -293,7 +293,8 @@ def _schedule(config: RunConfig, world_size: int) -> None:
         raise ConfigError("train.stop_after", config.train.stop_after, f"at most train.steps ({steps}) would fit")
 
 
-def _files(config: RunConfig, world_size: int) -> None:
+def check_files(config: RunConfig, world_size: int) -> None:
+    """What must lie on the disk of a run that starts. Raises ConfigError."""
     data, run_dir = config.data, config.log.run_dir
     check_corpus("data.corpus", data.corpus)
     if data.tokenizer is not None and not Path(data.tokenizer).is_dir():
@@ -316,6 +317,6 @@ CHECKS: list[Callable[[RunConfig, int], None]] = [
     _batch,
     _overlap,
     _schedule,
-    _files,
+    check_files,
 ]
 """In this order: later ones divide by what earlier ones found positive."""

@@ -16,11 +16,15 @@ PARAMETER_BYTES = {"fp32": 4, "bf16": 2}
 
 @dataclass(frozen=True)
 class Buffer:
-    """One bucket: numbers in it, padding included, bytes of a parameter, whether it holds experts."""
+    """One bucket: numbers in it, padding included, bytes of a parameter, whether it holds experts.
+
+    ``calls``: 0 where another bucket's call carries it along.
+    """
 
     size: int
     parameter_bytes: int
     expert: bool
+    calls: int
 
 
 def buffers(config: RunConfig, place: Place, data_ranks: int, expert_data_ranks: int) -> Iterator[Buffer]:
@@ -33,9 +37,12 @@ def buffers(config: RunConfig, place: Place, data_ranks: int, expert_data_ranks:
     for chunk in sorted({h.chunk for h in held}):
         for expert, ranks in ((False, data_ranks), (True, expert_data_ranks)):
             mine = [h for h in held if h.chunk == chunk and h.expert == expert]
+            # Buckets of chunks behind the first go together in one call.
+            together = False
             for kind in sorted({4 if h.coefficient else own for h in mine}):
                 for bucket in _buckets(config, [h for h in mine if (4 if h.coefficient else own) == kind]):
-                    yield Buffer(_padded(config, bucket, ranks), kind, expert)
+                    yield Buffer(_padded(config, bucket, ranks), kind, expert, 0 if together else 1)
+                    together = chunk > 0
 
 
 def _buckets(config: RunConfig, held: Sequence[Held]) -> Iterator[Sequence[Held]]:

@@ -38,7 +38,7 @@ def step_transfers(config: RunConfig, world: World, place: Place, routes: Routes
     check_modelled(config)
     found = [*_layers(config, world, place, routes), *_ends(config, world, place)]
     found += [*_pipeline(config, world, place), *_gradients(config, world, place), *_reports(config, world, place)]
-    return [t for t in found if len(t.ranks) > 1 and t.calls]
+    return [t for t in found if len(t.ranks) > 1 and (t.calls or t.size)]
 
 
 def _linears(
@@ -233,10 +233,11 @@ def _gradients(config: RunConfig, world: World, place: Place) -> Iterator[Transf
     for buffer in buffers(config, place, len(data), len(expert_data)):
         ranks = expert_data if buffer.expert else data
         operation: Operation = "reduce_scatter" if config.parallel.distributed_optimizer else "all_reduce"
-        yield Transfer("data", operation, ranks, 1, 4 * buffer.size, "step")
+        yield Transfer("data", operation, ranks, buffer.calls, 4 * buffer.size, "step")
         if config.parallel.distributed_optimizer:
             part = buffer.size // len(ranks) * buffer.parameter_bytes
-            yield Transfer("data", "all_gather", ranks, optimizers, optimizers * part, "step")
+            calls = optimizers * buffer.calls
+            yield Transfer("data", "all_gather", ranks, calls, optimizers * part, "step")
     whole = sum(h.size for h in held if h.whole)
     yield Transfer("data", "all_reduce", world.tensor(place), 1, 4 * whole, "step")
     table = next((h for h in held if shared_table(config, h)), None)
