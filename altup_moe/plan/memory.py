@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 
-from altup_moe.altup.shape import is_moe_layer, stream_width
+from altup_moe.altup.shape import is_moe_layer, output_width, stream_width
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import num_microbatches
 from altup_moe.moe.backends import mixes_in_windows
@@ -114,7 +114,15 @@ def chunk_activations(config: RunConfig, chunk: Chunk) -> tuple[float, float]:
         return layers * block, (segments + rebuilt) * (width + 1) * block
     kept = sum(sum(layer_parts(config, layer)) for layer in chunk.layers)
     # Every layer's pass keeps the K blocks that it read, and the output that was pending.
-    return kept, layers * (width + 1) * block if width > 1 else 0.0
+    return kept + _end(config, chunk), layers * (width + 1) * block if width > 1 else 0.0
+
+
+def _end(config: RunConfig, chunk: Chunk) -> float:
+    """The final norm. (What the loss keeps is in the logits' part.)"""
+    if not chunk.last:
+        return 0.0
+    width = output_width(config.model.hidden_size, config.altup.width, config.altup.variant, config.altup.recycled)
+    return norm_bytes(local_tokens(config), width, PARAMETER_BYTES[config.train.precision])
 
 
 def layer_parts(config: RunConfig, layer: int) -> Iterator[float]:
@@ -122,34 +130,52 @@ def layer_parts(config: RunConfig, layer: int) -> Iterator[float]:
     m, p, moe = config.model, config.parallel, config.moe
     e, t, d = PARAMETER_BYTES[config.train.precision], local_tokens(config), config.model.hidden_size
     matrices = t * p.tensor
-    q, kv = m.num_attention_heads * m.head_dim / p.tensor, m.num_query_groups * m.head_dim / p.tensor
-    # A norm keeps its input (as fp32) and a scale a row; the linear behind it, its output.
-    norm = t * d * (4 + e) + 4 * t
-    yield 2 * norm
-    # Fused projection, rotated queries and keys (of all context ranks), weighted values as they come and in order.
-    yield matrices * e * (q + 2 * kv + q + kv * p.context + (kv * p.context if p.context > 1 else 0) + 2 * q)
-    yield 4 * matrices * m.num_attention_heads / p.tensor
+    heads = m.num_attention_heads / p.tensor
+    q, kv = heads * m.head_dim, m.num_query_groups * m.head_dim / p.tensor
+    yield 2 * norm_bytes(t, d, e)
+    if m.qk_layernorm:
+        yield norm_bytes(matrices, q + kv, e)
+    # Fused projection, rotated queries and keys, weighted values, and a scale for each query and head.
+    yield matrices * (e * (3 * q + 3 * kv) + 4 * heads)
+    if p.context > 1:
+        # Keys and values of all context ranks in the place of this rank's, and the mask.
+        everywhere = m.seq_length
+        yield matrices * e * kv * (2 * p.context - 1) + everywhere * everywhere / p.context
     if not is_moe_layer(layer, moe.num_experts, moe.layer_freq):
-        yield _mlp(matrices, e, m.ffn_hidden_size / p.tensor)
+        yield _mlp(matrices, e, m.ffn_hidden_size / p.tensor, 5)
         return
-    routes = t * moe.top_k * min(1.0, moe.capacity_factor or 1.0)
-    rows = routes * p.expert_tensor
-    yield 4 * t * moe.num_experts * 4
-    yield (routes + rows) * e * d + _mlp(rows, e, moe.ffn_hidden_size / p.expert_tensor) + routes * e * d
+    rows = t * moe.top_k * min(1.0, moe.capacity_factor or 1.0) * p.expert_tensor
+    # Scores before and after the softmax; chosen experts; places of routes (int64) and their probabilities.
+    yield t * (2 * 4 * moe.num_experts + 3 * 8 * moe.top_k) + rows * (2 * 8 + 2 * 4)
+    yield rows * e * d + _mlp(rows, e, moe.ffn_hidden_size / p.expert_tensor, 6)
     if moe.shared_expert_size:
-        yield _mlp(matrices, e, moe.shared_expert_size / p.tensor)
+        yield _mlp(matrices, e, moe.shared_expert_size / p.tensor, 5)
 
 
-def _mlp(rows: float, e: int, ffn: float) -> float:
-    """Gate and up, silu(gate), and their product."""
-    return rows * e * 4 * ffn
+def norm_bytes(rows: float, width: float, e: int) -> float:
+    """Of an RMSNorm in fp32: its input and what it was normalised to; its output for the linear behind; scales."""
+    return rows * (width * (8 + e) + 4)
+
+
+def _mlp(rows: float, e: int, ffn: float, parts: int) -> float:
+    """Gate and up, silu(gate), their product twice; an expert's once more, times its probability."""
+    return rows * e * parts * ffn
+
+
+def _vocabulary_rows(config: RunConfig) -> float:
+    """Numbers in this rank's logits of one micro-batch."""
+    return local_tokens(config) * config.model.vocab_size
+
+
+def kept_by_loss(config: RunConfig) -> float:
+    """Bytes that autograd keeps of the loss: exponentials of the logits, fp32."""
+    return 4 * _vocabulary_rows(config)
 
 
 def _logits(config: RunConfig) -> float:
     """Logits as computed, as fp32, exponentials, and their gradient while the loss's backward starts."""
     e = PARAMETER_BYTES[config.train.precision]
-    rows = local_tokens(config) * config.parallel.tensor
-    return rows * config.model.vocab_size / config.parallel.tensor * (12 + (e if e != 4 else 0))
+    return _vocabulary_rows(config) * (12 + (e if e != 4 else 0))
 
 
 def _exchange(config: RunConfig, place: Place) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Literal
 
 from altup_moe.config import ConfigError, ParallelConfig, RunConfig
 from altup_moe.config.checks import divisors
@@ -30,7 +31,8 @@ def candidates(config: RunConfig, cluster: Cluster, gpus: int) -> Iterator[RunCo
     powers = [n for n in (1, 2, 4, 8) if n <= min(gpus, cluster.gpus_per_node)]
     stages = [n for n in divisors(m.num_layers) if n <= min(32, gpus)]
     experts = [n for n in divisors(moe.num_experts) if n <= gpus] if moe.num_experts else [1]
-    choices = product(powers, stages, (1, 2, 4), experts, (1, 2, 4), ("none", "selective", "full"))
+    recomputes: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
+    choices = product(powers, stages, (1, 2, 4), experts, (1, 2, 4), recomputes)
     for tensor, pipeline, rounds, expert, samples, recompute in choices:
         if (rounds > 1 and pipeline == 1) or gpus % (tensor * pipeline) or m.num_layers % (pipeline * rounds):
             continue
