@@ -1,4 +1,4 @@
-"""The plan's memory against what a step's ranks hold: weights, gradients and optimizer exactly, activations within 10 %.
+"""The plan's memory against a step's ranks: weights, gradients and optimizer exactly, activations within 10 %.
 
 Activations are the storages that autograd keeps in a chunk's first forward pass, parameters aside, each once.
 """
