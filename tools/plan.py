@@ -6,6 +6,7 @@
     python tools/plan.py CONFIG --cluster h100x8 --sweep gpus=8..1024
     python tools/plan.py published          published runs beside the model's figures
     python tools/plan.py measure [FILE]     this machine as a cluster file
+    python tools/plan.py compare FILE       planned step times beside measured ones, eight layouts on two cores
 
 Exit codes: 0; 1 it does not fit the memory, or no layout does; 2 a value that cannot be (one line says which).
 """
@@ -35,7 +36,7 @@ from altup_moe.plan.step import plan_step
 
 @dataclass(frozen=True)
 class Options:
-    """What a run would cost on a cluster, by arithmetic. `plan.py published` and `plan.py measure` stand alone.
+    """What a run would cost on a cluster, by arithmetic. `plan.py published`, `measure` and `compare` stand alone.
 
     Exit code 0: it fits. 1: it does not fit the memory, or no layout does. 2: a value that cannot be.
     """
@@ -122,6 +123,21 @@ def _measure(words: Sequence[str]) -> int:
     return 0
 
 
+def _compare(words: Sequence[str]) -> int:
+    from altup_moe.plan.compare import compare, pairs_in_order
+
+    if len(words) != 1:
+        raise UserError("compare takes one word: the cluster file that `measure FILE` wrote")
+    found = []
+    print(f"{'layout':<22}{'measured s':>11}{'planned s':>11}{'planned / measured':>20}")
+    for one in compare(load_cluster(words[0])):
+        found.append(one)
+        ratio = one.planned / one.measured
+        print(f"{one.name:<22}{one.measured:>11.3f}{one.planned:>11.3f}{ratio:>20.2f}", flush=True)
+    print("{} of {} pairs of layouts in the measured order".format(*pairs_in_order(found)))
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line. Returns 0, 1 for what does not fit, or 2 with one line on standard error."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -134,6 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if args[:1] == ["measure"]:
             return _measure(args[1:])
+        if args[:1] == ["compare"]:
+            return _compare(args[1:])
         code = plan(parse(Options, args, positional="config"))
         sys.stdout.flush()
         return code

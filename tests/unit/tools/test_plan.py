@@ -9,8 +9,10 @@ import pytest
 
 from altup_moe.config.load import read_yaml
 from altup_moe.plan.cluster import cluster_from
+from altup_moe.plan.compare import LAYOUTS, Compared, pairs_in_order
 from altup_moe.plan.measure import as_yaml
 from altup_moe.plan.parameters import parameters
+from altup_moe.plan.step import plan_step
 from tools.plan import load_cluster, load_config, main
 
 CONFIG = str(Path(__file__).parents[3] / "configs" / "altup_k4_gpu.yaml")
@@ -58,6 +60,22 @@ def test_one_line_says_what_cannot_be(words: list[str], says: str, capsys: pytes
 def test_published(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["published"]) == 0
     assert "Mixtral 8x22B" in capsys.readouterr().out
+
+
+def test_pairs_in_the_measured_order() -> None:
+    compared = [Compared("a", 1.0, 2.0), Compared("b", 2.0, 3.0), Compared("c", 3.0, 1.0)]
+    assert pairs_in_order(compared) == (1, 3)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_compared_layouts_can_be_planned(name: str) -> None:
+    ranks, config = LAYOUTS[name]
+    assert plan_step(config, load_cluster("h100x8"), ranks).seconds > 0
+
+
+def test_compare_wants_its_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare"]) == 2
+    assert "one word" in capsys.readouterr().err
 
 
 def test_a_measured_file_is_read_back(tmp_path: Path) -> None:
