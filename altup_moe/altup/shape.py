@@ -58,3 +58,8 @@ def output_width(hidden_size: int, width: int, variant: str, recycled: bool) -> 
 def context_width(hidden_size: int, width: int, variant: str, cross_attention: str) -> int:
     """Features of an encoder's output, which a decoder's cross-attention reads."""
     return hidden_size * (stream_width(width, variant) if cross_attention == "wide" else 1)
+
+
+def is_moe_layer(layer: int, num_experts: int, layer_freq: int) -> bool:
+    """Whether layer `layer` (from 0) has experts: every layer_freq-th does."""
+    return num_experts > 0 and (layer + 1) % layer_freq == 0

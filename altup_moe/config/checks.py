@@ -335,7 +335,9 @@ def _optimizer(config: RunConfig, world_size: int) -> None:
             raise ConfigError(key, value, f"optim.optimizer adafactor needs tensors whole on a rank; {fit} would fit")
 
 
-def _files(config: RunConfig, world_size: int) -> None:
+def check_files(config: RunConfig, world_size: int) -> None:
+    """What must lie on the disk of a run that starts. Raises ConfigError."""
+    check_data(config, world_size)
     run_dir = config.log.run_dir
     if not run_dir or (Path(run_dir).exists() and not Path(run_dir).is_dir()):
         raise ConfigError("log.run_dir", run_dir, "must name a directory; it is made if it does not exist")
@@ -357,7 +359,6 @@ CHECKS: list[Callable[[RunConfig, int], None]] = [
     _overlap,
     _schedule,
     _optimizer,
-    check_data,
-    _files,
+    check_files,
 ]
 """In this order: later ones divide by what earlier ones found positive."""

@@ -14,7 +14,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from altup_moe.altup.shape import has_projections, stream_width
+from altup_moe.altup.shape import has_projections, is_moe_layer, stream_width
 from altup_moe.model.altup_layer import AltUpLayer
 from altup_moe.model.attention import CoreAttention
 from altup_moe.model.dynamic import DynamicAltUpLayer
@@ -26,11 +26,6 @@ from altup_moe.moe.backends import find_backend
 from altup_moe.moe.megatron import CapacityRouter
 from altup_moe.parallel.compat import mlp_submodules, with_moe_layer
 from altup_moe.parallel.topology import Topology
-
-
-def is_moe_layer(layer: int, num_experts: int, layer_freq: int) -> bool:
-    """Whether layer `layer` (from 0) has experts: every layer_freq-th does."""
-    return num_experts > 0 and (layer + 1) % layer_freq == 0
 
 
 class ContextKeyValue(ColumnParallelLinear):

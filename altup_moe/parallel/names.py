@@ -20,6 +20,7 @@ from altup_moe.altup.shape import (
     context_width,
     embedding_width,
     has_projections,
+    is_moe_layer,
     output_width,
     stream_width,
 )
@@ -309,7 +310,7 @@ def _layer_names(config: RunConfig, layer: int, experts: int) -> Iterator[str]:
     if config.model.qk_layernorm:
         yield from ("self_attention.q_layernorm.weight", "self_attention.k_layernorm.weight")
     yield "pre_mlp_layernorm.weight"
-    if moe.num_experts == 0 or (layer + 1) % moe.layer_freq:
+    if not is_moe_layer(layer, moe.num_experts, moe.layer_freq):
         yield from ("mlp.linear_fc1.weight", "mlp.linear_fc2.weight")
         return
     yield "mlp.router.weight"

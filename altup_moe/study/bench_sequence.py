@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from altup_moe.altup.flops import attention_flops
 from altup_moe.config import RunConfig, SequenceConfig
 from altup_moe.config.checks import check_config
 from altup_moe.parallel.topology import topology
 from altup_moe.study.options import SequenceBench
 from altup_moe.study.stepper import Stepper, interleaved, run_config
-from altup_moe.train.metrics import attention_flops
 
 PLAIN = "plain"
 GOAL = 1.35

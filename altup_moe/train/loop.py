@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from altup_moe.altup.flops import flops_per_token
 from altup_moe.checkpoint.manifest import Manifest
 from altup_moe.checkpoint.restore import random_streams, restore
 from altup_moe.checkpoint.saver import Saved, SaveError, Saver, libraries
@@ -32,7 +33,7 @@ from altup_moe.train.engine import Engine, build_engine
 from altup_moe.train.finished import tokenizer_dir
 from altup_moe.train.guards import EXIT_STOPPED, StopSignal
 from altup_moe.train.loggers import Logger, check_loggers, open_loggers
-from altup_moe.train.metrics import StepMetrics, flops_per_token, peak_memory_gib
+from altup_moe.train.metrics import StepMetrics, peak_memory_gib
 from altup_moe.train.mixture import run_samples
 from altup_moe.train.optim import build_scheduler, learning_rate
 from altup_moe.train.profile import Profile

@@ -1,4 +1,4 @@
-"""What one step is recorded as, and the floating-point operations that a token costs."""
+"""What one step is recorded as."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-
-from altup_moe.altup.shape import context_width, has_projections, output_width, stream_width
-from altup_moe.config import RunConfig
-from altup_moe.config.sequence import strided_layers
 
 
 @dataclass(frozen=True)
@@ -65,55 +61,6 @@ class StepMetrics:
         if self.valid_loss is not None:
             parts.append(f"valid loss {self.valid_loss:.4f} | bits/byte {self.valid_bits_per_byte:.4f}")
         return " | ".join(parts)
-
-
-def flops_per_token(config: RunConfig) -> float:
-    """Floating-point operations of forward and backward for one token, active experts only.
-
-    Two per multiply-add, backward twice the forward (Kaplan et al., arXiv 2001.08361, section 2.1); attention counts
-    the causal half of the scores; mixing the stream counts K (K + 1) multiply-adds a feature and layer, and what
-    computes the coefficients of `dynamic`. A layer of stride s has S / s tokens, each with S / s to attend to; what it
-    adds to the others is not counted. An encoder-decoder's operations are the mean over the tokens of both stacks.
-    """
-    m, a = config.model, config.altup
-    q, kv = m.num_attention_heads * m.head_dim, m.num_query_groups * m.head_dim
-    output = output_width(m.hidden_size, a.width, a.variant, a.recycled) * m.vocab_size
-    projections = m.hidden_size * (2 * q + 2 * kv)
-    if m.arch == "gpt":
-        ends = 2 * (a.width - 1) * m.hidden_size**2 if has_projections(a.width, a.variant) else 0
-        return 6.0 * (_layers(config, m.num_layers, projections, m.seq_length * q) + ends + output)
-    read = context_width(m.hidden_size, a.width, a.variant, a.cross_attention)
-    encoder = _layers(config, m.num_layers, projections, 2 * m.seq_length * q)
-    # Keys and values of the encoder's output are computed on the encoder's tokens, in every layer of the decoder.
-    encoder += m.decoder_layers * read * 2 * kv
-    crossed = m.hidden_size * 2 * q + 2 * m.seq_length * q
-    decoder = _layers(config, m.decoder_layers, projections, m.decoder_length * q + crossed)
-    return 6.0 * (m.seq_length * encoder + m.decoder_length * (decoder + output)) / m.tokens_per_sample
-
-
-def _layers(config: RunConfig, layers: int, projections: float, scores: float) -> float:
-    """Multiply-adds of a stack's layers for one token, given those of a layer's projections and attention scores."""
-    m, a, moe = config.model, config.altup, config.moe
-    width = stream_width(a.width, a.variant)
-    mixing = width * (width + 1) * m.hidden_size if width > 1 else 0
-    if has_projections(a.width, a.variant):
-        # The router looks at two blocks, and its K numbers make K^2 + K coefficients.
-        mixing += 2 * width * m.hidden_size + width**3 + width**2
-    dense_mlp = 3 * m.hidden_size * m.ffn_hidden_size
-    moe_mlp = m.hidden_size * (3 * moe.top_k * moe.ffn_hidden_size + 3 * config.shared_expert_size + moe.num_experts)
-    strided, total = strided_layers(config.sequence, m.num_layers), float(layers * mixing)
-    for layer in range(layers):
-        stride = config.sequence.stride if layer in strided else 1
-        mlp = moe_mlp if moe.num_experts and (layer + 1) % moe.layer_freq == 0 else dense_mlp
-        total += (projections + mlp) / stride + scores / stride**2
-    return total
-
-
-def attention_flops(config: RunConfig) -> float:
-    """Operations of the forward pass of one sample in attention scores and the values weighed by them, causal half."""
-    m, s = config.model, config.sequence
-    strided = len(strided_layers(s, m.num_layers))
-    return 2.0 * m.num_attention_heads * m.head_dim * m.seq_length**2 * (m.num_layers - strided + strided / s.stride**2)
 
 
 def peak_memory_gib() -> float:

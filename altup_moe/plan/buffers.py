@@ -1,0 +1,70 @@
+"""Megatron's gradient buffers: what is reduced together, and with the distributed optimizer how it is padded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from altup_moe.config import RunConfig
+from altup_moe.parallel.places import Place
+from altup_moe.plan.parameters import Held, held_parameters
+
+PARAMETER_BYTES = {"fp32": 4, "bf16": 2}
+"""Of `train.precision`. Gradients are added up in fp32, and coefficients always are fp32."""
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """One bucket: numbers in it, padding included, bytes of a parameter, whether it holds experts.
+
+    ``calls``: 0 where another bucket's call carries it along.
+    """
+
+    size: int
+    parameter_bytes: int
+    expert: bool
+    calls: int
+
+
+def buffers(config: RunConfig, place: Place, data_ranks: int, expert_data_ranks: int) -> Iterator[Buffer]:
+    """A rank's buckets: per chunk, dense and expert parameters apart, and parameters of a type apart.
+
+    Counted as one bucket each; overlapped reduction cuts large ones, which changes a few bytes of padding alone.
+    """
+    own = PARAMETER_BYTES[config.train.precision]
+    held = list(held_parameters(config, place))
+    for chunk in sorted({h.chunk for h in held}):
+        for expert, ranks in ((False, data_ranks), (True, expert_data_ranks)):
+            mine = [h for h in held if h.chunk == chunk and h.expert == expert]
+            # Buckets of chunks behind the first go together in one call.
+            together = False
+            for kind in sorted({4 if h.coefficient else own for h in mine}):
+                for bucket in _buckets(config, [h for h in mine if (4 if h.coefficient else own) == kind]):
+                    yield Buffer(_padded(config, bucket, ranks), kind, expert, 0 if together else 1)
+                    together = chunk > 0
+
+
+def _buckets(config: RunConfig, held: Sequence[Held]) -> Iterator[Sequence[Held]]:
+    """A table that two stages share has a bucket of its own, where state is sharded."""
+    p = config.parallel
+    shared = [h for h in held if p.distributed_optimizer and shared_table(config, h)]
+    rest = [h for h in held if h not in shared]
+    yield from ([h] for h in shared)
+    if rest:
+        yield rest
+
+
+def shared_table(config: RunConfig, held: Held) -> bool:
+    """Whether a parameter is the embedding table that the first and the last stage each hold."""
+    tables = ("embedding.word_embeddings.weight", "output_layer.weight")
+    return config.model.share_embeddings_and_output_weights and config.parallel.pipeline > 1 and held.name in tables
+
+
+def _padded(config: RunConfig, held: Sequence[Held], ranks: int) -> int:
+    """As megatron.core.distributed.param_and_grad_buffer: parameters begin at multiples of 64, ranks share evenly."""
+    if not config.parallel.distributed_optimizer:
+        return sum(h.size for h in held)
+    aligned = sum(-(-h.size // 64) * 64 for h in held)
+    divisor = math.lcm(ranks, 128)
+    return -(-aligned // divisor) * divisor

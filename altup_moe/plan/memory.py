@@ -1,0 +1,187 @@
+"""Memory of a rank, by what fills it: exact for weights, gradients and optimizer state, a model for activations.
+
+Activations are what autograd keeps of one micro-batch, times the micro-batches that a pipeline stage holds at once.
+Legend: t tokens of a tensor rank's part of the sequence, T tokens that its matrices see, d width, e bytes of a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass
+
+from altup_moe.altup.shape import is_moe_layer, output_width, stream_width
+from altup_moe.config import RunConfig
+from altup_moe.config.checks import num_microbatches
+from altup_moe.moe.backends import mixes_in_windows
+from altup_moe.parallel.places import Chunk, Place, chunks
+from altup_moe.plan.buffers import PARAMETER_BYTES, buffers
+from altup_moe.plan.groups import World
+from altup_moe.plan.parameters import held_parameters
+from altup_moe.plan.routes import local_tokens
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank at the peak of a step."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    """Of all micro-batches in flight, without the stream."""
+    stream: float
+    """What the wide stream adds to them: blocks and outputs that its passes keep."""
+    logits: float
+    exchange: float
+    """Rows on their way to experts and back, beside those that are kept."""
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(astuple(self))
+
+
+def memory(config: RunConfig, world: World, place: Place) -> Memory:
+    """The plan's memory of a rank."""
+    weights, gradients, optimizer = states(config, world, place)
+    kept, stream = held_activations(config, world, place)
+    last = any(chunk.last for chunk in chunks(config, place.pipeline))
+    return Memory(
+        weights, gradients, optimizer, kept, stream, _logits(config) if last else 0.0, _exchange(config, place)
+    )
+
+
+def states(config: RunConfig, world: World, place: Place) -> tuple[float, float, float]:
+    """(weights, gradients, optimizer state), bytes. Gradients and both moments are fp32, and so are bf16's copies."""
+    own, p = PARAMETER_BYTES[config.train.precision], config.parallel
+    held = list(held_parameters(config, place))
+    data, expert_data = len(world.data(place)), len(world.expert_data(place))
+    weights = sum(h.size * (4 if h.coefficient else own) for h in held)
+
+    def shared(each: Callable[[bool], float]) -> float:
+        return sum(h.size * each(h.coefficient) / (expert_data if h.expert else data) for h in held)
+
+    if config.train.engine == "deepspeed":
+        # ZeRO keeps fp32 copies whatever the weights are; stage 2 shards gradients too, stage 3 weights.
+        stage = p.zero_stage
+        gradients = shared(lambda _: 4.0) if stage >= 2 else 4.0 * sum(h.size for h in held)
+        kept = shared(lambda coefficient: 4.0 if coefficient else own) if stage == 3 else weights
+        return kept, gradients, shared(lambda _: 12.0)
+    gradients = 4.0 * sum(b.size for b in buffers(config, place, data, expert_data))
+
+    def moments(coefficient: bool) -> float:
+        return 8.0 if own == 4 or coefficient else 12.0
+
+    whole = sum(h.size * moments(h.coefficient) for h in held)
+    return weights, gradients, shared(moments) if p.distributed_optimizer else whole
+
+
+def micro_batches_in_flight(config: RunConfig, world_size: int, stage: int) -> int:
+    """Forward passes of one chunk that a stage has done before the first backward: its warm-up and one more."""
+    p, count = config.parallel, num_microbatches(config, world_size)
+    if p.virtual_pipeline == 1:
+        return min(count, p.pipeline - stage)
+    return min(count * p.virtual_pipeline, 2 * (p.pipeline - stage - 1) + (p.virtual_pipeline - 1) * p.pipeline + 1)
+
+
+def held_activations(config: RunConfig, world: World, place: Place) -> tuple[float, float]:
+    """(activations, the stream's part) of all micro-batches in flight, bytes."""
+    own, flying = chunks(config, place.pipeline), micro_batches_in_flight(config, world.size, place.pipeline)
+    # Interleaving goes round its chunks in turns of as many micro-batches as there are stages.
+    turns = [0] * len(own)
+    for index in range(flying):
+        turns[index // config.parallel.pipeline % len(own) if len(own) > 1 else 0] += 1
+    kept = stream = 0.0
+    for chunk, times in zip(own, turns, strict=True):
+        layers, blocks = chunk_activations(config, chunk)
+        kept, stream = kept + times * layers, stream + times * blocks
+    if config.train.recompute == "full":
+        # One layer at a time is alive in full, and one segment's states.
+        kept += max(sum(layer_parts(config, layer)) for chunk in own for layer in chunk.layers)
+    return kept, stream
+
+
+def chunk_activations(config: RunConfig, chunk: Chunk) -> tuple[float, float]:
+    """(activations, the stream's part) that one micro-batch keeps in a chunk of layers, bytes."""
+    width, layers = stream_width(config.altup.width, config.altup.variant), len(chunk.layers)
+    block = local_tokens(config) * config.model.hidden_size * PARAMETER_BYTES[config.train.precision]
+    if config.train.recompute == "full":
+        if width == 1 or not mixes_in_windows(config):
+            return layers * block, layers * (width - 1) * block
+        segments = -(-layers // max(1, round(layers**0.5)))
+        # A segment's first state (blocks, a pending output, what is read) and every layer's output; one is rebuilt.
+        rebuilt = max(1, round(layers**0.5))
+        return layers * block, (segments + rebuilt) * (width + 1) * block
+    kept = sum(sum(layer_parts(config, layer)) for layer in chunk.layers)
+    # Every layer's pass keeps the K blocks that it read, and the output that was pending.
+    return kept + _end(config, chunk), layers * (width + 1) * block if width > 1 else 0.0
+
+
+def _end(config: RunConfig, chunk: Chunk) -> float:
+    """The final norm. (What the loss keeps is in the logits' part.)"""
+    if not chunk.last:
+        return 0.0
+    width = output_width(config.model.hidden_size, config.altup.width, config.altup.variant, config.altup.recycled)
+    return norm_bytes(local_tokens(config), width, PARAMETER_BYTES[config.train.precision])
+
+
+def layer_parts(config: RunConfig, layer: int) -> Iterator[float]:
+    """What autograd keeps of one layer and micro-batch, bytes, without recomputation of the layer."""
+    m, p, moe = config.model, config.parallel, config.moe
+    e, t, d = PARAMETER_BYTES[config.train.precision], local_tokens(config), config.model.hidden_size
+    matrices = t * p.tensor
+    heads = m.num_attention_heads / p.tensor
+    q, kv = heads * m.head_dim, m.num_query_groups * m.head_dim / p.tensor
+    yield 2 * norm_bytes(t, d, e)
+    if m.qk_layernorm:
+        yield norm_bytes(matrices, q + kv, e)
+    # Fused projection, rotated queries and keys, weighted values, and a scale for each query and head.
+    yield matrices * (e * (3 * q + 3 * kv) + 4 * heads)
+    if p.context > 1:
+        # Keys and values of all context ranks in the place of this rank's, and the mask.
+        everywhere = m.seq_length
+        yield matrices * e * kv * (2 * p.context - 1) + everywhere * everywhere / p.context
+    if not is_moe_layer(layer, moe.num_experts, moe.layer_freq):
+        yield _mlp(matrices, e, m.ffn_hidden_size / p.tensor, 5)
+        return
+    rows = t * moe.top_k * min(1.0, moe.capacity_factor or 1.0) * p.expert_tensor
+    # Scores before and after the softmax; chosen experts; places of routes (int64) and their probabilities.
+    yield t * (2 * 4 * moe.num_experts + 3 * 8 * moe.top_k) + rows * (2 * 8 + 2 * 4)
+    yield rows * e * d + _mlp(rows, e, moe.ffn_hidden_size / p.expert_tensor, 6)
+    if config.shared_expert_size:
+        yield _mlp(matrices, e, config.shared_expert_size / p.tensor, 5)
+
+
+def norm_bytes(rows: float, width: float, e: int) -> float:
+    """Of an RMSNorm in fp32: its input and what it was normalised to; its output for the linear behind; scales."""
+    return rows * (width * (8 + e) + 4)
+
+
+def _mlp(rows: float, e: int, ffn: float, parts: int) -> float:
+    """Gate and up, silu(gate), their product twice; an expert's once more, times its probability."""
+    return rows * e * parts * ffn
+
+
+def _vocabulary_rows(config: RunConfig) -> float:
+    """Numbers in this rank's logits of one micro-batch."""
+    return local_tokens(config) * config.model.vocab_size
+
+
+def kept_by_loss(config: RunConfig) -> float:
+    """Bytes that autograd keeps of the loss: exponentials of the logits, fp32."""
+    return 4 * _vocabulary_rows(config)
+
+
+def _logits(config: RunConfig) -> float:
+    """Logits as computed, as fp32, exponentials, and their gradient while the loss's backward starts."""
+    e = PARAMETER_BYTES[config.train.precision]
+    return _vocabulary_rows(config) * (12 + (e if e != 4 else 0))
+
+
+def _exchange(config: RunConfig, place: Place) -> float:
+    moe, e = config.moe, PARAMETER_BYTES[config.train.precision]
+    layers = [layer for chunk in chunks(config, place.pipeline) for layer in chunk.layers]
+    if not any(is_moe_layer(layer, moe.num_experts, moe.layer_freq) for layer in layers):
+        return 0.0
+    routes = local_tokens(config) * moe.top_k * min(1.0, moe.capacity_factor or 1.0)
+    return 2 * routes * config.model.hidden_size * e

@@ -1,0 +1,211 @@
+"""The whole bill of one training step on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from altup_moe.altup.flops import flops_per_token
+from altup_moe.altup.shape import is_moe_layer
+from altup_moe.config import RunConfig
+from altup_moe.config.checks import CHECKS, check_files, num_microbatches
+from altup_moe.parallel.places import Place, chunks
+from altup_moe.plan.buffers import PARAMETER_BYTES
+from altup_moe.plan.cluster import Cluster
+from altup_moe.plan.groups import World
+from altup_moe.plan.layer_time import Factors, Times, Window, layer_times, output_times, transfer_seconds, window
+from altup_moe.plan.memory import Memory, memory
+from altup_moe.plan.parameters import held_parameters, stage_places
+from altup_moe.plan.schedule import Slot, Task, busy, simulate
+from altup_moe.plan.traffic import boundary_bytes, step_transfers
+from altup_moe.plan.transfers import LinkBytes, Transfer, link_bytes
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pipeline stage: what each of its ranks holds and sends, and their seconds of a step."""
+
+    place: Place
+    parameters: int
+    memory: Memory
+    links: list[LinkBytes]
+    busy: Times
+    reduce: float
+    """Seconds of gradients' reduction and weights' gathering that nothing hides."""
+    update: float
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """A step's time and what it is made of. Seconds; `mfu` and `bubble` are shares."""
+
+    gpus: int
+    tokens: int
+    seconds: float
+    mfu: float
+    bubble: float
+    pipeline: float
+    """Seconds by which sends between stages lengthen the step."""
+    stages: list[Stage]
+    dense_window: Window | None
+    moe_window: Window | None
+    fits: bool
+    slots: list[Slot]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over all GPUs."""
+        return self.tokens / self.seconds
+
+    @property
+    def slowest(self) -> Stage:
+        """The stage that computes longest."""
+        return max(self.stages, key=lambda stage: stage.busy.total)
+
+    @property
+    def peak_memory(self) -> float:
+        """Bytes of the fullest rank."""
+        return max(stage.memory.total for stage in self.stages)
+
+    def exposed(self) -> dict[str, float]:
+        """Seconds of communication that nothing hides, by kind, on the slowest stage."""
+        stage = self.slowest
+        times = stage.busy
+        return {
+            "tensor": times.tensor,
+            "context": times.context,
+            "expert": times.expert,
+            "pipeline": self.pipeline,
+            "data": stage.reduce,
+        }
+
+
+def check_layout(config: RunConfig, world_size: int) -> None:
+    """`check_config` without the files: a plan needs no corpus. Raises ConfigError."""
+    for check in CHECKS:
+        if check is not check_files:
+            check(config, world_size)
+
+
+def per_micro_batch(transfers: Sequence[Transfer], count: int) -> list[Transfer]:
+    """What each of `count` micro-batches has of a step's transfers."""
+    return [replace(t, calls=t.calls // count, size=t.size / count) for t in transfers if t.phase != "step"]
+
+
+def plan_step(config: RunConfig, cluster: Cluster, gpus: int, factors: Factors | None = None) -> StepPlan:
+    """The plan of a run on so many GPUs. Raises ConfigError for a layout that does not fit, or is not modelled."""
+    check_layout(config, gpus)
+    factors = factors or Factors()
+    world, count, p = World(config.parallel, gpus), num_microbatches(config, gpus), config.parallel
+    first = stage_places(config, gpus)
+    transfers = [step_transfers(config, world, place) for place in first]
+    single = [per_micro_batch(found, count) for found in transfers]
+    passes = [_passes(config, world, cluster, *pair, factors) for pair in zip(first, single, strict=True)]
+
+    def seconds(stage: int, task: Task) -> float:
+        return passes[stage][task.chunk][task.backward].total
+
+    send = _send_seconds(config, cluster, world, first[0]) if p.pipeline > 1 else 0.0
+    slots = simulate(p.pipeline, p.virtual_pipeline, count, seconds, send)
+    computing = max(slot.end for slot in slots)
+    undelayed = max(s.end for s in simulate(p.pipeline, p.virtual_pipeline, count, seconds)) if send else computing
+    stages = [
+        _stage(config, world, cluster, place, found, spent, count)
+        for place, found, spent in zip(first, transfers, passes, strict=True)
+    ]
+    total = computing + max(stage.reduce + stage.update for stage in stages)
+    tokens = config.train.global_batch_size * config.model.seq_length
+    idle = 1 - sum(busy(slots, p.pipeline)) / (p.pipeline * computing)
+    limit = cluster.memory_gib * 2**30 * cluster.usable_memory
+    return StepPlan(
+        gpus=gpus,
+        tokens=tokens,
+        seconds=total,
+        mfu=tokens * flops_per_token(config) / (total * gpus * cluster.peak(config.train.precision)),
+        bubble=idle,
+        pipeline=computing - undelayed,
+        stages=stages,
+        dense_window=_window(config, world, cluster, first, single, experts=False),
+        moe_window=_window(config, world, cluster, first, single, experts=True),
+        fits=all(stage.memory.total <= limit for stage in stages),
+        slots=slots,
+    )
+
+
+def _send_seconds(config: RunConfig, cluster: Cluster, world: World, place: Place) -> float:
+    pair = (place.rank, world.neighbour(place, 1))
+    return transfer_seconds(Transfer("pipeline", "send", pair, 1, boundary_bytes(config)), cluster)
+
+
+def _passes(
+    config: RunConfig, world: World, cluster: Cluster, place: Place, transfers: list[Transfer], factors: Factors
+) -> list[tuple[Times, Times]]:
+    """(forward, backward) of each of a stage's chunks for one micro-batch. Layers of a kind cost the same."""
+    known: dict[bool, tuple[Times, Times]] = {}
+    found = []
+    for chunk in chunks(config, place.pipeline):
+        forward = backward = Times()
+        for layer in chunk.layers:
+            kind = is_moe_layer(layer, config.moe.num_experts, config.moe.layer_freq)
+            if kind not in known:
+                known[kind] = layer_times(config, world, cluster, place, layer, transfers, factors)
+            forward, backward = forward + known[kind][0], backward + known[kind][1]
+        if chunk.last:
+            ends = output_times(config, cluster, transfers, factors)
+            forward, backward = forward + ends[0], backward + ends[1]
+        found.append((forward, backward))
+    return found
+
+
+def _stage(
+    config: RunConfig,
+    world: World,
+    cluster: Cluster,
+    place: Place,
+    transfers: list[Transfer],
+    passes: list[tuple[Times, Times]],
+    count: int,
+) -> Stage:
+    held = list(held_parameters(config, place))
+    once = [t for t in transfers if t.phase == "step"]
+    reduce = sum(transfer_seconds(t, cluster) for t in once if t.operation == "reduce_scatter" or _is_gradient(t))
+    rest = sum(transfer_seconds(t, cluster) for t in once) - reduce
+    if config.parallel.overlap_grad_reduce:
+        # The last micro-batch's backward covers what it can.
+        reduce = max(0.0, reduce - sum(backward.total for _, backward in passes))
+    share = len(world.data(place)) if config.parallel.distributed_optimizer else 1
+    expert_share = len(world.expert_data(place)) if config.parallel.distributed_optimizer else 1
+    updated = sum(h.size / (expert_share if h.expert else share) for h in held)
+    # Gradient, weight, both moments; weight and moments written, and the weight in its own type.
+    moved = updated * (16 + 12 + PARAMETER_BYTES[config.train.precision])
+    both = sum((forward + backward for forward, backward in passes), Times())
+    return Stage(
+        place=place,
+        parameters=sum(h.size for h in held),
+        memory=memory(config, world, place),
+        links=link_bytes(transfers, cluster.gpus_per_node),
+        busy=both * count,
+        reduce=reduce + rest,
+        update=moved / cluster.memory_rate,
+    )
+
+
+def _is_gradient(transfer: Transfer) -> bool:
+    return transfer.kind == "data" and transfer.operation == "all_reduce"
+
+
+def _window(
+    config: RunConfig,
+    world: World,
+    cluster: Cluster,
+    first: list[Place],
+    transfers: list[list[Transfer]],
+    experts: bool,
+) -> Window | None:
+    """The window of the first layer of a kind."""
+    for place, found in zip(first, transfers, strict=True):
+        for chunk in chunks(config, place.pipeline):
+            for layer in chunk.layers:
+                if is_moe_layer(layer, config.moe.num_experts, config.moe.layer_freq) == experts:
+                    return window(config, world, cluster, place, layer, found)
+    return None

@@ -1,0 +1,134 @@
+"""The plan's memory against a step's ranks: weights, gradients and optimizer exactly, activations within 10 %.
+
+Activations are the storages that autograd keeps in a chunk's first forward pass, parameters aside, each once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from altup_moe.config import RunConfig
+from altup_moe.config.checks import check_config
+from altup_moe.parallel.places import chunks
+from altup_moe.plan.groups import World
+from altup_moe.plan.memory import chunk_activations, kept_by_loss, states
+from tests.distributed.cases import small, world_size
+from tests.distributed.ranks import run_ranks
+
+pytestmark = pytest.mark.distributed
+
+
+@dataclass
+class Held:
+    """Bytes on a rank after a step; `kept` of each chunk's first forward."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    kept: list[int]
+
+
+def hold(config: RunConfig) -> Held:
+    """On a rank: one step, and what there is then."""
+    import torch
+    from torch.autograd.graph import saved_tensors_hooks
+
+    from altup_moe.parallel.topology import topology
+    from altup_moe.train.batches import Batch
+    from altup_moe.train.engine import build_engine
+    from altup_moe.train.step import train_step
+    from tests.distributed.cases import micro_batch, micro_batch_count
+
+    with topology(config.parallel) as topo:
+        engine = build_engine(config, topo)
+        own = {p.untyped_storage().data_ptr() for c in engine.chunks for p in c.parameters()}
+        kept: list[dict[int, Any]] = [{} for _ in engine.chunks]
+        for chunk, found in zip(engine.chunks, kept, strict=True):
+            _count_first(chunk, found, own, saved_tensors_hooks)
+        batches = []
+        for index in range(topo.data_rank, micro_batch_count(config), topo.data_size):
+            tokens, labels = micro_batch(config, index)
+            batches.append(Batch(tokens, labels, torch.ones(labels.shape)))
+        train_step(engine, batches, config, topo)
+        buffers = [b for c in engine.chunks for b in (*c.buffers, *c.expert_parallel_buffers)]
+        return Held(
+            weights=sum(p.numel() * p.element_size() for c in engine.chunks for p in c.parameters()),
+            gradients=sum(b.grad_data.numel() * b.grad_data.element_size() for b in buffers),
+            optimizer=sum(_state_bytes(part, config) for part in _parts(engine.optimizer)),
+            kept=[sum(tensor.untyped_storage().nbytes() for tensor in found.values()) for found in kept],
+        )
+
+
+def _count_first(chunk: Any, found: dict[int, Any], own: set[int], hooks: Any) -> None:
+    forward = chunk.forward
+
+    def keep(tensor: Any) -> Any:
+        at = tensor.untyped_storage().data_ptr()
+        if at not in own:
+            found[at] = tensor
+        return tensor
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        chunk.forward = forward
+        with hooks(keep, lambda tensor: tensor):
+            return forward(*args, **kwargs)
+
+    chunk.forward = counted
+
+
+def _parts(optimizer: Any) -> list[Any]:
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
+
+
+def _state_bytes(part: Any, config: RunConfig) -> int:
+    """Moments, and fp32 copies where the weights are not fp32."""
+    inner, total = part.optimizer, 0
+    for state in inner.state.values():
+        total += sum(t.numel() * t.element_size() for k, t in state.items() if k in ("exp_avg", "exp_avg_sq"))
+    if config.train.precision == "bf16":
+        copies = (
+            "shard_fp32_from_float16_groups" if config.parallel.distributed_optimizer else "fp32_from_float16_groups"
+        )
+        total += sum(t.numel() * 4 for group in getattr(part, copies) for t in group)
+    return total
+
+
+WIDE = {"model": {"seq_length": 64, "hidden_size": 64, "ffn_hidden_size": 192, "vocab_size": 128}}
+CASES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
+    "one": ("one", {}),
+    "one, K 4": ("one", {"altup": {"width": 4}}),
+    "one, dense, K 1, bf16": (
+        "one",
+        {"moe": {"num_experts": 0}, "altup": {"width": 1}, "train": {"precision": "bf16"}},
+    ),
+    "data, sharded": ("dp2", {"parallel": {"distributed_optimizer": True}}),
+    "data, bf16": ("dp2", {"train": {"precision": "bf16"}}),
+    "data, sharded, bf16": ("dp2", {"parallel": {"distributed_optimizer": True}, "train": {"precision": "bf16"}}),
+    "tensor": ("tp2", {}),
+    "uneven stages": ("pp2-uneven", {}),
+    "interleaved, tied": ("pp2-vpp2", {"model": {"share_embeddings_and_output_weights": True}}),
+    "experts": ("ep2", {"moe": {"layer_freq": 1}}),
+    "tensor and experts": ("tp2-ep2", {"altup": {"width": 1}}),
+    "context": ("cp2", {}),
+    "tensor, stages, experts": ("tp2-pp2-ep2", {"altup": {"recycled": False}}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_memory_is_what_a_step_holds(case: str) -> None:
+    layout, sections = CASES[case]
+    config = small(layout, **{**sections, "model": {**WIDE["model"], **sections.get("model", {})}})
+    size = world_size(layout)
+    check_config(config, size)
+    world = World(config.parallel, size)
+    for place, held in zip(world.places, run_ranks(size, hold, config), strict=True):
+        weights, gradients, optimizer = states(config, world, place)
+        assert (held.weights, held.gradients) == (weights, gradients)
+        # A shard may end inside a parameter: padding is nobody's.
+        assert held.optimizer == pytest.approx(optimizer, rel=0.02 if config.parallel.distributed_optimizer else 1e-12)
+        for chunk, kept in zip(chunks(config, place.pipeline), held.kept, strict=True):
+            planned = sum(chunk_activations(config, chunk)) + (kept_by_loss(config) if chunk.last else 0)
+            assert planned == pytest.approx(kept, rel=0.1), (place, chunk)

@@ -1,0 +1,66 @@
+"""The plan's parameter counts are those of the model that is built."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from hypothesis import HealthCheck, given, settings
+
+from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig
+from altup_moe.model.reference import AltUpMoEForCausalLM
+from altup_moe.model.reference_config import AltUpMoEConfig
+from altup_moe.parallel.names import is_buffer
+from altup_moe.parallel.places import held_tensors, places
+from altup_moe.plan.parameters import held_parameters, parameters, stage_parameters
+from tests.unit.plan.configs import runs
+
+
+def built(config: RunConfig) -> dict[str, int]:
+    """Parameters of the reference model by name, tied ones once."""
+    with torch.device("meta"):
+        model = AltUpMoEForCausalLM(AltUpMoEConfig.from_run(config))
+    return {name: parameter.numel() for name, parameter in model.named_parameters()}
+
+
+def sizes(boxes: Iterable[tuple[tuple[int, int], ...]]) -> int:
+    return sum(math.prod(stop - start for start, stop in box) for box in boxes)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(runs())
+def test_counts_are_the_built_models(run: tuple[RunConfig, int]) -> None:
+    config, world = run
+    model = built(config)
+    expert_names = {name: n for name, n in model.items() if ".experts." in name}
+    got = parameters(config)
+    assert got.total == sum(model.values())
+    assert got.experts == sum(expert_names.values())
+    share = config.moe.top_k / max(1, config.moe.num_experts)
+    assert got.active == got.total - got.experts + got.experts * share
+    # Every rank of a stage holds as many; together, replicas once, they hold the model.
+    stages, ranks = stage_parameters(config, world), places(config.parallel, world)
+    pieces: dict[str, set] = {}
+    for place in ranks:
+        assert sum(held.size for held in held_parameters(config, place)) == stages[place.pipeline]
+        for tensor in held_tensors(config, place):
+            for piece in tensor.pieces:
+                pieces.setdefault(piece.name, set()).add(piece.box)
+    assert {name: sizes(boxes) for name, boxes in pieces.items() if not is_buffer(name)} == model
+
+
+def test_mixtral_8x22b() -> None:
+    """Mistral's own count: 141 billion parameters, 39 billion active (mistral.ai/news/mixtral-8x22b)."""
+    model = ModelConfig(
+        num_layers=56,
+        hidden_size=6144,
+        num_attention_heads=48,
+        num_query_groups=8,
+        vocab_size=32768,
+        share_embeddings_and_output_weights=False,
+    )
+    moe = MoEConfig(num_experts=8, top_k=2, ffn_hidden_size=16384)
+    got = parameters(RunConfig(model, AltUpConfig(width=1), moe))
+    assert round(got.total / 1e9) == 141
+    assert round(got.active / 1e9) == 39

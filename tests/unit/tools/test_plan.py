@@ -1,0 +1,85 @@
+"""tools/plan.py: exit codes, one-line errors, JSON, pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from altup_moe.config.load import read_yaml
+from altup_moe.plan.cluster import cluster_from
+from altup_moe.plan.compare import LAYOUTS, Compared, pairs_in_order
+from altup_moe.plan.measure import as_yaml
+from altup_moe.plan.parameters import parameters
+from altup_moe.plan.step import plan_step
+from tools.plan import load_cluster, load_config, main
+
+CONFIG = str(Path(__file__).parents[3] / "configs" / "altup_k4_gpu.yaml")
+
+
+def test_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([CONFIG, "--nodes", "4", "--set", "parallel.expert=16"]) == 0
+    text = capsys.readouterr().out
+    assert f"{parameters(load_config(CONFIG)).total:,}" in text
+    for word in ("MFU", "bubble", "exposed", "an MoE layer's pass is hidden", "nodes in the mean", "fits", "pipeline"):
+        assert word in text
+
+
+def test_json_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([CONFIG, "--json", "--timeline", str(tmp_path / "out")]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["gpus"] == 8
+    assert [stage["parameters"] for stage in plan["stages"]] == [529211592, 529213640]
+    assert (tmp_path / "out" / "step.png").read_bytes()[:4] == b"\x89PNG"
+    assert json.loads((tmp_path / "out" / "trace.json").read_text())["traceEvents"]
+
+
+def test_what_does_not_fit_the_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([CONFIG, "--set", "train.micro_batch_size=64", "parallel.pipeline=1", "train.recompute=none"]) == 1
+    assert "DOES NOT FIT" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--cluster", "z100"], "cluster='z100'"),
+        (["--set", "parallel.tensor=3"], "parallel.tensor=3"),
+        (["--set", "moe.backend=tutel"], "moe.backend='tutel'"),
+        (["--sweep", "8-16"], "sweep='8-16'"),
+        (["--nodes", "many"], "nodes='many'"),
+    ],
+)
+def test_one_line_says_what_cannot_be(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([CONFIG, *words]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_published(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["published"]) == 0
+    assert "Mixtral 8x22B" in capsys.readouterr().out
+
+
+def test_pairs_in_the_measured_order() -> None:
+    compared = [Compared("a", 1.0, 2.0), Compared("b", 2.0, 3.0), Compared("c", 3.0, 1.0)]
+    assert pairs_in_order(compared) == (1, 3)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_compared_layouts_can_be_planned(name: str) -> None:
+    ranks, config = LAYOUTS[name]
+    assert plan_step(config, load_cluster("h100x8"), ranks).seconds > 0
+
+
+def test_compare_wants_its_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare"]) == 2
+    assert "one word" in capsys.readouterr().err
+
+
+def test_a_measured_file_is_read_back(tmp_path: Path) -> None:
+    """What `measure` writes is what a plan reads; the measuring itself takes time, and is no test's."""
+    cluster = load_cluster("h100x8")
+    (tmp_path / "mine.yaml").write_text(as_yaml(cluster))
+    assert cluster_from(read_yaml(tmp_path / "mine.yaml"), "h100x8") == cluster

@@ -1,0 +1,168 @@
+#!/usr/bin/env python3
+"""What a run would cost on a cluster: parameters, operations, memory, bytes on every link, time. Starts nothing.
+
+    python tools/plan.py CONFIG --cluster h100x8 --nodes 128 [--set parallel.tensor=4 ...] [--timeline DIR] [--json]
+    python tools/plan.py CONFIG --cluster h100x8 --nodes 16 --search
+    python tools/plan.py CONFIG --cluster h100x8 --sweep gpus=8..1024
+    python tools/plan.py published          published runs beside the model's figures
+    python tools/plan.py measure [FILE]     this machine as a cluster file
+    python tools/plan.py compare FILE       planned step times beside measured ones, eight layouts on two cores
+
+Exit codes: 0; 1 it does not fit the memory, or no layout does; 2 a value that cannot be (one line says which).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from altup_moe.config import ConfigError, RunConfig, UserError
+from altup_moe.config.flags import parse, print_help
+from altup_moe.config.load import load_config
+from altup_moe.plan.cluster import Cluster, load_cluster
+from altup_moe.plan.layer_time import Factors
+from altup_moe.plan.picture import recordings
+from altup_moe.plan.published import POINTS, planned
+from altup_moe.plan.report import as_dict, found_dict, found_rows, lines, published_rows
+from altup_moe.plan.search import search, sweep
+from altup_moe.plan.step import plan_step
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run would cost on a cluster, by arithmetic. `plan.py published`, `measure` and `compare` stand alone.
+
+    Exit code 0: it fits. 1: it does not fit the memory, or no layout does. 2: a value that cannot be.
+    """
+
+    config: Positional[Path]
+    """A run's YAML file."""
+    cluster: str = "h100x8"
+    """A kind of node (configs/clusters), or a file of that form."""
+    nodes: int = 1
+    """Nodes of the cluster."""
+    gpus: int | None = None
+    """GPUs, where they are not all of the nodes'."""
+    set: tuple[str, ...] = ()
+    """Fields that differ from the file's: parallel.tensor=4 train.recompute=full ..."""
+    imbalance: float = 1.0
+    """Rows of the fullest expert rank, as a multiple of the mean."""
+    straggler: float = 1.0
+    """Compute time of the slowest GPU, as a multiple of the mean."""
+    search: bool = False
+    """Plan the layouts that fit, and list the fastest."""
+    sweep: str | None = None
+    """gpus=FROM..TO: the fastest layout of every doubling."""
+    keep: int = 10
+    """Layouts listed."""
+    timeline: Path | None = None
+    """Directory for the simulated step: trace.json (Perfetto, Chrome) and step.png."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def plan(options: Options) -> int:
+    """Plan one layout, or look for some. Returns the exit code."""
+    config = load_config(options.config, [f"--{word}" for word in options.set])
+    cluster = load_cluster(options.cluster)
+    gpus = options.gpus or options.nodes * cluster.gpus_per_node
+    factors = Factors(options.imbalance, options.straggler)
+    if options.search or options.sweep:
+        sizes = _sizes(options.sweep) if options.sweep else []
+        one = search(config, cluster, gpus, factors, options.keep) if options.search else []
+        found = [*one, *sweep(config, cluster, sizes, factors)]
+        print(json.dumps([found_dict(f) for f in found]) if options.json else "\n".join(found_rows(found)))
+        return 0 if found else 1
+    return _one(options, config, cluster, gpus, factors)
+
+
+def _one(options: Options, config: RunConfig, cluster: Cluster, gpus: int, factors: Factors) -> int:
+    result = plan_step(config, cluster, gpus, factors)
+    if options.timeline is not None:
+        _draw(options.timeline, recordings(result))
+    if options.json:
+        print(json.dumps(as_dict(config, cluster, result)))
+    else:
+        print("\n".join(lines(config, cluster, result)))
+    return 0 if result.fits else 1
+
+
+def _draw(directory: Path, recorded: list) -> None:
+    from altup_moe.timeline.chrome import write_trace
+    from altup_moe.timeline.picture import write_picture
+
+    directory.mkdir(parents=True, exist_ok=True)
+    write_trace(directory / "trace.json", recorded)
+    write_picture(directory / "step.png", recorded, title="planned step, one rank of each stage")
+
+
+def _sizes(text: str) -> list[int]:
+    """gpus=8..64 as [8, 16, 32, 64]."""
+    low, dots, high = text.removeprefix("gpus=").partition("..")
+    if not (dots and low.isdecimal() and high.isdecimal() and 0 < int(low) <= int(high)):
+        raise ConfigError("sweep", text, "gpus=8..1024 would fit")
+    sizes = [int(low)]
+    while sizes[-1] * 2 <= int(high):
+        sizes.append(sizes[-1] * 2)
+    return sizes
+
+
+def _measure(words: Sequence[str]) -> int:
+    from altup_moe.plan.measure import as_yaml, measure
+
+    text = as_yaml(measure())
+    if words:
+        Path(words[0]).write_text(text, encoding="utf-8")
+    print(text, end="")
+    return 0
+
+
+def _compare(words: Sequence[str]) -> int:
+    from altup_moe.plan.compare import compare, pairs_in_order
+
+    if len(words) != 1:
+        raise UserError("compare takes one word: the cluster file that `measure FILE` wrote")
+    found = []
+    print(f"{'layout':<22}{'measured s':>11}{'planned s':>11}{'planned / measured':>20}")
+    for one in compare(load_cluster(words[0])):
+        found.append(one)
+        ratio = one.planned / one.measured
+        print(f"{one.name:<22}{one.measured:>11.3f}{one.planned:>11.3f}{ratio:>20.2f}", flush=True)
+    print("{} of {} pairs of layouts in the measured order".format(*pairs_in_order(found)))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line. Returns 0, 1 for what does not fit, or 2 with one line on standard error."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if "-h" in args or "--help" in args:
+        print_help(Options, "tools/plan.py")
+        return 0
+    try:
+        if args[:1] == ["published"]:
+            print("\n".join(published_rows([(point, planned(point)) for point in POINTS])))
+            return 0
+        if args[:1] == ["measure"]:
+            return _measure(args[1:])
+        if args[:1] == ["compare"]:
+            return _compare(args[1:])
+        code = plan(parse(Options, args, positional="config"))
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"plan: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; the interpreter must not complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
