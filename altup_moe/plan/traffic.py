@@ -257,13 +257,22 @@ def _gradients(config: RunConfig, world: World, place: Place) -> Iterator[Transf
         yield Transfer("data", "all_reduce", (inside, last + inside), 1, 4 * table.size, "step")
 
 
+def norm_groups(config: RunConfig, world: World, place: Place) -> list[Ranks]:
+    """The groups of each optimizer's gradient norm: dense parameters', and with experts theirs.
+
+    Where state is sharded both are everyone.
+    """
+    groups = [world.model(place), *([world.expert_model(place)] if config.moe.num_experts else [])]
+    return [world.everyone()] * len(groups) if config.parallel.distributed_optimizer else groups
+
+
 def _reports(config: RunConfig, world: World, place: Place) -> Iterator[Transfer]:
     """Once a step: gradient norms, whether they are finite, losses, routing counts, expert biases."""
     moe, everyone = config.moe, world.everyone()
     phase: Phase = "step"
-    # Where state is sharded, dense and expert parameters have one norm over everyone.
-    norms = [world.model(place), *([world.expert_model(place)] if moe.num_experts else [])]
-    for ranks in [everyone] if config.parallel.distributed_optimizer else norms:
+    groups = norm_groups(config, world, place)
+    # Sharded, both are one norm.
+    for ranks in groups[:1] if config.parallel.distributed_optimizer else groups:
         yield Transfer("report", "all_reduce", ranks, 1, 4, phase)
     yield Transfer("report", "all_reduce", everyone, 1, 4, phase)
     yield Transfer("report", "all_reduce", everyone, 1, 16, phase)

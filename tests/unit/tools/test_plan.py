@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,8 @@ from altup_moe.plan.parameters import parameters
 from altup_moe.plan.step import plan_step
 from tools.plan import load_cluster, load_config, main
 
-CONFIG = str(Path(__file__).parents[3] / "configs" / "altup_k4_gpu.yaml")
+ROOT = Path(__file__).parents[3]
+CONFIG = str(ROOT / "configs" / "altup_k4_gpu.yaml")
 
 
 def test_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,3 +86,9 @@ def test_a_measured_file_is_read_back(tmp_path: Path) -> None:
     cluster = load_cluster("h100x8")
     (tmp_path / "mine.yaml").write_text(as_yaml(cluster))
     assert cluster_from(read_yaml(tmp_path / "mine.yaml"), "h100x8") == cluster
+
+
+def test_a_plan_imports_no_torch() -> None:
+    code = f"import sys, tools.plan; tools.plan.main([{CONFIG!r}]); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
