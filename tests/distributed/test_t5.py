@@ -158,6 +158,12 @@ def test_zero(layout: str, stage: int, kind: str, recompute: str, directory: Pat
     assert finish(layout, config) == pytest.approx(one_rank(kind), rel=1e-4)
 
 
+def test_half_precision(directory: Path, one_rank: Any) -> None:
+    config = copying_run("tp2-ep2", directory, "bf16", train={"precision": "bf16", "recompute": "full"})
+    config = replace(config, parallel=replace(config.parallel, distributed_optimizer=True))
+    assert finish("tp2-ep2", config) == pytest.approx(one_rank("experts"), rel=0.02)
+
+
 def test_twenty_losses_and_exact_resumption(tmp_path: Path, one_rank: Any) -> None:
     """One rank and four agree; a run that was cut writes what the whole one does; its checkpoint moves to one rank."""
     checkpoint = {"save_interval": 10}

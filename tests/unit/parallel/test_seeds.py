@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from altup_moe.altup.variants import one_hot
-from altup_moe.config import AltUpConfig, ModelConfig, RunConfig, TrainConfig
+from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig, TrainConfig
+from altup_moe.model.reference_models import reference_model
 from altup_moe.parallel.names import Box
 from altup_moe.parallel.seeds import BLOCK_ELEMENTS, derived_seed, initial, normal
 
@@ -127,3 +128,21 @@ def test_norms_biases_and_coefficients() -> None:
         config = RunConfig(altup=AltUpConfig(width=4, variant="round_robin", select=select))
         read = initial("model.layers.6.altup.read", (4,), whole((4,)), config)
         assert torch.equal(read, one_hot(4, block))
+
+
+def test_an_encoder_decoder_is_drawn_as_its_reference() -> None:
+    """Every tensor's size, layer by layer; AltUp coefficients and norms are the same numbers."""
+    model = ModelConfig(
+        2, 64, 96, 4, 4, vocab_size=500, kv_channels=24, share_embeddings_and_output_weights=False, arch="t5",
+        num_decoder_layers=3,
+    )  # fmt: skip
+    altup, moe = AltUpConfig(2, recycled=False, cross_attention="wide"), MoEConfig(num_experts=2, layer_freq=2)
+    config = RunConfig(model, altup, moe)
+    torch.manual_seed(0)
+    for name, expected in reference_model(config).named_parameters():
+        got = initial(name, tuple(expected.shape), whole(tuple(expected.shape)), config)
+        if "norm" in name or ".altup." in name:
+            assert torch.equal(got, expected), name
+        else:
+            few = "relative" in name or "router" in name
+            torch.testing.assert_close(got.std(), expected.std(), rtol=0.3 if few else 0.06, atol=0, msg=name)

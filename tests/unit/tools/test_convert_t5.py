@@ -27,6 +27,7 @@ from tests.checkpoints import head, write_tensors
 from tests.unit.tools.hub_models import TEXT
 from tools.convert import main
 from tools.grow import main as grow
+from tools.reshard import main as reshard
 
 MODEL = ModelConfig(
     num_layers=3, hidden_size=32, ffn_hidden_size=48, num_attention_heads=4, num_query_groups=4, seq_length=24,
@@ -184,6 +185,14 @@ def test_the_answer_to_a_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert continuation(run, "the cat", 999, 0.0, 1.0, 0) == continuation(run, "the cat", 10, 0.0, 1.0, 0)
     with pytest.raises(UserError, match="was trained on 24"):
         continuation(run, "x y z " * 24, 5, 0.0, 1.0, 0)
+
+
+def test_resharding_keeps_every_tensor(tmp_path: Path) -> None:
+    model = write_run(tmp_path / "run", OURS["wide"])
+    arguments = [str(tmp_path / "run"), str(tmp_path / "out"), "--tensor", "2", "--expert", "2", "--verify"]
+    assert reshard(arguments) == 0
+    held = load_run(tmp_path / "out").model.state_dict()
+    assert all(torch.equal(held[name], value) for name, value in model.state_dict().items())
 
 
 def test_growth_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
