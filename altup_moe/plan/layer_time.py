@@ -122,8 +122,9 @@ def window(
     forward = [t for t in transfers if t.phase == "forward" and t.layer == layer]
     pairs = [t for t in forward if t.operation == "all_to_all"]
     if is_moe_layer(layer, config.moe.num_experts, config.moe.layer_freq):
-        # Of the forward's three messages a pair (rows, probabilities, rows back) the first two are the dispatch.
-        idle = exchange_seconds((t for t in pairs if t.ranks[0] == place.rank and t.calls % 2 == 0), cluster)
+        # Of the forward's messages to a rank two of three are the dispatch (rows, probabilities), one the combine.
+        most = max((t.calls for t in pairs), default=0)
+        idle = exchange_seconds((t for t in pairs if t.calls == most), cluster)
     else:
         scatters = [t for t in forward if t.operation == "reduce_scatter" and t.kind == "tensor"]
         idle = sum(transfer_seconds(t, cluster) / t.calls for t in scatters[-1:])

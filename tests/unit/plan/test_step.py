@@ -84,6 +84,10 @@ def test_halves_hide_the_exchange() -> None:
         for h in (False, True)
     )
     assert halves.exposed()["expert"] < whole.exposed()["expert"]
+    # The window is the dispatch's, in one piece or two: as many bytes, twice the latency.
+    assert whole.moe_window is not None
+    assert halves.moe_window is not None
+    assert halves.moe_window.idle - whole.moe_window.idle == pytest.approx(2 * 10e-6)
 
 
 def test_imbalance_and_stragglers_cost() -> None:
