@@ -2,7 +2,7 @@
 
 Span corruption is T5's (Raffel et al. 2020, arXiv 1910.10683, section 3.1.4): spans of a window are dropped, sentinels
 stand in their places, and the targets spell what was dropped. Window lengths follow T5's arithmetic, so that inputs
-fill the encoder exactly: 568 raw tokens are 512 of input and 114 of target. Shape suffixes: L tokens of a window.
+fill the encoder: 568 raw tokens are 512 of input and 114 of target. Shape suffixes: L tokens of a window.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def span_counts(length: int, noise_density: float, mean_span: float) -> SpanCoun
 def longest_window(fits: Callable[[SpanLengths], bool], noise_density: float, mean_span: float) -> SpanLengths | None:
     """The longest raw window whose inputs and targets fit (T5's `random_spans_helper`); None if none of 2 tokens does.
 
-    Lengths grow by single tokens, so what fits is filled exactly.
+    A raw token more is at most one more of input, so what fits is filled exactly, as long as fewer tokens are dropped
+    than kept. Else kept tokens can be too few to part the spans: one more of them then brings a span with it, and one
+    place may stay empty.
     """
     best, raw = None, 2
     while fits(lengths := _lengths(raw, noise_density, mean_span)):

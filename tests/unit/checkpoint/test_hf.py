@@ -38,7 +38,8 @@ def test_names(name: str, family: str, theirs: str) -> None:
     assert hub_name(name, family) == theirs
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# T5 has other fields, and a test of its own (test_convert_t5).
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"t5"}))
 def test_there_and_back(family: str) -> None:
     """What a plain configuration says is read as the model it was made from."""
     hub = from_hub({"model_type": family, **SIZES, **EXPERTS, "norm_topk_prob": True, "sliding_window": None})
