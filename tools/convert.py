@@ -18,7 +18,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from altup_moe.config import ConfigError, UserError
+from altup_moe.config import ConfigError
+from altup_moe.config.command import ended
 
 
 @dataclass(frozen=True)
@@ -59,23 +60,23 @@ def main(argv: list[str] | None = None) -> int:
     from altup_moe.train.hub import CheckFailed, export_run, import_run  # torch: after the command line is understood
 
     target = options.run_dir if isinstance(options, Import) else options.out
-    try:
+
+    def work() -> int:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise ConfigError(
-                "run_dir" if isinstance(options, Import) else "out", str(target), "exists and is not empty"
-            )
-        if isinstance(options, Import):
-            lines = import_run(options.source, target, options.seq_length, options.precision, options.check)
-        else:
-            lines = export_run(options.source, target, options.plain, options.check)
-    except UserError as error:
-        print(f"convert: error: {error}", file=sys.stderr)
-        return 2
-    except CheckFailed as error:
-        print(f"convert: check failed: {error}; nothing was written", file=sys.stderr)
-        return 1
-    print("\n".join(lines))
-    return 0
+            key = "run_dir" if isinstance(options, Import) else "out"
+            raise ConfigError(key, str(target), "exists and is not empty")
+        try:
+            if isinstance(options, Import):
+                lines = import_run(options.source, target, options.seq_length, options.precision, options.check)
+            else:
+                lines = export_run(options.source, target, options.plain, options.check)
+        except CheckFailed as error:
+            print(f"convert: check failed: {error}; nothing was written", file=sys.stderr)
+            return 1
+        print("\n".join(lines))
+        return 0
+
+    return ended("convert", work)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from altup_moe.checkpoint.grow_rules import Growth, stays_equal
 from altup_moe.checkpoint.source import HALF, Checkpoint
 from altup_moe.checkpoint.store import checkpoints_dir, find_checkpoint
 from altup_moe.config import ConfigError, ModelConfig, RunConfig, UserError
+from altup_moe.config.command import ended
 from altup_moe.config.flags import Flag, parse, print_help, read_flags
 from altup_moe.config.keys import field_hints
 from altup_moe.config.load import HINTS, save_config
@@ -73,15 +74,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__doc__)
         print_help(Options, "grow.py SRC DST [--SECTION.KEY VALUE ...]")
         return 0
-    try:
-        run(args)
-    except UserError as error:
-        print(f"grow: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except Differs as error:
-        print(f"grow: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    def work() -> int:
+        try:
+            run(args)
+        except Differs as error:
+            print(f"grow: error: {error}", file=sys.stderr)
+            return 1
+        return 0
+
+    return ended("grow", work)
 
 
 def run(args: Sequence[str]) -> None:

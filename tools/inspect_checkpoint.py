@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +25,8 @@ from altup_moe.checkpoint.layout import layout_text
 from altup_moe.checkpoint.listing import Row, entries, rows
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import find_checkpoint
-from altup_moe.config import ConfigError, UserError
+from altup_moe.config import ConfigError
+from altup_moe.config.command import ended
 from altup_moe.config.flags import parse, print_help
 
 
@@ -178,18 +178,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "-h" in args or "--help" in args:
         print_help(Options, "tools/inspect_checkpoint.py")
         return 0
-    try:
+
+    def work() -> int:
         options = parse(Options, args, positional="path")
-        code = inspect(options) if options.diff is None else diff(options, options.diff)
-        sys.stdout.flush()
-        return code
-    except UserError as error:
-        print(f"inspect_checkpoint: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough; the interpreter must not complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return inspect(options) if options.diff is None else diff(options, options.diff)
+
+    return ended("inspect_checkpoint", work)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ Exit codes: 0; 1 it does not fit the memory, or no layout does; 2 a value that c
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from altup_moe.config import ConfigError, RunConfig, UserError
+from altup_moe.config.command import ended
 from altup_moe.config.flags import parse, print_help
 from altup_moe.config.load import load_config
 from altup_moe.plan.cluster import Cluster, load_cluster
@@ -144,24 +144,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "-h" in args or "--help" in args:
         print_help(Options, "tools/plan.py")
         return 0
-    try:
-        if args[:1] == ["published"]:
+    return ended("plan", lambda: _work(args))
+
+
+def _work(args: list[str]) -> int:
+    match args[:1]:
+        case ["published"]:
             print("\n".join(published_rows([(point, planned(point)) for point in POINTS])))
             return 0
-        if args[:1] == ["measure"]:
+        case ["measure"]:
             return _measure(args[1:])
-        if args[:1] == ["compare"]:
+        case ["compare"]:
             return _compare(args[1:])
-        code = plan(parse(Options, args, positional="config"))
-        sys.stdout.flush()
-        return code
-    except UserError as error:
-        print(f"plan: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough; the interpreter must not complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return plan(parse(Options, args, positional="config"))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from typing import Annotated
 
 import tyro
 
-from altup_moe.config.errors import ConfigError, UserError
+from altup_moe.config.command import ended
+from altup_moe.config.errors import ConfigError
 from altup_moe.data.corpora import CORPORA, load_corpus
 from altup_moe.data.document import Document
 from altup_moe.data.files import staging
@@ -98,11 +99,11 @@ def run(options: Options) -> tuple[Manifest, float]:
 def main(argv: list[str] | None = None) -> int:
     """Command line. Returns 0, or 2 with one line on standard error for what the user can mend."""
     options = tyro.cli(Annotated[Options, tyro.conf.FlagCreatePairsOff], args=argv, description=__doc__)
-    try:
-        manifest, seconds = run(options)
-    except UserError as error:
-        print(f"prepare_data: error: {error}", file=sys.stderr)
-        return 2
+    return ended("prepare_data", lambda: _work(options))
+
+
+def _work(options: Options) -> int:
+    manifest, seconds = run(options)
     print(
         f"{options.out}: {manifest.documents:,} documents, {manifest.tokens:,} tokens of {manifest.vocab_size}, "
         f"{manifest.bytes:,} bytes ({manifest.bytes / manifest.tokens:.2f} a token), "

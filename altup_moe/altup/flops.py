@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
+from altup_moe.altup.parts import Parts
 from altup_moe.altup.shape import context_width, has_projections, is_moe_layer, output_width, stream_width
 from altup_moe.config import RunConfig
 from altup_moe.config.sequence import strided_layers
@@ -14,7 +15,7 @@ Kind = Literal["decoder", "encoder", "cross_decoder"]
 
 
 @dataclass(frozen=True)
-class Products:
+class Products(Parts):
     """Multiply-adds of one token's forward pass. Experts: those it is routed to. Scores: in decoders the causal half.
 
     Looking up an embedding multiplies nothing. A floating-point count is twice these (forward), or six times with the
@@ -35,17 +36,6 @@ class Products:
     """The stream's mix and write, K (K + 1) a feature; what computes `dynamic` coefficients, and its stream's ends."""
     output: float = 0
     """The output layer."""
-
-    def __add__(self, other: Products) -> Products:
-        return Products(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
-
-    def __mul__(self, share: float) -> Products:
-        return Products(*(share * part for part in astuple(self)))
-
-    @property
-    def total(self) -> float:
-        """All parts."""
-        return sum(astuple(self))
 
 
 def layer_products(config: RunConfig, layer: int, kind: Kind = "decoder") -> Products:

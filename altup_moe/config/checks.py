@@ -264,14 +264,14 @@ def _world(config: RunConfig, world_size: int) -> None:
 
 def _engine(config: RunConfig, world_size: int) -> None:
     engine, stage = config.train.engine, config.parallel.zero_stage
+    if config.train.transformer_engine == "on":
+        check_installed("train.transformer_engine", "on", "transformer_engine", "off")
     if engine == "megatron":
         if stage != 1:
             fits = "needs train.engine deepspeed; 1 would fit (megatron has parallel.distributed_optimizer)"
             raise ConfigError("parallel.zero_stage", stage, fits)
         return
     check_installed("train.engine", engine)
-    if config.train.transformer_engine == "on":
-        check_installed("train.transformer_engine", "on", "transformer_engine", "off")
     check_zero(config)
 
 

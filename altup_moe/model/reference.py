@@ -9,7 +9,7 @@ Shape legend: B samples, S positions, D width of a layer, K blocks of the stream
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -30,93 +30,10 @@ from altup_moe.model.reference_layers import (
     Routing,
     attention_mask,
     full,
-    never_halved,
     updated_expert_bias,
 )
 from altup_moe.model.reference_sequence import Strided, token_order
-from altup_moe.model.reference_streams import BlockProjection, DynamicAltUp, HyperConnections, projections
-
-# ------------------------------------------------------------------------------------------------------------- AltUp
-
-
-class PredictCorrect(nn.Module):
-    """AltUp (arXiv 2301.13310, Algorithm 1), and the form in which the layer computes on the predicted block.
-
-    predict: x^_i = sum_m P_im x_m;  compute: y = F(x_j), or F(x^_j) for `gemma`;  correct: x'_i = x^_i + g_i (y - x^_j)
-    """
-
-    def __init__(self, width: int, block: int, on_predicted: bool) -> None:
-        super().__init__()
-        self.predict = nn.Parameter(torch.empty(width, width, dtype=torch.float32))
-        self.correct = nn.Parameter(torch.empty(width, dtype=torch.float32))
-        self.block, self.on_predicted = block, on_predicted
-
-    def reset(self) -> None:
-        """P = I, g = 1: with equal blocks the layer is the plain Transformer's."""
-        init.eye_(self.predict)
-        init.ones_(self.correct)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PredictCorrect:
-        return super()._apply(never_halved(fn), recurse)
-
-    def before(self, x_KBSD: Tensor) -> tuple[Tensor, Tensor]:
-        """(what the layer computes on [B, S, D], predicted blocks [K, B, S, D] in fp32)."""
-        predicted_KBSD = torch.einsum("im,mbsd->ibsd", self.predict, full(x_KBSD))
-        source_KBSD = predicted_KBSD if self.on_predicted else x_KBSD
-        return source_KBSD[self.block].to(x_KBSD.dtype), predicted_KBSD
-
-    def after(self, predicted_KBSD: Tensor, y_BSD: Tensor) -> Tensor:
-        """The next layer's stream [K, B, S, D]."""
-        error_BSD = full(y_BSD) - predicted_KBSD[self.block]
-        return (predicted_KBSD + torch.einsum("i,bsd->ibsd", self.correct, error_BSD)).to(y_BSD.dtype)
-
-
-class RoundRobin(nn.Module):
-    """u = sum_k r_k x_k;  y = F(u);  x'_j = x_j + s y, the other blocks stay."""
-
-    def __init__(self, width: int, block: int) -> None:
-        super().__init__()
-        self.read = nn.Parameter(torch.empty(width, dtype=torch.float32))
-        self.scale = nn.Parameter(torch.empty(1, dtype=torch.float32))
-        self.block = block
-
-    def reset(self) -> None:
-        """r = e_j, s = 1: the layer reads and writes block j alone."""
-        init.copy_(self.read, F.one_hot(torch.tensor(self.block), self.read.shape[0]))
-        init.ones_(self.scale)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RoundRobin:
-        return super()._apply(never_halved(fn), recurse)
-
-    def before(self, x_KBSD: Tensor) -> tuple[Tensor, Tensor]:
-        """(what the layer computes on [B, S, D], the unchanged blocks [K, B, S, D])."""
-        return torch.einsum("k,kbsd->bsd", self.read, full(x_KBSD)).to(x_KBSD.dtype), x_KBSD
-
-    def after(self, x_KBSD: Tensor, y_BSD: Tensor) -> Tensor:
-        """The next layer's stream [K, B, S, D]."""
-        blocks = list(x_KBSD)
-        blocks[self.block] = (full(blocks[self.block]) + self.scale * full(y_BSD)).to(y_BSD.dtype)
-        return torch.stack(blocks)
-
-
-# ------------------------------------------------------------------------------------------------------------- model
-
-
-Stream = PredictCorrect | RoundRobin | HyperConnections | DynamicAltUp
-
-
-def stream_around(config: AltUpMoEConfig, layer: int) -> Stream:
-    """What stands around layer `layer` (from 0)."""
-    k, j = config.stream_width, config.selected_block(layer)
-    match config.altup_variant:
-        case "round_robin":
-            return RoundRobin(k, j)
-        case "hc":
-            return HyperConnections(k, j)
-        case "dynamic":
-            clip, std = config.altup_coef_clip, config.initializer_range
-            return DynamicAltUp(k, j, config.hidden_size, config.rms_norm_eps, clip, std)
-    return PredictCorrect(k, j, config.altup_variant == "gemma")
+from altup_moe.model.reference_streams import BlockProjection, Stream, projections, stream_around
 
 
 class Layer(nn.Module):
@@ -173,6 +90,23 @@ class Layer(nn.Module):
         return self.altup.after(predicted_KBSD, y_BSD), routing
 
 
+def walk(
+    layers: nn.ModuleList, x_KBSD: Tensor, *args: Any, **order: Tensor | None
+) -> tuple[Tensor, dict[int, Routing]]:
+    """The stream after all layers, and what each MoE layer decided. ``args``: what a layer takes beside the stream."""
+    routings = {}
+    for n, layer in enumerate(layers):
+        x_KBSD, routing = layer(x_KBSD, *args, **order)
+        if routing is not None:
+            routings[n] = routing
+    return x_KBSD, routings
+
+
+def joined(x_KBSD: Tensor, summed: bool) -> Tensor:
+    """[K, B, S, D] -> the blocks summed [B, S, D], or side by side [B, S, K*D]."""
+    return x_KBSD.sum(0) if summed else torch.cat(tuple(x_KBSD), dim=-1)
+
+
 class Decoder(nn.Module):
     """Embedding, widened stream, layers, narrowing and the final norm."""
 
@@ -209,7 +143,7 @@ class Decoder(nn.Module):
         if self.config.dynamic:
             others = zip(self.altup_unembed_projections, x_KBSD[1:], strict=True)
             return torch.stack([x_KBSD[0], *(project(x, x_KBSD[0]) for project, x in others)]).mean(0)
-        return x_KBSD.sum(0) if self.config.altup_recycled else torch.cat(tuple(x_KBSD), dim=-1)
+        return joined(x_KBSD, self.config.altup_recycled)
 
     def forward(
         self,
@@ -231,11 +165,8 @@ class Decoder(nn.Module):
             positions_BS = torch.arange(past, past + s, device=tokens_BS.device)[None]
         mask = attention_mask(padding, s, past, tokens_BS.device)
         order_BS = token_order(padding, s, past, tokens_BS.device) if self.config.sequence_stride > 1 else None
-        x_KBSD, routings = self.widen(self.embed_tokens(tokens_BS)), {}
-        for n, layer in enumerate(self.layers):
-            x_KBSD, routing = layer(x_KBSD, capacity_factor, positions_BS, mask, cache, order_BS=order_BS)
-            if routing is not None:
-                routings[n] = routing
+        x_KBSD = self.widen(self.embed_tokens(tokens_BS))
+        x_KBSD, routings = walk(self.layers, x_KBSD, capacity_factor, positions_BS, mask, cache, order_BS=order_BS)
         return self.norm(self.narrow(x_KBSD)), routings
 
 

@@ -1,4 +1,4 @@
-"""The reference model's wide streams with more than predict and correct: hyper-connections, and Gemma-3n's own AltUp.
+"""The wide streams of the reference model, one class a form: what a layer reads, and what becomes of its output.
 
 Shape legend: K blocks, B samples, S positions, D width of a block.
 """
@@ -12,7 +12,68 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from altup_moe.model.reference_config import AltUpMoEConfig
 from altup_moe.model.reference_layers import full, never_halved
+
+
+class PredictCorrect(nn.Module):
+    """AltUp (arXiv 2301.13310, Algorithm 1), and the form in which the layer computes on the predicted block.
+
+    predict: x^_i = sum_m P_im x_m;  compute: y = F(x_j), or F(x^_j) for `gemma`;  correct: x'_i = x^_i + g_i (y - x^_j)
+    """
+
+    def __init__(self, width: int, block: int, on_predicted: bool) -> None:
+        super().__init__()
+        self.predict = nn.Parameter(torch.empty(width, width, dtype=torch.float32))
+        self.correct = nn.Parameter(torch.empty(width, dtype=torch.float32))
+        self.block, self.on_predicted = block, on_predicted
+
+    def reset(self) -> None:
+        """P = I, g = 1: with equal blocks the layer is the plain Transformer's."""
+        init.eye_(self.predict)
+        init.ones_(self.correct)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PredictCorrect:
+        return super()._apply(never_halved(fn), recurse)
+
+    def before(self, x_KBSD: Tensor) -> tuple[Tensor, Tensor]:
+        """(what the layer computes on [B, S, D], predicted blocks [K, B, S, D] in fp32)."""
+        predicted_KBSD = torch.einsum("im,mbsd->ibsd", self.predict, full(x_KBSD))
+        source_KBSD = predicted_KBSD if self.on_predicted else x_KBSD
+        return source_KBSD[self.block].to(x_KBSD.dtype), predicted_KBSD
+
+    def after(self, predicted_KBSD: Tensor, y_BSD: Tensor) -> Tensor:
+        """The next layer's stream [K, B, S, D]."""
+        error_BSD = full(y_BSD) - predicted_KBSD[self.block]
+        return (predicted_KBSD + torch.einsum("i,bsd->ibsd", self.correct, error_BSD)).to(y_BSD.dtype)
+
+
+class RoundRobin(nn.Module):
+    """u = sum_k r_k x_k;  y = F(u);  x'_j = x_j + s y, the other blocks stay."""
+
+    def __init__(self, width: int, block: int) -> None:
+        super().__init__()
+        self.read = nn.Parameter(torch.empty(width, dtype=torch.float32))
+        self.scale = nn.Parameter(torch.empty(1, dtype=torch.float32))
+        self.block = block
+
+    def reset(self) -> None:
+        """r = e_j, s = 1: the layer reads and writes block j alone."""
+        init.copy_(self.read, F.one_hot(torch.tensor(self.block), self.read.shape[0]))
+        init.ones_(self.scale)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RoundRobin:
+        return super()._apply(never_halved(fn), recurse)
+
+    def before(self, x_KBSD: Tensor) -> tuple[Tensor, Tensor]:
+        """(what the layer computes on [B, S, D], the unchanged blocks [K, B, S, D])."""
+        return torch.einsum("k,kbsd->bsd", self.read, full(x_KBSD)).to(x_KBSD.dtype), x_KBSD
+
+    def after(self, x_KBSD: Tensor, y_BSD: Tensor) -> Tensor:
+        """The next layer's stream [K, B, S, D]."""
+        blocks = list(x_KBSD)
+        blocks[self.block] = (full(blocks[self.block]) + self.scale * full(y_BSD)).to(y_BSD.dtype)
+        return torch.stack(blocks)
 
 
 class HyperConnections(nn.Module):
@@ -98,6 +159,23 @@ class DynamicAltUp(nn.Module):
         gains_BSK = 1 + self.modalities(y_BSD) @ self.used(self.correction).t()
         error_BSD = full(y_BSD) - full(predicted_KBSD[self.block])
         return (full(predicted_KBSD) + gains_BSK.movedim(-1, 0)[..., None] * error_BSD).to(y_BSD.dtype)
+
+
+Stream = PredictCorrect | RoundRobin | HyperConnections | DynamicAltUp
+
+
+def stream_around(config: AltUpMoEConfig, layer: int) -> Stream:
+    """What stands around layer `layer` (from 0)."""
+    k, j = config.stream_width, config.selected_block(layer)
+    match config.altup_variant:
+        case "round_robin":
+            return RoundRobin(k, j)
+        case "hc":
+            return HyperConnections(k, j)
+        case "dynamic":
+            clip, std = config.altup_coef_clip, config.initializer_range
+            return DynamicAltUp(k, j, config.hidden_size, config.rms_norm_eps, clip, std)
+    return PredictCorrect(k, j, config.altup_variant == "gemma")
 
 
 class BlockProjection(nn.Linear):

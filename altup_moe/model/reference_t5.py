@@ -24,8 +24,9 @@ from transformers import (
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
-from altup_moe.model.reference import Decoder, Layer, Losses, Stream
+from altup_moe.model.reference import Decoder, Layer, Losses, joined, walk
 from altup_moe.model.reference_layers import RMSNorm, Router, Routing, attention_mask, full, updated_expert_bias
+from altup_moe.model.reference_streams import Stream
 from altup_moe.model.reference_t5_config import AltUpMoET5Config
 from altup_moe.model.relative import relative_buckets
 from altup_moe.parallel.seeds import t5_std
@@ -136,8 +137,6 @@ class Stack(nn.Module):
         self.summed = config.altup_recycled if decodes else config.altup_cross_attention == "narrow"
         self.norm = RMSNorm(config.output_width if decodes else config.context_width, config.rms_norm_eps)
 
-    widen = Decoder.widen
-
     def forward(
         self,
         embedded: Tensor,
@@ -162,13 +161,11 @@ class Stack(nn.Module):
             visible = _tokens(padding_BS, s, device)
         context_visible = None if context_BTE is None else _tokens(context_padding_BT, context_BTE.shape[1], device)
         bias = self.relative_attention_bias(s, past)
-        x_KBSD, routings = self.widen(embedded), {}  # type: ignore[misc]
-        for n, layer in enumerate(self.layers):
-            x_KBSD, routing = layer(x_KBSD, capacity_factor, bias, visible, context_BTE, context_visible, cache)
-            if routing is not None:
-                routings[n] = routing
-        narrow = x_KBSD.sum(0) if self.summed else torch.cat(tuple(x_KBSD), dim=-1)
-        return self.norm(narrow), routings
+        x_KBSD: Tensor = Decoder.widen(self, embedded)  # type: ignore[arg-type]
+        x_KBSD, routings = walk(
+            self.layers, x_KBSD, capacity_factor, bias, visible, context_BTE, context_visible, cache
+        )
+        return self.norm(joined(x_KBSD, self.summed)), routings
 
 
 def _tokens(padding_BS: Tensor | None, s: int, device: torch.device) -> Tensor:

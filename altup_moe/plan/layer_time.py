@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 from altup_moe.altup.flops import layer_products, output_products
+from altup_moe.altup.parts import Parts
 from altup_moe.altup.shape import is_moe_layer, stream_width
 from altup_moe.config import RunConfig
 from altup_moe.moe.backends import mixes_in_windows
@@ -28,7 +29,7 @@ class Factors:
 
 
 @dataclass(frozen=True)
-class Times:
+class Times(Parts):
     """Seconds of one pass; communication is what stays exposed."""
 
     products: float = 0.0
@@ -39,17 +40,6 @@ class Times:
     tensor: float = 0.0
     context: float = 0.0
     expert: float = 0.0
-
-    def __add__(self, other: Times) -> Times:
-        return Times(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
-
-    def __mul__(self, factor: float) -> Times:
-        return Times(*(factor * a for a in astuple(self)))
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return sum(astuple(self))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from altup_moe.config.checks import check_config
 from altup_moe.config.schema import Width
 from altup_moe.parallel.topology import Topology, topology
 from altup_moe.study.options import OverlapBench, StepBench
-from altup_moe.study.stepper import Stepper, run_config
+from altup_moe.study.stepper import Stepper, run_config, spread
 from altup_moe.timeline.chrome import write_trace
 from altup_moe.timeline.overlap import OverlapReport, measure, median
 from altup_moe.timeline.picture import write_picture
@@ -192,12 +192,12 @@ def _table(bench: OverlapBench, ranks: int, results: list[ModeResult]) -> str:
     ]
     for r in results:
         m, o = r.mode, r.report
-        spread = f"{1e3 * r.median_seconds:8.1f} ({1e3 * r.min_seconds:.1f} .. {1e3 * r.max_seconds:.1f})"
+        taken = spread(r.median_seconds, r.min_seconds, r.max_seconds)
         ratio = f"{r.ratio:.3f}" if r.ratio else "-"
         mixing = "-" if r.width == 1 else m.mixing
         hidden = f"{100 * r.mixing_hidden:5.1f} %" if r.mixing_hidden is not None else "      -"
         lines.append(
-            f"  {r.width}  {mixing:<9} {m.exchange:<9} {'on' if m.microbatch_halves else 'off':<6} | {spread:<30}"
+            f"  {r.width}  {mixing:<9} {m.exchange:<9} {'on' if m.microbatch_halves else 'off':<6} | {taken:<30}"
             f"{ratio:>8} | {o.exchange_ms:11.1f} {100 * r.exchange_hidden:5.1f} %  {100 * r.bound:6.1f} %  | "
             f"{o.mixing_ms:6.2f} {hidden} {o.axpy_ms:8.2f}"
         )

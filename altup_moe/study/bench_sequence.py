@@ -19,7 +19,7 @@ from altup_moe.config import RunConfig, SequenceConfig
 from altup_moe.config.checks import check_config
 from altup_moe.parallel.topology import topology
 from altup_moe.study.options import SequenceBench
-from altup_moe.study.stepper import Stepper, interleaved, run_config
+from altup_moe.study.stepper import Stepper, interleaved, run_config, spread
 
 PLAIN = "plain"
 GOAL = 1.35
@@ -87,10 +87,10 @@ def bench_sequence(bench: SequenceBench) -> int:
     )
     print("  method            step ms (min .. max)            samples/s   times faster   attention GFLOP/sample")
     for r in results:
-        spread = f"{1e3 * r.median_seconds:8.1f} ({1e3 * r.min_seconds:.1f} .. {1e3 * r.max_seconds:.1f})"
+        taken = spread(r.median_seconds, r.min_seconds, r.max_seconds)
         goal = f"  goal >= {GOAL}" if (r.method, bench.stride) == ("altup", 4) else ""
         print(
-            f"  {r.method:<18}{spread:<32}{r.samples_per_second:9.2f}{r.times_faster:15.2f}"
+            f"  {r.method:<18}{taken:<32}{r.samples_per_second:9.2f}{r.times_faster:15.2f}"
             f"{r.attention_flops / 1e9:18.3f} forward{goal}"
         )
     return 0

@@ -19,7 +19,7 @@ from altup_moe.config.checks import check_config
 from altup_moe.config.schema import Width
 from altup_moe.parallel.topology import topology
 from altup_moe.study.options import StepBench
-from altup_moe.study.stepper import Stepper, interleaved, run_config
+from altup_moe.study.stepper import Stepper, interleaved, run_config, spread
 from altup_moe.train.metrics import peak_memory_gib
 
 
@@ -97,6 +97,6 @@ def bench_step(bench: StepBench) -> int:
     )
     print("  K   step ms (min .. max)            time vs first   peak GiB   memory vs first")
     for r in results:
-        spread = f"{1e3 * r.median_seconds:8.1f} ({1e3 * r.min_seconds:.1f} .. {1e3 * r.max_seconds:.1f})"
-        print(f"  {r.width}   {spread:<32}{r.time_ratio:8.3f}{r.peak_gib:15.2f}{r.memory_ratio:15.3f}")
+        taken = spread(r.median_seconds, r.min_seconds, r.max_seconds)
+        print(f"  {r.width}   {taken:<32}{r.time_ratio:8.3f}{r.peak_gib:15.2f}{r.memory_ratio:15.3f}")
     return 0

@@ -59,6 +59,11 @@ class Stepper:
         return time.perf_counter() - started
 
 
+def spread(median: float, least: float, most: float) -> str:
+    """Seconds as milliseconds, for a table: the median (the extremes)."""
+    return f"{1e3 * median:8.1f} ({1e3 * least:.1f} .. {1e3 * most:.1f})"
+
+
 def interleaved(steppers: Mapping[Key, Stepper], repeats: int) -> dict[Key, list[float]]:
     """Seconds of each timed step: a step of each model in turn, after some of each that are not counted."""
     seconds: dict[Key, list[float]] = {key: [] for key in steppers}

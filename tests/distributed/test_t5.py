@@ -179,6 +179,5 @@ def test_twenty_losses_and_exact_resumption(tmp_path: Path, one_rank: Any) -> No
     assert finish("one", moved) == pytest.approx(expected[10:], rel=1e-4)
     run = load_run(tmp_path / "moved")
     assert type(run.model).__name__ == "AltUpMoEForConditionalGeneration"
-    assert isinstance(
-        continuation(run, "the for statement", 8, 0.0, 1.0, 0), str
-    )  # twenty steps may teach it to say nothing
+    # Twenty steps may teach it that the likeliest answer is none.
+    assert any(continuation(run, "the for statement", 8, 1.0, 1.0, seed) for seed in range(4))

@@ -1,0 +1,28 @@
+"""How a command-line tool ends: with its exit code, a user's mistake in one line, or a reader that has seen enough."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from altup_moe.config.errors import UserError
+
+
+def ended(name: str, work: Callable[[], int]) -> int:
+    """The exit code of a tool's work; 2 with one line on standard error for a `UserError`.
+
+    Args:
+        name: what the line begins with.
+    """
+    try:
+        code = work()
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"{name}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader (head, less) has gone; the interpreter must not complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
