@@ -6,19 +6,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from altup_moe.altup.shape import is_moe_layer
 from altup_moe.config import RunConfig
-from altup_moe.parallel.names import global_shapes, is_buffer
+from altup_moe.parallel.counts import Parameters, parameters
+from altup_moe.parallel.names import is_buffer
 from altup_moe.parallel.places import Place, held_tensors, places
 
-
-@dataclass(frozen=True)
-class Parameters:
-    """Numbers of parameters. ``active``: those that one token meets. ``experts``: in all experts (a part of total)."""
-
-    total: int
-    active: int
-    experts: int
+__all__ = ["Held", "Parameters", "held_parameters", "parameters", "stage_parameters", "stage_places"]
 
 
 @dataclass(frozen=True)
@@ -34,20 +27,6 @@ class Held:
     expert: bool
     whole: bool
     coefficient: bool
-
-
-def parameters(config: RunConfig) -> Parameters:
-    """The model's, whatever the layout. A tied output layer is the embedding, and counts once."""
-    shapes = {name: math.prod(shape) for name, shape in global_shapes(config).items() if not is_buffer(name)}
-    moe, layers = config.moe, range(config.model.num_layers)
-    moe_layers = sum(is_moe_layer(layer, moe.num_experts, moe.layer_freq) for layer in layers)
-    expert = 3 * config.model.hidden_size * moe.ffn_hidden_size
-    total = sum(shapes.values())
-    return Parameters(
-        total=total,
-        active=total - moe_layers * max(0, moe.num_experts - moe.top_k) * expert,
-        experts=moe_layers * moe.num_experts * expert,
-    )
 
 
 def held_parameters(config: RunConfig, place: Place) -> Iterator[Held]:

@@ -62,18 +62,21 @@ class Run:
         return self.step * self.config.train.global_batch_size
 
 
-def train(config: RunConfig) -> int:
+def train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None = None) -> int:
     """Train a checked configuration under torchrun or alone; every rank calls it.
 
+    Args:
+        enough: rank 0 asks it after every step, once the step is recorded; all ranks stop when it says so, saved.
     Returns:
-        0 when all steps are done (or train.stop_after is reached), `EXIT_STOPPED` when a signal stopped it, saved.
+        0 when all steps are done (or train.stop_after is reached), `EXIT_STOPPED` when a signal or `enough` stopped it,
+        saved.
     Raises:
         UserError: what the user can mend, before any process group exists.
     """
     check_loggers(config.log)
     if config.moe.num_experts:
         find_backend(config.moe.backend)
-    _keep_compiled_code(config)
+    keep_compiled_code(config)
     resume = find_resume_point(config)
     # Rank 0 prepares and verifies the data first: whatever is wrong with it ends the run before the others meet it.
     samples = run_samples(config) if rank_from_env() == 0 else None
@@ -90,7 +93,7 @@ def train(config: RunConfig) -> int:
             loggers = open_loggers(config, run.step + 1)
             _say_start(run, resume)
         try:
-            code = _steps(run, loggers, stop)
+            code = _steps(run, loggers, stop, enough if topo.is_first else None)
             # A run shorter than its profile writes what it has.
             run.profile.close()
             return code
@@ -99,7 +102,7 @@ def train(config: RunConfig) -> int:
                 logger.close()
 
 
-def _keep_compiled_code(config: RunConfig) -> None:
+def keep_compiled_code(config: RunConfig) -> None:
     """torch.compile's files lie in the run directory, and its caches that are pickles are not used."""
     if config.altup.kernel == "compile":
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((Path(config.log.run_dir) / "kernels").absolute()))
@@ -147,7 +150,9 @@ def _restore(run: Run, resume: ResumePoint) -> None:
         seed_dropout(derived_seed(config.train.seed, "resumed at", manifest.step), topo)
 
 
-def _steps(run: Run, loggers: list[Logger], stop: StopSignal) -> int:
+def _steps(
+    run: Run, loggers: list[Logger], stop: StopSignal, enough: Callable[[StepMetrics], bool] | None = None
+) -> int:
     t = run.config.train
     last = min(t.steps, t.stop_after or t.steps)
     saved = run.step
@@ -155,7 +160,8 @@ def _steps(run: Run, loggers: list[Logger], stop: StopSignal) -> int:
         metrics = _one_step(run, last)
         for logger in loggers:
             logger.log(metrics)
-        stopping, writing = any_of([stop.caught, run.saver.busy], run.topology.device)
+        told = enough is not None and enough(metrics)
+        stopping, writing = any_of([stop.caught or told, run.saver.busy], run.topology.device)
         if run.saver.pending and not writing:
             _end_save(run, run.saver.advance)
         if stopping or run.step == last or _due(run.step, run.config.checkpoint.save_interval):
@@ -163,7 +169,8 @@ def _steps(run: Run, loggers: list[Logger], stop: StopSignal) -> int:
             saved = run.step
         if stopping and run.step < last:
             if run.topology.is_first:
-                print(f"stopped by a signal after step {saved}, saved; the same command goes on", flush=True)
+                why = "" if told else " by a signal"
+                print(f"stopped{why} after step {saved}, saved; the same command goes on", flush=True)
             return EXIT_STOPPED
     return 0
 

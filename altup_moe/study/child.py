@@ -1,0 +1,78 @@
+"""Entry of a study's processes: `python -m altup_moe.study.child train|prepare|steps|texts ...`; not for users."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from altup_moe.config import UserError
+from altup_moe.study.folder import Place
+from altup_moe.study.spec import Measure
+from altup_moe.study.tied import tie
+
+EXIT_FAILED = 1
+EXIT_USER_ERROR = 2
+
+
+def train_words(root: Path, seconds: float | None) -> list[str]:
+    """Train the row in a directory."""
+    return ["train", json.dumps({"seconds": seconds}), str(root)]
+
+
+def measure_words(kind: str, number: int, measure: Measure, roots: Sequence[Path]) -> list[str]:
+    """Measure a round of the rows in these directories."""
+    return [kind, json.dumps({"number": number, "measure": vars(measure)}), *map(str, roots)]
+
+
+def prepare_words(roots: Sequence[Path]) -> list[str]:
+    """Prepare the data of the rows in these directories."""
+    return ["prepare", "{}", *map(str, roots)]
+
+
+def _work(kind: str, options: dict, roots: list[Path]) -> Callable[[], int]:
+    if kind in ("train", "prepare"):
+        from altup_moe.study import trained
+
+        if kind == "prepare":
+            return lambda: trained.prepare(roots)
+        return lambda: trained.train_row(Place(roots[0]), options["seconds"])
+    from altup_moe.study import latency
+
+    work = latency.measure_steps if kind == "steps" else latency.measure_texts
+    return lambda: work(roots, options["number"], Measure(**options["measure"]))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what the words say; a failure is written into the row's directory, where it is one row's."""
+    tie(os.getppid())
+    warnings.filterwarnings("ignore", module=r"megatron\.")
+    logging.getLogger("megatron").setLevel(logging.ERROR)
+    kind, options, roots = argv[0], json.loads(argv[1]), [Path(root) for root in argv[2:]]
+    try:
+        return _work(kind, options, roots)()
+    except UserError as error:
+        _note(roots, str(error))
+        print(f"error: {' '.join(str(error).splitlines())}", flush=True)
+        return EXIT_USER_ERROR
+    except Exception as error:
+        _note(roots, f"{type(error).__name__}: {error}")
+        traceback.print_exc()
+        return EXIT_FAILED
+
+
+def _note(roots: list[Path], problem: str) -> None:
+    """The first rank that fails says why; the others fail because of it."""
+    if len(roots) == 1:
+        with suppress(FileExistsError), open(Place(roots[0]).failure, "x", encoding="utf-8") as file:
+            file.write(" ".join(problem.split())[:500] + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,167 @@
+"""A row's line, put together from what its processes wrote."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from altup_moe.altup.flops import flops_per_token
+from altup_moe.parallel.counts import parameters
+from altup_moe.study.children import ROOT
+from altup_moe.study.folder import Folder, Kind, Place, read_json
+from altup_moe.study.records import CurvePoint, Experts, Hardware, Latency, Quality, Row, Spread
+from altup_moe.study.spec import Measure, RowSpec, Study
+
+CURVE_POINTS = 100
+"""Steps of a curve that are kept, beside those with a validation."""
+
+
+def done_row(study: Study, row: RowSpec, folder: Folder) -> Row:
+    """The line of a row that is trained and measured."""
+    place = folder.place(row)
+    trained, lines = read_json(place.trained) or {}, place.metrics()
+    experts = trained.get("experts")
+    return Row(
+        **_who(study, row, trained.get("device", "unknown")),
+        status="done",
+        **_run(row, lines),
+        quality=Quality(trained["valid_loss"], trained["valid_bits_per_byte"], _last_tenth(lines)),
+        latency=_latency(study.measure, row, place, lines),
+        experts=Experts(**experts) if experts else None,
+        curve=curve(row, lines),
+    )
+
+
+def failed_row(study: Study, row: RowSpec, folder: Folder, reason: str) -> Row:
+    """The line of a row that could not be trained or measured, with as much as it did."""
+    lines = folder.place(row).metrics()
+    device = (read_json(folder.place(row).trained) or {}).get("device", "unknown")
+    return Row(**_who(study, row, device), status="failed", reason=reason, **_run(row, lines), curve=curve(row, lines))
+
+
+def _who(study: Study, row: RowSpec, device: str) -> dict[str, Any]:
+    return {
+        "study": study.name,
+        "name": row.name,
+        "family": row.family,
+        "seed": row.seed,
+        "config_hash": row.config_hash,
+        "overrides": row.overrides,
+        "commit": commit(ROOT),
+        "hardware": Hardware(
+            processor=processor(),
+            cores=cores(),
+            threads=row.threads,
+            ranks=row.ranks,
+            device=device,
+            torch=importlib.metadata.version("torch"),
+            system=platform.platform(),
+        ),
+    }
+
+
+def _run(row: RowSpec, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    counts, steps = parameters(row.config), lines[-1]["step"] if lines else 0
+    return {
+        "parameters": counts.total,
+        "active_parameters": counts.active,
+        "flops_per_token": flops_per_token(row.config),
+        "steps": steps,
+        "tokens": steps * row.tokens_per_step,
+        "train_seconds": sum(line["step_seconds"] for line in lines),
+    }
+
+
+def _last_tenth(lines: Sequence[dict[str, Any]]) -> float:
+    return statistics.fmean(line["lm_loss"] for line in lines[-max(1, len(lines) // 10) :])
+
+
+def curve(row: RowSpec, lines: Sequence[dict[str, Any]]) -> list[CurvePoint]:
+    """The run's losses, thinned out: every so many steps, every validation, and the last step. None is left out."""
+    every = max(1, math.ceil(len(lines) / CURVE_POINTS))
+    return [
+        CurvePoint(line["step"], line["step"] * row.tokens_per_step, line["lm_loss"], line.get("valid_loss"))
+        for line in lines
+        if line.get("lm_loss") is not None and (line["step"] % every == 0 or "valid_loss" in line or line is lines[-1])
+    ]
+
+
+def spread(seconds: Sequence[float]) -> Spread:
+    """Seconds as a measured time in ms; the 95th percentile is the value that 95 % do not exceed."""
+    ms = sorted(1e3 * one for one in seconds)
+    p95 = ms[max(0, math.ceil(0.95 * len(ms)) - 1)]
+    return Spread(statistics.median(ms), p95, ms[0], ms[-1], len(ms))
+
+
+def _rounds(measure: Measure, place: Place, kind: Kind, key: str) -> list[Any]:
+    """A figure of all rounds, one after the other."""
+    rounds = (read_json(place.measured(kind, number)) or {} for number in range(measure.rounds))
+    return [value for one in rounds for value in one.get(key, [])]
+
+
+def _latency(measure: Measure, row: RowSpec, place: Place, lines: Sequence[dict[str, Any]]) -> Latency:
+    step = spread(_rounds(measure, place, "steps", "seconds"))
+    exchange, exposed = worst_rank(
+        _rounds(measure, place, "steps", "exchange_ms"), _rounds(measure, place, "steps", "exposed_ms")
+    )
+    notes = [read_json(file) or {} for file in sorted(place.root.glob("memory-*.json"))]
+    return Latency(
+        train_step=step,
+        train_tokens_per_second=row.tokens_per_step / step.median * 1e3,
+        peak_memory_gib=max([note.get("gib", 0.0) for note in notes] + [line["memory_gib"] for line in lines]),
+        prefill=spread(_rounds(measure, place, "texts", "prefill_seconds")),
+        decode=spread(_rounds(measure, place, "texts", "decode_seconds")),
+        all_to_all_ms=exchange,
+        exposed_ms=exposed,
+    )
+
+
+def worst_rank(
+    exchange_SR: Sequence[Sequence[float]], exposed_SR: Sequence[Sequence[float]]
+) -> tuple[float | None, float | None]:
+    """Medians over the steps S, of the rank R that waited longest: the largest of each figure would mix ranks."""
+    if not exchange_SR:
+        return None, None
+    medians = [
+        (statistics.median(exposed), statistics.median(flight))
+        for flight, exposed in zip(zip(*exchange_SR, strict=True), zip(*exposed_SR, strict=True), strict=True)
+    ]
+    exposed, flight = max(medians)
+    return flight, exposed
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The processor's name, as well as the system knows it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def commit(root: Path) -> str:
+    """The checkout's commit, with a + where tracked files differ from it; "" outside a checkout."""
+    if not (root / ".git").exists():
+        return ""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -1,0 +1,101 @@
+"""How far a study is: what each row has done, and the time that is left."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from altup_moe.altup.flops import flops_per_token
+from altup_moe.study.folder import Folder, Place, read_json
+from altup_moe.study.pool import Work, seconds_left, spelled_time
+from altup_moe.study.records import Row
+from altup_moe.study.spec import Measure, RowSpec, Study
+
+State = Literal["done", "failed", "trained", "training", "waiting"]
+
+
+@dataclass(frozen=True)
+class RowState:
+    """One row: how far, its last loss (nats a token), what its training costs, and what measuring it will."""
+
+    row: RowSpec
+    state: State
+    steps: int
+    loss: float | None
+    training: Work
+    measuring: Work | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All rows at one moment."""
+
+    states: list[RowState]
+    left: float | None
+    """Seconds until the end."""
+
+    def count(self, *states: State) -> int:
+        """Rows in one of these states."""
+        return sum(each.state in states for each in self.states)
+
+    def summary(self) -> str:
+        """One line."""
+        total = len(self.states)
+        parts = [f"{self.count('done')} of {total} rows done"]
+        for state, word in (("trained", "trained"), ("training", "training"), ("waiting", "waiting")):
+            if self.count(state):  # type: ignore[arg-type]
+                parts.append(f"{self.count(state)} {word}")  # type: ignore[arg-type]
+        parts.append(f"{self.count('failed')} failed")
+        if self.count("done", "failed") < total:
+            parts.append(spelled_time(self.left))
+        return ", ".join(parts)
+
+
+def snapshot(
+    study: Study, folder: Folder, finished: Mapping[str, Row], running: Collection[str], lanes: int
+) -> Snapshot:
+    """Look at the rows' files. ``running``: keys of rows that train now; ``lanes``: cores that training fills."""
+    states = [_state(study, row, folder.place(row), finished.get(row.config_hash), running) for row in study.rows]
+    to_measure = [each.measuring for each in states if each.measuring]
+    training = [each.training for each in states]
+    return Snapshot(states, seconds_left(training, to_measure, lanes))
+
+
+def _state(study: Study, row: RowSpec, place: Place, line: Row | None, running: Collection[str]) -> RowState:
+    lines = place.metrics()
+    trained = read_json(place.trained)
+    state: State = (
+        line.status
+        if line
+        else "trained" if trained else "training" if row.key in running else "waiting"
+    )  # fmt: skip
+    work = training_work(row, lines, (trained or {}).get("wall_seconds", 0.0))
+    if state in ("done", "failed", "trained"):
+        work = Work(work.done, work.done, work.core_seconds, work.cores)
+    measuring = measuring_work(study.measure, row, lines) if state not in ("done", "failed") else None
+    last = lines[-1] if lines else {}
+    return RowState(row, state, last.get("step", 0), last.get("lm_loss"), work, measuring)
+
+
+def training_work(row: RowSpec, lines: list[dict[str, Any]], wall: float) -> Work:
+    """Operations of a row's training; where the budget is seconds, core-seconds stand for them.
+
+    Args:
+        lines: its record so far. wall: seconds of the process that trained it, which are more than its steps'.
+    """
+    spent = sum(line["step_seconds"] for line in lines)
+    if row.budget.seconds is not None:
+        return Work(spent * row.cores, row.budget.seconds * row.cores, spent * row.cores, row.cores)
+    step = row.tokens_per_step * flops_per_token(row.config)
+    return Work(len(lines) * step, row.config.train.steps * step, max(spent, wall) * row.cores, row.cores)
+
+
+def measuring_work(measure: Measure, row: RowSpec, lines: list[dict[str, Any]]) -> Work:
+    """Operations of a row's measured steps, in the same unit. Prompts and tokens are small beside them."""
+    steps = measure.train_steps + measure.warmup * measure.rounds
+    if row.budget.seconds is not None:
+        each = sum(line["step_seconds"] for line in lines) / len(lines) * row.cores if lines else 0.0
+    else:
+        each = row.tokens_per_step * flops_per_token(row.config)
+    return Work(0.0, steps * each, 0.0, row.cores)

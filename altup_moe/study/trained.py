@@ -1,0 +1,144 @@
+"""In a row's own processes: train it to its budget, then see what the model does on held-out text."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from altup_moe.checkpoint.store import latest
+from altup_moe.config import RunConfig
+from altup_moe.config.checks import check_config, world_size_from_env
+from altup_moe.config.load import load_config
+from altup_moe.parallel.topology import rank_from_env
+from altup_moe.study.folder import Place, read_json, write_json
+from altup_moe.study.records import Experts
+from altup_moe.train import loop
+from altup_moe.train.batches import Batch, micro_batches
+from altup_moe.train.finished import FinishedRun, load_run
+from altup_moe.train.guards import EXIT_STOPPED
+from altup_moe.train.metrics import StepMetrics, peak_memory_gib
+from altup_moe.train.mixture import run_samples
+from altup_moe.train.samples import Samples
+
+
+class Enough:
+    """Says when a run has had its seconds, or when it is of no more use: its loss is not finite."""
+
+    def __init__(self, place: Place, seconds: float | None) -> None:
+        self.seconds, self._place, self._spent = seconds, place, -1.0
+        self.reached = False
+
+    def __call__(self, metrics: StepMetrics) -> bool:
+        """After a step. Steps of earlier processes of the run count; its record says how long they took."""
+        if self._spent < 0:
+            self._spent = spent(self._place, metrics.step - 1)
+        self._spent += metrics.step_seconds
+        useless = not math.isfinite(metrics.lm_loss)
+        self.reached = useless or (self.seconds is not None and self._spent >= self.seconds)
+        return self.reached
+
+
+def not_finite(place: Place) -> str | None:
+    """What is wrong with a run's losses, if anything: its record has none where there was no finite one."""
+    bad = next((line["step"] for line in place.metrics() if line.get("lm_loss") is None), None)
+    return None if bad is None else f"the loss is not finite at step {bad}"
+
+
+def spent(place: Place, last: int) -> float:
+    """Seconds of a run's steps up to `last`."""
+    return sum(line["step_seconds"] for line in place.metrics() if line["step"] <= last)
+
+
+def train_row(place: Place, seconds: float | None) -> int:
+    """Train a row, or go on with it, and write its `trained.json`; every rank of it calls this.
+
+    Args:
+        seconds: the budget, None where train.steps is.
+    Returns:
+        0, or `EXIT_STOPPED` when a signal stopped it before the budget was used: saved, to be gone on with.
+    """
+    began = time.perf_counter()
+    config = load_config(place.root / "config.yaml")
+    check_config(config, world_size_from_env())
+    enough = Enough(place, seconds)
+    if not_finite(place) is None and not _spent_already(place, seconds):
+        code = loop.train(config, enough)
+        _note_memory(place)
+        # Only rank 0 knows why; the others' codes are of no interest where it has written its figures.
+        if code == EXIT_STOPPED and not enough.reached:
+            return code
+    if rank_from_env() == 0:
+        problem = not_finite(place)
+        figures = {} if problem else held_out(load_run(place.run_dir), run_samples(config, scan=False))
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        wall = time.perf_counter() - began
+        write_json(place.trained, {**figures, "problem": problem, "device": device, "wall_seconds": wall})
+    return 0
+
+
+def _spent_already(place: Place, seconds: float | None) -> bool:
+    """Whether a run was killed after its last step of a budget in seconds. All ranks read the same."""
+    directory = latest(place.run_dir)
+    if seconds is None or directory is None:
+        return False
+    return spent(place, int(directory.name.partition("_")[2].partition(".")[0])) >= seconds
+
+
+def _note_memory(place: Place) -> None:
+    """This rank's peak; of all processes that the run has had, the largest."""
+    file = place.root / f"memory-{rank_from_env()}.json"
+    before = (read_json(file) or {}).get("gib", 0.0)
+    write_json(file, {"gib": max(before, peak_memory_gib())})
+
+
+@torch.no_grad()
+def held_out(run: FinishedRun, samples: Samples) -> dict[str, Any]:
+    """The held-out part through the reference model, in the training's micro-batches and with its capacity.
+
+    Returns:
+        ``valid_loss`` (nats a token), ``valid_bits_per_byte``, ``experts`` (None without).
+    """
+    config, device = run.config, run.model.device
+    nats, tokens, text_bytes, dropped = 0.0, 0, 0, 0
+    counts: dict[int, Tensor] = {}
+    size = config.train.micro_batch_size
+    for batch in micro_batches(samples.valid, 0, samples.valid_count(config), size, 0, 1):
+        losses = _losses(run, batch.to(device))
+        nats += float(losses.lm_sum)
+        tokens += int(losses.num_tokens)
+        text_bytes += int(samples.byte_lengths[batch.labels[batch.loss_mask.bool()]].sum())
+        dropped += sum(int(lost) for lost in losses.dropped.values())
+        for layer, counts_E in losses.counts.items():
+            counts[layer] = counts.get(layer, 0) + counts_E.cpu()
+    found = {"valid_loss": nats / tokens, "valid_bits_per_byte": nats / math.log(2) / max(text_bytes, 1)}
+    return {**found, "experts": asdict(routing(config, counts, dropped)) if counts else None}
+
+
+def _losses(run: FinishedRun, batch: Batch) -> Any:
+    model: Any = run.model
+    encoder = () if batch.encoder_tokens is None else (batch.encoder_tokens, batch.encoder_mask)
+    return model.losses(*encoder, batch.tokens, batch.labels, batch.loss_mask)
+
+
+def routing(config: RunConfig, counts: dict[int, Tensor], dropped: int) -> Experts:
+    """Shares of each layer's routes. ``counts``: layer -> [E], before dropping; ``dropped``: of all layers."""
+    routes = sum(int(counts_E.sum()) for counts_E in counts.values())
+    shares = {layer: counts_E.double() / counts_E.sum() for layer, counts_E in counts.items()}
+    return Experts(
+        dropped_share=dropped / routes,
+        max_mean_load=max(float(share_E.max() / share_E.mean()) for share_E in shares.values()),
+        load=[shares[n].tolist() if n in shares else [] for n in range(config.model.total_layers)],
+    )
+
+
+def prepare(roots: list[Path]) -> int:
+    """Fetch and tokenise what rows train on, one after the other: rows that start together then find it there."""
+    for root in roots:
+        run_samples(load_config(root / "config.yaml"))
+    return 0
