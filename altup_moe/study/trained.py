@@ -20,6 +20,7 @@ from altup_moe.study.folder import Place, read_json, write_json
 from altup_moe.study.records import Experts
 from altup_moe.train import loop
 from altup_moe.train.batches import Batch, micro_batches
+from altup_moe.train.evaluate import evaluate_samples
 from altup_moe.train.finished import FinishedRun, load_run
 from altup_moe.train.guards import EXIT_STOPPED
 from altup_moe.train.metrics import StepMetrics, peak_memory_gib
@@ -97,27 +98,32 @@ def _note_memory(place: Place) -> None:
     write_json(file, {"gib": max(before, peak_memory_gib())})
 
 
-@torch.no_grad()
 def held_out(run: FinishedRun, samples: Samples) -> dict[str, Any]:
-    """The held-out part through the reference model, in the training's micro-batches and with its capacity.
+    """The held-out part, as much of it as the run's validations read, through the reference model.
 
     Returns:
         ``valid_loss`` (nats a token), ``valid_bits_per_byte``, ``experts`` (None without).
     """
-    config, device = run.config, run.model.device
-    nats, tokens, text_bytes, dropped = 0.0, 0, 0, 0
-    counts: dict[int, Tensor] = {}
-    size = config.train.micro_batch_size
-    for batch in micro_batches(samples.valid, 0, samples.valid_count(config), size, 0, 1):
-        losses = _losses(run, batch.to(device))
-        nats += float(losses.lm_sum)
-        tokens += int(losses.num_tokens)
-        text_bytes += int(samples.byte_lengths[batch.labels[batch.loss_mask.bool()]].sum())
+    count = samples.valid_count(run.config)
+    valid = evaluate_samples(run, samples.valid, count, samples.byte_lengths)
+    experts = routing_of(run, samples, count) if run.config.moe.num_experts else None
+    found = {"valid_loss": valid.loss, "valid_bits_per_byte": valid.bits_per_byte}
+    return {**found, "experts": asdict(experts) if experts else None}
+
+
+@torch.no_grad()
+def routing_of(run: FinishedRun, samples: Samples, count: int) -> Experts:
+    """What the routers do with held-out text under the training's capacity, in its micro-batches.
+
+    (Validation drops nothing: a capacity would let later tokens decide an earlier one's logits.)
+    """
+    dropped, counts = 0, dict[int, Tensor]()
+    for batch in micro_batches(samples.valid, 0, count, run.config.train.micro_batch_size, 0, 1):
+        losses = _losses(run, batch.to(run.model.device))
         dropped += sum(int(lost) for lost in losses.dropped.values())
         for layer, counts_E in losses.counts.items():
             counts[layer] = counts.get(layer, 0) + counts_E.cpu()
-    found = {"valid_loss": nats / tokens, "valid_bits_per_byte": nats / math.log(2) / max(text_bytes, 1)}
-    return {**found, "experts": asdict(routing(config, counts, dropped)) if counts else None}
+    return shares(run.config, counts, dropped)
 
 
 def _losses(run: FinishedRun, batch: Batch) -> Any:
@@ -126,14 +132,14 @@ def _losses(run: FinishedRun, batch: Batch) -> Any:
     return model.losses(*encoder, batch.tokens, batch.labels, batch.loss_mask)
 
 
-def routing(config: RunConfig, counts: dict[int, Tensor], dropped: int) -> Experts:
+def shares(config: RunConfig, counts: dict[int, Tensor], dropped: int) -> Experts:
     """Shares of each layer's routes. ``counts``: layer -> [E], before dropping; ``dropped``: of all layers."""
     routes = sum(int(counts_E.sum()) for counts_E in counts.values())
-    shares = {layer: counts_E.double() / counts_E.sum() for layer, counts_E in counts.items()}
+    share_E = {layer: counts_E.double() / counts_E.sum() for layer, counts_E in counts.items()}
     return Experts(
         dropped_share=dropped / routes,
-        max_mean_load=max(float(share_E.max() / share_E.mean()) for share_E in shares.values()),
-        load=[shares[n].tolist() if n in shares else [] for n in range(config.model.total_layers)],
+        max_mean_load=max(float(share.max() / share.mean()) for share in share_E.values()),
+        load=[share_E[n].tolist() if n in share_E else [] for n in range(config.model.total_layers)],
     )
 
 
