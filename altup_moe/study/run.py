@@ -169,7 +169,7 @@ def _train(running: Running) -> None:
     waiting = []
     for row in running.pending:
         if running.folder.place(row).trained.exists():
-            _settle(running, row, 0)
+            _settle(running, row)
         else:
             waiting.append(row)
     try:
@@ -181,7 +181,8 @@ def _train(running: Running) -> None:
                 code = running.training[key].code
                 if code is not None:
                     del running.training[key]
-                    _settle(running, row, code)
+                    if _settle(running, row, code):
+                        _say_trained(running, row)
             busy = [row.cores for key, row in under_way.items() if key in running.training]
             chosen = startable([(row, row.cores) for row in waiting], busy, running.jobs, cores())
             if chosen is not None:
@@ -202,22 +203,24 @@ def _start_training(running: Running, row: RowSpec) -> None:
     running.training[row.key] = start(words, row, place.log)
 
 
-def _settle(running: Running, row: RowSpec, code: int) -> None:
-    """A row's training has ended: it is trained, or it failed."""
+def _settle(running: Running, row: RowSpec, code: int = 0) -> bool:
+    """A row's training has ended. Whether it is trained; if not, it failed."""
     place = running.folder.place(row)
     trained = read_json(place.trained)
-    if trained is None:
-        running.fail(row, reason(code, place, place.log))
-    elif trained["problem"]:
-        running.fail(row, trained["problem"])
-    elif code == 0 and place.metrics():
-        last = place.metrics()[-1]
-        summary = running.snapshot().summary()
-        running.board.say(
-            f"trained {row.name} seed {row.seed}: {last['step']} steps in "
-            f"{sum(line['step_seconds'] for line in place.metrics()):.1f} s, "
-            f"valid loss {trained['valid_loss']:.4f} | {summary}"
-        )
+    if trained is not None and not trained["problem"]:
+        return True
+    running.fail(row, trained["problem"] if trained else reason(code, place, place.log))
+    return False
+
+
+def _say_trained(running: Running, row: RowSpec) -> None:
+    place = running.folder.place(row)
+    lines, trained = place.metrics(), read_json(place.trained) or {}
+    figures = f"{len(lines)} steps in {sum(line['step_seconds'] for line in lines):.1f} s"
+    running.board.say(
+        f"trained {row.name} seed {row.seed}: {figures}, valid loss {trained['valid_loss']:.4f} | "
+        f"{running.snapshot().summary()}"
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- measuring

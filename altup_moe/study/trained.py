@@ -22,7 +22,6 @@ from altup_moe.train import loop
 from altup_moe.train.batches import Batch, micro_batches
 from altup_moe.train.evaluate import evaluate_samples
 from altup_moe.train.finished import FinishedRun, load_run
-from altup_moe.train.guards import EXIT_STOPPED
 from altup_moe.train.metrics import StepMetrics, peak_memory_gib
 from altup_moe.train.mixture import run_samples
 from altup_moe.train.samples import Samples
@@ -33,7 +32,6 @@ class Enough:
 
     def __init__(self, place: Place, seconds: float | None) -> None:
         self.seconds, self._place, self._spent = seconds, place, -1.0
-        self.reached = False
 
     def __call__(self, metrics: StepMetrics) -> bool:
         """After a step. Steps of earlier processes of the run count; its record says how long they took."""
@@ -41,8 +39,7 @@ class Enough:
             self._spent = spent(self._place, metrics.step - 1)
         self._spent += metrics.step_seconds
         useless = not math.isfinite(metrics.lm_loss)
-        self.reached = useless or (self.seconds is not None and self._spent >= self.seconds)
-        return self.reached
+        return useless or (self.seconds is not None and self._spent >= self.seconds)
 
 
 def not_finite(place: Place) -> str | None:
@@ -62,7 +59,7 @@ def train_row(place: Place, seconds: float | None) -> int:
     Args:
         seconds: the budget, None where train.steps is.
     Returns:
-        0, or `EXIT_STOPPED` when a signal stopped it before the budget was used: saved, to be gone on with.
+        0, or 75 when a signal stopped it before the budget was used: saved, to be gone on with.
     """
     began = time.perf_counter()
     config = load_config(place.root / "config.yaml")
@@ -71,8 +68,7 @@ def train_row(place: Place, seconds: float | None) -> int:
     if not_finite(place) is None and not _spent_already(place, seconds):
         code = loop.train(config, enough)
         _note_memory(place)
-        # Only rank 0 knows why; the others' codes are of no interest where it has written its figures.
-        if code == EXIT_STOPPED and not enough.reached:
+        if code:
             return code
     if rank_from_env() == 0:
         problem = not_finite(place)

@@ -68,8 +68,8 @@ def train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None = None
     Args:
         enough: rank 0 asks it after every step, once the step is recorded; all ranks stop when it says so, saved.
     Returns:
-        0 when all steps are done (or train.stop_after is reached), `EXIT_STOPPED` when a signal or `enough` stopped it,
-        saved.
+        0 when all steps are done (or train.stop_after is reached, or it is enough), `EXIT_STOPPED` when a signal
+        stopped it; saved.
     Raises:
         UserError: what the user can mend, before any process group exists.
     """
@@ -161,16 +161,18 @@ def _steps(
         for logger in loggers:
             logger.log(metrics)
         told = enough is not None and enough(metrics)
-        stopping, writing = any_of([stop.caught or told, run.saver.busy], run.topology.device)
+        signalled, done, writing = any_of([stop.caught, told, run.saver.busy], run.topology.device)
+        stopping = signalled or done
         if run.saver.pending and not writing:
             _end_save(run, run.saver.advance)
         if stopping or run.step == last or _due(run.step, run.config.checkpoint.save_interval):
             _save(run, leaving=stopping or run.step == last)
             saved = run.step
+        if done:
+            return 0
         if stopping and run.step < last:
             if run.topology.is_first:
-                why = "" if told else " by a signal"
-                print(f"stopped{why} after step {saved}, saved; the same command goes on", flush=True)
+                print(f"stopped by a signal after step {saved}, saved; the same command goes on", flush=True)
             return EXIT_STOPPED
     return 0
 
