@@ -24,7 +24,7 @@ from altup_moe.train.evaluate import evaluate_samples
 from altup_moe.train.finished import FinishedRun, load_run
 from altup_moe.train.metrics import StepMetrics, peak_memory_gib
 from altup_moe.train.mixture import run_samples
-from altup_moe.train.samples import Samples
+from altup_moe.train.samples import Samples, prepared_prefix
 
 
 class Enough:
@@ -141,6 +141,10 @@ def shares(config: RunConfig, counts: dict[int, Tensor], dropped: int) -> Expert
 
 def prepare(roots: list[Path]) -> int:
     """Fetch and tokenise what rows train on, one after the other: rows that start together then find it there."""
-    for root in roots:
-        run_samples(load_config(root / "config.yaml"))
+    for config in (load_config(root / "config.yaml") for root in roots):
+        # Whether a row's samples fit it is the row's affair.
+        if config.data.mixture:
+            run_samples(config, scan=False)
+        else:
+            prepared_prefix(config)
     return 0
