@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, get_args
 
-from altup_moe.study.progress import RowState, Snapshot
+from altup_moe.study.progress import RowState, Snapshot, State
 
 EVERY_SECONDS = 1.0
-MARKS = {"done": "done", "failed": "failed", "trained": "trained", "training": "training", "waiting": ""}
 
 
 class Board:
@@ -48,23 +48,31 @@ class Board:
         """Draw the table."""
         if self._live is not None:
             self._next = time.monotonic() + EVERY_SECONDS
-            self._live.update(table(self.name, snapshot))
+            # Those that wait or are done would not fit on a screen.
+            self._live.update(table(self.name, snapshot, ("training", "failed")))
 
 
 def cells(each: RowState) -> tuple[str, str, str, str, str]:
     """A row of the table: name, seed, state, steps, loss."""
     steps = str(each.steps) if each.row.budget.seconds else f"{each.steps}/{each.row.config.train.steps}"
     loss = "" if each.loss is None else f"{each.loss:.4f}"
-    return each.row.name, str(each.row.seed), MARKS[each.state], steps if each.steps else "", loss
+    return (
+        each.row.name,
+        str(each.row.seed),
+        each.state if each.state != "waiting" else "",
+        steps if each.steps else "",
+        loss,
+    )
 
 
-def table(name: str, snapshot: Snapshot) -> Any:
-    """All rows, as a `rich` table with the summary below."""
+def table(name: str, snapshot: Snapshot, states: Sequence[State] = get_args(State)) -> Any:
+    """Rows in some states, as a `rich` table with the summary of all below."""
     from rich.table import Table
 
     found = Table(title=name, caption=snapshot.summary())
     for column in ("row", "seed", "state", "steps", "loss"):
         found.add_column(column, justify="right" if column in ("seed", "steps", "loss") else "left")
     for each in snapshot.states:
-        found.add_row(*cells(each))
+        if each.state in states:
+            found.add_row(*cells(each))
     return found

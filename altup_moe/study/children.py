@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,23 +80,22 @@ def start(words: Sequence[str], row: RowSpec, log: Path) -> Child:
     return Child(process)
 
 
-def stop(children: Sequence[Child]) -> None:
-    """Have trainings save and end; kill what has not ended after the grace."""
+def stop(children: Sequence[Child], hurry: Callable[[], bool] = lambda: False) -> None:
+    """Have trainings save and end; kill what has not ended after the grace, or once there is hurry.
+
+    What a launcher has started ends with it: its ranks are tied to it.
+    """
     for child in children:
         if child.code is None:
             child.process.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + GRACE
-    while any(child.code is None for child in children) and time.monotonic() < deadline:
+    while any(child.code is None for child in children) and time.monotonic() < deadline and not hurry():
         time.sleep(POLL_SECONDS)
     for child in children:
-        kill(child)
-
-
-def kill(child: Child) -> None:
-    """Kill what is left of a child's session's first group."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.process.pid, signal.SIGKILL)
-    child.process.wait()
+        if child.code is None:
+            with suppress(ProcessLookupError):
+                os.killpg(child.process.pid, signal.SIGKILL)
+            child.process.wait()
 
 
 def reason(code: int, place: Place, log: Path) -> str:

@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,7 +68,7 @@ class Place:
         """What a round measured."""
         return self.root / f"{kind}-{number}.json"
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> tuple[dict[str, Any], ...]:
         """The run's record of each step so far, without a line that is being written."""
         return whole_lines(self.run_dir / "metrics.jsonl")
 
@@ -76,15 +77,25 @@ class Place:
         shutil.rmtree(self.root, ignore_errors=True)
 
 
-def whole_lines(path: Path) -> list[dict[str, Any]]:
+def whole_lines(path: Path) -> tuple[dict[str, Any], ...]:
     """Objects of a file of JSON lines up to the first that is not whole; none where there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return _lines(path, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _lines(path: Path, size: int, changed: int) -> tuple[dict[str, Any], ...]:
+    # A table that is drawn every second reads only what has changed.
     found = []
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
             found.append(json.loads(line))
     except (OSError, ValueError):
         pass
-    return found
+    return tuple(found)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

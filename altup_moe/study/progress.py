@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -78,7 +78,7 @@ def _state(study: Study, row: RowSpec, place: Place, line: Row | None, running: 
     return RowState(row, state, last.get("step", 0), last.get("lm_loss"), work, measuring)
 
 
-def training_work(row: RowSpec, lines: list[dict[str, Any]], wall: float) -> Work:
+def training_work(row: RowSpec, lines: Sequence[dict[str, Any]], wall: float) -> Work:
     """Operations of a row's training; where the budget is seconds, core-seconds stand for them.
 
     Args:
@@ -91,7 +91,7 @@ def training_work(row: RowSpec, lines: list[dict[str, Any]], wall: float) -> Wor
     return Work(len(lines) * step, row.config.train.steps * step, max(spent, wall) * row.cores, row.cores)
 
 
-def measuring_work(measure: Measure, row: RowSpec, lines: list[dict[str, Any]]) -> Work:
+def measuring_work(measure: Measure, row: RowSpec, lines: Sequence[dict[str, Any]]) -> Work:
     """Operations of a row's measured steps, in the same unit. Prompts and tokens are small beside them."""
     steps = measure.train_steps + measure.warmup * measure.rounds
     if row.budget.seconds is not None:

@@ -51,6 +51,10 @@ class Running:
         """Rows without a line."""
         return [row for row in self.study.rows if row.config_hash not in self.finished]
 
+    def hurry(self) -> bool:
+        """Whether a second signal came: whoever repeats it does not want to wait for saves."""
+        return len(self.signals) > 1
+
     def snapshot(self) -> Snapshot:
         """How far it is."""
         lanes = min(cores(), self.jobs * max(row.cores for row in self.study.rows))
@@ -130,7 +134,7 @@ def _wait(running: Running, one: Child) -> int:
     """The exit code of a process that runs alone."""
     while one.code is None:
         if running.signals:
-            stop([one])
+            stop([one], running.hurry)
             raise Stopped
         if running.board.due:
             running.board.show(running.snapshot())
@@ -193,7 +197,7 @@ def _train(running: Running) -> None:
                 running.board.show(running.snapshot())
             time.sleep(POLL_SECONDS)
     finally:
-        stop(list(running.training.values()))
+        stop(list(running.training.values()), running.hurry)
 
 
 def _start_training(running: Running, row: RowSpec) -> None:
