@@ -1,0 +1,179 @@
+"""A study from start to end with children that pretend: who runs beside whom, what is kept, what is not done again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from altup_moe.config import UserError
+from altup_moe.study.folder import Folder
+from altup_moe.study.records import Row
+from altup_moe.study.run import EXIT_STOPPED, run_study
+from altup_moe.study.spec import Study, load_study
+from tests.unit.study.test_study_spec import SMALL
+
+# Does what a study's child does, as the row's name wants it, and writes down that it was started.
+PRETEND = """
+import json, os, pathlib, signal, sys, time
+kind, options, roots = sys.argv[1], json.loads(sys.argv[2]), [pathlib.Path(root) for root in sys.argv[3:]]
+events = pathlib.Path(__file__).with_name("events.txt")
+names = [root.name.rpartition("-s")[0] for root in roots]
+def note(word):
+    with events.open("a") as file:
+        file.write(f"{kind} {word}\\n")
+note("+".join(names))
+root, name = roots[0], names[0]
+if kind == "train":
+    beside = events.with_name("running")
+    beside.mkdir(exist_ok=True)
+    mine = beside / str(os.getpid())
+    mine.touch()
+    note(f"beside {len(list(beside.iterdir()))}")
+    (root / "run").mkdir(exist_ok=True)
+    line = {"step": 1, "lm_loss": 2.0, "step_seconds": 0.1, "memory_gib": 0.5}
+    (root / "run" / "metrics.jsonl").write_text(json.dumps(line) + "\\n")
+    def leave(number, frame):
+        note("saved " + name)
+        sys.exit(75)
+    signal.signal(signal.SIGTERM, leave)
+    if name.startswith("waits"):
+        note("waiting")
+        time.sleep(60)
+    time.sleep(0.1)
+    mine.unlink()
+    if name == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == "says":
+        (root / "failure.txt").write_text("UserError: no text is that long\\n")
+        sys.exit(1)
+    if name == "prints":
+        print("first", "RuntimeError: last words", "", sep="\\n")
+        sys.exit(1)
+    problem = "the loss is not finite at step 1" if name == "burns" else None
+    figures = {"valid_loss": 2.0, "valid_bits_per_byte": 1.0, "experts": None, "problem": problem, "device": "cpu"}
+    (root / "trained.json").write_text(json.dumps({**figures, "wall_seconds": 0.1}))
+elif kind in ("steps", "texts"):
+    if "unmeasured" in names and kind == "steps":
+        sys.exit("RuntimeError: too slow")
+    figures = {"seconds": [0.1]} if kind == "steps" else {"prefill_seconds": [0.1], "decode_seconds": [0.1]}
+    for root in roots:
+        (root / f"{kind}-{options['number']}.json").write_text(json.dumps(figures))
+elif "unprepared" in names:
+    print("error: the corpus cannot be fetched")
+    sys.exit(2)
+"""
+
+
+class Stage:
+    """A directory with a study in it, whose children pretend."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.root = directory, directory / "study"
+        (directory / "pretend.py").write_text(PRETEND)
+
+    def study(self, *names: str) -> Study:
+        """Rows of these names, all different."""
+        rows = [{"name": name, "set": {"optim.learning_rate": 0.1 * (n + 1)}} for n, name in enumerate(names)]
+        file = self.directory / "small.yaml"
+        file.write_text(yaml.safe_dump({**SMALL, "seeds": [1], "rows": rows, "measure": {"rounds": 2}}))
+        return load_study(file)
+
+    def events(self, kind: str) -> list[str]:
+        """What was done so far."""
+        file = self.directory / "events.txt"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [line.removeprefix(f"{kind} ") for line in lines if line.startswith(kind)]
+
+    def rows(self) -> dict[str, Row]:
+        """Lines by name."""
+        return {row.name: row for row in Folder(self.root).finished().values()}
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    monkeypatch.setattr(
+        "altup_moe.study.children.command", lambda words, row: [sys.executable, str(tmp_path / "pretend.py"), *words]
+    )
+    monkeypatch.setattr("altup_moe.study.run.cores", lambda: 2)
+    return Stage(tmp_path)
+
+
+def test_all_rows_are_trained_two_at_a_time_then_measured_together(stage: Stage) -> None:
+    assert run_study(stage.study("a", "b", "c", "d"), stage.root) == 0
+    assert sorted(each for each in stage.events("train") if not each.startswith("beside")) == ["a", "b", "c", "d"]
+    assert max(each for each in stage.events("train") if each.startswith("beside")) == "beside 2"
+    assert stage.events("steps") == stage.events("texts") == ["a+b+c+d"] * 2
+    assert stage.events("prepare") == ["d"]
+    rows = stage.rows()
+    assert list(rows) == ["a", "b", "c", "d"]
+    assert {row.status for row in rows.values()} == {"done"}
+    assert rows["a"].latency is not None
+    assert rows["a"].latency.train_step.count == 2
+
+
+def test_finished_rows_are_not_repeated_and_new_ones_are_added(stage: Stage) -> None:
+    run_study(stage.study("a"), stage.root, jobs=1)
+    before = (stage.root / "rows.jsonl").read_text()
+    assert run_study(stage.study("a", "b"), stage.root, jobs=1) == 0
+    assert [each for each in stage.events("train") if each in "ab"] == ["a", "b"]
+    assert stage.events("steps") == ["a", "a", "b", "b"]
+    assert (stage.root / "rows.jsonl").read_text().startswith(before)
+
+
+def test_failures_are_kept_with_their_reason_and_stop_nobody(stage: Stage) -> None:
+    study = stage.study("dies", "says", "prints", "burns", "good")
+    assert run_study(study, stage.root) == 1
+    reasons = {name: row.reason for name, row in stage.rows().items()}
+    assert reasons == {
+        "dies": "killed by signal 9",
+        "says": "UserError: no text is that long",
+        "prints": "RuntimeError: last words",
+        "burns": "the loss is not finite at step 1",
+        "good": None,
+    }
+    assert stage.rows()["dies"].steps == 1
+    assert stage.events("steps") == ["good", "good"]
+    begun = len(stage.events("train"))
+    assert run_study(study, stage.root) == 1
+    assert len(stage.events("train")) == begun
+    (stage.root / "rows" / study.rows[0].key / "mark").touch()
+    assert run_study(study, stage.root, retry_failed=True) == 1
+    assert len([each for each in stage.events("train") if each == "good"]) == 1
+    assert len([each for each in stage.events("train") if each == "dies"]) == 2
+    assert not (stage.root / "rows" / study.rows[0].key / "mark").exists()
+    assert len(stage.rows()) == 5
+
+
+def test_a_row_that_cannot_be_measured_does_not_take_the_others_with_it(stage: Stage) -> None:
+    assert run_study(stage.study("a", "unmeasured", "b"), stage.root) == 1
+    assert stage.events("steps") == ["a+unmeasured+b", "a", "unmeasured", "b", "a+b"]
+    assert stage.rows()["unmeasured"].reason == "measuring: RuntimeError: too slow"
+    assert stage.rows()["b"].status == "done"
+
+
+def test_data_that_cannot_be_had_is_the_user_s_affair(stage: Stage) -> None:
+    with pytest.raises(UserError, match=r"^the corpus cannot be fetched$"):
+        run_study(stage.study("unprepared"), stage.root)
+    assert stage.rows() == {}
+
+
+def test_a_signal_has_children_save_and_leaves_none(stage: Stage) -> None:
+    def interrupt() -> None:
+        while stage.events("train").count("waiting") < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    assert run_study(stage.study("waits-1", "waits-2", "c"), stage.root) == EXIT_STOPPED
+    thread.join()
+    assert sorted(each for each in stage.events("train") if "saved" in each) == ["saved waits-1", "saved waits-2"]
+    assert "c" not in stage.events("train")
+    assert stage.rows() == {}
