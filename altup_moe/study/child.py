@@ -37,12 +37,14 @@ def prepare_words(roots: Sequence[Path]) -> list[str]:
 
 
 def _work(kind: str, options: dict, roots: list[Path]) -> Callable[[], int]:
-    if kind in ("train", "prepare"):
-        from altup_moe.study import trained
+    if kind == "prepare":
+        from altup_moe.study.prepared import prepare
 
-        if kind == "prepare":
-            return lambda: trained.prepare(roots)
-        return lambda: trained.train_row(Place(roots[0]), options["seconds"])
+        return lambda: prepare(roots)
+    if kind == "train":
+        from altup_moe.study.trained import train_row
+
+        return lambda: train_row(Place(roots[0]), options["seconds"])
     from altup_moe.study import latency
 
     work = latency.measure_steps if kind == "steps" else latency.measure_texts

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from altup_moe.train.evaluate import evaluate_samples
 from altup_moe.train.finished import FinishedRun, load_run
 from altup_moe.train.metrics import StepMetrics, peak_memory_gib
 from altup_moe.train.mixture import run_samples
-from altup_moe.train.samples import Samples, prepared_prefix
+from altup_moe.train.samples import Samples
 
 
 class Enough:
@@ -137,14 +136,3 @@ def shares(config: RunConfig, counts: dict[int, Tensor], dropped: int) -> Expert
         max_mean_load=max(float(share.max() / share.mean()) for share in share_E.values()),
         load=[share_E[n].tolist() if n in share_E else [] for n in range(config.model.total_layers)],
     )
-
-
-def prepare(roots: list[Path]) -> int:
-    """Fetch and tokenise what rows train on, one after the other: rows that start together then find it there."""
-    for config in (load_config(root / "config.yaml") for root in roots):
-        # Whether a row's samples fit it is the row's affair.
-        if config.data.mixture:
-            run_samples(config, scan=False)
-        else:
-            prepared_prefix(config)
-    return 0

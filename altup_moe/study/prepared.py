@@ -1,0 +1,31 @@
+"""In a process before the trainings: what they read is fetched and tokenised, so that none races for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from altup_moe.config import RunConfig
+from altup_moe.config.load import load_config
+from altup_moe.data.prepare import prepare_named
+from altup_moe.data.recipes import wants_sentinels
+
+
+def prepare(roots: Sequence[Path]) -> int:
+    """The data of the rows in these directories, one after the other. Whether samples fit a row is the row's affair."""
+    for root in roots:
+        _prepare(load_config(root / "config.yaml"))
+    return 0
+
+
+def _prepare(config: RunConfig) -> None:
+    model, data = config.model, config.data
+    if data.mixture:
+        # Its tasks are fetched where they are read.
+        from altup_moe.train.mixture import run_samples
+
+        run_samples(config, scan=False)
+        return
+    assert data.cache is not None
+    sentinels = data.sentinels if wants_sentinels(model, data) else 0
+    prepare_named(data.corpus, model.vocab_size, data.tokenizer, Path(data.cache), sentinels)
