@@ -48,6 +48,11 @@ def stat(values: Sequence[float]) -> Stat | None:
     return Stat(statistics.fmean(values), std, min(values), max(values), len(values))
 
 
+def mean(found: Stat | None) -> float | None:
+    """Of what was measured."""
+    return None if found is None else found.mean
+
+
 def latency(row: Row, kind: Kind) -> float | None:
     """The median, ms; None where none, or none above zero, was measured."""
     spread = getattr(row.latency, kind, None)
@@ -69,7 +74,7 @@ class Model:
     def along(self, axis: Axis) -> Stat | None:
         """Latency in ms, or a number of parameters."""
         if axis in KINDS:
-            return self.stat(lambda row: latency(row, axis))  # type: ignore[arg-type]
+            return self.stat(lambda row: latency(row, axis))
         return self.stat(lambda row: getattr(row, axis))
 
     def quality(self, measure: Measure) -> Stat:

@@ -41,10 +41,12 @@
     [low, high] = [forward(low) - room, forward(high) + room];
     let ticks = steps(back(low), back(high), wanted);
     if (log) {
-      ticks = [];
-      const factors = Math.exp(high - low) > 200 ? [1] : Math.exp(high - low) > 20 ? [1, 3] : [1, 2, 5];
-      for (let p = Math.floor(low / Math.LN10); p <= high / Math.LN10; p++)
-        for (const f of factors) if (Math.log(f * 10 ** p) >= low && Math.log(f * 10 ** p) <= high) ticks.push(f * 10 ** p);
+      const powers = [];
+      for (let p = Math.floor(low / Math.LN10); p <= high / Math.LN10; p++) powers.push(10 ** p);
+      for (const factors of [[1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 5, 7]]) {
+        const found = powers.flatMap((p) => factors.map((f) => f * p)).filter((v) => Math.log(v) >= low && Math.log(v) <= high);
+        if (found.length <= Math.max(3, wanted)) ticks = found;
+      }
     }
     const at = (value) => from + ((forward(value) - low) / (high - low)) * (to - from);
     return { at, ticks, log };
@@ -106,7 +108,7 @@
     const box = { left: 52, right: width - 12, top: 28, bottom: height - 46 };
     const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "group", "aria-label": label });
     place.replaceChildren(root);
-    const x = scale(xs, box.left, box.right, true, width / 110), y = scale(ys, box.bottom, box.top, false, height / 70);
+    const x = scale(xs, box.left, box.right, true, width / 90), y = scale(ys, box.bottom, box.top, false, height / 60);
     for (const tick of y.ticks) {
       root.append(svg("line", { class: "grid", x1: box.left, x2: box.right, y1: y.at(tick), y2: y.at(tick) }));
       root.append(svg("text", { class: "tick", x: box.left - 7, y: y.at(tick) + 4, "text-anchor": "end" }, number(tick)));

@@ -17,10 +17,10 @@ from typing import Any
 
 from altup_moe.study.records import Row
 from altup_moe.study.report.front import Speed, pareto
-from altup_moe.study.report.models import AXES, KINDS, MEASURES, UNITS, Axis, Measure, Model, families
+from altup_moe.study.report.models import AXES, KINDS, MEASURES, UNITS, Axis, Measure, Model, families, mean
 from altup_moe.study.report.series import COLOURS, MARKS, Band, curves, loads
 from altup_moe.study.report.summary import Summary, hardware, hardware_text
-from altup_moe.study.report.words import RULES, count, difference_text, digits, draws_text, interval_text, spread
+from altup_moe.study.report.words import RULES, count, difference_text, digits, draws_text, interval_text, sizes, spread
 
 
 def page(found: Summary, study: str | None, shown: Sequence[str]) -> str:
@@ -104,7 +104,7 @@ def _rounded(band: Band) -> list[float]:
 def _model(found: Summary, model: Model, family: int, axes: Sequence[Axis]) -> dict[str, Any]:
     stats = {axis: model.along(axis) for axis in axes}
     qualities = {measure: model.quality(measure) for measure in MEASURES}
-    texts = {axis: spread(s) if axis in KINDS else count(s and s.mean) for axis, s in stats.items()}
+    texts = {axis: spread(s) if axis in KINDS else count(mean(s)) for axis, s in stats.items()}
     one = found.speeds.get(model.name, {}).get("train_step")
     return {
         "name": model.name,
@@ -254,18 +254,14 @@ def model_cells(model: Model) -> list[str]:
     def inside(record: str, key: str) -> str:
         return spread(model.stat(lambda row: getattr(getattr(row, record), key, None)))
 
-    total, active = model.along("parameters"), model.along("active_parameters")
-    flops, dropped = (
-        model.stat(lambda row: row.flops_per_token),
-        model.stat(lambda row: row.experts and row.experts.dropped_share),
-    )
+    flops = model.stat(lambda row: row.flops_per_token)
+    dropped = model.stat(lambda row: None if row.experts is None else row.experts.dropped_share)
     return [
         escape(model.name),
         escape(model.family),
         str(len(model.rows)),
-        count(total and total.mean),
-        count(active and active.mean),
-        count(flops and flops.mean),
+        *sizes(model),
+        count(mean(flops)),
         spread(model.quality("loss"), 4),
         spread(model.quality("bits"), 4),
         *(spread(model.along(kind)) for kind in KINDS),

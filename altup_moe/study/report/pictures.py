@@ -129,6 +129,8 @@ def _logarithmic(panel: Any) -> None:
 
 def _curves(found: Summary) -> Any:
     """The held-out losses, or the training's where a model has none."""
+    from matplotlib.ticker import EngFormatter
+
     grouped = families(found.models)
     place = {name: i for i, name in enumerate(grouped)}
     drawn = curves(grouped)
@@ -146,6 +148,7 @@ def _curves(found: Summary) -> Any:
         # The first steps would press everything else together.
         least, roof = min(tail), sorted(tail)[int(0.93 * (len(tail) - 1))]
         panel.set_ylim(least - 0.05 * (roof - least or 1), roof + 0.05 * (roof - least or 1))
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
     panel.set_xlabel("tokens seen")
     panel.set_ylabel("loss (nats a token), held out" if all(c.valid for c in drawn) else "loss (nats a token)")
     panel.grid(alpha=0.3)
@@ -166,7 +169,7 @@ def _load(found: Summary) -> Any:
         ratios = [
             [share * len(one.load) for share in one.load] + [float("nan")] * (most - len(one.load)) for one in layers
         ]
-        image = panel.imshow(ratios, cmap="PuOr_r", norm=_norm(), aspect="auto", interpolation="nearest")
+        image = panel.imshow(ratios, cmap=_shades(), norm=_norm(), aspect="auto", interpolation="nearest")
         panel.set_yticks(range(len(layers)), [str(one.layer) for one in layers])
         panel.set_title(_text(f"{row.name}, seed {row.seed}"), loc="left", fontsize=9)
         panel.set_ylabel("layer")
@@ -178,6 +181,13 @@ def _load(found: Summary) -> Any:
     bar.ax.set_yticklabels(["1/4", "1/2", "1", "2", "4"])
     bar.ax.minorticks_off()
     return figure
+
+
+def _shades() -> Any:
+    """The page's."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("load", ["#2166AC", "#F2F2F2", "#C2570C"])
 
 
 def _norm() -> Any:

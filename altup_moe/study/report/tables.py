@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from altup_moe.study.records import Row
-from altup_moe.study.report.models import AXES, KINDS, MEASURES, Model, latency
+from altup_moe.study.report.models import AXES, KINDS, MEASURES, Model, Stat, latency
 from altup_moe.study.report.summary import Summary
 
 
@@ -67,7 +67,10 @@ def _row(row: Row) -> dict[str, Any]:
 
 def _model(found: Summary, model: Model) -> dict[str, Any]:
     line: dict[str, Any] = {"name": model.name, "family": model.family, "seeds": len(model.rows)}
-    stats = {**{m: model.quality(m) for m in MEASURES}, **{axis: model.along(axis) for axis in AXES}}
+    stats: dict[str, Stat | None] = {
+        **{m: model.quality(m) for m in MEASURES},
+        **{axis: model.along(axis) for axis in AXES},
+    }
     for key, one in stats.items():
         name = f"{key}_ms" if key in KINDS else {"loss": "valid_loss", "bits": "valid_bits_per_byte"}.get(key, key)
         line |= {f"{name}_{part}": one and getattr(one, part) for part in ("mean", "std", "least", "most")}

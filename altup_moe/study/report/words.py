@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from altup_moe.study.records import Row
 from altup_moe.study.report.front import Difference, Interval, Speed
-from altup_moe.study.report.models import KINDS, Kind, Model, Stat
+from altup_moe.study.report.models import KINDS, Kind, Model, Stat, mean
 from altup_moe.study.report.summary import Summary, hardware, hardware_text
 
 RULES = (
@@ -43,10 +43,10 @@ def spread(found: Stat | None, decimals: int | None = None) -> str:
     """Mean ± standard deviation."""
     if found is None:
         return "-"
-    mean = digits(found.mean) if decimals is None else f"{found.mean:.{decimals}f}"
+    shown = digits(found.mean) if decimals is None else f"{found.mean:.{decimals}f}"
     if found.std is None:
-        return mean
-    places = len(mean.partition(".")[2]) if decimals is None else decimals
+        return shown
+    places = len(shown.partition(".")[2]) if decimals is None else decimals
     if found.std:
         # A spread is never 0 for want of digits.
         places = max(places, min(places + 2, -math.floor(math.log10(found.std))))
@@ -148,8 +148,7 @@ def headline(found: Summary, kind: Kind) -> Iterable[list[str]]:
 
 def sizes(model: Model) -> tuple[str, str]:
     """Parameters and active ones."""
-    total, active = model.along("parameters"), model.along("active_parameters")
-    return count(total and total.mean), count(active and active.mean)
+    return count(mean(model.along("parameters"))), count(mean(model.along("active_parameters")))
 
 
 def lines(found: Summary) -> list[str]:
