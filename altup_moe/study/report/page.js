@@ -66,7 +66,9 @@
     tip.style.top = (y - height - 14 > 4 ? y - height - 14 : y + 18) + "px";
   }
   const hide = () => { tip.hidden = true; };
-  document.addEventListener("scroll", hide, { passive: true, capture: true });
+  // The Tab key scrolls to what it reaches, and what that says moves with it.
+  let follow = null;
+  document.addEventListener("scroll", () => (follow ? follow() : hide()), { passive: true, capture: true });
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
   document.addEventListener("pointerdown", (event) => { if (!event.target.closest("[data-tip]")) hide(); });
 
@@ -171,10 +173,13 @@
       explain(point, lines);
       point.addEventListener("focus", () => {
         if (!point.matches(":focus-visible")) return;
-        const at = point.querySelector(".hit").getBoundingClientRect();
-        show(at.left + at.width / 2, at.top + at.height / 2, lines);
+        follow = () => {
+          const at = point.querySelector(".hit").getBoundingClientRect();
+          show(at.left + at.width / 2, at.top + at.height / 2, lines);
+        };
+        follow();
       });
-      point.addEventListener("blur", hide);
+      point.addEventListener("blur", () => { follow = null; hide(); });
       root.append(point);
       // A name stands where it covers nothing; where there is no such place, the tooltip has it.
       const wide = 6.3 * m.name.length;
