@@ -61,14 +61,19 @@
       tip.append(element);
     });
     tip.hidden = false;
+    shownAt = window.scrollY;
     const { width, height } = tip.getBoundingClientRect(), page = document.documentElement.clientWidth;
     tip.style.left = Math.max(8, Math.min(x + 14, page - width - 8)) + "px";
     tip.style.top = (y - height - 14 > 4 ? y - height - 14 : y + 18) + "px";
   }
   const hide = () => { tip.hidden = true; };
-  // The Tab key scrolls to what it reaches, and what that says moves with it.
-  let follow = null;
-  document.addEventListener("scroll", () => (follow ? follow() : hide()), { passive: true, capture: true });
+  // The Tab key scrolls to what it reaches, and what that says moves with it. The event may come late: whether the page
+  // has moved since the tooltip was shown decides.
+  let follow = null, shownAt = 0;
+  document.addEventListener("scroll", () => {
+    if (follow) follow();
+    else if (window.scrollY !== shownAt) hide();
+  }, { passive: true });
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
   document.addEventListener("pointerdown", (event) => { if (!event.target.closest("[data-tip]")) hide(); });
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,22 @@ HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&amp;
 FILES = ["report.html", "front.svg", "front.png", "curves.svg", "curves.png", "load.svg", "load.png", "rows.csv"]
 
 
+@dataclass(frozen=True)
+class Reported:
+    """A study's report, and what was printed."""
+
+    directory: Path
+    files: Path
+    out: str
+
+
 @pytest.fixture(scope="module")
-def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study's directory with its report."""
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Reported:
+    """Of the made-up study."""
     directory = write_study(tmp_path_factory.mktemp("study"), study())
-    assert report_command([str(directory), "--bootstrap", "200"]) == 0
-    return directory
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert report_command([str(directory), "--bootstrap", "200"]) == 0
+    return Reported(directory, directory / "report", out.getvalue())
 
 
 class Tags(HTMLParser):
@@ -52,23 +64,33 @@ class Tags(HTMLParser):
         self.text += content
 
 
-def test_the_files_are_there_whole_and_nothing_else_is(reported: Path) -> None:
-    assert {path.name for path in (reported / "report").iterdir()} == {*FILES, "models.csv"}
+def test_the_files_are_there_whole_and_nothing_else_is(reported: Reported) -> None:
+    assert {path.name for path in reported.files.iterdir()} == {*FILES, "models.csv"}
     for name in ("front", "curves", "load"):
-        with Image.open(reported / "report" / f"{name}.png") as image:
+        with Image.open(reported.files / f"{name}.png") as image:
             image.load()
             assert min(image.size) > 400
-        assert "<svg" in (reported / "report" / f"{name}.svg").read_text()
+        assert "<svg" in (reported.files / f"{name}.svg").read_text()
 
 
-def test_the_same_rows_give_the_same_files(reported: Path, tmp_path: Path) -> None:
-    assert report_command([str(reported), "--bootstrap", "200", "--out", str(tmp_path / "a" / "b")]) == 0
+def test_the_same_rows_give_the_same_files_and_one_object_of_json(
+    reported: Reported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a" / "b"
+    assert report_command([str(reported.directory), "--json", "--bootstrap", "200", "--out", str(out)]) == 0
     for name in FILES:
-        assert (tmp_path / "a" / "b" / name).read_bytes() == (reported / "report" / name).read_bytes(), name
+        assert (out / name).read_bytes() == (reported.files / name).read_bytes(), name
+    found = json.loads(capsys.readouterr().out)
+    models = {model["name"]: model for model in found["models"]}
+    assert models["altup-moe-l-e16"]["speed_at_equal_quality"]["train_step"]["interval"]["high"] is None
+    assert models["altup-m-k2"]["speed_at_equal_quality"]["train_step"]["ratio"] > 1.2
+    assert models["moe-m-e8"]["speed_at_equal_quality"]["decode"] is None
+    assert len(found["failed"]) == 2
+    assert all(Path(file).is_file() for file in found["files"])
 
 
-def test_the_page_holds_its_data_and_asks_for_nothing(reported: Path) -> None:
-    text = (reported / "report" / "report.html").read_text(encoding="utf-8")
+def test_the_page_holds_its_data_and_asks_for_nothing(reported: Reported) -> None:
+    text = (reported.files / "report.html").read_text(encoding="utf-8")
     page = Tags(text)
     assert len(text.encode()) < 200_000
     sources = [attrs[key] for _, attrs in page.tags for key in ("src", "href") if key in attrs]
@@ -91,18 +113,15 @@ def test_the_page_holds_its_data_and_asks_for_nothing(reported: Path) -> None:
         assert needed in page.text
 
 
-def test_stdout_gives_the_headline_the_failures_and_the_files(
-    reported: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    report_command([str(reported), "--bootstrap", "200"])
-    out = capsys.readouterr().out
+def test_stdout_gives_the_headline_the_failures_and_the_files(reported: Reported) -> None:
+    out = reported.out
     assert re.search(
         r"^altup-m-k2 +altup +3 +12.8M +12.8M +3\.2\d+ ± 0\.0\d+ .* 1\.\d\d \[1\.\d\d, 1\.\d\d\]$", out, re.M
     )
     assert "altup-moe-l-e16  altup + moe" in out
     assert re.search(r"not reached: better than the whole curve \(more than 1\.\d\d\); so are all 200 draws", out)
     assert "moe-l-e64, seed 0: out of memory: 71.2 GiB wanted, 62.0 GiB there" in out
-    assert f"wrote {reported / 'report' / 'report.html'}" in out
+    assert f"wrote {reported.files / 'report.html'}" in out
     assert "note:" not in out
 
 
@@ -118,10 +137,10 @@ def test_the_words_say_that_no_difference_was_found(tmp_path: Path, capsys: pyte
     assert page.text.count("no difference found") >= 3
 
 
-def test_the_tables_have_every_row_and_every_model(reported: Path) -> None:
-    with (reported / "report" / "rows.csv").open(newline="") as file:
+def test_the_tables_have_every_row_and_every_model(reported: Reported) -> None:
+    with (reported.files / "rows.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    with (reported / "report" / "models.csv").open(newline="") as file:
+    with (reported.files / "models.csv").open(newline="") as file:
         models = {line["name"]: line for line in csv.DictReader(file)}
     written = study()
     assert [(r["name"], int(r["seed"]), r["status"]) for r in rows] == [(r.name, r.seed, r.status) for r in written]
@@ -134,17 +153,6 @@ def test_the_tables_have_every_row_and_every_model(reported: Path) -> None:
     assert float(models["altup-m-k2"]["train_step_speed_low"]) > 1
     assert models["altup-moe-l-e16"]["train_step_speed_high"] == "better"
     assert models["dense-s"]["train_step_speed"] == ""
-
-
-def test_json_is_one_object(reported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report_command([str(reported), "--json", "--bootstrap", "200", "--out", str(tmp_path)])
-    found = json.loads(capsys.readouterr().out)
-    models = {model["name"]: model for model in found["models"]}
-    assert models["altup-moe-l-e16"]["speed_at_equal_quality"]["train_step"]["interval"]["high"] is None
-    assert models["altup-m-k2"]["speed_at_equal_quality"]["train_step"]["ratio"] > 1.2
-    assert models["moe-m-e8"]["speed_at_equal_quality"]["decode"] is None
-    assert len(found["failed"]) == 2
-    assert all(Path(file).is_file() for file in found["files"])
 
 
 def hostile() -> list[Row]:

@@ -77,7 +77,7 @@ def tip(driver: Any) -> str:
 
 
 def centre(driver: Any, element: Any) -> None:
-    """Scroll there. Tooltips vanish with the scrolling, which is over two frames later."""
+    """Scroll there; two frames later it is done."""
     driver.execute_async_script(
         "arguments[0].scrollIntoView({block: 'center'});"
         "requestAnimationFrame(() => requestAnimationFrame(arguments[1]))",
@@ -86,11 +86,17 @@ def centre(driver: Any, element: Any) -> None:
 
 
 def hovered(driver: Any, element: Any) -> str:
-    """What the tooltip says with the mouse over an element."""
+    """What the tooltip says with the mouse over an element; a busy machine may miss that the mouse came."""
+
+    def said(_: Any) -> str:
+        # From a corner, so that what lay under the mouse while the page scrolled is left first.
+        actions = ActionChains(driver)
+        actions.w3c_actions.pointer_action.move_to_location(1, 1)
+        actions.move_to_element(element).perform()
+        return tip(driver)
+
     centre(driver, element)
-    ActionChains(driver).move_to_element(element).perform()
-    WebDriverWait(driver, 10).until(lambda d: tip(d))
-    return tip(driver)
+    return str(WebDriverWait(driver, 20).until(said))
 
 
 def button(driver: Any, figure: str, label: str) -> Any:
