@@ -17,9 +17,14 @@ def fsync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text beside its place, flush it, rename it there. Its directory must exist."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """The same of bytes."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         fsync(temporary)
         os.replace(temporary, path)
     finally:

@@ -1,0 +1,120 @@
+"""Rows of a study by configuration: one `Model` has the rows of one name, a row for every seed."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from altup_moe.study.records import Quality, Row
+
+Kind = Literal["train_step", "prefill", "decode"]
+KINDS: dict[Kind, str] = {"train_step": "train step", "prefill": "prefill", "decode": "decode"}
+UNITS: dict[Kind, str] = {"train_step": "ms a step", "prefill": "ms a token", "decode": "ms a token"}
+
+Axis = Literal["train_step", "prefill", "decode", "parameters", "active_parameters"]
+AXES: dict[Axis, str] = {
+    "train_step": "train step (ms)",
+    "prefill": "prefill (ms a token)",
+    "decode": "decode (ms a token)",
+    "parameters": "parameters",
+    "active_parameters": "active parameters",
+}
+"""What a quality is drawn against."""
+
+Measure = Literal["loss", "bits"]
+MEASURES: dict[Measure, str] = {"loss": "held-out loss (nats a token)", "bits": "held-out bits per byte"}
+"""Qualities; less is better."""
+
+
+@dataclass(frozen=True)
+class Stat:
+    """A figure over seeds. `std`: of the sample, None where there is one seed."""
+
+    mean: float
+    std: float | None
+    least: float
+    most: float
+    count: int
+
+
+def stat(values: Sequence[float]) -> Stat | None:
+    """None where nothing was measured."""
+    if not values:
+        return None
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return Stat(statistics.fmean(values), std, min(values), max(values), len(values))
+
+
+def mean(found: Stat | None) -> float | None:
+    """Of what was measured."""
+    return None if found is None else found.mean
+
+
+def latency(row: Row, kind: Kind) -> float | None:
+    """The median, ms; None where none, or none above zero, was measured."""
+    spread = getattr(row.latency, kind, None)
+    return spread.median if spread is not None and spread.median > 0 else None
+
+
+@dataclass(frozen=True)
+class Model:
+    """One configuration: its finished rows, by seed. All have a quality."""
+
+    name: str
+    family: str
+    rows: tuple[Row, ...]
+
+    def stat(self, value: Callable[[Row], float | None]) -> Stat | None:
+        """Of a figure, over the seeds that have it."""
+        return stat([v for row in self.rows if (v := value(row)) is not None])
+
+    def along(self, axis: Axis) -> Stat | None:
+        """Latency in ms, or a number of parameters."""
+        if axis in KINDS:
+            return self.stat(lambda row: latency(row, axis))
+        return self.stat(lambda row: getattr(row, axis))
+
+    def quality(self, measure: Measure) -> Stat:
+        """Held-out loss in nats a token, or bits per byte."""
+        found = stat([quality(row, measure) for row in self.rows])
+        assert found is not None
+        return found
+
+
+def quality(row: Row, measure: Measure) -> float:
+    """Of a finished row."""
+    assert isinstance(row.quality, Quality)
+    return row.quality.valid_loss if measure == "loss" else row.quality.valid_bits_per_byte
+
+
+def latest(rows: Iterable[Row]) -> list[Row]:
+    """The last line of every (name, seed): a row that was tried again counts once."""
+    return list({(row.name, row.seed): row for row in rows}.values())
+
+
+def split(rows: Iterable[Row]) -> tuple[list[Model], list[Row]]:
+    """The models in order of appearance, and the rows that failed; a row without a finite loss is one of these."""
+    done: dict[str, list[Row]] = {}
+    failed = []
+    for row in rows:
+        if row.status != "done":
+            failed.append(row)
+        elif row.quality is None or not math.isfinite(row.quality.valid_loss):
+            failed.append(replace(row, status="failed", reason=row.reason or "it has no finite held-out loss"))
+        else:
+            done.setdefault(row.name, []).append(row)
+    models = [
+        Model(name, found[0].family, tuple(sorted(found, key=lambda row: row.seed))) for name, found in done.items()
+    ]
+    return models, failed
+
+
+def families(models: Iterable[Model]) -> dict[str, list[Model]]:
+    """Models by family, in order of appearance."""
+    found: dict[str, list[Model]] = {}
+    for model in models:
+        found.setdefault(model.family, []).append(model)
+    return found

@@ -1,0 +1,196 @@
+"""The figures as SVG and PNG, through matplotlib: quality against every cost, loss curves, loads of the experts."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from altup_moe.study.report.models import AXES, MEASURES, Axis, Model, families
+from altup_moe.study.report.page import front
+from altup_moe.study.report.series import curves, loads
+from altup_moe.study.report.summary import Summary
+
+# The page's colours and marks, in its order.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#B04A8B", "#2F2F2F", "#B97A00", "#2F96D0")
+_MARKS = ("o", "s", "^", "D", "v", "P")
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 3)), (0, (1.5, 2)), (0, (6, 2, 1.5, 2)), (0, (9, 2)), (0, (3, 1.5, 1, 1.5)))
+_ROWS_SHOWN = 12
+
+
+def pictures(found: Summary) -> Iterator[tuple[str, bytes]]:
+    """(file name, content): front, curves and load, as far as the study has them; the same bytes for the same rows."""
+    if not found.models:
+        return
+    drawings: dict[str, Callable[[Summary], Any]] = {"front": _front}
+    if any(row.curve for model in found.models for row in model.rows):
+        drawings["curves"] = _curves
+    if loads(found.models):
+        drawings["load"] = _load
+    import matplotlib
+
+    # Text stays text in the SVG, and its ids do not change from run to run.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "altup_moe", "font.size": 9}):
+        for name, draw in drawings.items():
+            figure = draw(found)
+            for kind, metadata in (("svg", {"Date": None}), ("png", {})):
+                content = io.BytesIO()
+                figure.savefig(content, format=kind, metadata=metadata)
+                yield f"{name}.{kind}", content.getvalue()
+
+
+def _text(text: str) -> str:
+    """A name as it is: $ is no mathematics, and a leading _ no reason to leave it out of a legend."""
+    return ("" if not text.startswith("_") else " ") + text.replace("$", r"\$")
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _front(found: Summary) -> Any:
+    """A panel for each cost that some model has."""
+    grouped = families(found.models)
+    axes: list[Axis] = [axis for axis in AXES if any(model.along(axis) for model in found.models)]
+    across = min(3, len(axes)) or 1
+    down = -(-len(axes) // across) or 1
+    figure = _figure(4.2 * across, 3.4 * down + 0.4)
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    for panel, axis in zip(panels, axes, strict=False):
+        _panel(panel, found, grouped, axis)
+    for panel in panels[len(axes) :]:
+        panel.set_visible(False)
+    handles = [_line(i, marker=_MARKS[i % len(_MARKS)]) for i in range(len(grouped))]
+    _legend(figure, handles, list(grouped))
+    return figure
+
+
+def _line(colour: int, **style: Any) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=_COLOURS[colour % len(_COLOURS)], **style)
+
+
+def _legend(figure: Any, handles: list[Any], names: list[str]) -> None:
+    columns = max(1, min(len(names), int(figure.get_size_inches()[0] // 1.6)))
+    figure.legend(handles, [_text(n) for n in names], loc="outside lower center", ncols=columns, frameon=False)
+
+
+def _panel(panel: Any, found: Summary, grouped: dict[str, list[Model]], axis: Axis) -> None:
+    costs = []
+    for i, members in enumerate(grouped.values()):
+        points = sorted(
+            ((cost, model.quality("loss")) for model in members if (cost := model.along(axis))),
+            key=lambda point: point[0].mean,
+        )
+        costs += [cost.mean for cost, _ in points]
+        panel.errorbar(
+            [cost.mean for cost, _ in points],
+            [loss.mean for _, loss in points],
+            xerr=[[c.mean - c.least for c, _ in points], [c.most - c.mean for c, _ in points]],
+            yerr=[[q.mean - q.least for _, q in points], [q.most - q.mean for _, q in points]],
+            color=_COLOURS[i % len(_COLOURS)],
+            marker=_MARKS[i % len(_MARKS)],
+            markersize=5,
+            linewidth=1.4,
+            elinewidth=1,
+        )
+    best = [(cost.mean, found.models[i].quality("loss").mean) for i, cost in _at(found, axis)]
+    panel.step([c for c, _ in best], [q for _, q in best], where="post", color="#888888", linestyle=":", zorder=1)
+    if min(costs) > 0 and max(costs) > 3 * min(costs):
+        _logarithmic(panel)
+    panel.set_xlabel(AXES[axis])
+    panel.set_ylabel(MEASURES["loss"])
+    panel.grid(alpha=0.3)
+
+
+def _at(found: Summary, axis: Axis) -> list[tuple[int, Any]]:
+    """The models on the front and their cost."""
+    return [(i, found.models[i].along(axis)) for i in front(found.models, axis, "loss")]
+
+
+def _logarithmic(panel: Any) -> None:
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    panel.set_xscale("log")
+    low, high = panel.get_xlim()
+    # Few enough that they do not run into each other.
+    panel.xaxis.set_major_locator(
+        LogLocator(subs=(1, 2, 5) if high < 20 * low else (1, 3) if high < 200 * low else (1,))
+    )
+    panel.xaxis.set_major_formatter(EngFormatter(sep="") if low > 1e4 else lambda value, _: f"{value:g}")
+    panel.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _curves(found: Summary) -> Any:
+    """The held-out losses, or the training's where a model has none."""
+    from matplotlib.ticker import EngFormatter
+
+    grouped = families(found.models)
+    place = {name: i for i, name in enumerate(grouped)}
+    drawn = curves(grouped)
+    figure = _figure(9, 5.2 + 0.18 * len(drawn) / 4)
+    panel = figure.subplots()
+    tail = []
+    for curve in drawn:
+        bands = curve.valid or curve.train
+        style = {"color": _COLOURS[place[curve.model.family] % len(_COLOURS)]}
+        tokens = [band[0] for band in bands]
+        panel.plot(tokens, [band[1] for band in bands], linestyle=_DASHES[curve.dash], linewidth=1.5, **style)
+        panel.fill_between(tokens, [b[2] for b in bands], [b[3] for b in bands], alpha=0.15, linewidth=0, **style)
+        tail += [loss for band in bands for loss in band[1:]]
+    if tail:
+        # The first steps would press everything else together.
+        least, roof = min(tail), sorted(tail)[int(0.93 * (len(tail) - 1))]
+        panel.set_ylim(least - 0.05 * (roof - least or 1), roof + 0.05 * (roof - least or 1))
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+    panel.set_xlabel("tokens seen")
+    panel.set_ylabel("loss (nats a token), held out" if all(c.valid for c in drawn) else "loss (nats a token)")
+    panel.grid(alpha=0.3)
+    handles = [_line(place[c.model.family], linestyle=_DASHES[c.dash]) for c in drawn]
+    _legend(figure, handles, [c.model.name for c in drawn])
+    return figure
+
+
+def _load(found: Summary) -> Any:
+    """One row of each model with experts: the first seed's."""
+    first = {row.name: (row, layers) for row, layers in reversed(loads(found.models))}
+    shown = list(first.values())[::-1][:_ROWS_SHOWN]
+    heights = [0.6 + 0.22 * len(layers) for _, layers in shown]
+    figure = _figure(8, 1.0 + sum(heights))
+    panels = figure.subplots(len(shown), 1, squeeze=False, gridspec_kw={"height_ratios": heights}).ravel()
+    for panel, (row, layers) in zip(panels, shown, strict=True):
+        most = max(len(one.load) for one in layers)
+        ratios = [
+            [share * len(one.load) for share in one.load] + [float("nan")] * (most - len(one.load)) for one in layers
+        ]
+        image = panel.imshow(ratios, cmap=_shades(), norm=_norm(), aspect="auto", interpolation="nearest")
+        panel.set_yticks(range(len(layers)), [str(one.layer) for one in layers])
+        panel.set_title(_text(f"{row.name}, seed {row.seed}"), loc="left", fontsize=9)
+        panel.set_ylabel("layer")
+        panel.xaxis.get_major_locator().set_params(integer=True)
+    panels[-1].set_xlabel("expert")
+    bar = figure.colorbar(
+        image, ax=list(panels), ticks=[0.25, 0.5, 1, 2, 4], label="routes of the layer, times the mean", extend="both"
+    )
+    bar.ax.set_yticklabels(["1/4", "1/2", "1", "2", "4"])
+    bar.ax.minorticks_off()
+    return figure
+
+
+def _shades() -> Any:
+    """The page's."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("load", ["#2166AC", "#F2F2F2", "#C2570C"])
+
+
+def _norm() -> Any:
+    from matplotlib.colors import LogNorm
+
+    return LogNorm(0.25, 4, clip=True)

@@ -1,0 +1,79 @@
+"""What pictures and page draw: families with colour and mark, loss curves over seeds, loads of experts."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from altup_moe.study.records import CurvePoint, Row
+from altup_moe.study.report.models import Model
+
+COLOURS, MARKS, DASHES = 7, 6, 6
+"""How many of each the page and the pictures know; no two of 42 families share both."""
+BINS = 150
+"""Points of a drawn training curve: longer ones are means of neighbours."""
+
+Band = tuple[int, float, float, float]
+"""Tokens seen; loss: mean, least, most over seeds."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A model's losses on the way. `dash`: its place in its family."""
+
+    model: Model
+    dash: int
+    train: list[Band]
+    valid: list[Band]
+
+
+@dataclass(frozen=True)
+class LayerLoad:
+    """Share of a layer's routes by expert; layers count from 0."""
+
+    layer: int
+    load: list[float]
+
+
+def curves(families: dict[str, list[Model]]) -> list[Curve]:
+    """Of all models that have points."""
+    found = []
+    for members in families.values():
+        for place, model in enumerate(members):
+            seeds = [row.curve for row in model.rows if row.curve]
+            if seeds:
+                valid = [[(p.tokens, p.valid_loss) for p in one if p.valid_loss is not None] for one in seeds]
+                found.append(Curve(model, place % DASHES, _bands([_binned(one) for one in seeds]), _bands(valid)))
+    return found
+
+
+def _binned(points: Sequence[CurvePoint]) -> list[tuple[int, float]]:
+    """At most BINS points: tokens after the last one of a bin, and the mean of its training losses."""
+    size = -(-len(points) // BINS)
+    return [
+        (part[-1].tokens, statistics.fmean(p.loss for p in part))
+        for part in (points[i : i + size] for i in range(0, len(points), size))
+    ]
+
+
+def _bands(seeds: Sequence[Sequence[tuple[int, float]]]) -> list[Band]:
+    """Where all seeds have a point."""
+    by_tokens: dict[int, list[float]] = {}
+    for points in seeds:
+        for tokens, loss in points:
+            by_tokens.setdefault(tokens, []).append(loss)
+    return [
+        (tokens, statistics.fmean(losses), min(losses), max(losses))
+        for tokens, losses in sorted(by_tokens.items())
+        if len(losses) == len(seeds)
+    ]
+
+
+def loads(models: Sequence[Model]) -> list[tuple[Row, list[LayerLoad]]]:
+    """Rows with experts and their sparse layers. Seeds stay apart: expert 3 of one has nothing to do with another's."""
+    rows = [row for model in models for row in model.rows if row.experts]
+    found = [
+        (row, [LayerLoad(i, load) for i, load in enumerate(row.experts.load) if load]) for row in rows if row.experts
+    ]
+    return [(row, layers) for row, layers in found if layers]

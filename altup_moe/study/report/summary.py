@@ -1,0 +1,141 @@
+"""Everything the report says, computed once: text, page, pictures and tables only lay it out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from altup_moe.study.records import Hardware, Row
+from altup_moe.study.report.front import Bootstrap, Difference, Speed, difference, nearest, speed
+from altup_moe.study.report.models import KINDS, Kind, Model, latest, split
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A study. `speeds` and `differences` are of models outside the reference family, by name."""
+
+    studies: tuple[str, ...]
+    reference: str
+    rows: tuple[Row, ...]
+    models: tuple[Model, ...]
+    failed: tuple[Row, ...]
+    speeds: dict[str, dict[Kind, Speed | None]]
+    differences: dict[str, Difference]
+    notes: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """The study's name."""
+        return ", ".join(self.studies)
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """The latencies that some model has."""
+        return [kind for kind in KINDS if any(model.along(kind) for model in self.models)]
+
+
+def summary(lines: Sequence[Row], reference: str, bootstrap: Bootstrap) -> Summary:
+    """Of the rows of a file, in its order."""
+    rows = latest(lines)
+    models, failed = split(rows)
+    dense = [model for model in models if model.family == reference]
+    others = [model for model in models if model.family != reference]
+    differences = {m.name: difference(m, other, bootstrap) for m in others if (other := nearest(m, dense))}
+    return Summary(
+        studies=tuple(dict.fromkeys(row.study for row in rows)),
+        reference=reference,
+        rows=tuple(rows),
+        models=tuple(models),
+        failed=tuple(failed),
+        speeds={m.name: {kind: speed(m, dense, kind, bootstrap) for kind in KINDS} for m in others},
+        differences=differences,
+        notes=tuple(_notes(lines, rows, models, dense, others)),
+    )
+
+
+def hardware(rows: Iterable[Row]) -> list[tuple[Hardware, int]]:
+    """What the rows ran on, and how many on each."""
+    found: dict[Hardware, int] = {}
+    for row in rows:
+        found[row.hardware] = found.get(row.hardware, 0) + 1
+    return list(found.items())
+
+
+def hardware_text(one: Hardware) -> str:
+    """In one line."""
+    ranks = f"{one.ranks} rank{'s' * (one.ranks != 1)}, {one.threads} thread{'s' * (one.threads != 1)} each"
+    return f"{one.processor}, {one.cores} cores, {one.device}; {ranks}; torch {one.torch}; {one.system}"
+
+
+def _notes(
+    lines: Sequence[Row], rows: Sequence[Row], models: Sequence[Model], dense: Sequence[Model], others: Sequence[Model]
+) -> Iterable[str]:
+    """What a reader has to know before comparing figures."""
+    done = [row for model in models for row in model.rows]
+    if len(lines) > len(rows):
+        yield f"{len(lines) - len(rows)} earlier lines of rows that were tried again are left out"
+    if others and len(dense) < 2:
+        yield "speed at equal quality needs two models of the reference family; the study has " + str(len(dense))
+    if len({row.hardware for row in done}) > 1:
+        yield "not all rows ran on the same hardware, or with as many ranks: their latencies do not compare"
+    if len({row.tokens for row in done}) > 1:
+        yield "not all rows were trained on as many tokens"
+    if len({_per_step(row) for row in done}) > 1:
+        yield "not all rows have as many tokens in a step: the times of a step do not compare"
+    ratios = [r.quality.valid_bits_per_byte / r.quality.valid_loss for r in done if r.quality and r.quality.valid_loss]
+    if ratios and max(ratios) > 1.001 * min(ratios):
+        yield "the rows' tokenizers or held-out parts differ: compare bits per byte, not the losses"
+    if single := [model.name for model in models if len(model.rows) == 1]:
+        yield f"one seed, so no spread and no interval: {', '.join(single)}"
+    mixed = [model.name for model in models if len({row.family for row in model.rows}) > 1]
+    if mixed:
+        yield f"rows of one name are in several families: {', '.join(mixed)}"
+
+
+def _per_step(row: Row) -> float | None:
+    return row.tokens / row.steps if row.tokens and row.steps else None
+
+
+def as_dict(found: Summary) -> dict[str, Any]:
+    """For --json; infinite ends of intervals are None, as there is no such number in JSON."""
+    return {
+        "studies": list(found.studies),
+        "reference": found.reference,
+        "rows": len(found.rows),
+        "models": [_model_dict(found, model) for model in found.models],
+        "failed": [{"name": row.name, "seed": row.seed, "reason": row.reason} for row in found.failed],
+        "hardware": [{**vars(one), "rows": count} for one, count in hardware(found.rows)],
+        "notes": list(found.notes),
+    }
+
+
+def _model_dict(found: Summary, model: Model) -> dict[str, Any]:
+    speeds = found.speeds.get(model.name, {})
+    return {
+        "name": model.name,
+        "family": model.family,
+        "seeds": [row.seed for row in model.rows],
+        "loss": vars(model.quality("loss")),
+        "bits_per_byte": vars(model.quality("bits")),
+        **{kind: _vars(model.along(kind)) for kind in KINDS},
+        "parameters": _vars(model.along("parameters")),
+        "active_parameters": _vars(model.along("active_parameters")),
+        "speed_at_equal_quality": {kind: _with_interval(one) for kind, one in speeds.items()},
+        "loss_difference": _with_interval(found.differences.get(model.name)),
+    }
+
+
+def _vars(one: object) -> dict[str, Any] | None:
+    return None if one is None else dict(vars(one))
+
+
+def _with_interval(one: Speed | Difference | None) -> dict[str, Any] | None:
+    if one is None:
+        return None
+    values = dict(vars(one))
+    if one.interval is not None:
+        inside = dict(vars(one.interval))
+        ends = {end: None if abs(inside[end]) == float("inf") else inside[end] for end in ("low", "high")}
+        values["interval"] = inside | ends
+    return values | {"no_difference": one.no_difference}

@@ -1,0 +1,98 @@
+"""The tables as CSV: a line for every row of the study, and one for every model."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from altup_moe.study.records import Row
+from altup_moe.study.report.models import AXES, KINDS, MEASURES, Model, Stat, latency
+from altup_moe.study.report.summary import Summary
+
+
+def tables(found: Summary) -> dict[str, str]:
+    """rows.csv and models.csv by file name. Times in ms, losses in nats; what a row does not have is empty."""
+    return {
+        "rows.csv": _csv(_row(row) for row in found.rows),
+        "models.csv": _csv(_model(found, model) for model in found.models),
+    }
+
+
+def _csv(lines: Iterable[Mapping[str, Any]]) -> str:
+    """All lines have the same keys."""
+    listed = list(lines)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(listed[0]) if listed else ["name"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(listed)
+    return text.getvalue()
+
+
+def _row(row: Row) -> dict[str, Any]:
+    quality, measured, experts = row.quality, row.latency, row.experts
+    return {
+        "study": row.study,
+        "name": row.name,
+        "family": row.family,
+        "seed": row.seed,
+        "status": row.status,
+        "reason": row.reason,
+        "parameters": row.parameters,
+        "active_parameters": row.active_parameters,
+        "flops_per_token": row.flops_per_token,
+        "steps": row.steps,
+        "tokens": row.tokens,
+        "train_seconds": row.train_seconds,
+        "valid_loss": quality and quality.valid_loss,
+        "valid_bits_per_byte": quality and quality.valid_bits_per_byte,
+        "train_loss": quality and quality.train_loss,
+        **{f"{kind}_ms": latency(row, kind) for kind in KINDS},
+        **{f"{kind}_p95_ms": getattr(getattr(measured, kind, None), "p95", None) for kind in KINDS},
+        "train_tokens_per_second": measured and measured.train_tokens_per_second,
+        "peak_memory_gib": measured and measured.peak_memory_gib,
+        "all_to_all_ms": measured and measured.all_to_all_ms,
+        "exposed_ms": measured and measured.exposed_ms,
+        "dropped_share": experts and experts.dropped_share,
+        "max_mean_load": experts and experts.max_mean_load,
+        **vars(row.hardware),
+        "commit": row.commit,
+        "config_hash": row.config_hash,
+        "overrides": json.dumps(row.overrides),
+    }
+
+
+def _model(found: Summary, model: Model) -> dict[str, Any]:
+    line: dict[str, Any] = {"name": model.name, "family": model.family, "seeds": len(model.rows)}
+    stats: dict[str, Stat | None] = {
+        **{m: model.quality(m) for m in MEASURES},
+        **{axis: model.along(axis) for axis in AXES},
+    }
+    for key, one in stats.items():
+        name = f"{key}_ms" if key in KINDS else {"loss": "valid_loss", "bits": "valid_bits_per_byte"}.get(key, key)
+        line |= {f"{name}_{part}": one and getattr(one, part) for part in ("mean", "std", "least", "most")}
+    gap = found.differences.get(model.name)
+    for kind in KINDS:
+        one_speed = found.speeds.get(model.name, {}).get(kind)
+        interval = one_speed and one_speed.interval
+        line |= {
+            f"{kind}_speed": one_speed and one_speed.ratio,
+            f"{kind}_speed_reached": one_speed and one_speed.reached,
+            f"{kind}_speed_low": interval and _end(interval.low),
+            f"{kind}_speed_high": interval and _end(interval.high),
+        }
+    between = gap and gap.interval
+    return line | {
+        "loss_difference": gap and gap.loss,
+        "loss_difference_from": gap and gap.other,
+        "loss_difference_low": between and between.low,
+        "loss_difference_high": between and between.high,
+    }
+
+
+def _end(value: float) -> float | str:
+    """An infinite end lies off the curve."""
+    return value if math.isfinite(value) else "better" if value > 0 else "worse"
