@@ -16,6 +16,7 @@ from altup_moe.config import AltUpConfig, ConfigError, ModelConfig, RunConfig, S
 from altup_moe.model.reference_sequence import StridedEncoder
 from altup_moe.model.reference_t5 import AltUpMoEForConditionalGeneration, T5Attention, T5Layer
 from altup_moe.model.reference_t5_config import AltUpMoET5Config
+from altup_moe.parallel.names import global_shapes
 from tests.unit.model.test_reference_t5 import EXPERTS, T5, sample
 
 METHODS = ("altup", "stride_and_skip", "average_pool")
@@ -234,6 +235,15 @@ def test_the_run_says_what_strides() -> None:
     config = AltUpMoET5Config.from_run(run)
     assert [n for n in range(6) if config.is_strided(n)] == [1, 2, 3]
     assert [n for n in range(5) if config.decoder_strides(n)] == [3, 4]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_checkpoints_have_the_models_names(method: str) -> None:
+    """Other ranges in the two stacks, of other depths."""
+    shape = ModelConfig(4, 32, 48, 4, 4, 24, 99, False, arch="t5", num_decoder_layers=3)
+    run = RunConfig(shape, AltUpConfig(2), sequence=SequenceConfig(4, "1..-2", method, "2..2"))
+    parameters = AltUpMoEForConditionalGeneration(AltUpMoET5Config.from_run(run)).named_parameters()
+    assert {name: tuple(p.shape) for name, p in parameters} == global_shapes(run)
 
 
 def test_layers_that_the_decoder_has_not_are_refused() -> None:
