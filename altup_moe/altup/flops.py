@@ -8,7 +8,7 @@ from typing import Literal
 from altup_moe.altup.parts import Parts
 from altup_moe.altup.shape import context_width, has_projections, is_moe_layer, output_width, stream_width
 from altup_moe.config import RunConfig
-from altup_moe.config.sequence import strided_layers
+from altup_moe.config.sequence import strided_decoder_layers, strided_layers
 
 Kind = Literal["decoder", "encoder", "cross_decoder"]
 """Layers of a decoder-only model, and of an encoder-decoder's two stacks."""
@@ -41,21 +41,20 @@ class Products(Parts):
 def layer_products(config: RunConfig, layer: int, kind: Kind = "decoder") -> Products:
     """One layer's. ``layer``: its index in its stack, from 0.
 
-    A layer of stride s has S / s tokens, each with S / s to attend to; what it adds to the others is not counted.
+    A layer of stride s has S / s tokens, each with S / s to attend to (and all of an encoder's output); what it adds to
+    the others is not counted.
     """
     m = config.model
     q, kv = m.num_attention_heads * m.head_dim, m.num_query_groups * m.head_dim
-    scores = {
-        "decoder": m.seq_length * q,
-        "encoder": 2 * m.seq_length * q,
-        "cross_decoder": m.decoder_length * q + 2 * m.seq_length * q,
-    }[kind]
-    crossed = m.hidden_size * 2 * q if kind == "cross_decoder" else 0
-    inside = Products(attention=m.hidden_size * (2 * q + 2 * kv) + crossed) + _mlp(config, layer)
-    stride = 1
-    if kind != "cross_decoder" and layer in strided_layers(config.sequence, m.num_layers):
-        stride = config.sequence.stride
-    return inside * (1 / stride) + Products(scores=scores / stride**2, mixing=_mixing(config))
+    own = {"decoder": m.seq_length * q, "encoder": 2 * m.seq_length * q, "cross_decoder": m.decoder_length * q}[kind]
+    if kind == "cross_decoder":
+        strided = strided_decoder_layers(config.sequence, m.decoder_layers)
+        across = Products(attention=m.hidden_size * 2 * q, scores=2 * m.seq_length * q)
+    else:
+        strided, across = strided_layers(config.sequence, m.num_layers), Products()
+    inside = Products(attention=m.hidden_size * (2 * q + 2 * kv)) + across + _mlp(config, layer)
+    stride = config.sequence.stride if layer in strided else 1
+    return inside * (1 / stride) + Products(scores=own / stride**2, mixing=_mixing(config))
 
 
 def _mlp(config: RunConfig, layer: int) -> Products:

@@ -19,6 +19,10 @@ Causality. The first two need nothing: an anchor is the first token of its windo
 so `causal` pools the s tokens that END at the anchor, w s - s + 1 .. w s (the first window: the first token). Tokens
 between anchors are lost to such layers, which makes it a control in decoders, not a way to train them.
 
+Padding, at the ends of samples, is shared out over windows as if it were tokens. Where an anchor is padding, so is all
+of its window. A mean (of an encoder) is that of the window's tokens, and of its paddings where it has no token: nothing
+that stands on a padding reaches a token, if attention does not look at such windows (`all_padding`).
+
 Coefficients (`altup` alone): predict = (a1, a2), correct = (b,), fp32 with fp32 gradients. They start as (1, 0) and 1,
 as block AltUp's P = I and g = 1: y_i = x_i + (F(x) - x)_a(i), every token takes its anchor's update.
 """
@@ -42,25 +46,36 @@ def pools(method: str, causal: bool) -> bool:
     return method == "average_pool" and causal
 
 
-def pick(x: Tensor, method: str, stride: int, causal: bool, before: Tensor | None = None) -> Tensor:
+def pick(
+    x: Tensor, method: str, stride: int, causal: bool, before: Tensor | None = None, padding: Tensor | None = None
+) -> Tensor:
     """What the layer computes on.
 
     Args:
         x: [S, B, D].
         causal: whether a position may only see earlier ones.
         before: [s - 1, B, D], the tokens before x where x is a later slice of a sequence. Only causal pooling reads it.
+        padding: bool [S, B], True on padding; None is all tokens. Only pooling that is not causal reads it.
     Returns:
         [A, B, D].
     """
     if method != "average_pool":
         return x[::stride]
     if not causal:
-        sizes = _windows(torch.ones_like(x[:, :1, :1]), stride).sum(1)
-        return _windows(x, stride).sum(1) / sizes
+        there = _windows(torch.ones_like(x[:, :1, :1]), stride)
+        counts = there if padding is None else _windows((~padding)[..., None].to(x.dtype), stride)
+        counts = torch.where(counts.sum(1, keepdim=True) > 0, counts, there)
+        return (_windows(x, stride) * counts).sum(1) / counts.sum(1)
     if before is None:
         before = x[:1].expand(stride - 1, -1, -1)
     windows = -(-x.shape[0] // stride)
     return _windows(torch.cat([before, x])[: windows * stride], stride).mean(1)
+
+
+def all_padding(padding: Tensor, stride: int) -> Tensor:
+    """Which windows hold no token: bool [..., S], True on padding -> [..., A]."""
+    missing = -padding.shape[-1] % stride
+    return F.pad(padding, (0, missing), value=True).unflatten(-1, (-1, stride)).all(-1)
 
 
 def place(x: Tensor, u: Tensor, y: Tensor, method: str, stride: int, coefficients: Mapping[str, Tensor]) -> Tensor:

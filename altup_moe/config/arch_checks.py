@@ -18,11 +18,12 @@ def check_arch(config: RunConfig) -> None:
 def _of_gpt(config: RunConfig) -> Refused:
     m, cross = config.model, config.altup.cross_attention
     only = "is of model.arch t5's decoder; {} would fit"
-    layers, length = m.num_decoder_layers, m.decoder_seq_length
+    layers, length, strided = m.num_decoder_layers, m.decoder_seq_length, config.sequence.decoder_layers
     return [
         (layers is not None, "model.num_decoder_layers", layers, only.format("null")),
         (length is not None, "model.decoder_seq_length", length, only.format("null")),
         (cross != "narrow", "altup.cross_attention", cross, only.format("narrow")),
+        (strided is not None, "sequence.decoder_layers", strided, only.format("null")),
     ]
 
 
@@ -59,12 +60,6 @@ def _of_t5(config: RunConfig) -> Refused:
             "altup.variant",
             "dynamic",
             "Gemma-3n's form is that of a decoder alone; altup, gemma, round_robin, hc, sum would fit",
-        ),
-        (
-            config.sequence.stride > 1,
-            "sequence.stride",
-            config.sequence.stride,
-            "model.arch t5 has no strided layers yet; 1 would fit",
         ),
         (m.qk_layernorm, "model.qk_layernorm", True, "model.arch t5 has no such norms; false would fit"),
         (

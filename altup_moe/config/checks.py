@@ -18,7 +18,7 @@ from altup_moe.config.errors import ConfigError
 from altup_moe.config.packages import check_installed
 from altup_moe.config.ranges import RANGES
 from altup_moe.config.schema import ParallelConfig, RunConfig, Width
-from altup_moe.config.sequence import strided_layers
+from altup_moe.config.sequence import strided_decoder_layers, strided_layers
 from altup_moe.config.zero_checks import check_zero
 
 
@@ -204,14 +204,19 @@ def _sequence(config: RunConfig, world_size: int) -> None:
     if stride == 1:
         return
     strided_layers(config.sequence, config.model.num_layers)
+    in_decoder = len(strided_decoder_layers(config.sequence, config.model.decoder_layers)) > 0
     if config.sequence.method == "average_pool" and p.context > 1:
         # Its windows reach into the chunk before, which lies on another context rank.
         fits = f"sequence.method average_pool pools over the {p.context} ranks' borders; 1 would fit"
         raise ConfigError("parallel.context", p.context, fits)
     # Every slice of the sequence begins at an anchor: tensor ranks' slices, and context ranks' two chunks.
     slices = [length // (p.context * p.tensor), *([length // (2 * p.context)] if p.context > 1 else [])]
+    named = "model.seq_length"
+    if in_decoder:
+        slices.append(config.model.decoder_length // p.tensor)
+        named += " and of model.decoder_seq_length"
     if any(n % stride for n in slices):
-        fits = f"must divide a rank's share of model.seq_length ({' and '.join(map(str, slices))}); "
+        fits = f"must divide a rank's share of {named} ({' and '.join(map(str, slices))}); "
         raise ConfigError("sequence.stride", stride, fits + _fitting(divisors(math.gcd(*slices))))
 
 

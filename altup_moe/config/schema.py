@@ -125,13 +125,16 @@ class SequenceConfig:
     """Sequence-AltUp: layers that run on every s-th token (AltUp, arXiv 2301.13310, section 4.2)."""
 
     stride: int = 1
-    """Tokens of a window, of which a layer sees one; 1 is off. Must divide a rank's share of model.seq_length."""
+    """Tokens of a window, of which a layer sees one; 1 is off. Must divide a rank's share of model.seq_length (and of
+    model.decoder_seq_length with decoder_layers)."""
     layers: str = "1..-2"
-    """Layers that stride, first..last: from 0, both included, negative ones from the end. The default is the paper's
-    choice, all but the first and the last."""
+    """Layers that stride, first..last: from 0, both included, negative ones from the end; with model.arch t5 of the
+    encoder. The default is the paper's choice, all but the first and the last."""
     method: Literal["altup", "stride_and_skip", "average_pool"] = "altup"
     """What tokens between become: predicted and corrected by their window's first one (altup, the paper's), left as
     they are (stride_and_skip), or what the layer makes of their window's average (average_pool)."""
+    decoder_layers: str | None = None
+    """Layers of t5's decoder that stride too, first..last; None leaves the decoder alone, as the paper does."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which layers Sequence-AltUp strides: the range `sequence.layers` in terms of a model's layers."""
+"""Which layers Sequence-AltUp strides: the ranges of `sequence` in terms of a model's layers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def layer_range(text: str, num_layers: int, key: str = "sequence.layers") -> ran
         raise ConfigError(key, text, fits)
     ends = [int(end) for end in match.groups()]
     if not all(-num_layers <= end < num_layers for end in ends):
-        raise ConfigError(key, text, f"model.num_layers is {num_layers}; {fits}")
+        raise ConfigError(key, text, f"there are {num_layers} layers; {fits}")
     first, last = (end % num_layers for end in ends)
     if first > last:
         raise ConfigError(key, text, f"holds none of the {num_layers} layers; {fits}")
@@ -30,5 +30,15 @@ def layer_range(text: str, num_layers: int, key: str = "sequence.layers") -> ran
 
 
 def strided_layers(sequence: SequenceConfig, num_layers: int) -> range:
-    """Global indices of the layers that run on every sequence.stride-th token; none with a stride of 1."""
+    """Global indices of the layers that run on every sequence.stride-th token; none with a stride of 1.
+
+    An encoder-decoder's are the encoder's; `strided_decoder_layers` has the decoder's.
+    """
     return layer_range(sequence.layers, num_layers) if sequence.stride > 1 else range(0)
+
+
+def strided_decoder_layers(sequence: SequenceConfig, decoder_layers: int) -> range:
+    """Layers of an encoder-decoder's decoder that stride, counted in their stack; none unless it is asked for."""
+    if sequence.stride == 1 or sequence.decoder_layers is None:
+        return range(0)
+    return layer_range(sequence.decoder_layers, decoder_layers, "sequence.decoder_layers")

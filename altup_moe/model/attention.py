@@ -8,6 +8,7 @@ Shape legend: S queries, T keys, B samples, H heads of this tensor rank.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -47,9 +48,9 @@ class RelativeBias(nn.Module):
         self.weight = nn.Parameter(torch.empty(buckets, heads, dtype=config.params_dtype, device=device))
         self.max_distance, self.bidirectional = max_distance, bidirectional
 
-    def forward(self, length: int) -> Tensor:
-        """Bias [1, H, length, length] on the scores of a sequence's queries and keys."""
-        positions = torch.arange(length, device=self.weight.device)
+    def forward(self, length: int, stride: int = 1) -> Tensor:
+        """Bias [1, H, length, length] on the scores of a sequence's queries and keys, which stand `stride` apart."""
+        positions = torch.arange(0, length * stride, stride, device=self.weight.device)
         distances = positions[None, :] - positions[:, None]
         buckets = relative_buckets(distances, len(self.weight), self.max_distance, self.bidirectional)
         return self.weight[buckets].permute(2, 0, 1)[None]
@@ -87,7 +88,7 @@ class CoreAttention(MegatronModule):
         value: Tensor,
         attention_mask: Tensor | None = None,
         *args: Any,
-        attention_bias: RelativeBias | None = None,
+        attention_bias: Callable[[int], Tensor] | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """Query [S, B, H, channels], key and value [T, B, groups, channels] -> [S, B, H * channels].
@@ -95,6 +96,8 @@ class CoreAttention(MegatronModule):
         Args:
             attention_mask: bool [B, 1, 1, T], True where a key is padding (Megatron's sense). A query whose keys are
                 all masked sees them all alike.
+            attention_bias: gives what is added to the scores of so many positions: a `RelativeBias`, or one with a
+                stride.
         """
         size, rank = self.cp_group.size(), self.cp_group.rank()
         mask = self._mask(query.shape[0], query.dtype, attention_mask, attention_bias)
@@ -122,7 +125,7 @@ class CoreAttention(MegatronModule):
         s, b = query.shape[:2]
         return out_BHSC.permute(2, 0, 1, 3).reshape(s, b, -1)
 
-    def _mask(self, s: int, dtype: torch.dtype, padding: Tensor | None, relative: RelativeBias | None) -> Tensor | None:
+    def _mask(self, s: int, dtype: torch.dtype, padding: Tensor | None, relative: Any) -> Tensor | None:
         """What is added to the scores, [B or 1, H or 1, S or 1, T]; None where being causal or not says it all."""
         if padding is None and relative is None:
             return None

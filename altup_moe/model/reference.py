@@ -32,7 +32,7 @@ from altup_moe.model.reference_layers import (
     full,
     updated_expert_bias,
 )
-from altup_moe.model.reference_sequence import Strided, token_order
+from altup_moe.model.reference_sequence import Anchors, Strided, token_order
 from altup_moe.model.reference_streams import BlockProjection, Stream, projections, stream_around
 
 
@@ -59,8 +59,8 @@ class Layer(nn.Module):
             return self.transform(x_BSD, capacity_factor, *attention)
         positions_BS, _, cache = attention
 
-        def run(u_BAD: Tensor, positions_BA: Tensor, mask: Tensor) -> tuple[Tensor, Routing | None]:
-            return self.transform(u_BAD, capacity_factor, positions_BA, mask, cache)
+        def run(u_BAD: Tensor, where: Anchors) -> tuple[Tensor, Routing | None]:
+            return self.transform(u_BAD, capacity_factor, where.positions_BA, where.visible, cache)
 
         return self.sequence(x_BSD, run, positions_BS, cache, order_BS)
 
@@ -80,7 +80,7 @@ class Layer(nn.Module):
         return h_BSD + F.dropout(branch, self.dropout, self.training), routing
 
     def forward(
-        self, x_KBSD: Tensor, capacity_factor: float | None, *attention: Any, **order: Tensor | None
+        self, x_KBSD: Tensor, capacity_factor: float | None, *attention: Any, **order: Any
     ) -> tuple[Tensor, Routing | None]:
         if self.altup is None:
             y_BSD, routing = self.compute(x_KBSD[0], capacity_factor, *attention, **order)
@@ -90,9 +90,7 @@ class Layer(nn.Module):
         return self.altup.after(predicted_KBSD, y_BSD), routing
 
 
-def walk(
-    layers: nn.ModuleList, x_KBSD: Tensor, *args: Any, **order: Tensor | None
-) -> tuple[Tensor, dict[int, Routing]]:
+def walk(layers: nn.ModuleList, x_KBSD: Tensor, *args: Any, **order: Any) -> tuple[Tensor, dict[int, Routing]]:
     """The stream after all layers, and what each MoE layer decided. ``args``: what a layer takes beside the stream."""
     routings = {}
     for n, layer in enumerate(layers):

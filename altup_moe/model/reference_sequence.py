@@ -11,7 +11,7 @@ them, D width of a layer, s stride.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +104,18 @@ def anchor_layer(cache: DynamicCache | None, layer: int) -> AnchorLayer:
     return cache.layers[layer]
 
 
+class Anchors(NamedTuple):
+    """Where a layer runs, and where its anchors may look.
+
+    ``positions_BA`` [B or 1, A]: the anchors'. ``keys_BT`` [B or 1, P + A]: those of all anchors so far, counted in
+    tokens of the row. ``visible``: bool, broadcasts to [B, 1, A, P + A].
+    """
+
+    positions_BA: Tensor
+    keys_BT: Tensor
+    visible: Tensor
+
+
 class Strided(nn.Module):
     """What surrounds a layer F of stride s. Causal: this is a decoder's.
 
@@ -138,7 +150,7 @@ class Strided(nn.Module):
         """y [B, S, D], and what F said beside its output (None if it had no anchor to run on).
 
         Args:
-            run: F(u [B, A, D], positions [B, A], mask [B, 1, A, P + A]) -> (y [B, A, D], anything).
+            run: F(u [B, A, D], where) -> (y [B, A, D], anything).
             order_BS: which token of its row each one is, from 0; -1 on padding. None: 0 .. S - 1 in all rows.
         """
         b, s, d = x_BSD.shape
@@ -156,20 +168,26 @@ class Strided(nn.Module):
             index_BA = (~anchor_BS).long().argsort(dim=1, stable=True)[:, :count]
             known_BA = anchor_BS.gather(1, index_BA)
             u_BAD = source_BSD.gather(1, index_BA[..., None].expand(-1, -1, d))
-            mask = self._mask(known_BA, held)
-            y_BAD, said = run(u_BAD, positions_BS.expand(b, s).gather(1, index_BA), mask)
+            keys_BT = torch.cat([held.state.get("orders", order_BS[:, :0]), order_BS.gather(1, index_BA)], dim=1)
+            held.state["orders"] = keys_BT
+            where = Anchors(positions_BS.expand(b, s).gather(1, index_BA), keys_BT, self._mask(known_BA, held))
+            y_BAD, said = run(u_BAD, where)
             pairs = torch.cat([pairs, torch.stack([u_BAD, y_BAD], dim=2)], dim=1)
         which_BS = anchor_BS.cumsum(1)
         own = pairs.gather(1, which_BS[..., None, None].expand(-1, -1, 2, d))
         held.state["last"], held.seen = own[:, -1:], held.seen + s
         u_BSD, y_BSD = own.unbind(2)
+        return self.place(x_BSD, u_BSD, y_BSD, anchor_BS), said
+
+    def place(self, x_BSD: Tensor, u_BSD: Tensor, y_BSD: Tensor, anchor_BS: Tensor) -> Tensor:
+        """All tokens after the layer. `u`, `y`: at every token its anchor's. `anchor_BS`: bool, which are anchors."""
         if self.method == "average_pool":
-            return y_BSD, said
+            return y_BSD
         if self.method == "stride_and_skip":
-            return torch.where(anchor_BS[..., None], y_BSD, x_BSD), said
+            return torch.where(anchor_BS[..., None], y_BSD, x_BSD)
         a1, a2 = self.predict
         predicted_BSD, predicted_anchor_BSD = a1 * full(x_BSD) + a2 * full(u_BSD), (a1 + a2) * full(u_BSD)
-        return (predicted_BSD + self.correct * (full(y_BSD) - predicted_anchor_BSD)).to(x_BSD.dtype), said
+        return (predicted_BSD + self.correct * (full(y_BSD) - predicted_anchor_BSD)).to(x_BSD.dtype)
 
     def _mask(self, known_BA: Tensor, held: AnchorLayer) -> Tensor:
         """Bool [B, 1, A, P + A], True where an anchor may look: at itself and known ones before it."""
@@ -190,3 +208,57 @@ class Strided(nn.Module):
         held.state["x"], held.state["token"] = xs[:, -reach:], tokens[:, -reach:]
         counts_BS = tokens.unfold(1, self.stride, 1).sum(-1).clamp(min=1)
         return (full(xs.unfold(1, self.stride, 1)).sum(-1) / counts_BS[..., None]).to(x_BSD.dtype)
+
+
+class StridedEncoder(Strided):
+    """An encoder's: all anchors see each other, and a mean is that of the window's tokens.
+
+    Windows are those of positions. Paddings end a row, so that a window whose anchor is one holds nothing else: such
+    windows run the layer (experts see them), and no other looks at them.
+    """
+
+    def forward(
+        self,
+        x_BSD: Tensor,
+        run: Callable[..., tuple[Tensor, Any]],
+        positions_BS: Tensor,
+        cache: DynamicCache | None,
+        order_BS: Tensor | None,
+    ) -> tuple[Tensor, Any]:
+        """y [B, S, D], and what F said beside its output. As of `Strided`, but `order_BS` says only what is padding."""
+        s, stride = x_BSD.shape[1], self.stride
+        assert order_BS is not None
+        starts, token_BS = range(0, s, stride), order_BS >= 0
+        u_BAD = x_BSD[:, ::stride]
+        if self.method == "average_pool":
+            means = [_mean(x_BSD[:, a : a + stride], token_BS[:, a : a + stride]) for a in starts]
+            u_BAD = torch.stack(means, dim=1)
+        position = torch.arange(s, device=x_BSD.device)
+        anchors_BA = position[None, ::stride]
+        seen_BA = torch.stack([token_BS[:, a : a + stride].any(1) for a in starts], dim=1)
+        y_BAD, said = run(u_BAD, Anchors(anchors_BA, anchors_BA, seen_BA[:, None, None, :]))
+        own = position // stride
+        return self.place(x_BSD, u_BAD[:, own], y_BAD[:, own], (position % stride == 0)[None]), said
+
+
+def _mean(x_BWD: Tensor, token_BW: Tensor) -> Tensor:
+    """Mean of a window's tokens; of all its positions where it has none."""
+    weight_BW = (token_BW | ~token_BW.any(1, keepdim=True)).to(x_BWD.dtype)
+    return ((full(x_BWD) * weight_BW[..., None]).sum(1) / weight_BW.sum(1, keepdim=True)).to(x_BWD.dtype)
+
+
+def unpadded_start(padding_BS: Tensor) -> Tensor | None:
+    """Indices [B, S] of each row turned so that it begins with its first token; None where all rows do.
+
+    What stood before that token then ends the row.
+    """
+    first_B1 = (padding_BS > 0).int().argmax(1, keepdim=True)
+    if not first_B1.any():
+        return None
+    s = padding_BS.shape[1]
+    return (torch.arange(s, device=padding_BS.device)[None] + first_B1) % s
+
+
+def turn(x_BSD: Tensor, index_BS: Tensor) -> Tensor:
+    """Each row's positions in another order."""
+    return x_BSD.gather(1, index_BS[..., None].expand(-1, -1, x_BSD.shape[-1]))

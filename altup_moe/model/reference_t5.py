@@ -26,6 +26,14 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from altup_moe.model.reference import Decoder, Layer, Losses, joined, walk
 from altup_moe.model.reference_layers import RMSNorm, Router, Routing, attention_mask, full, updated_expert_bias
+from altup_moe.model.reference_sequence import (
+    Anchors,
+    Strided,
+    StridedEncoder,
+    token_order,
+    turn,
+    unpadded_start,
+)
 from altup_moe.model.reference_streams import Stream
 from altup_moe.model.reference_t5_config import AltUpMoET5Config
 from altup_moe.model.relative import relative_buckets
@@ -40,12 +48,11 @@ class RelativeBias(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.relative_attention_num_buckets, config.num_attention_heads))
         self.max_distance, self.bidirectional = config.relative_attention_max_distance, bidirectional
 
-    def forward(self, queries: int, past: int) -> Tensor:
-        """Bias [1, H, queries, past + queries] of the last `queries` positions."""
-        positions = torch.arange(past + queries, device=self.weight.device)
-        distances = positions[None, :] - positions[past:, None]
+    def forward(self, queries_BS: Tensor, keys_BT: Tensor) -> Tensor:
+        """Bias [B or 1, H, S, T] of queries and keys at these positions, [B or 1, S] and [B or 1, T]."""
+        distances = keys_BT[:, None, :] - queries_BS[:, :, None]
         buckets = relative_buckets(distances, len(self.weight), self.max_distance, self.bidirectional)
-        return self.weight[buckets].permute(2, 0, 1)[None]
+        return self.weight[buckets].permute(0, 3, 1, 2)
 
 
 class Queries(nn.Linear):
@@ -95,6 +102,30 @@ class T5Layer(Layer):
         self.self_attn = T5Attention(config, d)
         self.cross_attn_layernorm = RMSNorm(d, eps) if decodes else None
         self.cross_attn = T5Attention(config, config.context_width) if decodes else None
+        strides = config.decoder_strides(layer) if decodes else config.is_strided(layer)
+        self.sequence = (Strided if decodes else StridedEncoder)(config, layer) if strides else None
+
+    def compute(
+        self,
+        x_BSD: Tensor,
+        capacity_factor: float | None,
+        *attention: Any,
+        order_BS: Tensor | None = None,
+        relative: RelativeBias | None = None,
+    ) -> tuple[Tensor, Routing | None]:
+        """y = F(x) on all tokens, or by way of the anchors, which have biases of their own and all of the context."""
+        if self.sequence is None:
+            return self.transform(x_BSD, capacity_factor, *attention)
+        *_, context_BTE, context_visible, cache = attention
+        assert order_BS is not None
+        assert relative is not None
+
+        def run(u_BAD: Tensor, where: Anchors) -> tuple[Tensor, Routing | None]:
+            bias = relative(where.positions_BA, where.keys_BT)
+            return self.transform(u_BAD, capacity_factor, bias, where.visible, context_BTE, context_visible, cache)
+
+        own = None if cache is None else cache.self_attention_cache
+        return self.sequence(x_BSD, run, order_BS, own, order_BS)
 
     def attend(self, x_BSD: Tensor, *attention: Any) -> Tensor:
         """Attention to the stack itself, then to the encoder's output."""
@@ -134,6 +165,7 @@ class Stack(nn.Module):
         layers = config.decoder_layers if decodes else config.num_hidden_layers
         self.relative_attention_bias = RelativeBias(config, bidirectional=not decodes)
         self.layers = nn.ModuleList(T5Layer(config, n, decodes) for n in range(layers))
+        self.strides = any(layer.sequence is not None for layer in self.layers)
         self.summed = config.altup_recycled if decodes else config.altup_cross_attention == "narrow"
         self.norm = RMSNorm(config.output_width if decodes else config.context_width, config.rms_norm_eps)
 
@@ -152,6 +184,12 @@ class Stack(nn.Module):
             padding_BS: 1 on tokens, 0 on padding (of the past as well, with a cache); None is all tokens.
             context_BTE, context_padding_BT: the encoder's output and what of it is tokens, for a decoder.
         """
+        turned = None
+        if self.strides and not self.decodes and padding_BS is not None:
+            # Windows are counted from a row's first token.
+            turned = unpadded_start(padding_BS)
+            if turned is not None:
+                embedded, padding_BS = turn(embedded, turned), padding_BS.gather(1, turned)
         s, device = embedded.shape[1], embedded.device
         past = 0 if cache is None else int(cache.get_seq_length())
         if self.decodes:
@@ -160,12 +198,16 @@ class Stack(nn.Module):
         else:
             visible = _tokens(padding_BS, s, device)
         context_visible = None if context_BTE is None else _tokens(context_padding_BT, context_BTE.shape[1], device)
-        bias = self.relative_attention_bias(s, past)
+        positions = torch.arange(past + s, device=device)[None]
+        bias = self.relative_attention_bias(positions[:, past:], positions)
         x_KBSD: Tensor = Decoder.widen(self, embedded)  # type: ignore[arg-type]
         x_KBSD, routings = walk(
-            self.layers, x_KBSD, capacity_factor, bias, visible, context_BTE, context_visible, cache
-        )
-        return self.norm(joined(x_KBSD, self.summed)), routings
+            self.layers, x_KBSD, capacity_factor, bias, visible, context_BTE, context_visible, cache,
+            order_BS=token_order(padding_BS, s, past, device) if self.strides else None,
+            relative=self.relative_attention_bias,
+        )  # fmt: skip
+        features = self.norm(joined(x_KBSD, self.summed))
+        return features if turned is None else turn(features, turned.argsort(1)), routings
 
 
 def _tokens(padding_BS: Tensor | None, s: int, device: torch.device) -> Tensor:
@@ -196,7 +238,7 @@ class AltUpMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _no_split_modules = ("T5Layer",)
     _skip_keys_device_placement = ("past_key_values",)
     _supports_sdpa = True
-    _keep_in_fp32_modules_strict = (r"\.altup\.", "expert_bias")
+    _keep_in_fp32_modules_strict = (r"\.altup\.", r"\.sequence\.", "expert_bias")
 
     def __init__(self, config: AltUpMoET5Config) -> None:
         super().__init__(config)
@@ -214,7 +256,7 @@ class AltUpMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
             init.normal_(module.weight, 0.0, t5_std(leaf, fan_in, self.config.hidden_size, self.config.head_dim))
         elif isinstance(module, RMSNorm):
             init.ones_(module.weight)
-        elif isinstance(module, Stream):
+        elif isinstance(module, Stream | Strided):
             module.reset()
         if isinstance(module, Router) and module.expert_bias is not None:
             init.zeros_(module.expert_bias)

@@ -8,6 +8,7 @@ from transformers import AutoConfig
 
 from altup_moe.altup.shape import context_width
 from altup_moe.config import ConfigError, RunConfig
+from altup_moe.config.sequence import layer_range
 from altup_moe.model.reference_config import AltUpMoEConfig
 
 
@@ -29,6 +30,8 @@ class AltUpMoET5Config(AltUpMoEConfig):
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     altup_cross_attention: str = "narrow"
+    # `sequence_layers` counts the encoder's.
+    sequence_decoder_layers: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -37,11 +40,18 @@ class AltUpMoET5Config(AltUpMoEConfig):
             self.decoder_start_token_id = self.pad_token_id
         if self.num_key_value_heads != self.num_attention_heads:
             raise ConfigError("num_key_value_heads", self.num_key_value_heads, f"{self.num_attention_heads} would fit")
+        if self.sequence_decoder_layers is not None:
+            layer_range(self.sequence_decoder_layers, self.decoder_layers, "sequence_decoder_layers")
 
     @property
     def context_width(self) -> int:
         """Features of the encoder's output."""
         return context_width(self.hidden_size, self.altup_width, self.altup_variant, self.altup_cross_attention)
+
+    def decoder_strides(self, layer: int) -> bool:
+        """Whether the decoder's layer `layer` (from 0) runs on every sequence_stride-th token."""
+        chosen = self.sequence_decoder_layers
+        return self.sequence_stride > 1 and chosen is not None and layer in layer_range(chosen, self.decoder_layers)
 
     @classmethod
     def from_run(cls, config: RunConfig, **special_tokens: int | None) -> AltUpMoET5Config:
@@ -52,6 +62,7 @@ class AltUpMoET5Config(AltUpMoEConfig):
             "relative_attention_num_buckets": model.relative_attention_num_buckets,
             "relative_attention_max_distance": model.relative_attention_max_distance,
             "altup_cross_attention": config.altup.cross_attention,
+            "sequence_decoder_layers": config.sequence.decoder_layers,
         }
         return super().from_run(config, **fields, **special_tokens)
 

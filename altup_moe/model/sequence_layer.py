@@ -6,6 +6,7 @@ layer (experts, exchanges and their windows, recomputation) happens on the short
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,12 +15,16 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer, TransformerLayer
 from torch import Tensor, nn
 
-from altup_moe.altup.sequence import initial_coefficients, pick, place, pools
+from altup_moe.altup.sequence import all_padding, initial_coefficients, pick, place, pools
+from altup_moe.model.attention import RelativeBias
 from altup_moe.model.transformer_config import AltUpTransformerConfig
 
 
 class SequenceLayer(MegatronModule, BaseTransformerLayer):
-    """A layer on every s-th token. Slices of a sequence begin at an anchor: s divides a rank's share of it."""
+    """A layer on every s-th token. Slices of a sequence begin at an anchor: s divides a rank's share of it.
+
+    ``causal``: whether a position may only see earlier ones; an encoder's may see all.
+    """
 
     def __init__(
         self, config: AltUpTransformerConfig, submodules: Any, causal: bool = True, *, pg_collection: Any, **kwargs: Any
@@ -40,16 +45,43 @@ class SequenceLayer(MegatronModule, BaseTransformerLayer):
         """Global number of the layer, from 1 (Megatron's convention)."""
         return self.layer.layer_number
 
-    def forward(self, hidden_states: Tensor, rotary_pos_emb: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Any]:
-        """x [S, B, D] -> (y [S, B, D], context). Other arguments go to the layer as they are.
+    def forward(
+        self,
+        hidden_states: Tensor,
+        rotary_pos_emb: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        attention_bias: RelativeBias | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Any]:
+        """x [S, B, D] -> (y [S, B, D], context). Other arguments go to the layer as they are: in a decoder an encoder's
+        whole output.
 
         Args:
             rotary_pos_emb: [positions, 1, 1, channels], all of this context rank's; the layer gets the anchors' rows.
+            attention_mask: bool [B, 1, 1, positions], True on padding, which ends samples. The layer gets a mask of
+                windows without a token.
+            attention_bias: the layer gets one for positions that stand a stride apart.
         """
-        u = pick(hidden_states, self.method, self.stride, self.causal, self._before(hidden_states))
-        rotary = None if rotary_pos_emb is None else rotary_pos_emb[:: self.stride]
-        y, context = self.layer(u, rotary_pos_emb=rotary, **kwargs)
+        padding = None if attention_mask is None else self._share(attention_mask, len(hidden_states))
+        u = pick(hidden_states, self.method, self.stride, self.causal, self._before(hidden_states), padding)
+        if rotary_pos_emb is not None:
+            rotary_pos_emb = rotary_pos_emb[:: self.stride]
+        if attention_mask is not None:
+            attention_mask = all_padding(attention_mask, self.stride)
+        strided_bias = None if attention_bias is None else partial(attention_bias, stride=self.stride)
+        y, context = self.layer(
+            u,
+            rotary_pos_emb=rotary_pos_emb,
+            attention_mask=attention_mask,
+            attention_bias=strided_bias,
+            **kwargs,
+        )
         return place(hidden_states, u, y, self.method, self.stride, dict(self.sequence.items())), context
+
+    def _share(self, attention_mask: Tensor, count: int) -> Tensor:
+        """Padding [S, B] of this tensor rank's slice of the sequence, which has `count` positions."""
+        first = self.tp_group.rank() * count if self.config.sequence_parallel else 0
+        return attention_mask[:, 0, 0, first : first + count].T
 
     def _before(self, x: Tensor) -> Tensor | None:
         """The s - 1 tokens before this tensor rank's slice, where pooling asks for them."""

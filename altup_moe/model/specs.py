@@ -77,11 +77,12 @@ def layer_spec(config: AltUpTransformerConfig, layer: int, groups: Any, kind: Ki
         slots.mlp = with_moe_layer(slots.mlp, find_backend(config.moe_backend).load(), groups)
     else:
         mlp_submodules(slots.mlp).linear_fc2 = WindowedRowParallelLinear
-    spec.module = SequenceLayer if layer in config.sequence_layers else spec.module
+    if layer in (config.sequence_decoder_layers if kind == "cross_decoder" else config.sequence_layers):
+        spec.module, spec.params = SequenceLayer, {"causal": kind != "encoder"}
     if stream_width(config.altup_width, config.altup_variant) > 1:
         dynamic = has_projections(config.altup_width, config.altup_variant)
         outer = DynamicAltUpLayer if dynamic else AltUpLayer
-        return ModuleSpec(module=outer, params={"layer": spec.module}, submodules=slots)
+        return ModuleSpec(module=outer, params={"layer": spec.module, **spec.params}, submodules=slots)
     return spec
 
 

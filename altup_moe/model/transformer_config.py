@@ -10,7 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from altup_moe.altup.shape import context_width
 from altup_moe.config import RunConfig
 from altup_moe.config.packages import PACKAGES
-from altup_moe.config.sequence import strided_layers
+from altup_moe.config.sequence import strided_decoder_layers, strided_layers
 from altup_moe.moe.activations import ACTIVATIONS
 from altup_moe.moe.backends import mixes_in_windows
 
@@ -31,6 +31,7 @@ class AltUpTransformerConfig(TransformerConfig):
     sequence_stride: int = 1
     sequence_method: str = "altup"
     sequence_layers: range = range(0)
+    sequence_decoder_layers: range = range(0)
     altup_context_width: int = 0
     activation: str = "silu"
     moe_backend: str = "megatron"
@@ -100,6 +101,7 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
         sequence_stride=config.sequence.stride,
         sequence_method=config.sequence.method,
         sequence_layers=strided_layers(config.sequence, m.num_layers),
+        sequence_decoder_layers=strided_decoder_layers(config.sequence, m.decoder_layers),
         moe_backend=config.moe.backend,
         fused=uses_transformer_engine(config.train.transformer_engine),
         overlap_mixing=mixes_in_windows(config),

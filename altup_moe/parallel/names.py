@@ -25,7 +25,7 @@ from altup_moe.altup.shape import (
     stream_width,
 )
 from altup_moe.config import RunConfig
-from altup_moe.config.sequence import strided_layers
+from altup_moe.config.sequence import strided_decoder_layers, strided_layers
 from altup_moe.moe.backends import find_backend
 
 if TYPE_CHECKING:
@@ -287,7 +287,10 @@ def local_names(config: RunConfig, layers: range, first: bool, last: bool, exper
 def _stack_names(config: RunConfig, stack: str, layers: range, experts: int) -> Iterator[str]:
     wide = stream_width(config.altup.width, config.altup.variant) > 1
     crossed = config.model.arch == "t5" and stack == "decoder"
-    strided = strided_layers(config.sequence, config.model.num_layers)
+    if crossed:
+        strided = strided_decoder_layers(config.sequence, config.model.decoder_layers)
+    else:
+        strided = strided_layers(config.sequence, config.model.num_layers)
     for index, layer in enumerate(layers):
         inner = f"{stack}.layers.{index}.layer" if wide else f"{stack}.layers.{index}"
         for coefficient in COEFFICIENTS[config.altup.variant] if wide else ():

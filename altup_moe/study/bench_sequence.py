@@ -43,6 +43,9 @@ class SequenceResult:
 def models(bench: SequenceBench) -> dict[str, RunConfig]:
     """The plain model and one of each method, equal but for their strides."""
     plain = run_config(bench, bench.width)
+    if bench.arch == "t5":
+        shape = replace(plain.model, arch="t5", decoder_seq_length=bench.decoder_seq_length)
+        plain = replace(plain, model=replace(shape, share_embeddings_and_output_weights=False))
     configs = {PLAIN: plain}
     for method in bench.methods:
         configs[method] = replace(plain, sequence=SequenceConfig(bench.stride, bench.layers, method))
@@ -80,8 +83,7 @@ def bench_sequence(bench: SequenceBench) -> int:
         print(json.dumps({"bench": vars(bench), **machine, "methods": [vars(r) for r in results]}))
         return 0
     print(
-        f"hidden {bench.hidden_size}, {bench.num_layers} layers of which {bench.layers} stride by {bench.stride}, K = "
-        f"{bench.width}, sequence {bench.seq_length}, micro-batch {bench.micro_batch_size}, "
+        f"{_shape(bench)}, micro-batch {bench.micro_batch_size}, "
         f"{bench.moe_experts or 'no'} experts, fp32, {bench.threads} thread(s), "
         f"median of {bench.repeats} interleaved steps"
     )
@@ -94,3 +96,14 @@ def bench_sequence(bench: SequenceBench) -> int:
             f"{r.attention_flops / 1e9:18.3f} forward{goal}"
         )
     return 0
+
+
+def _shape(bench: SequenceBench) -> str:
+    """The models in words."""
+    strides = f"{bench.num_layers} layers of which {bench.layers} stride by {bench.stride}"
+    if bench.arch == "gpt":
+        return f"hidden {bench.hidden_size}, {strides}, K = {bench.width}, sequence {bench.seq_length}"
+    return (
+        f"t5, hidden {bench.hidden_size}, encoder of {strides}, decoder of {bench.num_layers}, K = {bench.width}, "
+        f"{bench.seq_length} tokens read, {bench.decoder_seq_length} written"
+    )

@@ -36,6 +36,8 @@ class StepBench:
 class SequenceBench:
     """Training-step time of strided layers beside the plain model: every method, interleaved steps, medians, ratios."""
 
+    arch: Literal["gpt", "t5"] = "gpt"
+    """Architecture (see model.arch); t5 strides in its encoder alone, as the paper does."""
     stride: int = 4
     """Tokens of a window, of which a strided layer sees one."""
     layers: str = "1..-2"
@@ -51,9 +53,11 @@ class SequenceBench:
     hidden_size: int = 256
     """Width d of a layer, in features."""
     num_layers: int = 8
-    """Transformer layers."""
+    """Transformer layers; of arch t5 in either stack."""
     seq_length: int = 512
-    """Tokens of a sample."""
+    """Tokens of a sample; of arch t5 of its encoder."""
+    decoder_seq_length: int = 128
+    """Tokens that arch t5's decoder writes of a sample."""
     micro_batch_size: int = 2
     """Samples of a step."""
     moe_experts: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -46,9 +47,13 @@ class Stepper:
         self.engine = build_engine(config, topo)
         self.chunks = self.engine.chunks
         generator = torch.Generator().manual_seed(0)
-        shape = (config.train.micro_batch_size, config.model.seq_length + 1)
-        tokens = torch.randint(config.model.vocab_size, shape, generator=generator)
-        self.batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.ones(shape[0], shape[1] - 1))
+        m, size = config.model, config.train.micro_batch_size
+        written = m.decoder_length if m.arch == "t5" else m.seq_length
+        tokens = torch.randint(m.vocab_size, (size, written + 1), generator=generator)
+        self.batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.ones(size, written))
+        if m.arch == "t5":
+            read = torch.randint(m.vocab_size, (size, m.seq_length), generator=generator)
+            self.batch = replace(self.batch, encoder_tokens=read, encoder_mask=torch.ones(size, m.seq_length))
 
     def step(self, before_update: Callable[[], None] = lambda: None) -> float:
         """Seconds of one optimizer step."""

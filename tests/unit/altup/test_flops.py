@@ -85,6 +85,20 @@ def test_operations_of_an_encoder_decoder(width: int, cross: str) -> None:
     assert flops_per_token(config) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("decoder", [None, "1..2"])
+def test_operations_of_a_strided_encoder_decoder(decoder: str | None) -> None:
+    """Encoder layer 1 of three on 8 of 32 tokens; of the decoder's layers none, or two of four on 3 of 12."""
+    model = replace(SHAPE, arch="t5", num_query_groups=4, num_layers=3, num_decoder_layers=4, decoder_seq_length=12)
+    sequence = SequenceConfig(4, "1..-2", "stride_and_skip", decoder)
+    config = RunConfig(model, AltUpConfig(width=1), MoEConfig(**EXPERTS), sequence=sequence)
+    tokens, answers = torch.zeros(2, 32, dtype=torch.long), torch.zeros(2, 12, dtype=torch.long)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        reference_model(config).losses(tokens, torch.ones(2, 32), answers, answers)
+    acausal_half = 2 * 64 * (4 * 12 * 12 if decoder is None else 2 * 12 * 12 + 2 * 3 * 3)
+    expected = 3 * (counter.get_total_flops() / 2 - acausal_half) / (32 + 12)
+    assert flops_per_token(config) == pytest.approx(expected, rel=1e-9)
+
+
 def test_operations_by_hand() -> None:
     """One layer, width 4: q, o 2*16; k, v 2*8; scores 3*4; mlp 3*20; two experts of 5 features, router of 8."""
     shape = ModelConfig(1, 4, 5, 2, 1, 3, 7)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from altup_moe.altup.sequence import initial_coefficients, pick, place, pools
+from altup_moe.altup.sequence import all_padding, initial_coefficients, pick, place, pools
 from altup_moe.altup.shape import SEQUENCE_COEFFICIENTS
 
 METHODS = ("altup", "stride_and_skip", "average_pool")
@@ -88,6 +88,22 @@ def test_a_pool_that_is_not_causal_sees_its_whole_window() -> None:
     (gradient,) = torch.autograd.grad(y[0].sum(), x)
     assert gradient[3].any()
     assert not gradient[4:].any()
+
+
+@quick
+@given(stride=st.integers(2, 6), length=st.integers(1, 17), tokens_at=st.lists(st.booleans(), min_size=34, max_size=34))
+def test_means_are_those_of_tokens_and_of_paddings_where_there_are_none(
+    stride: int, length: int, tokens_at: list[bool]
+) -> None:
+    x, padding = tokens(length), ~torch.tensor(tokens_at).view(17, 2)[:length]
+    got, windows = pick(x, "average_pool", stride, False, padding=padding), range(0, length, stride)
+    for w, a in enumerate(windows):
+        for b in (0, 1):
+            window, kept = x[a : a + stride, b], ~padding[a : a + stride, b]
+            torch.testing.assert_close(got[w, b], (window[kept] if kept.any() else window).mean(0))
+            assert all_padding(padding.T, stride)[b, w] == (not kept.any())
+    for method in ("altup", "stride_and_skip"):
+        assert torch.equal(pick(x, method, stride, False, padding=padding), x[::stride])
 
 
 @quick

@@ -15,7 +15,16 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Config, T5ForCo
 from altup_moe.checkpoint.hf_config import from_hub
 from altup_moe.checkpoint.hf_plain import plain_family
 from altup_moe.checkpoint.store import checkpoints_dir
-from altup_moe.config import AltUpConfig, ConfigError, LogConfig, ModelConfig, MoEConfig, RunConfig, UserError
+from altup_moe.config import (
+    AltUpConfig,
+    ConfigError,
+    LogConfig,
+    ModelConfig,
+    MoEConfig,
+    RunConfig,
+    SequenceConfig,
+    UserError,
+)
 from altup_moe.config.load import save_config
 from altup_moe.data.tokenizer import train_bpe
 from altup_moe.model.reference_models import reference_model
@@ -39,6 +48,9 @@ OURS = {
         MODEL,
         AltUpConfig(width=4, recycled=False, cross_attention="wide"),
         MoEConfig(num_experts=4, layer_freq=2, ffn_hidden_size=24, capacity_factor=1.0),
+    ),
+    "strided": RunConfig(
+        replace(MODEL, decoder_seq_length=12), AltUpConfig(width=1), sequence=SequenceConfig(4, decoder_layers="0..0")
     ),
 }
 
@@ -142,6 +154,8 @@ def test_wide_and_sparse_ones_are_no_plain_t5() -> None:
     assert plain_family(OURS["plain, tied"]) == "t5"
     with pytest.raises(ConfigError, match="no plain model"):
         plain_family(OURS["wide"])
+    with pytest.raises(ConfigError, match=r"sequence\.stride=4: no plain model strides"):
+        plain_family(OURS["strided"])
     with pytest.raises(ConfigError, match="T5 is dense"):
         plain_family(replace(OURS["wide"], altup=AltUpConfig(width=1)))
 
