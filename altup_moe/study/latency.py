@@ -125,8 +125,9 @@ class Texts:
         text = sample["encoder_tokens"] if self.encodes else sample["tokens"]
         self.prompt = text[None, : prompt or max(1, shape.seq_length // 2)].to(self.model.device)
         self.room = shape.decoder_length - 1 if self.encodes else shape.seq_length - self.prompt.shape[1]
+        self.token: Tensor
+        """What comes next in the text, [1, 1]."""
         self._left = 0
-        self._next: Tensor
         self._kept: dict[str, Any] = {}
 
     def read(self) -> float:
@@ -136,11 +137,11 @@ class Texts:
             context = self.model.get_encoder()(self.prompt)
             seconds = _seconds(began)
             start = self.model.config.decoder_start_token_id or 0
-            self._next = torch.full((1, 1), start, device=self.prompt.device)
+            self.token = torch.full((1, 1), start, device=self.prompt.device)
             self._kept = {"encoder_outputs": context}
         else:
             out = self.model(self.prompt, use_cache=True, logits_to_keep=1)
-            self._next = out.logits[:, -1:].argmax(-1)
+            self.token = out.logits[:, -1:].argmax(-1)
             seconds = _seconds(began)
             self._kept = {"past_key_values": out.past_key_values}
         self._left = self.room
@@ -151,9 +152,9 @@ class Texts:
         if self._left < 1:
             self.read()
         began = time.perf_counter()
-        inputs = {"decoder_input_ids": self._next} if self.encodes else {"input_ids": self._next}
+        inputs = {"decoder_input_ids": self.token} if self.encodes else {"input_ids": self.token}
         out = self.model(**inputs, **self._kept, use_cache=True)
-        self._next = out.logits[:, -1:].argmax(-1)
+        self.token = out.logits[:, -1:].argmax(-1)
         seconds = _seconds(began)
         self._kept["past_key_values"] = out.past_key_values
         self._left -= 1
