@@ -117,18 +117,23 @@ def measure_steps(roots: list[Path], number: int, measure: Measure) -> int:
 class Texts:
     """A trained model that reads a prompt of held-out text, and goes on from it greedily, a token at a time."""
 
-    def __init__(self, root: Path, prompt: int | None) -> None:
-        run = load_run(Place(root).run_dir)
-        self.model, shape = run.model, run.config.model
-        self.encodes = shape.arch == "t5"
-        sample = run_samples(run.config, scan=False).valid[0]
-        text = sample["encoder_tokens"] if self.encodes else sample["tokens"]
-        self.prompt = text[None, : prompt or max(1, shape.seq_length // 2)].to(self.model.device)
-        self.room = shape.decoder_length - 1 if self.encodes else shape.seq_length - self.prompt.shape[1]
+    def __init__(self, model: Any, prompt: Tensor, room: int) -> None:
+        self.model, self.prompt, self.room = model, prompt, room
+        self.encodes = bool(model.config.is_encoder_decoder)
         self.token: Tensor
         """What comes next in the text, [1, 1]."""
         self._left = 0
         self._kept: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, root: Path, prompt: int | None) -> Texts:
+        """A row's model, and the beginning of its first sample of held-out text: `prompt` tokens, or half of it."""
+        run = load_run(Place(root).run_dir)
+        shape, sample = run.config.model, run_samples(run.config, scan=False).valid[0]
+        text = sample["encoder_tokens" if shape.arch == "t5" else "tokens"]
+        length = prompt or max(1, shape.seq_length // 2)
+        room = shape.decoder_length if shape.arch == "t5" else shape.seq_length - length
+        return cls(run.model, text[None, :length].to(run.model.device), room)
 
     def read(self) -> float:
         """Seconds a token of the prompt; an encoder-decoder's encoder reads it."""
@@ -164,7 +169,7 @@ class Texts:
 @torch.inference_mode()
 def measure_texts(roots: list[Path], number: int, measure: Measure) -> int:
     """A round of prompts and generated tokens of rows, on one process. Writes their `texts-N.json`."""
-    rows = [Texts(root, measure.prefill_tokens) for root in roots]
+    rows = [Texts.of(root, measure.prefill_tokens) for root in roots]
     prefill: list[list[float]] = [[] for _ in rows]
     decode: list[list[float]] = [[] for _ in rows]
     for turn in range(measure.warmup + share(measure.prompts, measure.rounds)):

@@ -13,6 +13,7 @@ from altup_moe.config.load import save_config
 from altup_moe.data.document import Document
 from altup_moe.data.prepare import prepare
 from altup_moe.data.tokenizer import Tokenizer, train_bpe
+from altup_moe.model.reference_models import reference_model
 from altup_moe.study.folder import Place, read_json
 from altup_moe.study.latency import Texts, TrainedSteps, measure_steps, measure_texts
 from altup_moe.study.spec import Measure
@@ -96,7 +97,7 @@ def test_a_round_measures_rows_in_turn_and_the_exchanges_of_two_ranks(tmp_path: 
 def test_texts_are_read_and_written_as_generation_does(tmp_path: Path, data: tuple) -> None:
     trained_row(tmp_path, data, model={"num_layers": 2})
     with torch.inference_mode():
-        texts = Texts(tmp_path, 9)
+        texts = Texts.of(tmp_path, 9)
         assert texts.read() > 0
         written = [int(texts.token)]
         for _ in range(6):
@@ -112,6 +113,22 @@ def test_texts_are_read_and_written_as_generation_does(tmp_path: Path, data: tup
     # Twenty tokens are more than there is room for: the text is begun again.
     assert found is not None
     assert (len(found["prefill_seconds"]), len(found["decode_seconds"])) == (2, 20)
+
+
+def test_an_encoder_decoder_reads_the_prompt_and_answers() -> None:
+    config = tiny(model={"arch": "t5", "num_query_groups": 2, "decoder_seq_length": 10}, moe={"num_experts": 0})
+    torch.manual_seed(0)
+    special = {"bos_token_id": 0, "eos_token_id": 299, "pad_token_id": 0, "decoder_start_token_id": 0}
+    model = reference_model(config, **special).eval()
+    prompt = torch.randint(1, 299, (1, 9))
+    texts, written = Texts(model, prompt, 10), []
+    with torch.inference_mode():
+        texts.read()
+        for _ in range(6):
+            texts.write()
+            written.append(int(texts.token))
+        expected = model.generate(prompt, max_new_tokens=6, do_sample=False, eos_token_id=-1)
+    assert written == expected[0, 1:].tolist()
 
 
 def test_held_out_figures_are_the_evaluation_s_and_the_routers(tmp_path: Path, data: tuple) -> None:
