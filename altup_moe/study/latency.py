@@ -117,17 +117,23 @@ def measure_steps(roots: list[Path], number: int, measure: Measure) -> int:
 class Texts:
     """A trained model that reads a prompt of held-out text, and goes on from it greedily, a token at a time."""
 
-    def __init__(self, root: Path, prompt: int | None) -> None:
-        run = load_run(Place(root).run_dir)
-        self.model, shape = run.model, run.config.model
-        self.encodes = shape.arch == "t5"
-        sample = run_samples(run.config, scan=False).valid[0]
-        text = sample["encoder_tokens"] if self.encodes else sample["tokens"]
-        self.prompt = text[None, : prompt or max(1, shape.seq_length // 2)].to(self.model.device)
-        self.room = shape.decoder_length - 1 if self.encodes else shape.seq_length - self.prompt.shape[1]
+    def __init__(self, model: Any, prompt: Tensor, room: int) -> None:
+        self.model, self.prompt, self.room = model, prompt, room
+        self.encodes = bool(model.config.is_encoder_decoder)
+        self.token: Tensor
+        """What comes next in the text, [1, 1]."""
         self._left = 0
-        self._next: Tensor
         self._kept: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, root: Path, prompt: int | None) -> Texts:
+        """A row's model, and the beginning of its first sample of held-out text: `prompt` tokens, or half of it."""
+        run = load_run(Place(root).run_dir)
+        shape, sample = run.config.model, run_samples(run.config, scan=False).valid[0]
+        text = sample["encoder_tokens" if shape.arch == "t5" else "tokens"]
+        length = prompt or max(1, shape.seq_length // 2)
+        room = shape.decoder_length if shape.arch == "t5" else shape.seq_length - length
+        return cls(run.model, text[None, :length].to(run.model.device), room)
 
     def read(self) -> float:
         """Seconds a token of the prompt; an encoder-decoder's encoder reads it."""
@@ -136,11 +142,11 @@ class Texts:
             context = self.model.get_encoder()(self.prompt)
             seconds = _seconds(began)
             start = self.model.config.decoder_start_token_id or 0
-            self._next = torch.full((1, 1), start, device=self.prompt.device)
+            self.token = torch.full((1, 1), start, device=self.prompt.device)
             self._kept = {"encoder_outputs": context}
         else:
             out = self.model(self.prompt, use_cache=True, logits_to_keep=1)
-            self._next = out.logits[:, -1:].argmax(-1)
+            self.token = out.logits[:, -1:].argmax(-1)
             seconds = _seconds(began)
             self._kept = {"past_key_values": out.past_key_values}
         self._left = self.room
@@ -151,9 +157,9 @@ class Texts:
         if self._left < 1:
             self.read()
         began = time.perf_counter()
-        inputs = {"decoder_input_ids": self._next} if self.encodes else {"input_ids": self._next}
+        inputs = {"decoder_input_ids": self.token} if self.encodes else {"input_ids": self.token}
         out = self.model(**inputs, **self._kept, use_cache=True)
-        self._next = out.logits[:, -1:].argmax(-1)
+        self.token = out.logits[:, -1:].argmax(-1)
         seconds = _seconds(began)
         self._kept["past_key_values"] = out.past_key_values
         self._left -= 1
@@ -163,7 +169,7 @@ class Texts:
 @torch.inference_mode()
 def measure_texts(roots: list[Path], number: int, measure: Measure) -> int:
     """A round of prompts and generated tokens of rows, on one process. Writes their `texts-N.json`."""
-    rows = [Texts(root, measure.prefill_tokens) for root in roots]
+    rows = [Texts.of(root, measure.prefill_tokens) for root in roots]
     prefill: list[list[float]] = [[] for _ in rows]
     decode: list[list[float]] = [[] for _ in rows]
     for turn in range(measure.warmup + share(measure.prompts, measure.rounds)):

@@ -62,9 +62,10 @@ def environment() -> dict[str, str]:
 
 
 def untimed(rows: list[Row]) -> list[Row]:
-    """Rows in order of their names, without what a clock or the memory's use decides."""
+    """Rows in order of their names, without what a clock, the memory's use or an edit of the checkout decides."""
     assert all((row.latency is not None) == (row.status == "done") for row in rows)
-    return sorted((replace(row, latency=None, train_seconds=None) for row in rows), key=lambda row: row.name)
+    bare = (replace(row, latency=None, train_seconds=None, commit="") for row in rows)
+    return sorted(bare, key=lambda row: row.name)
 
 
 def killed_at(directory: Path, moment: Callable[[], bool]) -> None:
