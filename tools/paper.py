@@ -132,9 +132,7 @@ def _fetch(recipe: Recipe) -> None:
     seed = recipe.seeds[0]
     for config in (recipe.pretrained(seed), tuned := recipe.tuned(seed, TUNED)):
         run_samples(config)
-    load_examples(
-        TASKS[recipe.evaluate.task], "validation", task_directories(tuned.data.task_files), data_cache(tuned)
-    )
+    load_examples(TASKS[recipe.evaluate.task], "validation", task_directories(tuned.data.task_files), data_cache(tuned))
 
 
 def _train_seconds(recipe: Recipe, stage: str) -> float:

@@ -148,7 +148,9 @@ def _check_key(part: str, section: str, key: str, value: object) -> None:
         where = "seeds" if key == "seed" else "pretrain.log.run_dir"
         raise ConfigError(dotted, value, f"is set for every stage and seed; leave it out ({where} says what there is)")
     if part == "finetune" and key not in OF_THE_WEIGHTS.get(section, {key}):
-        raise ConfigError(dotted, value, f"would be another model than the pretrained one; set pretrain.{section}.{key}")
+        raise ConfigError(
+            dotted, value, f"would be another model than the pretrained one; set pretrain.{section}.{key}"
+        )
 
 
 def _run(part: str, sections: dict[Any, Any]) -> RunConfig:

@@ -62,7 +62,9 @@ def claim(recipe: Recipe) -> None:
         try:
             theirs = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise UserError(f"{file}: is not JSON ({error}); remove {recipe.run_dir}, or name another --run_dir") from None
+            raise UserError(
+                f"{file}: is not JSON ({error}); remove {recipe.run_dir}, or name another --run_dir"
+            ) from None
         if differing := _first_difference(theirs, json.loads(json.dumps(ours))):
             raise UserError(f"{recipe.run_dir} holds another recipe's runs ({differing}); name another --run_dir")
     recipe.run_dir.mkdir(parents=True, exist_ok=True)
@@ -110,7 +112,11 @@ def _chain(recipe: Recipe, seed: int, arm: str) -> list[Stage]:
     tuned = recipe.tuned(seed, arm)
     how = "fine-tune" if arm == TUNED else "fine-tune from random weights"
     before = [_training(f"seed {seed}: pretrain", recipe.pretrained(seed))] if arm == TUNED else []
-    return [*before, _training(f"seed {seed}: {how}", tuned), _evaluation(recipe, f"seed {seed}: evaluate {arm}", tuned)]
+    return [
+        *before,
+        _training(f"seed {seed}: {how}", tuned),
+        _evaluation(recipe, f"seed {seed}: evaluate {arm}", tuned),
+    ]
 
 
 def _training(name: str, config: RunConfig) -> Stage:

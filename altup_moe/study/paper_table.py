@@ -98,9 +98,7 @@ def results(
     return Results(task, tuple(seeds), len(references), usual, em, f1)
 
 
-def by_question(
-    metric: Metric, answers: Sequence[str], references: Sequence[Sequence[str]]
-) -> dict[str, np.ndarray]:
+def by_question(metric: Metric, answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
     """Each question's own figures, by name, [Q]."""
     rows = [metric([answer], [accepted]) for answer, accepted in zip(answers, references, strict=True)]
     return {name: np.array([row[name] for row in rows]) for name in ("em", "f1")}
