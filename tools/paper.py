@@ -14,8 +14,10 @@ Exit codes: 0; 1 a stage failed (its log says why); 2 a value that does not fit;
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +127,9 @@ def _finished(todo: Sequence[Sequence[Stage]]) -> bool:
 
 def _fetch(recipe: Recipe) -> None:
     """Fetch and prepare data once, before several processes want it; mistakes in it are found here."""
+    # Megatron-Core says at import what it falls back to, and that indexes are kept in memory: expected here.
+    warnings.filterwarnings("ignore", module=r"megatron\.")
+    logging.getLogger("megatron").setLevel(logging.ERROR)
     from altup_moe.data.tasks.registry import TASKS, load_examples
     from altup_moe.train.mixture import run_samples, task_directories
     from altup_moe.train.samples import data_cache
