@@ -57,6 +57,8 @@ class EvaluateOptions:
     """Examples answered at once."""
     task_files: tuple[str, ...] = ()
     """Local data of tasks, each TASK=DIRECTORY, as data.task_files; beside the run's own."""
+    answers: Path | None = None
+    """File to write a task's answers to as well, a JSON line each: task, answer, reference."""
     json: bool = False
     """Print one JSON object instead of text."""
 
@@ -106,6 +108,8 @@ def evaluate(args: Sequence[str]) -> int:
     """Parse and check the options, then evaluate."""
     o = parse(EvaluateOptions, args, positional="run_dir")
     _check_run_dir(o.run_dir)
+    if o.answers is not None and o.tasks is None:
+        raise ConfigError("answers", str(o.answers), "belongs to tasks; name some")
     if o.corpus is not None:
         check_corpus("corpus", o.corpus)
     if o.samples is not None:
@@ -126,6 +130,8 @@ def _evaluate_tasks(o: EvaluateOptions, tasks: str) -> int:
         COUNT.check("limit", o.limit)
     COUNT.check("batch_size", o.batch_size)
     check_task_files("task_files", o.task_files)
+    if o.answers is not None and (o.answers.is_dir() or not o.answers.parent.is_dir()):
+        raise ConfigError("answers", str(o.answers), "must name a file in a directory that exists")
     from altup_moe.train.evaluate_tasks import evaluate_tasks_command
 
     return evaluate_tasks_command(
@@ -135,6 +141,7 @@ def _evaluate_tasks(o: EvaluateOptions, tasks: str) -> int:
         files=task_directories(o.task_files),
         batch_size=o.batch_size,
         as_json=o.json,
+        answers_file=o.answers,
     )
 
 

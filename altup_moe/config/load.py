@@ -122,7 +122,7 @@ def read_yaml(path: str | Path) -> dict[Any, Any]:
 
 
 def _check_duplicates(node: yaml.Node | None, prefix: str = "") -> None:
-    """PyYAML keeps the last of equal keys and says nothing. Looks at sections and their keys."""
+    """PyYAML keeps the last of equal keys and says nothing."""
     if not isinstance(node, yaml.MappingNode):
         return
     lines: dict[str, int] = {}
@@ -132,8 +132,7 @@ def _check_duplicates(node: yaml.Node | None, prefix: str = "") -> None:
             given = value.value if isinstance(value, yaml.ScalarNode) else "..."
             raise ConfigError(name, given, f"stands twice, in lines {lines[name]} and {line}; keep one")
         lines[name] = line
-        if not prefix:
-            _check_duplicates(value, f"{name}.")
+        _check_duplicates(value, f"{name}.")
 
 
 def save_config(config: RunConfig, path: str | Path) -> None:

@@ -32,14 +32,18 @@ class Score:
 def score(run: FinishedRun, task: Task, examples: Sequence[Example], batch_size: int) -> Score:
     """Generate an answer to every example that is scored, and compare."""
     scored = [example for example in examples if example.evaluates]
-    references = [example.reference for example in scored]
-    texts = answers(run, scored, batch_size)
-    (usual, _), *_ = Counter(example.targets for example in scored).most_common(1)
+    return compared(task, scored, answers(run, scored, batch_size))
+
+
+def compared(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> Score:
+    """How well the texts answer the examples, in the same order."""
+    references = [example.reference for example in examples]
+    (usual, _), *_ = Counter(example.targets for example in examples).most_common(1)
     return Score(
         task.name,
-        len(scored),
+        len(examples),
         task.metrics([task.answer(text) for text in texts], references),
-        task.metrics([task.answer(usual)] * len(scored), references),
+        task.metrics([task.answer(usual)] * len(examples), references),
         usual,
     )
 

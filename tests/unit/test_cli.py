@@ -215,6 +215,11 @@ def test_bench_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         (["evaluate", "RUN", "--samples", "0"], "samples=0: must be at least 1"),
         (["evaluate", "RUN", "--corpus", "nowhere"], "corpus='nowhere'"),
         (["evaluate", "RUN", "--tasks", "cb,cd"], "tasks='cd': no such task"),
+        (["evaluate", "RUN", "--answers", "a.jsonl"], "answers='a.jsonl': belongs to tasks"),
+        (
+            ["evaluate", "RUN", "--tasks", "cb", "--answers", "no/a.jsonl"],
+            "must name a file in a directory that exists",
+        ),
         (["evaluate", "RUN", "--tasks", "cb", "--limit", "0"], "limit=0: must be at least 1"),
         (["evaluate", "RUN", "--tasks", "cb", "--samples", "3"], "samples=3: is of no use beside tasks"),
         (["evaluate", "RUN", "--tasks", "cb", "--task_files", "cb=nowhere"], "there is no directory nowhere"),

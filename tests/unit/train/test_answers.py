@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from altup_moe.data.tasks.records import Example
-from altup_moe.data.tasks.registry import TASKS
+from altup_moe.data.tasks.registry import TASKS, load_examples
 from altup_moe.data.tokenizer import Tokenizer
 from altup_moe.train.answers import answers, score
 from altup_moe.train.evaluate_tasks import evaluate_tasks_command
-from altup_moe.train.finished import FinishedRun
+from altup_moe.train.finished import FinishedRun, load_run
 from tests.unit.train.runs import finished, tiny, write_run
 
 QUESTIONS = ["the cat", "a dog lay on the log and", "x", "the bird flew over the house, and the cat sat", "on the mat"]
@@ -89,11 +89,16 @@ def test_the_command(bpe: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixtu
     rows = [{"sentence": f"film {n}", "label": n % 2} for n in range(6)]
     (tmp_path / "validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
     files = {"sst2": tmp_path}
-    assert evaluate_tasks_command(tmp_path / "run", ["sst2"], 3, files, 2, as_json=True) == 0
+    kept = tmp_path / "answers.jsonl"
+    assert evaluate_tasks_command(tmp_path / "run", ["sst2"], 3, files, 2, as_json=True, answers_file=kept) == 0
     found = json.loads(capsys.readouterr().out)
     (one,) = found["tasks"]
     assert (found["step"], one["task"], one["examples"], one["majority_answer"]) == (3, "sst2", 3, "negative")
     assert one["majority"]["accuracy"] == pytest.approx(200 / 3)
+    lines = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert [(line["task"], line["reference"]) for line in lines] == [("sst2", 0), ("sst2", 1), ("sst2", 0)]
+    examples = load_examples(TASKS["sst2"], "validation", files, tmp_path)[:3]
+    assert [line["answer"] for line in lines] == answers(load_run(tmp_path / "run"), examples, 2)
     assert evaluate_tasks_command(tmp_path / "run", ["sst2"], None, files, 2, as_json=False) == 0
     assert "| 6 examples | in brackets: always 'negative'" in capsys.readouterr().out
     assert np.isfinite(one["metrics"]["accuracy"])

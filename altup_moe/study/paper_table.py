@@ -1,0 +1,165 @@
+"""Answers of two ways of training, question by question: how much better is one, and is it more than chance.
+
+Shape suffixes: S seeds, Q questions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+Metric = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
+ERRORS = 2.0
+"""Standard errors that a difference must exceed to be called one."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far the fine-tuned runs lie above something else, in percent.
+
+    Args:
+        mean: over seeds and questions.
+        by_seed: of each seed alone.
+        error_questions: standard error over questions, each averaged over the seeds first (the questions are the same).
+        error_seeds: standard error over seeds; None of one seed.
+    """
+
+    mean: float
+    by_seed: tuple[float, ...]
+    error_questions: float
+    error_seeds: float | None
+
+    @property
+    def better(self) -> bool:
+        """Every seed is above, and the mean by more than `ERRORS` of either standard error."""
+        error = max(self.error_questions, self.error_seeds or 0.0)
+        return min(self.by_seed) > 0 and self.mean > ERRORS * error
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One metric in percent, by seed, and what always giving the most frequent answer scores."""
+
+    tuned: tuple[float, ...]
+    control: tuple[float, ...]
+    majority: float
+    over_control: Difference
+    over_majority: Difference
+
+
+@dataclass(frozen=True)
+class Results:
+    """Both metrics over the same questions."""
+
+    task: str
+    seeds: tuple[int, ...]
+    questions: int
+    majority_answer: str
+    em: Figures
+    f1: Figures
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, verdicts included."""
+        content = asdict(self)
+        for name in ("em", "f1"):
+            for other in ("over_control", "over_majority"):
+                content[name][other]["better"] = getattr(getattr(self, name), other).better
+        return content
+
+
+def results(
+    task: str,
+    seeds: Sequence[int],
+    metric: Metric,
+    references: Sequence[Sequence[str]],
+    tuned: Sequence[Sequence[str]],
+    control: Sequence[Sequence[str]],
+) -> Results:
+    """Score answers.
+
+    Args:
+        metric: em and f1 of some questions, in percent, each the mean over them.
+        references: the accepted answers of each question, the usual one first.
+        tuned, control: answers by seed and question.
+    """
+    (usual, _), *_ = Counter(accepted[0] for accepted in references).most_common(1)
+    scored = {
+        name: [by_question(metric, answers, references) for answers in runs]
+        for name, runs in (("tuned", tuned), ("control", control), ("majority", [[usual] * len(references)]))
+    }
+    em, f1 = (
+        figures(*(np.stack([one[key] for one in scored[name]]) for name in ("tuned", "control", "majority")))
+        for key in ("em", "f1")
+    )
+    return Results(task, tuple(seeds), len(references), usual, em, f1)
+
+
+def by_question(metric: Metric, answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+    """Each question's own figures, by name, [Q]."""
+    rows = [metric([answer], [accepted]) for answer, accepted in zip(answers, references, strict=True)]
+    return {name: np.array([row[name] for row in rows]) for name in ("em", "f1")}
+
+
+def figures(tuned_SQ: np.ndarray, control_SQ: np.ndarray, majority_1Q: np.ndarray) -> Figures:
+    """Means of one metric and how they differ."""
+    return Figures(
+        _means(tuned_SQ),
+        _means(control_SQ),
+        float(majority_1Q.mean()),
+        difference(tuned_SQ - control_SQ),
+        difference(tuned_SQ - majority_1Q),
+    )
+
+
+def difference(paired_SQ: np.ndarray) -> Difference:
+    """Of paired figures: their mean and its two standard errors."""
+    by_seed, by_question_Q = paired_SQ.mean(axis=1), paired_SQ.mean(axis=0)
+    return Difference(float(paired_SQ.mean()), _means(paired_SQ), _error(by_question_Q) or 0.0, _error(by_seed))
+
+
+def table(found: Results) -> str:
+    """The figures for a reader."""
+    lines = [
+        f"{found.task}: {found.questions:,} held-out questions, {len(found.seeds)} seed(s), percent",
+        f"  {'':<10}{'F1':^38}  {'exact match':^38}",
+        f"  {'seed':<10}" + 2 * f"{'fine-tuned':>12}{'un-pretrained':>15}{'difference':>12} ",
+    ]
+    both = (found.f1, found.em)
+    for number, seed in enumerate(found.seeds):
+        cells = [_cells(f.tuned[number], f.control[number], f.over_control.by_seed[number]) for f in both]
+        lines.append(f"  {seed:<10}" + " ".join(cells))
+    means = [_cells(float(np.mean(f.tuned)), float(np.mean(f.control)), f.over_control.mean) for f in both]
+    lines.append(f"  {'mean':<10}" + " ".join(means))
+    spreads = [_cells(_spread(f.tuned), _spread(f.control), _spread(f.over_control.by_seed), sign="") for f in both]
+    lines.append(f"  {'max - min':<10}" + " ".join(spreads))
+    lines.append(f"  {'majority':<10}{found.f1.majority:>12.2f}{'':>28}{found.em.majority:>12.2f}")
+    lines[-1] += f"   always {found.majority_answer!r}"
+    lines.append(_verdict("un-pretrained", found.f1.over_control))
+    lines.append(_verdict("the majority", found.f1.over_majority))
+    return "\n".join(lines)
+
+
+def _verdict(than: str, d: Difference) -> str:
+    seeds = "" if d.error_seeds is None else f", {d.error_seeds:.2f} over seeds"
+    word = "yes" if d.better else "no"
+    return f"better than {than}: {word}, F1 {d.mean:+.2f}, standard error {d.error_questions:.2f} over questions{seeds}"
+
+
+def _cells(tuned: float, control: float, change: float, sign: str = "+") -> str:
+    return f"{tuned:>12.2f}{control:>15.2f}{change:>{sign}12.2f}"
+
+
+def _spread(values: Sequence[float]) -> float:
+    return max(values) - min(values)
+
+
+def _means(values_SQ: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(mean) for mean in values_SQ.mean(axis=1))
+
+
+def _error(values: np.ndarray) -> float | None:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
