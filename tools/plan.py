@@ -16,6 +16,7 @@ Exit codes: 0; 1 it does not fit the memory, or no layout does; 2 a value that c
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ from altup_moe.plan.ranks import Start
 from altup_moe.plan.report import as_dict, found_dict, found_rows, lines, published_rows
 from altup_moe.plan.search import search, sweep
 from altup_moe.plan.step import plan_step
-from launch.netplan import NetlabError, bits_per_second
+
+NETLAB = Path(__file__).parents[1] / "launch" / "netlab"
 
 
 @dataclass(frozen=True)
@@ -136,32 +138,35 @@ def _compare(words: Sequence[str]) -> int:
     if len(files) != 1:
         raise UserError("compare takes one word: the cluster file that `measure FILE` wrote")
     found = []
-    print(f"{'layout':<22}{'measured s':>11}{'planned s':>11}{'planned / measured':>20}{'load before':>13}")
+    print(
+        f"{'layout':<22}{'measured s':>11}{'planned s':>11}{'planned / measured':>20}{'busy s':>9}{'load before':>13}"
+    )
     for one in compare(load_cluster(files[0]), network or here):
         found.append(one)
-        print(f"{one.name:<22}{one.measured:>11.3f}{one.planned:>11.3f}{one.ratio:>20.2f}{one.load:>13.1f}", flush=True)
+        times = f"{one.measured:>11.3f}{one.planned:>11.3f}{one.ratio:>20.2f}{one.busy:>9.3f}"
+        print(f"{one.name:<22}{times}{one.load:>13.1f}", flush=True)
     print("\n".join(verdict(found)))
     return 0
 
 
 def _on_netlab(words: Sequence[str]) -> tuple[list[str], Start | None]:
-    """(other words, what starts ranks as nodes of a netlab), the latter None without --netlab RATE."""
+    """(other words, what starts ranks as nodes of a netlab); the latter is None without --netlab RATE."""
     if "--netlab" not in words:
         return list(words), None
-    from launch import netlab
-
     at = words.index("--netlab")
     rate = words[at + 1] if at + 1 < len(words) else ""
 
-    def start(ranks: int, command: list[str]) -> int:
-        return netlab.run(ranks, rate, command)
+    def netlab(*given: str) -> list[str]:
+        return [sys.executable, str(NETLAB), "--rate", rate, *given]
 
-    try:
-        bits_per_second(rate)
-    except NetlabError as error:
-        raise UserError(str(error)) from None
-    if reason := netlab.unavailable():
-        raise UserError(reason)
+    # Wrong rates are found before anything is measured.
+    tried = subprocess.run(netlab("--dry-run", "--", sys.executable), capture_output=True, text=True, check=False)
+    if tried.returncode:
+        raise UserError(tried.stderr.strip().removeprefix("netlab: error: "))
+
+    def start(ranks: int, command: list[str]) -> int:
+        return subprocess.run(netlab("--nodes", str(ranks), "--", *command), check=False).returncode
+
     return [*words[:at], *words[at + 2 :]], start
 
 

@@ -42,7 +42,8 @@ GOAL = 0.2
 class Compared:
     """Seconds of a step: the fastest of those measured (what others do on the machine only adds), and the plan's.
 
-    ``spread``: middle of the measured ones over the fastest, less one. ``load``: the machine's before, a minute's mean.
+    ``spread``: middle of the measured ones over the fastest, less one. ``load``: the machine's before, mean of a minute.
+    ``busy``: the processor's seconds of the busiest rank; of one rank as many as measured, where nobody else is at work.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Compared:
     planned: float
     spread: float = 0.0
     load: float = 0.0
+    busy: float = 0.0
 
     @property
     def ratio(self) -> float:
@@ -62,9 +64,10 @@ def compare(cluster: Cluster, start: Start = here) -> Iterator[Compared]:
     for name, (ranks, config) in LAYOUTS.items():
         load = os.getloadavg()[0]
         found = on_ranks(ranks, "layout", name, start if ranks > 1 else here)
-        steps = [max(taken) for taken in zip(*found, strict=True)]
+        steps = [max(seconds for seconds, _ in taken) for taken in zip(*found, strict=True)]
         spread = statistics.median(steps) / min(steps) - 1
-        yield Compared(name, min(steps), plan_step(config, cluster, ranks).seconds, spread, load)
+        busy = max(min(busy for _, busy in taken) for taken in found)
+        yield Compared(name, min(steps), plan_step(config, cluster, ranks).seconds, spread, load, busy)
 
 
 def pairs_in_order(compared: Sequence[Compared]) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from altup_moe.plan.cluster import Cluster
-from altup_moe.plan.ranks import Start, on_ranks
+from altup_moe.plan.ranks import Start, here, on_ranks
 from altup_moe.plan.unfused import Pair, Unfused
 
 
@@ -24,11 +24,12 @@ def measure(network: Start | None = None) -> Cluster:
             one rank. None: there is one node, and its own figures stand for the network's too.
     """
     cores = os.cpu_count() or 1
-    found = on_ranks(cores, "pieces")
+    # What may not work is tried first.
+    between = on_ranks(2, "operations", start=network or here)[0]
+    inside = between if network is None else on_ranks(2, "operations")[0]
     (alone,) = on_ranks(1, "sample")
     busy = statistics.median(on_ranks(cores, "sample"))
-    inside = on_ranks(2, "operations")[0]
-    between = inside if network is None else on_ranks(2, "operations", start=network)[0]
+    found = on_ranks(cores, "pieces")
     unfused = Unfused(
         forward_gflops=_means([one["forward_gflops"] for one in found]),
         backward_gflops=_means([one["backward_gflops"] for one in found]),

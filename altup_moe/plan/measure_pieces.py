@@ -2,7 +2,7 @@
 
 A piece is run on many sets of tensors, forward on all of them and then backward, so that it finds its inputs where a
 step leaves them: not all in the cache. What a call takes however small it is falls out by subtracting a small size.
-Of repeated timings the least is taken: what others do on the machine only adds.
+Times are the processor's, and of repeated ones the least is taken: what others do on the machine only adds.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def pair_seconds(piece: Piece, numbers: int, repeats: int = 5) -> Pair:
             tensor.requires_grad_(tensor.is_floating_point())
     forward, backward = [], []
     for _ in range(repeats + 1):
-        begin = time.perf_counter()
+        begin = time.process_time()
         outs = [function(*inputs) for function, inputs in sets]
-        middle = time.perf_counter()
+        middle = time.process_time()
         for out, (_, inputs) in zip(reversed(outs), reversed(sets), strict=True):
             wanted = [tensor for tensor in inputs if tensor.requires_grad]
             torch.autograd.grad(out, wanted, out.detach())
         forward.append(middle - begin)
-        backward.append(time.perf_counter() - middle)
+        backward.append(time.process_time() - middle)
     return min(forward[1:]) / len(sets), min(backward[1:]) / len(sets)
 
 
@@ -137,9 +137,9 @@ def seconds(work: Callable[..., object], *args: Any, repeats: int = 7) -> float:
     work(*args)
     taken = []
     for _ in range(repeats):
-        begin = time.perf_counter()
+        begin = time.process_time()
         work(*args)
-        taken.append(time.perf_counter() - begin)
+        taken.append(time.process_time() - begin)
     return min(taken)
 
 
@@ -306,7 +306,7 @@ def _steps(runs: Any) -> Iterator[float]:
     with tempfile.TemporaryDirectory() as directory:
         dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=0, world_size=1)
         for run in runs:
-            yield min(timed_steps(run, batches(run, run.train.global_batch_size), 8))
+            yield min(busy for _, busy in timed_steps(run, batches(run, run.train.global_batch_size), 8))
         dist.destroy_process_group()
 
 

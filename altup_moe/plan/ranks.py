@@ -65,8 +65,11 @@ def batches(config: RunConfig, count: int) -> list[Any]:
     return [Batch(i[:, :-1], i[:, 1:], torch.ones(i[:, 1:].shape)) for i in ids]
 
 
-def timed_steps(config: RunConfig, given: list[Any], steps: int) -> list[float]:
-    """Seconds of so many training steps after two that are not timed. A group must exist."""
+def timed_steps(config: RunConfig, given: list[Any], steps: int) -> list[tuple[float, float]]:
+    """(seconds, seconds of the processor, all threads) of so many steps after two that are not timed.
+
+    A group must exist.
+    """
     import torch.distributed as dist
 
     from altup_moe.parallel.topology import topology
@@ -78,9 +81,9 @@ def timed_steps(config: RunConfig, given: list[Any], steps: int) -> list[float]:
         engine = build_engine(config, topo)
         for _ in range(steps + 2):
             dist.barrier()
-            begin = time.perf_counter()
+            begin = time.perf_counter(), time.process_time()
             train_step(engine, given, config, topo)
-            taken.append(time.perf_counter() - begin)
+            taken.append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
     return taken[2:]
 
 

@@ -170,7 +170,7 @@ def test_a_measured_file_is_read_back(tmp_path: Any) -> None:
         ({"lone": 0}, "lone"),
         ({"forward_gflops": [1.0]}, "forward_gflops"),
         ({"pieces_ns": {"norm": [1, 2]}}, "pieces_ns"),
-        ({"calls_us": dict.fromkeys(CALLS, [1])}, "calls_us"),
+        ({"calls_us": {key: [1] for key in CALLS}}, "calls_us"),
         ({"more": 1}, "unfused"),
     ],
 )
