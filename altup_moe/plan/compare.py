@@ -30,7 +30,7 @@ LAYOUTS: dict[str, tuple[int, RunConfig]] = {
 }
 """Name -> (ranks, run); no more ranks than two cores have."""
 
-STEPS = 9
+STEPS = 7
 """Timed steps of a layout, after two that are not."""
 
 
@@ -42,8 +42,8 @@ GOAL = 0.2
 class Compared:
     """Seconds of a step: the fastest of those measured (what others do on the machine only adds), and the plan's.
 
-    ``spread``: middle of the measured ones over the fastest, less one. ``load``: the machine's before, mean of a minute.
-    ``busy``: the processor's seconds of the busiest rank; of one rank as many as measured, where nobody else is at work.
+    ``spread``: middle of the measured ones over the fastest, less one. ``load``: the machine's before, a minute's.
+    ``busy``: the processor's seconds of the busiest rank; of one rank as many as measured, where nobody else works.
     """
 
     name: str

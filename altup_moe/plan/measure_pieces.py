@@ -289,12 +289,14 @@ def calls_us() -> dict[str, Pair]:
         "again": _tiny(4, 6, 4, "full"),
     }
     t = {name: 1e6 * one for name, one in zip(runs, _steps(runs.values()), strict=True)}
-    layer = (t["layers"] - t["base"]) / 16
-    ends = (t["batches"] - t["base"]) / 8 - 4 * layer
-    expert = (t["six"] - t["two"]) / 64
-    experts = (t["two"] - t["base"]) / 16 - 2 * expert
+    # Differences of timings may come out below nothing, which no call takes.
+    layer = max(0.0, t["layers"] - t["base"]) / 16
+    ends = max(0.0, (t["batches"] - t["base"]) / 8 - 4 * layer)
+    expert = max(0.0, t["six"] - t["two"]) / 64
+    experts = max(0.0, (t["two"] - t["base"]) / 16 - 2 * expert)
     # Layers that are computed twice have their forward once more; ends are taken to be like layers.
-    share = min(1.0, max(0.0, (t["again"] - t["six"]) / 16 / (layer + experts + 6 * expert)))
+    again = max(0.0, t["again"] - t["six"]) / 16
+    share = min(1.0, again / max(again, layer + experts + 6 * expert, 1e-9))
     found = {"layer": layer, "experts": experts, "expert": expert, "ends": ends}
     step = max(0.0, t["base"] - 4 * (ends + 4 * layer))
     return {**{key: (share * us, (1 - share) * us) for key, us in found.items()}, "step": (step, 0.0)}
