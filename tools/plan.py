@@ -5,8 +5,10 @@
     python tools/plan.py CONFIG --cluster h100x8 --nodes 16 --search
     python tools/plan.py CONFIG --cluster h100x8 --sweep gpus=8..1024
     python tools/plan.py published          published runs beside the model's figures
-    python tools/plan.py measure [FILE]     this machine as a cluster file
-    python tools/plan.py compare FILE       planned step times beside measured ones, eight layouts on two cores
+    python tools/plan.py measure [FILE] [--netlab RATE]   this machine as a cluster file
+    python tools/plan.py compare FILE [--netlab RATE]     planned and measured step times, eight layouts, two cores
+
+With --netlab 400mbit ranks are nodes of a network of that rate in this machine (launch/netlab; root).
 
 Exit codes: 0; 1 it does not fit the memory, or no layout does; 2 a value that cannot be (one line says which).
 """
@@ -14,6 +16,7 @@ Exit codes: 0; 1 it does not fit the memory, or no layout does; 2 a value that c
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,9 +32,12 @@ from altup_moe.plan.cluster import Cluster, load_cluster
 from altup_moe.plan.layer_time import Factors
 from altup_moe.plan.picture import recordings
 from altup_moe.plan.published import POINTS, planned
+from altup_moe.plan.ranks import Start
 from altup_moe.plan.report import as_dict, found_dict, found_rows, lines, published_rows
 from altup_moe.plan.search import search, sweep
 from altup_moe.plan.step import plan_step
+
+NETLAB = Path(__file__).parents[1] / "launch" / "netlab"
 
 
 @dataclass(frozen=True)
@@ -116,26 +122,52 @@ def _sizes(text: str) -> list[int]:
 def _measure(words: Sequence[str]) -> int:
     from altup_moe.plan.measure import as_yaml, measure
 
-    text = as_yaml(measure())
-    if words:
-        Path(words[0]).write_text(text, encoding="utf-8")
+    files, network = _on_netlab(words)
+    text = as_yaml(measure(network))
+    if files:
+        Path(files[0]).write_text(text, encoding="utf-8")
     print(text, end="")
     return 0
 
 
 def _compare(words: Sequence[str]) -> int:
-    from altup_moe.plan.compare import compare, pairs_in_order
+    from altup_moe.plan.compare import compare, verdict
+    from altup_moe.plan.ranks import here
 
-    if len(words) != 1:
+    files, network = _on_netlab(words)
+    if len(files) != 1:
         raise UserError("compare takes one word: the cluster file that `measure FILE` wrote")
     found = []
-    print(f"{'layout':<22}{'measured s':>11}{'planned s':>11}{'planned / measured':>20}")
-    for one in compare(load_cluster(words[0])):
+    print(
+        f"{'layout':<22}{'measured s':>11}{'planned s':>11}{'planned / measured':>20}{'busy s':>9}{'load before':>13}"
+    )
+    for one in compare(load_cluster(files[0]), network or here):
         found.append(one)
-        ratio = one.planned / one.measured
-        print(f"{one.name:<22}{one.measured:>11.3f}{one.planned:>11.3f}{ratio:>20.2f}", flush=True)
-    print("{} of {} pairs of layouts in the measured order".format(*pairs_in_order(found)))
+        times = f"{one.measured:>11.3f}{one.planned:>11.3f}{one.ratio:>20.2f}{one.busy:>9.3f}"
+        print(f"{one.name:<22}{times}{one.load:>13.1f}", flush=True)
+    print("\n".join(verdict(found)))
     return 0
+
+
+def _on_netlab(words: Sequence[str]) -> tuple[list[str], Start | None]:
+    """(other words, what starts ranks as nodes of a netlab); the latter is None without --netlab RATE."""
+    if "--netlab" not in words:
+        return list(words), None
+    at = words.index("--netlab")
+    rate = words[at + 1] if at + 1 < len(words) else ""
+
+    def netlab(*given: str) -> list[str]:
+        return [sys.executable, str(NETLAB), "--rate", rate, *given]
+
+    # Wrong rates are found before anything is measured.
+    tried = subprocess.run(netlab("--dry-run", "--", sys.executable), capture_output=True, text=True, check=False)
+    if tried.returncode:
+        raise UserError(tried.stderr.strip().removeprefix("netlab: error: "))
+
+    def start(ranks: int, command: list[str]) -> int:
+        return subprocess.run(netlab("--nodes", str(ranks), "--", *command), check=False).returncode
+
+    return [*words[:at], *words[at + 2 :]], start
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from altup_moe.config import ConfigError
 from altup_moe.config.load import read_yaml
+from altup_moe.plan.unfused import CALLS, OPERATIONS, PIECES, SIZES, Unfused
 
 CLUSTERS = Path(__file__).parents[2] / "configs" / "clusters"
 """Where the shipped files lie."""
@@ -36,6 +37,11 @@ class Cluster:
     network_latency_us: float
     usable_memory: float = 0.9
     """Share of the memory that a run may fill; the rest is the context's, the allocator's and the libraries'."""
+    unfused: Unfused | None = None
+    """What `tools/plan.py measure` found of ranks that run one operation after another.
+
+    None: kernels are fused, and reach `efficiency` of the peak or the memory's bandwidth.
+    """
 
     def flops(self, precision: str) -> float:
         """Operations a second that products reach."""
@@ -66,9 +72,43 @@ def cluster_from(values: dict[Any, Any], name: str) -> Cluster:
     for key, value in values.items():
         if key not in known:
             raise ConfigError(f"cluster.{key}", value, f"is no key of a cluster; {', '.join(known)} are")
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        if key != "unfused" and not (_is_number(value) and value > 0):
             raise ConfigError(f"cluster.{key}", value, "must be a number above 0")
-    missing = [key for key in known if key not in values and key != "usable_memory"]
+    missing = [key for key in known if key not in values and key not in ("usable_memory", "unfused")]
     if missing:
         raise ConfigError(f"cluster.{missing[0]}", None, f"is missing in {name}")
-    return Cluster(name=name, **values)
+    unfused = {"unfused": unfused_from(values["unfused"])} if "unfused" in values else {}
+    return Cluster(name=name, **{**values, **unfused})
+
+
+def unfused_from(values: Any) -> Unfused:
+    """A mapping as `Unfused`. Raises ConfigError for what `tools/plan.py measure` would not have written."""
+    products = len(SIZES) ** 3
+    wanted: dict[str, Any] = {"forward_gflops": products, "backward_gflops": products, "pieces_ns": PIECES}
+    wanted |= {"calls_us": CALLS, "operations": OPERATIONS, "network": OPERATIONS, "lone": None}
+    remedy = "tools/plan.py measure writes what fits"
+    if not isinstance(values, dict) or set(values) != set(wanted):
+        raise ConfigError("cluster.unfused", values, f"must have {', '.join(wanted)}; {remedy}")
+    found: dict[str, Any] = {}
+    for key, form in wanted.items():
+        value = values[key]
+        if form is None:
+            fits, found[key] = _is_number(value) and value > 0, value
+        elif isinstance(form, int):
+            fits = _are_numbers(value, form) and min(value) > 0
+            found[key] = tuple(value) if fits else ()
+        else:
+            fits = isinstance(value, dict) and set(value) == set(form)
+            fits = fits and all(_are_numbers(pair, 2) for pair in value.values())
+            found[key] = {name: tuple(pair) for name, pair in value.items()} if fits else {}
+        if not fits:
+            raise ConfigError(f"cluster.unfused.{key}", value, f"is not of the right form; {remedy}")
+    return Unfused(**found)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return isinstance(values, list) and len(values) == count and all(_is_number(value) for value in values)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 import statistics
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, ParallelConfig, RunConfig, TrainConfig
-from altup_moe.config.checks import num_microbatches
 from altup_moe.plan.cluster import Cluster
+from altup_moe.plan.ranks import Start, here, on_ranks
 from altup_moe.plan.step import plan_step
 
 _MODEL = ModelConfig(4, 256, 704, 8, 4, 256, 2048, share_embeddings_and_output_weights=False)
@@ -33,20 +30,44 @@ LAYOUTS: dict[str, tuple[int, RunConfig]] = {
 }
 """Name -> (ranks, run); no more ranks than two cores have."""
 
+STEPS = 7
+"""Timed steps of a layout, after two that are not."""
+
+
+GOAL = 0.2
+"""How far a planned step time may be from the measured one, as a share of it."""
+
 
 @dataclass(frozen=True)
 class Compared:
-    """Seconds of a step: the slowest rank's median, and the plan's."""
+    """Seconds of a step: the fastest of those measured (what others do on the machine only adds), and the plan's.
+
+    ``spread``: middle of the measured ones over the fastest, less one. ``load``: the machine's before, a minute's.
+    ``busy``: the processor's seconds of the busiest rank; of one rank as many as measured, where nobody else works.
+    """
 
     name: str
     measured: float
     planned: float
+    spread: float = 0.0
+    load: float = 0.0
+    busy: float = 0.0
+
+    @property
+    def ratio(self) -> float:
+        """Planned over measured."""
+        return self.planned / self.measured
 
 
-def compare(cluster: Cluster, steps: int = 7) -> Iterator[Compared]:
-    """One layout after another, `steps` timed steps of each after two that are not."""
+def compare(cluster: Cluster, start: Start = here) -> Iterator[Compared]:
+    """One layout after another. ``start``: starts the ranks, where these are to be nodes of a network."""
     for name, (ranks, config) in LAYOUTS.items():
-        yield Compared(name, _measured(ranks, config, steps), plan_step(config, cluster, ranks).seconds)
+        load = os.getloadavg()[0]
+        found = on_ranks(ranks, "layout", name, start if ranks > 1 else here)
+        steps = [max(seconds for seconds, _ in taken) for taken in zip(*found, strict=True)]
+        spread = statistics.median(steps) / min(steps) - 1
+        busy = max(min(busy for _, busy in taken) for taken in found)
+        yield Compared(name, min(steps), plan_step(config, cluster, ranks).seconds, spread, load, busy)
 
 
 def pairs_in_order(compared: Sequence[Compared]) -> tuple[int, int]:
@@ -56,42 +77,20 @@ def pairs_in_order(compared: Sequence[Compared]) -> tuple[int, int]:
     return agree, len(pairs)
 
 
-def _measured(ranks: int, config: RunConfig, steps: int) -> float:
-    import torch.multiprocessing as mp
-
-    with tempfile.TemporaryDirectory() as directory:
-        mp.spawn(_rank, (ranks, directory, config, steps), nprocs=ranks)
-        return max(float(path.read_text(encoding="utf-8")) for path in Path(directory).glob("*.seconds"))
-
-
-def _rank(rank: int, ranks: int, directory: str, config: RunConfig, steps: int) -> None:
-    import torch
-    import torch.distributed as dist
-
-    from altup_moe.parallel.topology import topology
-    from altup_moe.train.engine import build_engine
-    from altup_moe.train.step import train_step
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=ranks)
-    with topology(config.parallel) as topo:
-        engine, batches = build_engine(config, topo), _batches(config, num_microbatches(config, ranks))
-        taken = []
-        for _ in range(steps + 2):
-            dist.barrier()
-            begin = time.perf_counter()
-            train_step(engine, batches, config, topo)
-            taken.append(time.perf_counter() - begin)
-    (Path(directory) / f"{rank}.seconds").write_text(str(statistics.median(taken[2:])), encoding="utf-8")
-    dist.destroy_process_group()
+def apart(compared: Sequence[Compared]) -> Iterator[tuple[Compared, Compared]]:
+    """Pairs whose measured times differ by more than either's spread (and by 3 % at least)."""
+    for a, b in itertools.combinations(compared, 2):
+        if abs(a.measured / b.measured - 1) > max(a.spread, b.spread, 0.03):
+            yield a, b
 
 
-def _batches(config: RunConfig, count: int) -> list[Any]:
-    import torch
-
-    from altup_moe.train.batches import Batch
-
-    m, generator = config.model, torch.Generator().manual_seed(config.train.seed)
-    shape = (config.train.micro_batch_size, m.seq_length + 1)
-    ids = [torch.randint(0, m.vocab_size, shape, generator=generator) for _ in range(count)]
-    return [Batch(i[:, :-1], i[:, 1:], torch.ones(i[:, 1:].shape)) for i in ids]
+def verdict(compared: Sequence[Compared]) -> Iterator[str]:
+    """How far off the plan is, whether it ranks as the measurements do, and what that says of the goal."""
+    worst = max(compared, key=lambda one: abs(one.ratio - 1))
+    yield f"worst: {worst.name}, {worst.ratio - 1:+.0%}; steps spread by {max(c.spread for c in compared):.0%} at most"
+    clear = list(apart(compared))
+    wrong = [f"{a.name} / {b.name}" for a, b in clear if (a.measured < b.measured) != (a.planned < b.planned)]
+    yield "{} of {} pairs of layouts in the measured order".format(*pairs_in_order(compared))
+    yield f"{len(clear) - len(wrong)} of {len(clear)} that differ by more than their spread; not: {wrong or 'none'}"
+    met = abs(worst.ratio - 1) <= GOAL and not wrong
+    yield f"goal (within {GOAL:.0%}, ranked as measured): {'met' if met else 'not met'}"

@@ -1,101 +1,93 @@
-"""This machine as a cluster file: products, memory, and gloo between two processes. The one part that runs torch."""
+"""This machine as a cluster file: products, memory, gloo between two processes, and an unfused rank's pieces.
+
+Everything is measured by as many processes at once as there are cores, one thread each, since ranks share caches and
+memory. The one part of planning, with `plan.compare`, that runs torch.
+"""
 
 from __future__ import annotations
 
 import os
 import statistics
-import tempfile
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
 from altup_moe.plan.cluster import Cluster
+from altup_moe.plan.ranks import Start, here, on_ranks
+from altup_moe.plan.unfused import Pair, Unfused
 
 
-def _median_seconds(work: Callable[[], object], repeats: int = 7) -> float:
-    work()
-    taken = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(taken)
+def measure(network: Start | None = None) -> Cluster:
+    """Every process counts as a GPU, all cores as a node.
 
-
-def _product_flops(dtype_name: str, size: int) -> float:
-    import torch
-
-    a = torch.randn(size, size).to(getattr(torch, dtype_name))
-    return 2 * size**3 / _median_seconds(lambda: a @ a)
-
-
-def _copy_rate(megabytes: int) -> float:
-    import torch
-
-    a = torch.zeros(megabytes * 2**20, dtype=torch.uint8)
-    b = torch.empty_like(a)
-    # Read once, written once.
-    return 2 * a.numel() / _median_seconds(lambda: b.copy_(a))
-
-
-def _gloo_rank(rank: int, store: str, out: str) -> None:
-    import torch
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    small, large = torch.zeros(1), torch.zeros(2**22)
-    seconds = [_median_seconds(lambda t=t: dist.all_reduce(t), 15) for t in (small, large)]  # type: ignore[misc]
-    if rank == 0:
-        # Of two ranks, each sends as many bytes as it hands in.
-        rate = large.numel() * 4 / (seconds[1] - seconds[0])
-        Path(out).write_text(f"{rate} {seconds[0]}", encoding="utf-8")
-    dist.destroy_process_group()
-
-
-def _gloo() -> tuple[float, float]:
-    """(bytes a second, seconds of a call) of an all-reduce between two processes."""
-    import torch.multiprocessing as mp
-
-    with tempfile.TemporaryDirectory() as directory:
-        store, out = str(Path(directory) / "store"), str(Path(directory) / "out")
-        mp.spawn(_gloo_rank, (store, out), nprocs=2)
-        rate, latency = map(float, Path(out).read_text(encoding="utf-8").split())
-    return rate, latency
-
-
-def measure(size: int = 1024, megabytes: int = 256) -> Cluster:
-    """Measure with one thread a process, as ranks run. Every process counts as a GPU, all cores as a node."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        fp32, bf16, copied = _product_flops("float32", size), _product_flops("bfloat16", size), _copy_rate(megabytes)
-    finally:
-        torch.set_num_threads(threads)
-    rate, latency = _gloo()
+    Args:
+        network: starts processes on nodes of their own, whose collectives are then those between nodes, and a node has
+            one rank. None: there is one node, and its own figures stand for the network's too.
+    """
     cores = os.cpu_count() or 1
+    # What may not work is tried first.
+    between = on_ranks(2, "operations", start=network or here)[0]
+    inside = between if network is None else on_ranks(2, "operations")[0]
+    (alone,) = on_ranks(1, "sample")
+    busy = statistics.median(on_ranks(cores, "sample"))
+    found = on_ranks(cores, "pieces")
+    unfused = Unfused(
+        forward_gflops=_means([one["forward_gflops"] for one in found]),
+        backward_gflops=_means([one["backward_gflops"] for one in found]),
+        pieces_ns=_mean_pairs([one["pieces_ns"] for one in found]),
+        calls_us=_mean_pairs([one["calls_us"] for one in found]),
+        operations={name: tuple(pair) for name, pair in inside.items()},
+        network={name: tuple(pair) for name, pair in between.items()},
+        lone=busy / alone,
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / cores
+    fp32, bf16, copied = _means([one["large"] for one in found])
     return Cluster(
         name="this machine",
-        gpus_per_node=cores,
+        gpus_per_node=cores if network is None else 1,
         peak_tflops_bf16=bf16 / 1e12,
         peak_tflops_fp32=fp32 / 1e12,
         efficiency=1.0,
         memory_gib=memory / 2**30,
         memory_gb_per_s=copied / 1e9,
-        node_gb_per_s=rate / 1e9,
-        node_latency_us=latency * 1e6,
-        network_gb_per_s=rate / 1e9,
-        network_latency_us=latency * 1e6,
+        node_gb_per_s=inside["all_reduce"][1],
+        node_latency_us=inside["all_reduce"][0],
+        network_gb_per_s=between["all_reduce"][1],
+        network_latency_us=between["all_reduce"][0],
+        unfused=unfused,
     )
+
+
+def _means(tables: Sequence[Sequence[float]]) -> list[float]:
+    return [statistics.mean(values) for values in zip(*tables, strict=True)]
+
+
+def _mean_pairs(tables: Sequence[dict[str, Pair]]) -> dict[str, Pair]:
+    means = {key: _means([table[key] for table in tables]) for key in tables[0]}
+    return {key: (forward, backward) for key, (forward, backward) in means.items()}
 
 
 def as_yaml(cluster: Cluster) -> str:
     """The file's text; numbers with four figures."""
-    lines = ["# Measured by tools/plan.py measure: medians, one thread a process; gloo between two processes."]
+    lines = ["# Measured by tools/plan.py measure: medians, one thread a process, every core busy."]
     for key, value in vars(cluster).items():
-        if key != "name":
-            lines.append(f"{key}: {value if isinstance(value, int) else float(f'{value:.4g}')}")
+        if key not in ("name", "unfused"):
+            lines.append(f"{key}: {_figures(value)}")
+    if cluster.unfused is not None:
+        lines.append("unfused:  # altup_moe/plan/unfused.py says what each is")
+        for key, value in vars(cluster.unfused).items():
+            if isinstance(value, dict):
+                lines.append(f"  {key}:")
+                lines += [f"    {name}: {_figures(pair)}" for name, pair in value.items()]
+            else:
+                lines.append(f"  {key}: {_figures(value)}")
     return "\n".join(lines) + "\n"
+
+
+def _figures(value: Any) -> str:
+    if isinstance(value, int):
+        return str(value)
+    if not isinstance(value, float):
+        return "[" + ", ".join(_figures(one) for one in value) + "]"
+    # YAML takes 1e-05 for a word.
+    text = f"{float(f'{value:.4g}')}"
+    return text if "." in text else text.replace("e", ".0e")

@@ -13,7 +13,16 @@ from altup_moe.parallel.places import Place, chunks
 from altup_moe.plan.buffers import PARAMETER_BYTES
 from altup_moe.plan.cluster import Cluster
 from altup_moe.plan.groups import World
-from altup_moe.plan.layer_time import Factors, Times, Window, layer_times, output_times, transfer_seconds, window
+from altup_moe.plan.layer_time import (
+    Factors,
+    Times,
+    Window,
+    chunk_times,
+    layer_times,
+    output_times,
+    transfer_seconds,
+    window,
+)
 from altup_moe.plan.memory import Memory, memory
 from altup_moe.plan.parameters import held_parameters, stage_places
 from altup_moe.plan.schedule import Slot, Task, busy, simulate
@@ -96,6 +105,8 @@ def plan_step(config: RunConfig, cluster: Cluster, gpus: int, factors: Factors |
     """The plan of a run on so many GPUs. Raises ConfigError for a layout that does not fit, or is not modelled."""
     check_layout(config, gpus)
     factors = factors or Factors()
+    if cluster.unfused is not None and gpus == 1:
+        cluster = replace(cluster, unfused=cluster.unfused.alone())
     world, count, p = World(config.parallel, gpus), num_microbatches(config, gpus), config.parallel
     first = stage_places(config, gpus)
     transfers = [step_transfers(config, world, place) for place in first]
@@ -106,7 +117,14 @@ def plan_step(config: RunConfig, cluster: Cluster, gpus: int, factors: Factors |
         return passes[stage][task.chunk][task.backward].total
 
     send = _send_seconds(config, cluster, world, first[0]) if p.pipeline > 1 else 0.0
-    slots = simulate(p.pipeline, p.virtual_pipeline, count, seconds, send)
+
+    def with_send(stage: int, task: Task) -> float:
+        position, last = task.chunk * p.pipeline + stage, p.pipeline * p.virtual_pipeline - 1
+        return seconds(stage, task) + (send if position != (0 if task.backward else last) else 0.0)
+
+    # A copy engine sends while the next pass runs; where nothing is fused, it is the sender's own work.
+    copied = (seconds, send) if cluster.unfused is None else (with_send, 0.0)
+    slots = simulate(p.pipeline, p.virtual_pipeline, count, *copied)
     computing = max(slot.end for slot in slots)
     undelayed = max(s.end for s in simulate(p.pipeline, p.virtual_pipeline, count, seconds)) if send else computing
     stages = [
@@ -143,13 +161,17 @@ def _passes(
     """(forward, backward) of each of a stage's chunks for one micro-batch. Layers of a kind cost the same."""
     known: dict[bool, tuple[Times, Times]] = {}
     found = []
-    for chunk in chunks(config, place.pipeline):
+    for number, chunk in enumerate(chunks(config, place.pipeline)):
         forward = backward = Times()
         for layer in chunk.layers:
             kind = is_moe_layer(layer, config.moe.num_experts, config.moe.layer_freq)
             if kind not in known:
                 known[kind] = layer_times(config, world, cluster, place, layer, transfers, factors)
             forward, backward = forward + known[kind][0], backward + known[kind][1]
+        if cluster.unfused is not None:
+            held = sum(h.size for h in held_parameters(config, place) if h.chunk == number)
+            beside = chunk_times(config, cluster.unfused, chunk, held)
+            forward, backward = forward + beside[0], backward + beside[1]
         if chunk.last:
             ends = output_times(config, cluster, transfers, factors)
             forward, backward = forward + ends[0], backward + ends[1]
@@ -186,7 +208,7 @@ def _stage(
         links=link_bytes(transfers, cluster.gpus_per_node),
         busy=both * count,
         reduce=reduce + rest,
-        update=moved / cluster.memory_rate,
+        update=moved / cluster.memory_rate if cluster.unfused is None else cluster.unfused.update(updated),
     )
 
 

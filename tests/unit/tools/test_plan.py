@@ -81,6 +81,14 @@ def test_compare_wants_its_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert "one word" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["compare", "mine.yaml", "--netlab"], ["measure", "--netlab", "5"]])
+def test_netlab_wants_a_rate(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "kbit, mbit or gbit" in error
+    assert error.count("\n") == 1
+
+
 def test_a_measured_file_is_read_back(tmp_path: Path) -> None:
     """What `measure` writes is what a plan reads; the measuring itself takes time, and is no test's."""
     cluster = load_cluster("h100x8")

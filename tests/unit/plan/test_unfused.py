@@ -1,0 +1,196 @@
+"""Ranks that run one operation after another, on made-up machines where a step's seconds can be said by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from altup_moe.altup.flops import flops_per_token, layer_products
+from altup_moe.config import AltUpConfig, ConfigError, ModelConfig, MoEConfig, ParallelConfig, RunConfig, TrainConfig
+from altup_moe.config.load import read_yaml
+from altup_moe.plan.cluster import Cluster, cluster_from
+from altup_moe.plan.compare import Compared, verdict
+from altup_moe.plan.measure import as_yaml
+from altup_moe.plan.parameters import parameters
+from altup_moe.plan.published import POINTS, planned
+from altup_moe.plan.routes import local_tokens
+from altup_moe.plan.step import StepPlan, plan_step
+from altup_moe.plan.unfused import CALLS, OPERATIONS, PIECES, SIZES, Unfused, products
+
+FREE = Unfused(
+    [1e30] * 27,
+    [1e30] * 27,
+    dict.fromkeys(PIECES, (0.0, 0.0)),
+    dict.fromkeys(CALLS, (0.0, 0.0)),
+    dict.fromkeys(OPERATIONS, (0.0, 1e30)),
+    dict.fromkeys(OPERATIONS, (0.0, 1e30)),
+)
+"""Nothing takes time."""
+LAYERS, BATCHES, TOKENS = 8, 16, 256
+
+
+def costing(field: str, **pairs: tuple[float, float]) -> Unfused:
+    return replace(FREE, **{field: {**getattr(FREE, field), **pairs}})
+
+
+def cluster(unfused: Unfused, gpus_per_node: int = 2) -> Cluster:
+    return Cluster("made up", gpus_per_node, 1, 1, 1, 1e6, 1, 1, 1, 1, 1, unfused=unfused)
+
+
+def run(parallel: dict[str, Any] | None = None, **sections: dict[str, Any]) -> RunConfig:
+    config = RunConfig(
+        ModelConfig(LAYERS, 128, 256, 8, 4, 128, 512, share_embeddings_and_output_weights=False),
+        AltUpConfig(width=1),
+        MoEConfig(4, layer_freq=2, ffn_hidden_size=96, shared_expert_size=64, aux_loss_coeff=0),
+        ParallelConfig(**(parallel or {})),
+        train=TrainConfig(micro_batch_size=2, global_batch_size=2 * BATCHES),
+    )
+    return replace(config, **{name: replace(getattr(config, name), **fields) for name, fields in sections.items()})
+
+
+def on(unfused: Unfused, config: RunConfig, ranks: int = 1) -> StepPlan:
+    return plan_step(config, cluster(unfused), ranks)
+
+
+LAYOUTS = [{}, {"tensor": 2}, {"tensor": 2, "expert_tensor": 2}, {"expert": 2}, {"pipeline": 2}]
+
+
+@pytest.mark.parametrize("parallel", LAYOUTS)
+def test_products_are_the_counted_operations(parallel: dict[str, int]) -> None:
+    config = run(parallel)
+    for layer in (0, 1):
+        counted = replace(layer_products(config, layer), scores=0.0)
+        found = sum(count * rows * inner * outer for count, rows, inner, outer in products(config, layer))
+        assert found == pytest.approx(local_tokens(config) * counted.total)
+
+
+@pytest.mark.parametrize("parallel", LAYOUTS)
+def test_where_only_operations_count_a_step_is_operations_over_rate(parallel: dict[str, int]) -> None:
+    """At 1 GFLOP/s everywhere; a channel of a score is four operations forward, eight backward."""
+    flat = replace(costing("pieces_ns", channel=(4.0, 8.0)), forward_gflops=[1.0] * 27, backward_gflops=[1.0] * 27)
+    config = run(parallel)
+    ranks = config.parallel.tensor * config.parallel.pipeline * config.parallel.expert
+    busy = sum(stage.busy.total for stage in on(flat, config, ranks).stages) * ranks / config.parallel.pipeline
+    assert busy == pytest.approx(BATCHES * TOKENS * flops_per_token(config) / 1e9)
+
+
+def test_rates_lie_between_those_of_measured_sizes() -> None:
+    rates = [float(n + 1) for n in range(27)]
+    unfused = replace(FREE, forward_gflops=rates, backward_gflops=[2 * rate for rate in rates])
+
+    def rate(*sizes: float) -> tuple[float, float]:
+        forward, backward = unfused.product(*sizes)
+        flops = 2e-9 * sizes[0] * sizes[1] * sizes[2]
+        return flops / forward, 2 * flops / backward
+
+    low, middle, high = SIZES
+    assert rate(low, low, low) == pytest.approx((1, 2))
+    assert rate(middle, high, low) == pytest.approx((1 + 9 + 6, 32))
+    assert rate((low * middle) ** 0.5, low, low) == pytest.approx((1 + 4.5, 11))
+    # Beyond what was measured, the nearest.
+    assert rate(10 * high, low / 10, middle) == pytest.approx((1 + 18 + 1, 40))
+
+
+def test_calls_of_a_step() -> None:
+    unfused = costing("calls_us", layer=(1, 10), experts=(2, 20), expert=(3, 30), ends=(4, 40), step=(5000, 0))
+    whole = LAYERS * 11 + LAYERS / 2 * (22 + 4 * 33) + 44
+    assert on(unfused, run()).seconds == pytest.approx(1e-6 * (BATCHES * whole + 5000))
+    again = BATCHES * (LAYERS * 1 + LAYERS / 2 * (2 + 4 * 3))
+    recomputed = on(unfused, run(train={"recompute": "full"}))
+    assert recomputed.seconds == pytest.approx(1e-6 * (BATCHES * whole + 5000 + again))
+    # A rank with half of the experts has half of their calls.
+    halved = on(unfused, run({"expert": 2}), 2)
+    assert halved.seconds == pytest.approx(1e-6 * (BATCHES / 2 * (whole - LAYERS / 2 * 2 * 33) + 5000))
+
+
+@pytest.mark.parametrize(
+    ("piece", "numbers"),
+    [
+        ("gradient", lambda c: BATCHES * parameters(c).total),
+        ("update", lambda c: parameters(c).total),
+        ("norm", lambda c: BATCHES * TOKENS * 128 * (2 * LAYERS + 1)),
+        ("gate", lambda c: BATCHES * TOKENS * LAYERS / 2 * (256 + 2 * 96 + 64)),
+        ("permute", lambda c: BATCHES * TOKENS * LAYERS / 2 * 2 * 128),
+        ("score", lambda c: BATCHES * TOKENS * LAYERS * 8 * 128 / 2),
+        ("logit", lambda c: BATCHES * TOKENS * 512),
+    ],
+)
+def test_pieces_of_a_step(piece: str, numbers: Any) -> None:
+    config = run()
+    seconds = on(costing("pieces_ns", **{piece: (1.0, 2.0)}), config).seconds
+    assert seconds == pytest.approx(1e-9 * numbers(config) * (1 if piece == "update" else 3))
+
+
+def test_mixing_of_a_step() -> None:
+    unfused = costing("pieces_ns", mix=(1.0, 2.0), mix_more=(10.0, 20.0))
+    plan = on(unfused, run(altup={"width": 4}))
+    assert plan.seconds == pytest.approx(1e-9 * BATCHES * TOKENS * LAYERS * 5 * 128 * 3 * (1 + 4 * 10))
+
+
+def test_a_rank_alone_is_faster() -> None:
+    unfused = replace(costing("calls_us", layer=(1, 1)), lone=1.25)
+    alone, two = (on(unfused, run(), ranks).seconds for ranks in (1, 2))
+    assert alone == pytest.approx(2 * two / 1.25)
+
+
+def test_sends_are_the_senders_work() -> None:
+    """Two stages, sends of a second and nothing else: the first stage's forward and the second's backward alternate."""
+    plan = on(costing("operations", send=(1e6, 1e30)), run({"pipeline": 2}), 2)
+    assert plan.seconds == pytest.approx(BATCHES + 1)
+
+
+def test_only_a_link_leaves_a_core_idle() -> None:
+    """Inside a node an exchange is the cores' own work, and hides nothing; between nodes its wait does."""
+    unfused = costing("operations", all_to_all=(100.0, 1e30))
+    slow = replace(unfused, network={**unfused.network, "all_to_all": (250.0, 1e30)})
+    config = run({"expert": 2}, altup={"width": 2})
+    inside = plan_step(config, cluster(slow, 2), 2).moe_window
+    between = plan_step(config, cluster(slow, 1), 2).moe_window
+    assert inside is not None
+    assert between is not None
+    assert inside.idle == pytest.approx(0)
+    # Rows and their probabilities: two calls.
+    assert between.idle == pytest.approx(2 * 150e-6)
+
+
+def test_a_measured_file_is_read_back(tmp_path: Any) -> None:
+    made = cluster(costing("pieces_ns", norm=(1.5, 2.5)))
+    (tmp_path / "mine.yaml").write_text(as_yaml(made))
+    back = cluster_from(read_yaml(tmp_path / "mine.yaml"), "made up")
+    assert back.unfused is not None
+    assert back.unfused.pieces_ns == made.unfused.pieces_ns  # type: ignore[union-attr]
+    assert on(back.unfused, run()).seconds == on(made.unfused, run()).seconds  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"lone": 0}, "lone"),
+        ({"forward_gflops": [1.0]}, "forward_gflops"),
+        ({"pieces_ns": {"norm": [1, 2]}}, "pieces_ns"),
+        ({"calls_us": {key: [1] for key in CALLS}}, "calls_us"),
+        ({"more": 1}, "unfused"),
+    ],
+)
+def test_a_measured_file_that_cannot_be(tmp_path: Any, change: dict[str, Any], key: str) -> None:
+    (tmp_path / "mine.yaml").write_text(as_yaml(cluster(FREE)))
+    values = read_yaml(tmp_path / "mine.yaml")
+    values["unfused"].update(change)
+    with pytest.raises(ConfigError, match=f"{key}="):
+        cluster_from(values, "mine")
+
+
+def test_published_runs_are_planned_as_before() -> None:
+    """What was measured on a CPU touches no chip whose file has no such figures."""
+    figures = [0.476, 0.477, 0.441, 0.408, 0.253]
+    assert [planned(point).mfu for point in POINTS] == pytest.approx(figures, abs=6e-4)
+
+
+def test_the_verdict() -> None:
+    good = [Compared("a", 1.0, 1.1), Compared("b", 2.0, 1.9), Compared("c", 2.01, 1.8)]
+    assert list(verdict(good))[-1].endswith(": met")
+    # c's place before b is within the noise, one at half of b's time is not.
+    assert list(verdict([*good, Compared("d", 1.5, 1.05)]))[-1].endswith("not met")
+    assert list(verdict([Compared("a", 1.0, 1.15), Compared("b", 1.2, 1.1)]))[-1].endswith("not met")
