@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,21 +18,14 @@ from tyro.conf import Positional
 
 from altup_moe.config import ConfigError, RunConfig, UserError
 from altup_moe.config.checks import check_config, world_size_from_env
+from altup_moe.config.command import Command
 from altup_moe.config.data_checks import check_corpus, check_task_files, task_directories, task_names
 from altup_moe.config.flags import parse, print_help
 from altup_moe.config.keys import nearest
 from altup_moe.config.load import load_config
 from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, Range
 from altup_moe.doctor.options import DoctorOptions
-from altup_moe.study.options import (
-    CheckpointBench,
-    ExpertsBench,
-    MixingBench,
-    OverlapBench,
-    SequenceBench,
-    StepBench,
-    TrainBench,
-)
+from altup_moe.study.commands import BENCHES
 
 EXIT_USER_ERROR = 2
 PROFILE = ["--log.profile_steps", "3"]
@@ -79,16 +72,6 @@ class GenerateOptions:
     """Draw from the likeliest tokens that together have this probability."""
     seed: int = 0
     """Seed of the draws."""
-
-
-@dataclass(frozen=True)
-class Command:
-    """What one command is called, takes and does."""
-
-    usage: str
-    summary: str
-    run: Callable[[Sequence[str]], int]
-    show_help: Callable[[Sequence[str]], None]
 
 
 def train(args: Sequence[str]) -> int:
@@ -165,81 +148,6 @@ def generate(args: Sequence[str]) -> int:
     )
 
 
-def bench_step(args: Sequence[str]) -> int:
-    """Parse and check the options, then measure."""
-    o = parse(StepBench, args)
-    for key in ("hidden_size", "num_layers", "seq_length", "micro_batch_size", "repeats", "threads"):
-        COUNT.check(key, getattr(o, key))
-    NOT_NEGATIVE.check("moe_experts", o.moe_experts)
-    from altup_moe.study import bench_step as study
-
-    return study.bench_step(o)
-
-
-def bench_sequence(args: Sequence[str]) -> int:
-    """Parse and check the options, then measure."""
-    o = parse(SequenceBench, args)
-    for key in ("hidden_size", "num_layers", "seq_length", "micro_batch_size", "repeats", "threads"):
-        COUNT.check(key, getattr(o, key))
-    NOT_NEGATIVE.check("moe_experts", o.moe_experts)
-    Range(2).check("stride", o.stride)
-    from altup_moe.study import bench_sequence as study
-
-    return study.bench_sequence(o)
-
-
-def bench_overlap(args: Sequence[str]) -> int:
-    """Parse and check the options, then measure."""
-    o = parse(OverlapBench, args)
-    for key in ("hidden_size", "num_layers", "seq_length", "micro_batch_size", "moe_experts", "repeats", "threads"):
-        COUNT.check(key, getattr(o, key))
-    if o.micro_batch_size % 2:
-        raise ConfigError("micro_batch_size", o.micro_batch_size, "must be even: halves of a micro-batch are compared")
-    from altup_moe.study import bench_overlap as study
-
-    return study.bench_overlap(o, world_size_from_env())
-
-
-def bench_experts(args: Sequence[str]) -> int:
-    """Parse and check the options, then measure."""
-    o = parse(ExpertsBench, args)
-    for key in ("hidden_size", "ffn_hidden_size", "tokens", "repeats", "threads"):
-        COUNT.check(key, getattr(o, key))
-    Range(2, o.hidden_size).check("moe_experts", o.moe_experts)
-    from altup_moe.study import bench_experts as study
-
-    return study.bench_experts(o, world_size_from_env())
-
-
-def bench_train(args: Sequence[str]) -> int:
-    """Parse and check the options, then measure."""
-    o = parse(TrainBench, args)
-    for key in ("hidden_size", "num_layers", "ffn_hidden_size", "vocab_size", "seq_length", "micro_batch_size"):
-        COUNT.check(key, getattr(o, key))
-    for key in ("repeats", "threads"):
-        COUNT.check(key, getattr(o, key))
-    Range(2).check("moe_experts", o.moe_experts)
-    from altup_moe.study import bench_train as study
-
-    return study.bench_train(o)
-
-
-def bench_mixing(args: Sequence[str]) -> int:
-    """Parse and check the options, then measure."""
-    o = parse(MixingBench, args)
-    for key in ("hidden_size", "repeats"):
-        COUNT.check(key, getattr(o, key))
-    for count in o.threads:
-        COUNT.check("threads", count)
-    for exponent in o.exponents:
-        Range(10, 30).check("exponents", exponent)
-    if 2 ** min(o.exponents, default=10) % o.hidden_size:
-        raise ConfigError("hidden_size", o.hidden_size, "must be a power of two, at most the numbers of a block")
-    from altup_moe.study import bench_mixing as study
-
-    return study.bench_mixing(o)
-
-
 def doctor(args: Sequence[str]) -> int:
     """Parse and check the options, then look at this machine."""
     o = parse(DoctorOptions, args)
@@ -247,18 +155,6 @@ def doctor(args: Sequence[str]) -> int:
     from altup_moe.doctor import check
 
     return check.doctor(o)
-
-
-def bench_checkpoint(args: Sequence[str]) -> int:
-    """Parse and check the options, then measure."""
-    o = parse(CheckpointBench, args)
-    for key in ("megabytes", "repeats", "threads"):
-        COUNT.check(key, getattr(o, key))
-    if o.directory is not None and not Path(o.directory).is_dir():
-        raise ConfigError("directory", o.directory, "is no directory")
-    from altup_moe.study import bench_checkpoint as study
-
-    return study.bench_checkpoint(o)
 
 
 def train_help(args: Sequence[str]) -> None:
@@ -287,48 +183,7 @@ COMMANDS = {
         doctor,
         lambda args: print_help(DoctorOptions, "altup-moe doctor"),
     ),
-    "bench step": Command(
-        "[options]",
-        "time a training step for several stream widths",
-        bench_step,
-        lambda args: print_help(StepBench, "altup-moe bench step"),
-    ),
-    "bench sequence": Command(
-        "[options]",
-        "time a training step of strided layers (Sequence-AltUp and its baselines) against the plain model",
-        bench_sequence,
-        lambda args: print_help(SequenceBench, "altup-moe bench sequence"),
-    ),
-    "bench overlap": Command(
-        "[options]",
-        "what hides under the experts' all-to-all, in every mode (start it with torchrun or launch/netlab)",
-        bench_overlap,
-        lambda args: print_help(OverlapBench, "altup-moe bench overlap"),
-    ),
-    "bench experts": Command(
-        "[options]",
-        "time a sparse feed-forward under every backend against a dense one and others (torchrun: experts over ranks)",
-        bench_experts,
-        lambda args: print_help(ExpertsBench, "altup-moe bench experts"),
-    ),
-    "bench train": Command(
-        "[options]",
-        "time a training step against transformers' Mixtral in a plain PyTorch loop",
-        bench_train,
-        lambda args: print_help(TrainBench, "altup-moe bench train"),
-    ),
-    "bench mixing": Command(
-        "[options]",
-        "time the pass over the wide stream against a copy and others",
-        bench_mixing,
-        lambda args: print_help(MixingBench, "altup-moe bench mixing"),
-    ),
-    "bench checkpoint": Command(
-        "[options]",
-        "time saving and loading against plain safetensors",
-        bench_checkpoint,
-        lambda args: print_help(CheckpointBench, "altup-moe bench checkpoint"),
-    ),
+    **BENCHES,
 }
 
 

@@ -1,12 +1,23 @@
-"""How a command-line tool ends: with its exit code, a user's mistake in one line, or a reader that has seen enough."""
+"""A command of a program, and how one ends: its exit code, a mistake in one line, or a reader that has seen enough."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from altup_moe.config.errors import UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """What one command is called, takes and does."""
+
+    usage: str
+    summary: str
+    run: Callable[[Sequence[str]], int]
+    show_help: Callable[[Sequence[str]], None]
 
 
 def ended(name: str, work: Callable[[], int]) -> int:
