@@ -140,7 +140,7 @@ def table(found: Results) -> str:
     lines[-1] += f"   always {found.majority_answer!r}"
     lines.append(_verdict("un-pretrained", found.f1.over_control))
     lines.append(_verdict("the majority", found.f1.over_majority))
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def loss_line(losses: Mapping[str, Sequence[float]]) -> str:
