@@ -30,7 +30,7 @@ from altup_moe.config.files import write_text
 from altup_moe.config.flags import parse, print_help
 from altup_moe.config.ranges import COUNT
 from altup_moe.data.tasks.metrics import answers
-from altup_moe.study.paper_recipe import CONTROL, TUNED, Recipe, load_recipe
+from altup_moe.study.paper_recipe import ARMS, CONTROL, TUNED, Recipe, load_recipe
 from altup_moe.study.paper_run import (
     EXIT_STOPPED,
     Failed,
@@ -42,8 +42,9 @@ from altup_moe.study.paper_run import (
     run_chains,
     threads_each,
     train_seconds,
+    valid_loss,
 )
-from altup_moe.study.paper_table import Results, results, table
+from altup_moe.study.paper_table import Results, loss_line, results, table
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,18 @@ def run(options: Options) -> int:
     found = compare(recipe)
     minutes, threads = (time.monotonic() - started) / 60, threads_each(options.jobs)
     seconds = {stage: _train_seconds(recipe, stage) for stage in ("pretrained", TUNED, CONTROL)}
-    content = {**found.to_dict(), "train_seconds": seconds, "minutes": minutes, "jobs": options.jobs, "fresh": fresh}
+    losses = {arm: [valid_loss(recipe.directory(seed, arm)) for seed in recipe.seeds] for arm in ARMS}
+    content = {
+        **found.to_dict(),
+        "valid_loss": losses,
+        "train_seconds": seconds,
+        "minutes": minutes,
+        "jobs": options.jobs,
+        "fresh": fresh,
+    }
     trained = f"steps of one seed: {seconds['pretrained']:.0f} s pretraining, {seconds[TUNED]:.0f} s fine-tuning"
     whole = f"this call {minutes:.1f} min, {options.jobs} jobs of {threads} thread(s)"
-    text = f"{table(found)}\n{trained}; {whole}{'' if fresh else ', some stages done before'}\n"
+    text = f"{table(found)}\n{loss_line(losses)}\n{trained}; {whole}{'' if fresh else ', some stages done before'}\n"
     write_text(recipe.run_dir / "results.json", json.dumps(content, indent=1) + "\n")
     write_text(recipe.run_dir / "table.txt", text)
     print(json.dumps(content) if options.json else text, end="\n" if options.json else "")

@@ -103,6 +103,12 @@ def train_seconds(run_dir: Path) -> float:
     return sum(json.loads(line)["step_seconds"] for line in lines)
 
 
+def valid_loss(run_dir: Path) -> float:
+    """Of a finished run, after its last step: nats a token on held-out samples."""
+    last = json.loads((run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    return float(last["valid_loss"])
+
+
 def threads_each(jobs: int) -> int:
     """Threads of a process where `jobs` of them share this one's cores."""
     return max(1, len(os.sched_getaffinity(0)) // jobs)

@@ -6,7 +6,7 @@ Shape suffixes: S seeds, Q questions.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -140,7 +140,14 @@ def table(found: Results) -> str:
     lines[-1] += f"   always {found.majority_answer!r}"
     lines.append(_verdict("un-pretrained", found.f1.over_control))
     lines.append(_verdict("the majority", found.f1.over_majority))
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def loss_line(losses: Mapping[str, Sequence[float]]) -> str:
+    """Held-out losses of both arms, by seed, for a reader: finer than answers, which are right or wrong."""
+    tuned, control = (" ".join(f"{loss:.3f}" for loss in losses[arm]) for arm in ("finetuned", "control"))
+    change = float(np.mean(losses["finetuned"]) - np.mean(losses["control"]))
+    return f"loss of held-out answers, nats a token: fine-tuned {tuned} | un-pretrained {control} | mean {change:+.3f}"
 
 
 def _verdict(than: str, d: Difference) -> str:

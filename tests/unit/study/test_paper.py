@@ -23,9 +23,9 @@ from altup_moe.data.document import Document
 from altup_moe.data.prepare import prepare
 from altup_moe.data.tasks.metrics import answers
 from altup_moe.data.tokenizer import train_bpe
-from altup_moe.study.paper_recipe import CONTROL, TUNED, is_recipe, load_recipe
+from altup_moe.study.paper_recipe import ARMS, CONTROL, TUNED, is_recipe, load_recipe
 from altup_moe.study.paper_run import Failed, Stage, Stopped, chains, claim, run_chains
-from altup_moe.study.paper_table import difference, results, table
+from altup_moe.study.paper_table import difference, loss_line, results, table
 from tools import paper
 
 SHIPPED = Path(__file__).parents[3] / "configs" / "paper_tiny.yaml"
@@ -158,6 +158,9 @@ def test_answers_become_figures_and_a_table() -> None:
     )
     assert lines[3].split() == ["4", "66.67", "50.00", "+16.67", "50.00", "50.00", "+0.00"]
     assert "better than un-pretrained: yes" not in lines[8]
+    assert loss_line({"finetuned": [5.0, 5.5], "control": [6.0, 5.75]}) == (
+        "loss of held-out answers, nats a token: fine-tuned 5.000 5.500 | un-pretrained 6.000 5.750 | mean -0.625"
+    )
     assert json.loads(json.dumps(found.to_dict()))["f1"]["over_control"]["better"] is False
 
 
@@ -275,6 +278,8 @@ def test_the_whole_path(tiny: Path, capfd: pytest.CaptureFixture[str], monkeypat
     assert found["questions"] == 5
     assert len(found["f1"]["tuned"]) == 1
     assert found["fresh"]
+    last = {arm: json.loads((run_dir / "seed_3" / arm / "metrics.jsonl").read_text().splitlines()[-1]) for arm in ARMS}
+    assert found["valid_loss"] == {arm: [last[arm]["valid_loss"]] for arm in ARMS}
     assert set(found["train_seconds"]) == {"pretrained", "finetuned", "control"}
     # One run went on from the other's weights, the control did not.
     seed = run_dir / "seed_3"
