@@ -109,7 +109,7 @@ def _record_samples(config: RunConfig) -> list[int]:
     from tests.distributed.runs import train_quietly
 
     seen: list[int] = []
-    opened = loop.open_samples
+    opened = loop.run_samples
 
     class Watched:
         def __init__(self, inner: Any) -> None:
@@ -123,11 +123,11 @@ def _record_samples(config: RunConfig) -> list[int]:
         samples = opened(*args, **options)
         return replace(samples, train=Watched(samples.train))
 
-    loop.open_samples = watched
+    loop.run_samples = watched
     try:
         train_quietly(config, config.parallel.data or 1)
     finally:
-        loop.open_samples = opened
+        loop.run_samples = opened
     return seen
 
 
