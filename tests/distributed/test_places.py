@@ -82,7 +82,8 @@ def _check(config: RunConfig, size: int) -> None:
             assert tuple(max(p.local[d][1] for p in held[key]) for d in range(len(shape))) == shape
 
 
-@pytest.mark.parametrize("model", MODELS)
+# Gemma-3n's form is refused in an encoder-decoder.
+@pytest.mark.parametrize("model", [name for name in MODELS if not name.startswith("dynamic")])
 @pytest.mark.parametrize("layout", ["one", "tp2-ep2"])
 def test_places_in_an_encoder_decoder(layout: str, model: str) -> None:
     _check(small_t5(layout, **MODELS[model]), world_size(layout))
