@@ -135,7 +135,8 @@ def _unfused(
     factors: Factors,
 ) -> tuple[Times, Times]:
     """(forward, backward) of what runs one operation after another."""
-    unfused: Unfused = cluster.unfused  # type: ignore[assignment]
+    unfused = cluster.unfused
+    assert unfused is not None
     # Products were measured in fp32; in another type they are as much slower as a large one is.
     slower = cluster.peak("fp32") / cluster.peak(config.train.precision)
     each = [(count * slower, unfused.product(*sizes)) for count, *sizes in found]

@@ -43,9 +43,8 @@ class Snapshot:
         """One line."""
         total = len(self.states)
         parts = [f"{self.count('done')} of {total} rows done"]
-        for state, word in (("trained", "trained"), ("training", "training"), ("waiting", "waiting")):
-            if self.count(state):  # type: ignore[arg-type]
-                parts.append(f"{self.count(state)} {word}")  # type: ignore[arg-type]
+        under_way: tuple[State, ...] = ("trained", "training", "waiting")
+        parts += [f"{self.count(state)} {state}" for state in under_way if self.count(state)]
         parts.append(f"{self.count('failed')} failed")
         if self.count("done", "failed") < total:
             parts.append(spelled_time(self.left))

@@ -69,7 +69,8 @@ def test_pooling_over_ranks_in_ways(way: str) -> None:
     assert_parity(small("tp2", sequence={**EVERY, "method": "average_pool"}, **WAYS[way]), 2)
 
 
-def _without_the_tag(config: RunConfig):
+def without_the_tag(config: RunConfig):
+    """A step whose coefficients' gradients stay partial."""
     real = SequenceLayer.__init__
 
     def untagged(self: SequenceLayer, *args, **kwargs) -> None:
@@ -100,7 +101,7 @@ def _with_the_first_rows_of_rotary(config: RunConfig):
 @pytest.mark.parametrize(
     ("broken", "method"),
     [
-        (_without_the_tag, "altup"),
+        (without_the_tag, "altup"),
         (_without_the_neighbour, "average_pool"),
         (_with_the_first_rows_of_rotary, "stride_and_skip"),
     ],

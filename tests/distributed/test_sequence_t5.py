@@ -19,6 +19,7 @@ from tests.distributed.gradients import layout_step, worst_difference
 from tests.distributed.ranks import run_ranks
 from tests.distributed.runs import losses, text_run, train_on_ranks
 from tests.distributed.test_gradients import _reference, assert_parity
+from tests.distributed.test_sequence import without_the_tag
 
 pytestmark = pytest.mark.distributed
 
@@ -55,18 +56,6 @@ def test_ways(way: str) -> None:
     assert_parity(small_t5("tp2-ep1", sequence=sequence, **WAYS[way]), 2)
 
 
-def _without_the_tag(config: RunConfig):
-    real = SequenceLayer.__init__
-
-    def untagged(self: SequenceLayer, *args, **kwargs) -> None:
-        real(self, *args, **kwargs)
-        for parameter in self.sequence.values():
-            parameter.sequence_parallel = False
-
-    SequenceLayer.__init__ = untagged
-    return layout_step(config)
-
-
 def _with_the_first_ranks_padding(config: RunConfig):
     SequenceLayer._share = lambda self, mask, count: mask[:, 0, 0, :count].T
     return layout_step(config)
@@ -89,7 +78,7 @@ def _unstrided(bias, length: int, stride: int):
 @pytest.mark.parametrize(
     ("broken", "method"),
     [
-        (_without_the_tag, "altup"),
+        (without_the_tag, "altup"),
         (_with_the_first_ranks_padding, "average_pool"),
         (_with_neighbours_a_token_apart, "stride_and_skip"),
     ],
