@@ -138,13 +138,12 @@ def _compare(words: Sequence[str]) -> int:
     if len(files) != 1:
         raise UserError("compare takes one word: the cluster file that `measure FILE` wrote")
     found = []
-    print(
-        f"{'layout':<22}{'measured s':>11}{'planned s':>11}{'planned / measured':>20}{'busy s':>9}{'load before':>13}"
-    )
+    times = f"{'measured s':>11}{'planned s':>11}{'planned / measured':>20}{'busy s':>9}"
+    print(f"{'layout':<22}{times}{'imbalance':>11}{'load before':>13}")
     for one in compare(load_cluster(files[0]), network or here):
         found.append(one)
         times = f"{one.measured:>11.3f}{one.planned:>11.3f}{one.ratio:>20.2f}{one.busy:>9.3f}"
-        print(f"{one.name:<22}{times}{one.load:>13.1f}", flush=True)
+        print(f"{one.name:<22}{times}{one.imbalance:>11.2f}{one.load:>13.1f}", flush=True)
     print("\n".join(verdict(found)))
     return 0
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from altup_moe.config import ConfigError
 from altup_moe.config.load import read_yaml
-from altup_moe.plan.unfused import CALLS, OPERATIONS, PIECES, SIZES, Unfused
+from altup_moe.plan.unfused import CALLS, MESSAGES, OPERATIONS, PIECES, SIZES, Unfused
 
 CLUSTERS = Path(__file__).parents[2] / "configs" / "clusters"
 """Where the shipped files lie."""
@@ -99,8 +99,9 @@ def unfused_from(values: Any) -> Unfused:
             found[key] = tuple(value) if fits else ()
         else:
             fits = isinstance(value, dict) and set(value) == set(form)
-            fits = fits and all(_are_numbers(pair, 2) for pair in value.values())
-            found[key] = {name: tuple(pair) for name, pair in value.items()} if fits else {}
+            each = len(MESSAGES) if form is OPERATIONS else 2
+            fits = fits and all(_are_numbers(row, each) for row in value.values())
+            found[key] = {name: tuple(row) for name, row in value.items()} if fits else {}
         if not fits:
             raise ConfigError(f"cluster.unfused.{key}", value, f"is not of the right form; {remedy}")
     return Unfused(**found)

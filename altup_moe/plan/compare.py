@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, ParallelConfig, RunConfig, TrainConfig
 from altup_moe.plan.cluster import Cluster
-from altup_moe.plan.ranks import Start, here, on_ranks
+from altup_moe.plan.layer_time import Factors
+from altup_moe.plan.ranks import Start, TimedStep, here, on_ranks
 from altup_moe.plan.step import plan_step
 
 _MODEL = ModelConfig(4, 256, 704, 8, 4, 256, 2048, share_embeddings_and_output_weights=False)
@@ -30,7 +31,7 @@ LAYOUTS: dict[str, tuple[int, RunConfig]] = {
 }
 """Name -> (ranks, run); no more ranks than two cores have."""
 
-STEPS = 7
+STEPS = 11
 """Timed steps of a layout, after two that are not."""
 
 
@@ -52,6 +53,8 @@ class Compared:
     spread: float = 0.0
     load: float = 0.0
     busy: float = 0.0
+    imbalance: float = 1.0
+    """Rows of the fullest expert rank over the mean, which the plan was told."""
 
     @property
     def ratio(self) -> float:
@@ -64,10 +67,14 @@ def compare(cluster: Cluster, start: Start = here) -> Iterator[Compared]:
     for name, (ranks, config) in LAYOUTS.items():
         load = os.getloadavg()[0]
         found = on_ranks(ranks, "layout", name, start if ranks > 1 else here)
-        steps = [max(seconds for seconds, _ in taken) for taken in zip(*found, strict=True)]
+        by_rank = [[TimedStep(*step) for step in taken] for taken in found]
+        steps = [max(step.seconds for step in taken) for taken in zip(*by_rank, strict=True)]
         spread = statistics.median(steps) / min(steps) - 1
-        busy = max(min(busy for _, busy in taken) for taken in found)
-        yield Compared(name, min(steps), plan_step(config, cluster, ranks).seconds, spread, load, busy)
+        busy = max(min(step.busy for step in taken) for taken in by_rank)
+        # Random routers are not even. That is no property of the machine, so the plan is told.
+        factors = Factors(imbalance=statistics.median(step.imbalance for step in by_rank[0]))
+        planned = plan_step(config, cluster, ranks, factors).seconds
+        yield Compared(name, min(steps), planned, spread, load, busy, factors.imbalance)
 
 
 def pairs_in_order(compared: Sequence[Compared]) -> tuple[int, int]:

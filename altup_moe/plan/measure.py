@@ -13,7 +13,10 @@ from typing import Any
 
 from altup_moe.plan.cluster import Cluster
 from altup_moe.plan.ranks import Start, here, on_ranks
-from altup_moe.plan.unfused import Pair, Unfused
+from altup_moe.plan.unfused import MESSAGES, Pair, Unfused
+
+ROUNDS = 2
+"""Times that everything is measured: medians stand against a moment's disturbance."""
 
 
 def measure(network: Start | None = None) -> Cluster:
@@ -25,22 +28,25 @@ def measure(network: Start | None = None) -> Cluster:
     """
     cores = os.cpu_count() or 1
     # What may not work is tried first.
-    between = on_ranks(2, "operations", start=network or here)[0]
-    inside = between if network is None else on_ranks(2, "operations")[0]
-    (alone,) = on_ranks(1, "sample")
-    busy = statistics.median(on_ranks(cores, "sample"))
-    found = on_ranks(cores, "pieces")
+    between = _operation_times(network or here)
+    inside = between if network is None else _operation_times(here)
+    alone, busy, found = [], [], []
+    for _ in range(ROUNDS):
+        alone += on_ranks(1, "sample")
+        busy += on_ranks(cores, "sample")
+        found += on_ranks(cores, "pieces")
     unfused = Unfused(
-        forward_gflops=_means([one["forward_gflops"] for one in found]),
-        backward_gflops=_means([one["backward_gflops"] for one in found]),
-        pieces_ns=_mean_pairs([one["pieces_ns"] for one in found]),
-        calls_us=_mean_pairs([one["calls_us"] for one in found]),
-        operations={name: tuple(pair) for name, pair in inside.items()},
-        network={name: tuple(pair) for name, pair in between.items()},
-        lone=busy / alone,
+        forward_gflops=_medians([one["forward_gflops"] for one in found]),
+        backward_gflops=_medians([one["backward_gflops"] for one in found]),
+        pieces_ns=_median_pairs([one["pieces_ns"] for one in found]),
+        calls_us=_median_pairs([one["calls_us"] for one in found]),
+        operations=inside,
+        network=between,
+        # A rank is never the slower for idle neighbours; a sample that says so was disturbed.
+        lone=max(1.0, statistics.median(busy) / min(alone)),
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / cores
-    fp32, bf16, copied = _means([one["large"] for one in found])
+    fp32, bf16, copied = _medians([one["large"] for one in found])
     return Cluster(
         name="this machine",
         gpus_per_node=cores if network is None else 1,
@@ -49,21 +55,37 @@ def measure(network: Start | None = None) -> Cluster:
         efficiency=1.0,
         memory_gib=memory / 2**30,
         memory_gb_per_s=copied / 1e9,
-        node_gb_per_s=inside["all_reduce"][1],
+        node_gb_per_s=_rate(inside["all_reduce"]),
         node_latency_us=inside["all_reduce"][0],
-        network_gb_per_s=between["all_reduce"][1],
+        network_gb_per_s=_rate(between["all_reduce"]),
         network_latency_us=between["all_reduce"][0],
         unfused=unfused,
     )
 
 
-def _means(tables: Sequence[Sequence[float]]) -> list[float]:
-    return [statistics.mean(values) for values in zip(*tables, strict=True)]
+def _operation_times(start: Start) -> dict[str, Sequence[float]]:
+    """A call takes what it takes the rank that comes last: the other one's time has waiting in it."""
+    rounds = [on_ranks(2, "operations", start=start) for _ in range(ROUNDS)]
+
+    def microseconds(name: str, size: int) -> float:
+        calls = [min(pair) for one, other in rounds for pair in zip(one[name][size], other[name][size], strict=True)]
+        return statistics.median(calls)
+
+    return {name: [microseconds(name, size) for size in range(len(MESSAGES))] for name in rounds[0][0]}
 
 
-def _mean_pairs(tables: Sequence[dict[str, Pair]]) -> dict[str, Pair]:
-    means = {key: _means([table[key] for table in tables]) for key in tables[0]}
-    return {key: (forward, backward) for key, (forward, backward) in means.items()}
+def _rate(times: Sequence[float]) -> float:
+    """10^9 bytes a second of large messages."""
+    return 1e-3 * (MESSAGES[-1] - MESSAGES[-2]) / max(1e-3, times[-1] - times[-2])
+
+
+def _medians(tables: Sequence[Sequence[float]]) -> list[float]:
+    return [statistics.median(values) for values in zip(*tables, strict=True)]
+
+
+def _median_pairs(tables: Sequence[dict[str, Pair]]) -> dict[str, Pair]:
+    medians = {key: _medians([table[key] for table in tables]) for key in tables[0]}
+    return {key: (forward, backward) for key, (forward, backward) in medians.items()}
 
 
 def as_yaml(cluster: Cluster) -> str:

@@ -308,7 +308,7 @@ def _steps(runs: Any) -> Iterator[float]:
     with tempfile.TemporaryDirectory() as directory:
         dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=0, world_size=1)
         for run in runs:
-            yield min(busy for _, busy in timed_steps(run, batches(run, run.train.global_batch_size), 8))
+            yield min(step.busy for step in timed_steps(run, batches(run, run.train.global_batch_size), 8))
         dist.destroy_process_group()
 
 

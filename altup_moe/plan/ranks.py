@@ -12,10 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from altup_moe.config import RunConfig, UserError
 
@@ -65,11 +65,19 @@ def batches(config: RunConfig, count: int) -> list[Any]:
     return [Batch(i[:, :-1], i[:, 1:], torch.ones(i[:, 1:].shape)) for i in ids]
 
 
-def timed_steps(config: RunConfig, given: list[Any], steps: int) -> list[tuple[float, float]]:
-    """(seconds, seconds of the processor, all threads) of so many steps after two that are not timed.
+class TimedStep(NamedTuple):
+    """Seconds by the clock and by the processor (all threads), and how uneven the experts' ranks were.
 
-    A group must exist.
+    ``imbalance``: rows of the fullest expert rank over the mean, mean of the layers; 1 without experts.
     """
+
+    seconds: float
+    busy: float
+    imbalance: float
+
+
+def timed_steps(config: RunConfig, given: list[Any], steps: int) -> list[TimedStep]:
+    """So many steps, after two that are not timed. A group must exist."""
     import torch.distributed as dist
 
     from altup_moe.parallel.topology import topology
@@ -82,9 +90,20 @@ def timed_steps(config: RunConfig, given: list[Any], steps: int) -> list[tuple[f
         for _ in range(steps + 2):
             dist.barrier()
             begin = time.perf_counter(), time.process_time()
-            train_step(engine, given, config, topo)
-            taken.append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
+            routing = train_step(engine, given, config, topo).routing
+            seconds, busy = time.perf_counter() - begin[0], time.process_time() - begin[1]
+            uneven = rank_imbalance(routing.counts, config.parallel.expert) if routing else 1.0
+            taken.append(TimedStep(seconds, busy, uneven))
     return taken[2:]
+
+
+def rank_imbalance(counts: Sequence[Sequence[float]], ranks: int) -> float:
+    """Rows of the fullest of so many expert ranks over the mean, mean of the layers. ``counts[layer][expert]``."""
+    sums = [
+        [sum(layer[i : i + len(layer) // ranks]) for i in range(0, len(layer), len(layer) // ranks)] for layer in counts
+    ]
+    found = [max(by_rank) * ranks / sum(by_rank) for by_rank in sums if sum(by_rank)]
+    return statistics.mean(found) if found else 1.0
 
 
 def _layout(name: str, directory: str) -> Any:
@@ -111,12 +130,14 @@ def _sample(argument: str, directory: str) -> Any:
 
 
 def _operations(argument: str, directory: str) -> Any:
-    """(microseconds a call, 10^9 sent bytes a second) of every collective between two ranks."""
+    """Microseconds of calls of every collective between two ranks: a list for each of `MESSAGES`."""
     import torch
     import torch.distributed as dist
 
+    from altup_moe.plan.unfused import MESSAGES
+
     with group(directory) as (rank, _):
-        other, received = 1 - rank, torch.empty(2**19)
+        other, received = 1 - rank, torch.empty(MESSAGES[-1] // 4)
 
         def send(whole: torch.Tensor) -> None:
             # There and back.
@@ -137,18 +158,25 @@ def _operations(argument: str, directory: str) -> Any:
         found = {}
         for name, work in works.items():
             calls = 2 if name == "send" else 1
-            few, many = (_median(work, torch.randn(n)) / calls for n in (64, 2**18))
-            found[name] = (1e6 * few, 1e-9 * shares[name] * 4 * (2**18 - 64) / max(1e-9, many - few))
+            sizes = [int(sent / shares[name]) // 4 for sent in MESSAGES]
+            found[name] = [[1e6 * s / calls for s in _calls(work, torch.randn(size))] for size in sizes]
         return found
 
 
-def _median(work: Callable[[torch.Tensor], object], given: torch.Tensor, repeats: int = 25) -> float:
-    taken = []
+def _calls(work: Callable[[torch.Tensor], object], given: torch.Tensor, repeats: int = 9) -> list[float]:
+    """Seconds of works, each about a millisecond of products after the one before, as between two of a small layer's.
+
+    Without that pause a link's buffer is never empty, after a longer one always.
+    """
+    import torch
+
+    taken, factor = [], torch.randn(384, 384)
     for _ in range(repeats):
+        factor @ factor
         begin = time.perf_counter()
         work(given)
         taken.append(time.perf_counter() - begin)
-    return statistics.median(taken)
+    return taken
 
 
 JOBS: dict[str, Callable[[str, str], Any]] = {

@@ -46,8 +46,12 @@ CALLS = {
 """Microseconds that a piece takes however little it computes: Python, autograd, torch's dispatch of each operation."""
 
 OPERATIONS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send")
-"""Collectives: (microseconds a call, 10^9 sent bytes a second). Where ranks share a machine, all of it is work for its
-cores: it hides nothing and is not hidden."""
+"""Collectives: microseconds of a call that sends each of `MESSAGES`. Where ranks share a machine, all of it is work for
+its cores: it hides nothing and is not hidden."""
+
+MESSAGES = (2**8, 2**18, 2**21)
+"""Bytes that leave a rank in a measured call. Links take what their buffers hold faster than the rest, so a latency and
+a rate are not enough; between two sizes a call's time is on the line through them, beyond the last on the last one."""
 
 SIZES = (64, 256, 1024)
 """Of the products that are measured: rows, inner and outer size are each one of these."""
@@ -63,9 +67,9 @@ class Unfused:
     """Of both products that its gradient takes, together."""
     pieces_ns: Mapping[str, Pair]
     calls_us: Mapping[str, Pair]
-    operations: Mapping[str, Pair] = field(default_factory=dict)
+    operations: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Inside a node; between nodes `network`."""
-    network: Mapping[str, Pair] = field(default_factory=dict)
+    network: Mapping[str, Sequence[float]] = field(default_factory=dict)
     lone: float = 1.0
     """Rate of a rank whose neighbours' cores are idle, over that with all of them busy."""
 
@@ -110,8 +114,16 @@ class Unfused:
 
     def transfer(self, operation: str, calls: float, sent: float, between: float) -> float:
         """Seconds of a collective's calls. ``sent``: bytes that leave the rank, ``between`` of them the node."""
-        latency, rate = (self.network if between else self.operations)[operation]
-        return calls * 1e-6 * latency + sent / (1e9 * rate)
+        if not calls:
+            return 0.0
+        return calls * 1e-6 * _on_lines((self.network if between else self.operations)[operation], sent / calls)
+
+
+def _on_lines(times: Sequence[float], sent: float) -> float:
+    """Microseconds of a call, from those of `MESSAGES`."""
+    after = 1 if sent < MESSAGES[1] else 2
+    low, high = MESSAGES[after - 1 : after + 1]
+    return max(0.0, times[after - 1] + (times[after] - times[after - 1]) * (sent - low) / (high - low))
 
 
 def _corners(sizes: Sequence[float]) -> Iterator[tuple[int, float]]:

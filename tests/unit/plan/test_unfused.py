@@ -15,6 +15,7 @@ from altup_moe.plan.compare import Compared, verdict
 from altup_moe.plan.measure import as_yaml
 from altup_moe.plan.parameters import parameters
 from altup_moe.plan.published import POINTS, planned
+from altup_moe.plan.ranks import rank_imbalance
 from altup_moe.plan.routes import local_tokens
 from altup_moe.plan.step import StepPlan, plan_step
 from altup_moe.plan.unfused import CALLS, OPERATIONS, PIECES, SIZES, Unfused, products
@@ -24,15 +25,15 @@ FREE = Unfused(
     [1e30] * 27,
     dict.fromkeys(PIECES, (0.0, 0.0)),
     dict.fromkeys(CALLS, (0.0, 0.0)),
-    dict.fromkeys(OPERATIONS, (0.0, 1e30)),
-    dict.fromkeys(OPERATIONS, (0.0, 1e30)),
+    dict.fromkeys(OPERATIONS, (0.0, 0.0, 0.0)),
+    dict.fromkeys(OPERATIONS, (0.0, 0.0, 0.0)),
 )
 """Nothing takes time."""
 LAYERS, BATCHES, TOKENS = 8, 16, 256
 
 
-def costing(field: str, **pairs: tuple[float, float]) -> Unfused:
-    return replace(FREE, **{field: {**getattr(FREE, field), **pairs}})
+def costing(field: str, **rows: tuple[float, ...]) -> Unfused:
+    return replace(FREE, **{field: {**getattr(FREE, field), **rows}})
 
 
 def cluster(unfused: Unfused, gpus_per_node: int = 2) -> Cluster:
@@ -137,14 +138,14 @@ def test_a_rank_alone_is_faster() -> None:
 
 def test_sends_are_the_senders_work() -> None:
     """Two stages, sends of a second and nothing else: the first stage's forward and the second's backward alternate."""
-    plan = on(costing("operations", send=(1e6, 1e30)), run({"pipeline": 2}), 2)
+    plan = on(costing("operations", send=(1e6, 1e6, 1e6)), run({"pipeline": 2}), 2)
     assert plan.seconds == pytest.approx(BATCHES + 1)
 
 
 def test_only_a_link_leaves_a_core_idle() -> None:
     """Inside a node an exchange is the cores' own work, and hides nothing; between nodes its wait does."""
-    unfused = costing("operations", all_to_all=(100.0, 1e30))
-    slow = replace(unfused, network={**unfused.network, "all_to_all": (250.0, 1e30)})
+    unfused = costing("operations", all_to_all=(100.0, 100.0, 100.0))
+    slow = replace(unfused, network={**unfused.network, "all_to_all": (250.0, 250.0, 250.0)})
     config = run({"expert": 2}, altup={"width": 2})
     inside = plan_step(config, cluster(slow, 2), 2).moe_window
     between = plan_step(config, cluster(slow, 1), 2).moe_window
@@ -153,6 +154,23 @@ def test_only_a_link_leaves_a_core_idle() -> None:
     assert inside.idle == pytest.approx(0)
     # Rows and their probabilities: two calls.
     assert between.idle == pytest.approx(2 * 150e-6)
+
+
+@pytest.mark.parametrize(
+    ("sent", "us"), [(2**8, 10), ((2**8 + 2**18) / 2, 15), (2**18, 20), (2**20, 118.6), (2**22, 512.9)]
+)
+def test_a_call_lies_on_the_lines_through_the_measured_sizes(sent: float, us: float) -> None:
+    unfused = costing("network", all_gather=(10.0, 20.0, 250.0))
+    seconds = unfused.transfer("all_gather", 4, 4 * sent, between=sent)
+    assert seconds == pytest.approx(4e-6 * us, rel=1e-3)
+
+
+def test_the_fullest_ranks_rows_over_the_mean() -> None:
+    """Two ranks of two experts: 6 of 8 rows, 4 of 8; a dense layer has none."""
+    counts = [[3, 3, 1, 1], [0, 0, 0, 0], [4, 0, 0, 4]]
+    assert rank_imbalance(counts, 2) == pytest.approx((1.5 + 1.0) / 2)
+    assert rank_imbalance(counts, 1) == 1
+    assert rank_imbalance([[0, 0]], 2) == 1
 
 
 def test_a_measured_file_is_read_back(tmp_path: Any) -> None:
