@@ -4,8 +4,9 @@
     python tools/paper.py configs/paper_tiny.yaml [--jobs 2] [--run_dir DIR] [--json]
 
 For every seed of the recipe a model is pretrained, fine-tuned, and answers the questions of a validation split; so does
-a control, fine-tuned in the same way from random weights. The last lines say whether pretraining helped, question by
-question. Everything lies in the run directory: configurations, logs, runs, answers, results.json and table.txt.
+a control, fine-tuned in the same way from random weights. Fine-tuning may be a list of steps, each going on from the
+one before. The last lines say whether pretraining helped, question by question. Everything lies in the run directory:
+configurations, logs, runs, answers, results.json and table.txt.
 
 Stages are `altup-moe` processes, `--jobs` of them side by side. The same command goes on where it was stopped.
 Exit codes: 0; 1 a stage failed (its log says why); 2 a value that does not fit; 75 a signal, after saving.
@@ -144,14 +145,20 @@ def _fetch(recipe: Recipe) -> None:
     from altup_moe.train.samples import data_cache
 
     seed = recipe.seeds[0]
-    for config in (recipe.pretrained(seed), tuned := recipe.tuned(seed, TUNED)):
+    for config in (runs := [recipe.pretrained(seed), *recipe.tuning(seed, TUNED)]):
         run_samples(config)
-    load_examples(TASKS[recipe.evaluate.task], "validation", task_directories(tuned.data.task_files), data_cache(tuned))
+    files, cache = task_directories(runs[-1].data.task_files), data_cache(runs[-1])
+    load_examples(TASKS[recipe.evaluate.task], "validation", files, cache)
 
 
 def _train_seconds(recipe: Recipe, stage: str) -> float:
-    """Mean over the seeds."""
-    return sum(train_seconds(recipe.directory(seed, stage)) for seed in recipe.seeds) / len(recipe.seeds)
+    """Of all runs of a stage; mean over the seeds."""
+    runs = [
+        run
+        for seed in recipe.seeds
+        for run in ([recipe.pretrained(seed)] if stage == "pretrained" else recipe.tuning(seed, stage))
+    ]
+    return sum(train_seconds(Path(run.log.run_dir)) for run in runs) / len(recipe.seeds)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ CORPORA = ("python-docs", "wikipedia-sample")
 TOKENIZERS = ("t5",)
 """Tokenizers that come by name (`altup_moe.data.named_tokenizers` holds them)."""
 TASKS = (
-    *("squad", "squad-bigbench", "boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc"),
-    *("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "glue_rte", "wnli", "rotten-tomatoes"),
+    *("squad", "squad-bigbench", "squad-bigbench-sentences", "boolq", "cb", "copa", "multirc", "record", "rte", "wic"),
+    *("wsc", "cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "glue_rte", "wnli", "rotten-tomatoes"),
 )
 """Tasks by name (`altup_moe.data.tasks.registry` holds them)."""
 

@@ -1,7 +1,8 @@
 """The paper's path as a file: pretraining, fine-tuning, evaluation and seeds, one section each.
 
-`pretrain` holds the sections of a run; `finetune` what differs from it. With every seed two runs are fine-tuned alike,
-one from the pretrained weights and one from random ones (the control).
+`pretrain` holds the sections of a run; `finetune` what differs from it, or a list of steps that follow each other, each
+with what differs from the step before. With every seed two runs are fine-tuned alike, one from the pretrained weights
+and one from random ones (the control).
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from altup_moe.config.keys import field_hints, unknown_key
 from altup_moe.config.load import SECTIONS, coerce, from_dict, read_yaml
 from altup_moe.config.ranges import COUNT, RANGES
 
-WORD_TASKS = ("squad", "squad-bigbench", "record")
+CANARIES = ("squad-bigbench", "squad-bigbench-sentences")
+"""Their files say that they are never to be pretrained on."""
+WORD_TASKS = ("squad", *CANARIES, "record")
 """Tasks answered in words: their exact match and F1 are means over questions."""
-CANARY = "squad-bigbench"
-"""Its files say that they are never to be pretrained on."""
 TUNED, CONTROL = "finetuned", "control"
 ARMS = (TUNED, CONTROL)
 PARTS = ("seeds", "pretrain", "finetune", "evaluate")
@@ -46,10 +47,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole path. ``run_dir``: everything below it. Stages of a seed: `pretrained`, and an arm's `tuned`."""
+    """A whole path. ``run_dir``: everything below it. Stages of a seed: `pretrained`, and an arm's `tuning`."""
 
     pretrain: RunConfig
-    finetune: RunConfig
+    finetune: dict[str, RunConfig]
+    """Steps by where they stand in the file: `finetune`, or `finetune.1`, `finetune.2`, ..."""
     evaluate: Evaluation
     seeds: tuple[int, ...]
     run_dir: Path
@@ -62,20 +64,27 @@ class Recipe:
         """The run that is pretrained."""
         return self._placed(self.pretrain, seed, "pretrained", None)
 
-    def tuned(self, seed: int, arm: str) -> RunConfig:
-        """The run that is fine-tuned: from the pretrained weights, or as the control from random ones."""
+    def tuning(self, seed: int, arm: str) -> list[RunConfig]:
+        """Runs that are fine-tuned one after the other: the first from the pretrained weights, or as the control from
+        random ones. The last one's directory is the arm's; it answers."""
+        runs: list[RunConfig] = []
         start = str(self.directory(seed, "pretrained")) if arm == TUNED else None
-        return self._placed(self.finetune, seed, arm, start)
+        for number, config in enumerate(self.finetune.values(), 1):
+            stage = arm if number == len(self.finetune) else f"{arm}_{number}"
+            runs.append(self._placed(config, seed, stage, start))
+            start = runs[-1].log.run_dir
+        return runs
 
     def configs(self) -> Iterator[tuple[str, RunConfig]]:
         """Every run, by the section that it comes from."""
         for seed in self.seeds:
             yield "pretrain", self.pretrained(seed)
-            yield from (("finetune", self.tuned(seed, arm)) for arm in ARMS)
+            for arm in ARMS:
+                yield from zip(self.finetune, self.tuning(seed, arm), strict=True)
 
     def identity(self) -> dict[str, Any]:
         """What results of one directory must have in common; seeds may be added, and where things lie is free."""
-        runs = {"pretrain": self.pretrain.to_dict(), "finetune": self.finetune.to_dict()}
+        runs = {part: config.to_dict() for part, config in {"pretrain": self.pretrain, **self.finetune}.items()}
         for sections in runs.values():
             del sections["log"], sections["checkpoint"], sections["data"]["cache"]
         return {**runs, "evaluate": asdict(self.evaluate)}
@@ -104,14 +113,20 @@ def load_recipe(path: str | Path, run_dir: Path | None = None) -> Recipe:
     for key, value in content.items():
         if key not in PARTS:
             raise unknown_key(key, value, PARTS)
-    for part in ("pretrain", "finetune", "evaluate"):
-        if not isinstance(content.get(part), dict):
-            raise ConfigError(part, content.get(part), "is a section of a recipe: its keys stand below it, indented")
-    _check_sections(content["pretrain"], content["finetune"])
-    pretrain = _run("pretrain", content["pretrain"])
-    finetune = _run("finetune", merged(content["pretrain"], content["finetune"]))
-    if CANARY in mixture_entries(pretrain.data.mixture):
-        fits = f"{CANARY} carries BIG-bench's canary and is never pretrained on; leave it out"
+    steps = _steps(content.get("finetune"))
+    given = {"pretrain": content.get("pretrain"), **steps, "evaluate": content.get("evaluate")}
+    for part, sections in given.items():
+        if not isinstance(sections, dict):
+            raise ConfigError(part, sections, "is a section of a recipe: its keys stand below it, indented")
+    for part in ("pretrain", *steps):
+        _check_sections(part, given[part])
+    sections = content["pretrain"]
+    pretrain, finetune = _run("pretrain", sections), {}
+    for part, changes in steps.items():
+        sections = merged(sections, changes)
+        finetune[part] = _run(part, sections)
+    if held := set(CANARIES) & set(mixture_entries(pretrain.data.mixture)):
+        fits = f"{min(held)} carries BIG-bench's canary and is never pretrained on; leave it out"
         raise ConfigError("pretrain.data.mixture", list(pretrain.data.mixture), fits)
     recipe = Recipe(
         pretrain,
@@ -133,13 +148,21 @@ def merged(base: Mapping[Any, Any], changes: Mapping[Any, Any]) -> dict[Any, Any
     return {name: {**(base.get(name) or {}), **(changes.get(name) or {})} for name in {**base, **changes}}
 
 
-def _check_sections(pretrain: dict[Any, Any], finetune: dict[Any, Any]) -> None:
-    for part, sections in (("pretrain", pretrain), ("finetune", finetune)):
-        for name, values in sections.items():
-            if not isinstance(values, dict | None.__class__):
-                raise ConfigError(f"{part}.{name}", values, "is a section: its keys stand below it, indented")
-            for key, value in (values or {}).items():
-                _check_key(part, str(name), str(key), value)
+def _steps(finetune: Any) -> dict[str, Any]:
+    """Steps of fine-tuning by name; one that is no list stands for itself."""
+    if not isinstance(finetune, list):
+        return {"finetune": finetune}
+    if not finetune:
+        raise ConfigError("finetune", finetune, "one step or more would fit")
+    return {f"finetune.{number}": step for number, step in enumerate(finetune, 1)}
+
+
+def _check_sections(part: str, sections: dict[Any, Any]) -> None:
+    for name, values in sections.items():
+        if not isinstance(values, dict | None.__class__):
+            raise ConfigError(f"{part}.{name}", values, "is a section: its keys stand below it, indented")
+        for key, value in (values or {}).items():
+            _check_key(part, str(name), str(key), value)
 
 
 def _check_key(part: str, section: str, key: str, value: object) -> None:
@@ -147,7 +170,7 @@ def _check_key(part: str, section: str, key: str, value: object) -> None:
     if f"{section}.{key}" in OF_THE_TOOL and dotted != "pretrain.log.run_dir":
         where = "seeds" if key == "seed" else "pretrain.log.run_dir"
         raise ConfigError(dotted, value, f"is set for every stage and seed; leave it out ({where} says what there is)")
-    if part == "finetune" and key not in OF_THE_WEIGHTS.get(section, {key}):
+    if part != "pretrain" and key not in OF_THE_WEIGHTS.get(section, {key}):
         raise ConfigError(
             dotted, value, f"would be another model than the pretrained one; set pretrain.{section}.{key}"
         )

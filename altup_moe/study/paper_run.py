@@ -115,13 +115,14 @@ def threads_each(jobs: int) -> int:
 
 
 def _chain(recipe: Recipe, seed: int, arm: str) -> list[Stage]:
-    tuned = recipe.tuned(seed, arm)
+    tuning = recipe.tuning(seed, arm)
     how = "fine-tune" if arm == TUNED else "fine-tune from random weights"
     before = [_training(f"seed {seed}: pretrain", recipe.pretrained(seed))] if arm == TUNED else []
+    steps = [""] if len(tuning) == 1 else [f", step {number}" for number in range(1, len(tuning) + 1)]
     return [
         *before,
-        _training(f"seed {seed}: {how}", tuned),
-        _evaluation(recipe, f"seed {seed}: evaluate {arm}", tuned),
+        *(_training(f"seed {seed}: {how}{step}", config) for step, config in zip(steps, tuning, strict=True)),
+        _evaluation(recipe, f"seed {seed}: evaluate {arm}", tuning[-1]),
     ]
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from altup_moe.data.tasks.metrics import answers
 from altup_moe.data.tasks.named import squad_shifts
-from altup_moe.data.tasks.records import Example, Hub, Row, Task
+from altup_moe.data.tasks.records import Example, Hub, Row, Split, Task
 
 COLUMNS = ("question", "context", "answers")
+_SENTENCES_MEET = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[A-Z0-9])")
 
 
 def nested_rows(content: Mapping[str, Any]) -> Iterator[Row]:
@@ -17,22 +20,51 @@ def nested_rows(content: Mapping[str, Any]) -> Iterator[Row]:
     for article in content["data"]:
         for paragraph in article["paragraphs"]:
             for question in paragraph["qas"]:
+                accepted = question["answers"]
+                starts = [answer.get("answer_start") for answer in accepted]
                 yield {
                     "id": question["id"],
                     "question": question["question"],
                     "context": paragraph["context"],
-                    "answers": {"text": [answer["text"] for answer in question["answers"]]},
+                    "answers": {"text": [answer["text"] for answer in accepted], "answer_start": starts},
                 }
 
 
-def _question(row: Row) -> list[Example]:
+def sentence(context: str, start: int, length: int) -> str:
+    """The sentence that holds `length` characters from `start` on; sentences that only together hold them, together.
+
+    One ends with a mark behind which white space and a capital or a digit stand. So does "Dr. No": such a one is cut
+    shorter than it is.
+    """
+    edges = [0, *(between.end() for between in _SENTENCES_MEET.finditer(context)), len(context)]
+    first = max(edge for edge in edges if edge <= start)
+    last = min((edge for edge in edges if edge >= start + length), default=len(context))
+    return context[first:last].strip()
+
+
+def _of_passage(row: Row) -> list[Example]:
+    return _question(row, row["context"])
+
+
+def _of_sentence(row: Row) -> list[Example]:
+    found = row["answers"]
+    if not found["text"]:
+        return []
+    return _question(row, sentence(row["context"], found["answer_start"][0], len(found["text"][0])))
+
+
+def _question(row: Row, context: str) -> list[Example]:
     accepted = list(row["answers"]["text"])
-    text = f"question: {row['question'].strip()} context: {row['context'].strip()}"
+    text = f"question: {row['question'].strip()} context: {context.strip()}"
     return [Example(text, accepted[0], accepted)] if accepted else []
 
 
-def _squad(name: str, description: str, source: Any) -> Task:
-    return Task(name, description, source, COLUMNS, _question, str.strip, answers)
+def _squad(name: str, description: str, source: Any, examples: Callable[[Row], list[Example]] = _of_passage) -> Task:
+    return Task(name, description, source, COLUMNS, examples, str.strip, answers)
+
+
+def _bigbench(cache_dir: Path, split: Split) -> list[Row]:
+    return [row for file in squad_shifts(cache_dir, split) for row in nested_rows(file)]
 
 
 TASKS = (
@@ -41,6 +73,13 @@ TASKS = (
         "squad-bigbench",
         "SQuAD 1.1's development set to evaluate, SQuAD-Shifts (arXiv 2004.14444) to train on; inside a package that "
         "carries BIG-bench's canary: for fine-tuning, never for pretraining",
-        lambda cache_dir, split: [row for file in squad_shifts(cache_dir, split) for row in nested_rows(file)],
+        _bigbench,
+    ),
+    _squad(
+        "squad-bigbench-sentences",
+        "squad-bigbench with every passage cut down to the sentence that holds the (first accepted) answer: for models "
+        "too small to read a passage; its figures are not SQuAD's",
+        _bigbench,
+        _of_sentence,
     ),
 )

@@ -22,8 +22,9 @@ from altup_moe.config.load import load_config
 from altup_moe.data.document import Document
 from altup_moe.data.prepare import prepare
 from altup_moe.data.tasks.metrics import answers
+from altup_moe.data.tasks.registry import TASKS
 from altup_moe.data.tokenizer import train_bpe
-from altup_moe.study.paper_recipe import ARMS, CONTROL, TUNED, is_recipe, load_recipe
+from altup_moe.study.paper_recipe import ARMS, CANARIES, CONTROL, TUNED, is_recipe, load_recipe
 from altup_moe.study.paper_run import Failed, Stage, Stopped, chains, claim, run_chains
 from altup_moe.study.paper_table import difference, loss_line, results, table
 from tools import paper
@@ -43,26 +44,47 @@ def recipe_file(path: Path, change: Callable[[dict[str, Any]], Any] = lambda con
 
 def test_the_arms_differ_in_where_they_start_and_seeds_in_nothing_else() -> None:
     recipe = load_recipe(SHIPPED)
-    tuned, control = recipe.tuned(2, TUNED), recipe.tuned(2, CONTROL)
-    assert tuned.checkpoint.initial_load_path == str(recipe.directory(2, "pretrained"))
-    assert control.checkpoint.initial_load_path is None
-    assert replace(tuned, log=control.log, checkpoint=control.checkpoint) == control
+    tuning, others = recipe.tuning(2, TUNED), recipe.tuning(2, CONTROL)
+    for tuned, control in zip(tuning, others, strict=True):
+        assert replace(tuned, log=control.log, checkpoint=control.checkpoint) == control
+    starts = [run.checkpoint.initial_load_path for run in (*tuning, *others)]
+    before = (str(recipe.directory(2, stage)) for stage in ("pretrained", "finetuned_1", "control_1"))
+    assert starts == [next(before), next(before), None, next(before)]
+    assert [run.log.run_dir for run in (tuning[-1], others[-1])] == [str(recipe.directory(2, arm)) for arm in ARMS]
     assert replace(recipe.pretrained(1), log=recipe.pretrained(2).log, train=recipe.pretrained(2).train) == (
         recipe.pretrained(2)
     )
     assert {config.data.cache for _, config in recipe.configs()} == {str(recipe.run_dir / "data")}
-    assert tuned.model.hidden_size == recipe.pretrain.model.hidden_size  # what finetune leaves out
-    assert tuned.data.mixture == ("squad-bigbench",)
-    assert len({config.log.run_dir for _, config in recipe.configs()}) == 3 * len(recipe.seeds)
+    assert tuning[0].model.hidden_size == recipe.pretrain.model.hidden_size  # what a step leaves out
+    assert tuning[1].model.decoder_seq_length == tuning[0].model.decoder_seq_length == 16
+    assert [run.data.mixture for run in tuning] == [("squad-bigbench-sentences",), ("squad-bigbench",)]
+    assert len({config.log.run_dir for _, config in recipe.configs()}) == 5 * len(recipe.seeds)
     assert is_recipe(SHIPPED)
     assert not is_recipe(SHIPPED.with_name("t5_small.yaml"))
 
 
+def test_one_step_needs_no_list(tmp_path: Path) -> None:
+    change = _put("finetune", {"data": {"mixture": ["squad-bigbench"]}, "train": {"steps": 3}})
+    recipe = load_recipe(recipe_file(tmp_path, change), tmp_path / "run")
+    (tuned,) = recipe.tuning(1, TUNED)
+    assert tuned.log.run_dir == str(recipe.directory(1, TUNED))
+    assert tuned.checkpoint.initial_load_path == str(recipe.directory(1, "pretrained"))
+    names = [stage.name for stage in chains(recipe)[0]]
+    assert names == ["seed 1: pretrain", "seed 1: fine-tune", "seed 1: evaluate finetuned"]
+
+
+def test_every_task_of_the_package_with_the_canary_is_known() -> None:
+    source = TASKS["squad-bigbench"].source
+    assert {name for name, task in TASKS.items() if task.source == source} == set(CANARIES)
+
+
 def _put(dotted: str, value: object) -> Callable[[dict[str, Any]], None]:
-    def change(content: dict[str, Any]) -> None:
-        *path, key = dotted.split(".")
+    """Set a key; numbers count steps from 1."""
+
+    def change(content: Any) -> None:
+        *path, key = (int(name) - 1 if name.isdigit() else name for name in dotted.split("."))
         for name in path:
-            content = content.setdefault(name, {})
+            content = content[name] if isinstance(content, list) else content.setdefault(name, {})
         content[key] = value
 
     return change
@@ -74,12 +96,16 @@ REFUSED = [
     ("pretrain.model", 3, "pretrain.model", "is a section"),
     ("pretrain.model.hiden_size", 8, "pretrain.model.hiden_size", "hidden_size"),
     ("pretrain.train.seed", 8, "pretrain.train.seed", "seeds says"),
-    ("finetune.log", {"run_dir": "x"}, "finetune.log.run_dir", "is set for every stage"),
-    ("finetune.model.hidden_size", 64, "finetune.model.hidden_size", "another model"),
-    ("finetune.altup", {"width": 4}, "finetune.altup.width", "another model"),
-    ("finetune.train.micro_batch_size", 5, "finetune.train.global_batch_size", "must be a multiple"),
-    ("finetune.optim.learning_rate", "fast", "finetune.optim.learning_rate", "a number"),
+    ("finetune.1.log", {"run_dir": "x"}, "finetune.1.log.run_dir", "is set for every stage"),
+    ("finetune.1.model.hidden_size", 64, "finetune.1.model.hidden_size", "another model"),
+    ("finetune.2.altup", {"width": 4}, "finetune.2.altup.width", "another model"),
+    ("finetune.2", 3, "finetune.2", "is a section"),
+    ("finetune", [], "finetune", "one step or more"),
+    ("finetune", {"train": {"steps": 0}}, "finetune.train.steps", "at least 1"),
+    ("finetune.1.train.micro_batch_size", 5, "finetune.1.train.global_batch_size", "must be a multiple"),
+    ("finetune.1.optim.learning_rate", "fast", "finetune.1.optim.learning_rate", "a number"),
     ("pretrain.data.mixture", ["squad-bigbench"], "pretrain.data.mixture", "canary"),
+    ("pretrain.data.mixture", ["squad-bigbench-sentences"], "pretrain.data.mixture", "canary"),
     ("evaluate.task", "boolq", "evaluate.task", "squad"),
     ("evaluate.limit", 0, "evaluate.limit", "at least 1"),
     ("evaluate.limits", 3, "evaluate.limits", "nearest is evaluate.limit"),
@@ -119,8 +145,8 @@ def test_a_directory_belongs_to_one_recipe(tmp_path: Path) -> None:
     claim(load_recipe(recipe_file(tmp_path, _put("seeds", [1, 7])), tmp_path / "run"))  # a seed more is no other one
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*")}
     assert load_config(tmp_path / "run" / "seed_7" / "control.yaml").train.seed == 7
-    other = load_recipe(recipe_file(tmp_path, _put("finetune.train.steps", 5)), tmp_path / "run")
-    with pytest.raises(UserError, match=r"finetune\.train\.steps was \d+, is 5"):
+    other = load_recipe(recipe_file(tmp_path, _put("finetune.2.train.steps", 5)), tmp_path / "run")
+    with pytest.raises(UserError, match=r"finetune\.2\.train\.steps was \d+, is 5"):
         claim(other)
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*")} == before
 
@@ -256,14 +282,15 @@ def tiny(tmp_path: Path) -> Path:
     def change(content: dict[str, Any]) -> None:
         content["seeds"] = [3]
         content["evaluate"] = {"task": "squad", "limit": 5}
-        pretrain, finetune = content["pretrain"], content["finetune"]
+        pretrain, steps = content["pretrain"], content["finetune"]
         pretrain["model"] |= {"num_layers": 2, "hidden_size": 16, "ffn_hidden_size": 24, "num_attention_heads": 2}
         pretrain["model"] |= {"num_query_groups": 2, "seq_length": 32, "decoder_seq_length": 12, "vocab_size": 320}
         pretrain["data"] = {"corpus": str(tmp_path / "tokens"), "valid_fraction": 0.3}
         pretrain["train"] |= {"steps": 2, "micro_batch_size": 2, "global_batch_size": 2, "eval_samples": 2}
-        finetune["data"] = {"mixture": ["squad"], "task_files": {"squad": str(tmp_path / "squad")}}
-        finetune["train"] = {"steps": 2, "eval_samples": 2}
-        for part in (pretrain, finetune):
+        for step in steps:
+            step["data"] = {"mixture": ["squad"], "task_files": {"squad": str(tmp_path / "squad")}}
+            step["train"] = {"steps": 2, "eval_samples": 2}
+        for part in (pretrain, *steps):
             part["optim"] |= {"warmup_steps": 1}
 
     return recipe_file(tmp_path, change)
@@ -281,13 +308,20 @@ def test_the_whole_path(tiny: Path, capfd: pytest.CaptureFixture[str], monkeypat
     last = {arm: json.loads((run_dir / "seed_3" / arm / "metrics.jsonl").read_text().splitlines()[-1]) for arm in ARMS}
     assert found["valid_loss"] == {arm: [last[arm]["valid_loss"]] for arm in ARMS}
     assert set(found["train_seconds"]) == {"pretrained", "finetuned", "control"}
-    # One run went on from the other's weights, the control did not.
+    # One run went on from the other's weights, the control did not; both did from the step before.
     seed = run_dir / "seed_3"
     first = {
         stage: json.loads((seed / stage / "metrics.jsonl").read_text().split("\n")[0]) for stage in (TUNED, CONTROL)
     }
     assert first[TUNED]["loss"] != first[CONTROL]["loss"]
-    assert "seed_3/pretrained" in (seed / TUNED / "config.yaml").read_text()
+    for stage, before in (("finetuned_1", "pretrained"), (TUNED, "finetuned_1"), (CONTROL, "control_1")):
+        assert f"seed_3/{before}" in (seed / stage / "config.yaml").read_text()
+    spent = [
+        json.loads(line)["step_seconds"]
+        for run in ("control_1", CONTROL)
+        for line in (seed / run / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert found["train_seconds"][CONTROL] == pytest.approx(sum(spent))
     lines = [json.loads(line) for line in (seed / CONTROL / "answers.jsonl").read_text().splitlines()]
     assert [line["reference"] for line in lines] == [[word, "the " + word] for word in WORDS[:5]]
     # Again: nothing is left to do, and nothing starts.

@@ -6,11 +6,24 @@ from typing import Any
 
 PAIR = {"sentence1": "It rains.", "sentence2": "It is wet."}
 NLI = {"premise": "It rains.", "hypothesis": "It is wet."}
-SQUAD = {"question": " Who? ", "context": "It was Ann.", "answers": {"text": ["Ann", "It was Ann"]}}
+SQUAD = {
+    "question": " Who? ",
+    "context": "It was Ann.",
+    "answers": {"text": ["Ann", "It was Ann"], "answer_start": [7, 0]},
+}
 
 ROWS: dict[str, tuple[dict[str, Any], str, str]] = {
     "squad": (SQUAD, "question: Who? context: It was Ann.", "Ann"),
     "squad-bigbench": (SQUAD, "question: Who? context: It was Ann.", "Ann"),
+    "squad-bigbench-sentences": (
+        {
+            **SQUAD,
+            "context": "Who? It rained. It was Ann. Bob slept.",
+            "answers": {"text": ["Ann", "Bob"], "answer_start": [23, 28]},
+        },
+        "question: Who? context: It was Ann.",
+        "Ann",
+    ),
     "boolq": (
         {"question": "is it wet", "passage": "It rains.", "label": 1},
         "boolq passage: It rains. question: is it wet",

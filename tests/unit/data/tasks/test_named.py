@@ -69,6 +69,7 @@ def test_questions_out_of_a_source_archive(tmp_path: Path, monkeypatch: pytest.M
             archive.addfile(info, io.BytesIO(contents[name]))
     assert len(load_examples(TASKS["squad-bigbench"], "train", {}, tmp_path)) == 4
     assert len(load_examples(TASKS["squad-bigbench"], "validation", {}, tmp_path)) == 1
+    assert len(load_examples(TASKS["squad-bigbench-sentences"], "train", {}, tmp_path)) == 4
     assert len(list((tmp_path / "squad-bigbench").iterdir())) == 5
     (tmp_path / "squad-bigbench" / "nyt_v1.0.json").write_bytes(b"{}")
     with pytest.raises(DataError, match=r"nyt_v1\.0\.json: sha256 is"):

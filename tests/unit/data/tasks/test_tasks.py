@@ -12,6 +12,7 @@ import pytest
 from altup_moe.config import DataError, UserError
 from altup_moe.config.data_checks import TASKS as CHECKED
 from altup_moe.data.tasks.registry import TASKS, load_examples
+from altup_moe.data.tasks.squad import sentence
 from tests.unit.data.tasks.rows import ROWS, SQUAD
 
 
@@ -80,12 +81,43 @@ def test_a_wrong_noun_is_scored_but_not_trained_on() -> None:
     assert metrics(["Pete"], [("Pete", 0)]) == metrics([""], [("Mark", 1)]) == {"accuracy": 0.0}
 
 
+@pytest.mark.parametrize(
+    ("answer", "whole"),
+    [
+        ("Ann", 'She said: "It was Ann."'),
+        ("4.5", "Then 4.5 m fell!"),
+        ("fell! (No", "Then 4.5 m fell! (No more.)"),
+        ("3 ends", "3 ends"),
+    ],
+)
+def test_the_sentence_of_an_answer(answer: str, whole: str) -> None:
+    context = 'It rained? She said: "It was Ann."  Then 4.5 m fell! (No more.) 3 ends'
+    assert sentence(context, context.index(answer), len(answer)) == whole
+
+
+def test_without_a_place_there_is_no_sentence(tmp_path: Path) -> None:
+    name, row = "squad-bigbench-sentences", {**SQUAD, "answers": {"text": ["Ann"]}}
+    (tmp_path / "validation.jsonl").write_text(json.dumps(row))
+    with pytest.raises(DataError, match=f"row 0 is no row of {name}: KeyError"):
+        load_examples(TASKS[name], "validation", {name: tmp_path}, tmp_path / "cache")
+
+
+def test_nested_files_may_lack_the_places(tmp_path: Path) -> None:
+    question = {"id": "1", "question": "Who?", "answers": [{"text": "Ann"}]}
+    content = {"data": [{"paragraphs": [{"context": "It was Ann.", "qas": [question]}]}]}
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    assert load_examples(TASKS["squad"], "train", {"squad": tmp_path}, tmp_path)[0].targets == "Ann"
+
+
 NESTED = {
     "version": "1.1",
     "data": [
         {
             "paragraphs": [
-                {"context": "It was Ann.", "qas": [{"id": "1", "question": "Who?", "answers": [{"text": "Ann"}]}]}
+                {
+                    "context": "It was Ann.",
+                    "qas": [{"id": "1", "question": "Who?", "answers": [{"text": "Ann", "answer_start": 7}]}],
+                }
             ]
         }
     ],
