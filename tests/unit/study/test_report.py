@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from altup_moe.config import UserError
-from altup_moe.study.records import CurvePoint, Row
+from altup_moe.study.records import CurvePoint, Quality, Row
 from altup_moe.study.report import report_command
 from altup_moe.study.report.models import Model, families
 from altup_moe.study.report.series import BINS, curves, loads
@@ -250,3 +250,17 @@ def test_numbers_are_short() -> None:
         "-", "950", "12.3k", "1M", "36M", "1.2B"
     ]  # fmt: skip
     assert [digits(n) for n in (0, 0.0123, 1.5, 12.34, 1234.5)] == ["0", "0.0123", "1.50", "12.3", "1,234"]
+
+
+@pytest.mark.parametrize(("bits", "said"), [({0: 0.42, 1: 0.43}, False), ({0: 0.42, 1: 0.42}, True)])
+def test_losses_of_one_seed_must_be_of_the_same_tokens(
+    bits: dict[int, float], said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A seed may have a held-out part of its own; two models of a seed may not."""
+    rows = []
+    for name, off in (("small", 0.0), ("large", 0.01 if said else 0.0)):
+        for seed, ratio in bits.items():
+            one = row(name, seed, ms=100.0 if name == "small" else 200.0)
+            rows.append(replace(one, quality=Quality(3.0, 3.0 * (ratio + off), 2.95)))
+    assert report_command([str(write_study(tmp_path, rows)), "--bootstrap", "100"]) == 0
+    assert ("compare bits per byte" in capsys.readouterr().out) == said
