@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from altup_moe.altup.shape import COEFFICIENTS
 from altup_moe.model.reference import AltUpMoEConfig, AltUpMoEForCausalLM
+from tests.models import assert_same_model
 
 TINY: dict[str, Any] = {
     "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -218,9 +219,7 @@ def test_saved_and_loaded_through_the_auto_classes(stream: dict[str, Any], tmp_p
     assert AutoConfig.from_pretrained(tmp_path).to_diff_dict() == model.config.to_diff_dict()
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert type(loaded) is AltUpMoEForCausalLM
-    for (name, ours), theirs in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
-        assert torch.equal(ours, theirs), name
-    assert torch.equal(model(tokens()).logits, loaded(tokens()).logits)
+    assert_same_model(loaded, model, lambda of: of(tokens()).logits)
 
 
 @pytest.mark.parametrize(("variant", "count"), [("altup", 7), ("dynamic", 13)])

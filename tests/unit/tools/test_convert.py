@@ -26,6 +26,7 @@ from altup_moe.data.tokenizer import train_bpe
 from altup_moe.model.reference import AltUpMoEConfig, AltUpMoEForCausalLM
 from altup_moe.train.finished import load_run, tokenizer_dir
 from altup_moe.train.generate import continuation
+from tests.models import assert_same_model
 from tests.unit.tools.hub_models import MODELS, TEXT, save_model
 from tools.convert import main
 
@@ -95,10 +96,7 @@ def test_in_and_out_again(name: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["export", str(run_dir), str(plain), "--plain"]) == 0
     again = AutoModelForCausalLM.from_pretrained(plain)
     assert type(again).__name__ == type(theirs).__name__.replace("Mistral", "Llama")
-    assert again.state_dict().keys() == theirs.state_dict().keys()
-    for tensor_name, value in theirs.state_dict().items():
-        assert torch.equal(again.state_dict()[tensor_name], value), tensor_name
-    assert torch.equal(logits(again), logits(theirs))
+    assert_same_model(again, theirs, logits)
     assert AutoTokenizer.from_pretrained(plain).encode("the cat") == run.tokenizer.encode("the cat")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plain", "run", "source"]
 
@@ -109,7 +107,7 @@ def test_our_own_class(name: str, tmp_path: Path) -> None:
     assert main(["export", str(tmp_path / "run" / "checkpoints" / "step_00000007"), str(tmp_path / "out")]) == 0
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert type(loaded) is AltUpMoEForCausalLM
-    assert torch.equal(logits(loaded), logits(model))
+    assert_same_model(loaded, model, logits)
     assert loaded.generation_config.eos_token_id == 0
     ids = AutoTokenizer.from_pretrained(tmp_path / "out")("the cat", return_tensors="pt")["input_ids"]
     assert loaded.generate(ids, max_new_tokens=2, do_sample=False).shape[1] > ids.shape[1]
@@ -150,7 +148,7 @@ def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = sorted((tmp_path / "out").glob("model-*.safetensors"))
     assert len(shards) > 2
     assert shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors"
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(model))
+    assert_same_model(AutoModelForCausalLM.from_pretrained(tmp_path / "out"), model, logits)
 
 
 def test_a_failing_check_leaves_nothing(
@@ -314,4 +312,4 @@ def test_without_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     shutil.rmtree(tokenizer_dir(tmp_path / "run"))
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
     assert "without a tokenizer" in capsys.readouterr().out
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(model))
+    assert_same_model(AutoModelForCausalLM.from_pretrained(tmp_path / "out"), model, logits)
