@@ -48,15 +48,19 @@ def reference_losses(model, batch: Batch):
 
 
 def reference_step(config: RunConfig, weights=skewed) -> tuple[float, dict[str, Tensor]]:
-    """(training loss, gradient of every parameter) of one step of the reference, in float64 (free of rounding)."""
+    """(training loss, what every micro-batch adds to each gradient: [micro-batches, *shape]) of one step.
+
+    The reference computes in float64, free of rounding.
+    """
     model, count = reference_model(config, weights).double(), micro_batch_count(config)
-    total = 0.0
+    total, added = 0.0, []
     for index in range(count):
         losses = reference_losses(model, batch_of(config, index))
         loss = (losses.lm_sum / losses.num_tokens + losses.aux + losses.z) / count
-        loss.backward()
+        added.append(torch.autograd.grad(loss, list(model.parameters())))
         total += float(loss.detach())
-    return total, {name: p.grad.float() for name, p in model.named_parameters()}
+    names = [name for name, _ in model.named_parameters()]
+    return total, {name: torch.stack(terms) for name, terms in zip(names, zip(*added, strict=True), strict=True)}
 
 
 def layout_step(config: RunConfig, weights=skewed) -> tuple[float, list[tuple[str, tuple, np.ndarray]]]:
@@ -96,18 +100,22 @@ def _gather_shards(chunks) -> None:
 
 
 def worst_difference(expected: dict[str, Tensor], ranks: list) -> tuple[float, str]:
-    """Largest relative difference (L2 over a box, against the whole tensor's norm share) and where it is.
+    """Largest relative difference from `reference_step`'s gradients, and where it is.
+
+    Differences are L2 norms over a box, relative to what the micro-batches add (the root of the sum of their squares,
+    as large as their sum where they are independent): float32 rounds these terms. Where they nearly cancel, as those of
+    a single coefficient now and then do, the sum's own norm would tell how well, and that differs between processors.
 
     Every box of every rank is compared, replicas included, and together they must cover every parameter.
     """
-    worst, where, seen = 0.0, "", {name: torch.zeros(g.shape, dtype=torch.bool) for name, g in expected.items()}
+    worst, where, seen = 0.0, "", {name: torch.zeros(g.shape[1:], dtype=torch.bool) for name, g in expected.items()}
     for rank, (_, gradients) in enumerate(ranks):
         for name, box, got in gradients:
             index = tuple(slice(a, b) for a, b in box)
             seen[name][index] = True
-            want = expected[name][index]
-            scale = max(want.norm().item(), 1e-3 * expected[name].norm().item(), 1e-12)
-            difference = (torch.from_numpy(got) - want).norm().item() / scale
+            terms = expected[name][:, *index]
+            scale = max(terms.norm().item(), 1e-3 * expected[name].norm().item(), 1e-12)
+            difference = (torch.from_numpy(got) - terms.sum(0)).norm().item() / scale
             if difference > worst:
                 worst, where = difference, f"{name} {box} on rank {rank}"
     missing = [name for name, mask in seen.items() if not mask.all()]

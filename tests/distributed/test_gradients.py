@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 from altup_moe.config import RunConfig
 from tests.distributed.cases import LAYOUTS, small, world_size
@@ -73,8 +75,8 @@ VARIANTS = {
         "moe": {"partial": True, "num_experts": 128, "top_k": 1, "ffn_hidden_size": 16, "layer_freq": 1}
     },
     "hc": {"altup": {"variant": "hc"}},
-    # The norm in a layer sees no factor, so that a read of four nearly equal blocks has nearly no gradient (the
-    # reference in fp32 is itself off by 7e-6 of it); those of wide tables differ.
+    # The norm in a layer sees no factor, so that a read of four nearly equal blocks has nearly no gradient; those of
+    # wide tables differ.
     "hc, wide tables": {"altup": {"variant": "hc", "width": 4, "recycled": False}},
     "dynamic": {"altup": {"variant": "dynamic", "width": 4}},
     "dynamic, clipped, tied": {
@@ -139,3 +141,17 @@ def test_notices_a_missing_reduction(reduction: str) -> None:
     ranks = run_ranks(world_size(layout), layout_step_without, config, reduction)
     difference, _ = worst_difference(expected, ranks)
     assert difference > 1e-2
+
+
+def test_differences_are_relative_to_what_the_micro_batches_add() -> None:
+    expected = {"coefficient": torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], dtype=torch.float64)}
+
+    def difference(*boxes: tuple[int, int, list[float]]) -> float:
+        return worst_difference(expected, [(0.0, [("coefficient", ((a, b),), np.array(got))]) for a, b, got in boxes])[
+            0
+        ]
+
+    assert difference((0, 2, [0.0, 2.0])) == 0
+    assert difference((0, 2, [1e-3, 2.0])) == pytest.approx(1e-3 / 2)
+    assert difference((0, 2, [0.0, 0.0])) == pytest.approx(1)
+    assert difference((0, 1, [1e-3]), (1, 2, [2.0])) == pytest.approx(1e-3 / 2**0.5)
