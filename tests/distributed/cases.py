@@ -69,8 +69,7 @@ def small(layout: str, **sections: dict) -> RunConfig:
         moe=MoEConfig(num_experts=4, ffn_hidden_size=24, layer_freq=2, aux_loss_coeff=0.02, z_loss_coeff=0.003),
         parallel=LAYOUTS[layout],
         optim=OptimConfig(learning_rate=3e-3, warmup_steps=2),
-        # Of the seeds 1234 to 1243 the one at which float32 is least off, with any of four sets of instructions: 5e-6.
-        train=TrainConfig(steps=20, seed=1237, micro_batch_size=2, global_batch_size=8),
+        train=TrainConfig(steps=20, micro_batch_size=2, global_batch_size=8),
     )
     return replace(base, **{name: replace(getattr(base, name), **fields) for name, fields in sections.items()})
 
@@ -91,10 +90,14 @@ def small_t5(layout: str, **sections: dict) -> RunConfig:
     return small(layout, model=model, **sections)
 
 
+SEED = 1237
+"""Of the seeds 1234 to 1243 the one at which float32 is least off, with any of four sets of instructions: 5e-6."""
+
+
 def skewed(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> Tensor:
     """Weights of a global tensor's box: as seeded, but routing and attention skewed, coefficients and norms random."""
-    value = initial(name, shape, box, config)
-    noise = normal(name, shape, box, 0.3, config.train.seed + 1)
+    value = initial(name, shape, box, replace(config, train=replace(config.train, seed=SEED)))
+    noise = normal(name, shape, box, 0.3, SEED + 1)
     if name.endswith(("q_proj.weight", "k_proj.weight")):
         # Attention that prefers. Where it is flat, gradients of queries and keys are differences of nearly equals;
         # where it takes one token alone, hidden states are equal, and rounding decides whose is an expert's last place.
