@@ -10,8 +10,16 @@ import pytest
 import torch
 
 from altup_moe.config import RunConfig
-from tests.distributed.cases import LAYOUTS, small, world_size
-from tests.distributed.gradients import layout_step, layout_step_without, reference_step, worst_difference
+from tests.distributed.cases import LAYOUTS, lopsided, micro_batch_count, skewed, small, world_size
+from tests.distributed.gradients import (
+    batch_of,
+    layout_step,
+    layout_step_without,
+    reference_losses,
+    reference_model,
+    reference_step,
+    worst_difference,
+)
 from tests.distributed.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
@@ -20,16 +28,16 @@ TOLERANCE = 1e-5
 
 
 @functools.cache
-def _reference(config: RunConfig):
-    return reference_step(config)
+def _reference(config: RunConfig, weights=skewed):
+    return reference_step(config, weights)
 
 
-def assert_parity(config: RunConfig, size: int) -> None:
+def assert_parity(config: RunConfig, size: int, weights=skewed) -> None:
     """Loss and gradients of one step on `size` ranks against the reference."""
     # The reference is one process: its step does not depend on the layout, and is computed once a model.
     plain = replace(config, parallel=LAYOUTS["one"], train=replace(config.train, recompute="none"))
-    loss, expected = _reference(plain)
-    ranks = run_ranks(size, layout_step, config)
+    loss, expected = _reference(plain, weights)
+    ranks = run_ranks(size, layout_step, config, weights)
     for rank, (got, _) in enumerate(ranks):
         assert got == pytest.approx(loss, rel=TOLERANCE), f"loss on rank {rank}"
     difference, where = worst_difference(expected, ranks)
@@ -94,6 +102,29 @@ def test_variants(variant: str, layout: str) -> None:
         # Without experts the same ranks are tensor, pipeline and data ranks.
         config = replace(config, parallel=replace(config.parallel, expert=1))
     assert_parity(config, world_size(layout))
+
+
+LOPSIDED: list[tuple[str, dict]] = [
+    ("ep2", {}),
+    ("ep4", {"altup": {"width": 4}}),
+    ("ep4", {"moe": {"backend": "torch"}}),
+    ("tp2-ep2", {"moe": {"capacity_factor": 1.0}}),
+    ("tp2-ep2", {"overlap": {"microbatch_halves": True}}),
+    ("tp2-pp2-ep2", {"train": {"recompute": "full"}}),
+    ("dp4-ep2-etp2", {}),
+]
+
+
+@pytest.mark.parametrize(("layout", "ways"), LOPSIDED)
+def test_one_expert_gets_most_tokens(layout: str, ways: dict) -> None:
+    """Expert 0 is among the two of nearly every token, so that one expert rank has most of the rows."""
+    config = small(layout, **ways)
+    model = reference_model(config, lopsided)
+    for index in range(micro_batch_count(config)):
+        tokens = config.train.micro_batch_size * config.model.seq_length
+        for counts in reference_losses(model, batch_of(config, index)).counts.values():
+            assert counts[0] >= 0.9 * tokens
+    assert_parity(config, world_size(layout), lopsided)
 
 
 ATTENTION = {"qk_layernorm": True, "kv_channels": 12, "rotary_scaling_factor": 8.0}
