@@ -16,18 +16,19 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from altup_moe.bench.commands import BENCHES
 from altup_moe.config import ConfigError, RunConfig, UserError
 from altup_moe.config.checks import check_config, world_size_from_env
 from altup_moe.config.command import Command
 from altup_moe.config.data_checks import check_corpus, check_task_files, task_directories, task_names
+from altup_moe.config.exit_codes import EXIT_USER_ERROR
 from altup_moe.config.flags import parse, print_help
 from altup_moe.config.keys import nearest
 from altup_moe.config.load import load_config
 from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, Range
+from altup_moe.config.run_directory import config_file
 from altup_moe.doctor.options import DoctorOptions
-from altup_moe.study.commands import BENCHES
 
-EXIT_USER_ERROR = 2
 PROFILE = ["--log.profile_steps", "3"]
 """What --profile stands for."""
 
@@ -99,7 +100,7 @@ def evaluate(args: Sequence[str]) -> int:
         COUNT.check("samples", o.samples)
     if o.tasks is not None:
         return _evaluate_tasks(o, o.tasks)
-    from altup_moe.train.evaluate import evaluate_command
+    from altup_moe.inference.evaluate import evaluate_command
 
     return evaluate_command(run_dir=o.run_dir, corpus=o.corpus, samples=o.samples, as_json=o.json)
 
@@ -115,7 +116,7 @@ def _evaluate_tasks(o: EvaluateOptions, tasks: str) -> int:
     check_task_files("task_files", o.task_files)
     if o.answers is not None and (o.answers.is_dir() or not o.answers.parent.is_dir()):
         raise ConfigError("answers", str(o.answers), "must name a file in a directory that exists")
-    from altup_moe.train.evaluate_tasks import evaluate_tasks_command
+    from altup_moe.inference.evaluate_tasks import evaluate_tasks_command
 
     return evaluate_tasks_command(
         run_dir=o.run_dir,
@@ -136,7 +137,7 @@ def generate(args: Sequence[str]) -> int:
     NOT_NEGATIVE.check("temperature", o.temperature)
     Range(0, 1, open_low=True).check("top_p", o.top_p)
     Range(0, 2**63 - 1).check("seed", o.seed)
-    from altup_moe.train.generate import generate_command
+    from altup_moe.inference.generate import generate_command
 
     return generate_command(
         run_dir=o.run_dir,
@@ -253,7 +254,7 @@ def _version() -> str:
 
 
 def _check_run_dir(run_dir: Path) -> None:
-    if not (run_dir / "config.yaml").is_file():
+    if not config_file(run_dir).is_file():
         raise ConfigError("run_dir", str(run_dir), "holds no config.yaml; the log.run_dir of a run would fit")
 
 

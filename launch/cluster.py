@@ -16,12 +16,12 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from altup_moe.config.exit_codes import EXIT_TIMEOUT
 from launch.netplan import NAME, WORK_DIR, NetlabError, Node, Plan
 
 POLL_SECONDS = 0.05
 FAILURE_GRACE = 5.0
 """Seconds that the other nodes have to end after one failed; the exchange they wait in will not finish."""
-EXIT_TIMEOUT = 124
 
 # Addresses have no names in there, and torch would warn of each connection.
 _DEFAULTS = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}

@@ -11,9 +11,9 @@ from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from altup_moe.config.exit_codes import EXIT_USER_ERROR
 from altup_moe.doctor.network import interface_towards, local_address
 
-EXIT_USER_ERROR = 2
 EXAMPLE = "altup-moe train configs/quickstart.yaml"
 
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from altup_moe.config.exit_codes import EXIT_USER_ERROR
 from launch import cluster
 from launch.netplan import NetlabError, Plan, bits_per_second, check_sizes, make_plan
 
@@ -177,4 +178,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _main(list(sys.argv[1:] if argv is None else argv))
     except NetlabError as error:
         print(f"netlab: error: {error}", file=sys.stderr)
-        return 2
+        return EXIT_USER_ERROR

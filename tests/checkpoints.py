@@ -11,10 +11,10 @@ from torch import Tensor
 
 from altup_moe.checkpoint.manifest import Manifest
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.store import checkpoints_dir
 from altup_moe.checkpoint.tensors import STORED, items
 from altup_moe.checkpoint.write import Form, whole_tensors, write_checkpoint
 from altup_moe.config import RunConfig
+from altup_moe.config.run_directory import checkpoints_dir
 from altup_moe.parallel.names import global_shapes, is_buffer
 
 

@@ -57,7 +57,11 @@ def main(argv: list[str] | None = None) -> int:
     commands = Annotated[Import, tyro.conf.subcommand("import")] | Annotated[Export, tyro.conf.subcommand("export")]
     options: Import | Export = tyro.cli(commands, args=argv, description=__doc__)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    from altup_moe.train.hub import CheckFailed, export_run, import_run  # torch: after the command line is understood
+    from altup_moe.inference.hub import (  # torch: after the command line is understood
+        CheckFailed,
+        export_run,
+        import_run,
+    )
 
     target = options.run_dir if isinstance(options, Import) else options.out
 

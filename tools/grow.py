@@ -26,18 +26,19 @@ from functools import partial
 from pathlib import Path
 
 from altup_moe.checkpoint.companions import bring_along
-from altup_moe.checkpoint.grow import Grown, grow_checkpoint
-from altup_moe.checkpoint.grow_checks import check_growth
-from altup_moe.checkpoint.grow_rules import Growth, stays_equal
+from altup_moe.checkpoint.grow.checkpoint import Grown, grow_checkpoint
+from altup_moe.checkpoint.grow.checks import check_growth
+from altup_moe.checkpoint.grow.rules import Growth, stays_equal
 from altup_moe.checkpoint.source import HALF, Checkpoint
-from altup_moe.checkpoint.store import checkpoints_dir, find_checkpoint
+from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.config import ConfigError, ModelConfig, RunConfig, UserError
 from altup_moe.config.command import ended
 from altup_moe.config.flags import Flag, parse, print_help, read_flags
 from altup_moe.config.keys import field_hints
 from altup_moe.config.load import HINTS, save_config
+from altup_moe.config.run_directory import checkpoints_dir, config_file
 from altup_moe.data.files import new_directory
-from altup_moe.train.logits import logits_of, model_of
+from altup_moe.inference.logits import logits_of, model_of
 
 TOLERANCE = 1e-5
 """Largest difference of logits, relative to the largest logit, that fp32 rounding explains."""
@@ -118,7 +119,7 @@ def run(args: Sequence[str]) -> None:
                 raise Differs(
                     f"logits differ by {difference:.1e} of the largest, though they should not; nothing is kept"
                 )
-            save_config(target, made / "config.yaml")
+            save_config(target, config_file(made))
             bring_along(source.directory, source.manifest.step, made)
     _say(source, growth, grown, difference)
 

@@ -27,13 +27,14 @@ from tyro.conf import Positional
 
 from altup_moe.config import UserError
 from altup_moe.config.command import ended
+from altup_moe.config.exit_codes import EXIT_STOPPED
 from altup_moe.config.files import write_text
 from altup_moe.config.flags import parse, print_help
 from altup_moe.config.ranges import COUNT
 from altup_moe.data.tasks.metrics import answers
-from altup_moe.study.paper_recipe import ARMS, CONTROL, TUNED, Recipe, load_recipe
-from altup_moe.study.paper_run import (
-    EXIT_STOPPED,
+from altup_moe.recipe.compare import Results, loss_line, results, table
+from altup_moe.recipe.recipe import ARMS, CONTROL, TUNED, Recipe, load_recipe
+from altup_moe.recipe.run import (
     Failed,
     Stage,
     Stopped,
@@ -45,7 +46,6 @@ from altup_moe.study.paper_run import (
     train_seconds,
     valid_loss,
 )
-from altup_moe.study.paper_table import Results, loss_line, results, table
 
 
 @dataclass(frozen=True)

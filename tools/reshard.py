@@ -30,11 +30,12 @@ from altup_moe.checkpoint.digest import Proof, prove
 from altup_moe.checkpoint.layout import layout_text
 from altup_moe.checkpoint.reshard import Resharding, plan_resharding, write_resharded
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.store import checkpoints_dir, find_checkpoint
+from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.config import ConfigError, DataConfig, ParallelConfig, RunConfig, UserError
 from altup_moe.config.checks import check_config, data_parallel_size, smallest_world
 from altup_moe.config.flags import parse, print_help
 from altup_moe.config.load import save_config
+from altup_moe.config.run_directory import checkpoints_dir, config_file
 from altup_moe.data.files import new_directory
 
 SPARE_BYTES = 1 << 26
@@ -243,7 +244,7 @@ def _write(source: Checkpoint, resharding: Resharding, new: Path) -> None:
     progress = Progress("written", sum(resharding.rank_bytes))
     write_resharded(source, resharding, checkpoints_dir(new), progress.add)
     bring_along(source.directory, source.manifest.step, new)
-    save_config(resharding.config, new / "config.yaml")
+    save_config(resharding.config, config_file(new))
 
 
 def _prove(source: Checkpoint, new: Path, total: int) -> Proof:

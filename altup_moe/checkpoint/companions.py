@@ -6,10 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-from altup_moe.checkpoint.store import checkpoints_dir
 from altup_moe.config.files import write_text
-
-METRICS, TOKENIZER = "metrics.jsonl", "tokenizer"
+from altup_moe.config.run_directory import METRICS, TOKENIZER, checkpoints_dir
 
 
 def companions(checkpoint: Path) -> list[str]:

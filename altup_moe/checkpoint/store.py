@@ -22,16 +22,12 @@ from altup_moe.checkpoint.plain import read_plain
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.config import DataError, UserError
 from altup_moe.config.files import fsync, write_text
+from altup_moe.config.run_directory import checkpoints_dir
 
 LATEST = "latest"
 _NAME = re.compile(r"step_[0-9]{8,}")
 _ASIDE = ".replaced"
 """Ends the name of a directory that another took the place of, or that is being removed."""
-
-
-def checkpoints_dir(run_dir: str | Path) -> Path:
-    """Directory of a run's checkpoints."""
-    return Path(run_dir) / "checkpoints"
 
 
 def step_name(step: int) -> str:

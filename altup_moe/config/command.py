@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from altup_moe.config.errors import UserError
+from altup_moe.config.exit_codes import EXIT_USER_ERROR
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def ended(name: str, work: Callable[[], int]) -> int:
         return code
     except UserError as error:
         print(f"{name}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
+        return EXIT_USER_ERROR
     except BrokenPipeError:
         # The reader (head, less) has gone; the interpreter must not complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -24,7 +24,7 @@ from altup_moe.model.altup_layer import AltUpLayer
 from altup_moe.model.dynamic import Contract
 from altup_moe.model.recompute import Flat, Tape, Travelling, flatten, recomputed, unflatten
 from altup_moe.model.transformer_config import AltUpTransformerConfig
-from altup_moe.moe.halves import take_turns
+from altup_moe.overlap.two_batch import take_turns
 
 
 class AltUpBlock(TransformerBlock):

@@ -19,7 +19,7 @@ from altup_moe.altup.mixing import Ahead, Pending, Reading, catch_up, look_ahead
 from altup_moe.altup.shape import COEFFICIENTS, coefficient_shape
 from altup_moe.altup.variants import VARIANTS, Mixing, selected_block
 from altup_moe.model.transformer_config import AltUpTransformerConfig
-from altup_moe.moe.window import later
+from altup_moe.overlap.deferred_work import later
 
 
 class AltUpLayer(MegatronModule, BaseTransformerLayer):

@@ -23,7 +23,7 @@ from altup_moe.model.sequence_layer import SequenceLayer
 from altup_moe.model.tensor_window import WindowedRowParallelLinear
 from altup_moe.model.transformer_config import AltUpTransformerConfig
 from altup_moe.moe.backends import find_backend
-from altup_moe.moe.megatron import CapacityRouter
+from altup_moe.moe.router import CapacityRouter
 from altup_moe.parallel.compat import mlp_submodules, with_moe_layer
 from altup_moe.parallel.topology import Topology
 

@@ -7,8 +7,8 @@ from typing import Any
 from megatron.core.tensor_parallel.layers import RowParallelLinear
 from torch import Tensor
 
-from altup_moe.moe.exchange import ReduceScatter, start, wait
-from altup_moe.moe.window import run_posted
+from altup_moe.overlap.collectives import ReduceScatter, start, wait
+from altup_moe.overlap.deferred_work import run_posted
 
 
 class WindowedRowParallelLinear(RowParallelLinear):

@@ -9,7 +9,7 @@ A backend is one module and one row of `BACKENDS`. The row names a class, the wh
 groups (ep, expt_tp, expt_dp, tp, ...). Under sequence parallelism S is this rank's part. What it must provide:
 
 1.  Router record. A module `router` that is `moe.records.RecordsRouting`, with the parameter `router.weight` [E, d],
-    and the buffer `router.expert_bias` [E] where `config.moe_router_enable_expert_bias`. `moe.megatron.CapacityRouter`,
+    and the buffer `router.expert_bias` [E] where `config.moe_router_enable_expert_bias`. `moe.router.CapacityRouter`,
     built as `submodules.router(config=config, pg_collection=groups)`, is all of it: hidden [S, B, d] -> (probabilities
     [tokens, E], bool map [tokens, E]) with top-k, capacity over the whole micro-batch, the auxiliary losses attached
     to the probabilities' gradient, and counts, drops and losses recorded. Another gate must give the same numbers.
@@ -26,12 +26,12 @@ groups (ep, expt_tp, expt_dp, tp, ...). Under sequence parallelism S is this ran
     of zero, not None, since the other data-parallel ranks wait for them.
     Parameters below `experts` are reduced over the expert data-parallel group (`parallel.compat` marks them).
 4.  A shared expert, where `config.moe_shared_expert_intermediate_size`: `shared_experts`, as in Megatron's MoELayer.
-5.  Windows. `windows` says that both exchanges are started, do posted work (`moe.window.run_posted`), step aside
-    (`moe.halves.step_aside`) and are then waited for: `moe.windowed.exchange_rows` does all that. Where a library keeps
+5.  Windows. `windows` says that both exchanges are started, do posted work (`overlap.deferred_work.run_posted`), step aside
+    (`overlap.two_batch.step_aside`) and are then waited for: `overlap.expert_exchange.exchange_rows` does all that. Where a library keeps
     an exchange of its own that blocks, `windows` is false: mixing is inline, and the run says so. Each half of a
     micro-batch is its own call; what a layer remembers between phases it keeps per half.
 
-Deriving `moe.megatron_layer.WindowedMoELayer` gives 1, 2, 4 and 5, and leaves the experts (`moe.torch_backend` does);
+Deriving `moe.megatron_backend.WindowedMoELayer` gives 1, 2, 4 and 5, and leaves the experts (`moe.torch_backend` does);
 `moe.deepspeed_backend` takes 1 and 4 from it, and puts a library's dispatch and combine in the place of Megatron's.
 `tests/distributed/test_backends.py` runs the contract's tests over every row: gradients against the reference, 20
 losses, checkpoints that move.
@@ -67,7 +67,7 @@ class Backend:
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("megatron", "altup_moe.moe.megatron_layer:WindowedMoELayer", stacked=False, windows=True),
+        Backend("megatron", "altup_moe.moe.megatron_backend:WindowedMoELayer", stacked=False, windows=True),
         Backend("torch", "altup_moe.moe.torch_backend:StackedMoELayer", stacked=True, windows=True),
         Backend("deepspeed", "altup_moe.moe.deepspeed_backend:DeepSpeedMoELayer", stacked=False, windows=True),
         Backend("tutel", "altup_moe.moe.tutel_backend:TutelMoELayer", stacked=True, windows=True),

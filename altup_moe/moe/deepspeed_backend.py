@@ -30,10 +30,10 @@ from deepspeed.moe.experts import Experts
 from deepspeed.moe.sharded_moe import MOELayer
 
 from altup_moe.moe.activations import ACTIVATIONS
-from altup_moe.moe.megatron_layer import WindowedMoELayer
+from altup_moe.moe.megatron_backend import WindowedMoELayer
 from altup_moe.moe.slots import routes_of, slots_of
-from altup_moe.moe.window import Later
-from altup_moe.moe.windowed import exchange_slots, with_sharing_ranks
+from altup_moe.overlap.deferred_work import Later
+from altup_moe.overlap.expert_exchange import exchange_slots, with_sharing_ranks
 
 Decision = tuple[Tensor, Tensor]
 """(probabilities, bool map) [tokens, E] of our router."""

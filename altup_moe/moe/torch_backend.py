@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from altup_moe.moe.grouped import choose, grouped_mlp
-from altup_moe.moe.megatron_layer import WindowedMoELayer
+from altup_moe.moe.megatron_backend import WindowedMoELayer
 
 
 class StackedWeights(nn.Module):

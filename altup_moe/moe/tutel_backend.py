@@ -21,11 +21,11 @@ from torch import Tensor
 from tutel.moe import fast_decode, fast_encode
 
 from altup_moe.moe.activations import ACTIVATIONS
-from altup_moe.moe.megatron_layer import WindowedMoELayer
+from altup_moe.moe.megatron_backend import WindowedMoELayer
 from altup_moe.moe.slots import Routes, routes_of, slots_of
 from altup_moe.moe.torch_backend import StackedWeights
-from altup_moe.moe.window import Later
-from altup_moe.moe.windowed import exchange_slots, with_sharing_ranks
+from altup_moe.overlap.deferred_work import Later
+from altup_moe.overlap.expert_exchange import exchange_slots, with_sharing_ranks
 
 
 class BatchedExperts(StackedWeights):

@@ -1,6 +1,6 @@
 """Which piece of which global tensor a rank holds.
 
-Global names are the reference model's (`altup_moe.model.reference`): one name, one tensor, whatever the layout.
+Global names are the reference model's (`altup_moe.model.reference.gpt`): one name, one tensor, whatever the layout.
 A Megatron parameter on a rank is a list of `Piece`s: fused projections (QKV, gate and up) hold several global
 tensors, and tensor parallelism cuts each by rows (column-parallel linears) or columns (row-parallel ones).
 Initial weights, checkpoints and parity tests all read this one table.

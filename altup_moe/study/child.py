@@ -13,12 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from altup_moe.config import UserError
+from altup_moe.config.exit_codes import EXIT_FAILED, EXIT_USER_ERROR
 from altup_moe.study.folder import Place
 from altup_moe.study.spec import Measure
 from altup_moe.study.tied import tie
-
-EXIT_FAILED = 1
-EXIT_USER_ERROR = 2
 
 
 def train_words(root: Path, seconds: float | None) -> list[str]:

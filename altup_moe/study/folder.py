@@ -30,6 +30,7 @@ import yaml
 from altup_moe.config import RunConfig, UserError
 from altup_moe.config.files import write_text
 from altup_moe.config.load import load_config, read_yaml, save_config
+from altup_moe.config.run_directory import config_file, metrics_file
 from altup_moe.study.records import Row, read_rows
 from altup_moe.study.spec import Budget, Measure, RowSpec, Study
 
@@ -43,6 +44,11 @@ class Place:
     """The directory of one row."""
 
     root: Path
+
+    @property
+    def config(self) -> Path:
+        """What the row trains."""
+        return config_file(self.root)
 
     @property
     def run_dir(self) -> Path:
@@ -70,7 +76,7 @@ class Place:
 
     def metrics(self) -> tuple[dict[str, Any], ...]:
         """The run's record of each step so far, without a line that is being written."""
-        return whole_lines(self.run_dir / "metrics.jsonl")
+        return whole_lines(metrics_file(self.run_dir))
 
     def clear(self) -> None:
         """Forget the row's run and figures: it begins anew."""
@@ -168,7 +174,7 @@ class Folder:
         for row in study.rows:
             # A row that is finished stays as it was written.
             if not self.place(row).trained.exists():
-                save_config(self.config(row), self.place(row).root / "config.yaml")
+                save_config(self.config(row), self.place(row).config)
         content = {"name": study.name, "measure": dict(vars(study.measure)), "rows": rows}
         write_text(self.root / "study.yaml", yaml.safe_dump(content, sort_keys=False))
 
@@ -185,7 +191,7 @@ class Folder:
         return Study(content["name"], [self._row(row) for row in content["rows"]], Measure(**content["measure"]))
 
     def _row(self, written: dict[str, Any]) -> RowSpec:
-        config = load_config(self.root / written["directory"] / "config.yaml")
+        config = load_config(Place(self.root / written["directory"]).config)
         run = {key: written[key] for key in ("name", "family", "seed", "ranks", "launcher", "rate", "threads")}
         return RowSpec(overrides=written["set"], config=config, budget=Budget(**written["budget"]), **run)
 

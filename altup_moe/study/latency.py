@@ -18,6 +18,7 @@ from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.state import held_tensors
 from altup_moe.config import RunConfig, UserError
 from altup_moe.config.load import load_config
+from altup_moe.inference.load_run import load_run
 from altup_moe.model.build import named_tensors
 from altup_moe.parallel.topology import Topology, topology
 from altup_moe.study.folder import Place, write_json
@@ -26,7 +27,6 @@ from altup_moe.timeline.overlap import measure as reports
 from altup_moe.timeline.spans import record, step
 from altup_moe.train.batches import micro_batches
 from altup_moe.train.engine import build_engine
-from altup_moe.train.finished import load_run
 from altup_moe.train.loop import keep_compiled_code
 from altup_moe.train.mixture import run_samples
 from altup_moe.train.resume import find_resume_point
@@ -93,7 +93,7 @@ class TrainedSteps:
 
 def measure_steps(roots: list[Path], number: int, measure: Measure) -> int:
     """A round of training steps of rows that share a layout; every rank calls it. Writes their `steps-N.json`."""
-    configs = [load_config(root / "config.yaml") for root in roots]
+    configs = [load_config(Place(root).config) for root in roots]
     keep_compiled_code(configs[0])
     with topology(configs[0].parallel) as topo:
         rows = [TrainedSteps(config, topo) for config in configs]

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from altup_moe.config import UserError
+from altup_moe.config.exit_codes import EXIT_STOPPED
 from altup_moe.study import child
 from altup_moe.study.board import Board
 from altup_moe.study.children import POLL_SECONDS, Child, check_launchers, reason, start, stop
@@ -25,9 +26,6 @@ from altup_moe.study.pool import startable
 from altup_moe.study.progress import Snapshot, snapshot
 from altup_moe.study.records import Row
 from altup_moe.study.spec import RowSpec, Study
-
-EXIT_STOPPED = 75
-"""A signal stopped the study, all is saved: the same command goes on."""
 
 
 class Stopped(Exception):

@@ -14,13 +14,13 @@ from altup_moe.checkpoint.store import latest
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import check_config, world_size_from_env
 from altup_moe.config.load import load_config
+from altup_moe.inference.evaluate import evaluate_samples
+from altup_moe.inference.load_run import FinishedRun, load_run
 from altup_moe.parallel.topology import rank_from_env
 from altup_moe.study.folder import Place, read_json, write_json
 from altup_moe.study.records import Experts
 from altup_moe.train import loop
 from altup_moe.train.batches import Batch, micro_batches
-from altup_moe.train.evaluate import evaluate_samples
-from altup_moe.train.finished import FinishedRun, load_run
 from altup_moe.train.metrics import StepMetrics, peak_memory_gib
 from altup_moe.train.mixture import run_samples
 from altup_moe.train.samples import Samples
@@ -61,7 +61,7 @@ def train_row(place: Place, seconds: float | None) -> int:
         0, or 75 when a signal stopped it before the budget was used: saved, to be gone on with.
     """
     began = time.perf_counter()
-    config = load_config(place.root / "config.yaml")
+    config = load_config(place.config)
     check_config(config, world_size_from_env())
     enough = Enough(place, seconds)
     if not_finite(place) is None and not _spent_already(place, seconds):

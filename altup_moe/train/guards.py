@@ -5,9 +5,6 @@ from __future__ import annotations
 import signal
 from types import FrameType, TracebackType
 
-EXIT_STOPPED = 75
-"""Exit code of a run that a signal stopped after saving: start it again with the same command to go on."""
-
 
 class StopSignal:
     """Notes SIGTERM and SIGINT while open; a second one of the same kind acts as usual."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from altup_moe.config import ConfigError, LogConfig, RunConfig
 from altup_moe.config.files import write_text
+from altup_moe.config.run_directory import metrics_file, tensorboard_dir
 from altup_moe.train.metrics import StepMetrics
 
 
@@ -155,11 +156,11 @@ def open_loggers(config: RunConfig, first_step: int) -> list[Logger]:
     """All loggers of a run that begins with step `first_step`."""
     run_dir, log = Path(config.log.run_dir), config.log
     loggers: list[Logger] = [
-        JsonLines(run_dir / "metrics.jsonl", first_step),
+        JsonLines(metrics_file(run_dir), first_step),
         Console(config.train.steps, log.interval, first_step),
     ]
     if log.tensorboard:
-        loggers.append(TensorBoard(run_dir / "tensorboard", first_step))
+        loggers.append(TensorBoard(tensorboard_dir(run_dir), first_step))
     if log.wandb_project is not None:
         loggers.append(WandB(log.wandb_project, config))
     if log.mlflow_experiment is not None:

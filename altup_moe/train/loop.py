@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from shutil import copytree
 from typing import Any
 
@@ -19,9 +18,10 @@ from altup_moe.checkpoint.restore import random_streams, restore
 from altup_moe.checkpoint.saver import Saved, SaveError, Saver, libraries
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.state import held_tensors, optimizer_steps, set_optimizer_steps
-from altup_moe.checkpoint.store import checkpoints_dir
 from altup_moe.config import ConfigError, RunConfig
+from altup_moe.config.exit_codes import EXIT_STOPPED
 from altup_moe.config.load import save_config
+from altup_moe.config.run_directory import checkpoints_dir, config_file, kernels_dir, profile_dir, tokenizer_dir
 from altup_moe.model.build import named_tensors
 from altup_moe.moe.backends import find_backend, shut_windows
 from altup_moe.parallel.agree import any_of
@@ -30,8 +30,7 @@ from altup_moe.parallel.seeds import derived_seed
 from altup_moe.parallel.topology import Topology, rank_from_env, topology
 from altup_moe.train.batches import micro_batches
 from altup_moe.train.engine import Engine, build_engine
-from altup_moe.train.finished import tokenizer_dir
-from altup_moe.train.guards import EXIT_STOPPED, StopSignal
+from altup_moe.train.guards import StopSignal
 from altup_moe.train.loggers import Logger, check_loggers, open_loggers
 from altup_moe.train.metrics import StepMetrics, peak_memory_gib
 from altup_moe.train.mixture import run_samples
@@ -88,7 +87,7 @@ def train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None = None
         run = _start(config, topo, samples, resume)
         loggers: list[Logger] = []
         if topo.is_first:
-            save_config(config, Path(config.log.run_dir) / "config.yaml")
+            save_config(config, config_file(config.log.run_dir))
             copytree(samples.tokenizer_dir, tokenizer_dir(config.log.run_dir), dirs_exist_ok=True)
             loggers = open_loggers(config, run.step + 1)
             _say_start(run, resume)
@@ -105,7 +104,7 @@ def train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None = None
 def keep_compiled_code(config: RunConfig) -> None:
     """torch.compile's files lie in the run directory, and its caches that are pickles are not used."""
     if config.altup.kernel == "compile":
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((Path(config.log.run_dir) / "kernels").absolute()))
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernels_dir(config.log.run_dir).absolute()))
         os.environ.update(TORCHINDUCTOR_FX_GRAPH_CACHE="0", TORCHINDUCTOR_AUTOGRAD_CACHE="0")
 
 
@@ -121,7 +120,7 @@ def _check_data(resume: ResumePoint | None, samples: Samples | None) -> None:
 def _start(config: RunConfig, topo: Topology, samples: Samples, resume: ResumePoint | None) -> Run:
     """Build, seed, and restore a checkpoint if there is one."""
     engine = build_engine(config, topo)
-    profile = Profile(config.log.profile_steps, Path(config.log.run_dir) / "profile", engine.chunks, topo)
+    profile = Profile(config.log.profile_steps, profile_dir(config.log.run_dir), engine.chunks, topo)
     saver = Saver(checkpoints_dir(config.log.run_dir), config.checkpoint, topo)
     run = Run(config, topo, samples, engine, build_scheduler(engine.optimizer, config), profile, saver)
     if resume:

@@ -10,9 +10,10 @@ from typing import Any
 
 from altup_moe.checkpoint.manifest import Manifest
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.store import checkpoints_dir, complete, find_checkpoint, latest, set_aside
+from altup_moe.checkpoint.store import complete, find_checkpoint, latest, set_aside
 from altup_moe.config import ConfigError, DataError, RunConfig
 from altup_moe.config.load import from_dict
+from altup_moe.config.run_directory import checkpoints_dir
 from altup_moe.parallel.agree import first_problem
 from altup_moe.parallel.topology import Topology
 

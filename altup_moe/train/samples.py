@@ -17,6 +17,7 @@ from megatron.core.datasets.utils import Split
 from torch import Tensor
 
 from altup_moe.config import ConfigError, RunConfig
+from altup_moe.config.run_directory import data_dir
 from altup_moe.data.layouts import Arrays
 from altup_moe.data.prepare import Prepared, open_prepared, prepare_named
 from altup_moe.data.recipes import Recipe, recipe_of, sample_arrays, wants_sentinels
@@ -86,7 +87,7 @@ class TokenFile:
 
 def data_cache(config: RunConfig) -> Path:
     """Where downloads and tokenised corpora are kept."""
-    return Path(config.data.cache or Path(config.log.run_dir) / "data")
+    return Path(config.data.cache) if config.data.cache else data_dir(config.log.run_dir)
 
 
 def prepared_prefix(config: RunConfig, corpus: str | None = None, tokenizer: Path | None = None) -> Path:

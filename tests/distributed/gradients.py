@@ -20,9 +20,9 @@ from tests.distributed.cases import micro_batch, micro_batch_count, skewed, t5_b
 
 def reference_model(config: RunConfig, weights=skewed):
     """The plain-PyTorch model with the weights that the ranks hold."""
-    from altup_moe.model import reference_models
+    from altup_moe.model.reference.build import reference_model
 
-    model = reference_models.reference_model(config)
+    model = reference_model(config)
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if name.endswith("expert_bias") or isinstance(tensor, torch.nn.Parameter):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 _context = mp.get_context("forkserver")
-_context.set_forkserver_preload(["altup_moe.train.loop", "altup_moe.model.reference", "tests.distributed.ranks"])
+_context.set_forkserver_preload(["altup_moe.train.loop", "altup_moe.model.reference.gpt", "tests.distributed.ranks"])
 
 
 def _rank_main(rank: int, size: int, store: str, function: Callable, args: tuple, results: Any) -> None:

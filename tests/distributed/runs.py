@@ -10,9 +10,9 @@ from pathlib import Path
 from shutil import copytree
 from types import SimpleNamespace
 
-from altup_moe.checkpoint.store import checkpoints_dir
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import check_config
+from altup_moe.config.run_directory import checkpoints_dir
 from tests.distributed.cases import small, world_size
 from tests.distributed.ranks import run_ranks
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from altup_moe.moe.exchange import AllGather, ReduceScatter, all_to_all, start, wait
+from altup_moe.overlap.collectives import AllGather, ReduceScatter, all_to_all, start, wait
 from tests.distributed.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
@@ -102,7 +102,7 @@ def test_reduce_scatter_and_all_gather_are_each_others_gradient() -> None:
 
 def _order() -> list[str]:
     """What happens when, in the forward and in the backward pass, around one exchange."""
-    from altup_moe.moe import exchange as module
+    from altup_moe.overlap import collectives as module
 
     seen: list[str] = []
     launch, land = module.Flight.launch, module.Flight.land

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from altup_moe.config import RunConfig
+from altup_moe.inference.generate import continuation
+from altup_moe.inference.load_run import load_run
 from altup_moe.model.build import build_model
 from altup_moe.moe.backends import BACKENDS
 from altup_moe.parallel.topology import topology
-from altup_moe.train.finished import load_run
-from altup_moe.train.generate import continuation
 from altup_moe.train.optim import connect_schedule
 from altup_moe.train.routing import summarise_routing
 from altup_moe.train.step import run_schedule

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.store import checkpoints_dir
 from altup_moe.checkpoint.tensors import load
+from altup_moe.config.exit_codes import EXIT_STOPPED
 from altup_moe.config.load import save_config
-from altup_moe.train.guards import EXIT_STOPPED
+from altup_moe.config.run_directory import checkpoints_dir
 from tests.distributed.ranks import run_ranks
 from tests.distributed.runs import losses, records, text_run, train_on_ranks, train_quietly
 

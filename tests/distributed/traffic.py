@@ -115,7 +115,7 @@ def step_traffic(config: RunConfig) -> Counted:
 @contextmanager
 def _routes() -> Iterator[dict[int, list[list[int]]]]:
     """Fills, while open, the routes of every layer's micro-batches, after capacity. Recomputation is not counted."""
-    from altup_moe.moe.megatron import CapacityRouter
+    from altup_moe.moe.router import CapacityRouter
 
     routing, found = CapacityRouter.routing, {}
 

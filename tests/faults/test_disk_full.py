@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from altup_moe.checkpoint.store import checkpoints_dir, complete, latest
+from altup_moe.checkpoint.store import complete, latest
 from altup_moe.config import RunConfig
+from altup_moe.config.run_directory import checkpoints_dir
 from tests.distributed.ranks import run_ranks
 from tests.distributed.runs import losses, records, text_run, train_on_ranks, train_quietly
 

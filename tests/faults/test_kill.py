@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.store import checkpoints_dir, latest
+from altup_moe.checkpoint.store import latest
 from altup_moe.config import RunConfig
+from altup_moe.config.run_directory import checkpoints_dir
 from tests.distributed.ranks import start_ranks
 from tests.distributed.runs import losses, text_run, train_on_ranks, train_quietly
 

@@ -1,14 +1,16 @@
-"""Fixtures of several unit tests."""
+"""Fixtures of several unit tests. Heavy imports stand inside, so that collection imports no torch."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from altup_moe.data.tokenizer import Tokenizer
     from altup_moe.parallel.topology import Topology
 
 
@@ -23,3 +25,24 @@ def alone() -> Iterator[Topology]:
         yield topo
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def bpe(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A byte-level BPE of fewer tokens than the tiny model's vocabulary."""
+    from altup_moe.data.tokenizer import train_bpe
+    from tests.unit.train.runs import TEXT
+
+    return train_bpe([TEXT], 280, tmp_path_factory.mktemp("bpe") / "tokenizer")
+
+
+@pytest.fixture(scope="session")
+def prefix(bpe: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve documents, tokenised."""
+    from altup_moe.data.document import Document
+    from altup_moe.data.prepare import prepare
+    from tests.unit.train.runs import TEXT
+
+    path = tmp_path_factory.mktemp("data") / "tokens"
+    prepare((Document(f"d{n}", f"{n} {TEXT}") for n in range(12)), bpe, path, "mine")
+    return path

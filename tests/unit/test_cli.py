@@ -137,7 +137,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def test_evaluate_tasks(monkeypatch: pytest.MonkeyPatch, run_dir: Path) -> None:
-    calls = stand_in(monkeypatch, "altup_moe.train.evaluate_tasks", "evaluate_tasks_command")
+    calls = stand_in(monkeypatch, "altup_moe.inference.evaluate_tasks", "evaluate_tasks_command")
     files = ["--task-files", f"cb={run_dir}"]
     assert main(["evaluate", str(run_dir), "--tasks", "cb,rte", "--limit", "5", "--json", *files]) == 7
     (call,) = calls
@@ -145,7 +145,7 @@ def test_evaluate_tasks(monkeypatch: pytest.MonkeyPatch, run_dir: Path) -> None:
 
 
 def test_evaluate(monkeypatch: pytest.MonkeyPatch, run_dir: Path) -> None:
-    calls = stand_in(monkeypatch, "altup_moe.train.evaluate", "evaluate_command")
+    calls = stand_in(monkeypatch, "altup_moe.inference.evaluate", "evaluate_command")
     assert main(["evaluate", str(run_dir)]) == 7
     assert main(["evaluate", "--json", str(run_dir), "--samples", "3", "--corpus", "python-docs"]) == 7
     assert calls == [
@@ -155,7 +155,7 @@ def test_evaluate(monkeypatch: pytest.MonkeyPatch, run_dir: Path) -> None:
 
 
 def test_generate(monkeypatch: pytest.MonkeyPatch, run_dir: Path) -> None:
-    calls = stand_in(monkeypatch, "altup_moe.train.generate", "generate_command")
+    calls = stand_in(monkeypatch, "altup_moe.inference.generate", "generate_command")
     assert main(["generate", str(run_dir), "--prompt", "The import statement"]) == 7
     assert main(["generate", str(run_dir), "--prompt=--x", "--temperature=0", "--top-p", "1", "--seed", "5"]) == 7
     defaults = {"run_dir": run_dir, "max_new_tokens": 64, "temperature": 0.8, "top_p": 0.95, "seed": 0}
@@ -169,7 +169,7 @@ def test_bench_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(
-        "altup_moe.study.bench_overlap.bench_overlap", lambda options, ranks: calls.append((options, ranks)) or 7
+        "altup_moe.bench.bench_overlap.bench_overlap", lambda options, ranks: calls.append((options, ranks)) or 7
     )
     assert main(["bench", "overlap", "--widths", "1", "4", "--out", "traces"]) == 7
     assert (calls[0][0].widths, calls[0][0].out, calls[0][1]) == ((1, 4), "traces", 2)
@@ -184,25 +184,25 @@ def test_profile_is_three_recorded_steps(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_bench_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = stand_in(monkeypatch, "altup_moe.study.bench_step", "bench_step")
+    calls = stand_in(monkeypatch, "altup_moe.bench.bench_step", "bench_step")
     assert main(["bench", "step", "--widths", "1", "4", "--hidden-size", "64", "--json"]) == 7
     assert (calls[0].widths, calls[0].hidden_size, calls[0].repeats, calls[0].json) == ((1, 4), 64, 9, True)
 
 
 def test_bench_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = stand_in(monkeypatch, "altup_moe.study.bench_sequence", "bench_sequence")
+    calls = stand_in(monkeypatch, "altup_moe.bench.bench_sequence", "bench_sequence")
     assert main(["bench", "sequence", "--stride", "8", "--methods", "altup", "--layers=-3..-2"]) == 7
     assert (calls[0].stride, calls[0].methods, calls[0].layers) == (8, ("altup",), "-3..-2")
 
 
 def test_bench_mixing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    calls = stand_in(monkeypatch, "altup_moe.study.bench_mixing", "bench_mixing")
+    calls = stand_in(monkeypatch, "altup_moe.bench.bench_mixing", "bench_mixing")
     assert main(["bench", "mixing", "--widths", "4", "--exponents", "16", "21", "--no-rivals", "--json"]) == 7
     assert (calls[0].widths, calls[0].exponents, calls[0].rivals, calls[0].json) == ((4,), (16, 21), False, True)
 
 
 def test_bench_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    calls = stand_in(monkeypatch, "altup_moe.study.bench_checkpoint", "bench_checkpoint")
+    calls = stand_in(monkeypatch, "altup_moe.bench.bench_checkpoint", "bench_checkpoint")
     assert main(["bench", "checkpoint", "--megabytes", "64", "--directory", str(tmp_path)]) == 7
     assert (calls[0].megabytes, calls[0].repeats, calls[0].directory) == (64, 7, str(tmp_path))
 

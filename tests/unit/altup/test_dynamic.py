@@ -12,7 +12,7 @@ from transformers import Gemma3nTextConfig
 from transformers.models.gemma3n.modeling_gemma3n import Gemma3nTextAltUp, Gemma3nTextModel
 
 from altup_moe.altup.dynamic import MAGNITUDE_FLOOR, Dynamic, active, contract, correct, expand, predict
-from altup_moe.model.reference_streams import BlockProjection, DynamicAltUp
+from altup_moe.model.reference.streams import BlockProjection, DynamicAltUp
 
 S, B, D = 5, 3, 16
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from altup_moe.checkpoint.store import checkpoints_dir
+from altup_moe.config.run_directory import checkpoints_dir
 from tests.unit.checkpoint.models import save
 
 

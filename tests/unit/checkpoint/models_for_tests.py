@@ -15,8 +15,8 @@ from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.tensors import DTYPES, items, load_weights
 from altup_moe.checkpoint.write import Form, whole_tensors, write_checkpoint
 from altup_moe.config import ParallelConfig, RunConfig
-from altup_moe.model.reference import AltUpMoEForCausalLM
-from altup_moe.model.reference_config import AltUpMoEConfig
+from altup_moe.model.reference.config import AltUpMoEConfig
+from altup_moe.model.reference.gpt import AltUpMoEForCausalLM
 from altup_moe.parallel.names import Box, global_shapes, is_buffer
 from altup_moe.parallel.seeds import normal
 from tests.distributed.cases import skewed, small

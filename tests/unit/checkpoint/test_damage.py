@@ -15,8 +15,9 @@ import pytest
 
 from altup_moe.checkpoint.manifest import DIGEST, MANIFEST
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.store import LATEST, checkpoints_dir, find_checkpoint
+from altup_moe.checkpoint.store import LATEST, find_checkpoint
 from altup_moe.config import DataError
+from altup_moe.config.run_directory import checkpoints_dir
 from tests.unit.checkpoint.damaged import (
     MOMENTS,
     WEIGHTS,

@@ -18,10 +18,11 @@ from altup_moe.checkpoint.copies import Copies
 from altup_moe.checkpoint.saver import Saved, SaveError, Saver
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.state import Held
-from altup_moe.checkpoint.store import checkpoints_dir, complete, latest
+from altup_moe.checkpoint.store import complete, latest
 from altup_moe.checkpoint.tensors import STORED, load
 from altup_moe.checkpoint.write import Form, Part
 from altup_moe.config import CheckpointConfig
+from altup_moe.config.run_directory import checkpoints_dir
 from altup_moe.parallel.topology import Topology
 from tests.checkpoints import head, random_tensors
 from tests.distributed.cases import small

@@ -9,7 +9,7 @@ import pytest
 
 from altup_moe.config.checks import check_config
 from altup_moe.config.load import load_config
-from altup_moe.study.paper_recipe import is_recipe, load_recipe
+from altup_moe.recipe.recipe import is_recipe, load_recipe
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 RECIPES = [path for path in CONFIGS if is_recipe(path)]

@@ -15,7 +15,7 @@ import torch
 
 from altup_moe.config import AltUpConfig, RunConfig
 from altup_moe.config.load import load_config
-from altup_moe.model.reference_models import reference_model
+from altup_moe.model.reference.build import reference_model
 from altup_moe.parallel.names import global_shapes
 
 PAPER = AltUpConfig(width=2, recycled=False, cross_attention="wide")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from altup_moe.altup.shape import stream_width
 from altup_moe.altup.variants import VARIANTS
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig, SequenceConfig
-from altup_moe.model.reference import AltUpMoEForCausalLM
-from altup_moe.model.reference_config import AltUpMoEConfig
+from altup_moe.model.reference.config import AltUpMoEConfig
+from altup_moe.model.reference.gpt import AltUpMoEForCausalLM
 from altup_moe.parallel.names import NamedTensor, Piece, Shard, pieces
 
 SHAPE = {"hidden_size": 16, "ffn_hidden_size": 24, "num_attention_heads": 8, "num_query_groups": 4, "vocab_size": 64}

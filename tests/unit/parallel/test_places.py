@@ -10,8 +10,8 @@ import torch
 
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, ParallelConfig, RunConfig
 from altup_moe.config.checks import check_config, smallest_world
-from altup_moe.model.reference import AltUpMoEForCausalLM
-from altup_moe.model.reference_config import AltUpMoEConfig
+from altup_moe.model.reference.config import AltUpMoEConfig
+from altup_moe.model.reference.gpt import AltUpMoEForCausalLM
 from altup_moe.parallel.names import global_shapes, is_buffer
 from altup_moe.parallel.places import chunks, held_tensors, places
 

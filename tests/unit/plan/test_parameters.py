@@ -9,8 +9,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig
-from altup_moe.model.reference import AltUpMoEForCausalLM
-from altup_moe.model.reference_config import AltUpMoEConfig
+from altup_moe.model.reference.config import AltUpMoEConfig
+from altup_moe.model.reference.gpt import AltUpMoEForCausalLM
 from altup_moe.parallel.names import is_buffer
 from altup_moe.parallel.places import held_tensors, places
 from altup_moe.plan.parameters import held_parameters, parameters, stage_parameters

@@ -13,13 +13,13 @@ from altup_moe.config.load import save_config
 from altup_moe.data.document import Document
 from altup_moe.data.prepare import prepare
 from altup_moe.data.tokenizer import Tokenizer, train_bpe
-from altup_moe.model.reference_models import reference_model
+from altup_moe.inference.evaluate import evaluate_samples
+from altup_moe.inference.load_run import load_run
+from altup_moe.model.reference.build import reference_model
 from altup_moe.study.folder import Place, read_json
 from altup_moe.study.latency import Texts, TrainedSteps, measure_steps, measure_texts
 from altup_moe.study.spec import Measure
 from altup_moe.study.trained import held_out
-from altup_moe.train.evaluate import evaluate_samples
-from altup_moe.train.finished import load_run
 from altup_moe.train.mixture import run_samples
 from tests.distributed.ranks import run_ranks
 from tests.unit.train.runs import TEXT, tiny, write_run

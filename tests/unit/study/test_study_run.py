@@ -13,9 +13,10 @@ import pytest
 import yaml
 
 from altup_moe.config import UserError
+from altup_moe.config.exit_codes import EXIT_STOPPED
 from altup_moe.study.folder import Folder
 from altup_moe.study.records import Row
-from altup_moe.study.run import EXIT_STOPPED, run_study
+from altup_moe.study.run import run_study
 from altup_moe.study.spec import Study, load_study
 from tests.unit.study.test_study_spec import SMALL
 

@@ -14,18 +14,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import altup_moe.checkpoint.hf_convert as hf_convert
-import altup_moe.train.hub as hub
+import altup_moe.checkpoint.hf.convert as hf_convert
+import altup_moe.inference.hub as hub
 from altup_moe.checkpoint.manifest import Manifest
-from altup_moe.checkpoint.store import checkpoints_dir
 from altup_moe.checkpoint.tensors import items
 from altup_moe.checkpoint.write import Form, whole_tensors, write_checkpoint
 from altup_moe.config import AltUpConfig, LogConfig, ModelConfig, MoEConfig, RunConfig
 from altup_moe.config.load import load_config, save_config
+from altup_moe.config.run_directory import checkpoints_dir
 from altup_moe.data.tokenizer import train_bpe
-from altup_moe.model.reference import AltUpMoEConfig, AltUpMoEForCausalLM
-from altup_moe.train.finished import load_run, tokenizer_dir
-from altup_moe.train.generate import continuation
+from altup_moe.inference.generate import continuation
+from altup_moe.inference.load_run import load_run, tokenizer_dir
+from altup_moe.model.reference.gpt import AltUpMoEConfig, AltUpMoEForCausalLM
 from tests.models import assert_same_model
 from tests.unit.tools.hub_models import MODELS, TEXT, save_model
 from tools.convert import main

@@ -15,9 +15,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from altup_moe.cli import main as altup_moe
-from altup_moe.train.evaluate import evaluate_samples
-from altup_moe.train.finished import load_run, tokenizer_dir
-from altup_moe.train.generate import continuation
+from altup_moe.inference.evaluate import evaluate_samples
+from altup_moe.inference.generate import continuation
+from altup_moe.inference.load_run import load_run, tokenizer_dir
 from altup_moe.train.samples import open_corpus
 from tools.convert import main
 from tools.grow import main as grow

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
 
-from altup_moe.checkpoint.hf_config import from_hub
-from altup_moe.checkpoint.hf_plain import plain_family
-from altup_moe.checkpoint.store import checkpoints_dir
+from altup_moe.checkpoint.hf.config import from_hub
+from altup_moe.checkpoint.hf.plain import plain_family
 from altup_moe.config import (
     AltUpConfig,
     ConfigError,
@@ -26,12 +25,13 @@ from altup_moe.config import (
     UserError,
 )
 from altup_moe.config.load import save_config
+from altup_moe.config.run_directory import checkpoints_dir
 from altup_moe.data.tokenizer import train_bpe
-from altup_moe.model.reference_models import reference_model
-from altup_moe.model.reference_t5 import AltUpMoEForConditionalGeneration
-from altup_moe.train.evaluate import evaluate_samples
-from altup_moe.train.finished import load_run, tokenizer_dir
-from altup_moe.train.generate import continuation, generate_command
+from altup_moe.inference.evaluate import evaluate_samples
+from altup_moe.inference.generate import continuation, generate_command
+from altup_moe.inference.load_run import load_run, tokenizer_dir
+from altup_moe.model.reference.build import reference_model
+from altup_moe.model.reference.t5 import AltUpMoEForConditionalGeneration
 from tests.checkpoints import head, write_tensors
 from tests.models import assert_same_model
 from tests.unit.tools.hub_models import TEXT

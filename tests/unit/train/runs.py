@@ -12,9 +12,9 @@ import torch
 from altup_moe.config import AltUpConfig, LogConfig, ModelConfig, MoEConfig, RunConfig, TrainConfig
 from altup_moe.config.load import save_config
 from altup_moe.data.tokenizer import Tokenizer
-from altup_moe.model.reference import AltUpMoEForCausalLM
-from altup_moe.model.reference_config import AltUpMoEConfig
-from altup_moe.train.finished import FinishedRun, tokenizer_dir
+from altup_moe.inference.load_run import FinishedRun, tokenizer_dir
+from altup_moe.model.reference.config import AltUpMoEConfig
+from altup_moe.model.reference.gpt import AltUpMoEForCausalLM
 from tests.checkpoints import head, write_tensors
 
 TEXT = "the cat sat on the mat, the dog lay on the log, and the bird flew over the house.\n" * 4

@@ -7,7 +7,8 @@ import signal
 
 import pytest
 
-from altup_moe.train.guards import EXIT_STOPPED, StopSignal
+from altup_moe.config.exit_codes import EXIT_STOPPED
+from altup_moe.train.guards import StopSignal
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 

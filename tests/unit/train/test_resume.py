@@ -10,7 +10,7 @@ import pytest
 
 from altup_moe.checkpoint.manifest import MANIFEST, write_manifest
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.store import checkpoints_dir, latest
+from altup_moe.checkpoint.store import latest
 from altup_moe.config import (
     AltUpConfig,
     ConfigError,
@@ -23,6 +23,7 @@ from altup_moe.config import (
     SequenceConfig,
     TrainConfig,
 )
+from altup_moe.config.run_directory import checkpoints_dir
 from altup_moe.parallel.topology import Topology
 from altup_moe.train.resume import find_resume_point, verified
 from tests.checkpoints import head, random_tensors, write_tensors

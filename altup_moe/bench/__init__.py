@@ -1,0 +1,1 @@
+"""Benchmarks of the trainer's parts, whose figures the README quotes."""

@@ -1,0 +1,224 @@
+"""`altup-moe bench overlap`: what hides under the experts' all-to-all, and what the wide stream adds to a step.
+
+One process per rank (torchrun, or launch/netlab for a network of a known rate); the experts are spread over all of
+them. For each width one model; its modes are switched between steps, so that all are timed in turn in one run:
+
+    mixing inline | deferred   x   exchange blocking | async   x   halves off | on
+
+A first part times plain steps (medians, ratios); a second records spans of a few further steps of each mode. For the
+GPU, where none was at hand, the last lines print what DESIGN's bytes predict.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator
+from dataclasses import asdict, astuple, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from altup_moe.bench.options import OverlapBench, StepBench
+from altup_moe.bench.stepper import Stepper, run_config, spread
+from altup_moe.config import OverlapConfig, ParallelConfig, RunConfig
+from altup_moe.config.checks import check_config
+from altup_moe.config.schema import Width
+from altup_moe.parallel.topology import Topology, topology
+from altup_moe.timeline.chrome import write_trace
+from altup_moe.timeline.overlap import OverlapReport, measure, median
+from altup_moe.timeline.picture import write_picture
+from altup_moe.timeline.spans import record, step
+from altup_moe.train.profile import gather, watch_layers
+
+MODES = [
+    OverlapConfig(mixing, exchange, halves)
+    for halves in (False, True)
+    for exchange in ("blocking", "async")
+    for mixing in ("inline", "deferred")
+]
+
+
+@dataclass(frozen=True)
+class ModeResult:
+    """One width in one mode: seconds of a step (median, extremes), its ratio to width 1 in that mode, its report."""
+
+    width: int
+    mode: OverlapConfig
+    median_seconds: float
+    min_seconds: float
+    max_seconds: float
+    ratio: float | None
+    report: OverlapReport
+
+    @property
+    def mixing_hidden(self) -> float | None:
+        """Share of the mixing time during which an exchange was in flight."""
+        return self.report.mixing_hidden_ms / self.report.mixing_ms if self.report.mixing_ms else None
+
+    @property
+    def exchange_hidden(self) -> float:
+        """Share of the exchange's time that nobody waited."""
+        return self.report.hidden_ms / self.report.exchange_ms if self.report.exchange_ms else 0.0
+
+    @property
+    def bound(self) -> float:
+        """The largest share any schedule could hide: computing lasts no longer."""
+        return self.report.bound_ms / self.report.exchange_ms if self.report.exchange_ms else 0.0
+
+
+def bench_config(bench: OverlapBench, width: Width, world_size: int) -> RunConfig:
+    """A model with experts over all ranks."""
+    shape = {name: getattr(bench, name) for name in ("hidden_size", "num_layers", "seq_length", "micro_batch_size")}
+    config = run_config(StepBench(moe_experts=bench.moe_experts, **shape), width)
+    # A small vocabulary: the gradients' reduction is not what is measured.
+    model = replace(config.model, vocab_size=1024)
+    train = replace(config.train, global_batch_size=bench.micro_batch_size * world_size)
+    return replace(config, model=model, train=train, parallel=ParallelConfig(expert=world_size))
+
+
+def modes(width: int) -> list[OverlapConfig]:
+    """The modes that differ for a width: with one block there is nothing to mix."""
+    return [mode for mode in MODES if width > 1 or mode.mixing == "deferred"]
+
+
+def _set_mode(stepper: Stepper, mode: OverlapConfig) -> None:
+    # The model reads them as it goes.
+    for module in (m for chunk in stepper.chunks for m in chunk.modules()):
+        config: Any = getattr(module, "config", None)
+        if hasattr(config, "overlap_mixing"):
+            config.overlap_mixing = mode.mixing == "deferred"
+            config.overlap_exchange = mode.exchange == "async"
+            config.overlap_halves = mode.microbatch_halves
+
+
+def _turns(steppers: dict[Width, Stepper]) -> Iterator[tuple[Width, OverlapConfig, Stepper]]:
+    for width, stepper in steppers.items():
+        for mode in modes(width):
+            _set_mode(stepper, mode)
+            dist.barrier()
+            yield width, mode, stepper
+
+
+def _measure(bench: OverlapBench, topo: Topology) -> list[ModeResult] | None:
+    torch.set_num_threads(bench.threads)
+    steppers = {w: Stepper(bench_config(bench, w, topo.world_size), topo) for w in bench.widths}
+    seconds: dict[tuple[Width, OverlapConfig], list[float]] = {}
+    for repeat in range(bench.repeats + 1):
+        for width, mode, stepper in _turns(steppers):
+            taken = stepper.step()
+            if repeat:
+                seconds.setdefault((width, mode), []).append(taken)
+    reports = {}
+    for width, mode, stepper in _turns(steppers):
+        found = _recorded(bench, width, mode, stepper)
+        if found:
+            reports[width, mode] = found
+    if topo.rank != 0:
+        return None
+    medians = {key: statistics.median(s) for key, s in seconds.items()}
+
+    def plain(mode: OverlapConfig) -> float | None:
+        return medians.get((1, replace(mode, mixing="deferred")))
+
+    return [
+        ModeResult(
+            width, mode, medians[width, mode], min(s), max(s),
+            medians[width, mode] / base if (base := plain(mode)) else None, reports[width, mode],
+        )
+        for (width, mode), s in seconds.items()
+    ]  # fmt: skip
+
+
+def _recorded(bench: OverlapBench, width: Width, mode: OverlapConfig, stepper: Stepper) -> OverlapReport | None:
+    with record(stepper.topology.rank) as recording:
+        watch_layers(stepper.chunks)
+        for _ in range(bench.recorded):
+            dist.barrier()
+            with step():
+                stepper.step()
+    name = f"k{width}-{mode.mixing}-{mode.exchange}{'-halves' if mode.microbatch_halves else ''}"
+    return _together(bench, name, recording, stepper.topology)
+
+
+def _together(bench: OverlapBench, name: str, recording: Any, topo: Topology) -> OverlapReport | None:
+    """All ranks' spans on rank 0: through files where they are wanted, else as JSON over the network."""
+    if bench.out:
+        directory = Path(bench.out) / name
+        recordings = gather(recording, directory, topo)
+        if recordings is None:
+            return None
+        write_trace(directory / "trace.json", recordings)
+        write_picture(directory / "step.png", recordings, title=name)
+        return median([report for each in recordings for report in measure(each)])
+    own = torch.tensor([astuple(report) for report in measure(recording)], dtype=torch.float64)
+    every = [torch.empty_like(own) for _ in range(topo.world_size)]
+    dist.all_gather(every, own)
+    return median([OverlapReport(*figures) for figures in torch.cat(every).tolist()])
+
+
+def bench_overlap(bench: OverlapBench, world_size: int) -> int:
+    """Measure and print a table, or one JSON object, on rank 0."""
+    for width in bench.widths:
+        check_config(bench_config(bench, width, world_size), world_size)
+    with topology(ParallelConfig(expert=world_size)) as topo:
+        results = _measure(bench, topo)
+    if results is None:
+        return 0
+    if bench.json:
+        print(json.dumps({"bench": vars(bench), "ranks": world_size, "torch": torch.__version__,
+                          "modes": [_as_dict(r) for r in results]}))  # fmt: skip
+    else:
+        print(_table(bench, world_size, results))
+    return 0
+
+
+def _as_dict(r: ModeResult) -> dict[str, Any]:
+    shares = {"mixing_hidden": r.mixing_hidden, "exchange_hidden": r.exchange_hidden, "bound": r.bound}
+    return {**asdict(r), **shares}
+
+
+def _table(bench: OverlapBench, ranks: int, results: list[ModeResult]) -> str:
+    lines = [
+        f"hidden {bench.hidden_size}, {bench.num_layers} layers, {bench.moe_experts} experts top-2 over {ranks} "
+        f"rank(s), sequence {bench.seq_length}, micro-batch {bench.micro_batch_size} a rank, fp32, "
+        f"{bench.threads} thread(s) a rank",
+        f"median of {bench.repeats} interleaved steps; spans: median of {bench.recorded} further steps of all ranks",
+        "",
+        "  K  mixing    exchange  halves |  step ms (min .. max)          over K=1 | exchange ms  hidden  (at most) | "
+        "mix ms  hidden  axpy ms",
+    ]
+    for r in results:
+        m, o = r.mode, r.report
+        taken = spread(r.median_seconds, r.min_seconds, r.max_seconds)
+        ratio = f"{r.ratio:.3f}" if r.ratio else "-"
+        mixing = "-" if r.width == 1 else m.mixing
+        hidden = f"{100 * r.mixing_hidden:5.1f} %" if r.mixing_hidden is not None else "      -"
+        lines.append(
+            f"  {r.width}  {mixing:<9} {m.exchange:<9} {'on' if m.microbatch_halves else 'off':<6} | {taken:<30}"
+            f"{ratio:>8} | {o.exchange_ms:11.1f} {100 * r.exchange_hidden:5.1f} %  {100 * r.bound:6.1f} %  | "
+            f"{o.mixing_ms:6.2f} {hidden} {o.axpy_ms:8.2f}"
+        )
+    return "\n".join([*lines, "", *gpu_model()])
+
+
+HBM_BYTES_PER_SECOND = 3.35e12
+"""H100 SXM's memory bandwidth (NVIDIA's data sheet)."""
+REACHED = 0.9
+"""Share of it that a streaming kernel reaches: an assumption."""
+
+
+def gpu_nanoseconds(blocks: int, width: int = 4096, element: int = 2) -> float:
+    """Time to move `blocks` blocks of `width` elements, ns a token: DESIGN's table of bytes over the bandwidth."""
+    return blocks * width * element / (HBM_BYTES_PER_SECOND * REACHED) * 1e9
+
+
+def gpu_model() -> list[str]:
+    """What the bytes predict for an H100: nothing here was measured."""
+    off_path = " / ".join(f"{gpu_nanoseconds(2 * k + 2):.0f}" for k in (2, 4))
+    return [
+        "model, not measured: H100, d=4096, bf16: a pass moves 2K+2 blocks a token and layer, off the path "
+        f"{off_path} ns (K=2/4); on the path 1 block, {gpu_nanoseconds(1):.1f} ns",
+    ]

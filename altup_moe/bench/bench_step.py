@@ -1,0 +1,102 @@
+"""`altup-moe bench step`: what the wide stream costs, as ratios of medians over interleaved training steps.
+
+Time: one process holds a model of every width and takes a step of each in turn, so that a change of the machine's speed
+meets all of them. Memory: one fresh process a width, since a peak cannot be reset within one.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import platform
+import statistics
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from altup_moe.bench.options import StepBench
+from altup_moe.bench.stepper import Stepper, interleaved, run_config, spread
+from altup_moe.config.checks import check_config
+from altup_moe.config.schema import Width
+from altup_moe.parallel.topology import topology
+from altup_moe.train.metrics import peak_memory_gib
+
+
+@dataclass(frozen=True)
+class WidthResult:
+    """One width: a step's seconds (median, extremes), peak memory of its own process, ratios to the first width."""
+
+    width: int
+    median_seconds: float
+    min_seconds: float
+    max_seconds: float
+    peak_gib: float
+    time_ratio: float
+    memory_ratio: float
+
+
+def measure_times(bench: StepBench) -> dict[Width, list[float]]:
+    """Seconds of each timed step by width, interleaved, after two steps of each that are not counted."""
+    torch.set_num_threads(bench.threads)
+    with topology(run_config(bench, 1).parallel) as topo:
+        return interleaved({width: Stepper(run_config(bench, width), topo) for width in bench.widths}, bench.repeats)
+
+
+def _peak(bench: StepBench, width: Width, result: Any) -> None:
+    measure_times(replace(bench, widths=(width,), repeats=1))
+    result.put(peak_memory_gib())
+
+
+def measure_memory(bench: StepBench, width: Width) -> float:
+    """Peak GiB of a fresh process that takes three steps of a width."""
+    context = multiprocessing.get_context("spawn")
+    result = context.Queue()
+    process = context.Process(target=_peak, args=(bench, width, result))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"the memory run of width {width} ended with code {process.exitcode}")
+    return result.get()
+
+
+def measure(bench: StepBench) -> list[WidthResult]:
+    """All widths, with ratios to the first."""
+    for width in bench.widths:
+        check_config(run_config(bench, width), 1)
+    # Memory first: a child's peak starts at what its parent holds.
+    peaks = {width: measure_memory(bench, width) for width in bench.widths}
+    seconds = measure_times(bench)
+    base = bench.widths[0]
+    base_median = statistics.median(seconds[base])
+    return [
+        WidthResult(
+            width,
+            statistics.median(s),
+            min(s),
+            max(s),
+            peaks[width],
+            statistics.median(s) / base_median,
+            peaks[width] / peaks[base],
+        )
+        for width, s in seconds.items()
+    ]
+
+
+def bench_step(bench: StepBench) -> int:
+    """Measure and print a table, or one JSON object."""
+    results = measure(bench)
+    if bench.json:
+        machine = {"machine": platform.machine(), "torch": torch.__version__, "threads": bench.threads}
+        print(json.dumps({"bench": vars(bench), **machine, "widths": [vars(r) for r in results]}))
+        return 0
+    print(
+        f"hidden {bench.hidden_size}, {bench.num_layers} layers, sequence {bench.seq_length}, micro-batch "
+        f"{bench.micro_batch_size}, {bench.moe_experts or 'no'} experts, fp32, {bench.threads} thread(s), "
+        f"median of {bench.repeats} interleaved steps"
+    )
+    print("  K   step ms (min .. max)            time vs first   peak GiB   memory vs first")
+    for r in results:
+        taken = spread(r.median_seconds, r.min_seconds, r.max_seconds)
+        print(f"  {r.width}   {taken:<32}{r.time_ratio:8.3f}{r.peak_gib:15.2f}{r.memory_ratio:15.3f}")
+    return 0

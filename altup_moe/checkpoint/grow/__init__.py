@@ -1,0 +1,1 @@
+"""A checkpoint of a small model as the start of a larger one."""

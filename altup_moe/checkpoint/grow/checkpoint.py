@@ -1,0 +1,109 @@
+"""A checkpoint of a larger model from a smaller one's, a tensor at a time. `grow_rules` says what each tensor is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from altup_moe.checkpoint.grow.rules import Growth, Rule, rule_of
+from altup_moe.checkpoint.source import HALF, Checkpoint
+from altup_moe.checkpoint.tensors import DTYPES, items, load
+from altup_moe.checkpoint.write import Form, whole_tensors, write_checkpoint
+from altup_moe.config.checks import smallest_world
+from altup_moe.parallel.names import Box, global_shapes, is_buffer
+
+POWER = {"exp_avg": 1, "exp_avg_sq": 2}
+"""Adam's moments: to which power of the gradient they go."""
+
+
+@dataclass(frozen=True)
+class Grown:
+    """What was written. ``carried``: trained tensors whose moments were carried; ``reset``: how many were not, by
+    reason (both empty without optimizer state).
+    """
+
+    directory: Path
+    carried: int
+    reset: Mapping[str, int]
+
+
+def grow_checkpoint(source: Checkpoint, growth: Growth, root: Path) -> Grown:
+    """Write the grown checkpoint into `root`, a directory of checkpoints. The growth must be a checked one.
+
+    Counters and the fingerprint of the data are the source's; random streams are dropped.
+
+    Raises:
+        OSError: from the file system; nothing is left then.
+    """
+    shapes = global_shapes(growth.target)
+    rules = {name: rule_of(name, shape, growth) for name, shape in shapes.items()}
+    carried = _carries(source, growth)
+    forms = _forms(source, rules, shapes, carried)
+    head = replace(
+        source.manifest,
+        config=growth.target.to_dict(),
+        world_size=smallest_world(growth.target.parallel),
+        files={},
+        tensors={},
+    )
+
+    def read(stored: str, box: Box) -> np.ndarray:
+        # The plan has whole tensors only.
+        kind, _, name = stored.partition("/")
+        tensor = grown_tensor(source, rules[name], kind, shapes[name])
+        if tuple(tensor.shape) != shapes[name]:
+            raise AssertionError(f"the rule for {name} gives {tuple(tensor.shape)}, not {shapes[name]}")
+        return items(tensor.to(DTYPES[forms[stored].dtype]).contiguous())
+
+    directory = write_checkpoint(root, head, forms, whole_tensors(forms), read)
+    trained = [rules[name] for name in shapes if not is_buffer(name)] if carried else []
+    reset = Counter(rule.why for rule in trained if rule.gradient is None)
+    return Grown(directory, len(trained) - reset.total(), reset)
+
+
+def grown_tensor(source: Checkpoint, rule: Rule, kind: str, shape: tuple[int, ...]) -> Tensor:
+    """A stored tensor of the grown model, fp32. ``kind``: weights, main, exp_avg or exp_avg_sq."""
+    if kind in POWER:
+        if rule.gradient is None:
+            return torch.zeros(shape)
+        return rule.moment(load(source, f"{kind}/{rule.source}").float(), POWER[kind])
+    if rule.source is None:
+        return rule.value(torch.empty(0))
+    # Half-precision weights are roundings of their fp32 copies: noise must be added once, before rounding.
+    precise = f"main/{rule.source}"
+    stored = precise if precise in source.manifest.tensors else f"weights/{rule.source}"
+    return rule.value(load(source, stored).float())
+
+
+def _carries(source: Checkpoint, growth: Growth) -> bool:
+    """Whether there are moments to carry over: Adam's. How Adafactor's factors grow is not worked out."""
+    optimizers = {source.manifest.config.get("optim", {}).get("optimizer", "adamw"), growth.target.optim.optimizer}
+    return source.manifest.has_optimizer and optimizers == {"adamw"}
+
+
+def _forms(
+    source: Checkpoint, rules: Mapping[str, Rule], shapes: Mapping[str, tuple[int, ...]], carried: bool
+) -> dict[str, Form]:
+    """Every tensor to be stored, in order of kinds."""
+    stored = source.manifest.tensors
+    usual = stored["weights/model.embed_tokens.weight"].dtype
+
+    def dtype(name: str) -> str:
+        origin = rules[name].source
+        if origin is not None:
+            return stored[f"weights/{origin}"].dtype
+        return "F32" if ".altup." in name or is_buffer(name) else usual
+
+    forms = {f"weights/{name}": Form(shape, dtype(name)) for name, shape in shapes.items()}
+    trained = {name: shape for name, shape in shapes.items() if not is_buffer(name)}
+    if carried:
+        halves = {name: shape for name, shape in trained.items() if dtype(name) in HALF}
+        forms |= {f"main/{name}": Form(shape, "F32") for name, shape in halves.items()}
+        forms |= {f"{kind}/{name}": Form(shape, "F32") for kind in POWER for name, shape in trained.items()}
+    return forms

@@ -1,0 +1,1 @@
+"""Conversion between a run's checkpoint and Hugging Face's directory of a model."""

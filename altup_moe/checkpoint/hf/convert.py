@@ -1,0 +1,87 @@
+"""Weights through the door, a tensor at a time: a hub's directory to a checkpoint, and the other way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from altup_moe.checkpoint.hf.files import HubWeights, write_weights
+from altup_moe.checkpoint.hf.names import hub_name
+from altup_moe.checkpoint.manifest import Manifest
+from altup_moe.checkpoint.source import Checkpoint
+from altup_moe.checkpoint.tensors import DTYPES, items
+from altup_moe.checkpoint.write import Form, whole_tensors, write_checkpoint
+from altup_moe.config import RunConfig
+from altup_moe.parallel.names import Box, global_shapes
+
+START = "decoder_start_token_id"
+"""What an encoder-decoder's answers begin with; where it is not named, the padding id."""
+STORED_AS = {"fp32": "F32", "bf16": "BF16"}
+"""`train.precision` as the dtype of stored weights."""
+SHARD_BYTES = 5_000_000_000
+"""Largest file of an export, as is usual on the hub."""
+
+
+def exact_precision(weights: HubWeights, names: dict[str, str]) -> Literal["fp32", "bf16"]:
+    """The `train.precision` that loses nothing: bf16 if all tensors are, else fp32 (which holds every half type)."""
+    return "bf16" if all(weights.entry(name).dtype == "BF16" for name in names.values()) else "fp32"
+
+
+def import_weights(
+    weights: HubWeights, names: dict[str, str], config: RunConfig, root: Path, libraries: dict[str, str]
+) -> Path:
+    """Write a hub's weights as checkpoint 0 of a run; on failure nothing of it is left.
+
+    Args:
+        names: global name -> name in the files (`HubWeights.match`).
+        root: directory of the run's checkpoints. libraries: versions, for the manifest.
+    Returns:
+        The checkpoint's directory.
+    """
+    dtype = STORED_AS[config.train.precision]
+    forms = {f"weights/{name}": Form(shape, dtype) for name, shape in global_shapes(config).items()}
+
+    def read(name: str, box: Box) -> np.ndarray:
+        tensor = weights.read(names[name.removeprefix("weights/")], box)
+        return items(tensor.to(DTYPES[dtype]).contiguous())
+
+    head = Manifest(
+        step=0,
+        consumed_samples=0,
+        skipped_steps=0,
+        optimizer_steps=0,
+        scheduler_steps=0,
+        world_size=1,
+        data_fingerprint="",
+        config=config.to_dict(),
+        libraries=libraries,
+    )
+    return write_checkpoint(root, head, forms, whole_tensors(forms), read)
+
+
+def export_weights(checkpoint: Checkpoint, directory: Path, family: str | None, limit: int = SHARD_BYTES) -> None:
+    """Write a checkpoint's weights as safetensors, bit for bit.
+
+    Args:
+        family: whose names they get; None keeps the global names, which our own class has.
+        limit: bytes of a file.
+    """
+    stored = checkpoint.manifest.of_kind("weights")
+    theirs = {name: name if family is None else hub_name(name, family) for name in stored}
+    ours = {hub: name for name, hub in theirs.items()}
+    forms = {theirs[name]: Form(tensor.shape, tensor.dtype) for name, tensor in stored.items()}
+    write_weights(directory, forms, lambda name: checkpoint.read(f"weights/{ours[name]}"), limit)
+
+
+def torch_dtype(config: RunConfig) -> str:
+    """Torch's name of the weights' type, for a `config.json`."""
+    return {"fp32": "float32", "bf16": "bfloat16"}[config.train.precision]
+
+
+def special_tokens(generation: dict[str, Any], eod: int | None) -> dict[str, Any]:
+    """Ids of special tokens: those of a `generation_config.json`, the end-of-document id where it says nothing."""
+    held = {name: generation.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    start = {name: generation[name] for name in (START,) if generation.get(name) is not None}
+    return {name: eod if value is None else value for name, value in held.items()} | start

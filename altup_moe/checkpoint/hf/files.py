@@ -1,0 +1,156 @@
+"""A directory of a hub: `config.json` and safetensors, read and written a tensor at a time, never a pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from altup_moe.checkpoint.boxes import whole
+from altup_moe.checkpoint.hf.names import copies, hub_name, recomputed
+from altup_moe.checkpoint.manifest import FILE_NAME, ITEM_BYTES
+from altup_moe.checkpoint.plain import read_plain, strict_json
+from altup_moe.checkpoint.shards import Entry, ShardReader, ShardReaders, write_tensors
+from altup_moe.checkpoint.tensors import tensor_of
+from altup_moe.checkpoint.write import Form
+from altup_moe.config import DataError
+from altup_moe.config.files import write_text
+from altup_moe.parallel.names import Box
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+GENERATION = "generation_config.json"
+FLOATS = ("F32", "BF16", "F16")
+"""Dtypes of weights that can be imported."""
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        DataError: it cannot be read, or holds something else.
+    """
+    # A hub's cache holds links.
+    raw = read_plain(path.resolve())
+    try:
+        content = strict_json(raw)
+    except ValueError as error:
+        raise DataError(path, f"cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise DataError(path, f"holds a JSON {type(content).__name__}, not an object")
+    return content
+
+
+class HubWeights(ShardReaders):
+    """The open safetensors files of a directory. Close it, or use it in a `with` statement.
+
+    Raises:
+        DataError: no such files (pickles are never loaded), a damaged one, or an index that does not fit them.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self.directory = directory
+        self._places: dict[str, str] = {}
+        try:
+            for file in self._files():
+                # A hub's cache holds links.
+                self._readers[file] = ShardReader((directory / file).resolve())
+                for name in self._readers[file].entries:
+                    if name in self._places:
+                        raise DataError(directory / file, f"holds {name}, as {self._places[name]} does")
+                    self._places[name] = file
+        except BaseException:
+            self.close()
+            raise
+
+    def entry(self, name: str) -> Entry:
+        """Dtype and shape of a tensor."""
+        return self._readers[self._places[name]].entries[name]
+
+    def read(self, name: str, box: Box | None = None) -> Tensor:
+        """A box of a tensor (None: all of it)."""
+        entry, reader = self.entry(name), self._readers[self._places[name]]
+        return tensor_of(reader.read(name, whole(entry.shape) if box is None else box), entry.dtype)
+
+    def match(self, shapes: Mapping[str, tuple[int, ...]], family: str, tied: bool) -> dict[str, str]:
+        """Global name -> name in the files, of every tensor of a model.
+
+        Args:
+            shapes: every global parameter and its shape. tied: whether the output layer is the embedding table.
+        Raises:
+            DataError: a tensor is missing, left over, of another shape, or not of floating-point numbers.
+        """
+        names = {name: hub_name(name, family) for name in shapes}
+        for name, theirs in names.items():
+            if theirs not in self._places:
+                raise DataError(self.directory, f"lacks the tensor {theirs}")
+            entry, file = self.entry(theirs), self.directory / self._places[theirs]
+            if entry.shape != shapes[name]:
+                raise DataError(file, f"{theirs} is {list(entry.shape)}; by config.json it is {list(shapes[name])}")
+            if entry.dtype not in FLOATS:
+                raise DataError(file, f"{theirs} is of {entry.dtype}; {', '.join(FLOATS)} would fit")
+        equal = copies(family, tied)
+        for extra in sorted(set(self._places) - set(names.values())):
+            if recomputed(extra) or (extra in equal and self._same(extra, names[equal[extra]])):
+                continue
+            file = self.directory / self._places[extra]
+            raise DataError(file, f"holds {extra}, which a model of its config.json has not")
+        return names
+
+    def _same(self, one: str, other: str) -> bool:
+        return torch.equal(self.read(one), self.read(other))
+
+    def _files(self) -> list[str]:
+        index = self.directory / INDEX
+        if index.is_file():
+            held = read_json(index).get("weight_map")
+            files = sorted(set(held.values())) if isinstance(held, dict) else []
+            wrong = [name for name in files if not isinstance(name, str) or not FILE_NAME.fullmatch(name)]
+            if wrong or not files:
+                raise DataError(index, f"has no weight_map of bare .safetensors names ({str(wrong[:1])[:60]})")
+            return files
+        if (self.directory / SINGLE).is_file():
+            return [SINGLE]
+        pickled = sorted(path.name for pattern in _PICKLES for path in self.directory.glob(pattern))
+        if pickled:
+            raise DataError(self.directory / pickled[0], "is a pickle, which is never loaded; save it as safetensors")
+        raise DataError(self.directory, f"has neither {SINGLE} nor {INDEX}")
+
+
+def cut_shards(forms: Mapping[str, Form], limit: int) -> dict[str, list[str]]:
+    """File name -> tensors in order, each file at most `limit` bytes (or one tensor), named as the hub does."""
+    shards: list[list[str]] = []
+    held = limit
+    for name, form in forms.items():
+        size = int(np.prod(form.shape)) * ITEM_BYTES[form.dtype]
+        if held + size > limit or not shards:
+            held = 0
+            shards.append([])
+        shards[-1].append(name)
+        held += size
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors": names for n, names in enumerate(shards)}
+
+
+def write_weights(directory: Path, forms: Mapping[str, Form], read: Callable[[str], np.ndarray], limit: int) -> None:
+    """Write tensors by their hub names, with an index if there is more than one file.
+
+    Args:
+        read: gives a tensor's items (see `checkpoint.tensors.items`). limit: bytes of a file.
+    """
+    shards = cut_shards(forms, limit)
+    for file, names in shards.items():
+        entries = [(name, forms[name].dtype, forms[name].shape) for name in names]
+        write_tensors(directory / file, entries, map(read, names), {"format": "pt"})
+    if len(shards) > 1:
+        total = sum(int(np.prod(form.shape)) * ITEM_BYTES[form.dtype] for form in forms.values())
+        places = {name: file for file, names in shards.items() for name in names}
+        content = {"metadata": {"total_size": total}, "weight_map": places}
+        write_text(directory / INDEX, json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,69 @@
+"""Loss, perplexity and bits per byte of a finished run, on one process."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from altup_moe.config.run_directory import tokenizer_dir
+from altup_moe.inference.load_run import FinishedRun, load_run
+from altup_moe.inference.logits import batch_logits
+from altup_moe.train.batches import SampleDataset, micro_batches
+from altup_moe.train.mixture import run_samples
+from altup_moe.train.samples import open_corpus
+from altup_moe.train.step import Validation
+
+
+@torch.no_grad()
+def evaluate_samples(run: FinishedRun, dataset: SampleDataset, count: int, byte_lengths: torch.Tensor) -> Validation:
+    """The first `count` samples through the model. ``byte_lengths`` [V]: UTF-8 bytes of each token id."""
+    device = run.model.device
+    nats, tokens, text_bytes = 0.0, 0, 0
+    for batch in micro_batches(dataset, 0, count, run.config.train.micro_batch_size, 0, 1):
+        logits = batch_logits(run.model, batch.to(device))
+        keep = batch.loss_mask.bool()
+        losses = F.cross_entropy(logits.flatten(0, 1), batch.labels.to(device).flatten(), reduction="none")
+        nats += float(losses.view_as(keep)[keep.to(device)].double().sum())
+        tokens += int(keep.sum())
+        text_bytes += int(byte_lengths[batch.labels[keep]].sum())
+    return Validation(nats / tokens, nats / math.log(2) / max(text_bytes, 1), tokens)
+
+
+def evaluate_command(run_dir: Path, corpus: str | None, samples: int | None, as_json: bool) -> int:
+    """`altup-moe evaluate`: print the figures of the newest checkpoint.
+
+    Args:
+        corpus: a named corpus or a prefix of prepared data, all of it; None is the validation part of the run's own
+            data, as many samples of it as the training's validations read.
+    """
+    run = load_run(run_dir)
+    config = run.config
+    if corpus is None:
+        data = run_samples(config)
+        dataset, count, name = data.valid, data.valid_count(config), f"{config.data.corpus} (validation part)"
+        lengths = data.byte_lengths
+    else:
+        dataset, lengths = open_corpus(config, corpus, tokenizer_dir(run_dir))
+        count, name = len(dataset), corpus
+    result = evaluate_samples(run, dataset, min(samples or count, len(dataset)), lengths)
+    figures = {
+        "run": str(run_dir),
+        "step": run.step,
+        "corpus": name,
+        "loss": result.loss,
+        "perplexity": result.perplexity,
+        "bits_per_byte": result.bits_per_byte,
+        "tokens": result.tokens,
+    }
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        print(
+            f"{run_dir} step {run.step} on {name}: loss {result.loss:.4f} nats/token | "
+            f"perplexity {result.perplexity:.2f} | bits/byte {result.bits_per_byte:.4f} | {result.tokens:,} tokens"
+        )
+    return 0

@@ -1,0 +1,281 @@
+"""The whole model in plain PyTorch: one process, no Megatron, written to be read beside the papers.
+
+It is what every parallel layout is compared with, what generates text, and the format that leaves through
+`save_pretrained`. Importing this module teaches `AutoConfig` and `AutoModelForCausalLM` the type `altup_moe`.
+
+Shape legend: B samples, S positions, D width of a layer, K blocks of the stream, E experts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from altup_moe.model.reference.config import AltUpMoEConfig
+from altup_moe.model.reference.layers import (
+    Attention,
+    GatedMLP,
+    MoE,
+    ResidualOutput,
+    RMSNorm,
+    Router,
+    Routing,
+    attention_mask,
+    full,
+    updated_expert_bias,
+)
+from altup_moe.model.reference.sequence import Anchors, Strided, token_order
+from altup_moe.model.reference.streams import BlockProjection, Stream, projections, stream_around
+
+
+class Layer(nn.Module):
+    """A pre-norm Transformer layer on one block, and the stream around it."""
+
+    def __init__(self, config: AltUpMoEConfig, layer: int) -> None:
+        super().__init__()
+        d, eps, k = config.hidden_size, config.rms_norm_eps, config.stream_width
+        self.dropout = config.hidden_dropout
+        self.input_layernorm = RMSNorm(d, eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(d, eps)
+        dense = not config.is_moe_layer(layer)
+        self.mlp = GatedMLP(d, config.intermediate_size, config.hidden_act) if dense else MoE(config)
+        self.altup = stream_around(config, layer) if k > 1 else None
+        self.sequence = Strided(config, layer) if config.is_strided(layer) else None
+
+    def compute(
+        self, x_BSD: Tensor, capacity_factor: float | None, *attention: Any, order_BS: Tensor | None = None
+    ) -> tuple[Tensor, Routing | None]:
+        """y = F(x) on all tokens, or by way of the anchors; `order_BS` as `Strided` takes it."""
+        if self.sequence is None:
+            return self.transform(x_BSD, capacity_factor, *attention)
+        positions_BS, _, cache = attention
+
+        def run(u_BAD: Tensor, where: Anchors) -> tuple[Tensor, Routing | None]:
+            return self.transform(u_BAD, capacity_factor, where.positions_BA, where.visible, cache)
+
+        return self.sequence(x_BSD, run, positions_BS, cache, order_BS)
+
+    def attend(self, x_BSD: Tensor, *attention: Any) -> Tensor:
+        """Attention and its residual."""
+        branch = self.self_attn(self.input_layernorm(x_BSD), *attention)
+        return x_BSD + F.dropout(branch, self.dropout, self.training)
+
+    def transform(self, x_BSD: Tensor, capacity_factor: float | None, *attention: Any) -> tuple[Tensor, Routing | None]:
+        """The Transformer layer, residual included."""
+        h_BSD = self.attend(x_BSD, *attention)
+        normed, routing = self.post_attention_layernorm(h_BSD), None
+        if isinstance(self.mlp, MoE):
+            branch, routing = self.mlp(normed, capacity_factor)
+        else:
+            branch = self.mlp(normed)
+        return h_BSD + F.dropout(branch, self.dropout, self.training), routing
+
+    def forward(
+        self, x_KBSD: Tensor, capacity_factor: float | None, *attention: Any, **order: Any
+    ) -> tuple[Tensor, Routing | None]:
+        if self.altup is None:
+            y_BSD, routing = self.compute(x_KBSD[0], capacity_factor, *attention, **order)
+            return y_BSD[None], routing
+        u_BSD, predicted_KBSD = self.altup.before(x_KBSD)
+        y_BSD, routing = self.compute(u_BSD, capacity_factor, *attention, **order)
+        return self.altup.after(predicted_KBSD, y_BSD), routing
+
+
+def walk(layers: nn.ModuleList, x_KBSD: Tensor, *args: Any, **order: Any) -> tuple[Tensor, dict[int, Routing]]:
+    """The stream after all layers, and what each MoE layer decided. ``args``: what a layer takes beside the stream."""
+    routings = {}
+    for n, layer in enumerate(layers):
+        x_KBSD, routing = layer(x_KBSD, *args, **order)
+        if routing is not None:
+            routings[n] = routing
+    return x_KBSD, routings
+
+
+def joined(x_KBSD: Tensor, summed: bool) -> Tensor:
+    """[K, B, S, D] -> the blocks summed [B, S, D], or side by side [B, S, K*D]."""
+    return x_KBSD.sum(0) if summed else torch.cat(tuple(x_KBSD), dim=-1)
+
+
+class Decoder(nn.Module):
+    """Embedding, widened stream, layers, narrowing and the final norm."""
+
+    def __init__(self, config: AltUpMoEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_width)
+        self.layers = nn.ModuleList(Layer(config, n) for n in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.output_width, config.rms_norm_eps)
+        if config.dynamic:
+            self.altup_projections = projections(config.hidden_size, config.altup_width)
+            self.altup_unembed_projections = projections(config.hidden_size, config.altup_width)
+
+    def widen(self, embedded: Tensor) -> Tensor:
+        """Embedding rows to the stream [K, B, S, D].
+
+        Recycled: K copies of a narrow row. Else block k is features [k*D : (k+1)*D]. `sum`: these added up, K = 1.
+        `dynamic`: the row and its K - 1 projections, all of one magnitude.
+        """
+        d, k = self.config.hidden_size, self.config.stream_width
+        if self.config.altup_variant == "sum":
+            return embedded.unflatten(-1, (-1, d)).sum(-2)[None]
+        if self.config.dynamic:
+            return torch.stack([embedded, *(project(embedded, embedded) for project in self.altup_projections)])
+        if self.config.altup_recycled:
+            return embedded.expand(k, *embedded.shape)
+        return torch.stack(embedded.split(d, dim=-1))
+
+    def narrow(self, x_KBSD: Tensor) -> Tensor:
+        """[K, B, S, D] -> the blocks summed [B, S, D] (recycled), or side by side [B, S, K*D].
+
+        `dynamic`: the mean of block 0 and the others' projections, all of one magnitude.
+        """
+        if self.config.dynamic:
+            others = zip(self.altup_unembed_projections, x_KBSD[1:], strict=True)
+            return torch.stack([x_KBSD[0], *(project(x, x_KBSD[0]) for project, x in others)]).mean(0)
+        return joined(x_KBSD, self.config.altup_recycled)
+
+    def forward(
+        self,
+        tokens_BS: Tensor,
+        padding: Tensor | None = None,
+        positions_BS: Tensor | None = None,
+        cache: DynamicCache | None = None,
+        capacity_factor: float | None = None,
+    ) -> tuple[Tensor, dict[int, Routing]]:
+        """Features for the output layer [B, S, D or K*D], and what each MoE layer decided.
+
+        Args:
+            padding: [B, past + S], 1 on tokens and 0 on padding; positions then count tokens only.
+        """
+        s, past = tokens_BS.shape[1], 0 if cache is None else cache.get_seq_length()
+        if positions_BS is None and padding is not None:
+            positions_BS = (padding.long().cumsum(-1) - 1).clamp(min=0)[:, -s:]
+        elif positions_BS is None:
+            positions_BS = torch.arange(past, past + s, device=tokens_BS.device)[None]
+        mask = attention_mask(padding, s, past, tokens_BS.device)
+        order_BS = token_order(padding, s, past, tokens_BS.device) if self.config.sequence_stride > 1 else None
+        x_KBSD = self.widen(self.embed_tokens(tokens_BS))
+        x_KBSD, routings = walk(self.layers, x_KBSD, capacity_factor, positions_BS, mask, cache, order_BS=order_BS)
+        return self.norm(self.narrow(x_KBSD)), routings
+
+
+class Losses(NamedTuple):
+    """Training losses of one micro-batch, which is trained on lm_sum / num_tokens + aux + z.
+
+    ``lm_sum``: summed cross-entropy in nats; ``num_tokens``: tokens it was summed over (scalars).
+    ``aux``, ``z``: summed over MoE layers, coefficients included (scalars).
+    ``counts``: layer -> int64 [E], tokens routed to each expert before dropping. ``dropped``: layer -> routes lost.
+    """
+
+    lm_sum: Tensor
+    num_tokens: Tensor
+    aux: Tensor
+    z: Tensor
+    counts: dict[int, Tensor]
+    dropped: dict[int, int]
+
+    @classmethod
+    def of(cls, nats_BS: Tensor, loss_mask_BS: Tensor | None, routings: Mapping[int, Routing]) -> Losses:
+        """From every target's cross-entropy, its weight (None counts all), and what each MoE layer decided."""
+        mask_BS = torch.ones_like(nats_BS) if loss_mask_BS is None else loss_mask_BS.to(nats_BS.dtype)
+        aux = sum((r.aux for r in routings.values()), nats_BS.new_zeros(()))
+        z = sum((r.z for r in routings.values()), nats_BS.new_zeros(()))
+        counts, dropped = {n: r.counts_E for n, r in routings.items()}, {n: r.dropped for n, r in routings.items()}
+        return cls((nats_BS * mask_BS).sum(), mask_BS.sum(), aux, z, counts, dropped)
+
+
+class AltUpMoEForCausalLM(PreTrainedModel, GenerationMixin):
+    """The language model. Parameter names are the project's global names; a tied model has no `lm_head.weight`."""
+
+    config_class = AltUpMoEConfig
+    base_model_prefix = "model"
+    _no_split_modules = ("Layer",)
+    _skip_keys_device_placement = ("past_key_values",)
+    _supports_sdpa = True
+    _keep_in_fp32_modules_strict = (r"\.altup\.", "sequence", "expert_bias")
+
+    def __init__(self, config: AltUpMoEConfig) -> None:
+        super().__init__(config)
+        self.model = Decoder(config)
+        tied = config.tie_word_embeddings
+        self.lm_head = None if tied else nn.Linear(config.output_width, config.vocab_size, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, ResidualOutput):
+            std /= math.sqrt(2 * self.config.num_hidden_layers)
+        if isinstance(module, BlockProjection):
+            module.reset(std)
+        elif isinstance(module, nn.Linear | nn.Embedding | Router):
+            init.normal_(module.weight, 0.0, std)
+        elif isinstance(module, RMSNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, Stream | Strided):
+            module.reset()
+        if isinstance(module, Router) and module.expert_bias is not None:
+            init.zeros_(module.expert_bias)
+
+    def _logits(self, features: Tensor) -> Tensor:
+        table = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        return F.linear(features, table.weight)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: DynamicCache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits [B, S, V] and, with labels (shifted here, -100 ignored), the mean cross-entropy in nats.
+
+        Dropless: a capacity would let later tokens decide an earlier one's logits, and depend on what is cached.
+        Capacity belongs to training micro-batches; see `losses`.
+        """
+        if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
+            past_key_values = DynamicCache(config=self.config)
+        features, _ = self.model(input_ids, attention_mask, position_ids, past_key_values)
+        logits = self._logits(features[:, -logits_to_keep:])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    def losses(self, tokens_BS: Tensor, targets_BS: Tensor, loss_mask_BS: Tensor | None = None) -> Losses:
+        """What one micro-batch is trained on, capacity included.
+
+        Args:
+            targets_BS: the next token of each, already shifted (as Megatron's `GPTDataset` gives them).
+            loss_mask_BS: weight of each position, 0 or 1; None counts all. Routing sees all positions regardless.
+        """
+        features, routings = self.model(tokens_BS, capacity_factor=self.config.moe_capacity_factor)
+        logits = full(self._logits(features))
+        nats_BS = F.cross_entropy(logits.flatten(0, 1), targets_BS.flatten(), reduction="none").view_as(targets_BS)
+        return Losses.of(nats_BS, loss_mask_BS, routings)
+
+    @torch.no_grad()
+    def update_expert_bias(self, counts_per_layer: Mapping[int, Tensor]) -> None:
+        """After an optimizer step: move every router's bias towards balance.
+
+        Args:
+            counts_per_layer: layer -> [E], tokens routed to each (before dropping), summed over the global batch.
+        """
+        for n, counts_E in counts_per_layer.items():
+            bias_E = self.get_buffer(f"model.layers.{n}.mlp.router.expert_bias")
+            bias_E.copy_(updated_expert_bias(bias_E, counts_E, self.config.moe_expert_bias_update_rate))
+
+
+AutoModelForCausalLM.register(AltUpMoEConfig, AltUpMoEForCausalLM, exist_ok=True)

@@ -1,0 +1,197 @@
+"""The wide streams of the reference model, one class a form: what a layer reads, and what becomes of its output.
+
+Shape legend: K blocks, B samples, S positions, D width of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from altup_moe.model.reference.config import AltUpMoEConfig
+from altup_moe.model.reference.layers import full, never_halved
+
+
+class PredictCorrect(nn.Module):
+    """AltUp (arXiv 2301.13310, Algorithm 1), and the form in which the layer computes on the predicted block.
+
+    predict: x^_i = sum_m P_im x_m;  compute: y = F(x_j), or F(x^_j) for `gemma`;  correct: x'_i = x^_i + g_i (y - x^_j)
+    """
+
+    def __init__(self, width: int, block: int, on_predicted: bool) -> None:
+        super().__init__()
+        self.predict = nn.Parameter(torch.empty(width, width, dtype=torch.float32))
+        self.correct = nn.Parameter(torch.empty(width, dtype=torch.float32))
+        self.block, self.on_predicted = block, on_predicted
+
+    def reset(self) -> None:
+        """P = I, g = 1: with equal blocks the layer is the plain Transformer's."""
+        init.eye_(self.predict)
+        init.ones_(self.correct)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PredictCorrect:
+        return super()._apply(never_halved(fn), recurse)
+
+    def before(self, x_KBSD: Tensor) -> tuple[Tensor, Tensor]:
+        """(what the layer computes on [B, S, D], predicted blocks [K, B, S, D] in fp32)."""
+        predicted_KBSD = torch.einsum("im,mbsd->ibsd", self.predict, full(x_KBSD))
+        source_KBSD = predicted_KBSD if self.on_predicted else x_KBSD
+        return source_KBSD[self.block].to(x_KBSD.dtype), predicted_KBSD
+
+    def after(self, predicted_KBSD: Tensor, y_BSD: Tensor) -> Tensor:
+        """The next layer's stream [K, B, S, D]."""
+        error_BSD = full(y_BSD) - predicted_KBSD[self.block]
+        return (predicted_KBSD + torch.einsum("i,bsd->ibsd", self.correct, error_BSD)).to(y_BSD.dtype)
+
+
+class RoundRobin(nn.Module):
+    """u = sum_k r_k x_k;  y = F(u);  x'_j = x_j + s y, the other blocks stay."""
+
+    def __init__(self, width: int, block: int) -> None:
+        super().__init__()
+        self.read = nn.Parameter(torch.empty(width, dtype=torch.float32))
+        self.scale = nn.Parameter(torch.empty(1, dtype=torch.float32))
+        self.block = block
+
+    def reset(self) -> None:
+        """r = e_j, s = 1: the layer reads and writes block j alone."""
+        init.copy_(self.read, F.one_hot(torch.tensor(self.block), self.read.shape[0]))
+        init.ones_(self.scale)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RoundRobin:
+        return super()._apply(never_halved(fn), recurse)
+
+    def before(self, x_KBSD: Tensor) -> tuple[Tensor, Tensor]:
+        """(what the layer computes on [B, S, D], the unchanged blocks [K, B, S, D])."""
+        return torch.einsum("k,kbsd->bsd", self.read, full(x_KBSD)).to(x_KBSD.dtype), x_KBSD
+
+    def after(self, x_KBSD: Tensor, y_BSD: Tensor) -> Tensor:
+        """The next layer's stream [K, B, S, D]."""
+        blocks = list(x_KBSD)
+        blocks[self.block] = (full(blocks[self.block]) + self.scale * full(y_BSD)).to(y_BSD.dtype)
+        return torch.stack(blocks)
+
+
+class HyperConnections(nn.Module):
+    """Static hyper-connections (arXiv 2409.19606): u = r X;  y = F(u);  x'_i = sum_k M_ik x_k + g_i (y - u).
+
+    The paper connects the branches T of attention and feed-forward one by one; here a whole layer F(u) = u + T(u).
+    """
+
+    def __init__(self, width: int, block: int) -> None:
+        super().__init__()
+        self.read = nn.Parameter(torch.empty(width, dtype=torch.float32))
+        self.mix = nn.Parameter(torch.empty(width, width, dtype=torch.float32))
+        self.write = nn.Parameter(torch.empty(width, dtype=torch.float32))
+        self.block = block
+
+    def reset(self) -> None:
+        """r = e_j, M = I, g = 1 (as in the paper): with equal blocks the layer is the plain Transformer's."""
+        init.copy_(self.read, F.one_hot(torch.tensor(self.block), self.read.shape[0]))
+        init.eye_(self.mix)
+        init.ones_(self.write)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HyperConnections:
+        return super()._apply(never_halved(fn), recurse)
+
+    def before(self, x_KBSD: Tensor) -> tuple[Tensor, Tensor]:
+        """(what the layer computes on [B, S, D], what its output is added to [K, B, S, D])."""
+        u_BSD = torch.einsum("k,kbsd->bsd", self.read, full(x_KBSD))
+        mixed_KBSD = torch.einsum("ik,kbsd->ibsd", self.mix, full(x_KBSD))
+        return u_BSD.to(x_KBSD.dtype), mixed_KBSD - torch.einsum("i,bsd->ibsd", self.write, u_BSD)
+
+    def after(self, rest_KBSD: Tensor, y_BSD: Tensor) -> Tensor:
+        """The next layer's stream [K, B, S, D]."""
+        return (rest_KBSD + torch.einsum("i,bsd->ibsd", self.write, full(y_BSD))).to(y_BSD.dtype)
+
+
+class DynamicAltUp(nn.Module):
+    """Coefficients for every token, as transformers' `Gemma3nTextAltUp` has them.
+
+    m(z) = tanh(R norm(z) / D);  predict: x^_i = x_i + sum_k C(m(x_j))_ik x_k;  compute: y = F(x^_j);
+    correct: x'_i = x^_i + (1 + G m(y))_i (y - x^_j)
+    """
+
+    def __init__(self, width: int, block: int, hidden_size: int, eps: float, clip: float | None, std: float) -> None:
+        super().__init__()
+        self.router_norm = nn.Parameter(torch.empty(hidden_size, dtype=torch.float32))
+        self.router = nn.Parameter(torch.empty(width, hidden_size, dtype=torch.float32))
+        self.prediction = nn.Parameter(torch.empty(width * width, width, dtype=torch.float32))
+        self.correction = nn.Parameter(torch.empty(width, width, dtype=torch.float32))
+        self.block, self.eps, self.clip, self.std = block, eps, clip, std
+
+    def reset(self) -> None:
+        """C = 0, G = 0: whatever the router says, the layer starts as AltUp does with P = I and g = 1."""
+        init.ones_(self.router_norm)
+        init.normal_(self.router, 0.0, self.std)
+        init.zeros_(self.prediction)
+        init.zeros_(self.correction)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DynamicAltUp:
+        return super()._apply(never_halved(fn), recurse)
+
+    def modalities(self, z_BSD: Tensor) -> Tensor:
+        """m(z): [B, S, K]."""
+        z_BSD = full(z_BSD)
+        normed = z_BSD * torch.rsqrt(z_BSD.square().mean(-1, keepdim=True) + self.eps) * self.router_norm
+        return torch.tanh(normed / z_BSD.shape[-1] @ self.router.t())
+
+    def used(self, weight: Tensor) -> Tensor:
+        """A weight of C or G, no larger than the clip."""
+        return weight if self.clip is None else weight.clamp(-self.clip, self.clip)
+
+    def before(self, x_KBSD: Tensor) -> tuple[Tensor, Tensor]:
+        """(what the layer computes on [B, S, D], predicted blocks [K, B, S, D])."""
+        # As in Gemma, where the weights themselves are cut, those of C beyond the clip keep their gradient.
+        c = self.prediction + (self.used(self.prediction) - self.prediction).detach()
+        k = self.correction.shape[0]
+        changes = (self.modalities(x_KBSD[self.block]) @ c.t()).unflatten(-1, (k, k))
+        x_full = full(x_KBSD)
+        predicted_KBSD = (x_full + torch.einsum("bsik,kbsd->ibsd", changes, x_full)).to(x_KBSD.dtype)
+        return predicted_KBSD[self.block], predicted_KBSD
+
+    def after(self, predicted_KBSD: Tensor, y_BSD: Tensor) -> Tensor:
+        """The next layer's stream [K, B, S, D]."""
+        gains_BSK = 1 + self.modalities(y_BSD) @ self.used(self.correction).t()
+        error_BSD = full(y_BSD) - full(predicted_KBSD[self.block])
+        return (full(predicted_KBSD) + gains_BSK.movedim(-1, 0)[..., None] * error_BSD).to(y_BSD.dtype)
+
+
+Stream = PredictCorrect | RoundRobin | HyperConnections | DynamicAltUp
+
+
+def stream_around(config: AltUpMoEConfig, layer: int) -> Stream:
+    """What stands around layer `layer` (from 0)."""
+    k, j = config.stream_width, config.selected_block(layer)
+    match config.altup_variant:
+        case "round_robin":
+            return RoundRobin(k, j)
+        case "hc":
+            return HyperConnections(k, j)
+        case "dynamic":
+            clip, std = config.altup_coef_clip, config.initializer_range
+            return DynamicAltUp(k, j, config.hidden_size, config.rms_norm_eps, clip, std)
+    return PredictCorrect(k, j, config.altup_variant == "gemma")
+
+
+class BlockProjection(nn.Linear):
+    """The matrix of one block at an end of a dynamic stream. Starts as the identity and the usual random weights."""
+
+    def reset(self, std: float) -> None:
+        """I + N(0, std^2): nearly equal blocks, so nearly the plain model, but no two blocks that stay equal."""
+        init.copy_(self.weight, torch.eye(self.in_features) + std * torch.randn(self.weight.shape))
+
+    def forward(self, x: Tensor, first: Tensor) -> Tensor:  # type: ignore[override]
+        """The projected block, of the magnitude (root mean square over features) of the first block."""
+        projected, first = full(super().forward(x)), full(first)
+        size = projected.square().mean(-1, keepdim=True).clamp(min=1e-5).sqrt()
+        return (projected * first.square().mean(-1, keepdim=True).sqrt() / size).to(x.dtype)
+
+
+def projections(hidden_size: int, width: int) -> nn.ModuleList:
+    """Those of blocks 1 to K - 1."""
+    return nn.ModuleList(BlockProjection(hidden_size, hidden_size, bias=False) for _ in range(1, width))

@@ -1,0 +1,121 @@
+"""Megatron's MoE layer with windows: other work runs while its all-to-all is in flight.
+
+The layer and its dispatcher are used through their public phases: route, preprocess, dispatch, experts, combine,
+postprocess. Two of them communicate, and there the posted work (overlap.deferred_work) and the other half of the micro-batch
+(overlap.two_batch) get their turn:
+
+    route | dispatch: start, posted work, step aside, wait | experts | combine: start, step aside, wait | unpermute
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from megatron.core.transformer.moe.moe_layer import MoELayer
+from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+from torch import Tensor
+
+from altup_moe.overlap.collectives import all_to_all
+from altup_moe.overlap.deferred_work import Later, later, run_posted
+from altup_moe.overlap.expert_exchange import exchange_rows
+from altup_moe.overlap.two_batch import half_index
+
+
+class _NoGroup:
+    """A group of one: Megatron's own exchange over it hands its input back."""
+
+    def size(self) -> int:
+        return 1
+
+    def rank(self) -> int:
+        return 0
+
+
+class WindowedDispatcher(MoEAlltoAllTokenDispatcher):
+    """Megatron's all-to-all dispatcher whose exchanges are started, then waited for."""
+
+    num_local_experts: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The parent's phases keep their bookkeeping and exchange over nobody; the exchange itself is ours.
+        self.exchange_group: Any = self.ep_group
+        self.ep_group: Any = _NoGroup()
+
+    def token_dispatch(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and their probabilities to the ranks of their experts."""
+        rows, probs = super().token_dispatch(hidden_states, probs)
+        rows, probs = self._exchange("dispatch", [rows, probs], self.input_splits, self.output_splits)
+        return rows, probs
+
+    def dispatch_postprocess(self, *args: Any, **kwargs: Any) -> Any:
+        """Megatron's: rows by local expert, how many each has, their probabilities."""
+        with self._in_order():
+            return super().dispatch_postprocess(*args, **kwargs)
+
+    def combine_preprocess(self, *args: Any, **kwargs: Any) -> Any:
+        """Megatron's: rows in the order they came."""
+        with self._in_order():
+            return super().combine_preprocess(*args, **kwargs)
+
+    @contextmanager
+    def _in_order(self) -> Iterator[None]:
+        """Rows that all come from this rank lie sorted by expert: there is nothing to sort, and nothing to copy."""
+        experts: int = self.num_local_experts
+        if self.exchange_group.size() * self.tp_size == 1:
+            self.num_local_experts = 1
+        try:
+            yield
+        finally:
+            self.num_local_experts = experts
+
+    def token_combine(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Rows back to where they came from."""
+        rows = super().token_combine(hidden_states, *args, **kwargs)
+        return self._exchange("combine", [rows], self.output_splits, self.input_splits)[0]
+
+    def _exchange(self, name: str, tensors: list[Tensor], send: Any, receive: Any) -> list[Tensor]:
+        if self.exchange_group.size() == 1:
+            run_posted()
+            return tensors
+        exchange = all_to_all(self.exchange_group, send, receive, name)
+        return exchange_rows(exchange, tensors, self.config.overlap_exchange)
+
+
+class WindowedMoELayer(MoELayer):
+    """`MoELayer` with `WindowedDispatcher`; a shared expert is posted work as well."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._dispatchers: list[Any] = [None, None]
+        super().__init__(*args, **kwargs)
+        dispatcher = self._dispatchers[0]
+        if isinstance(dispatcher, MoEAlltoAllTokenDispatcher):
+            groups = kwargs["pg_collection"]
+            dispatcher = WindowedDispatcher(
+                self.num_local_experts, self.local_expert_indices, config=self.config, pg_collection=groups
+            )
+        # A dispatcher remembers a micro-batch between its phases, so each half has one.
+        self._dispatchers = [dispatcher, copy.copy(dispatcher)]
+
+    @property
+    def token_dispatcher(self) -> Any:
+        """The dispatcher of the half that is running."""
+        return self._dispatchers[half_index()]
+
+    @token_dispatcher.setter
+    def token_dispatcher(self, dispatcher: Any) -> None:
+        self._dispatchers[0] = dispatcher
+
+    def shared_experts_compute(self, hidden_states: Tensor) -> Any:
+        """The shared expert's output, once somebody has time for it."""
+        compute: Callable[[Tensor], Tensor] = super().shared_experts_compute
+        return later(lambda: compute(hidden_states)) if self.use_shared_expert else None
+
+    def postprocess(self, output: Tensor, shared_expert_output: Any) -> Tensor:
+        """Megatron's, with the shared expert's output at hand."""
+        if isinstance(shared_expert_output, Later):
+            shared_expert_output = shared_expert_output.result()
+        return super().postprocess(output, shared_expert_output)

@@ -1,0 +1,1 @@
+"""Work beside communication: started collectives, deferred work, two-batch turns. Experts and dense layers use them."""

@@ -1,0 +1,87 @@
+"""The benchmark of checkpoints: the model's size, what is compared, and its table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from altup_moe.bench import bench_checkpoint as study
+from altup_moe.bench.bench_checkpoint import Bench, forget, measure, model_of, row, size_of
+from altup_moe.bench.options import CheckpointBench
+from altup_moe.checkpoint.source import Checkpoint
+from altup_moe.checkpoint.store import step_name
+
+ROWS = ["save", "load, cold", "load, warm", "asynchronous save, waiting", "a step beside it"]
+
+
+@pytest.mark.parametrize(("megabytes", "least"), [(3, 2), (512, 450)])
+def test_the_model_is_of_the_wanted_size(megabytes: int, least: float) -> None:
+    config, forms = model_of(megabytes)
+    assert least <= size_of(forms) / 1e6 <= megabytes
+    assert {form.dtype for form in forms.values()} == {"BF16", "F32"}
+    assert config.moe.num_experts == 8
+
+
+def test_one_layer_is_the_least() -> None:
+    config, _ = model_of(1)
+    assert config.model.num_layers >= 1
+    assert model_of(1)[1]
+
+
+def test_both_ways_save_and_load_the_same(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, 1)
+    bench.save_ours()
+    bench.save_plain()
+    with Checkpoint(bench.ours / step_name(1)) as checkpoint:
+        checkpoint.verify()
+        assert checkpoint.manifest.tensors.keys() == bench.tensors.keys()
+    for load in (bench.load_ours, bench.load_plain):
+        with pytest.raises(AssertionError):
+            bench.check()
+        forget(tmp_path)
+        load()
+        bench.check()
+    assert all(not torch.count_nonzero(tensor) for tensor in bench.targets.values())
+
+
+def test_turns_and_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    bench = Bench(tmp_path, 1)
+    monkeypatch.setattr(bench, "save_ours", lambda: order.append("ours"))
+    monkeypatch.setattr(bench, "save_plain", lambda: order.append("plain"))
+    for name in ("load_ours", "load_plain", "check"):
+        monkeypatch.setattr(bench, name, lambda: None)
+    rows = measure(bench, 3)
+    assert order == ["ours", "plain", "plain", "ours"] * 2, "who begins changes, and one turn is not counted"
+    assert [found.name for found in rows] == ROWS[:3]
+    found = row("x", 8.0, [1.0, 9.0, 2.0], [4.0], goal=1.3)
+    assert (found.seconds, found.least, found.most, found.ratio) == (2.0, 1.0, 9.0, 0.5)
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(study, "reshard_peak", lambda bench: {"peak_mb": 83.0, "goal_mb": 266.0, "checkpoint_mb": 1.0})
+    options = CheckpointBench(megabytes=1, repeats=1, threads=1, directory=str(tmp_path))
+    assert study.bench_checkpoint(options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "median of 1 interleaved turns; load average" in lines[0]
+    assert [line.strip().split("  ")[0] for line in lines[2:7]] == ROWS
+    assert lines[7] == "  tools/reshard.py: peak memory 83 MB  < 266"
+    assert study.bench_checkpoint(CheckpointBench(1, 1, 1, str(tmp_path), json=True)) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [each["name"] for each in found["rows"]] == ROWS
+    assert all(each["ratio"] > 0 and each["mb_per_second"] > 0 for each in found["rows"])
+    assert list(tmp_path.iterdir()) == [], "nothing stays"
+
+
+def test_peak_memory_of_resharding(tmp_path: Path) -> None:
+    found = study.reshard_peak(Bench(tmp_path, 2))
+    assert found is not None
+    assert 0 < found["peak_mb"] < found["goal_mb"]
+
+
+def test_without_the_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "RESHARD", tmp_path / "reshard.py")
+    assert study.reshard_peak(Bench(tmp_path, 1)) is None

@@ -1,0 +1,44 @@
+"""The modes that are compared, the shares that are printed, and the model for GPUs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from altup_moe.bench.bench_overlap import ModeResult, bench_config, gpu_model, gpu_nanoseconds, modes
+from altup_moe.bench.options import OverlapBench
+from altup_moe.config import OverlapConfig
+from altup_moe.config.checks import check_config
+from altup_moe.timeline.overlap import OverlapReport
+
+
+def test_every_mode_of_a_wide_stream_and_those_that_differ_without_one() -> None:
+    assert len(set(modes(4))) == 8
+    assert {(m.exchange, m.microbatch_halves) for m in modes(1)} == {
+        (exchange, halves) for exchange in ("blocking", "async") for halves in (False, True)
+    }
+    assert len(modes(1)) == 4
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_the_experts_lie_on_all_ranks(ranks: int) -> None:
+    config = bench_config(OverlapBench(), 4, ranks)
+    check_config(config, ranks)
+    assert config.parallel.expert == ranks
+
+
+def test_shares() -> None:
+    report = OverlapReport(
+        step_ms=100, compute_ms=60, exchange_ms=40, exposed_ms=10, hidden_ms=30, mixing_ms=8, mixing_hidden_ms=6,
+        mixing_exposed_ms=2, axpy_ms=1, bound_ms=40,
+    )  # fmt: skip
+    result = ModeResult(4, OverlapConfig(), 0.1, 0.1, 0.1, 1.0, report)
+    assert (result.mixing_hidden, result.exchange_hidden, result.bound) == (0.75, 0.75, 1.0)
+    assert replace(result, report=replace(report, mixing_ms=0)).mixing_hidden is None
+
+
+def test_the_gpu_model_gives_the_designs_figures() -> None:
+    assert [round(gpu_nanoseconds(2 * k + 2)) for k in (2, 4)] == [16, 27]
+    assert gpu_nanoseconds(1) == pytest.approx(2.7, abs=0.05)
+    assert "not measured" in gpu_model()[0]

@@ -1,0 +1,88 @@
+"""The pure parts of the door to Hugging Face: names, defaults of configurations, cutting of files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from altup_moe.checkpoint.hf.config import FAMILIES, from_hub
+from altup_moe.checkpoint.hf.convert import special_tokens
+from altup_moe.checkpoint.hf.files import cut_shards
+from altup_moe.checkpoint.hf.names import hub_name
+from altup_moe.checkpoint.hf.plain import plain_config, plain_family
+from altup_moe.checkpoint.write import Form
+from altup_moe.config import AltUpConfig, RunConfig, SequenceConfig
+
+SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}
+SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 100_000}
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "theirs"),
+    [
+        ("model.embed_tokens.weight", "mixtral", "model.embed_tokens.weight"),
+        ("model.layers.2.mlp.router.weight", "mixtral", "model.layers.2.block_sparse_moe.gate.weight"),
+        ("model.layers.2.mlp.router.weight", "qwen3_moe", "model.layers.2.mlp.gate.weight"),
+        (
+            "model.layers.2.mlp.experts.11.down_proj.weight",
+            "mixtral",
+            "model.layers.2.block_sparse_moe.experts.11.w2.weight",
+        ),
+        ("model.layers.2.mlp.experts.1.up_proj.weight", "qwen3_moe", "model.layers.2.mlp.experts.1.up_proj.weight"),
+        ("model.layers.2.mlp.gate_proj.weight", "llama", "model.layers.2.mlp.gate_proj.weight"),
+    ],
+)
+def test_names(name: str, family: str, theirs: str) -> None:
+    assert hub_name(name, family) == theirs
+
+
+# T5 has other fields, and a test of its own (test_convert_t5).
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"t5"}))
+def test_there_and_back(family: str) -> None:
+    """What a plain configuration says is read as the model it was made from."""
+    hub = from_hub({"model_type": family, **SIZES, **EXPERTS, "norm_topk_prob": True, "sliding_window": None})
+    run = RunConfig(hub.model, AltUpConfig(width=1), hub.moe)
+    assert hub.model.seq_length == 4096  # of 100,000: a default that fits a laptop
+    again = from_hub(plain_config(run, "float32", {}))
+    assert (again.model, again.moe) == (hub.model, hub.moe)
+    assert plain_family(run) == ("llama" if family == "mistral" else family)
+
+
+def test_absent_fields_are_transformers_defaults() -> None:
+    mixtral = from_hub({"model_type": "mixtral", **SIZES, **EXPERTS}).model
+    assert (mixtral.rotary_base, mixtral.layernorm_epsilon) == (1_000_000, 1e-5)
+    mistral = from_hub({"model_type": "mistral", **SIZES})
+    assert (mistral.window, mistral.positions, mistral.model.seq_length) == (4096, 4096, 4096)
+    qwen3 = from_hub({"model_type": "qwen3", **SIZES})
+    assert (qwen3.model.head_dim, qwen3.window, qwen3.model.qk_layernorm) == (128, None, True)
+    assert from_hub({"model_type": "llama", **SIZES}).model.kv_channels is None
+
+
+def test_dense_layers_that_are_every_other() -> None:
+    content = {"model_type": "qwen3_moe", **SIZES, **EXPERTS, "norm_topk_prob": True, "mlp_only_layers": [0, 2]}
+    assert from_hub(content).moe.layer_freq == 2
+
+
+def test_files_are_cut_at_a_limit() -> None:
+    forms = {name: Form((10,), "F32") for name in "abc"}
+    assert cut_shards(forms, 120) == {"model.safetensors": ["a", "b", "c"]}
+    two = {"model-00001-of-00002.safetensors": ["a", "b"], "model-00002-of-00002.safetensors": ["c"]}
+    assert cut_shards(forms, 119) == two
+    assert len(cut_shards({**forms, "d": Form((99,), "BF16")}, 1)) == 4
+
+
+def test_special_tokens_are_the_generations_else_the_end_of_a_document() -> None:
+    got = special_tokens({"eos_token_id": [1, 2], "pad_token_id": None}, 7)
+    assert got == {"bos_token_id": 7, "eos_token_id": [1, 2], "pad_token_id": 7}
+
+
+def test_a_wide_stream_is_not_plain() -> None:
+    config = RunConfig()
+    with pytest.raises(ValueError, match=r"altup\.width=2"):
+        plain_family(config)
+    plain = replace(config, altup=AltUpConfig(width=1))
+    assert plain_family(plain) == "llama"
+    with pytest.raises(ValueError, match=r"sequence\.stride=4"):
+        plain_family(replace(plain, sequence=SequenceConfig(stride=4)))

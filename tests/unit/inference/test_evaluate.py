@@ -1,0 +1,93 @@
+"""Loss and bits per byte of a finished run equal the sums done by hand; the command reads a directory and prints."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from altup_moe.data.tokenizer import Tokenizer
+from altup_moe.inference.evaluate import evaluate_command, evaluate_samples
+from altup_moe.train.samples import open_samples
+from altup_moe.train.step import Validation
+from tests.unit.train.runs import finished, tiny, write_run
+
+
+class Random:
+    """Random samples, each with some labels that do not count."""
+
+    def __init__(self, vocab_size: int, length: int) -> None:
+        generator = torch.Generator().manual_seed(4)
+        self.ids = torch.randint(0, vocab_size, (16, length + 1), generator=generator)
+        self.mask = (torch.rand(16, length, generator=generator) < 0.7).float()
+
+    def __getitem__(self, n: int) -> dict[str, Tensor]:
+        return {"tokens": self.ids[n, :-1], "labels": self.ids[n, 1:], "loss_mask": self.mask[n]}
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_equals_the_sums_done_by_hand(count: int, bpe: Tokenizer) -> None:
+    """Samples one at a time: neither batches, nor what fills the last one, nor a capacity changes anything."""
+    config = tiny()
+    run, dataset = finished(config, bpe), Random(config.model.vocab_size, config.model.seq_length)
+    lengths = torch.randint(0, 9, (config.model.vocab_size,))
+    nats, tokens, text_bytes = 0.0, 0, 0
+    with torch.no_grad():
+        for n in range(count):
+            sample = dataset[n]
+            log_probs = run.model(sample["tokens"][None]).logits[0].double().log_softmax(-1)
+            for position, label in enumerate(sample["labels"].tolist()):
+                if sample["loss_mask"][position]:
+                    nats -= float(log_probs[position, label])
+                    tokens += 1
+                    text_bytes += int(lengths[label])
+    got = evaluate_samples(run, dataset, count, lengths)
+    assert got.tokens == tokens
+    assert got.loss == pytest.approx(nats / tokens, rel=1e-6)
+    assert got.bits_per_byte == pytest.approx(nats / math.log(2) / text_bytes, rel=1e-6)
+    assert got.perplexity == pytest.approx(math.exp(nats / tokens), rel=1e-5)
+
+
+def test_perplexity_of_a_hopeless_model_is_a_number() -> None:
+    assert math.isfinite(Validation(1e6, 1.0, 1).perplexity)
+
+
+def test_command_prints_what_the_directory_holds(
+    bpe: Tokenizer, prefix: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(data={"corpus": str(prefix), "valid_fraction": 0.3}, train={"eval_samples": 5})
+    run = write_run(tmp_path / "run", config, bpe)
+    data = open_samples(config, prefix)
+    expected = evaluate_samples(run, data.valid, 5, data.byte_lengths)
+    before = sorted((tmp_path / "run").rglob("*"))
+
+    assert evaluate_command(tmp_path / "run", None, None, True) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["loss"] == expected.loss
+    assert figures["bits_per_byte"] == expected.bits_per_byte
+    assert (figures["step"], figures["tokens"]) == (3, expected.tokens)
+    assert figures["corpus"] == f"{prefix} (validation part)"
+
+    assert evaluate_command(tmp_path / "run", None, 2, False) == 0
+    fewer = evaluate_samples(run, data.valid, 2, data.byte_lengths)
+    assert f"step 3 on {prefix} (validation part): loss {fewer.loss:.4f} nats/token" in capsys.readouterr().out
+    assert sorted((tmp_path / "run").rglob("*")) == before
+
+
+def test_command_reads_all_of_another_corpus(
+    bpe: Tokenizer, prefix: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "run", tiny(), bpe)
+    assert evaluate_command(tmp_path / "run", str(prefix), None, True) == 0
+    figures = json.loads(capsys.readouterr().out)
+    length = tiny().model.seq_length
+    part = open_samples(tiny(data={"valid_fraction": 0.3}), prefix).valid
+    assert figures["corpus"] == str(prefix)
+    assert figures["tokens"] > length * len(part)
+    # Long samples mean few of them; more than there are is all of them.
+    assert evaluate_command(tmp_path / "run", str(prefix), 10**6, True) == 0
+    assert json.loads(capsys.readouterr().out) == figures

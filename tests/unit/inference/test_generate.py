@@ -1,0 +1,91 @@
+"""Text that a finished run adds: greedy is the argmax done by hand, sampling repeats with its seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from altup_moe.config import UserError
+from altup_moe.data.tokenizer import Tokenizer
+from altup_moe.inference.generate import continuation, generate_command
+from altup_moe.inference.load_run import FinishedRun
+from tests.unit.train.runs import finished, tiny, write_run
+
+PROMPT = "the cat"
+
+
+@pytest.fixture(scope="module")
+def run(bpe: Tokenizer) -> FinishedRun:
+    return finished(tiny(), bpe, seed=3)
+
+
+def by_hand(run: FinishedRun, prompt: str, count: int) -> str:
+    """The most probable token again and again, without a cache, until the end token."""
+    ids = run.tokenizer.encode(prompt) or [run.tokenizer.eod]
+    start = len(ids)
+    with torch.no_grad():
+        while len(ids) < start + count and (len(ids) == start or ids[-1] != run.tokenizer.eod):
+            ids.append(int(run.model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    return run.tokenizer.decode(ids[start:])
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, "", "a", "日本"])
+def test_greedy_is_the_most_probable_token(prompt: str, run: FinishedRun) -> None:
+    expected = by_hand(run, prompt, 10)
+    assert expected
+    assert continuation(run, prompt, 10, 0.0, 1.0, seed=1) == expected
+    # Neither the seed nor top_p means anything without sampling.
+    assert continuation(run, prompt, 10, 0.0, 0.5, seed=2) == expected
+
+
+def test_the_same_seed_gives_the_same_text_and_others_do_not(run: FinishedRun) -> None:
+    texts = [continuation(run, PROMPT, 12, 1.0, 1.0, seed) for seed in range(6)]
+    torch.rand(3)  # the global generator's state does not matter
+    assert [continuation(run, PROMPT, 12, 1.0, 1.0, seed) for seed in range(6)] == texts
+    assert len(set(texts)) > 3
+
+
+def test_top_p_and_temperature_narrow_the_choice(run: FinishedRun) -> None:
+    greedy = continuation(run, PROMPT, 12, 0.0, 1.0, 0)
+    assert {continuation(run, PROMPT, 12, 1.0, 1e-6, seed) for seed in range(3)} == {greedy}
+    assert {continuation(run, PROMPT, 12, 1e-4, 1.0, seed) for seed in range(3)} == {greedy}
+
+
+def test_top_p_one_samples_from_every_token(run: FinishedRun) -> None:
+    """transformers' own default would keep the 50 most probable tokens only; a hot enough model uses them all."""
+    ids = torch.tensor([run.tokenizer.encode(PROMPT)])
+    with torch.no_grad():
+        likely = set(run.model(ids).logits[0, -1].topk(50).indices.tolist())
+    texts = [continuation(run, PROMPT, 1, 1e4, 1.0, seed) for seed in range(40)]
+    common = {run.tokenizer.decode([token]) for token in likely}
+    assert [text for text in texts if text not in common]
+
+
+def test_the_end_token_ends_the_text(run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = continuation(run, PROMPT, 1, 0.0, 1.0, 0)
+    ids = run.tokenizer.encode(PROMPT)
+    with torch.no_grad():
+        token = int(run.model(torch.tensor([ids])).logits[0, -1].argmax())
+    monkeypatch.setattr(run.model.generation_config, "eos_token_id", token)
+    assert continuation(run, PROMPT, 12, 0.0, 1.0, 0) == first
+
+
+def test_text_stops_where_the_context_is_full(run: FinishedRun) -> None:
+    room = run.config.model.seq_length - len(run.tokenizer.encode(PROMPT))
+    full = continuation(run, PROMPT, 10_000, 0.0, 1.0, 0)
+    assert full == continuation(run, PROMPT, room, 0.0, 1.0, 0) == by_hand(run, PROMPT, room)
+
+
+def test_a_prompt_that_fills_the_context_is_refused(run: FinishedRun) -> None:
+    with pytest.raises(UserError, match="was trained on 24"):
+        continuation(run, "x y z " * 24, 5, 0.0, 1.0, 0)
+
+
+def test_command_prints_prompt_and_continuation(
+    bpe: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", tiny(), bpe, seed=3)
+    assert generate_command(tmp_path / "run", PROMPT, 8, 0.8, 0.9, 7) == 0
+    assert capsys.readouterr().out == PROMPT + continuation(run, PROMPT, 8, 0.8, 0.9, 7) + "\n"
