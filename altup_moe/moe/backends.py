@@ -26,10 +26,10 @@ groups (ep, expt_tp, expt_dp, tp, ...). Under sequence parallelism S is this ran
     of zero, not None, since the other data-parallel ranks wait for them.
     Parameters below `experts` are reduced over the expert data-parallel group (`parallel.compat` marks them).
 4.  A shared expert, where `config.moe_shared_expert_intermediate_size`: `shared_experts`, as in Megatron's MoELayer.
-5.  Windows. `windows` says that both exchanges are started, do posted work (`overlap.deferred_work.run_posted`), step aside
-    (`overlap.two_batch.step_aside`) and are then waited for: `overlap.expert_exchange.exchange_rows` does all that. Where a library keeps
-    an exchange of its own that blocks, `windows` is false: mixing is inline, and the run says so. Each half of a
-    micro-batch is its own call; what a layer remembers between phases it keeps per half.
+5.  Windows. `windows` says that both exchanges are started, do posted work (`overlap.deferred_work.run_posted`), step
+    aside (`overlap.two_batch.step_aside`) and are then waited for: `overlap.expert_exchange.exchange_rows` does all
+    that. Where a library keeps an exchange of its own that blocks, `windows` is false: mixing is inline, and the run
+    says so. Each half of a micro-batch is its own call; what a layer remembers between phases it keeps per half.
 
 Deriving `moe.megatron_backend.WindowedMoELayer` gives 1, 2, 4 and 5, and leaves the experts (`moe.torch_backend` does);
 `moe.deepspeed_backend` takes 1 and 4 from it, and puts a library's dispatch and combine in the place of Megatron's.

@@ -1,8 +1,8 @@
 """Megatron's MoE layer with windows: other work runs while its all-to-all is in flight.
 
 The layer and its dispatcher are used through their public phases: route, preprocess, dispatch, experts, combine,
-postprocess. Two of them communicate, and there the posted work (overlap.deferred_work) and the other half of the micro-batch
-(overlap.two_batch) get their turn:
+postprocess. Two of them communicate, and there the posted work (overlap.deferred_work) and the other half of the
+micro-batch (overlap.two_batch) get their turn:
 
     route | dispatch: start, posted work, step aside, wait | experts | combine: start, step aside, wait | unpermute
 """

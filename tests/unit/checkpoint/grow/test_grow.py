@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from altup_moe.checkpoint.grow.checkpoint import Grown, grow_checkpoint
 from altup_moe.checkpoint.grow import stream
+from altup_moe.checkpoint.grow.checkpoint import Grown, grow_checkpoint
 from altup_moe.checkpoint.grow.checks import check_growth
 from altup_moe.checkpoint.grow.rules import Growth, rule_of
 from altup_moe.checkpoint.source import Checkpoint
