@@ -25,10 +25,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from altup_moe.checkpoint.companions import bring_along
 from altup_moe.checkpoint.grow.checkpoint import Grown, grow_checkpoint
 from altup_moe.checkpoint.grow.checks import check_growth
 from altup_moe.checkpoint.grow.rules import Growth, stays_equal
+from altup_moe.checkpoint.sidecar_files import bring_along
 from altup_moe.checkpoint.source import HALF, Checkpoint
 from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.config import ConfigError, ModelConfig, RunConfig, UserError

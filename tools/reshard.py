@@ -25,10 +25,10 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from altup_moe.checkpoint.companions import bring_along, companions
 from altup_moe.checkpoint.digest import Proof, prove
 from altup_moe.checkpoint.layout import layout_text
 from altup_moe.checkpoint.reshard import Resharding, plan_resharding, write_resharded
+from altup_moe.checkpoint.sidecar_files import bring_along, companions
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.config import ConfigError, DataConfig, ParallelConfig, RunConfig, UserError

@@ -67,8 +67,8 @@ def status(args: Sequence[str]) -> int:
     o = parse(StatusOptions, args, positional="dir")
     from rich.console import Console
 
-    from altup_moe.study.board import table
-    from altup_moe.study.finish import cores
+    from altup_moe.study.collect_row import cores
+    from altup_moe.study.live_table import table
     from altup_moe.study.progress import snapshot
 
     folder = Folder(o.dir)

@@ -26,9 +26,9 @@ from safetensors.torch import load_file, save_file
 
 from altup_moe.bench.options import CheckpointBench
 from altup_moe.bench.stepper import Stepper
-from altup_moe.checkpoint.boxes import whole
 from altup_moe.checkpoint.manifest import Manifest
 from altup_moe.checkpoint.saver import Saver
+from altup_moe.checkpoint.slices import whole
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.state import held_tensors
 from altup_moe.checkpoint.store import step_name
@@ -37,7 +37,7 @@ from altup_moe.checkpoint.write import Form, whole_tensors, write_checkpoint
 from altup_moe.config import AltUpConfig, CheckpointConfig, ModelConfig, MoEConfig, ParallelConfig, RunConfig
 from altup_moe.config.files import fsync
 from altup_moe.model.build import named_tensors
-from altup_moe.parallel.names import global_shapes, is_buffer
+from altup_moe.parallel.parameter_mapping import global_shapes, is_buffer
 from altup_moe.parallel.topology import topology
 
 LARGE = 128

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from altup_moe.checkpoint.boxes import bands
 from altup_moe.checkpoint.manifest import ITEM_BYTES
+from altup_moe.checkpoint.slices import bands
 from altup_moe.checkpoint.source import Checkpoint
 
 PIECE_BYTES = 1 << 23

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from altup_moe.checkpoint.boxes import joined, whole
 from altup_moe.checkpoint.manifest import KINDS
-from altup_moe.checkpoint.moments import FACTORS
-from altup_moe.checkpoint.share import share
+from altup_moe.checkpoint.optimizer_state_shapes import FACTORS
+from altup_moe.checkpoint.slices import joined, whole
 from altup_moe.checkpoint.write import Form, Part, Plan, cut_files
+from altup_moe.checkpoint.write_balancing import share
 from altup_moe.config import ParallelConfig, RunConfig
-from altup_moe.parallel.names import Box
-from altup_moe.parallel.places import Place, held_tensors, places
+from altup_moe.parallel.parameter_mapping import Box
+from altup_moe.parallel.rank_coordinates import Place, held_tensors, places
 
 
 def holders(config: RunConfig, world_size: int, forms: Mapping[str, Form]) -> dict[Part, list[int]]:

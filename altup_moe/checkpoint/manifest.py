@@ -18,7 +18,7 @@ from typing import Any
 from altup_moe.checkpoint.plain import read_plain, strict_json
 from altup_moe.config import DataError
 from altup_moe.config.files import write_text
-from altup_moe.parallel.names import Box
+from altup_moe.parallel.parameter_mapping import Box
 
 FORMAT_VERSION = 2
 MANIFEST, DIGEST = "manifest.json", "manifest.sha256"

@@ -11,11 +11,11 @@ import numpy as np
 
 from altup_moe.checkpoint.layout import layout_plan
 from altup_moe.checkpoint.manifest import ITEM_BYTES
-from altup_moe.checkpoint.share import part_bytes
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.write import Form, Plan, write_checkpoint
+from altup_moe.checkpoint.write_balancing import part_bytes
 from altup_moe.config import RunConfig
-from altup_moe.parallel.names import Box
+from altup_moe.parallel.parameter_mapping import Box
 
 
 @dataclass(frozen=True)

@@ -22,17 +22,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from altup_moe.checkpoint.boxes import whole
-from altup_moe.checkpoint.copies import Copies
 from altup_moe.checkpoint.manifest import Manifest, StoredFile
-from altup_moe.checkpoint.share import part_bytes, share
+from altup_moe.checkpoint.slices import whole
+from altup_moe.checkpoint.staging_buffer import Copies
 from altup_moe.checkpoint.state import Held
 from altup_moe.checkpoint.store import open_partial, prune, publish, step_name
 from altup_moe.checkpoint.tensors import STORED, items
 from altup_moe.checkpoint.write import Form, Part, Plan, cut_files, stored_tensors, write_files
+from altup_moe.checkpoint.write_balancing import part_bytes, share
 from altup_moe.config import CheckpointConfig, UserError
-from altup_moe.parallel.agree import first_problem, gather
-from altup_moe.parallel.names import is_buffer
+from altup_moe.parallel.control_collectives import first_problem, gather
+from altup_moe.parallel.parameter_mapping import is_buffer
 from altup_moe.parallel.topology import Topology
 
 SPARE_BYTES = 1 << 24

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from altup_moe.checkpoint.boxes import box_shape, inside
 from altup_moe.checkpoint.header import Entry, header_bytes, read_header
 from altup_moe.checkpoint.manifest import ITEM_BYTES, StoredFile
 from altup_moe.checkpoint.plain import open_plain, start_flush
+from altup_moe.checkpoint.slices import box_shape, inside
 from altup_moe.config import DataError
-from altup_moe.parallel.names import Box
+from altup_moe.parallel.parameter_mapping import Box
 
 CARRIERS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 """Item size -> what stands for the items."""

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from altup_moe.checkpoint.boxes import box_shape, inside, meet, uncovered, whole, within
 from altup_moe.checkpoint.manifest import DIGEST, KINDS, MANIFEST, Manifest, StoredTensor, read_manifest
-from altup_moe.checkpoint.moments import moment_shapes
+from altup_moe.checkpoint.optimizer_state_shapes import moment_shapes
 from altup_moe.checkpoint.shards import ShardReader, ShardReaders, carrier
+from altup_moe.checkpoint.slices import box_shape, inside, meet, uncovered, whole, within
 from altup_moe.config import DataError, RunConfig, UserError
 from altup_moe.config.load import from_dict
-from altup_moe.parallel.names import Box, global_shapes, is_buffer
+from altup_moe.parallel.parameter_mapping import Box, global_shapes, is_buffer
 
 HALF = ("BF16", "F16")
 """Dtypes of weights that the optimizer keeps an fp32 copy of."""

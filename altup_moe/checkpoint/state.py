@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from altup_moe.checkpoint.boxes import box_shape, flat_boxes, volume, whole
+from altup_moe.checkpoint.optimizer_shards import Updated, cut_weights, updated
+from altup_moe.checkpoint.slices import box_shape, flat_boxes, volume, whole
 from altup_moe.checkpoint.tensors import STORED
-from altup_moe.checkpoint.updated import Updated, cut_weights, updated
 from altup_moe.checkpoint.write import Form, Part
-from altup_moe.parallel.names import Box, NamedTensor, Piece
+from altup_moe.parallel.parameter_mapping import Box, NamedTensor, Piece
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.parallel.names import Box
+from altup_moe.parallel.parameter_mapping import Box
 
 DTYPES = {
     "F64": torch.float64,

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from altup_moe.checkpoint.boxes import box_shape, volume, whole
 from altup_moe.checkpoint.manifest import (
     ITEM_BYTES,
     Manifest,
@@ -19,8 +18,9 @@ from altup_moe.checkpoint.manifest import (
     piece_key,
 )
 from altup_moe.checkpoint.shards import write_tensors
+from altup_moe.checkpoint.slices import box_shape, volume, whole
 from altup_moe.checkpoint.store import open_partial, publish
-from altup_moe.parallel.names import Box
+from altup_moe.parallel.parameter_mapping import Box
 
 FILE_BYTES = 1 << 28
 """A file is closed once it holds this much: several are hashed at a time, and a damaged one is found sooner."""

@@ -15,7 +15,7 @@ from altup_moe.model.specs import first_layer
 from altup_moe.model.t5 import AltUpT5
 from altup_moe.model.transformer_config import transformer_config
 from altup_moe.parallel.compat import mark_expert_parameters
-from altup_moe.parallel.names import Box, NamedTensor, Shard, pieces
+from altup_moe.parallel.parameter_mapping import Box, NamedTensor, Shard, pieces
 from altup_moe.parallel.rng import seed_dropout
 from altup_moe.parallel.seeds import initial
 from altup_moe.parallel.topology import Topology

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from altup_moe.config import RunConfig
-from altup_moe.parallel.names import global_shapes, is_buffer
+from altup_moe.parallel.parameter_mapping import global_shapes, is_buffer
 
 
 @dataclass(frozen=True)

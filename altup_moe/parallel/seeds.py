@@ -16,7 +16,7 @@ from torch import Tensor
 from altup_moe.altup.sequence import initial_coefficients
 from altup_moe.altup.variants import VARIANTS, selected_block
 from altup_moe.config import RunConfig
-from altup_moe.parallel.names import Box
+from altup_moe.parallel.parameter_mapping import Box
 
 BLOCK_ELEMENTS = 1 << 18
 """Elements of a block: large enough to hide the generator's set-up, small enough for a rank to skip most of them."""

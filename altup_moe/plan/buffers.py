@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from altup_moe.config import RunConfig
-from altup_moe.parallel.places import Place
+from altup_moe.parallel.rank_coordinates import Place
 from altup_moe.plan.parameters import Held, held_parameters
 
 PARAMETER_BYTES = {"fp32": 4, "bf16": 2}

@@ -8,7 +8,7 @@ from typing import Any
 
 from altup_moe.config import ConfigError
 from altup_moe.config.load import read_yaml
-from altup_moe.plan.unfused import CALLS, MESSAGES, OPERATIONS, PIECES, SIZES, Unfused
+from altup_moe.plan.cpu_cost_model import CALLS, MESSAGES, OPERATIONS, PIECES, SIZES, Unfused
 
 CLUSTERS = Path(__file__).parents[2] / "configs" / "clusters"
 """Where the shipped files lie."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from altup_moe.config import ParallelConfig
-from altup_moe.parallel.places import Place, places
+from altup_moe.parallel.rank_coordinates import Place, places
 
 Ranks = tuple[int, ...]
 

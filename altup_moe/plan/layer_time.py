@@ -10,13 +10,10 @@ from altup_moe.altup.parts import Parts
 from altup_moe.altup.shape import is_moe_layer, stream_width
 from altup_moe.config import RunConfig
 from altup_moe.moe.backends import mixes_in_windows
-from altup_moe.parallel.places import Chunk, Place
+from altup_moe.parallel.rank_coordinates import Chunk, Place
 from altup_moe.plan.buffers import PARAMETER_BYTES
 from altup_moe.plan.cluster import Cluster
-from altup_moe.plan.groups import World
-from altup_moe.plan.routes import local_tokens
-from altup_moe.plan.transfers import Transfer
-from altup_moe.plan.unfused import (
+from altup_moe.plan.cpu_cost_model import (
     Pair,
     Product,
     Unfused,
@@ -28,6 +25,9 @@ from altup_moe.plan.unfused import (
     output_product,
     products,
 )
+from altup_moe.plan.groups import World
+from altup_moe.plan.routes import local_tokens
+from altup_moe.plan.transfers import Transfer
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from altup_moe.plan.cluster import Cluster
+from altup_moe.plan.cpu_cost_model import MESSAGES, Pair, Unfused
 from altup_moe.plan.ranks import Start, here, on_ranks
-from altup_moe.plan.unfused import MESSAGES, Pair, Unfused
 
 ROUNDS = 2
 """Times that everything is measured: medians stand against a moment's disturbance."""
@@ -95,7 +95,7 @@ def as_yaml(cluster: Cluster) -> str:
         if key not in ("name", "unfused"):
             lines.append(f"{key}: {_figures(value)}")
     if cluster.unfused is not None:
-        lines.append("unfused:  # altup_moe/plan/unfused.py says what each is")
+        lines.append("unfused:  # altup_moe/plan/cpu_cost_model.py says what each is")
         for key, value in vars(cluster.unfused).items():
             if isinstance(value, dict):
                 lines.append(f"  {key}:")

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from altup_moe.altup.kernels import kernel
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig, TrainConfig
+from altup_moe.plan.cpu_cost_model import SIZES, Pair
 from altup_moe.plan.ranks import batches, timed_steps
-from altup_moe.plan.unfused import SIZES, Pair
 
 KEPT = 2**23
 """Bytes of the tensors that a piece goes through in turn, of each kind."""

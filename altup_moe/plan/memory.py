@@ -13,7 +13,7 @@ from altup_moe.altup.shape import is_moe_layer, output_width, stream_width
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import num_microbatches
 from altup_moe.moe.backends import mixes_in_windows
-from altup_moe.parallel.places import Chunk, Place, chunks
+from altup_moe.parallel.rank_coordinates import Chunk, Place, chunks
 from altup_moe.plan.buffers import PARAMETER_BYTES, buffers
 from altup_moe.plan.groups import World
 from altup_moe.plan.parameters import held_parameters

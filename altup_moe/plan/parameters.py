@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from altup_moe.config import RunConfig
 from altup_moe.parallel.counts import Parameters, parameters
-from altup_moe.parallel.names import is_buffer
-from altup_moe.parallel.places import Place, held_tensors, places
+from altup_moe.parallel.parameter_mapping import is_buffer
+from altup_moe.parallel.rank_coordinates import Place, held_tensors, places
 
 __all__ = ["Held", "Parameters", "held_parameters", "parameters", "stage_parameters", "stage_places"]
 

@@ -134,7 +134,7 @@ def _operations(argument: str, directory: str) -> Any:
     import torch
     import torch.distributed as dist
 
-    from altup_moe.plan.unfused import MESSAGES
+    from altup_moe.plan.cpu_cost_model import MESSAGES
 
     with group(directory) as (rank, _):
         other, received = 1 - rank, torch.empty(MESSAGES[-1] // 4)

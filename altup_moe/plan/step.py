@@ -9,7 +9,7 @@ from altup_moe.altup.flops import flops_per_token
 from altup_moe.altup.shape import is_moe_layer
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import CHECKS, check_files, num_microbatches
-from altup_moe.parallel.places import Place, chunks
+from altup_moe.parallel.rank_coordinates import Place, chunks
 from altup_moe.plan.buffers import PARAMETER_BYTES
 from altup_moe.plan.cluster import Cluster
 from altup_moe.plan.groups import World

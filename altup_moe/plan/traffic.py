@@ -12,7 +12,7 @@ from dataclasses import replace
 from altup_moe.altup.shape import embedding_width, is_moe_layer, output_width, stream_width
 from altup_moe.config import ConfigError, RunConfig
 from altup_moe.config.checks import num_microbatches
-from altup_moe.parallel.places import Chunk, Place, chunks
+from altup_moe.parallel.rank_coordinates import Chunk, Place, chunks
 from altup_moe.plan.buffers import PARAMETER_BYTES, buffers, shared_table
 from altup_moe.plan.groups import Ranks, World
 from altup_moe.plan.parameters import held_parameters

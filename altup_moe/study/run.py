@@ -17,15 +17,15 @@ from types import FrameType
 
 from altup_moe.config import UserError
 from altup_moe.config.exit_codes import EXIT_STOPPED
-from altup_moe.study import child
-from altup_moe.study.board import Board
-from altup_moe.study.children import POLL_SECONDS, Child, check_launchers, reason, start, stop
-from altup_moe.study.finish import cores, done_row, failed_row
+from altup_moe.study import worker_main
+from altup_moe.study.collect_row import cores, done_row, failed_row
 from altup_moe.study.folder import Folder, Kind, read_json
+from altup_moe.study.live_table import Board
 from altup_moe.study.pool import startable
 from altup_moe.study.progress import Snapshot, snapshot
 from altup_moe.study.records import Row
 from altup_moe.study.spec import RowSpec, Study
+from altup_moe.study.worker_processes import POLL_SECONDS, Child, check_launchers, reason, start, stop
 
 
 class Stopped(Exception):
@@ -156,7 +156,7 @@ def _prepare(running: Running) -> None:
     log = running.folder.root / "prepare.txt"
     log.unlink(missing_ok=True)
     rows = list(different.values())
-    words = child.prepare_words([running.folder.place(row).root for row in rows])
+    words = worker_main.prepare_words([running.folder.place(row).root for row in rows])
     code = _wait(running, start(words, _alone(rows[0]), log))
     if code:
         last = next((line for line in reversed(log.read_text(errors="replace").splitlines()) if line.strip()), "")
@@ -201,7 +201,7 @@ def _train(running: Running) -> None:
 def _start_training(running: Running, row: RowSpec) -> None:
     place = running.folder.place(row)
     place.failure.unlink(missing_ok=True)
-    words = child.train_words(place.root, row.budget.seconds)
+    words = worker_main.train_words(place.root, row.budget.seconds)
     running.training[row.key] = start(words, row, place.log)
 
 
@@ -257,7 +257,7 @@ def _measure_group(running: Running, kind: Kind, number: int, rows: list[RowSpec
     for place in places:
         place.failure.unlink(missing_ok=True)
     log = running.folder.root / "measure.txt"
-    words = child.measure_words(kind, number, running.study.measure, [place.root for place in places])
+    words = worker_main.measure_words(kind, number, running.study.measure, [place.root for place in places])
     log.unlink(missing_ok=True)
     code = _wait(running, start(words, rows[0] if kind == "steps" else _alone(rows[0]), log))
     missing = [row for row, place in zip(rows, places, strict=True) if not place.measured(kind, number).exists()]

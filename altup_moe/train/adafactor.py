@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from altup_moe.checkpoint.moments import FACTORS, moment_shapes
-from altup_moe.parallel.names import NamedTensor, Piece
+from altup_moe.checkpoint.optimizer_state_shapes import FACTORS, moment_shapes
+from altup_moe.parallel.parameter_mapping import NamedTensor, Piece
 
 DECAY = 0.8
 """The second moment's decay at step t is 1 - t^-0.8 (section 7.2)."""

@@ -24,13 +24,12 @@ from altup_moe.config.load import save_config
 from altup_moe.config.run_directory import checkpoints_dir, config_file, kernels_dir, profile_dir, tokenizer_dir
 from altup_moe.model.build import named_tensors
 from altup_moe.moe.backends import find_backend, shut_windows
-from altup_moe.parallel.agree import any_of
+from altup_moe.parallel.control_collectives import any_of
 from altup_moe.parallel.rng import rng_state, seed_dropout, set_rng_state
 from altup_moe.parallel.seeds import derived_seed
 from altup_moe.parallel.topology import Topology, rank_from_env, topology
 from altup_moe.train.batches import micro_batches
 from altup_moe.train.engine import Engine, build_engine
-from altup_moe.train.guards import StopSignal
 from altup_moe.train.loggers import Logger, check_loggers, open_loggers
 from altup_moe.train.metrics import StepMetrics, peak_memory_gib
 from altup_moe.train.mixture import run_samples
@@ -39,6 +38,7 @@ from altup_moe.train.profile import Profile
 from altup_moe.train.resume import ResumePoint, find_resume_point, verified
 from altup_moe.train.samples import Samples
 from altup_moe.train.step import StepResult, Validation, train_step, validate
+from altup_moe.train.stop_signal import StopSignal
 
 
 @dataclass

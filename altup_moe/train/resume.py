@@ -14,7 +14,7 @@ from altup_moe.checkpoint.store import complete, find_checkpoint, latest, set_as
 from altup_moe.config import ConfigError, DataError, RunConfig
 from altup_moe.config.load import from_dict
 from altup_moe.config.run_directory import checkpoints_dir
-from altup_moe.parallel.agree import first_problem
+from altup_moe.parallel.control_collectives import first_problem
 from altup_moe.parallel.topology import Topology
 
 SAME = {

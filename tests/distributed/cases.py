@@ -22,7 +22,7 @@ from altup_moe.config import (
     RunConfig,
     TrainConfig,
 )
-from altup_moe.parallel.names import Box
+from altup_moe.parallel.parameter_mapping import Box
 from altup_moe.parallel.seeds import initial, normal
 from altup_moe.train.batches import Batch
 

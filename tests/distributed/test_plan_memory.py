@@ -12,7 +12,7 @@ import pytest
 
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import check_config
-from altup_moe.parallel.places import chunks
+from altup_moe.parallel.rank_coordinates import chunks
 from altup_moe.plan.groups import World
 from altup_moe.plan.memory import chunk_activations, kept_by_loss, states
 from tests.distributed.cases import small, world_size

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from altup_moe.checkpoint.boxes import volume
 from altup_moe.checkpoint.manifest import read_manifest
+from altup_moe.checkpoint.slices import volume
 from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.config.load import load_config
 from tests.checkpoints import stored_bytes

@@ -10,7 +10,7 @@ from packaging.version import Version
 
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import check_config
-from altup_moe.parallel.places import Place
+from altup_moe.parallel.rank_coordinates import Place
 from altup_moe.plan.groups import World
 from altup_moe.plan.traffic import norm_groups, step_transfers
 from altup_moe.plan.transfers import Transfer

@@ -114,7 +114,7 @@ def test_resume_is_exact(way: str, layout: str, directory: Path) -> None:
 
 
 def _train_with_slow_copies(config) -> int:
-    from altup_moe.checkpoint.copies import Copies
+    from altup_moe.checkpoint.staging_buffer import Copies
 
     take = Copies.take
 

@@ -16,7 +16,7 @@ from altup_moe.checkpoint.source import HALF, Checkpoint
 from altup_moe.checkpoint.tensors import DTYPES, items, load
 from altup_moe.checkpoint.write import Form, whole_tensors, write_checkpoint
 from altup_moe.config.checks import smallest_world
-from altup_moe.parallel.names import Box, global_shapes, is_buffer
+from altup_moe.parallel.parameter_mapping import Box, global_shapes, is_buffer
 
 POWER = {"exp_avg": 1, "exp_avg_sq": 2}
 """Adam's moments: to which power of the gradient they go."""

@@ -38,8 +38,8 @@ from torch import Tensor
 
 from altup_moe.altup.shape import output_width, stream_width
 from altup_moe.altup.variants import selected_block
-from altup_moe.checkpoint.boxes import whole
 from altup_moe.checkpoint.grow.stream import identity, twins, widened
+from altup_moe.checkpoint.slices import whole
 from altup_moe.config import RunConfig
 from altup_moe.parallel.seeds import initial, normal
 

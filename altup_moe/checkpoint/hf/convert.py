@@ -14,7 +14,7 @@ from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.tensors import DTYPES, items
 from altup_moe.checkpoint.write import Form, whole_tensors, write_checkpoint
 from altup_moe.config import RunConfig
-from altup_moe.parallel.names import Box, global_shapes
+from altup_moe.parallel.parameter_mapping import Box, global_shapes
 
 START = "decoder_start_token_id"
 """What an encoder-decoder's answers begin with; where it is not named, the padding id."""

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from altup_moe.checkpoint.boxes import whole
 from altup_moe.checkpoint.hf.names import copies, hub_name, recomputed
 from altup_moe.checkpoint.manifest import FILE_NAME, ITEM_BYTES
 from altup_moe.checkpoint.plain import read_plain, strict_json
 from altup_moe.checkpoint.shards import Entry, ShardReader, ShardReaders, write_tensors
+from altup_moe.checkpoint.slices import whole
 from altup_moe.checkpoint.tensors import tensor_of
 from altup_moe.checkpoint.write import Form
 from altup_moe.config import DataError
 from altup_moe.config.files import write_text
-from altup_moe.parallel.names import Box
+from altup_moe.parallel.parameter_mapping import Box
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 GENERATION = "generation_config.json"

@@ -13,12 +13,12 @@ from altup_moe.config import ConfigError, UserError
 from altup_moe.config.files import write_bytes, write_text
 from altup_moe.config.flags import parse, print_help
 from altup_moe.study.records import read_rows
-from altup_moe.study.report.front import Bootstrap
+from altup_moe.study.report.formatting import lines
 from altup_moe.study.report.page import page
 from altup_moe.study.report.pictures import pictures
+from altup_moe.study.report.statistics import Bootstrap
 from altup_moe.study.report.summary import as_dict, summary
 from altup_moe.study.report.tables import tables
-from altup_moe.study.report.words import lines
 
 PAGE = "report.html"
 

@@ -16,11 +16,20 @@ from importlib.resources import files
 from typing import Any
 
 from altup_moe.study.records import Row
-from altup_moe.study.report.front import Speed, pareto
+from altup_moe.study.report.formatting import (
+    RULES,
+    count,
+    difference_text,
+    digits,
+    draws_text,
+    interval_text,
+    sizes,
+    spread,
+)
 from altup_moe.study.report.models import AXES, KINDS, MEASURES, UNITS, Axis, Measure, Model, families, mean
-from altup_moe.study.report.series import COLOURS, MARKS, Band, curves, loads
+from altup_moe.study.report.plot_data import COLOURS, MARKS, Band, curves, loads
+from altup_moe.study.report.statistics import Speed, pareto
 from altup_moe.study.report.summary import Summary, hardware, hardware_text
-from altup_moe.study.report.words import RULES, count, difference_text, digits, draws_text, interval_text, sizes, spread
 
 
 def page(found: Summary, study: str | None, shown: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from altup_moe.study.report.models import AXES, MEASURES, Axis, Model, families
 from altup_moe.study.report.page import front
-from altup_moe.study.report.series import curves, loads
+from altup_moe.study.report.plot_data import curves, loads
 from altup_moe.study.report.summary import Summary
 
 # The page's colours and marks, in its order.

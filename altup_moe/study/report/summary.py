@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from altup_moe.study.records import Hardware, Row
-from altup_moe.study.report.front import Bootstrap, Difference, Speed, difference, nearest, speed
 from altup_moe.study.report.models import KINDS, Kind, Model, latest, split
+from altup_moe.study.report.statistics import Bootstrap, Difference, Speed, difference, nearest, speed
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 
 from altup_moe.config import RunConfig
 from altup_moe.model.build import build_model
-from altup_moe.parallel.names import Box
+from altup_moe.parallel.parameter_mapping import Box
 from altup_moe.parallel.seeds import initial
 from altup_moe.parallel.topology import Topology
 from altup_moe.train.batches import Batch

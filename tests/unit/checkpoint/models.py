@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from altup_moe.checkpoint.boxes import box_shape, whole
 from altup_moe.checkpoint.manifest import Manifest, Reader
 from altup_moe.checkpoint.shards import carrier
+from altup_moe.checkpoint.slices import box_shape, whole
 from altup_moe.checkpoint.write import Form, Part, Plan, cut_files, write_checkpoint
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig
-from altup_moe.parallel.names import Box, global_shapes
+from altup_moe.parallel.parameter_mapping import Box, global_shapes
 
 MODEL = ModelConfig(
     num_layers=2,

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from altup_moe.checkpoint.boxes import whole
 from altup_moe.checkpoint.manifest import Manifest
+from altup_moe.checkpoint.slices import whole
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.tensors import DTYPES, items, load_weights
 from altup_moe.checkpoint.write import Form, whole_tensors, write_checkpoint
 from altup_moe.config import ParallelConfig, RunConfig
 from altup_moe.model.reference.config import AltUpMoEConfig
 from altup_moe.model.reference.gpt import AltUpMoEForCausalLM
-from altup_moe.parallel.names import Box, global_shapes, is_buffer
+from altup_moe.parallel.parameter_mapping import Box, global_shapes, is_buffer
 from altup_moe.parallel.seeds import normal
 from tests.distributed.cases import skewed, small
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from altup_moe.checkpoint.boxes import bands, joined, uncovered, volume
+from altup_moe.checkpoint.slices import bands, joined, uncovered, volume
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (5, 3), (4, 3, 2), (0,), (3, 0)])

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from altup_moe.checkpoint import saver as module
-from altup_moe.checkpoint.boxes import whole
-from altup_moe.checkpoint.copies import Copies
 from altup_moe.checkpoint.saver import Saved, SaveError, Saver
+from altup_moe.checkpoint.slices import whole
 from altup_moe.checkpoint.source import Checkpoint
+from altup_moe.checkpoint.staging_buffer import Copies
 from altup_moe.checkpoint.state import Held
 from altup_moe.checkpoint.store import complete, latest
 from altup_moe.checkpoint.tensors import STORED, load

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from altup_moe.checkpoint import shards
-from altup_moe.checkpoint.boxes import box_shape, whole
 from altup_moe.checkpoint.header import header_bytes
 from altup_moe.checkpoint.manifest import ITEM_BYTES, StoredFile
 from altup_moe.checkpoint.shards import ShardReader, ShardWriter, carrier
+from altup_moe.checkpoint.slices import box_shape, whole
 from altup_moe.checkpoint.tensors import DTYPES, items, tensor_of
 from altup_moe.config import DataError
-from altup_moe.parallel.names import Box
+from altup_moe.parallel.parameter_mapping import Box
 from tests.processes import open_below
 
 SHAPES: list[tuple[int, ...]] = [(), (0,), (5,), (3, 0, 2), (3, 4), (2, 3, 4)]

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from altup_moe.checkpoint.boxes import box_shape, volume, whole
 from altup_moe.checkpoint.shards import carrier
+from altup_moe.checkpoint.slices import box_shape, volume, whole
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.write import Part, Plan, write_checkpoint
 from altup_moe.config import DataError
 from tests.processes import open_below
 from tests.unit.checkpoint.models import CONFIG, forms_of, head_of, reader_of, save, values_of, with_model
-from tests.unit.checkpoint.test_boxes import boxes, index, partitions
+from tests.unit.checkpoint.test_slices import boxes, index, partitions
 
 FORMS = forms_of()
 VALUES = values_of(FORMS)

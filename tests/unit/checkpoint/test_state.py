@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.state import Held, held_tensors, optimizer_steps, set_optimizer_steps
-from altup_moe.parallel.names import NamedTensor, Piece
+from altup_moe.parallel.parameter_mapping import NamedTensor, Piece
 
 
 class Run:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from altup_moe.checkpoint.boxes import box_shape, whole
 from altup_moe.checkpoint.manifest import StoredFile, StoredPiece
 from altup_moe.checkpoint.shards import ShardReader
+from altup_moe.checkpoint.slices import box_shape, whole
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import LATEST, latest
 from altup_moe.checkpoint.write import (
@@ -23,7 +23,7 @@ from altup_moe.checkpoint.write import (
     write_file,
     write_files,
 )
-from altup_moe.parallel.names import Box
+from altup_moe.parallel.parameter_mapping import Box
 from tests.unit.checkpoint.models import forms_of, head_of, reader_of, two_ranks, values_of
 
 FORMS = {"a": Form((4, 2), "F32"), "b": Form((3,), "BF16"), "c": Form((), "U8"), "d": Form((0, 5), "F64")}

@@ -11,7 +11,7 @@ from altup_moe.plan import compare
 from altup_moe.plan.layer_time import Factors
 from altup_moe.plan.ranks import here
 from altup_moe.plan.step import plan_step
-from tests.unit.plan.test_unfused import FREE, cluster, run
+from tests.unit.plan.test_cpu_cost_model import FREE, cluster, run
 
 MACHINE = cluster(replace(FREE, forward_gflops=[10.0] * 27, backward_gflops=[20.0] * 27))
 STEPS = [[(3.0, 2.0, 1.5), (2.0, 1.0, 1.5), (9.0, 1.5, 1.9)], [(1.0, 4.0, 1.5), (2.5, 3.0, 1.5), (1.0, 3.5, 1.9)]]

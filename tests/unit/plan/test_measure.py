@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from altup_moe.plan import measure
-from altup_moe.plan.unfused import CALLS, MESSAGES, OPERATIONS, PIECES, Unfused
+from altup_moe.plan.cpu_cost_model import CALLS, MESSAGES, OPERATIONS, PIECES, Unfused
 
 
 @pytest.fixture

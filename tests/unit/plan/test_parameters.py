@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig
 from altup_moe.model.reference.config import AltUpMoEConfig
 from altup_moe.model.reference.gpt import AltUpMoEForCausalLM
-from altup_moe.parallel.names import is_buffer
-from altup_moe.parallel.places import held_tensors, places
+from altup_moe.parallel.parameter_mapping import is_buffer
+from altup_moe.parallel.rank_coordinates import held_tensors, places
 from altup_moe.plan.parameters import held_parameters, parameters, stage_parameters
 from tests.unit.plan.configs import runs
 

@@ -18,9 +18,9 @@ from PIL import Image
 from altup_moe.config import UserError
 from altup_moe.study.records import CurvePoint, Quality, Row
 from altup_moe.study.report import report_command
+from altup_moe.study.report.formatting import count, digits
 from altup_moe.study.report.models import Model, families
-from altup_moe.study.report.series import BINS, curves, loads
-from altup_moe.study.report.words import count, digits
+from altup_moe.study.report.plot_data import BINS, curves, loads
 from tests.studies import failed, row, study, write_study
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&amp;$x^2$'

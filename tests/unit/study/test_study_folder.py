@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from altup_moe.config import UserError
-from altup_moe.study.finish import curve, done_row, failed_row, spread, worst_rank
+from altup_moe.study.collect_row import curve, done_row, failed_row, spread, worst_rank
 from altup_moe.study.folder import Folder, write_json
 from altup_moe.study.progress import snapshot
 from altup_moe.study.records import Spread

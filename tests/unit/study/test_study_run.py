@@ -104,7 +104,8 @@ class Stage:
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     monkeypatch.setattr(
-        "altup_moe.study.children.command", lambda words, row: [sys.executable, str(tmp_path / "pretend.py"), *words]
+        "altup_moe.study.worker_processes.command",
+        lambda words, row: [sys.executable, str(tmp_path / "pretend.py"), *words],
     )
     monkeypatch.setattr("altup_moe.study.run.cores", lambda: 2)
     return Stage(tmp_path)

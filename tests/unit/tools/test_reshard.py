@@ -17,9 +17,9 @@ import pytest
 import torch
 
 import tools.reshard as tool
-from altup_moe.checkpoint.boxes import meet, volume
 from altup_moe.checkpoint.manifest import read_manifest
 from altup_moe.checkpoint.reshard import plan_resharding, write_resharded
+from altup_moe.checkpoint.slices import meet, volume
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import find_checkpoint, latest
 from altup_moe.checkpoint.write import FILE_BYTES
@@ -27,7 +27,7 @@ from altup_moe.config import RunConfig
 from altup_moe.config.checks import check_config
 from altup_moe.config.load import from_dict, load_config, save_config
 from altup_moe.config.run_directory import checkpoints_dir
-from altup_moe.parallel.places import held_tensors, places
+from altup_moe.parallel.rank_coordinates import held_tensors, places
 from tests.checkpoints import head, random_tensors, stored_bytes, write_tensors
 from tests.distributed.cases import LAYOUTS, small, with_layout, world_size
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers.optimization import Adafactor as Theirs
 
-from altup_moe.checkpoint import moments
-from altup_moe.parallel.names import NamedTensor, Piece
+from altup_moe.checkpoint import optimizer_state_shapes
+from altup_moe.parallel.parameter_mapping import NamedTensor, Piece
 from altup_moe.train.adafactor import Adafactor
 
 SHAPES = [(6, 9), (5,), (4, 4), (1, 7), (8, 3)]
@@ -16,7 +16,7 @@ STEPS, RATE, DECAY = 8, 0.3, 0.1
 
 @pytest.fixture(autouse=True)
 def _factor_small_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moments, "FACTORED_FROM", 1)
+    monkeypatch.setattr(optimizer_state_shapes, "FACTORED_FROM", 1)
 
 
 def piece(name: str, shape: tuple[int, ...], rows: tuple[int, int] | None = None, at: int = 0) -> Piece:
@@ -100,7 +100,11 @@ def test_rates_are_the_groups_and_decay_is_decoupled() -> None:
 
 
 def test_small_matrices_are_not_factored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moments, "FACTORED_FROM", 128)
-    assert moments.moment_shapes("adafactor", (128, 256)) == {"exp_avg_sq_row": (128,), "exp_avg_sq_col": (256,)}
-    assert moments.moment_shapes("adafactor", (127, 256)) == {"exp_avg_sq": (127, 256)}
-    assert moments.moment_shapes("adamw", (4,)) == {"exp_avg": (4,), "exp_avg_sq": (4,)}
+    monkeypatch.setattr(optimizer_state_shapes, "FACTORED_FROM", 128)
+    moment_shapes = optimizer_state_shapes.moment_shapes
+    assert moment_shapes("adafactor", (128, 256)) == {
+        "exp_avg_sq_row": (128,),
+        "exp_avg_sq_col": (256,),
+    }
+    assert moment_shapes("adafactor", (127, 256)) == {"exp_avg_sq": (127, 256)}
+    assert moment_shapes("adamw", (4,)) == {"exp_avg": (4,), "exp_avg_sq": (4,)}

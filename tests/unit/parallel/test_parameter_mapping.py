@@ -16,7 +16,7 @@ from altup_moe.altup.variants import VARIANTS
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig, SequenceConfig
 from altup_moe.model.reference.config import AltUpMoEConfig
 from altup_moe.model.reference.gpt import AltUpMoEForCausalLM
-from altup_moe.parallel.names import NamedTensor, Piece, Shard, pieces
+from altup_moe.parallel.parameter_mapping import NamedTensor, Piece, Shard, pieces
 
 SHAPE = {"hidden_size": 16, "ffn_hidden_size": 24, "num_attention_heads": 8, "num_query_groups": 4, "vocab_size": 64}
 HEADS = {"kv_channels": 6, "qk_layernorm": True}

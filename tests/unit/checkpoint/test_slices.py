@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from altup_moe.checkpoint.boxes import box_shape, flat_boxes, inside, meet, uncovered, volume, whole, within
-from altup_moe.parallel.names import Box
+from altup_moe.checkpoint.slices import box_shape, flat_boxes, inside, meet, uncovered, volume, whole, within
+from altup_moe.parallel.parameter_mapping import Box
 
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 

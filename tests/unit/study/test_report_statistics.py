@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from altup_moe.study.records import Row
-from altup_moe.study.report.front import Bootstrap, cost_at, difference, nearest, pareto, speed
 from altup_moe.study.report.models import Model, latest, split
+from altup_moe.study.report.statistics import Bootstrap, cost_at, difference, nearest, pareto, speed
 from altup_moe.study.report.summary import summary
 from tests.studies import MACHINE, failed, row
 

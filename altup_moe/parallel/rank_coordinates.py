@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from altup_moe.config import ParallelConfig, RunConfig
 from altup_moe.config.checks import stage_layers
-from altup_moe.parallel.names import Piece, Shard, local_names, pieces
+from altup_moe.parallel.parameter_mapping import Piece, Shard, local_names, pieces
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from altup_moe.config import AltUpConfig, ConfigError, ModelConfig, MoEConfig, P
 from altup_moe.config.load import read_yaml
 from altup_moe.plan.cluster import Cluster, cluster_from
 from altup_moe.plan.compare import Compared, verdict
+from altup_moe.plan.cpu_cost_model import CALLS, OPERATIONS, PIECES, SIZES, Unfused, products
 from altup_moe.plan.measure import as_yaml
 from altup_moe.plan.parameters import parameters
 from altup_moe.plan.published import POINTS, planned
 from altup_moe.plan.ranks import rank_imbalance
 from altup_moe.plan.routes import local_tokens
 from altup_moe.plan.step import StepPlan, plan_step
-from altup_moe.plan.unfused import CALLS, OPERATIONS, PIECES, SIZES, Unfused, products
 
 FREE = Unfused(
     [1e30] * 27,

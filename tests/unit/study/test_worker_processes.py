@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from altup_moe.study import tied
-from altup_moe.study.children import command, reason
+from altup_moe.parallel import parent_death
 from altup_moe.study.folder import Place
 from altup_moe.study.spec import load_study
+from altup_moe.study.worker_processes import command, reason
 from launch.cluster import start_time
 from tests.processes import started
 from tests.unit.study.test_study_spec import SMALL
@@ -39,7 +39,7 @@ def wait_for(path: Path) -> None:
 
 def test_a_child_is_killed_when_its_study_is(tmp_path: Path) -> None:
     file, ready = tmp_path / "pid", tmp_path / "ready"
-    words = [str(tied.__file__), str(file), SLEEPER.format(ready=str(ready))]
+    words = [str(parent_death.__file__), str(file), SLEEPER.format(ready=str(ready))]
     with started([sys.executable, "-c", PARENT, *words]) as parent:
         wait_for(file)
         wait_for(ready)
@@ -59,7 +59,7 @@ def test_ranks_are_started_by_the_row_s_launcher(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     file.write_text(yaml.safe_dump({**SMALL, "seeds": [1], "rows": [{"name": "alone"}, pair, lab]}))
     alone, two, network = (command(["train", "{}", "x"], row) for row in load_study(file).rows)
-    child = [sys.executable, "-m", "altup_moe.study.child", "train", "{}", "x"]
+    child = [sys.executable, "-m", "altup_moe.study.worker_main", "train", "{}", "x"]
     assert alone == child
     assert two[-9:] == ["--ranks-per-node", "2", "--", *child]
     assert network[-11:] == ["--nodes", "2", "--rate", "9mbit", "--", *child]

@@ -1,4 +1,4 @@
-"""Run a command that dies with the process that started it: `python tied.py PARENT COMMAND ...`.
+"""Run a command that dies with the process that started it: `python parent_death.py PARENT COMMAND ...`.
 
 A study that is killed with -9 cannot stop its trainings; the kernel can. This sets the signal and becomes the command
 (execve keeps it). It imports nothing, to start fast.

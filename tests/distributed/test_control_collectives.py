@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from altup_moe.parallel.agree import any_of, first_problem, gather
+from altup_moe.parallel.control_collectives import any_of, first_problem, gather
 from tests.distributed.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from altup_moe.checkpoint.boxes import volume
 from altup_moe.checkpoint.manifest import ITEM_BYTES
+from altup_moe.checkpoint.slices import volume
 from altup_moe.checkpoint.write import Form, Part
 
 

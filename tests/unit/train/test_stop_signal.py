@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from altup_moe.config.exit_codes import EXIT_STOPPED
-from altup_moe.train.guards import StopSignal
+from altup_moe.train.stop_signal import StopSignal
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 

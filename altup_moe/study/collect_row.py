@@ -14,10 +14,10 @@ from typing import Any
 
 from altup_moe.altup.flops import flops_per_token
 from altup_moe.parallel.counts import parameters
-from altup_moe.study.children import ROOT
 from altup_moe.study.folder import Folder, Kind, Place, read_json
 from altup_moe.study.records import CurvePoint, Experts, Hardware, Latency, Quality, Row, Spread
 from altup_moe.study.spec import Measure, RowSpec, Study
+from altup_moe.study.worker_processes import ROOT
 
 CURVE_POINTS = 100
 """Steps of a curve that are kept, beside those with a validation."""

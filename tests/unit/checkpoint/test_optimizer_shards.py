@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from altup_moe.checkpoint import updated as module
-from altup_moe.checkpoint.updated import cut_weights, updated
+from altup_moe.checkpoint import optimizer_shards as module
+from altup_moe.checkpoint.optimizer_shards import cut_weights, updated
 
 SHAPES = [(3, 5), (7,), (2, 2), (1,), (4, 6)]
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 
 from altup_moe.study.records import Row
-from altup_moe.study.report.front import Difference, Interval, Speed
 from altup_moe.study.report.models import KINDS, Kind, Model, Stat, mean
+from altup_moe.study.report.statistics import Difference, Interval, Speed
 from altup_moe.study.report.summary import Summary, hardware, hardware_text
 
 RULES = (

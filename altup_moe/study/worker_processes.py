@@ -14,7 +14,7 @@ from pathlib import Path
 
 import altup_moe
 from altup_moe.config import UserError
-from altup_moe.study import tied
+from altup_moe.parallel import parent_death
 from altup_moe.study.folder import Place
 from altup_moe.study.spec import RowSpec
 
@@ -46,8 +46,8 @@ def check_launchers(rows: Iterable[RowSpec]) -> None:
 
 
 def command(words: Sequence[str], row: RowSpec) -> list[str]:
-    """The command line that runs `altup_moe.study.child` with these words on every rank of a row."""
-    own = [sys.executable, "-m", "altup_moe.study.child", *words]
+    """The command line that runs `altup_moe.study.worker_main` with these words on every rank of a row."""
+    own = [sys.executable, "-m", "altup_moe.study.worker_main", *words]
     if row.launcher == "netlab":
         rate = ["--rate", row.rate] if row.rate else []
         return [sys.executable, str(ROOT / "launch" / "netlab"), "--nodes", str(row.ranks), *rate, "--", *own]
@@ -70,7 +70,7 @@ def start(words: Sequence[str], row: RowSpec, log: Path) -> Child:
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as file:
         process = subprocess.Popen(
-            [sys.executable, str(tied.__file__), str(os.getpid()), *command(words, row)],
+            [sys.executable, str(parent_death.__file__), str(os.getpid()), *command(words, row)],
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=file,

@@ -1,4 +1,4 @@
-"""Entry of a study's processes: `python -m altup_moe.study.child train|prepare|steps|texts ...`; not for users."""
+"""Entry of a study's workers: `python -m altup_moe.study.worker_main train|prepare|steps|texts ...`; not for users."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pathlib import Path
 
 from altup_moe.config import UserError
 from altup_moe.config.exit_codes import EXIT_FAILED, EXIT_USER_ERROR
+from altup_moe.parallel.parent_death import tie
 from altup_moe.study.folder import Place
 from altup_moe.study.spec import Measure
-from altup_moe.study.tied import tie
 
 
 def train_words(root: Path, seconds: float | None) -> list[str]:

@@ -12,8 +12,8 @@ from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, ParallelConfig
 from altup_moe.config.checks import check_config, smallest_world
 from altup_moe.model.reference.config import AltUpMoEConfig
 from altup_moe.model.reference.gpt import AltUpMoEForCausalLM
-from altup_moe.parallel.names import global_shapes, is_buffer
-from altup_moe.parallel.places import chunks, held_tensors, places
+from altup_moe.parallel.parameter_mapping import global_shapes, is_buffer
+from altup_moe.parallel.rank_coordinates import chunks, held_tensors, places
 
 MODEL = ModelConfig(
     num_layers=4,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from altup_moe.checkpoint.share import part_bytes, share
 from altup_moe.checkpoint.write import Form, Part
+from altup_moe.checkpoint.write_balancing import part_bytes, share
 
 FORMS = {f"weights/t{n}": Form((n, 4), "BF16" if n % 2 else "F32") for n in range(1, 9)}
 

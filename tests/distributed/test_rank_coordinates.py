@@ -9,7 +9,7 @@ import pytest
 
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import check_config
-from altup_moe.parallel.places import Place, held_tensors, places
+from altup_moe.parallel.rank_coordinates import Place, held_tensors, places
 from tests.distributed.cases import LAYOUTS, small, small_t5, world_size
 from tests.distributed.ranks import run_ranks
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from altup_moe.parallel.names import Box
+from altup_moe.parallel.parameter_mapping import Box
 
 
 def whole(shape: Sequence[int]) -> Box:
