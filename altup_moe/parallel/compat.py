@@ -14,14 +14,15 @@ import torch
 from megatron.core.transformer.spec_utils import ModuleSpec
 from torch import nn
 
+from altup_moe.parallel.patches import original, replace
 
+
+@functools.cache
 def mend_megatron() -> None:
-    """Faults of megatron-core that do not depend on the model; call once, before a model is built."""
-    import megatron.core.transformer.moe.moe_utils as moe_utils
-
-    # 0.16.1 leaves the name undefined without Transformer Engine, and the router's linear asks for it.
-    if not hasattr(moe_utils, "te_general_gemm"):
-        moe_utils.te_general_gemm = None
+    """Faults of megatron-core that do not depend on the model; once a process, before a model is built."""
+    te_general_gemm = "megatron.core.transformer.moe.moe_utils:te_general_gemm"
+    if original(te_general_gemm) is None:
+        replace(te_general_gemm, None)
     _clip_in_place()
     # It also warns of every feed-forward class that is not one of its own, on every layer.
     logging.getLogger("megatron.core.transformer.transformer_layer").addFilter(
@@ -31,14 +32,14 @@ def mend_megatron() -> None:
 
 def _clip_in_place() -> None:
     """Without Transformer Engine and apex gradients are clipped by way of a copy of each; the same values need none."""
-    import megatron.core.optimizer.clip_grads as clip_grads
 
-    def scale(chunk_size: int, noop_flag: Any, tensor_lists: Any, factor: float) -> None:
+    def multiply(chunk_size: int, noop_flag: Any, tensor_lists: Any, scale: float) -> None:
         for source, target in zip(*tensor_lists, strict=True):
-            torch.mul(source, factor, out=target)
+            torch.mul(source, scale, out=target)
 
-    if clip_grads.multi_tensor_scale_impl.__name__ == "local_multi_tensor_scale":
-        clip_grads.multi_tensor_scale_impl = scale
+    name = "megatron.core.optimizer.clip_grads:multi_tensor_scale_impl"
+    if getattr(original(name), "__name__", "") == "local_multi_tensor_scale":
+        replace(name, multiply)
 
 
 def mlp_submodules(mlp_spec: Any) -> Any:

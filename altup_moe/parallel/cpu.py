@@ -21,8 +21,10 @@ from typing import Any
 import torch
 from torch.utils._device import _device_constructors
 
+from altup_moe.parallel.patches import FACTORIES, original, replace
+
 _CPU = torch.device("cpu")
-_FACTORIES = ("empty", "zeros", "ones", "full", "tensor", "arange", "rand", "randn")
+_GATHER, _SCATTER = "_gather_along_first_dim", "_reduce_scatter_along_first_dim"
 _enabled = False
 
 
@@ -68,19 +70,24 @@ def enable() -> bool:
 
 
 def _answer_for_cuda() -> None:
-    cuda: Any = torch.cuda
-    stream = _InOrder()
-    cuda.current_device = lambda: _CPU
-    cuda.synchronize = lambda device=None: None
-    cuda.Stream = cuda.Event = _InOrder
-    cuda.current_stream = cuda.default_stream = lambda device=None: stream
-    cuda.stream = lambda s: nullcontext()
-    cuda.get_rng_state = lambda device=None: torch.get_rng_state()
-    cuda.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
-    # Not torch.manual_seed: that one seeds CUDA too, which would come back here.
-    cuda.manual_seed = lambda seed: torch.default_generator.manual_seed(int(seed))
-    cuda.empty_cache = lambda: None
-    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+    in_order = _InOrder()
+    answers: dict[str, Any] = {
+        "current_device": lambda: _CPU,
+        "synchronize": lambda device=None: None,
+        "Stream": _InOrder,
+        "Event": _InOrder,
+        "current_stream": lambda device=None: in_order,
+        "default_stream": lambda device=None: in_order,
+        "stream": lambda stream: nullcontext(),
+        "get_rng_state": lambda device=None: torch.get_rng_state(),
+        "set_rng_state": lambda new_state, device=None: torch.set_rng_state(new_state),
+        # Not torch.manual_seed: that one seeds CUDA too, which would come back here.
+        "manual_seed": lambda seed: torch.default_generator.manual_seed(int(seed)),
+        "empty_cache": lambda: None,
+    }
+    for name, answer in answers.items():
+        replace(f"torch.cuda:{name}", answer)
+    replace("torch:Tensor.cuda", lambda self, *args, **kwargs: self)
 
 
 def _on_cpu(device: Any) -> bool:
@@ -100,8 +107,8 @@ def _redirect_factories() -> None:
 
     # `with torch.device(...)` knows factories by identity, from a list made at its first use: of the originals, then.
     _device_constructors()
-    for name in _FACTORIES:
-        setattr(torch, name, redirect(getattr(torch, name)))
+    for name in FACTORIES:
+        replace(f"torch:{name}", redirect(original(f"torch:{name}")))
 
 
 @contextmanager
@@ -121,8 +128,8 @@ def _cuda_type_names() -> Iterator[None]:
         torch.Tensor.type = plain  # type: ignore[method-assign]
 
 
-def _with_cuda_type_names(owner: Any, name: str) -> None:
-    raw = owner.__dict__[name] if isinstance(owner, type) else getattr(owner, name)
+def _with_cuda_type_names(target: str) -> None:
+    raw = original(target)
     function = raw.__func__ if isinstance(raw, (classmethod, staticmethod)) else raw
 
     @functools.wraps(function)
@@ -130,34 +137,30 @@ def _with_cuda_type_names(owner: Any, name: str) -> None:
         with _cuda_type_names():
             return function(*args, **kwargs)
 
-    setattr(owner, name, type(raw)(wrapped) if isinstance(raw, (classmethod, staticmethod)) else wrapped)
+    replace(target, type(raw)(wrapped) if isinstance(raw, (classmethod, staticmethod)) else wrapped)
 
 
 def _patch_megatron() -> None:
-    import megatron.core.optimizer.optimizer as optimizer
-    import megatron.core.tensor_parallel.random as random
-    import megatron.core.transformer.moe.token_dispatcher as token_dispatcher
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-
-    random_: Any = random
-    random_._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
-    random_._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+    states = "megatron.core.tensor_parallel.random"
+    replace(f"{states}:_get_cuda_rng_state", lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state())
+    replace(
+        f"{states}:_set_cuda_rng_state", lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)
+    )
 
     def as_array(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
         return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
 
-    token_dispatcher.maybe_move_tensor_to_cpu = as_array
-
+    replace("megatron.core.transformer.moe.token_dispatcher:maybe_move_tensor_to_cpu", as_array)
     _pad_uneven_collectives()
-    _with_cuda_type_names(optimizer, "clip_grad_by_total_norm_fp32")
-    _with_cuda_type_names(optimizer.Float16OptimizerWithFloat16Params, "__init__")
-    _with_cuda_type_names(DistributedOptimizer, "__init__")
+    original("torch:Tensor.type")  # `_cuda_type_names` replaces it for moments; its guard is asked once
+    _with_cuda_type_names("megatron.core.optimizer.optimizer:clip_grad_by_total_norm_fp32")
+    _with_cuda_type_names("megatron.core.optimizer.optimizer:Float16OptimizerWithFloat16Params.__init__")
+    _with_cuda_type_names("megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.__init__")
 
 
 def _pad_uneven_collectives() -> None:
-    import megatron.core.tensor_parallel.mappings as mappings
-
-    gather, scatter = mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim
+    mappings = "megatron.core.tensor_parallel.mappings"
+    gather, scatter = (original(f"{mappings}:{name}") for name in (_GATHER, _SCATTER))
 
     def padded(piece: torch.Tensor, rows: int) -> torch.Tensor:
         return torch.cat([piece, piece.new_zeros(rows - piece.shape[0], *piece.shape[1:])])
@@ -178,5 +181,5 @@ def _pad_uneven_collectives() -> None:
         pieces = torch.cat([padded(piece, rows) for piece in input_.split(input_split_sizes)])
         return (scatter(pieces, group) if rows else input_)[: input_split_sizes[group.rank()]]
 
-    mappings._gather_along_first_dim = gather_any
-    mappings._reduce_scatter_along_first_dim = scatter_any
+    replace(f"{mappings}:{_GATHER}", gather_any)
+    replace(f"{mappings}:{_SCATTER}", scatter_any)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from altup_moe.config import UserError
 from altup_moe.config.packages import PACKAGES
+from altup_moe.parallel.patches import replace
 from altup_moe.parallel.topology import Topology
 
 
@@ -37,8 +38,7 @@ def use_deepspeed(topology: Topology) -> Any:
     deepspeed: Any = import_module("deepspeed")
     _quiet()
     if topology.device.type == "cpu":
-        # Else the first use compiles a shared-memory all-reduce (30 to 130 s), and fails where there is no ninja.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        _set("deepspeed.ops", __compatible_ops__={**deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm": False})
     backend = "gloo" if topology.device.type == "cpu" else "nccl"
     # Its communication module wraps the running torch.distributed; an earlier run of this process may have left one.
     _set("deepspeed.comm.comm", cdb=None)
@@ -76,7 +76,7 @@ def _fill_groups(topology: Topology) -> None:
 
 def _set(module: str, **values: Any) -> None:
     for name, value in values.items():
-        setattr(import_module(module), name, value)
+        replace(f"{module}:{name}", value)
 
 
 class ModelParallelUnit:
