@@ -9,12 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Triton reads it when first imported, and torch may import triton. On a GPU, 0 tests the compiled kernels.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
+
+# Busy machines are slow: no example has a deadline. The same examples every time: what fails, fails again.
+settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 @pytest.fixture

@@ -287,11 +287,21 @@ def test_help_and_errors_need_no_torch() -> None:
         "import sys; from altup_moe.cli import main; code = main(sys.argv[1:]);"
         "print('\\nheavy:', sorted({'torch', 'megatron', 'transformers', 'numpy'} & set(sys.modules))); sys.exit(code)"
     )
-    helped = python(code, "train", "--help")
-    assert (helped.returncode, helped.stdout.splitlines()[-1]) == (0, "heavy: []")
+    for words in (["--help"], ["train", "--help"], ["evaluate", "--help"], ["bench", "step", "--help"]):
+        helped = python(code, *words)
+        assert (helped.returncode, helped.stdout.splitlines()[-1]) == (0, "heavy: []"), words
     refused = python(code, "train", QUICKSTART, "--parallel.expert", "3", WORLD_SIZE="3", RANK="0")
     assert (refused.returncode, refused.stdout.splitlines()[-1]) == (2, "heavy: []")
     assert refused.stderr == "altup-moe: error: parallel.expert=3: must divide moe.num_experts (4); 1, 2, 4 would fit\n"
+
+
+def test_a_training_rank_loads_no_transformers() -> None:
+    """Ranks import what they need: transformers is for the reference model, generation and export."""
+    code = (
+        "import sys, altup_moe.train.loop;"
+        "print('heavy:', sorted({'transformers', 'datasets', 'scipy', 'sklearn', 'matplotlib'} & set(sys.modules)))"
+    )
+    assert python(code).stdout.splitlines()[-1] == "heavy: []"
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:

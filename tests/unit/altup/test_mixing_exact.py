@@ -87,7 +87,7 @@ def test_equals_the_literal_form(variant: str, width: int) -> None:
     assert max(errors) < TOLERANCE
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(data=st.data(), variant=st.sampled_from(sorted(VARIANTS)), width=st.integers(1, 8))
 def test_equals_the_literal_form_in_any_shape(data: st.DataObject, variant: str, width: int) -> None:
     """Streams of a few numbers have nothing that rounding averages out over, hence the factor."""

@@ -79,7 +79,7 @@ def test_we_read_the_librarys(tmp_path: Path, everything: dict[str, tuple[str, n
             assert np.array_equal(reader.read(key, whole(array.shape)), array)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_box_into_any_array(tmp_path: Path, data: st.DataObject) -> None:
     shape = data.draw(st.lists(st.integers(1, 6), max_size=4).map(tuple))

@@ -41,7 +41,7 @@ def test_everything_whole(good: Path) -> None:
             assert np.array_equal(read, value)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(st.data())
 def test_any_box_over_any_partition(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     names = data.draw(st.lists(st.sampled_from(sorted(FORMS)), min_size=1, max_size=6, unique=True))

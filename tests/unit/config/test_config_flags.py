@@ -55,7 +55,7 @@ def test_none(tmp_path: Path, nothing: str) -> None:
     assert config.parallel.data is None
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     recycled=st.booleans(),
     rate=st.floats(allow_nan=False, allow_infinity=False),

@@ -35,7 +35,7 @@ def run_configs() -> st.SearchStrategy[RunConfig]:
     return st.builds(RunConfig, **sections)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=run_configs())
 def test_saved_config_loads_equal(tmp_path: Path, config: RunConfig) -> None:
     save_config(config, tmp_path / "deep" / "config.yaml")

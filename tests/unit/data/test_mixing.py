@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from altup_moe.config import ConfigError
@@ -16,7 +16,6 @@ from altup_moe.data.mixing import mixture_order
 WEIGHTS = st.lists(st.fractions(Fraction(1, 20), 50, max_denominator=20), min_size=1, max_size=7)
 
 
-@settings(deadline=None)
 @given(WEIGHTS)
 def test_every_prefix_has_its_shares(weights: list[Fraction]) -> None:
     samples = 300

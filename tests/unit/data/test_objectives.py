@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from altup_moe.config import ConfigError, DataConfig, ModelConfig
@@ -51,7 +51,6 @@ def restored(pair: Pair) -> list[int]:
     return [t for token in pair.inputs[:-1].tolist() for t in (dropped.pop(token) if token in SENTINELS else [token])]
 
 
-@settings(deadline=None)
 @given(LENGTHS, DENSITIES, SPANS, SEEDS)
 def test_span_corruption_loses_and_repeats_nothing(length: int, density: float, mean: float, seed: int) -> None:
     pair, counts = corrupted(length, density, mean, seed), span_counts(length, density, mean)
@@ -67,7 +66,6 @@ def test_span_corruption_loses_and_repeats_nothing(length: int, density: float, 
     assert pair.inputs[0] not in SENTINELS
 
 
-@settings(deadline=None)
 @given(LENGTHS, DENSITIES, SPANS, SEEDS)
 def test_the_share_of_noise_is_the_one_asked_for(length: int, density: float, mean: float, seed: int) -> None:
     mask = noise_mask(length, density, mean, sample_generator(seed))

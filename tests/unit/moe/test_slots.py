@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from altup_moe.moe.slots import routes_of, slots_needed
@@ -38,7 +38,6 @@ CASES = given(
 )
 
 
-@settings(deadline=None)
 @CASES
 def test_routes_are_the_map(seed: int, top_k: int, dropped: float, skew: float) -> None:
     """The routes that are there are the map's, each once, each with its probability."""
@@ -59,7 +58,6 @@ def test_routes_are_the_map(seed: int, top_k: int, dropped: float, skew: float) 
     assert torch.equal(count, map_TE.long())
 
 
-@settings(deadline=None)
 @CASES
 def test_no_two_routes_share_a_slot(seed: int, top_k: int, dropped: float, skew: float) -> None:
     """An expert's routes have its first slots, in the order of their tokens, and C = `slots_needed` is enough."""

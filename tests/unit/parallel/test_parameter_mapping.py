@@ -191,7 +191,7 @@ def test_one_rank_holds_the_reference_model(model: str, stream: str, tied: bool)
     check_tiling(run(model, stream, tied), Layout(1, 1, 1, (4,)))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     model=st.sampled_from(sorted(MODELS)),
     stream=st.sampled_from(sorted(STREAMS)),

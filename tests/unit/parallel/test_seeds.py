@@ -24,7 +24,7 @@ def whole(shape: tuple[int, ...]) -> Box:
     return tuple((0, n) for n in shape)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(data=st.data(), rows=st.integers(1, 40), columns=st.integers(1, 12), block=st.sampled_from([1, 7, 24, 10_000]))
 def test_a_box_is_the_slice_of_the_whole(data: st.DataObject, rows: int, columns: int, block: int) -> None:
     """Also when it begins or ends inside a block of rows: blocks are made small here."""

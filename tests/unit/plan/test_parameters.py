@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig
 from altup_moe.model.reference.config import AltUpMoEConfig
@@ -28,7 +28,7 @@ def sizes(boxes: Iterable[tuple[tuple[int, int], ...]]) -> int:
     return sum(math.prod(stop - start for start, stop in box) for box in boxes)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30)
 @given(runs())
 def test_counts_are_the_built_models(run: tuple[RunConfig, int]) -> None:
     config, world = run

@@ -56,7 +56,7 @@ def test_consecutive_steps_follow_each_other() -> None:
     assert seen == list(range(32))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(start=st.integers(0, 50), count=st.integers(1, 40), size=st.integers(1, 5), data_size=st.sampled_from([1, 2, 4]))
 def test_every_sample_counts_exactly_once(start: int, count: int, size: int, data_size: int) -> None:
     """Also when they do not fill the last micro-batches: what is added counts for nothing and is never out of range."""
