@@ -45,6 +45,10 @@ class Seen:
     shapes: dict[tuple[int, str], tuple[int, ...]]
 
 
+def _look_at_all(configs: list[RunConfig]) -> list[Seen]:
+    return [_look(config) for config in configs]
+
+
 def _look(config: RunConfig) -> Seen:
     from megatron.core import parallel_state as ps
 
@@ -71,38 +75,47 @@ def _look(config: RunConfig) -> Seen:
         )
 
 
-def _check(config: RunConfig, size: int) -> None:
-    check_config(config, size)
-    for place, seen in zip(places(config.parallel, size), run_ranks(size, _look, config), strict=True):
-        assert place == seen.place
-        held = {(t.chunk, t.name): t.pieces for t in held_tensors(config, place)}
-        assert held == seen.tensors
-        for key, shape in seen.shapes.items():
-            # The pieces fill the local tensor from corner to corner.
-            assert tuple(max(p.local[d][1] for p in held[key]) for d in range(len(shape))) == shape
+def _check(configs: list[RunConfig], size: int) -> None:
+    """The ranks are started once and build one model after the other."""
+    for config in configs:
+        check_config(config, size)
+    ranks = run_ranks(size, _look_at_all, configs)
+    for number, config in enumerate(configs):
+        for place, seen in zip(places(config.parallel, size), (rank[number] for rank in ranks), strict=True):
+            assert place == seen.place
+            held = {(t.chunk, t.name): t.pieces for t in held_tensors(config, place)}
+            assert held == seen.tensors
+            for key, shape in seen.shapes.items():
+                # The pieces fill the local tensor from corner to corner.
+                assert tuple(max(p.local[d][1] for p in held[key]) for d in range(len(shape))) == shape
 
 
-# Gemma-3n's form is refused in an encoder-decoder.
-@pytest.mark.parametrize("model", [name for name in MODELS if not name.startswith("dynamic")])
 @pytest.mark.parametrize("layout", ["one", "tp2-ep2"])
-def test_places_in_an_encoder_decoder(layout: str, model: str) -> None:
-    _check(small_t5(layout, **MODELS[model]), world_size(layout))
+def test_coordinates_in_an_encoder_decoder(layout: str) -> None:
+    # Gemma-3n's form is refused in an encoder-decoder.
+    models = [sections for name, sections in MODELS.items() if not name.startswith("dynamic")]
+    _check([small_t5(layout, **sections) for sections in models], world_size(layout))
 
 
-@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_places_are_those_of_the_ranks(layout: str, model: str) -> None:
-    _check(small(layout, **MODELS[model]), world_size(layout))
+def test_coordinates_are_those_of_the_ranks(layout: str) -> None:
+    _check([small(layout, **sections) for sections in MODELS.values()], world_size(layout))
 
 
-def test_uneven_interleaved_stages() -> None:
-    parallel = {"pipeline": 2, "virtual_pipeline": 2, "first_stage_layers": 2}
-    _check(small("one", model={"num_layers": 6}, parallel=parallel), 2)
+UNUSUAL = {
+    "uneven interleaved stages": (
+        2,
+        {
+            "model": {"num_layers": 6},
+            "parallel": {"pipeline": 2, "virtual_pipeline": 2, "first_stage_layers": 2},
+        },
+    ),
+    "more data ranks than expert ranks": (4, {"parallel": {"data": 4, "expert": 2}}),
+    "context and data ranks": (4, {"parallel": {"data": 2, "context": 2, "expert": 2}}),
+}
 
 
-def test_more_data_ranks_than_expert_ranks() -> None:
-    _check(small("one", parallel={"data": 4, "expert": 2}), 4)
-
-
-def test_context_and_data_ranks() -> None:
-    _check(small("one", parallel={"data": 2, "context": 2, "expert": 2}), 4)
+@pytest.mark.parametrize("case", UNUSUAL)
+def test_coordinates_in_unusual_layouts(case: str) -> None:
+    size, sections = UNUSUAL[case]
+    _check([small("one", **sections)], size)
