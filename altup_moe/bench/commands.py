@@ -43,7 +43,7 @@ def _bench(
             for one in value if isinstance(value, tuple) else (value,):
                 COUNT.check(key, one)
         check(o)
-        function = getattr(import_module(f"altup_moe.study.bench_{name}"), f"bench_{name}")
+        function = getattr(import_module(f"altup_moe.bench.bench_{name}"), f"bench_{name}")
         code: int = function(o, world_size_from_env()) if on_ranks else function(o)
         return code
 
