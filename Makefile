@@ -1,4 +1,8 @@
-# make demo: install, train the quickstart on two ranks, evaluate, generate.   make test: install what tests need, run all.
+# make quick      the tests for every edit: 3 minutes on two cores
+# make test       everything that a laptop should run: 15 minutes; CI runs it
+# make test-all   also the long matrices, and all of it again on Python 3.12 with the other megatron-core, if it is there
+# make lint       formatter, linter, types
+# make demo       install, train the quickstart on two ranks, evaluate, generate
 PYTHON ?= python3
 VENV ?= .venv
 RUN := runs/quickstart
@@ -6,7 +10,11 @@ BIN := $(VENV)/bin
 # One thread a rank: two ranks fill two cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install install-test demo test lint clean
+PYTHON312 ?= python3.12
+# Ranks of distributed tests fill both cores by themselves; two workers keep them filled.
+PYTEST = $(BIN)/python -m pytest -n 2
+
+.PHONY: install install-test demo quick test test-all test-312 lint clean
 
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test
@@ -29,9 +37,19 @@ demo: install
 	@echo
 	@echo "The run lies in $(RUN): config.yaml, metrics.jsonl, tensorboard/, checkpoints/"
 
-# Distributed tests start up to four ranks each, so two workers fill two cores.
+quick: install-test
+	$(PYTEST) -m "quick or not (distributed or slow or long)"
+
 test: install-test
-	$(BIN)/python -m pytest -n 2
+	$(PYTEST) -m "not long" --durations 10
+
+test-all: install-test
+	$(PYTEST) --durations 10
+	@if $(PYTHON312) -c "" 2> /dev/null; then $(MAKE) test-312; else echo "no $(PYTHON312): megatron-core 0.19.2 was not tested"; fi
+
+test-312:
+	$(MAKE) install-test PYTHON=$(PYTHON312) VENV=$(VENV)-312
+	$(VENV)-312/bin/python -m pytest -n 2 --durations 10
 
 lint: install-test
 	$(BIN)/ruff check .
@@ -39,4 +57,4 @@ lint: install-test
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-312 runs build dist *.egg-info

@@ -44,7 +44,7 @@ def assert_parity(config: RunConfig, size: int, weights=skewed) -> None:
     assert difference <= TOLERANCE, f"{where}: relative difference {difference:.2e}"
 
 
-@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize("width", [1, pytest.param(2, marks=pytest.mark.quick), 4])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout: str, width: int) -> None:
     assert_parity(small(layout, altup={"width": width}), world_size(layout))

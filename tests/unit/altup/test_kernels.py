@@ -100,6 +100,7 @@ def test_equals_the_definition(
     check(k, *case(blocks, rows, has_y, n, dtype, seed, device))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("blocks", "rows", "has_y", "dtype"),
     [(4, 5, True, torch.float32), (4, 5, True, torch.bfloat16), (3, 1, False, torch.float32)],
@@ -161,6 +162,7 @@ for half in (False, True):
 """
 
 
+@pytest.mark.slow
 def test_triton_compiles_for_a_gpu_with_wide_accesses(tmp_path: Path) -> None:
     """What the interpreter cannot show. 8 columns a thread are two accesses of 16 bytes for fp32, one for bf16."""
     result = run(PTX, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
@@ -178,6 +180,7 @@ def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_without_a_compiler_or_triton_the_setting_is_named(tmp_path: Path) -> None:
     code = """
 import sys, torch

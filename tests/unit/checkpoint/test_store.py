@@ -77,6 +77,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 2, 1])
 def test_killed_at_every_moment_of_a_save(run: Path, step: int) -> None:
     """A new step; the latest one again; and an older one again."""

@@ -8,6 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow  # torchrun imports torch
+
 NODE = Path(__file__).parents[3] / "launch" / "node.py"
 
 

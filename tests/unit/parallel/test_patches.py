@@ -22,6 +22,7 @@ print([problem for patch in PATCHES.values() if (problem := patch.problem())])
 """
 
 
+@pytest.mark.slow
 def test_every_name_looks_as_the_table_says() -> None:
     """In a process where nothing is replaced yet."""
     done = subprocess.run([sys.executable, "-c", CHECK_ALL], capture_output=True, text=True, timeout=100, check=True)

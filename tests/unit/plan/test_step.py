@@ -166,6 +166,7 @@ def test_layouts_that_cannot_be_are_refused(config: RunConfig, key: str) -> None
         planned_on(config)
 
 
+@pytest.mark.slow
 def test_search_keeps_what_fits_and_sorts() -> None:
     config, cluster = run(), load_cluster("h100x8")
     found = search(config, cluster, 8, keep=5)
@@ -176,6 +177,7 @@ def test_search_keeps_what_fits_and_sorts() -> None:
     assert search(config, replace(cluster, memory_gib=1), 8) == []
 
 
+@pytest.mark.slow
 def test_the_curve_and_its_front() -> None:
     curve = list(sweep(run(), load_cluster("h100x8"), [8, 16]))
     assert [f.plan.gpus for f in curve] == [8, 16]

@@ -296,6 +296,7 @@ def tiny(tmp_path: Path) -> Path:
     return recipe_file(tmp_path, change)
 
 
+@pytest.mark.slow
 def test_the_whole_path(tiny: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir = tiny.parent / "run"
     words = [str(tiny), "--run_dir", str(run_dir)]

@@ -57,6 +57,7 @@ def steps_of(root: str, config: RunConfig) -> tuple[list[float], bool]:
         return losses, all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_steps_are_the_trained_models_and_leave_its_weights_alone(tmp_path: Path, data: tuple) -> None:
     config = trained_row(tmp_path, data, optim={"weight_decay": 0.5, "learning_rate": 0.1})

@@ -100,6 +100,7 @@ def check_ranks(directory: Path) -> None:
     assert writers == set(range(manifest.world_size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "form"), [*((name, HARDEST) for name in LAYOUTS), ("tp2-pp2-ep2", "fp32")])
 def test_any_layout_to_any_layout(saved, tmp_path: Path, source: str, form: str) -> None:
     expected = stored_bytes(saved(form, "one"))
