@@ -22,18 +22,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from altup_moe.parallel.start_ranks import Start
 from tyro.conf import Positional
 
 from altup_moe.config import ConfigError, RunConfig, UserError
 from altup_moe.config.command import ended
 from altup_moe.config.flags import parse, print_help
 from altup_moe.config.load import load_config
-from altup_moe.plan.cluster import Cluster, load_cluster
+from altup_moe.plan.cluster import Cluster, cluster_yaml, load_cluster
 from altup_moe.plan.layer_time import Factors
 from altup_moe.plan.picture import recordings
-from altup_moe.plan.published import POINTS, planned
-from altup_moe.plan.ranks import Start
-from altup_moe.plan.report import as_dict, found_dict, found_rows, lines, published_rows
+from altup_moe.plan.published import PUBLISHED_RUNS, planned
+from altup_moe.plan.report import found_dict, found_rows, plan_dict, plan_lines, published_rows
 from altup_moe.plan.search import search, sweep
 from altup_moe.plan.step import plan_step
 
@@ -41,7 +41,7 @@ NETLAB = Path(__file__).parents[1] / "launch" / "netlab"
 
 
 @dataclass(frozen=True)
-class Options:
+class PlanOptions:
     """What a run would cost on a cluster, by arithmetic. `plan.py published`, `measure` and `compare` stand alone.
 
     Exit code 0: it fits. 1: it does not fit the memory, or no layout does. 2: a value that cannot be.
@@ -73,7 +73,7 @@ class Options:
     """Print one JSON object."""
 
 
-def plan(options: Options) -> int:
+def plan(options: PlanOptions) -> int:
     """Plan one layout, or look for some. Returns the exit code."""
     config = load_config(options.config, [f"--{word}" for word in options.set])
     cluster = load_cluster(options.cluster)
@@ -88,14 +88,14 @@ def plan(options: Options) -> int:
     return _one(options, config, cluster, gpus, factors)
 
 
-def _one(options: Options, config: RunConfig, cluster: Cluster, gpus: int, factors: Factors) -> int:
+def _one(options: PlanOptions, config: RunConfig, cluster: Cluster, gpus: int, factors: Factors) -> int:
     result = plan_step(config, cluster, gpus, factors)
     if options.timeline is not None:
         _draw(options.timeline, recordings(result))
     if options.json:
-        print(json.dumps(as_dict(config, cluster, result)))
+        print(json.dumps(plan_dict(config, cluster, result)))
     else:
-        print("\n".join(lines(config, cluster, result)))
+        print("\n".join(plan_lines(config, cluster, result)))
     return 0 if result.fits else 1
 
 
@@ -120,10 +120,10 @@ def _sizes(text: str) -> list[int]:
 
 
 def _measure(words: Sequence[str]) -> int:
-    from altup_moe.plan.measure import as_yaml, measure
+    from altup_moe.plan.calibrate.measure_cluster import measure_cluster
 
     files, network = _on_netlab(words)
-    text = as_yaml(measure(network))
+    text = cluster_yaml(measure_cluster(network))
     if files:
         Path(files[0]).write_text(text, encoding="utf-8")
     print(text, end="")
@@ -131,8 +131,7 @@ def _measure(words: Sequence[str]) -> int:
 
 
 def _compare(words: Sequence[str]) -> int:
-    from altup_moe.plan.compare import compare, verdict
-    from altup_moe.plan.ranks import here
+    from altup_moe.plan.calibrate.compare_steps import compare_steps, verdict
 
     files, network = _on_netlab(words)
     if len(files) != 1:
@@ -140,7 +139,7 @@ def _compare(words: Sequence[str]) -> int:
     found = []
     times = f"{'measured s':>11}{'planned s':>11}{'planned / measured':>20}{'busy s':>9}"
     print(f"{'layout':<22}{times}{'imbalance':>11}{'load before':>13}")
-    for one in compare(load_cluster(files[0]), network or here):
+    for one in compare_steps(load_cluster(files[0]), network):
         found.append(one)
         times = f"{one.measured:>11.3f}{one.planned:>11.3f}{one.ratio:>20.2f}{one.busy:>9.3f}"
         print(f"{one.name:<22}{times}{one.imbalance:>11.2f}{one.load:>13.1f}", flush=True)
@@ -173,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line. Returns 0, 1 for what does not fit, or 2 with one line on standard error."""
     args = list(sys.argv[1:] if argv is None else argv)
     if "-h" in args or "--help" in args:
-        print_help(Options, "tools/plan.py")
+        print_help(PlanOptions, "tools/plan.py")
         return 0
     return ended("plan", lambda: _work(args))
 
@@ -181,13 +180,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(args: list[str]) -> int:
     match args[:1]:
         case ["published"]:
-            print("\n".join(published_rows([(point, planned(point)) for point in POINTS])))
+            print("\n".join(published_rows([(point, planned(point)) for point in PUBLISHED_RUNS])))
             return 0
         case ["measure"]:
             return _measure(args[1:])
         case ["compare"]:
             return _compare(args[1:])
-    return plan(parse(Options, args, positional="config"))
+    return plan(parse(PlanOptions, args, positional="config"))
 
 
 if __name__ == "__main__":

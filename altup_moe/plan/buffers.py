@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from altup_moe.config import RunConfig
 from altup_moe.parallel.rank_coordinates import Place
-from altup_moe.plan.parameters import Held, held_parameters
+from altup_moe.plan.parameters import HeldParameter, held_parameters
 
 PARAMETER_BYTES = {"fp32": 4, "bf16": 2}
 """Of `train.precision`. Gradients are added up in fp32, and coefficients always are fp32."""
@@ -45,7 +45,7 @@ def buffers(config: RunConfig, place: Place, data_ranks: int, expert_data_ranks:
                     together = chunk > 0
 
 
-def _buckets(config: RunConfig, held: Sequence[Held]) -> Iterator[Sequence[Held]]:
+def _buckets(config: RunConfig, held: Sequence[HeldParameter]) -> Iterator[Sequence[HeldParameter]]:
     """A table that two stages share has a bucket of its own, where state is sharded."""
     p = config.parallel
     shared = [h for h in held if p.distributed_optimizer and shared_table(config, h)]
@@ -55,13 +55,13 @@ def _buckets(config: RunConfig, held: Sequence[Held]) -> Iterator[Sequence[Held]
         yield rest
 
 
-def shared_table(config: RunConfig, held: Held) -> bool:
+def shared_table(config: RunConfig, held: HeldParameter) -> bool:
     """Whether a parameter is the embedding table that the first and the last stage each hold."""
     tables = ("embedding.word_embeddings.weight", "output_layer.weight")
     return config.model.share_embeddings_and_output_weights and config.parallel.pipeline > 1 and held.name in tables
 
 
-def _padded(config: RunConfig, held: Sequence[Held], ranks: int) -> int:
+def _padded(config: RunConfig, held: Sequence[HeldParameter], ranks: int) -> int:
     """As megatron.core.distributed.param_and_grad_buffer: parameters begin at multiples of 64, ranks share evenly."""
     if not config.parallel.distributed_optimizer:
         return sum(h.size for h in held)

@@ -1,4 +1,4 @@
-"""What a cluster can do: a YAML file a kind (configs/clusters), rates in the units their makers print."""
+"""What a cluster can do. Each kind of cluster has a YAML file (configs/clusters) in the units of the data sheets."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 from altup_moe.config import ConfigError
 from altup_moe.config.load import read_yaml
-from altup_moe.plan.cpu_cost_model import CALLS, MESSAGES, OPERATIONS, PIECES, SIZES, Unfused
+from altup_moe.plan.cpu_cost_model import CALLS, MESSAGES, OPERATIONS, PIECES, SIZES, CpuCostModel
 
 CLUSTERS = Path(__file__).parents[2] / "configs" / "clusters"
-"""Where the shipped files lie."""
+"""Directory of the shipped files."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """One kind of node and the network between nodes. Rates are of one GPU, in one direction."""
+    """One kind of node and the network between nodes. Rates are of one GPU and of one direction."""
 
     name: str
     gpus_per_node: int
@@ -24,7 +24,7 @@ class Cluster:
     """Dense matrix products, 10^12 operations a second."""
     peak_tflops_fp32: float
     efficiency: float
-    """Share of the peak that large products reach: the one constant fitted to published runs of a chip."""
+    """Share of the peak that large products reach. It is the only constant fitted to published runs of a chip."""
     memory_gib: float
     memory_gb_per_s: float
     """Memory bandwidth, 10^9 bytes a second."""
@@ -36,29 +36,29 @@ class Cluster:
     """Network between nodes."""
     network_latency_us: float
     usable_memory: float = 0.9
-    """Share of the memory that a run may fill; the rest is the context's, the allocator's and the libraries'."""
-    unfused: Unfused | None = None
-    """What `tools/plan.py measure` found of ranks that run one operation after another.
+    """Share of the memory that a run may fill. The CUDA context, the allocator and the libraries need the rest."""
+    cpu_cost_model: CpuCostModel | None = None
+    """Measured costs of ranks that run one operation after another, as torch does on a CPU (`tools/plan.py measure`).
 
     None: kernels are fused, and reach `efficiency` of the peak or the memory's bandwidth.
     """
 
     def flops(self, precision: str) -> float:
-        """Operations a second that products reach."""
+        """Operations a second that large products reach. ``precision``: bf16 or fp32."""
         return self.efficiency * self.peak(precision)
 
     def peak(self, precision: str) -> float:
-        """The makers' figure, operations a second."""
+        """Operations a second of the data sheet."""
         return 1e12 * (self.peak_tflops_bf16 if precision == "bf16" else self.peak_tflops_fp32)
 
     @property
     def memory_rate(self) -> float:
-        """Bytes a second."""
+        """Memory bandwidth, bytes a second."""
         return 1e9 * self.memory_gb_per_s
 
 
 def load_cluster(name: str) -> Cluster:
-    """A shipped cluster by name, or any file. Raises ConfigError: no such one, or a value that does not fit."""
+    """Load a shipped cluster by name, or any YAML file. Raises ConfigError: it does not exist, or a value is wrong."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else CLUSTERS / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in CLUSTERS.glob("*.yaml")))
@@ -67,28 +67,31 @@ def load_cluster(name: str) -> Cluster:
 
 
 def cluster_from(values: dict[Any, Any], name: str) -> Cluster:
-    """A mapping as a cluster. Raises ConfigError for a key too many, one missing, or a number that is not positive."""
+    """A mapping as a cluster. Raises ConfigError: an unknown or missing key, or a number that is not positive."""
+    # Files measured by earlier versions have the cost model under this key.
+    values = {"cpu_cost_model" if key == "unfused" else key: value for key, value in values.items()}
     known = {f.name: f for f in fields(Cluster) if f.name != "name"}
     for key, value in values.items():
         if key not in known:
             raise ConfigError(f"cluster.{key}", value, f"is no key of a cluster; {', '.join(known)} are")
-        if key != "unfused" and not (_is_number(value) and value > 0):
+        if key != "cpu_cost_model" and not (_is_number(value) and value > 0):
             raise ConfigError(f"cluster.{key}", value, "must be a number above 0")
-    missing = [key for key in known if key not in values and key not in ("usable_memory", "unfused")]
+    missing = [key for key in known if key not in values and key not in ("usable_memory", "cpu_cost_model")]
     if missing:
         raise ConfigError(f"cluster.{missing[0]}", None, f"is missing in {name}")
-    unfused = {"unfused": unfused_from(values["unfused"])} if "unfused" in values else {}
-    return Cluster(name=name, **{**values, **unfused})
+    if "cpu_cost_model" in values:
+        values["cpu_cost_model"] = cpu_cost_model_from(values["cpu_cost_model"])
+    return Cluster(name=name, **values)
 
 
-def unfused_from(values: Any) -> Unfused:
-    """A mapping as `Unfused`. Raises ConfigError for what `tools/plan.py measure` would not have written."""
+def cpu_cost_model_from(values: Any) -> CpuCostModel:
+    """A mapping as a `CpuCostModel`. Raises ConfigError for any other form than `tools/plan.py measure` writes."""
     products = len(SIZES) ** 3
     wanted: dict[str, Any] = {"forward_gflops": products, "backward_gflops": products, "pieces_ns": PIECES}
     wanted |= {"calls_us": CALLS, "operations": OPERATIONS, "network": OPERATIONS, "lone": None}
     remedy = "tools/plan.py measure writes what fits"
     if not isinstance(values, dict) or set(values) != set(wanted):
-        raise ConfigError("cluster.unfused", values, f"must have {', '.join(wanted)}; {remedy}")
+        raise ConfigError("cluster.cpu_cost_model", values, f"must have {', '.join(wanted)}; {remedy}")
     found: dict[str, Any] = {}
     for key, form in wanted.items():
         value = values[key]
@@ -103,8 +106,8 @@ def unfused_from(values: Any) -> Unfused:
             fits = fits and all(_are_numbers(row, each) for row in value.values())
             found[key] = {name: tuple(row) for name, row in value.items()} if fits else {}
         if not fits:
-            raise ConfigError(f"cluster.unfused.{key}", value, f"is not of the right form; {remedy}")
-    return Unfused(**found)
+            raise ConfigError(f"cluster.cpu_cost_model.{key}", value, f"is not of the right form; {remedy}")
+    return CpuCostModel(**found)
 
 
 def _is_number(value: Any) -> bool:
@@ -113,3 +116,30 @@ def _is_number(value: Any) -> bool:
 
 def _are_numbers(values: Any, count: int) -> bool:
     return isinstance(values, list) and len(values) == count and all(_is_number(value) for value in values)
+
+
+def cluster_yaml(cluster: Cluster) -> str:
+    """A cluster as the text of its YAML file, numbers with four significant digits."""
+    lines = ["# Measured by tools/plan.py measure: medians, one thread a process, every core busy."]
+    for key, value in vars(cluster).items():
+        if key not in ("name", "cpu_cost_model"):
+            lines.append(f"{key}: {_figures(value)}")
+    if cluster.cpu_cost_model is not None:
+        lines.append("cpu_cost_model:  # altup_moe/plan/cpu_cost_model.py says what each is")
+        for key, value in vars(cluster.cpu_cost_model).items():
+            if isinstance(value, dict):
+                lines.append(f"  {key}:")
+                lines += [f"    {name}: {_figures(pair)}" for name, pair in value.items()]
+            else:
+                lines.append(f"  {key}: {_figures(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _figures(value: Any) -> str:
+    if isinstance(value, int):
+        return str(value)
+    if not isinstance(value, float):
+        return "[" + ", ".join(_figures(one) for one in value) + "]"
+    # YAML reads 1e-05 as a string.
+    text = f"{float(f'{value:.4g}')}"
+    return text if "." in text else text.replace("e", ".0e")

@@ -1,6 +1,6 @@
 """A rank whose code runs one operation after another, as torch does on a CPU: what each takes, measured piece by piece.
 
-`Unfused` is what `tools/plan.py measure` finds out; the functions below count how much of each piece a run has.
+`CpuCostModel` is what `tools/plan.py measure` finds out; the functions below count how much of each piece a run has.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from altup_moe.altup.shape import embedding_width, is_moe_layer, output_width, s
 from altup_moe.config import RunConfig
 from altup_moe.plan.routes import local_tokens
 
-Pair = tuple[float, float]
+ForwardBackward = tuple[float, float]
 """(forward, backward)."""
 
 PIECES = {
@@ -58,22 +58,22 @@ SIZES = (64, 256, 1024)
 
 
 @dataclass(frozen=True)
-class Unfused:
+class CpuCostModel:
     """Measured with every core busy, as ranks keep them."""
 
     forward_gflops: Sequence[float]
     """Of x W^T, for rows, inner and outer size in `SIZES`, outer fastest. 10^9 operations a second."""
     backward_gflops: Sequence[float]
     """Of both products that its gradient takes, together."""
-    pieces_ns: Mapping[str, Pair]
-    calls_us: Mapping[str, Pair]
+    pieces_ns: Mapping[str, ForwardBackward]
+    calls_us: Mapping[str, ForwardBackward]
     operations: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Inside a node; between nodes `network`."""
     network: Mapping[str, Sequence[float]] = field(default_factory=dict)
     lone: float = 1.0
     """Rate of a rank whose neighbours' cores are idle, over that with all of them busy."""
 
-    def product(self, rows: float, inner: float, outer: float) -> Pair:
+    def product(self, rows: float, inner: float, outer: float) -> ForwardBackward:
         """Seconds of one, forward and backward; rates between measured sizes by their logarithms."""
         flops = 2 * rows * inner * outer
         corners = list(_corners((rows, inner, outer)))
@@ -83,12 +83,12 @@ class Unfused:
         )
         return flops / (1e9 * forward), 2 * flops / (1e9 * backward)
 
-    def pieces(self, numbers: Mapping[str, float]) -> Pair:
+    def pieces(self, numbers: Mapping[str, float]) -> ForwardBackward:
         """Seconds of so many numbers through each piece."""
         forward, backward = (1e-9 * sum(n * self.pieces_ns[key][i] for key, n in numbers.items()) for i in (0, 1))
         return forward, backward
 
-    def calls(self, counts: Mapping[str, float]) -> Pair:
+    def calls(self, counts: Mapping[str, float]) -> ForwardBackward:
         """Seconds of so many calls."""
         forward, backward = (1e-6 * sum(n * self.calls_us[key][i] for key, n in counts.items()) for i in (0, 1))
         return forward, backward
@@ -97,10 +97,10 @@ class Unfused:
         """Seconds of an optimizer's step, and of what else a training step has once."""
         return self.pieces({"update": parameters})[0] + self.calls({"step": 1})[0]
 
-    def alone(self) -> Unfused:
+    def alone(self) -> CpuCostModel:
         """Of a rank whose neighbours' cores are idle."""
 
-        def faster(table: Mapping[str, Pair]) -> dict[str, Pair]:
+        def faster(table: Mapping[str, ForwardBackward]) -> dict[str, ForwardBackward]:
             return {key: (forward / self.lone, backward / self.lone) for key, (forward, backward) in table.items()}
 
         forward, backward = ([self.lone * r for r in rates] for rates in (self.forward_gflops, self.backward_gflops))

@@ -1,9 +1,9 @@
-"""Seconds of one layer on one rank: products, passes over memory, and communication that nothing hides."""
+"""Seconds of one layer on one rank: products, passes over memory, and exposed communication."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from altup_moe.altup.flops import layer_products, output_products
 from altup_moe.altup.parts import Parts
@@ -14,9 +14,9 @@ from altup_moe.parallel.rank_coordinates import Chunk, Place
 from altup_moe.plan.buffers import PARAMETER_BYTES
 from altup_moe.plan.cluster import Cluster
 from altup_moe.plan.cpu_cost_model import (
-    Pair,
+    CpuCostModel,
+    ForwardBackward,
     Product,
-    Unfused,
     first_numbers,
     last_numbers,
     layer_calls,
@@ -27,30 +27,31 @@ from altup_moe.plan.cpu_cost_model import (
 )
 from altup_moe.plan.groups import World
 from altup_moe.plan.routes import local_tokens
+from altup_moe.plan.transfer_time import busy_seconds, exchange_seconds, kind_seconds, transfer_seconds
 from altup_moe.plan.transfers import Transfer
 
 
 @dataclass(frozen=True)
 class Factors:
-    """What makes a step slower than its arithmetic."""
+    """What makes a step slower than the arithmetic of an even run."""
 
     imbalance: float = 1.0
     """Rows of the fullest expert rank over the mean."""
     straggler: float = 1.0
-    """Compute time of the slowest GPU over the mean: all wait for it."""
+    """Compute time of the slowest GPU over the mean. All GPUs wait for the slowest."""
 
 
 @dataclass(frozen=True)
 class Times(Parts):
-    """Seconds of one pass; communication is what stays exposed."""
+    """Seconds of one forward or backward pass. `tensor`, `context` and `expert` are exposed communication."""
 
     products: float = 0.0
     passes: float = 0.0
-    """Norms, activations, permutations: bound by memory."""
+    """Norms, activations and permutations, which the memory bandwidth limits."""
     calls: float = 0.0
-    """What operations take however little they compute, where they are not fused."""
+    """Fixed costs of calls; only with a `CpuCostModel`."""
     mixing: float = 0.0
-    """The stream's pass, where it is not hidden."""
+    """The exposed part of the mixing pass over the stream."""
     tensor: float = 0.0
     context: float = 0.0
     expert: float = 0.0
@@ -58,67 +59,27 @@ class Times(Parts):
 
 @dataclass(frozen=True)
 class Window:
-    """What mixing needs of a layer and what its communication leaves idle, seconds, in the forward pass."""
+    """Seconds of a layer's forward pass: what mixing needs, and how long communication leaves the rank idle."""
 
     needs: float
     idle: float
 
 
-def transfer_seconds(transfer: Transfer, cluster: Cluster) -> float:
-    """Of a transfer's calls: bytes over the slower of the links, both in use at once, and a latency a call."""
-    out = transfer.between_nodes(cluster.gpus_per_node)
-    if cluster.unfused is not None:
-        return cluster.unfused.transfer(transfer.operation, transfer.calls, transfer.sent, out)
-    latency = cluster.network_latency_us if out else cluster.node_latency_us
-    rates = (transfer.sent - out) / (1e9 * cluster.node_gb_per_s), out / (1e9 * cluster.network_gb_per_s)
-    return max(rates) + transfer.calls * 1e-6 * latency
-
-
-def exchange_seconds(transfers: Iterable[Transfer], cluster: Cluster) -> float:
-    """Of an all-to-all's pairs: they share the rank's links, and one latency a call, not a pair."""
-    found = list(transfers)
-    if not found:
-        return 0.0
-    out = sum(t.between_nodes(cluster.gpus_per_node) for t in found)
-    inside = sum(t.sent for t in found) - out
-    latency = cluster.network_latency_us if out else cluster.node_latency_us
-    calls = max(sum(t.calls for t in found if t.ranks == ranks) for ranks in {t.ranks for t in found})
-    if cluster.unfused is not None:
-        return cluster.unfused.transfer("all_to_all", calls, inside + out, out)
-    return max(inside / (1e9 * cluster.node_gb_per_s), out / (1e9 * cluster.network_gb_per_s)) + calls * 1e-6 * latency
-
-
-def _worked(transfers: Sequence[Transfer], cluster: Cluster) -> float:
-    """Seconds of such transfers that the rank's own core is busy with: where nothing is fused, gloo's inside a node."""
-    if cluster.unfused is None or not transfers:
-        return 0.0
-    inside = replace(cluster, unfused=replace(cluster.unfused, network=cluster.unfused.operations))
-    if transfers[0].operation == "all_to_all":
-        return min(exchange_seconds(transfers, cluster), exchange_seconds(transfers, inside))
-    return sum(min(transfer_seconds(t, cluster), transfer_seconds(t, inside)) for t in transfers)
-
-
-def _kind_seconds(transfers: list[Transfer], kind: str, cluster: Cluster) -> float:
-    mine = [t for t in transfers if t.kind == kind]
-    pairs = [t for t in mine if t.operation == "all_to_all"]
-    return exchange_seconds(pairs, cluster) + sum(transfer_seconds(t, cluster) for t in mine if t not in pairs)
-
-
-def compute(config: RunConfig, cluster: Cluster, layer: int, factors: Factors) -> tuple[Times, Times]:
-    """A layer's (forward, backward) without communication and mixing."""
-    if cluster.unfused is not None:
+def compute_times(config: RunConfig, cluster: Cluster, layer: int, factors: Factors) -> tuple[Times, Times]:
+    """(forward, backward) of a layer and one micro-batch, without communication and mixing."""
+    if cluster.cpu_cost_model is not None:
         numbers = layer_numbers(config, layer, factors.imbalance)
-        found = products(config, layer, factors.imbalance)
-        return _unfused(config, cluster, found, numbers, layer_calls(config, layer), factors)
+        matrix_products = products(config, layer, factors.imbalance)
+        return _sequential_times(config, cluster, matrix_products, numbers, layer_calls(config, layer), factors)
     moe, m = config.moe, config.model
     per_layer = layer_products(config, layer)
     tokens, e = local_tokens(config), PARAMETER_BYTES[config.train.precision]
-    # A tensor rank computes its share of what T tokens cost, t = T / tensor of them the whole cost: the same number.
+    # A tensor rank computes 1 / tensor of what the tokens of all tensor ranks cost: the whole cost of its own tokens.
     experts = per_layer.experts * factors.imbalance
     per_token = per_layer.attention + per_layer.scores + per_layer.dense + per_layer.shared + per_layer.router + experts
     seconds = 2 * tokens * per_token / cluster.flops(config.train.precision)
     rows = tokens * moe.top_k * factors.imbalance if is_moe_layer(layer, moe.num_experts, moe.layer_freq) else 0
-    # Reads and writes: two norms (3 blocks each) and two residual sums (3 each); rotation, activation; permutations.
+    # Reads and writes: two norms and two residual sums (3 blocks each); rotary embedding, activation, permutations.
     blocks = 12 * m.hidden_size + 4 * (m.num_attention_heads + m.num_query_groups) * m.head_dim
     ffn = m.ffn_hidden_size * tokens if not rows else config.shared_expert_size * tokens + moe.ffn_hidden_size * rows
     moved = e * (tokens * blocks + 5 * ffn + 8 * rows * m.hidden_size)
@@ -126,62 +87,62 @@ def compute(config: RunConfig, cluster: Cluster, layer: int, factors: Factors) -
     return forward, forward * 2
 
 
-def _unfused(
+def _sequential_times(
     config: RunConfig,
     cluster: Cluster,
-    found: Iterable[Product],
+    matrix_products: Iterable[Product],
     numbers: dict[str, float],
     calls: dict[str, float],
     factors: Factors,
 ) -> tuple[Times, Times]:
-    """(forward, backward) of what runs one operation after another."""
-    unfused = cluster.unfused
-    assert unfused is not None
-    # Products were measured in fp32; in another type they are as much slower as a large one is.
+    """(forward, backward) by the cluster's `CpuCostModel`: one operation runs after another."""
+    model = cluster.cpu_cost_model
+    assert model is not None
+    # The tables were measured in fp32. For bf16 they are scaled by the ratio of the peaks.
     slower = cluster.peak("fp32") / cluster.peak(config.train.precision)
-    each = [(count * slower, unfused.product(*sizes)) for count, *sizes in found]
+    each = [(count * slower, model.product(*sizes)) for count, *sizes in matrix_products]
     attention = {key: n for key, n in numbers.items() if key in ("score", "channel")}
     passes = {key: n for key, n in numbers.items() if key not in attention}
     forward, backward = (
         Times(products=sum(count * pair[i] for count, pair in each) + scores, passes=moved, calls=called)
         * factors.straggler
         for i, scores, moved, called in zip(
-            (0, 1), unfused.pieces(attention), unfused.pieces(passes), unfused.calls(calls), strict=True
+            (0, 1), model.pieces(attention), model.pieces(passes), model.calls(calls), strict=True
         )
     )
     return forward, backward
 
 
-def mixing_seconds(config: RunConfig, cluster: Cluster) -> Pair:
-    """The stream's pass over a layer, forward and backward: (2 K + 2) blocks read or written once, or twice."""
-    if cluster.unfused is not None:
-        return cluster.unfused.pieces(mixing_numbers(config))
+def mixing_seconds(config: RunConfig, cluster: Cluster) -> ForwardBackward:
+    """Seconds of the mixing pass of one layer: (2 K + 2) blocks forward, twice as many backward."""
+    if cluster.cpu_cost_model is not None:
+        return cluster.cpu_cost_model.pieces(mixing_numbers(config))
     width = stream_width(config.altup.width, config.altup.variant)
     if width == 1:
         return 0.0, 0.0
     block = local_tokens(config) * config.model.hidden_size * PARAMETER_BYTES[config.train.precision]
     forward = (2 * width + 2) * block / cluster.memory_rate
-    # The backward's pass moves about twice the forward's bytes: the blocks and their gradients.
+    # The backward moves about twice as many bytes: the blocks and their gradients.
     return forward, 2 * forward
 
 
 def window(
     config: RunConfig, world: World, cluster: Cluster, place: Place, layer: int, transfers: list[Transfer]
 ) -> Window:
-    """A layer's window in one forward pass. ``transfers``: the layer's, of one micro-batch.
+    """A layer's window in one forward pass. ``transfers``: those of one micro-batch.
 
-    A layer with experts has its dispatch (posted work is done there), a dense one the reduce-scatter that ends it.
+    In a layer with experts mixing runs during the dispatch, in a dense layer during the reduce-scatter at its end.
     """
     forward = [t for t in transfers if t.phase == "forward" and t.layer == layer]
     pairs = [t for t in forward if t.operation == "all_to_all"]
     if is_moe_layer(layer, config.moe.num_experts, config.moe.layer_freq):
-        # Of the forward's messages to a rank two of three are the dispatch (rows, probabilities), one the combine.
+        # The dispatch sends two messages to each rank (rows, probabilities), the combine sends one.
         most = max((t.calls for t in pairs), default=0)
         waits = [t for t in pairs if t.calls == most]
-        idle = exchange_seconds(waits, cluster) - _worked(waits, cluster)
+        idle = exchange_seconds(waits, cluster) - busy_seconds(waits, cluster)
     else:
         scatters = [t for t in forward if t.operation == "reduce_scatter" and t.kind == "tensor"]
-        idle = sum((transfer_seconds(t, cluster) - _worked([t], cluster)) / t.calls for t in scatters[-1:])
+        idle = sum((transfer_seconds(t, cluster) - busy_seconds([t], cluster)) / t.calls for t in scatters[-1:])
     return Window(mixing_seconds(config, cluster)[0], idle)
 
 
@@ -194,15 +155,16 @@ def layer_times(
     transfers: list[Transfer],
     factors: Factors,
 ) -> tuple[Times, Times]:
-    """(forward, backward) of a layer and one micro-batch. ``transfers``: the layer's, of one micro-batch."""
-    bases, opening = compute(config, cluster, layer, factors), window(config, world, cluster, place, layer, transfers)
+    """(forward, backward) of a layer and one micro-batch. ``transfers``: those of one micro-batch."""
+    bases = compute_times(config, cluster, layer, factors)
+    opening = window(config, world, cluster, place, layer, transfers)
     forward = _with_communication(config, bases[0], opening, transfers, "forward", layer, cluster, factors)
     backward = _with_communication(config, bases[1], opening, transfers, "backward", layer, cluster, factors)
     if config.train.recompute == "full":
         return forward, backward + forward
     if config.train.recompute == "selective":
         scores = 2 * local_tokens(config) * layer_products(config, layer).scores / cluster.flops(config.train.precision)
-        again = _kind_seconds([t for t in transfers if t.phase == "recompute"], "context", cluster)
+        again = kind_seconds([t for t in transfers if t.phase == "recompute"], "context", cluster)
         return forward, backward + Times(products=scores, context=again)
     return forward, backward
 
@@ -218,15 +180,15 @@ def _with_communication(
     factors: Factors,
 ) -> Times:
     found = [t for t in transfers if t.phase == phase and t.layer == layer]
-    tensor, context = (_kind_seconds(found, kind, cluster) for kind in ("tensor", "context"))
-    expert = _kind_seconds(found, "expert", cluster) * factors.imbalance
+    tensor, context = (kind_seconds(found, kind, cluster) for kind in ("tensor", "context"))
+    expert = kind_seconds(found, "expert", cluster) * factors.imbalance
     mixing = mixing_seconds(config, cluster)[phase == "backward"]
     hidden = 0.0
     asynchronous = config.overlap.exchange == "async"
     if asynchronous and mixes_in_windows(config):
         hidden = min(mixing, opening.idle)
     if asynchronous and config.overlap.microbatch_halves:
-        # While one half's rows travel the other computes.
+        # While the rows of one half travel, the other half computes.
         expert = max(0.0, expert - base.total / 2)
     return base + Times(mixing=mixing - hidden, tensor=tensor, context=context, expert=expert)
 
@@ -234,9 +196,10 @@ def _with_communication(
 def output_times(
     config: RunConfig, cluster: Cluster, transfers: list[Transfer], factors: Factors
 ) -> tuple[Times, Times]:
-    """(forward, backward) of the output layer and the loss, one micro-batch. ``transfers``: those of no layer."""
-    if cluster.unfused is not None:
-        bases = _unfused(config, cluster, [output_product(config)], last_numbers(config), {"ends": 0.5}, factors)
+    """(forward, backward) of the output layer and the loss, one micro-batch. Uses the transfers that have no layer."""
+    if cluster.cpu_cost_model is not None:
+        numbers = last_numbers(config)
+        bases = _sequential_times(config, cluster, [output_product(config)], numbers, {"ends": 0.5}, factors)
     else:
         tokens = local_tokens(config)
         seconds = 2 * tokens * output_products(config).output / cluster.flops(config.train.precision)
@@ -246,15 +209,16 @@ def output_times(
     pairs = []
     for phase, cost in zip(("forward", "backward"), bases, strict=True):
         found = [t for t in transfers if t.phase == phase and t.layer is None]
-        pairs.append(cost + Times(tensor=_kind_seconds(found, "tensor", cluster)))
+        pairs.append(cost + Times(tensor=kind_seconds(found, "tensor", cluster)))
     return pairs[0], pairs[1]
 
 
-def chunk_times(config: RunConfig, unfused: Unfused, chunk: Chunk, held: float) -> tuple[Times, Times]:
-    """(forward, backward) of what a chunk of layers has beside them and the output, one micro-batch.
+def chunk_times(config: RunConfig, model: CpuCostModel, chunk: Chunk, held: float) -> tuple[Times, Times]:
+    """(forward, backward) of the rest of a chunk of layers for one micro-batch.
 
-    Embedding, and `held` gradients that are added up. Fused, neither is counted.
+    The rest is the embedding and the accumulation of the gradients of `held` parameters. A plan with fused kernels
+    counts neither.
     """
     numbers = {"gradient": held, **(first_numbers(config) if chunk.first else {})}
-    passes, calls = unfused.pieces(numbers), unfused.calls({"ends": 0.5 * chunk.first})
+    passes, calls = model.pieces(numbers), model.calls({"ends": 0.5 * chunk.first})
     return Times(passes=passes[0], calls=calls[0]), Times(passes=passes[1], calls=calls[1])

@@ -41,7 +41,7 @@ class Memory:
         return sum(astuple(self))
 
 
-def memory(config: RunConfig, world: World, place: Place) -> Memory:
+def rank_memory(config: RunConfig, world: World, place: Place) -> Memory:
     """The plan's memory of a rank."""
     weights, gradients, optimizer = states(config, world, place)
     kept, stream = held_activations(config, world, place)

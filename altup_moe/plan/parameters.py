@@ -11,11 +11,11 @@ from altup_moe.parallel.counts import Parameters, parameters
 from altup_moe.parallel.parameter_mapping import is_buffer
 from altup_moe.parallel.rank_coordinates import Place, held_tensors, places
 
-__all__ = ["Held", "Parameters", "held_parameters", "parameters", "stage_parameters", "stage_places"]
+__all__ = ["HeldParameter", "Parameters", "held_parameters", "parameters", "stage_parameters", "stage_places"]
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldParameter:
     """A parameter of a rank: its chunk, name there, numbers, and what decides how it is reduced and stored.
 
     ``whole``: every tensor rank holds all of it (norms, routers, coefficients): its gradient is summed over them.
@@ -29,7 +29,7 @@ class Held:
     coefficient: bool
 
 
-def held_parameters(config: RunConfig, place: Place) -> Iterator[Held]:
+def held_parameters(config: RunConfig, place: Place) -> Iterator[HeldParameter]:
     """What a rank holds, in the order of its modules."""
     for tensor in held_tensors(config, place):
         if any(is_buffer(piece.name) for piece in tensor.pieces):
@@ -37,7 +37,7 @@ def held_parameters(config: RunConfig, place: Place) -> Iterator[Held]:
         boxes = [math.prod(stop - start for start, stop in piece.box) for piece in tensor.pieces]
         coefficient = ".coefficients." in tensor.name
         whole = coefficient or "norm" in tensor.name or ".router." in tensor.name
-        yield Held(tensor.chunk, tensor.name, sum(boxes), ".experts." in tensor.name, whole, coefficient)
+        yield HeldParameter(tensor.chunk, tensor.name, sum(boxes), ".experts." in tensor.name, whole, coefficient)
 
 
 def stage_places(config: RunConfig, world_size: int) -> list[Place]:

@@ -10,7 +10,7 @@ from altup_moe.plan.step import StepPlan, plan_step
 
 
 @dataclass(frozen=True)
-class Point:
+class PublishedRun:
     """A run somebody measured. ``mfu``: as published. ``note``: what of it our configuration cannot say."""
 
     name: str
@@ -35,8 +35,8 @@ _LLAMA = ModelConfig(128, 16384, 53248, 128, 8, 8192, 128256)
 _GPT_OSS = ModelConfig(36, 2880, 2880, 64, 8, 4096, 201088, kv_channels=64)
 _README = "Megatron-LM, megatron/core/transformer/moe/README.md (v0.9 to v0.12)"
 
-POINTS = (
-    Point(
+PUBLISHED_RUNS = (
+    PublishedRun(
         "Mixtral 8x22B",
         "h100x8",
         128,
@@ -45,7 +45,7 @@ POINTS = (
         "arXiv 2504.14960, abstract: 49.3 % on H100s",
         "its layout taken to be TP 2, EP 8, PP 8; interleaving of 7, batch of 256: the README named below",
     ),
-    Point(
+    PublishedRun(
         "Mixtral 8x7B",
         "h100x8",
         64,
@@ -53,7 +53,7 @@ POINTS = (
         _run(_8X7B, MoEConfig(8, ffn_hidden_size=14336), ParallelConfig(1, 4, 8, expert=8), 256),
         _README + ": 468 TFLOP/s; TP 1, EP 8, PP 4, VP 8",
     ),
-    Point(
+    PublishedRun(
         "Llama 3 405B",
         "h100x8",
         8192,
@@ -62,7 +62,7 @@ POINTS = (
         "glennklockwood.com/garden/llama-3.1 (slide of SC'24): 430 TFLOP/s; TP 8, PP 16, 16M tokens",
         "128 layers for its 126, which do not share out over interleaved stages",
     ),
-    Point(
+    PublishedRun(
         "Llama 3 405B",
         "h100x8",
         16384,
@@ -71,7 +71,7 @@ POINTS = (
         "the same slide: 400 TFLOP/s",
         "as above",
     ),
-    Point(
+    PublishedRun(
         "GPT-OSS 120B",
         "h100x8",
         64,
@@ -84,6 +84,6 @@ POINTS = (
 """Throughputs as read on the pages named. FP8 runs and models with latent attention are not comparable."""
 
 
-def planned(point: Point) -> StepPlan:
+def planned(point: PublishedRun) -> StepPlan:
     """The model's plan of a published run."""
     return plan_step(point.config, load_cluster(point.cluster), point.gpus)

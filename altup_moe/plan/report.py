@@ -9,19 +9,18 @@ from typing import Any
 from altup_moe.altup.flops import flops_per_token, model_products
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import num_microbatches
+from altup_moe.config.units import GIB
 from altup_moe.plan.cluster import Cluster
 from altup_moe.plan.layer_time import Window
 from altup_moe.plan.memory import Memory
 from altup_moe.plan.parameters import parameters
-from altup_moe.plan.published import Point
+from altup_moe.plan.published import PublishedRun
 from altup_moe.plan.routes import local_tokens, nodes_met
-from altup_moe.plan.search import Found, pareto
+from altup_moe.plan.search import Found, pareto_layouts
 from altup_moe.plan.step import StepPlan
 
-GIB = 2**30
 
-
-def as_dict(config: RunConfig, cluster: Cluster, plan: StepPlan) -> dict[str, Any]:
+def plan_dict(config: RunConfig, cluster: Cluster, plan: StepPlan) -> dict[str, Any]:
     """All figures but the schedule's slots."""
     stages = []
     for stage in plan.stages:
@@ -58,7 +57,7 @@ def _nodes_met(config: RunConfig, cluster: Cluster) -> float | None:
     return nodes_met(experts, config.moe.top_k, nodes) if nodes > 1 and experts % nodes == 0 else None
 
 
-def lines(config: RunConfig, cluster: Cluster, plan: StepPlan) -> Iterator[str]:
+def plan_lines(config: RunConfig, cluster: Cluster, plan: StepPlan) -> Iterator[str]:
     """The plan in words and tables."""
     counts, products = parameters(config), model_products(config)
     yield f"{layout(config, plan.gpus)} on {cluster.name}, {plan.gpus // cluster.gpus_per_node or 1} node(s)"
@@ -126,7 +125,7 @@ def layout(config: RunConfig, gpus: int) -> str:
 
 def found_rows(found: Sequence[Found]) -> Iterator[str]:
     """A table of layouts; a star marks those that none with as many GPUs or fewer beats."""
-    best = pareto(found)
+    best = pareto_layouts(found)
     yield f"{'GPUs':>7}{'tokens/s':>14}{'MFU':>8}{'bubble':>8}{'GiB':>8}   layout"
     for one in found:
         plan = one.plan
@@ -151,7 +150,7 @@ def found_dict(one: Found) -> dict[str, Any]:
     }
 
 
-def published_rows(points: Sequence[tuple[Point, StepPlan]]) -> Iterator[str]:
+def published_rows(points: Sequence[tuple[PublishedRun, StepPlan]]) -> Iterator[str]:
     """Published beside planned."""
     yield f"{'run':<15}{'GPUs':>7}{'published':>11}{'model':>8}{'deviation':>11}   source"
     for point, plan in points:

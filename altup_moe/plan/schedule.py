@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Task:
+class PipelineTask:
     """The forward or backward of a rank's chunk (from 0) for a micro-batch."""
 
     backward: bool
@@ -20,12 +20,12 @@ class Slot:
     """A task with its time, seconds from the step's begin."""
 
     stage: int
-    task: Task
+    task: PipelineTask
     begin: float
     end: float
 
 
-def order(stages: int, stage: int, chunks: int, micro_batches: int) -> list[Task]:
+def order(stages: int, stage: int, chunks: int, micro_batches: int) -> list[PipelineTask]:
     """A rank's tasks: 1F1B (Narayanan et al., arXiv 1806.03377), or with several chunks interleaved (2104.04473).
 
     Interleaving needs a multiple of `stages` micro-batches; it takes them in groups of as many, chunk after chunk.
@@ -36,12 +36,12 @@ def order(stages: int, stage: int, chunks: int, micro_batches: int) -> list[Task
     else:
         warm_up = min(total, 2 * (stages - stage - 1) + (chunks - 1) * stages)
 
-    def task(index: int, backward: bool) -> Task:
+    def task(index: int, backward: bool) -> PipelineTask:
         if chunks == 1:
-            return Task(backward, 0, index)
+            return PipelineTask(backward, 0, index)
         group, inside = divmod(index, stages * chunks)
         chunk, place = divmod(inside, stages)
-        return Task(backward, chunks - 1 - chunk if backward else chunk, group * stages + place)
+        return PipelineTask(backward, chunks - 1 - chunk if backward else chunk, group * stages + place)
 
     tasks = [task(index, False) for index in range(warm_up)]
     for index in range(total - warm_up):
@@ -50,7 +50,7 @@ def order(stages: int, stage: int, chunks: int, micro_batches: int) -> list[Task
 
 
 def simulate(
-    stages: int, chunks: int, micro_batches: int, seconds: Callable[[int, Task], float], send: float = 0.0
+    stages: int, chunks: int, micro_batches: int, seconds: Callable[[int, PipelineTask], float], send: float = 0.0
 ) -> list[Slot]:
     """Every task's time, by stage in the order it is done.
 
@@ -83,7 +83,7 @@ def simulate(
 
 
 def _ready(
-    task: Task, stage: int, stages: int, chunks: int, done: dict[tuple[bool, int, int], float], send: float
+    task: PipelineTask, stage: int, stages: int, chunks: int, done: dict[tuple[bool, int, int], float], send: float
 ) -> float | None:
     """When a task's input is there; None if that is not known yet."""
     position, last = task.chunk * stages + stage, chunks * stages - 1

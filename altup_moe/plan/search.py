@@ -72,7 +72,7 @@ def sweep(config: RunConfig, cluster: Cluster, sizes: Iterable[int], factors: Fa
         yield from search(config, cluster, gpus, factors, keep=1)
 
 
-def pareto(found: Iterable[Found]) -> list[Found]:
+def pareto_layouts(found: Iterable[Found]) -> list[Found]:
     """Those that no other beats with as many GPUs or fewer."""
     best, kept = 0.0, []
     for one in sorted(found, key=lambda f: (f.plan.gpus, -f.plan.tokens_per_second)):

@@ -9,6 +9,7 @@ from altup_moe.altup.flops import flops_per_token
 from altup_moe.altup.shape import is_moe_layer
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import CHECKS, check_files, num_microbatches
+from altup_moe.config.units import GIB
 from altup_moe.parallel.rank_coordinates import Place, chunks
 from altup_moe.plan.buffers import PARAMETER_BYTES
 from altup_moe.plan.cluster import Cluster
@@ -20,18 +21,18 @@ from altup_moe.plan.layer_time import (
     chunk_times,
     layer_times,
     output_times,
-    transfer_seconds,
     window,
 )
-from altup_moe.plan.memory import Memory, memory
+from altup_moe.plan.memory import Memory, rank_memory
 from altup_moe.plan.parameters import held_parameters, stage_places
-from altup_moe.plan.schedule import Slot, Task, busy, simulate
+from altup_moe.plan.schedule import PipelineTask, Slot, busy, simulate
 from altup_moe.plan.traffic import boundary_bytes, step_transfers
+from altup_moe.plan.transfer_time import transfer_seconds
 from altup_moe.plan.transfers import LinkBytes, Transfer, link_bytes
 
 
 @dataclass(frozen=True)
-class Stage:
+class StagePlan:
     """One pipeline stage: what each of its ranks holds and sends, and their seconds of a step."""
 
     place: Place
@@ -55,7 +56,7 @@ class StepPlan:
     bubble: float
     pipeline: float
     """Seconds by which sends between stages lengthen the step."""
-    stages: list[Stage]
+    stages: list[StagePlan]
     dense_window: Window | None
     moe_window: Window | None
     fits: bool
@@ -67,7 +68,7 @@ class StepPlan:
         return self.tokens / self.seconds
 
     @property
-    def slowest(self) -> Stage:
+    def slowest(self) -> StagePlan:
         """The stage that computes longest."""
         return max(self.stages, key=lambda stage: stage.busy.total)
 
@@ -105,25 +106,25 @@ def plan_step(config: RunConfig, cluster: Cluster, gpus: int, factors: Factors |
     """The plan of a run on so many GPUs. Raises ConfigError for a layout that does not fit, or is not modelled."""
     check_layout(config, gpus)
     factors = factors or Factors()
-    if cluster.unfused is not None and gpus == 1:
-        cluster = replace(cluster, unfused=cluster.unfused.alone())
+    if cluster.cpu_cost_model is not None and gpus == 1:
+        cluster = replace(cluster, cpu_cost_model=cluster.cpu_cost_model.alone())
     world, count, p = World(config.parallel, gpus), num_microbatches(config, gpus), config.parallel
     first = stage_places(config, gpus)
     transfers = [step_transfers(config, world, place) for place in first]
     single = [per_micro_batch(found, count) for found in transfers]
     passes = [_passes(config, world, cluster, *pair, factors) for pair in zip(first, single, strict=True)]
 
-    def seconds(stage: int, task: Task) -> float:
+    def seconds(stage: int, task: PipelineTask) -> float:
         return passes[stage][task.chunk][task.backward].total
 
     send = _send_seconds(config, cluster, world, first[0]) if p.pipeline > 1 else 0.0
 
-    def with_send(stage: int, task: Task) -> float:
+    def with_send(stage: int, task: PipelineTask) -> float:
         position, last = task.chunk * p.pipeline + stage, p.pipeline * p.virtual_pipeline - 1
         return seconds(stage, task) + (send if position != (0 if task.backward else last) else 0.0)
 
     # A copy engine sends while the next pass runs; where nothing is fused, it is the sender's own work.
-    copied = (seconds, send) if cluster.unfused is None else (with_send, 0.0)
+    copied = (seconds, send) if cluster.cpu_cost_model is None else (with_send, 0.0)
     slots = simulate(p.pipeline, p.virtual_pipeline, count, *copied)
     computing = max(slot.end for slot in slots)
     undelayed = max(s.end for s in simulate(p.pipeline, p.virtual_pipeline, count, seconds)) if send else computing
@@ -134,7 +135,7 @@ def plan_step(config: RunConfig, cluster: Cluster, gpus: int, factors: Factors |
     total = computing + max(stage.reduce + stage.update for stage in stages)
     tokens = config.train.global_batch_size * config.model.seq_length
     idle = 1 - sum(busy(slots, p.pipeline)) / (p.pipeline * computing)
-    limit = cluster.memory_gib * 2**30 * cluster.usable_memory
+    limit = cluster.memory_gib * GIB * cluster.usable_memory
     return StepPlan(
         gpus=gpus,
         tokens=tokens,
@@ -168,9 +169,9 @@ def _passes(
             if kind not in known:
                 known[kind] = layer_times(config, world, cluster, place, layer, transfers, factors)
             forward, backward = forward + known[kind][0], backward + known[kind][1]
-        if cluster.unfused is not None:
+        if cluster.cpu_cost_model is not None:
             held = sum(h.size for h in held_parameters(config, place) if h.chunk == number)
-            beside = chunk_times(config, cluster.unfused, chunk, held)
+            beside = chunk_times(config, cluster.cpu_cost_model, chunk, held)
             forward, backward = forward + beside[0], backward + beside[1]
         if chunk.last:
             ends = output_times(config, cluster, transfers, factors)
@@ -187,7 +188,7 @@ def _stage(
     transfers: list[Transfer],
     passes: list[tuple[Times, Times]],
     count: int,
-) -> Stage:
+) -> StagePlan:
     held = list(held_parameters(config, place))
     once = [t for t in transfers if t.phase == "step"]
     reduce = sum(transfer_seconds(t, cluster) for t in once if t.operation == "reduce_scatter" or _is_gradient(t))
@@ -201,14 +202,15 @@ def _stage(
     # Gradient, weight, both moments; weight and moments written, and the weight in its own type.
     moved = updated * (16 + 12 + PARAMETER_BYTES[config.train.precision])
     both = sum((forward + backward for forward, backward in passes), Times())
-    return Stage(
+    model = cluster.cpu_cost_model
+    return StagePlan(
         place=place,
         parameters=sum(h.size for h in held),
-        memory=memory(config, world, place),
+        memory=rank_memory(config, world, place),
         links=link_bytes(transfers, cluster.gpus_per_node),
         busy=both * count,
         reduce=reduce + rest,
-        update=moved / cluster.memory_rate if cluster.unfused is None else cluster.unfused.update(updated),
+        update=model.update(updated) if model else moved / cluster.memory_rate,
     )
 
 

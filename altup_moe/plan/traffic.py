@@ -16,8 +16,8 @@ from altup_moe.parallel.rank_coordinates import Chunk, Place, chunks
 from altup_moe.plan.buffers import PARAMETER_BYTES, buffers, shared_table
 from altup_moe.plan.groups import Ranks, World
 from altup_moe.plan.parameters import held_parameters
-from altup_moe.plan.routes import Routes, balanced, local_tokens
-from altup_moe.plan.transfers import Kind, Operation, Phase, Transfer, times
+from altup_moe.plan.routes import RouteCounts, balanced, local_tokens
+from altup_moe.plan.transfers import Operation, Transfer, TransferKind, TransferPhase, times
 
 
 def check_modelled(config: RunConfig) -> None:
@@ -39,7 +39,7 @@ def check_modelled(config: RunConfig) -> None:
             raise ConfigError(key, value, f"is not planned yet; {fit} would fit")
 
 
-def step_transfers(config: RunConfig, world: World, place: Place, routes: Routes | None = None) -> list[Transfer]:
+def step_transfers(config: RunConfig, world: World, place: Place, routes: RouteCounts | None = None) -> list[Transfer]:
     """What a rank takes part in during one step. Groups of one rank are left out.
 
     Args:
@@ -52,7 +52,7 @@ def step_transfers(config: RunConfig, world: World, place: Place, routes: Routes
 
 
 def _linears(
-    kind: Kind, ranks: Ranks, shard: float, layer: int | None, ins: int = 1, outs: int = 1
+    kind: TransferKind, ranks: Ranks, shard: float, layer: int | None, ins: int = 1, outs: int = 1
 ) -> Iterator[Transfer]:
     """Column-parallel (`ins`) and row-parallel (`outs`) linears of a micro-batch under sequence parallelism.
 
@@ -67,7 +67,7 @@ def _linears(
     yield replace(base, operation="reduce_scatter", calls=ins, size=ins * whole, phase="backward")
 
 
-def _layers(config: RunConfig, world: World, place: Place, routes: Routes | None) -> Iterator[Transfer]:
+def _layers(config: RunConfig, world: World, place: Place, routes: RouteCounts | None) -> Iterator[Transfer]:
     count, moe = num_microbatches(config, world.size), config.moe
     for chunk in chunks(config, place.pipeline):
         for layer in chunk.layers:
@@ -126,7 +126,7 @@ def _router(config: RunConfig, world: World, place: Place, layer: int) -> Iterat
 
 
 def exchange(
-    config: RunConfig, world: World, place: Place, layer: int, routes: Routes, micro_batch: int
+    config: RunConfig, world: World, place: Place, layer: int, routes: RouteCounts, micro_batch: int
 ) -> Iterator[Transfer]:
     """Dispatch and combine of one micro-batch's routes, and their gradients."""
     if config.moe.dispatcher == "allgather":
@@ -269,7 +269,7 @@ def norm_groups(config: RunConfig, world: World, place: Place) -> list[Ranks]:
 def _reports(config: RunConfig, world: World, place: Place) -> Iterator[Transfer]:
     """Once a step: gradient norms, whether they are finite, losses, routing counts, expert biases."""
     moe, everyone = config.moe, world.everyone()
-    phase: Phase = "step"
+    phase: TransferPhase = "step"
     groups = norm_groups(config, world, place)
     # Sharded, both are one norm.
     for ranks in groups[:1] if config.parallel.distributed_optimizer else groups:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Kind = Literal["tensor", "context", "expert", "pipeline", "data", "report"]
+TransferKind = Literal["tensor", "context", "expert", "pipeline", "data", "report"]
 """Whose it is. expert: dispatch, combine and what goes with them; data: gradients and updated weights; report: norms,
 losses and counts, a few bytes each."""
 Operation = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send"]
-Phase = Literal["forward", "backward", "recompute", "step"]
+TransferPhase = Literal["forward", "backward", "recompute", "step"]
 """step: once a step, after the backward passes."""
 
 
@@ -22,12 +22,12 @@ class Transfer:
     ``layer``: whose it is, of layers.
     """
 
-    kind: Kind
+    kind: TransferKind
     operation: Operation
     ranks: tuple[int, ...]
     calls: int
     size: float
-    phase: Phase = "forward"
+    phase: TransferPhase = "forward"
     layer: int | None = None
 
     @property

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -204,3 +206,70 @@ def test_what_is_allowed_passes(tmp_path: Path, file: str, source: str) -> None:
     (tmp_path / file).parent.mkdir(parents=True)
     (tmp_path / file).write_text(source)
     assert violations(tmp_path) == []
+
+
+def module_of(root: Path, path: Path) -> str:
+    """The dotted name of a file; of a package's `__init__.py`, the package."""
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+
+def import_graph(root: Path) -> dict[str, set[str]]:
+    """Module -> modules of altup_moe that it imports, at the top or inside functions.
+
+    `from package import name` counts as the package's module `name` where there is one, else as the package itself.
+    """
+    paths = {module_of(root, path): path for path in sorted((root / "altup_moe").rglob("*.py"))}
+    graph: dict[str, set[str]] = {}
+    for module, path in paths.items():
+        found = {i.module if i.module in paths else i.module.rpartition(".")[0] for i in imports(root, path)}
+        graph[module] = {name for name in found if name in paths}
+    return graph
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """A path of modules that each import the next and the last of which imports the first; empty if there is none."""
+    done: set[str] = set()
+
+    def search(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return path[path.index(module) :]
+        if module not in done:
+            for imported in sorted(graph[module]):
+                if found := search(imported, [*path, module]):
+                    return found
+            done.add(module)
+        return []
+
+    return next((found for module in graph if (found := search(module, []))), [])
+
+
+def test_no_modules_import_each_other() -> None:
+    graph = import_graph(ROOT)
+    assert "altup_moe.config.errors" in graph["altup_moe.config"]
+    assert "altup_moe.plan.calibrate.jobs" in graph
+    assert circle(graph) == []
+
+
+@pytest.mark.parametrize("text", ["from altup_moe.plan.a import A", "def f():\n    from altup_moe.plan import a"])
+def test_a_circle_is_found(tmp_path: Path, text: str) -> None:
+    """At the top of a module or inside a function, with one module between."""
+    folder = tmp_path / "altup_moe" / "plan"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    (folder / "a.py").write_text("from altup_moe.plan.b import B")
+    (folder / "b.py").write_text("from . import c")
+    (folder / "c.py").write_text("import altup_moe.plan")
+    assert circle(import_graph(tmp_path)) == []
+    (folder / "c.py").write_text(text)
+    assert circle(import_graph(tmp_path)) == [f"altup_moe.plan.{name}" for name in "abc"]
+
+
+def test_planning_loads_no_torch() -> None:
+    """Only plan/calibrate/ may: a plan is made on machines without torch."""
+    graph = import_graph(ROOT)
+    planning = [m for m in graph if m.startswith("altup_moe.plan") and not m.startswith("altup_moe.plan.calibrate")]
+    assert "altup_moe.plan.step" in planning
+    code = f"import importlib, sys\nfor name in {planning!r}:\n    importlib.import_module(name)\n"
+    code += "print('torch' in sys.modules, 'altup_moe.plan.step' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]

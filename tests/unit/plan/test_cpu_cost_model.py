@@ -10,17 +10,15 @@ import pytest
 from altup_moe.altup.flops import flops_per_token, layer_products
 from altup_moe.config import AltUpConfig, ConfigError, ModelConfig, MoEConfig, ParallelConfig, RunConfig, TrainConfig
 from altup_moe.config.load import read_yaml
-from altup_moe.plan.cluster import Cluster, cluster_from
-from altup_moe.plan.compare import Compared, verdict
-from altup_moe.plan.cpu_cost_model import CALLS, OPERATIONS, PIECES, SIZES, Unfused, products
-from altup_moe.plan.measure import as_yaml
+from altup_moe.plan.calibrate.compare_steps import Compared, verdict
+from altup_moe.plan.cluster import Cluster, cluster_from, cluster_yaml
+from altup_moe.plan.cpu_cost_model import CALLS, OPERATIONS, PIECES, SIZES, CpuCostModel, products
 from altup_moe.plan.parameters import parameters
-from altup_moe.plan.published import POINTS, planned
-from altup_moe.plan.ranks import rank_imbalance
-from altup_moe.plan.routes import local_tokens
+from altup_moe.plan.published import PUBLISHED_RUNS, planned
+from altup_moe.plan.routes import local_tokens, rank_imbalance
 from altup_moe.plan.step import StepPlan, plan_step
 
-FREE = Unfused(
+FREE = CpuCostModel(
     [1e30] * 27,
     [1e30] * 27,
     dict.fromkeys(PIECES, (0.0, 0.0)),
@@ -32,12 +30,12 @@ FREE = Unfused(
 LAYERS, BATCHES, TOKENS = 8, 16, 256
 
 
-def costing(field: str, **rows: tuple[float, ...]) -> Unfused:
+def costing(field: str, **rows: tuple[float, ...]) -> CpuCostModel:
     return replace(FREE, **{field: {**getattr(FREE, field), **rows}})
 
 
-def cluster(unfused: Unfused, gpus_per_node: int = 2) -> Cluster:
-    return Cluster("made up", gpus_per_node, 1, 1, 1, 1e6, 1, 1, 1, 1, 1, unfused=unfused)
+def cluster(model: CpuCostModel, gpus_per_node: int = 2) -> Cluster:
+    return Cluster("made up", gpus_per_node, 1, 1, 1, 1e6, 1, 1, 1, 1, 1, cpu_cost_model=model)
 
 
 def run(parallel: dict[str, Any] | None = None, **sections: dict[str, Any]) -> RunConfig:
@@ -51,8 +49,8 @@ def run(parallel: dict[str, Any] | None = None, **sections: dict[str, Any]) -> R
     return replace(config, **{name: replace(getattr(config, name), **fields) for name, fields in sections.items()})
 
 
-def on(unfused: Unfused, config: RunConfig, ranks: int = 1) -> StepPlan:
-    return plan_step(config, cluster(unfused), ranks)
+def on(model: CpuCostModel, config: RunConfig, ranks: int = 1) -> StepPlan:
+    return plan_step(config, cluster(model), ranks)
 
 
 LAYOUTS = [{}, {"tensor": 2}, {"tensor": 2, "expert_tensor": 2}, {"expert": 2}, {"pipeline": 2}]
@@ -79,10 +77,10 @@ def test_where_only_operations_count_a_step_is_operations_over_rate(parallel: di
 
 def test_rates_lie_between_those_of_measured_sizes() -> None:
     rates = [float(n + 1) for n in range(27)]
-    unfused = replace(FREE, forward_gflops=rates, backward_gflops=[2 * rate for rate in rates])
+    model = replace(FREE, forward_gflops=rates, backward_gflops=[2 * rate for rate in rates])
 
     def rate(*sizes: float) -> tuple[float, float]:
-        forward, backward = unfused.product(*sizes)
+        forward, backward = model.product(*sizes)
         flops = 2e-9 * sizes[0] * sizes[1] * sizes[2]
         return flops / forward, 2 * flops / backward
 
@@ -95,14 +93,14 @@ def test_rates_lie_between_those_of_measured_sizes() -> None:
 
 
 def test_calls_of_a_step() -> None:
-    unfused = costing("calls_us", layer=(1, 10), experts=(2, 20), expert=(3, 30), ends=(4, 40), step=(5000, 0))
+    model = costing("calls_us", layer=(1, 10), experts=(2, 20), expert=(3, 30), ends=(4, 40), step=(5000, 0))
     whole = LAYERS * 11 + LAYERS / 2 * (22 + 4 * 33) + 44
-    assert on(unfused, run()).seconds == pytest.approx(1e-6 * (BATCHES * whole + 5000))
+    assert on(model, run()).seconds == pytest.approx(1e-6 * (BATCHES * whole + 5000))
     again = BATCHES * (LAYERS * 1 + LAYERS / 2 * (2 + 4 * 3))
-    recomputed = on(unfused, run(train={"recompute": "full"}))
+    recomputed = on(model, run(train={"recompute": "full"}))
     assert recomputed.seconds == pytest.approx(1e-6 * (BATCHES * whole + 5000 + again))
     # A rank with half of the experts has half of their calls.
-    halved = on(unfused, run({"expert": 2}), 2)
+    halved = on(model, run({"expert": 2}), 2)
     assert halved.seconds == pytest.approx(1e-6 * (BATCHES / 2 * (whole - LAYERS / 2 * 2 * 33) + 5000))
 
 
@@ -125,14 +123,14 @@ def test_pieces_of_a_step(piece: str, numbers: Any) -> None:
 
 
 def test_mixing_of_a_step() -> None:
-    unfused = costing("pieces_ns", mix=(1.0, 2.0), mix_more=(10.0, 20.0))
-    plan = on(unfused, run(altup={"width": 4}))
+    model = costing("pieces_ns", mix=(1.0, 2.0), mix_more=(10.0, 20.0))
+    plan = on(model, run(altup={"width": 4}))
     assert plan.seconds == pytest.approx(1e-9 * BATCHES * TOKENS * LAYERS * 5 * 128 * 3 * (1 + 4 * 10))
 
 
 def test_a_rank_alone_is_faster() -> None:
-    unfused = replace(costing("calls_us", layer=(1, 1)), lone=1.25)
-    alone, two = (on(unfused, run(), ranks).seconds for ranks in (1, 2))
+    model = replace(costing("calls_us", layer=(1, 1)), lone=1.25)
+    alone, two = (on(model, run(), ranks).seconds for ranks in (1, 2))
     assert alone == pytest.approx(2 * two / 1.25)
 
 
@@ -144,8 +142,8 @@ def test_sends_are_the_senders_work() -> None:
 
 def test_only_a_link_leaves_a_core_idle() -> None:
     """Inside a node an exchange is the cores' own work, and hides nothing; between nodes its wait does."""
-    unfused = costing("operations", all_to_all=(100.0, 100.0, 100.0))
-    slow = replace(unfused, network={**unfused.network, "all_to_all": (250.0, 250.0, 250.0)})
+    model = costing("operations", all_to_all=(100.0, 100.0, 100.0))
+    slow = replace(model, network={**model.network, "all_to_all": (250.0, 250.0, 250.0)})
     config = run({"expert": 2}, altup={"width": 2})
     inside = plan_step(config, cluster(slow, 2), 2).moe_window
     between = plan_step(config, cluster(slow, 1), 2).moe_window
@@ -160,8 +158,8 @@ def test_only_a_link_leaves_a_core_idle() -> None:
     ("sent", "us"), [(2**8, 10), ((2**8 + 2**18) / 2, 15), (2**18, 20), (2**20, 118.6), (2**22, 512.9)]
 )
 def test_a_call_lies_on_the_lines_through_the_measured_sizes(sent: float, us: float) -> None:
-    unfused = costing("network", all_gather=(10.0, 20.0, 250.0))
-    seconds = unfused.transfer("all_gather", 4, 4 * sent, between=sent)
+    model = costing("network", all_gather=(10.0, 20.0, 250.0))
+    seconds = model.transfer("all_gather", 4, 4 * sent, between=sent)
     assert seconds == pytest.approx(4e-6 * us, rel=1e-3)
 
 
@@ -175,11 +173,20 @@ def test_the_fullest_ranks_rows_over_the_mean() -> None:
 
 def test_a_measured_file_is_read_back(tmp_path: Any) -> None:
     made = cluster(costing("pieces_ns", norm=(1.5, 2.5)))
-    (tmp_path / "mine.yaml").write_text(as_yaml(made))
+    (tmp_path / "mine.yaml").write_text(cluster_yaml(made))
     back = cluster_from(read_yaml(tmp_path / "mine.yaml"), "made up")
-    assert back.unfused is not None
-    assert back.unfused.pieces_ns == made.unfused.pieces_ns  # type: ignore[union-attr]
-    assert on(back.unfused, run()).seconds == on(made.unfused, run()).seconds  # type: ignore[arg-type]
+    assert back.cpu_cost_model is not None
+    assert back.cpu_cost_model.pieces_ns == made.cpu_cost_model.pieces_ns  # type: ignore[union-attr]
+    assert on(back.cpu_cost_model, run()).seconds == on(made.cpu_cost_model, run()).seconds  # type: ignore[arg-type]
+
+
+def test_a_file_measured_before_the_rename_still_loads(tmp_path: Any) -> None:
+    made = cluster(costing("pieces_ns", norm=(1.5, 2.5)))
+    (tmp_path / "new.yaml").write_text(cluster_yaml(made))
+    (tmp_path / "old.yaml").write_text(cluster_yaml(made).replace("cpu_cost_model:", "unfused:"))
+    new, old = (cluster_from(read_yaml(tmp_path / name), "made up") for name in ("new.yaml", "old.yaml"))
+    assert old.cpu_cost_model is not None
+    assert old == new
 
 
 @pytest.mark.parametrize(
@@ -189,13 +196,13 @@ def test_a_measured_file_is_read_back(tmp_path: Any) -> None:
         ({"forward_gflops": [1.0]}, "forward_gflops"),
         ({"pieces_ns": {"norm": [1, 2]}}, "pieces_ns"),
         ({"calls_us": {key: [1] for key in CALLS}}, "calls_us"),
-        ({"more": 1}, "unfused"),
+        ({"more": 1}, "cpu_cost_model"),
     ],
 )
 def test_a_measured_file_that_cannot_be(tmp_path: Any, change: dict[str, Any], key: str) -> None:
-    (tmp_path / "mine.yaml").write_text(as_yaml(cluster(FREE)))
+    (tmp_path / "mine.yaml").write_text(cluster_yaml(cluster(FREE)))
     values = read_yaml(tmp_path / "mine.yaml")
-    values["unfused"].update(change)
+    values["cpu_cost_model"].update(change)
     with pytest.raises(ConfigError, match=f"{key}="):
         cluster_from(values, "mine")
 
@@ -203,7 +210,7 @@ def test_a_measured_file_that_cannot_be(tmp_path: Any, change: dict[str, Any], k
 def test_published_runs_are_planned_as_before() -> None:
     """What was measured on a CPU touches no chip whose file has no such figures."""
     figures = [0.476, 0.477, 0.441, 0.408, 0.253]
-    assert [planned(point).mfu for point in POINTS] == pytest.approx(figures, abs=6e-4)
+    assert [planned(point).mfu for point in PUBLISHED_RUNS] == pytest.approx(figures, abs=6e-4)
 
 
 def test_the_verdict() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from altup_moe.config import ParallelConfig, RunConfig
 from altup_moe.plan.memory import micro_batches_in_flight
-from altup_moe.plan.schedule import Task, order, simulate
+from altup_moe.plan.schedule import PipelineTask, order, simulate
 
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 4), st.integers(1, 5)).map(
     # (stages, chunks, micro-batches): interleaving wants more than one stage and whole groups.
@@ -20,7 +20,7 @@ shapes = st.tuples(st.integers(1, 6), st.integers(1, 4), st.integers(1, 5)).map(
 
 def test_one_forward_one_backward_by_hand() -> None:
     """Two stages, three micro-batches: the first stage runs one ahead."""
-    f, b = (lambda n: Task(False, 0, n)), (lambda n: Task(True, 0, n))
+    f, b = (lambda n: PipelineTask(False, 0, n)), (lambda n: PipelineTask(True, 0, n))
     assert order(2, 0, 1, 3) == [f(0), f(1), b(0), f(2), b(1), b(2)]
     assert order(2, 1, 1, 3) == [f(0), b(0), f(1), b(1), f(2), b(2)]
 

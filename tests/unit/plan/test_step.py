@@ -14,9 +14,9 @@ from altup_moe.plan.cluster import CLUSTERS, Cluster, cluster_from, load_cluster
 from altup_moe.plan.groups import World
 from altup_moe.plan.layer_time import Factors
 from altup_moe.plan.picture import recordings
-from altup_moe.plan.published import POINTS, planned
+from altup_moe.plan.published import PUBLISHED_RUNS, planned
 from altup_moe.plan.routes import nodes_met
-from altup_moe.plan.search import pareto, search, sweep
+from altup_moe.plan.search import pareto_layouts, search, sweep
 from altup_moe.plan.step import StepPlan, plan_step
 from altup_moe.plan.traffic import step_transfers
 from altup_moe.plan.transfers import Transfer
@@ -134,7 +134,7 @@ def test_balanced_routes_arrive_as_many_as_are_sent() -> None:
 
 def test_published_runs() -> None:
     """One constant for the chip: four runs within a twentieth. The fifth, of small experts, is not reproduced."""
-    deviations = {(p.name, p.gpus): planned(p).mfu / p.mfu - 1 for p in POINTS}
+    deviations = {(p.name, p.gpus): planned(p).mfu / p.mfu - 1 for p in PUBLISHED_RUNS}
     small = deviations.pop(("GPT-OSS 120B", 64))
     assert all(abs(d) < 0.05 for d in deviations.values())
     assert small > 0.5
@@ -181,8 +181,8 @@ def test_search_keeps_what_fits_and_sorts() -> None:
 def test_the_curve_and_its_front() -> None:
     curve = list(sweep(run(), load_cluster("h100x8"), [8, 16]))
     assert [f.plan.gpus for f in curve] == [8, 16]
-    assert pareto(curve) == curve
-    assert pareto([curve[1], curve[0], curve[0]]) == curve
+    assert pareto_layouts(curve) == curve
+    assert pareto_layouts([curve[1], curve[0], curve[0]]) == curve
 
 
 def test_the_picture_is_the_schedule() -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from altup_moe.config.load import read_yaml
-from altup_moe.plan.cluster import cluster_from
-from altup_moe.plan.compare import LAYOUTS, Compared, pairs_in_order
-from altup_moe.plan.measure import as_yaml
+from altup_moe.plan.calibrate.compare_steps import LAYOUTS, Compared, pairs_in_order
+from altup_moe.plan.cluster import cluster_from, cluster_yaml
 from altup_moe.plan.parameters import parameters
 from altup_moe.plan.step import plan_step
 from tools.plan import load_cluster, load_config, main
@@ -92,7 +91,7 @@ def test_netlab_wants_a_rate(words: list[str], capsys: pytest.CaptureFixture[str
 def test_a_measured_file_is_read_back(tmp_path: Path) -> None:
     """What `measure` writes is what a plan reads; the measuring itself takes time, and is no test's."""
     cluster = load_cluster("h100x8")
-    (tmp_path / "mine.yaml").write_text(as_yaml(cluster))
+    (tmp_path / "mine.yaml").write_text(cluster_yaml(cluster))
     assert cluster_from(read_yaml(tmp_path / "mine.yaml"), "h100x8") == cluster
 
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from altup_moe.plan import compare
+from altup_moe.plan.calibrate import compare_steps as comparing
 from altup_moe.plan.layer_time import Factors
-from altup_moe.plan.ranks import here
 from altup_moe.plan.step import plan_step
 from tests.unit.plan.test_cpu_cost_model import FREE, cluster, run
 
@@ -19,23 +18,23 @@ STEPS = [[(3.0, 2.0, 1.5), (2.0, 1.0, 1.5), (9.0, 1.5, 1.9)], [(1.0, 4.0, 1.5), 
 
 
 @pytest.fixture
-def one(monkeypatch: pytest.MonkeyPatch) -> compare.Compared:
-    monkeypatch.setattr(compare, "LAYOUTS", {"experts, EP 2": (2, run({"expert": 2}))})
-    monkeypatch.setattr(compare, "on_ranks", on_ranks)
-    (found,) = compare.compare(MACHINE)
+def one(monkeypatch: pytest.MonkeyPatch) -> comparing.Compared:
+    monkeypatch.setattr(comparing, "LAYOUTS", {"experts, EP 2": (2, run({"expert": 2}))})
+    monkeypatch.setattr(comparing, "run_job", run_job)
+    (found,) = comparing.compare_steps(MACHINE)
     return found
 
 
-def on_ranks(ranks: int, job: str, name: str, start: Any) -> list[Any]:
-    assert (ranks, job, name, start) == (2, "layout", "experts, EP 2", here)
+def run_job(ranks: int, job: str, name: str, start: Any) -> list[Any]:
+    assert (ranks, job, name, start) == (2, "layout", "experts, EP 2", None)
     return STEPS
 
 
-def test_a_step_takes_as_long_as_its_slowest_rank(one: compare.Compared) -> None:
+def test_a_step_takes_as_long_as_its_slowest_rank(one: comparing.Compared) -> None:
     assert (one.measured, one.spread, one.busy) == (2.5, 3.0 / 2.5 - 1, 3.0)
 
 
-def test_the_plan_is_told_how_uneven_the_experts_were(one: compare.Compared) -> None:
+def test_the_plan_is_told_how_uneven_the_experts_were(one: comparing.Compared) -> None:
     config = run({"expert": 2})
     assert one.imbalance == 1.5
     assert one.planned == plan_step(config, MACHINE, 2, Factors(imbalance=1.5)).seconds

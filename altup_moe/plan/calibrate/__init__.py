@@ -1,0 +1,1 @@
+"""Measure a machine for the planner. Only this subpackage of `altup_moe.plan` runs torch."""
