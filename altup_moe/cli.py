@@ -155,7 +155,7 @@ def doctor(args: Sequence[str]) -> int:
     Range(1, 65535).check("port", o.port)
     from altup_moe.doctor import check
 
-    return check.doctor(o)
+    return check.run_doctor(o)
 
 
 def train_help(args: Sequence[str]) -> None:

@@ -17,9 +17,9 @@ from types import FrameType
 from typing import IO
 
 from altup_moe.config.exit_codes import EXIT_TIMEOUT
-from launch.netplan import NAME, WORK_DIR, NetlabError, Node, Plan
+from launch.netplan import NAMESPACE, WORK_DIR, NetlabError, NetlabPlan, Node
 
-POLL_SECONDS = 0.05
+NODE_POLL_SECONDS = 0.05
 FAILURE_GRACE = 5.0
 """Seconds that the other nodes have to end after one failed; the exchange they wait in will not finish."""
 
@@ -81,12 +81,12 @@ def new_prefix() -> str:
 def existing() -> list[str]:
     """Names of all namespaces of netlabs."""
     names = [line.split()[0] for line in execute(["ip", "netns", "list"]).splitlines() if line.strip()]
-    return [name for name in names if NAME.fullmatch(name)]
+    return [name for name in names if NAMESPACE.fullmatch(name)]
 
 
 def remove_dead() -> list[str]:
     """Remove what netlabs that were killed have left, processes included; returns the namespaces' names."""
-    found = ((name, NAME.fullmatch(name)) for name in existing())
+    found = ((name, NAMESPACE.fullmatch(name)) for name in existing())
     dead = [name for name, match in found if match and start_time(int(match["pid"])) != int(match["start"])]
     remove(dead)
     return dead
@@ -107,7 +107,7 @@ def remove(namespaces: Iterable[str]) -> None:
             execute(["ip", "netns", "del", name])
 
 
-def run_plan(plan: Plan, grace: float, timeout: float | None, log_dir: Path | None) -> int:
+def run_plan(plan: NetlabPlan, grace: float, timeout: float | None, log_dir: Path | None) -> int:
     """Make the cluster, run its nodes to the end and remove it.
 
     Returns:
@@ -190,7 +190,7 @@ def _wait(nodes: list[subprocess.Popen[str]], signals: Signals, grace: float, ti
         elif now >= deadline or len(signals.received) > 1:
             failed = failed or 128 + signal.SIGKILL
             break
-        time.sleep(POLL_SECONDS)
+        time.sleep(NODE_POLL_SECONDS)
     if timed_out:
         return EXIT_TIMEOUT
     return 128 - failed if failed is not None and failed < 0 else failed or 0

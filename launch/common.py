@@ -88,7 +88,7 @@ def need_torch() -> None:
         )
 
 
-def whole_number(name: str, value: str | int, low: int, high: int) -> int:
+def whole_number_within(name: str, value: str | int, low: int, high: int) -> int:
     """A number within limits.
 
     Raises:

@@ -20,18 +20,18 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from launch.common import LaunchError, Parser, find_program, found_command, run_main, whole_number
+from altup_moe.doctor.network import MASTER_PORT
+from launch.common import LaunchError, Parser, find_program, found_command, run_main, whole_number_within
 from launch.hosts import Host, check_host, read_hosts
 from launch.node import FORWARDED, children, told_already
 from launch.packed import pack
 
-NAME = "deepspeed.sh"
-PORT = 29500
+DEEPSPEED_SH = "deepspeed.sh"
 _HELP = f"""Run COMMAND on every rank under DeepSpeed's launcher.
 
-  this machine:  launch/{NAME} --ranks-per-node 2 -- altup-moe train configs/quickstart.yaml
-  by pdsh:       launch/{NAME} --hostfile hosts -- altup-moe train ...              (once; needs pdsh and ssh)
-  by hand:       launch/{NAME} --hostfile hosts --no_ssh --node_rank 0 -- altup-moe train ...   (each host its own)
+  this machine:  launch/{DEEPSPEED_SH} --ranks-per-node 2 -- altup-moe train configs/quickstart.yaml
+  by pdsh:       launch/{DEEPSPEED_SH} --hostfile hosts -- altup-moe train ...              (once; needs pdsh and ssh)
+  by hand:       launch/{DEEPSPEED_SH} --hostfile hosts --no_ssh --node_rank 0 -- altup-moe train ...   (on each host)
 
 A hostfile has lines `node0 slots=8`. Exit codes are the ranks' own (0, 2, 75), and SIGTERM, SIGINT and SIGUSR1 let them
 save; by pdsh DeepSpeed itself stops the ranks without waiting, and codes of other nodes are pdsh's."""
@@ -41,15 +41,15 @@ _QUOTED = re.compile(r'[^"$`\\\n!]*')
 _EXPORTED = ("MLFLOW", "NCCL", "PYTHON", "MV2", "UCX")
 
 
-def parser() -> Parser:
+def deepspeed_flags() -> Parser:
     """The flags; DeepSpeed's spelling with underscores and the usual one with dashes."""
-    flags = Parser(NAME, _HELP)
+    flags = Parser(DEEPSPEED_SH, _HELP)
     flags.add_argument("--hostfile", type=Path, metavar="FILE", help="hosts, one a line: NAME slots=N")
     flags.add_argument("--ranks-per-node", metavar="P", help="ranks here, without a hostfile (RANKS_PER_NODE)")
     flags.add_argument("--no_ssh", "--no-ssh", action="store_true", help="start this node only, without ssh or pdsh")
     flags.add_argument("--node_rank", "--node-rank", metavar="I", help="this host's line in the hostfile, from 0")
     flags.add_argument("--master_addr", "--master-addr", metavar="HOST", help="where ranks meet (default: first host)")
-    flags.add_argument("--master_port", "--master-port", metavar="PORT", help=f"its port (default {PORT})")
+    flags.add_argument("--master_port", "--master-port", metavar="PORT", help=f"its port (default {MASTER_PORT})")
     flags.add_argument("--dry-run", action="store_true", help="print the command and start nothing")
     return flags
 
@@ -66,15 +66,15 @@ def launcher_arguments(options: argparse.Namespace, env: Mapping[str, str]) -> t
     if options.hostfile:
         hosts = read_hosts(options.hostfile)
     else:
-        hosts = [Host("localhost", whole_number("--ranks-per-node", ranks or 1, 1, 1024))]
+        hosts = [Host("localhost", whole_number_within("--ranks-per-node", ranks or 1, 1, 1024))]
     alone = len(hosts) == 1 and hosts[0].name in ("localhost", "127.0.0.1")
     if options.no_ssh and len(hosts) > 1 and options.node_rank is None:
         raise LaunchError(f"--no_ssh with {len(hosts)} hosts: also needs --node_rank, 0 to {len(hosts) - 1}")
     if options.node_rank is not None and not (options.no_ssh or alone):
         raise LaunchError(f"--node_rank {options.node_rank}: only with --no_ssh, where each node is started by hand")
-    rank = whole_number("--node_rank", options.node_rank or 0, 0, len(hosts) - 1)
+    rank = whole_number_within("--node_rank", options.node_rank or 0, 0, len(hosts) - 1)
     master = check_host("--master_addr", options.master_addr or ("127.0.0.1" if alone else hosts[0].name))
-    port = whole_number("--master_port", options.master_port or PORT, 1, 65535)
+    port = whole_number_within("--master_port", options.master_port or MASTER_PORT, 1, 65535)
     arguments = ["--master_addr", master, "--master_port", str(port), "--no_local_rank"]
     by_pdsh = not (options.no_ssh or alone)
     if by_pdsh:
@@ -100,7 +100,7 @@ def check_remote_shell(env: Mapping[str, str], directory: str, script: str) -> N
             )
 
 
-class Run:
+class LauncherProcess:
     """DeepSpeed's launcher as a child. Signals go past it to the ranks, whose exit codes then arrive by themselves.
 
     The launcher would end the ranks one after the other and exit with 1.
@@ -136,7 +136,7 @@ class Run:
 
 
 def _work(argv: list[str]) -> int:
-    options, command = parser().read(argv)
+    options, command = deepspeed_flags().read(argv)
     hosts, arguments, by_pdsh = launcher_arguments(options, os.environ)
     if not by_pdsh:
         command = found_command(command)
@@ -159,9 +159,9 @@ def _work(argv: list[str]) -> int:
             return 0
         # Nothing is compiled for it at start.
         os.environ.setdefault("DS_BUILD_OPS", "0")
-        return Run(line, past=not by_pdsh).execute()
+        return LauncherProcess(line, past=not by_pdsh).execute()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (without the program's name) and return the exit code."""
-    return run_main(NAME, _work, argv)
+    return run_main(DEEPSPEED_SH, _work, argv)

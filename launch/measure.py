@@ -8,12 +8,12 @@ import time
 import torch
 import torch.distributed as dist
 
-CHUNK = 1 << 20
+MESSAGE_BYTES = 1 << 20
 
 
 def send_chunks(source: int, chunks: int) -> float:
     """Send chunks of 1 MiB from one rank to the other; seconds until the last has arrived (the receiver says so)."""
-    peer, buffer, arrived = 1 - dist.get_rank(), torch.zeros(CHUNK, dtype=torch.uint8), torch.zeros(1)
+    peer, buffer, arrived = 1 - dist.get_rank(), torch.zeros(MESSAGE_BYTES, dtype=torch.uint8), torch.zeros(1)
     sends = dist.get_rank() == source
     begin = time.monotonic()
     for _ in range(chunks):
@@ -28,7 +28,7 @@ def main(rate: str, chunks: int) -> None:
     for source in (0, 1):
         send_chunks(source, 2)  # connects, and empties the bucket that a pause has filled
         seconds = send_chunks(source, chunks)
-        mbit = chunks * CHUNK * 8 / seconds / 1e6
+        mbit = chunks * MESSAGE_BYTES * 8 / seconds / 1e6
         if dist.get_rank() == 0:
             what = f"{chunks} MiB in {seconds:.2f} s = {mbit:.1f} Mbit/s ({mbit / 8:.1f} MB/s)"
             print(f"node {source} -> node {1 - source}: {what}, limit {rate}", flush=True)

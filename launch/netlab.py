@@ -1,6 +1,6 @@
 """A cluster in a box: n nodes as network namespaces of this machine, joined by links of a chosen rate.
 
-`launch/netlab --nodes 2 --rate 200mbit -- altup-moe train ...` in a shell; `run` and `unavailable` from Python.
+In a shell: `launch/netlab --nodes 2 --rate 200mbit -- altup-moe train ...`. In Python: `run_on_netlab`, `unavailable`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import NoReturn
 
 from altup_moe.config.exit_codes import EXIT_USER_ERROR
 from launch import cluster
-from launch.netplan import NetlabError, Plan, bits_per_second, check_sizes, make_plan
+from launch.netplan import NetlabError, NetlabPlan, bits_per_second, check_sizes, make_plan
 
-__all__ = ["NetlabError", "main", "run", "unavailable"]
+__all__ = ["NetlabError", "main", "run_on_netlab", "unavailable"]
 
-GRACE = 30.0
+NODE_GRACE = 30.0
 """Seconds that nodes have to end after a signal: a training step and a checkpoint must fit."""
 
 # Everything in an unnamed namespace, which goes with the shell.
@@ -46,14 +46,14 @@ def unavailable() -> str | None:
     return None
 
 
-def run(
+def run_on_netlab(
     nodes: int,
     rate: str | None,
     command: Sequence[str],
     ranks_per_node: int = 1,
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
-    grace: float = GRACE,
+    grace: float = NODE_GRACE,
     log_dir: Path | None = None,
 ) -> int:
     """Run a command on every rank of a new cluster and remove the cluster, whatever happens.
@@ -93,7 +93,7 @@ def run(
 
 def _checked_plan(
     nodes: int, rate: str | None, command: Sequence[str], ranks_per_node: int, env: Mapping[str, str] | None
-) -> Plan:
+) -> NetlabPlan:
     check_sizes(nodes, ranks_per_node, rate)
     if not command:
         raise NetlabError("command: none given; put it behind --, as in netlab --nodes 2 -- altup-moe train CONFIG")
@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         "--log-dir", type=Path, metavar="DIR", help="output of nodes 1.. to DIR/node<i>.log (default: prefixed, stderr)"
     )
     parser.add_argument(
-        "--grace", type=float, default=GRACE, metavar="S", help="seconds to end after a signal (default 30)"
+        "--grace", type=float, default=NODE_GRACE, metavar="S", help="seconds to end after a signal (default 30)"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands and create nothing")
     parser.add_argument("--measure", action="store_true", help="measure the links instead of running a command")
@@ -151,7 +151,7 @@ def _main(argv: list[str]) -> int:
         plan = _checked_plan(options.nodes, options.rate, command, options.ranks_per_node, None)
         print("\n".join(plan.lines()))
         return 0
-    return run(
+    return run_on_netlab(
         options.nodes,
         options.rate,
         command,

@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from altup_moe.doctor.network import MASTER_PORT
+
 INTERFACE = "veth0"
-PORT = 29500
 WORK_DIR = "/run"
 """Where a node's torchrun keeps a directory named like the namespace; only root can write there."""
 MAX_NODES = 64
-NAME = re.compile(r"altup-(?P<pid>\d+)-(?P<start>\d+)-\d+-(\d+|switch)")
+NAMESPACE = re.compile(r"altup-(?P<pid>\d+)-(?P<start>\d+)-\d+-(\d+|switch)")
 
 _RATE = re.compile(r"(\d+(?:\.\d+)?)(k|m|g)bit", re.IGNORECASE)
 _UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
@@ -44,7 +45,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Plan:
+class NetlabPlan:
     """Commands that make the network, the nodes to start in it, and the namespaces to remove (links go with them)."""
 
     create: tuple[tuple[str, ...], ...]
@@ -99,7 +100,7 @@ def make_plan(
     ranks_per_node: int = 1,
     env: Mapping[str, str] | None = None,
     python: str = sys.executable,
-) -> Plan:
+) -> NetlabPlan:
     """The commands for a cluster of `nodes` (checked before: `check_sizes`).
 
     Args:
@@ -130,7 +131,7 @@ def make_plan(
             bucket = f"tbf rate {rate} burst {burst_bytes(rate)}b latency {_LATENCY}"
             create.append(_words(f"tc -n {name} qdisc add dev {INTERFACE} root {bucket}"))
         planned.append(Node(name, address, _node_argv(name, rank, nodes, ranks_per_node, command, python), _env(env)))
-    return Plan(tuple(create), tuple(planned), (*(node.namespace for node in planned), switch))
+    return NetlabPlan(tuple(create), tuple(planned), (*(node.namespace for node in planned), switch))
 
 
 def _words(command: str) -> tuple[str, ...]:
@@ -145,7 +146,7 @@ def _node_argv(
     inside = _words(f"setpriv --pdeathsig TERM -- ip netns exec {namespace}")
     launcher = (python, "-P", str(Path(__file__).with_name("node.py")))
     size = f"--nnodes {nodes} --nproc-per-node {ranks_per_node} --node-rank {rank}"
-    meeting = f"--master-addr 10.77.0.1 --master-port {PORT} --local-addr 10.77.0.{rank + 1}"
+    meeting = f"--master-addr 10.77.0.1 --master-port {MASTER_PORT} --local-addr 10.77.0.{rank + 1}"
     logs = f"--log-dir {WORK_DIR}/{namespace}"
     return (*inside, *launcher, *_words(f"{size} {meeting} {logs}"), "--no-python", *command)
 

@@ -48,7 +48,7 @@ def told_already(number: int, received: Sequence[int]) -> bool:
     return bool(received) and signal.SIGUSR1 in (number, *received)
 
 
-def forward(number: int, frame: FrameType | None) -> None:
+def forward_signal(number: int, frame: FrameType | None) -> None:
     """Pass a signal on to the ranks and wait until they have ended, without taking their exit codes from torchrun.
 
     torchrun stands still meanwhile: it would stop the other ranks of this node as soon as the first one has ended.
@@ -75,7 +75,7 @@ def hear_signals() -> None:
     """Forward signals from now on; before there are ranks, one ends this process. What nohup ignores stays ignored."""
     for number in FORWARDED:
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, forward)
+            signal.signal(number, forward_signal)
 
 
 def restart_only_failures() -> None:

@@ -8,16 +8,16 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 
-from launch.common import LaunchError, Parser, found_command, need_torch, run_main, set_defaults, whole_number
+from altup_moe.doctor.network import MASTER_PORT
+from launch.common import LaunchError, Parser, found_command, need_torch, run_main, set_defaults, whole_number_within
 from launch.hosts import split_endpoint
 
-NAME = "torchrun.sh"
-PORT = 29500
+TORCHRUN_SH = "torchrun.sh"
 _HELP = f"""Run COMMAND on every rank of a node under torchrun.
 
-  one node:     launch/{NAME} --ranks-per-node 2 -- altup-moe train configs/quickstart.yaml
-  two nodes:    launch/{NAME} --nodes 2 --node-rank 0 --rdzv node0:29500 -- altup-moe train ...   (on node0)
-                launch/{NAME} --nodes 2 --node-rank 1 --rdzv node0:29500 -- altup-moe train ...   (on the other)
+  one node:     launch/{TORCHRUN_SH} --ranks-per-node 2 -- altup-moe train configs/quickstart.yaml
+  two nodes:    launch/{TORCHRUN_SH} --nodes 2 --node-rank 0 --rdzv node0:29500 -- altup-moe train ...   (on node0)
+                launch/{TORCHRUN_SH} --nodes 2 --node-rank 1 --rdzv node0:29500 -- altup-moe train ...   (on the other)
 
 Without --node-rank, and with --max-restarts, the nodes number themselves when they have met. Exit codes are the ranks'
 own: 0, 2 (a mistake of the user's), 75 (stopped by a signal and saved: the same command goes on). SIGTERM, SIGINT,
@@ -26,9 +26,9 @@ after 2, 75 or a signal.
 Each flag has a variable of the environment as its default."""
 
 
-def parser() -> Parser:
+def torchrun_flags() -> Parser:
     """The flags."""
-    flags = Parser(NAME, _HELP)
+    flags = Parser(TORCHRUN_SH, _HELP)
     flags.add_argument("--nodes", metavar="N", help="number of nodes (NNODES; default 1)")
     flags.add_argument("--node-rank", metavar="I", help="this node's number (NODE_RANK, under srun SLURM_NODEID)")
     flags.add_argument(
@@ -54,23 +54,25 @@ def agent_arguments(options: argparse.Namespace, env: Mapping[str, str], gpus: i
         LaunchError: a number or endpoint that does not fit.
     """
     name, value = _choose("--nodes", options.nodes, env, "NNODES")
-    nodes = whole_number(name, value or 1, 1, 100_000)
+    nodes = whole_number_within(name, value or 1, 1, 100_000)
     name, value = _choose("--ranks-per-node", options.ranks_per_node, env, "RANKS_PER_NODE")
-    ranks = whole_number(name, value or max(1, gpus), 1, 1024)
+    ranks = whole_number_within(name, value or max(1, gpus), 1, 1024)
     name, value = _choose("--max-restarts", options.max_restarts, env, "MAX_RESTARTS")
-    restarts = whole_number(name, value or 0, 0, 1000)
+    restarts = whole_number_within(name, value or 0, 0, 1000)
     size = ["--nnodes", str(nodes), "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
     if nodes == 1:
         # A port of its own: two runs on one machine do not meet.
         return ["--standalone", *size], "localhost", nodes, ranks
-    by_variables = f"{env['MASTER_ADDR']}:{env.get('MASTER_PORT') or PORT}" if env.get("MASTER_ADDR") else None
+    by_variables = f"{env['MASTER_ADDR']}:{env.get('MASTER_PORT') or MASTER_PORT}" if env.get("MASTER_ADDR") else None
     name, value = ("--rdzv", options.rdzv) if options.rdzv is not None else ("MASTER_ADDR:MASTER_PORT", by_variables)
     if value is None:
-        raise LaunchError(f"--rdzv: needed for {nodes} nodes; the first node's HOST:PORT would fit, as in node0:{PORT}")
+        raise LaunchError(
+            f"--rdzv: needed for {nodes} nodes; the first node's HOST:PORT would fit, as in node0:{MASTER_PORT}"
+        )
     host, port = split_endpoint(name, value)
     under_srun = "SLURM_STEP_ID" in env
     name, value = _choose("--node-rank", options.node_rank, env, "NODE_RANK", *["SLURM_NODEID"] * under_srun)
-    node = None if value is None else whole_number(name, value, 0, nodes - 1)
+    node = None if value is None else whole_number_within(name, value, 0, nodes - 1)
     if node is not None and not restarts:
         return [*size, "--node-rank", str(node), "--master-addr", host, "--master-port", str(port)], host, nodes, ranks
     # Nodes that have numbers of their own meet once: torchrun's second start would wait at the first one's address
@@ -88,7 +90,7 @@ def _gpus() -> int:
 
 
 def _work(argv: list[str]) -> int:
-    options, command = parser().read(argv)
+    options, command = torchrun_flags().read(argv)
     command = found_command(command)
     # What can be wrong is found before the seconds that torch takes.
     agent_arguments(options, os.environ, gpus=1)
@@ -99,14 +101,14 @@ def _work(argv: list[str]) -> int:
     gpus = 0 if options.ranks_per_node or os.environ.get("RANKS_PER_NODE") else _gpus()
     arguments, host, nodes, ranks = agent_arguments(options, os.environ, gpus)
     for warning in set_defaults(os.environ, host, nodes, ranks):
-        print(f"{NAME}: warning: {warning}", file=sys.stderr)
+        print(f"{TORCHRUN_SH}: warning: {warning}", file=sys.stderr)
     arguments = [*arguments, "--no-python", *command]
     if options.dry_run:
         print(shlex.join(["torchrun", *arguments]))
         return 0
-    return node.main(arguments, NAME)
+    return node.main(arguments, TORCHRUN_SH)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (without the program's name) and return the exit code."""
-    return run_main(NAME, _work, argv)
+    return run_main(TORCHRUN_SH, _work, argv)

@@ -22,13 +22,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from altup_moe.parallel.start_ranks import Start
 from tyro.conf import Positional
 
 from altup_moe.config import ConfigError, RunConfig, UserError
 from altup_moe.config.command import ended
 from altup_moe.config.flags import parse, print_help
 from altup_moe.config.load import load_config
+from altup_moe.parallel.start_ranks import Start
 from altup_moe.plan.cluster import Cluster, cluster_yaml, load_cluster
 from altup_moe.plan.layer_time import Factors
 from altup_moe.plan.picture import recordings

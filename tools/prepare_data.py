@@ -34,7 +34,7 @@ DEFAULT_VOCAB = 4096
 
 
 @dataclass(frozen=True)
-class Options:
+class PrepareDataOptions:
     """Tokenise text into OUT_PREFIX.bin, .idx, .json and .tokenizer/."""
 
     source: tyro.conf.Positional[str]
@@ -60,7 +60,7 @@ class Options:
     """Replace existing files at OUT_PREFIX."""
 
 
-def documents(options: Options, cache_dir: Path) -> Iterator[Document]:
+def documents(options: PrepareDataOptions, cache_dir: Path) -> Iterator[Document]:
     """The source's documents; calling it again reads them again."""
     if options.source in CORPORA:
         yield from load_corpus(options.source, options.out.parent)
@@ -72,7 +72,7 @@ def documents(options: Options, cache_dir: Path) -> Iterator[Document]:
         )
 
 
-def run(options: Options) -> tuple[Manifest, float]:
+def prepare_source(options: PrepareDataOptions) -> tuple[Manifest, float]:
     """Do it. Returns what was written, and the seconds that reading and tokenising took."""
     if options.tokenizer is not None and options.vocab_size is not None:
         raise ConfigError("--vocab-size", options.vocab_size, "is for a new tokenizer; --tokenizer brings its own")
@@ -98,12 +98,12 @@ def run(options: Options) -> tuple[Manifest, float]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line. Returns 0, or 2 with one line on standard error for what the user can mend."""
-    options = tyro.cli(Annotated[Options, tyro.conf.FlagCreatePairsOff], args=argv, description=__doc__)
+    options = tyro.cli(Annotated[PrepareDataOptions, tyro.conf.FlagCreatePairsOff], args=argv, description=__doc__)
     return ended("prepare_data", lambda: _work(options))
 
 
-def _work(options: Options) -> int:
-    manifest, seconds = run(options)
+def _work(options: PrepareDataOptions) -> int:
+    manifest, seconds = prepare_source(options)
     print(
         f"{options.out}: {manifest.documents:,} documents, {manifest.tokens:,} tokens of {manifest.vocab_size}, "
         f"{manifest.bytes:,} bytes ({manifest.bytes / manifest.tokens:.2f} a token), "

@@ -28,7 +28,7 @@ from altup_moe.config.checks import check_config
 from altup_moe.config.schema import Width
 from altup_moe.parallel.topology import Topology, topology
 from altup_moe.timeline.chrome import write_trace
-from altup_moe.timeline.overlap import OverlapReport, measure, median
+from altup_moe.timeline.overlap import OverlapReport, median_overlap, overlap_by_step
 from altup_moe.timeline.picture import write_picture
 from altup_moe.timeline.spans import record, step
 from altup_moe.train.profile import gather, watch_layers
@@ -152,11 +152,11 @@ def _together(bench: OverlapBench, name: str, recording: Any, topo: Topology) ->
             return None
         write_trace(directory / "trace.json", recordings)
         write_picture(directory / "step.png", recordings, title=name)
-        return median([report for each in recordings for report in measure(each)])
-    own = torch.tensor([astuple(report) for report in measure(recording)], dtype=torch.float64)
+        return median_overlap([report for each in recordings for report in overlap_by_step(each)])
+    own = torch.tensor([astuple(report) for report in overlap_by_step(recording)], dtype=torch.float64)
     every = [torch.empty_like(own) for _ in range(topo.world_size)]
     dist.all_gather(every, own)
-    return median([OverlapReport(*figures) for figures in torch.cat(every).tolist()])
+    return median_overlap([OverlapReport(*figures) for figures in torch.cat(every).tolist()])
 
 
 def bench_overlap(bench: OverlapBench, world_size: int) -> int:

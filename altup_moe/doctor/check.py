@@ -10,12 +10,10 @@ from pathlib import Path
 from altup_moe.doctor import devices, disk, network, versions
 from altup_moe.doctor.collective import run_collectives
 from altup_moe.doctor.options import DoctorOptions
-from altup_moe.doctor.report import Finding, State, as_json, as_text, exit_code
-
-SECTION = "network"
+from altup_moe.doctor.report import Finding, FindingState, as_json, as_text, exit_code
 
 
-def doctor(options: DoctorOptions) -> int:
+def run_doctor(options: DoctorOptions) -> int:
     """Look at everything and print it.
 
     Returns:
@@ -37,8 +35,8 @@ def findings_of(options: DoctorOptions) -> Iterator[Finding]:
     if has_torch:
         yield versions.backends()
         yield from devices.gpus()
-    yield devices.cores()
-    yield devices.memory()
+    yield devices.cpu_cores()
+    yield devices.system_memory()
     yield devices.shared_memory()
     yield from devices.limits()
     yield from network_findings(os.environ, options.port)
@@ -53,39 +51,39 @@ def network_findings(env: Mapping[str, str], port: int) -> Iterator[Finding]:
     shown = [
         f"{name} {address or 'no address'}{'' if network.is_up(name) else ' (down)'}" for name, address in known.items()
     ]
-    yield Finding(SECTION, "interfaces", ", ".join(shown) or "none", "ok" if known else "failure", known)
+    yield Finding("network", "interfaces", ", ".join(shown) or "none", "ok" if known else "failure", known)
     chosen, why = network.gloo_choice(env.get("GLOO_SOCKET_IFNAME"))
     named = "GLOO_SOCKET_IFNAME" in env
     # Without a name of its own the launchers set the variable; a wrong one cannot be helped.
-    state: State = "ok" if chosen else "failure" if named else "warning"
+    state: FindingState = "ok" if chosen else "failure" if named else "warning"
     loopback = (
         "; other machines cannot reach that, launch/torchrun.sh sets another" if chosen == "lo" and not named else ""
     )
-    yield Finding(SECTION, "gloo takes", f"{chosen or 'nothing'}: {why}{loopback}", state, chosen)
+    yield Finding("network", "gloo takes", f"{chosen or 'nothing'}: {why}{loopback}", state, chosen)
     if network.port_is_free(port):
-        yield Finding(SECTION, "port", f"{port} is free", "ok", True)
+        yield Finding("network", "port", f"{port} is free", "ok", True)
     else:
-        yield Finding(SECTION, "port", f"{port} is taken; nodes need another (--rdzv HOST:PORT)", "warning", False)
+        yield Finding("network", "port", f"{port} is taken; nodes need another (--rdzv HOST:PORT)", "warning", False)
     present = {name: env[name] for name in network.VARIABLES if name in env}
     text = " ".join(f"{name}={value}" for name, value in present.items())
-    yield Finding(SECTION, "environment", text or "none of the variables that matter is set", "ok", present)
+    yield Finding("network", "environment", text or "none of the variables that matter is set", "ok", present)
 
 
 def collective_findings(run: Callable[..., dict[str, float] | str] = run_collectives) -> Iterator[Finding]:
     """Two ranks on this machine: NCCL where each has a GPU, else gloo."""
     import torch
 
-    section, count = "collectives", torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     backend = "nccl" if count >= 2 else "gloo"
     if count == 1:
-        yield Finding(section, "nccl", "not tried: two ranks need two GPUs", "note")
+        yield Finding("collectives", "nccl", "not tried: two ranks need two GPUs", "note")
     name = f"{backend}, 2 ranks"
     try:
         outcome = run(backend, network.free_port(), "lo" if Path("/sys/class/net/lo").exists() else None)
     except OSError as error:
         outcome = f"no process or port to be had: {error}"
     if isinstance(outcome, str):
-        yield Finding(section, name, outcome, "failure")
+        yield Finding("collectives", name, outcome, "failure")
         return
     text = ", ".join(f"{what} {speed / 1e6:.0f} MB/s" for what, speed in outcome.items())
-    yield Finding(section, name, f"{text} (16 MiB a rank)", "ok", outcome)
+    yield Finding("collectives", name, f"{text} (16 MiB a rank)", "ok", outcome)

@@ -6,10 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
-from altup_moe.doctor.report import Finding, State
+from altup_moe.config.units import GIB
+from altup_moe.doctor.report import Finding, FindingState
 
-GIB = 2**30
-SECTION = "devices"
 MIN_SHARED = 64 * 2**20
 """Bytes of /dev/shm below which NCCL and data workers fail: Docker's default is exactly that."""
 MIN_FILES = 1024
@@ -23,7 +22,7 @@ def gpus() -> list[Finding]:
         built = f"; torch {torch.__version__} has " + (
             f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
         )
-        return [Finding(SECTION, "GPUs", f"none, ranks compute on CPUs{built}", "note", 0)]
+        return [Finding("devices", "GPUs", f"none, ranks compute on CPUs{built}", "note", 0)]
     found = []
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
@@ -31,29 +30,29 @@ def gpus() -> list[Finding]:
         text = (
             f"{properties.name}, {total / GIB:.1f} GiB ({free / GIB:.1f} free), sm_{properties.major}{properties.minor}"
         )
-        state: State = "ok" if free > 0.5 * total else "warning"
+        state: FindingState = "ok" if free > 0.5 * total else "warning"
         found.append(
-            Finding(SECTION, f"GPU {index}", text, state, {"name": properties.name, "bytes": total, "free": free})
+            Finding("devices", f"GPU {index}", text, state, {"name": properties.name, "bytes": total, "free": free})
         )
     return found
 
 
-def cores() -> Finding:
+def cpu_cores() -> Finding:
     """Cores that this process may use, of those the machine has."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Finding(SECTION, "CPU cores", f"{usable} usable of {os.cpu_count()}", "ok", usable)
+    return Finding("devices", "CPU cores", f"{usable} usable of {os.cpu_count()}", "ok", usable)
 
 
-def memory(meminfo: Path = Path("/proc/meminfo")) -> Finding:
+def system_memory(meminfo: Path = Path("/proc/meminfo")) -> Finding:
     """Memory of the machine, and what is available."""
     try:
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         total, free = (int(lines[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
     except (OSError, KeyError, ValueError):
-        return Finding(SECTION, "memory", "unknown: no /proc/meminfo", "note")
-    state: State = "ok" if free > GIB else "warning"
+        return Finding("devices", "memory", "unknown: no /proc/meminfo", "note")
+    state: FindingState = "ok" if free > GIB else "warning"
     text = f"{total / GIB:.1f} GiB, {free / GIB:.1f} available"
-    return Finding(SECTION, "memory", text, state, {"bytes": total, "available": free})
+    return Finding("devices", "memory", text, state, {"bytes": total, "available": free})
 
 
 def shared_memory(directory: Path = Path("/dev/shm")) -> Finding:
@@ -61,11 +60,11 @@ def shared_memory(directory: Path = Path("/dev/shm")) -> Finding:
     try:
         usage = shutil.disk_usage(directory)
     except OSError:
-        return Finding(SECTION, "shared memory", f"{directory} is missing", "warning")
+        return Finding("devices", "shared memory", f"{directory} is missing", "warning")
     enough = usage.free > MIN_SHARED
     text = f"{directory}: {usage.total / GIB:.2f} GiB, {usage.free / GIB:.2f} free"
     hint = "" if enough else "; more than 64 MiB would fit (docker run --shm-size 8g)"
-    return Finding(SECTION, "shared memory", text + hint, "ok" if enough else "warning", usage.free)
+    return Finding("devices", "shared memory", text + hint, "ok" if enough else "warning", usage.free)
 
 
 def limits() -> list[Finding]:
@@ -86,5 +85,5 @@ def limits() -> list[Finding]:
         shown = ["unlimited" if limit is None else str(limit) for limit in (soft, hard)]
         text = f"ulimit {flag}: {shown[0]}, at most {shown[1]}"
         hint = f"; {MIN_FILES} or more would fit" if low else ""
-        found.append(Finding(SECTION, name, text + hint, "warning" if low else "ok", soft))
+        found.append(Finding("devices", name, text + hint, "warning" if low else "ok", soft))
     return found

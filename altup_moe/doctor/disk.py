@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 from altup_moe.config import ConfigError
-from altup_moe.doctor.report import Finding, State
+from altup_moe.config.units import GIB
+from altup_moe.doctor.report import Finding, FindingState
 
-SECTION = "disk"
-GIB = 2**30
-CHUNK = 1 << 20
+WRITE_BYTES = 1 << 20
+"""Bytes of one write: 1 MiB."""
 
 
 def existing_part(directory: Path) -> Path:
@@ -36,14 +36,14 @@ def write_speed(directory: Path, mib: int) -> float:
     Raises:
         OSError: it cannot be written.
     """
-    chunk = os.urandom(CHUNK)
+    chunk = os.urandom(WRITE_BYTES)
     with tempfile.TemporaryFile(dir=directory) as file:
         begin = time.monotonic()
         for _ in range(mib):
             file.write(chunk)
         file.flush()
         os.fsync(file.fileno())
-        return mib * CHUNK / (time.monotonic() - begin)
+        return mib * WRITE_BYTES / (time.monotonic() - begin)
 
 
 def disk(run_dir: Path, mib: int = 64) -> list[Finding]:
@@ -54,8 +54,8 @@ def disk(run_dir: Path, mib: int = 64) -> list[Finding]:
     """
     where = existing_part(run_dir)
     free = shutil.disk_usage(where).free
-    state: State = "failure" if free < 2 * mib * CHUNK else "warning" if free < GIB else "ok"
-    found = [Finding(SECTION, "space", f"{free / GIB:.1f} GiB free in {where}", state, free)]
+    state: FindingState = "failure" if free < 2 * mib * WRITE_BYTES else "warning" if free < GIB else "ok"
+    found = [Finding("disk", "space", f"{free / GIB:.1f} GiB free in {where}", state, free)]
     if state != "failure":
         found.append(_speed(where, mib))
     return found
@@ -65,6 +65,6 @@ def _speed(where: Path, mib: int) -> Finding:
     try:
         speed = write_speed(where, mib)
     except OSError as error:
-        return Finding(SECTION, "writing", f"{where}: {error.strerror}; a directory of yours would fit", "failure")
+        return Finding("disk", "writing", f"{where}: {error.strerror}; a directory of yours would fit", "failure")
     text = f"{speed / 1e6:.0f} MB/s ({mib} MiB to {where}, fsync)"
-    return Finding(SECTION, "writing", text, "ok" if speed > 20e6 else "warning", speed)
+    return Finding("disk", "writing", text, "ok" if speed > 20e6 else "warning", speed)

@@ -6,6 +6,9 @@ import socket
 import struct
 from pathlib import Path
 
+MASTER_PORT = 29500
+"""Port where the ranks of a run meet unless the user names another; also torch's default."""
+
 SIOCGIFADDR = 0x8915
 VARIABLES = (
     "GLOO_SOCKET_IFNAME",

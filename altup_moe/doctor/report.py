@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-State = Literal["ok", "note", "warning", "failure"]
-MARKS: dict[State, str] = {"ok": "  ", "note": "  ", "warning": "! ", "failure": "X "}
+FindingState = Literal["ok", "note", "warning", "failure"]
+MARKS: dict[FindingState, str] = {"ok": "  ", "note": "  ", "warning": "! ", "failure": "X "}
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Finding:
     section: str
     name: str
     value: str
-    state: State = "ok"
+    state: FindingState = "ok"
     data: Any = None
 
 

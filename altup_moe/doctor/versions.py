@@ -11,15 +11,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from altup_moe.config.packages import PACKAGES
-from altup_moe.doctor.report import Finding, State
+from altup_moe.doctor.report import Finding, FindingState
 
-SECTION = "versions"
 NEEDED = ("torch", "megatron-core", "transformers", "tokenizers", "safetensors", "numpy")
 PROBE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
-class Optional_:
+class OptionalPackage:
     """A package that a run can use.
 
     Attributes:
@@ -40,7 +39,7 @@ class Optional_:
 
 
 OPTIONAL = (
-    Optional_(
+    OptionalPackage(
         "deepspeed",
         ("deepspeed",),
         "deepspeed",
@@ -48,7 +47,7 @@ OPTIONAL = (
         "expert backend, engine and launcher",
         accepts=">=0.19.4,<0.20",
     ),
-    Optional_(
+    OptionalPackage(
         "tutel",
         ("tutel",),
         "tutel",
@@ -57,7 +56,7 @@ OPTIONAL = (
         # `import tutel` alone passes without the kernel.
         probe="import tutel_custom_kernel; from tutel import moe",
     ),
-    Optional_(
+    OptionalPackage(
         "apex",
         ("apex",),
         "apex",
@@ -66,7 +65,7 @@ OPTIONAL = (
         # The pure Python build has none of what Megatron wants of it.
         probe="import apex, amp_C",
     ),
-    Optional_(
+    OptionalPackage(
         "Transformer Engine",
         ("transformer-engine", "transformer_engine", "transformer-engine-cu12"),
         "transformer_engine",
@@ -75,7 +74,7 @@ OPTIONAL = (
         probe="import transformer_engine.pytorch",
         accepts=">=2.9.0a0,<3",
     ),
-    Optional_("triton", ("triton",), "triton", "pip install triton", "mixing kernels on GPUs"),
+    OptionalPackage("triton", ("triton",), "triton", "pip install triton", "mixing kernels on GPUs"),
 )
 
 
@@ -109,16 +108,16 @@ def needed(version: Callable[[Iterable[str]], str | None] = version_of) -> list[
     """Python and every package that a run needs; another version than the tested one is a warning."""
     fits = sys.version_info >= (3, 11)
     text = f"{platform.python_version()} ({sys.executable})" + ("" if fits else "; 3.11 or newer would fit")
-    found = [Finding(SECTION, "python", text, "ok" if fits else "failure", platform.python_version())]
+    found = [Finding("versions", "python", text, "ok" if fits else "failure", platform.python_version())]
     pins = tested_versions()
     for name in NEEDED:
         have, pin = version((name,)), pins.get(name)
         if have is None:
-            found.append(Finding(SECTION, name, f"not installed (pip install {name}=={pin or '...'})", "failure"))
+            found.append(Finding("versions", name, f"not installed (pip install {name}=={pin or '...'})", "failure"))
         elif pin and have.partition("+")[0] != pin:
-            found.append(Finding(SECTION, name, f"{have}; tested with {pin}", "warning", have))
+            found.append(Finding("versions", name, f"{have}; tested with {pin}", "warning", have))
         else:
-            found.append(Finding(SECTION, name, have, "ok", have))
+            found.append(Finding("versions", name, have, "ok", have))
     return found
 
 
@@ -132,21 +131,21 @@ def probe(text: str, seconds: float = PROBE_SECONDS) -> str | None:
     return None if done.returncode == 0 else (lines[-1] if lines else f"exit code {done.returncode}")
 
 
-def optional(packages: Iterable[Optional_] = OPTIONAL) -> list[Finding]:
+def optional(packages: Iterable[OptionalPackage] = OPTIONAL) -> list[Finding]:
     """Every package that a run can use: its version, that it is missing, or why it does not work."""
     return [_optional(package) for package in packages]
 
 
-def _optional(package: Optional_) -> Finding:
+def _optional(package: OptionalPackage) -> Finding:
     name, have = package.name, version_of(package.distributions)
     if importlib.util.find_spec(package.module) is None:
-        return Finding(SECTION, name, f"not installed ({package.install}): {package.use}", "note")
+        return Finding("versions", name, f"not installed ({package.install}): {package.use}", "note")
     text = have or "installed, version unknown"
     if package.accepts and have and not _accepts(package.accepts, have):
-        return Finding(SECTION, name, f"{text}; {package.accepts} would fit ({package.install})", "warning", have)
+        return Finding("versions", name, f"{text}; {package.accepts} would fit ({package.install})", "warning", have)
     if package.probe and (problem := probe(package.probe)):
-        return Finding(SECTION, name, f"{text}, but `{package.probe}` fails: {problem}", "warning", have)
-    return Finding(SECTION, name, f"{text}: {package.use}", "ok", have)
+        return Finding("versions", name, f"{text}, but `{package.probe}` fails: {problem}", "warning", have)
+    return Finding("versions", name, f"{text}: {package.use}", "ok", have)
 
 
 def _accepts(specifier: str, version: str) -> bool:
@@ -165,5 +164,5 @@ def backends() -> Finding:
     names = [name for name in ("gloo", "nccl", "mpi", "ucc") if dist.is_backend_available(name)]
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if "nccl" in names else None
     text = ", ".join(f"nccl {nccl}" if name == "nccl" else name for name in names) or "none"
-    state: State = "ok" if "gloo" in names or "nccl" in names else "failure"
-    return Finding(SECTION, "process groups", text, state, names)
+    state: FindingState = "ok" if "gloo" in names or "nccl" in names else "failure"
+    return Finding("versions", "process groups", text, state, names)

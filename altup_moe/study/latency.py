@@ -23,7 +23,7 @@ from altup_moe.model.build import named_tensors
 from altup_moe.parallel.topology import Topology, topology
 from altup_moe.study.folder import Place, write_json
 from altup_moe.study.spec import Measure
-from altup_moe.timeline.overlap import measure as reports
+from altup_moe.timeline.overlap import overlap_by_step
 from altup_moe.timeline.spans import record, step
 from altup_moe.train.batches import micro_batches
 from altup_moe.train.engine import build_engine
@@ -83,7 +83,7 @@ class TrainedSteps:
                 dist.barrier()
                 with step():
                     self.take()
-        rows = [(report.exchange_ms, report.exposed_ms) for report in reports(recording)]
+        rows = [(report.exchange_ms, report.exposed_ms) for report in overlap_by_step(recording)]
         own = torch.tensor(rows, dtype=torch.float64, device=self.topology.device)
         every = [torch.empty_like(own) for _ in range(self.topology.world_size)]
         dist.all_gather(every, own)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from altup_moe.timeline.intervals import lanes
-from altup_moe.timeline.records import Kind, Recording, Span
+from altup_moe.timeline.records import Recording, Span, SpanKind
 
-# Kind -> (first thread id, the track's name). Spans that cross go to further tracks behind the first.
-_TRACKS: dict[Kind, tuple[int, str]] = {
+# SpanKind -> (first thread id, the track's name). Spans that cross go to further tracks behind the first.
+_TRACKS: dict[SpanKind, tuple[int, str]] = {
     "compute": (100, "compute"),
     "flight": (200, "exchanges in flight"),
     "wait": (300, "waiting"),

@@ -73,12 +73,12 @@ def _report(spans: Sequence[Span], step: Step) -> OverlapReport:
     return OverlapReport(**{name: value / 1e6 for name, value in asdict(ns).items()})
 
 
-def measure(recording: Recording) -> list[OverlapReport]:
+def overlap_by_step(recording: Recording) -> list[OverlapReport]:
     """One report a step; everything as one step where none was marked."""
     return [_report(recording.spans, step) for step in recording.whole()]
 
 
-def mean(reports: Sequence[OverlapReport]) -> OverlapReport:
+def mean_overlap(reports: Sequence[OverlapReport]) -> OverlapReport:
     """The mean of each figure: they still add up (hidden and exposed mixing are the mixing).
 
     Raises:
@@ -87,7 +87,7 @@ def mean(reports: Sequence[OverlapReport]) -> OverlapReport:
     return _each(reports, statistics.fmean)
 
 
-def median(reports: Sequence[OverlapReport]) -> OverlapReport:
+def median_overlap(reports: Sequence[OverlapReport]) -> OverlapReport:
     """The median of each figure: one step in which the system took the core away does not change them.
 
     Raises:
@@ -112,7 +112,7 @@ def overlap(recordings: Iterable[Recording], skip: int = 0) -> OverlapReport:
     Raises:
         ValueError: no step is left.
     """
-    return mean([report for recording in recordings for report in measure(recording)[skip:]])
+    return mean_overlap([report for recording in recordings for report in overlap_by_step(recording)[skip:]])
 
 
 _ROWS = {

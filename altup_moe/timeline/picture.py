@@ -9,7 +9,7 @@ from typing import Any
 
 from altup_moe.timeline.chrome import offsets
 from altup_moe.timeline.intervals import lanes
-from altup_moe.timeline.records import Kind, Recording, Span
+from altup_moe.timeline.records import Recording, Span, SpanKind
 
 # Names that every recording uses keep their colours from picture to picture (Okabe-Ito, safe for colour-blind eyes).
 _COLOURS = {
@@ -28,7 +28,7 @@ _BAND = "#DCE6F0"
 _WIDTH_INCHES, _DPI = 16.0, 100
 _LANE = {"compute": 1.0, "flight": 0.55, "wait": 0.45}
 _LABEL = {"compute": "compute", "flight": "exchanges\nin flight", "wait": "waiting"}
-_KINDS: tuple[Kind, ...] = ("compute", "flight", "wait")
+_KINDS: tuple[SpanKind, ...] = ("compute", "flight", "wait")
 
 
 def _cut(recordings: Sequence[Recording], step: int) -> list[list[Span]]:

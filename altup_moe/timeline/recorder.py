@@ -8,15 +8,17 @@ from types import TracebackType
 from torch.distributed import Work
 
 from altup_moe.timeline.clocks import Clock, Mark, when_done
-from altup_moe.timeline.records import Kind, Phase, Recording, Span, Step
+from altup_moe.timeline.records import Recording, Span, SpanKind, SpanPhase, Step
 
 
-class Interval:
+class OpenSpan:
     """A span in the making. Plain begin and end, no stack: spans of two halves of a micro-batch cross each other."""
 
     __slots__ = ("awaited", "begin", "clock", "end", "kind", "latest", "name", "phase")
 
-    def __init__(self, name: str, kind: Kind, phase: Phase, clock: Clock, awaited: Interval | None = None) -> None:
+    def __init__(
+        self, name: str, kind: SpanKind, phase: SpanPhase, clock: Clock, awaited: OpenSpan | None = None
+    ) -> None:
         self.name, self.kind, self.phase, self.clock, self.awaited = name, kind, phase, clock, awaited
         self.begin: Mark | None = None
         self.end: Mark | None = None
@@ -47,15 +49,15 @@ class Recorder:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.intervals: list[Interval] = []
-        self.steps: list[Interval] = []
+        self.intervals: list[OpenSpan] = []
+        self.steps: list[OpenSpan] = []
         self.closing: list[Callable[[], None]] = []
         # The work is kept beside its interval, for as long as its id stands for it.
-        self.flying: dict[int, tuple[Work, Interval]] = {}
+        self.flying: dict[int, tuple[Work, OpenSpan]] = {}
 
-    def open(self, name: str, kind: Kind, backward: bool, awaited: Interval | None = None) -> Interval:
+    def open(self, name: str, kind: SpanKind, backward: bool, awaited: OpenSpan | None = None) -> OpenSpan:
         """A new interval that has not begun."""
-        interval = Interval(name, kind, "backward" if backward else "forward", self.clock, awaited)
+        interval = OpenSpan(name, kind, "backward" if backward else "forward", self.clock, awaited)
         self.intervals.append(interval)
         return interval
 
@@ -71,7 +73,7 @@ class Recorder:
 
         when_done(work, self.clock, landed)
 
-    def wait(self, name: str, work: Work | None, backward: bool) -> Interval:
+    def wait(self, name: str, work: Work | None, backward: bool) -> OpenSpan:
         """A wait; the flight of `work`, where it has not landed, ends no later than the wait does."""
         _, flight = self.flying.pop(id(work), (None, None))
         return self.open(name, "wait", backward, flight)

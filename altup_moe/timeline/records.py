@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["compute", "flight", "wait"]
-Phase = Literal["forward", "backward"]
+SpanKind = Literal["compute", "flight", "wait"]
+SpanPhase = Literal["forward", "backward"]
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Span:
     """
 
     name: str
-    kind: Kind
+    kind: SpanKind
     begin_ns: int
     end_ns: int
-    phase: Phase = "forward"
+    phase: SpanPhase = "forward"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch.distributed import Work
 
 from altup_moe.timeline.clocks import Clock, CudaClock, HostClock
-from altup_moe.timeline.recorder import Interval, Recorder
+from altup_moe.timeline.recorder import OpenSpan, Recorder
 from altup_moe.timeline.records import Recording
 
 
@@ -66,7 +66,7 @@ def step() -> AbstractContextManager[None]:
     """One training step is taken inside."""
     if _recorder is None:
         return _NOTHING
-    interval = Interval("step", "compute", "forward", _recorder.clock)
+    interval = OpenSpan("step", "compute", "forward", _recorder.clock)
     _recorder.steps.append(interval)
     return interval
 

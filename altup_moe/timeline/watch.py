@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import Node
 
-from altup_moe.timeline.recorder import Interval, Recorder
+from altup_moe.timeline.recorder import OpenSpan, Recorder
 from altup_moe.timeline.spans import current
 
 # torch gives accumulation nodes, which belong to parameters and not to a call, the highest number there is.
@@ -27,7 +27,7 @@ _KEY = "altup_moe.timeline"
 
 # Calls that have begun: (watch, forward interval, number of the first autograd node). A context variable, because
 # threads and greenlets each have their own: two halves of a micro-batch may be inside one module.
-_calls: ContextVar[tuple[tuple[Watch, Interval, int], ...]] = ContextVar("calls", default=())
+_calls: ContextVar[tuple[tuple[Watch, OpenSpan, int], ...]] = ContextVar("calls", default=())
 
 
 class Watch:
@@ -97,26 +97,26 @@ def _nodes(output: Any, first: int) -> set[Node]:
     return found
 
 
-def _time_backward(interval: Interval, output: Any, first: int) -> None:
+def _time_backward(interval: OpenSpan, output: Any, first: int) -> None:
     """From the first of a call's nodes to begin to the last to end. A second backward of the same graph extends it."""
     for node in _nodes(output, first):
         # Watched modules may contain each other: a node's calls share its marks, or their spans would cross.
         metadata: dict[str, Any] = node.metadata  # type: ignore[assignment]  # torch's stub says it is a method
-        calls: list[Interval] = metadata.setdefault(_KEY, [])
+        calls: list[OpenSpan] = metadata.setdefault(_KEY, [])
         if not calls:
             node.register_prehook(partial(_begin_backward, calls))
             node.register_hook(partial(_end_backward, calls))
         calls.append(interval)
 
 
-def _begin_backward(calls: list[Interval], *_: Any) -> None:
+def _begin_backward(calls: list[OpenSpan], *_: Any) -> None:
     mark = calls[0].clock.mark()
     for call in calls:
         if call.begin is None:
             call.begin = mark
 
 
-def _end_backward(calls: list[Interval], *_: Any) -> None:
+def _end_backward(calls: list[OpenSpan], *_: Any) -> None:
     mark = calls[0].clock.mark()
     for call in calls:
         call.end = mark

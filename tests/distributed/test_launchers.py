@@ -102,7 +102,7 @@ def test_the_same_losses_under_deepspeed(expected: list[float], cache: Path, tmp
 
 @pytest.mark.skipif(REASON is not None, reason=str(REASON))
 def test_the_same_losses_on_two_nodes(expected: list[float], cache: Path, tmp_path: Path) -> None:
-    assert netlab.run(2, None, command(tmp_path / "run", cache), env=environment(), timeout=120) == 0
+    assert netlab.run_on_netlab(2, None, command(tmp_path / "run", cache), env=environment(), timeout=120) == 0
     assert losses(tmp_path / "run") == pytest.approx(expected, abs=1e-4)
 
 

@@ -78,7 +78,7 @@ def sleeping(tmp_path: Path, stop: str) -> subprocess.Popen[bytes]:
 def test_a_sum_over_two_nodes_passes_the_links_at_their_rate(tmp_path: Path) -> None:
     script = tmp_path / "all_reduce.py"
     script.write_text(ALL_REDUCE)
-    assert netlab.run(2, "100mbit", [sys.executable, str(script), str(tmp_path)], timeout=100) == 0
+    assert netlab.run_on_netlab(2, "100mbit", [sys.executable, str(script), str(tmp_path)], timeout=100) == 0
     for rank in (0, 1):
         seen = json.loads((tmp_path / f"{rank}.json").read_text())
         assert "eth0" not in seen["host"]
@@ -106,7 +106,7 @@ def test_two_netlabs_at_once_measure_their_own_rates() -> None:
 
 def test_a_failing_rank_ends_all_nodes_with_its_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     script = f"if [ $RANK = 1 ]; then exit 3; fi; touch {tmp_path}/0; while true; do sleep 0.2; done"
-    assert netlab.run(2, None, ["sh", "-c", script], timeout=100) == 3
+    assert netlab.run_on_netlab(2, None, ["sh", "-c", script], timeout=100) == 3
     assert "[node 1] netlab: rank 1 ended with exit code 3" in capfd.readouterr().err
     assert not namespaces(os.getpid())
     assert not running(tmp_path)
@@ -138,7 +138,7 @@ def test_what_a_killed_netlab_leaves_is_removed_at_the_next_start(tmp_path: Path
     process = sleeping(tmp_path, stop="''")
     process.kill()
     process.wait(20)
-    assert netlab.run(1, None, ["true"], timeout=60) == 0
+    assert netlab.run_on_netlab(1, None, ["true"], timeout=60) == 0
     assert eventually(lambda: not namespaces(process.pid) and not running(tmp_path), 20)
 
 

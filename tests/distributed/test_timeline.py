@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from altup_moe.config import RunConfig
-from altup_moe.timeline.overlap import measure
+from altup_moe.timeline.overlap import overlap_by_step
 from altup_moe.timeline.records import Recording
 from altup_moe.timeline.spans import in_flight, record, span, step, waiting
 from altup_moe.timeline.watch import watch
@@ -59,7 +59,7 @@ def test_an_exchange_is_seen_in_flight_and_waited_for(overlapped: bool) -> None:
         assert flight.begin_ns < flight.end_ns <= wait.end_ns
         # It completed during the computation, long before anybody waited for it.
         assert (flight.end_ns < wait.begin_ns) is overlapped
-    (first,), (second,) = map(measure, recordings)
+    (first,), (second,) = map(overlap_by_step, recordings)
     # Rank 0's exchange is under way for as long as rank 1 is late: blocked without overlap, computing with it.
     least, little = 900 * LATE_S, 450 * LATE_S
     assert first.exchange_ms > least

@@ -31,9 +31,11 @@ def test_a_missing_package_that_a_run_needs_is_a_failure_and_says_what_to_instal
 
 
 def test_an_optional_package_that_is_missing_is_a_note_and_a_broken_one_a_warning() -> None:
-    missing = versions.Optional_("x", ("no-such-x",), "no_such_x", "pip install x", "speed")
-    broken = versions.Optional_("y", ("no-such-y",), "json", "pip install y", "speed", probe="raise ImportError('old')")
-    old = versions.Optional_("numpy", ("numpy",), "numpy", "pip install 'numpy<0.1'", "speed", accepts="<0.1")
+    missing = versions.OptionalPackage("x", ("no-such-x",), "no_such_x", "pip install x", "speed")
+    broken = versions.OptionalPackage(
+        "y", ("no-such-y",), "json", "pip install y", "speed", probe="raise ImportError('old')"
+    )
+    old = versions.OptionalPackage("numpy", ("numpy",), "numpy", "pip install 'numpy<0.1'", "speed", accepts="<0.1")
     found = versions.optional((missing, broken, old))
     assert [f.state for f in found] == ["note", "warning", "warning"]
     assert found[0].value == "not installed (pip install x): speed"
@@ -95,7 +97,7 @@ def test_little_shared_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> N
     found = devices.shared_memory()
     assert (found.state, "--shm-size" in found.value) == ("warning", True)
     assert devices.shared_memory(Path("/none")).state == "warning"
-    assert devices.memory(Path("/none")).state == "note"
+    assert devices.system_memory(Path("/none")).state == "note"
 
 
 def test_two_ranks_really_add_and_exchange() -> None:

@@ -77,14 +77,14 @@ def test_many_nodes_meet_by_number_or_by_themselves(capsys: pytest.CaptureFixtur
 
 def test_ranks_are_the_gpus_or_one_unless_told() -> None:
     def ranks(env: dict[str, str], gpus: int) -> int:
-        options, _ = torchrun.parser().read(["--", "true"])
+        options, _ = torchrun.torchrun_flags().read(["--", "true"])
         return torchrun.agent_arguments(options, env, gpus)[3]
 
     assert [ranks({}, 8), ranks({}, 0), ranks({"RANKS_PER_NODE": "2"}, 8)] == [8, 1, 2]
 
 
 def test_slurm_numbers_the_nodes_inside_a_step_only() -> None:
-    options, _ = torchrun.parser().read(["--nodes", "2", "--rdzv", "n0:1", "--", "true"])
+    options, _ = torchrun.torchrun_flags().read(["--nodes", "2", "--rdzv", "n0:1", "--", "true"])
     inside = torchrun.agent_arguments(options, {"SLURM_STEP_ID": "0", "SLURM_NODEID": "1"}, 0)[0]
     assert "--node-rank 1" in " ".join(inside)
     assert "--node-rank" not in torchrun.agent_arguments(options, {"SLURM_NODEID": "1"}, 0)[0]

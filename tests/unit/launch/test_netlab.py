@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from launch import cluster, netlab
-from launch.netplan import Node, Plan, bits_per_second, burst_bytes, make_plan
+from launch.netplan import NetlabPlan, Node, bits_per_second, burst_bytes, make_plan
 
 ROOT = Path(__file__).parents[3]
 
 pytestmark = pytest.mark.usefixtures("signals_are_heard")
 
 
-def plain_nodes(*scripts: str) -> Plan:
+def plain_nodes(*scripts: str) -> NetlabPlan:
     """Shell scripts as nodes, with no network around them."""
-    return Plan((), tuple(Node("", "", ("sh", "-c", script), {}) for script in scripts), ())
+    return NetlabPlan((), tuple(Node("", "", ("sh", "-c", script), {}) for script in scripts), ())
 
 
 def test_the_plan_of_two_nodes() -> None:

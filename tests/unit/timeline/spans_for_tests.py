@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from altup_moe.timeline.records import Kind, Phase, Recording, Span, Step
+from altup_moe.timeline.records import Recording, Span, SpanKind, SpanPhase, Step
 
 MS = 1_000_000
 
 
-def ms(name: str, kind: Kind, begin: float, end: float, phase: Phase = "forward") -> Span:
+def ms(name: str, kind: SpanKind, begin: float, end: float, phase: SpanPhase = "forward") -> Span:
     """A span with its times in ms."""
     return Span(name, kind, round(begin * MS), round(end * MS), phase)
 

@@ -6,7 +6,14 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from altup_moe.timeline.overlap import OverlapReport, mean, measure, median, overlap, report_table
+from altup_moe.timeline.overlap import (
+    OverlapReport,
+    mean_overlap,
+    median_overlap,
+    overlap,
+    overlap_by_step,
+    report_table,
+)
 from altup_moe.timeline.records import Recording
 from tests.unit.timeline.spans_for_tests import ms, two_steps
 
@@ -37,7 +44,7 @@ SECOND = OverlapReport(
 
 
 def test_each_step_is_measured_on_its_own() -> None:
-    assert measure(two_steps(shift=7.0)) == [FIRST, SECOND]
+    assert overlap_by_step(two_steps(shift=7.0)) == [FIRST, SECOND]
 
 
 def test_what_lies_on_top_of_each_other_counts_once() -> None:
@@ -50,7 +57,7 @@ def test_what_lies_on_top_of_each_other_counts_once() -> None:
         ms("combine", "flight", 4, 8),
         ms("combine", "wait", 7, 8),
     ]
-    (report,) = measure(Recording(0, "a", spans))
+    (report,) = overlap_by_step(Recording(0, "a", spans))
     assert report == OverlapReport(
         step_ms=10.0,
         compute_ms=9.0,
@@ -68,12 +75,12 @@ def test_what_lies_on_top_of_each_other_counts_once() -> None:
 def test_a_span_across_a_boundary_is_shared_by_the_steps() -> None:
     recording = two_steps()
     recording.spans.append(ms("dispatch", "flight", 9, 11))
-    assert [report.exchange_ms for report in measure(recording)] == [5.0, 1.0]
+    assert [report.exchange_ms for report in overlap_by_step(recording)] == [5.0, 1.0]
 
 
 def test_hidden_is_never_negative() -> None:
     spans = [ms("dispatch", "flight", 0, 1), ms("dispatch", "wait", 0, 3)]
-    (report,) = measure(Recording(0, "a", spans))
+    (report,) = overlap_by_step(Recording(0, "a", spans))
     assert (report.exposed_ms, report.hidden_ms) == (3.0, 0.0)
 
 
@@ -85,12 +92,12 @@ def test_ranks_and_steps_are_averaged() -> None:
 
 def test_one_disturbed_step_does_not_change_the_medians() -> None:
     disturbed = replace(FIRST, step_ms=30.0, mixing_ms=23.0, mixing_exposed_ms=21.0)
-    assert median([FIRST, disturbed, FIRST]) == FIRST
-    assert mean([FIRST, disturbed]).mixing_ms == 13.0
+    assert median_overlap([FIRST, disturbed, FIRST]) == FIRST
+    assert mean_overlap([FIRST, disturbed]).mixing_ms == 13.0
 
 
 def test_nothing_to_average_is_refused() -> None:
-    for middle in (mean, median):
+    for middle in (mean_overlap, median_overlap):
         with pytest.raises(ValueError, match="no steps"):
             middle([])
     with pytest.raises(ValueError, match="no steps"):
