@@ -1,4 +1,4 @@
-"""Carry out a plan: make the network, run the nodes, and remove everything on every way out."""
+"""Execute a netlab plan: create the network, run the nodes, and always remove everything at the end."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from launch.netplan import NAMESPACE, WORK_DIR, NetlabError, NetlabPlan, Node
 
 NODE_POLL_SECONDS = 0.05
 FAILURE_GRACE = 5.0
-"""Seconds that the other nodes have to end after one failed; the exchange they wait in will not finish."""
+"""Seconds that the other nodes have to end after one failed; the collective that they wait for cannot finish."""
 
-# Addresses have no names in there, and torch would warn of each connection.
+# Addresses have no names in the namespaces, and torch would warn about each connection.
 _DEFAULTS = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 _serial = count()
 
 
 class Signals:
-    """Notes SIGTERM, SIGINT and SIGHUP while it is entered, so that none can interrupt the cleaning up.
+    """Inside this context SIGTERM, SIGINT and SIGHUP are only noted, so that none interrupts the cleanup.
 
-    A signal that was ignored before (nohup, background jobs) stays ignored. Outside the main thread nothing is noted.
+    A signal that was ignored before (nohup, background jobs) stays ignored. Outside the main thread no signal is noted.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Signals:
 
 
 def execute(argv: Sequence[str]) -> str:
-    """Run one command to its end, out of reach of the terminal's Ctrl-C; returns what it printed."""
+    """Run one command to its end in a session of its own, which Ctrl-C does not reach. Returns its output."""
     try:
         done = subprocess.run(argv, capture_output=True, text=True, start_new_session=True, timeout=30)
     except subprocess.TimeoutExpired:
@@ -65,7 +65,7 @@ def execute(argv: Sequence[str]) -> str:
 
 
 def start_time(pid: int) -> int | None:
-    """When a living process was started, in clock ticks after boot; None for one that has ended."""
+    """When a running process was started, in clock ticks after boot; None if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -74,18 +74,18 @@ def start_time(pid: int) -> int | None:
 
 
 def new_prefix() -> str:
-    """What the names of a new cluster begin with: this process, not to be mistaken for a later one with its pid."""
+    """Prefix of the names of a new cluster. The start time distinguishes this process from a later one with its pid."""
     return f"altup-{os.getpid()}-{start_time(os.getpid())}-{next(_serial)}"
 
 
 def existing() -> list[str]:
-    """Names of all namespaces of netlabs."""
+    """Names of the namespaces of all netlabs."""
     names = [line.split()[0] for line in execute(["ip", "netns", "list"]).splitlines() if line.strip()]
     return [name for name in names if NAMESPACE.fullmatch(name)]
 
 
 def remove_dead() -> list[str]:
-    """Remove what netlabs that were killed have left, processes included; returns the namespaces' names."""
+    """Remove namespaces and processes of netlabs that were killed. Returns the names of the namespaces."""
     found = ((name, NAMESPACE.fullmatch(name)) for name in existing())
     dead = [name for name, match in found if match and start_time(int(match["pid"])) != int(match["start"])]
     remove(dead)
@@ -93,7 +93,7 @@ def remove_dead() -> list[str]:
 
 
 def remove(namespaces: Iterable[str]) -> None:
-    """Kill what runs in the namespaces and remove them, their links included. Those already gone are passed over."""
+    """Kill the processes in the namespaces, and remove the namespaces with their links. Missing ones are ignored."""
     wanted = set(namespaces)
     for name in [name for name in existing() if name in wanted] if wanted else ():
         with suppress(NetlabError):  # another netlab may be removing the same leftovers
@@ -108,7 +108,7 @@ def remove(namespaces: Iterable[str]) -> None:
 
 
 def run_plan(plan: NetlabPlan, grace: float, timeout: float | None, log_dir: Path | None) -> int:
-    """Make the cluster, run its nodes to the end and remove it.
+    """Create the cluster, run its nodes to the end and remove it.
 
     Returns:
         0, or the exit code of the node that failed first; 128 + n when signal n came before the nodes had started;
@@ -139,7 +139,7 @@ def run_plan(plan: NetlabPlan, grace: float, timeout: float | None, log_dir: Pat
 
 
 def _start(rank: int, node: Node, log_dir: Path | None) -> subprocess.Popen[str]:
-    """Start a node; stdout is node 0's alone, the others write to their log files or to a pipe."""
+    """Start a node. Only node 0 writes to stdout; the others write to their log files or to a pipe."""
     log = log_dir / f"node{rank}.log" if log_dir else None
     with log.open("w") if rank and log else nullcontext() as file:
         return subprocess.Popen(
@@ -155,7 +155,7 @@ def _start(rank: int, node: Node, log_dir: Path | None) -> subprocess.Popen[str]
 
 
 def _copy(rank: int, lines: IO[str]) -> threading.Thread:
-    """Copy a node's lines to stderr behind its number."""
+    """Copy a node's lines to stderr, with the node's number as prefix."""
 
     def work() -> None:
         for line in lines:  # read on even when nobody listens any more, or the node would block
@@ -168,7 +168,7 @@ def _copy(rank: int, lines: IO[str]) -> threading.Thread:
 
 
 def _wait(nodes: list[subprocess.Popen[str]], signals: Signals, grace: float, timeout: float | None) -> int:
-    """Wait for all nodes; pass signals on, stop the others after a failure, and give up when the grace is over."""
+    """Wait for all nodes. Forward signals, stop the others after a failure, and give up after the grace period."""
     give_up = None if timeout is None else time.monotonic() + timeout
     deadline: float | None = None  # set when the nodes have been told to stop
     failed: int | None = None

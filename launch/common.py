@@ -1,4 +1,4 @@
-"""What the launchers share: mistakes as one line, flags before `--` and a command behind it, programs found."""
+"""Shared by the launchers: one-line errors, flags before `--` and a command after it, the search for programs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ EXAMPLE = "altup-moe train configs/quickstart.yaml"
 
 
 class LaunchError(ValueError):
-    """Something the user asked for cannot be done; `str(error)` is one readable line."""
+    """A request of the user that cannot be fulfilled; `str(error)` is one readable line."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Flags of a launcher. A wrong one is one line, like every other mistake."""
+    """Flags of a launcher. A wrong flag is a one-line error."""
 
     def __init__(self, program: str, description: str) -> None:
         super().__init__(
@@ -37,10 +37,10 @@ class Parser(argparse.ArgumentParser):
         raise LaunchError(f"{message}; {self.prog} --help says what fits")
 
     def read(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-        """Options before the first `--` and the command behind it.
+        """Options before the first `--` and the command after it.
 
         Raises:
-            LaunchError: a wrong flag, a word that is none, or no command.
+            LaunchError: a wrong flag, a word that is no flag, or no command.
         """
         cut = list(argv).index("--") if "--" in argv else len(argv)
         options, rest = self.parse_known_args(list(argv[:cut]))
@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_main(program: str, work: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
-    """`work(argv)` (None takes the process's arguments); a mistake is one line on stderr and exit code 2."""
+    """Run `work(argv)`; None takes the process's arguments. A LaunchError is one line on stderr and exit code 2."""
     try:
         return work(list(sys.argv[1:] if argv is None else argv))
     except LaunchError as error:
@@ -63,12 +63,12 @@ def run_main(program: str, work: Callable[[list[str]], int], argv: Sequence[str]
 
 
 def find_program(name: str) -> str | None:
-    """Path of a program in PATH or beside this interpreter (an environment that was not activated); None if neither."""
+    """Path of a program in PATH or beside this interpreter (an environment that is not activated); None if missing."""
     return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
 def found_command(command: Sequence[str]) -> list[str]:
-    """A command with its program's path.
+    """The command with the path of its program.
 
     Raises:
         LaunchError: there is no such program.
@@ -80,7 +80,7 @@ def found_command(command: Sequence[str]) -> list[str]:
 
 
 def need_torch() -> None:
-    """A LaunchError where this interpreter has no torch."""
+    """Raise LaunchError if this interpreter has no torch."""
     if importlib.util.find_spec("torch") is None:
         raise LaunchError(
             f"{sys.executable} has no torch (and so no torchrun); activate the environment of altup-moe, "
@@ -89,10 +89,10 @@ def need_torch() -> None:
 
 
 def whole_number_within(name: str, value: str | int, low: int, high: int) -> int:
-    """A number within limits.
+    """A whole number from `low` to `high`.
 
     Raises:
-        LaunchError: `value` is none (`name` is what the user calls it).
+        LaunchError: `value` is no such number. `name` is the user's name for it.
     """
     text = str(value)
     if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
@@ -101,11 +101,11 @@ def whole_number_within(name: str, value: str | int, low: int, high: int) -> int
 
 
 def set_defaults(env: MutableMapping[str, str], meeting: str, nodes: int, ranks_per_node: int) -> list[str]:
-    """Complete the environment of the ranks of one node; what the user has set stays.
+    """Complete the environment of the ranks of one node. Variables that the user has set stay.
 
-    OMP_NUM_THREADS: the cores this process may use, shared between its ranks (torchrun alone would take 1).
+    OMP_NUM_THREADS: the cores that this process may use, divided by its ranks (torchrun alone would set 1).
     GLOO_SOCKET_IFNAME: the loopback on one node, so that no name of the machine has to resolve; with more nodes the
-    interface that leads to `meeting`. NCCL chooses well by itself.
+    interface that leads to `meeting`. NCCL finds its interface by itself.
 
     Args:
         meeting: host where the ranks meet.

@@ -1,7 +1,7 @@
 """Logic of launch/deepspeed.sh: DeepSpeed's launcher with checked hosts, and the ranks' exit codes.
 
-DeepSpeed reads hosts with a pattern that takes any text without spaces, and puts them on command lines; here only plain
-names pass, and DeepSpeed is given a copy of what was checked.
+DeepSpeed accepts any text without spaces as a host and puts it on command lines. Here only plain names are accepted,
+and DeepSpeed gets a copy of the checked hosts.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _HELP = f"""Run COMMAND on every rank under DeepSpeed's launcher.
 
 A hostfile has lines `node0 slots=8`. Exit codes are the ranks' own (0, 2, 75), and SIGTERM, SIGINT and SIGUSR1 let them
 save; by pdsh DeepSpeed itself stops the ranks without waiting, and codes of other nodes are pdsh's."""
-# What `export NAME="VALUE"; cd DIRECTORY; PYTHON ...` on a remote shell leaves as it is.
+# Text that a remote shell does not change in `export NAME="VALUE"; cd DIRECTORY; PYTHON ...`.
 _PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 _QUOTED = re.compile(r'[^"$`\\\n!]*')
 _EXPORTED = ("MLFLOW", "NCCL", "PYTHON", "MV2", "UCX")
 
 
 def deepspeed_flags() -> Parser:
-    """The flags; DeepSpeed's spelling with underscores and the usual one with dashes."""
+    """The flags, in DeepSpeed's spelling with underscores and in the usual one with dashes."""
     flags = Parser(DEEPSPEED_SH, _HELP)
     flags.add_argument("--hostfile", type=Path, metavar="FILE", help="hosts, one a line: NAME slots=N")
     flags.add_argument("--ranks-per-node", metavar="P", help="ranks here, without a hostfile (RANKS_PER_NODE)")
@@ -58,7 +58,7 @@ def launcher_arguments(options: argparse.Namespace, env: Mapping[str, str]) -> t
     """Hosts, DeepSpeed's arguments without the hostfile, and whether ranks are started by pdsh.
 
     Raises:
-        LaunchError: something that does not fit.
+        LaunchError: a flag or host that does not fit.
     """
     ranks = options.ranks_per_node or (None if options.hostfile else env.get("RANKS_PER_NODE"))
     if options.hostfile and ranks:
@@ -83,10 +83,10 @@ def launcher_arguments(options: argparse.Namespace, env: Mapping[str, str]) -> t
 
 
 def check_remote_shell(env: Mapping[str, str], directory: str, script: str) -> None:
-    """What DeepSpeed writes into the line for remote shells must mean itself there.
+    """Check that a remote shell does not interpret any text that DeepSpeed puts on its command line.
 
     Raises:
-        LaunchError: a directory, interpreter or exported variable with characters that a shell reads.
+        LaunchError: a directory, interpreter or exported variable has characters that a shell interprets.
     """
     for what, path in (("directory", directory), ("repository", script), ("interpreter", sys.executable)):
         if not _PLAIN.fullmatch(path):
@@ -101,9 +101,10 @@ def check_remote_shell(env: Mapping[str, str], directory: str, script: str) -> N
 
 
 class LauncherProcess:
-    """DeepSpeed's launcher as a child. Signals go past it to the ranks, whose exit codes then arrive by themselves.
+    """DeepSpeed's launcher as a child process.
 
-    The launcher would end the ranks one after the other and exit with 1.
+    Signals are sent directly to the ranks, and the launcher then returns their exit code. If the launcher got the
+    signal, it would end the ranks one after the other and exit with 1.
     """
 
     def __init__(self, argv: Sequence[str], past: bool) -> None:
@@ -128,7 +129,7 @@ class LauncherProcess:
         self.received.append(number)
         if self.process is None or told:
             return
-        # DeepSpeed's runner starts its launcher, and that one the ranks; before there are any, the runner is stopped.
+        # DeepSpeed's runner starts a launcher, which starts the ranks. Without ranks, the runner is stopped.
         ranks = [rank for launcher in children(self.process.pid) for rank in children(launcher)] if self.past else []
         for pid in ranks or [self.process.pid]:
             with suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Hosts, from a file or a flag. Their names end up in command lines of ssh and pdsh, so only plain names pass."""
+"""Hosts from a file or a flag. Command lines of ssh and pdsh contain their names, so only plain names are accepted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Host:
-    """A machine and how many ranks it takes."""
+    """A machine and the number of its ranks."""
 
     name: str
     slots: int
@@ -33,7 +33,7 @@ def check_host(what: str, name: str) -> str:
     """A host's name or IPv4 address, as given.
 
     Raises:
-        LaunchError: any other text (`what` says where it was).
+        LaunchError: any other text. `what` names its source.
     """
     if not _HOST.fullmatch(name):
         raise LaunchError(f"{what} {name[:80]!r}: a host name of letters, digits, '.', '-' and '_' would fit")
@@ -44,7 +44,7 @@ def split_endpoint(what: str, text: str, default_port: int | None = None) -> tup
     """Host and port of `HOST:PORT` (an IPv6 address in brackets, which are taken off).
 
     Raises:
-        LaunchError: something else, or no port where there is no default.
+        LaunchError: any other text, or no port and no default.
     """
     host, colon, port = text, "", ""
     if not _IPV6.fullmatch(text):
@@ -60,14 +60,14 @@ def split_endpoint(what: str, text: str, default_port: int | None = None) -> tup
 
 
 def parse_hosts(text: str, name: str) -> list[Host]:
-    """The hosts of a hostfile: `host slots=N` a line; empty lines and what follows a `#` are passed over.
+    """The hosts of a hostfile with lines `host slots=N`. Empty lines and text after `#` are ignored.
 
     Args:
         text: the file's content.
-        name: what messages call the file.
+        name: name of the file in messages.
 
     Raises:
-        LaunchError: any other line, a host named twice, no slots, or no host at all; the line says NAME:LINE.
+        LaunchError: any other line, a host named twice, no slots, or no host. The message starts with NAME:LINE.
     """
     hosts: dict[str, Host] = {}
     for number, raw in enumerate(text.split("\n"), start=1):
@@ -91,7 +91,7 @@ def read_hosts(path: Path) -> list[Host]:
     """`parse_hosts` of a file.
 
     Raises:
-        LaunchError: also a file that cannot be read, is no UTF-8 or larger than 1 MiB.
+        LaunchError: as `parse_hosts`; also if the file is unreadable, not UTF-8, or larger than 1 MiB.
     """
     try:
         with path.open("rb") as file:

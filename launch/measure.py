@@ -1,4 +1,4 @@
-"""What two nodes really exchange: gloo sends between ranks 0 and 1 in turn. Run by `netlab --measure` on two ranks."""
+"""Measured rate between two nodes: gloo sends in both directions. `netlab --measure` runs this on two ranks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MESSAGE_BYTES = 1 << 20
 
 
 def send_chunks(source: int, chunks: int) -> float:
-    """Send chunks of 1 MiB from one rank to the other; seconds until the last has arrived (the receiver says so)."""
+    """Seconds of sending chunks of 1 MiB from one rank to the other, until the receiver confirms the last one."""
     peer, buffer, arrived = 1 - dist.get_rank(), torch.zeros(MESSAGE_BYTES, dtype=torch.uint8), torch.zeros(1)
     sends = dist.get_rank() == source
     begin = time.monotonic()
@@ -23,10 +23,10 @@ def send_chunks(source: int, chunks: int) -> float:
 
 
 def main(rate: str, chunks: int) -> None:
-    """Print both directions on rank 0, with the times of rank 0 (they differ from rank 1's by one small message)."""
+    """Measure both directions. Rank 0 prints its own times, which differ from rank 1's by one small message."""
     dist.init_process_group("gloo")
     for source in (0, 1):
-        send_chunks(source, 2)  # connects, and empties the bucket that a pause has filled
+        send_chunks(source, 2)  # connects, and empties the token bucket
         seconds = send_chunks(source, chunks)
         mbit = chunks * MESSAGE_BYTES * 8 / seconds / 1e6
         if dist.get_rank() == 0:

@@ -22,15 +22,15 @@ from launch.netplan import NetlabError, NetlabPlan, bits_per_second, check_sizes
 __all__ = ["NetlabError", "main", "run_on_netlab", "unavailable"]
 
 NODE_GRACE = 30.0
-"""Seconds that nodes have to end after a signal: a training step and a checkpoint must fit."""
+"""Seconds that nodes have to end after a signal, enough for a training step and a checkpoint."""
 
-# Everything in an unnamed namespace, which goes with the shell.
+# All of this happens in an unnamed namespace, which disappears with the shell.
 _PROBE = """ip link add netlab0 type bridge && ip link add netlab1 type veth peer name netlab2 &&
 tc qdisc add dev netlab1 root tbf rate 1mbit burst 16kb latency 50ms"""
 
 
 def unavailable() -> str | None:
-    """Why no cluster can be made here (what is missing), or None. Creates nothing that lasts."""
+    """Why no cluster can be created here, or None. Leaves nothing behind."""
     if not sys.platform.startswith("linux"):
         return "netlab needs Linux's network namespaces"
     if os.geteuid() != 0:
@@ -56,21 +56,21 @@ def run_on_netlab(
     grace: float = NODE_GRACE,
     log_dir: Path | None = None,
 ) -> int:
-    """Run a command on every rank of a new cluster and remove the cluster, whatever happens.
+    """Run a command on every rank of a new cluster. The cluster is always removed at the end.
 
-    Node 0 writes to this process's stdout and stderr. The other nodes' lines go to stderr behind `[node i]`, or to
-    `log_dir/node<i>.log`. Leftovers of netlabs that were killed are removed first.
+    Node 0 writes to this process's stdout and stderr. The lines of other nodes go to stderr with the prefix `[node i]`,
+    or to `log_dir/node<i>.log`. Leftovers of netlabs that were killed are removed first.
 
     Args:
         nodes: number of nodes, 1 to 64.
-        rate: what each node can send, as tc writes it (`200mbit`); None sets no limit.
-        command: what every rank runs, found in PATH or beside this interpreter.
+        rate: send rate of each node in the notation of tc (`200mbit`); None sets no limit.
+        command: command of every rank; its program is searched in PATH and beside this interpreter.
         ranks_per_node: ranks that torchrun starts on each node.
         env: environment of the ranks beyond this process's. OMP_NUM_THREADS is 1 and TORCH_CPP_LOG_LEVEL is ERROR
             unless set there.
         timeout: seconds after which the nodes are stopped and 124 is returned.
         grace: seconds that nodes have to end after a signal or the timeout.
-        log_dir: directory for the output of all nodes but node 0; made if missing.
+        log_dir: directory for the output of all nodes except node 0; created if missing.
 
     Returns:
         0, the exit code of the node that failed first (that of its first failing rank), 124 after the timeout, or
@@ -105,7 +105,7 @@ def _checked_plan(
 
 
 class _Parser(argparse.ArgumentParser):
-    """A wrong flag is one line, like every other mistake."""
+    """A wrong flag is a one-line error."""
 
     def error(self, message: str) -> NoReturn:
         raise NetlabError(f"{message}; netlab --help says what fits")

@@ -1,7 +1,7 @@
-"""What netlab will do, as records: no process is started and nothing is created here.
+"""The plan of a netlab as records. This module starts no process and creates nothing.
 
-Every node has a network namespace with one interface, `veth0`; the other ends are ports of a bridge in a namespace of
-its own. Nothing but names of namespaces is visible from outside, so that clusters share no addresses.
+Every node has a network namespace with one interface, `veth0`. The other ends are ports of a bridge, which has its own
+namespace. Only the names of namespaces are visible from outside, so clusters cannot conflict in their addresses.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from altup_moe.doctor.network import MASTER_PORT
 
 INTERFACE = "veth0"
 WORK_DIR = "/run"
-"""Where a node's torchrun keeps a directory named like the namespace; only root can write there."""
+"""A node's torchrun has a directory here, named like the namespace. Only root can write here."""
 MAX_NODES = 64
 NAMESPACE = re.compile(r"altup-(?P<pid>\d+)-(?P<start>\d+)-\d+-(\d+|switch)")
 
 _RATE = re.compile(r"(\d+(?:\.\d+)?)(k|m|g)bit", re.IGNORECASE)
 _UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
-# A bucket must hold what the rate lets pass between two timer interrupts (4 ms at 250 Hz), or the rate is not reached;
-# a larger one would let that much pass at full speed after every pause. Below 16 KiB the kernel only splits packets.
+# The bucket must hold the bytes of one timer interval (4 ms at 250 Hz), or the rate is not reached. A larger bucket
+# would let more bytes pass at full speed after a pause. Below 16 KiB the kernel splits packets.
 _BURST_SECONDS = 0.004
 _MIN_BURST = 16 * 1024
 _LATENCY = "100ms"  # packets wait this long in the queue before they are dropped: enough for TCP to fill the link
 
 
 class NetlabError(ValueError):
-    """Something the user asked for cannot be done; `str(error)` is one readable line."""
+    """A request of the user that cannot be fulfilled; `str(error)` is one readable line."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """One node: its namespace, the address of `veth0`, the torchrun to start there, what it adds to the environment."""
+    """One node: its namespace, the address of `veth0`, its torchrun command, and additional environment variables."""
 
     namespace: str
     address: str
@@ -46,7 +46,7 @@ class Node:
 
 @dataclass(frozen=True)
 class NetlabPlan:
-    """Commands that make the network, the nodes to start in it, and the namespaces to remove (links go with them)."""
+    """Commands that create the network, nodes to start, and namespaces to remove (their links disappear with them)."""
 
     create: tuple[tuple[str, ...], ...]
     nodes: tuple[Node, ...]
@@ -63,7 +63,7 @@ class NetlabPlan:
 
 
 def bits_per_second(rate: str) -> float:
-    """The number that a rate of tc stands for.
+    """Bits a second of a rate in the notation of tc.
 
     Raises:
         NetlabError: not a number with kbit, mbit or gbit, or below 64kbit (where TCP hardly moves).
@@ -78,12 +78,12 @@ def bits_per_second(rate: str) -> float:
 
 
 def burst_bytes(rate: str) -> int:
-    """Size of the token bucket for a rate."""
+    """Bytes of the token bucket for a rate."""
     return max(_MIN_BURST, int(bits_per_second(rate) / 8 * _BURST_SECONDS))
 
 
 def check_sizes(nodes: int, ranks_per_node: int, rate: str | None) -> None:
-    """Numbers that do not fit are a NetlabError."""
+    """Raise NetlabError for numbers that do not fit."""
     if not 1 <= nodes <= MAX_NODES:
         raise NetlabError(f"--nodes {nodes}: 1 to {MAX_NODES} would fit")
     if not 1 <= ranks_per_node <= 64:
@@ -101,13 +101,13 @@ def make_plan(
     env: Mapping[str, str] | None = None,
     python: str = sys.executable,
 ) -> NetlabPlan:
-    """The commands for a cluster of `nodes` (checked before: `check_sizes`).
+    """The plan of a cluster of `nodes`, whose sizes `check_sizes` has accepted.
 
     Args:
-        prefix: what the namespaces' names begin with: `altup-<pid>-<start time>-<serial>`.
-        rate: limit of what each node sends, in tc's words; None sets none.
-        command: what every rank runs.
-        env: environment of the nodes beyond netlab's own; names of the interface and the thread count are added.
+        prefix: prefix of the names of namespaces: `altup-<pid>-<start time>-<serial>`.
+        rate: send rate of each node in the notation of tc; None sets no limit.
+        command: command of every rank.
+        env: environment variables of the nodes in addition to netlab's; those of the interface are added.
         python: interpreter whose torch provides torchrun.
     """
     switch = f"{prefix}-switch"
@@ -141,7 +141,7 @@ def _words(command: str) -> tuple[str, ...]:
 def _node_argv(
     namespace: str, rank: int, nodes: int, ranks_per_node: int, command: Sequence[str], python: str
 ) -> tuple[str, ...]:
-    # setpriv: a node gets SIGTERM when netlab itself is killed, so that ranks do not train on unattended.
+    # setpriv: a node gets SIGTERM when netlab itself is killed, so that its ranks do not keep training.
     # -P keeps launch/ out of the launcher's module path.
     inside = _words(f"setpriv --pdeathsig TERM -- ip netns exec {namespace}")
     launcher = (python, "-P", str(Path(__file__).with_name("node.py")))

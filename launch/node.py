@@ -1,8 +1,8 @@
-"""One torchrun node, run as a script: torchrun's arguments, the ranks' own exit code.
+"""One torchrun node, run as a script. It takes torchrun's arguments and returns the ranks' own exit code.
 
-torchrun exits with 1 whatever its ranks returned, also after a signal; a trainer that says "stopped, saved" with an
-exit code (altup-moe: 75) needs that code to arrive. So a signal goes to the ranks, the launcher waits for them, and
-then sees them end by themselves.
+torchrun itself exits with 1 whatever its ranks returned, also after a signal. But the exit code of a trainer has a
+meaning (altup-moe: 75 is "stopped and saved"). So this script forwards a signal to the ranks and waits until they have
+ended, before torchrun sees it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-# Signals that end a node, and what the ranks get: SLURM's warning (USR1) is one to stop.
+# Signals that end a node -> the signal that the ranks get. SLURM warns with USR1, which becomes a request to stop.
 FORWARDED = {
     signal.SIGTERM: signal.SIGTERM,
     signal.SIGINT: signal.SIGINT,
@@ -24,13 +24,13 @@ FORWARDED = {
     signal.SIGUSR1: signal.SIGTERM,
 }
 FINAL_CODES = (2, 75)
-"""Exit codes of a rank after which a restart would change nothing: a mistake of the user's; stopped and saved."""
+"""Exit codes of a rank after which a restart would not help: a mistake of the user; stopped and saved."""
 PARENT = os.getppid()
 _received: list[int] = []
 
 
 def children(parent: int) -> list[int]:
-    """Processes started by one that have not ended."""
+    """Running child processes of a process."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
@@ -41,17 +41,17 @@ def children(parent: int) -> list[int]:
 
 
 def told_already(number: int, received: Sequence[int]) -> bool:
-    """Whether a signal after `received` says nothing new: SLURM warns in more than one way (USR1 here).
+    """Whether a signal after those `received` repeats a warning of SLURM, which warns in more than one way (USR1).
 
-    Any other second signal is passed on: it ends a trainer that is saving, as whoever repeats it wants.
+    Any other second signal is forwarded: it ends a trainer that is still saving, as its sender wants.
     """
     return bool(received) and signal.SIGUSR1 in (number, *received)
 
 
 def forward_signal(number: int, frame: FrameType | None) -> None:
-    """Pass a signal on to the ranks and wait until they have ended, without taking their exit codes from torchrun.
+    """Forward a signal to the ranks and wait until they have ended, but leave their exit codes for torchrun.
 
-    torchrun stands still meanwhile: it would stop the other ranks of this node as soon as the first one has ended.
+    torchrun does not run meanwhile. It would stop the other ranks of this node as soon as the first one has ended.
     """
     told = told_already(number, _received)
     _received.append(number)
@@ -67,21 +67,21 @@ def forward_signal(number: int, frame: FrameType | None) -> None:
         with suppress(ChildProcessError):
             os.waitid(os.P_PID, rank, os.WEXITED | os.WNOWAIT)
     if os.getppid() != PARENT:
-        # netlab was killed: nobody would stop this node while torchrun waits for the others (300 s).
+        # netlab was killed, so nothing would stop this node while torchrun waits for the others (300 s).
         os._exit(128 + number)
 
 
 def hear_signals() -> None:
-    """Forward signals from now on; before there are ranks, one ends this process. What nohup ignores stays ignored."""
+    """Forward signals from now on. Without ranks a signal ends this process. Ignored signals (nohup) stay ignored."""
     for number in FORWARDED:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, forward_signal)
 
 
 def restart_only_failures() -> None:
-    """Keep torchrun from restarting ranks that were told to stop, or whose exit code says that it cannot help.
+    """Keep torchrun from restarting ranks that were stopped by a signal, or whose exit code is in `FINAL_CODES`.
 
-    torchrun has no such setting: its agent is told that no restart is left (read in torch 2.13).
+    torchrun has no such setting, so this sets the number of remaining restarts of its agent to 0 (torch 2.13).
     """
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
@@ -99,7 +99,7 @@ def restart_only_failures() -> None:
 
 
 def literal(argv: Sequence[str]) -> list[str]:
-    """torchrun's arguments with the command's words kept from its substitution (`$local_rank`; `$$` would be `$`)."""
+    """torchrun's arguments with each `$` of the command doubled, so that torchrun does not substitute `$local_rank`."""
     cut = argv.index("--no-python") + 2 if "--no-python" in argv else len(argv)
     return [*argv[:cut], *(word.replace("$", "$$") for word in argv[cut:])]
 
@@ -109,16 +109,17 @@ def main(argv: Sequence[str], name: str = "netlab") -> int:
 
     Args:
         argv: torchrun's arguments.
-        name: what messages begin with.
+        name: prefix of messages.
     """
     hear_signals()
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
     restart_only_failures()
-    # With one store for all restarts, gloo reads the addresses of the ranks that have died (seen with torch 2.13).
+    # With one store for all restarts, gloo would read the addresses of ranks that have died (torch 2.13).
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    own = ["--signals-to-handle", "SIGUSR2", "--monitor-interval", "0.05"]  # it must handle one, none of ours
+    # torchrun must handle at least one signal; this one is not in FORWARDED.
+    own = ["--signals-to-handle", "SIGUSR2", "--monitor-interval", "0.05"]
     try:
         run(parse_args([*own, *literal(argv)]))
     except ChildFailedError as error:
@@ -132,11 +133,11 @@ def main(argv: Sequence[str], name: str = "netlab") -> int:
 
 
 def leave(code: int) -> None:
-    """End this process at once: unloading torch takes seconds on a busy machine."""
+    """End this process at once, because unloading torch takes seconds on a busy machine."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1:]))  # netlab orders the failures of nodes by when they end
+    leave(main(sys.argv[1:]))  # netlab reports the node that ends first, so no node may be late

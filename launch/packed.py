@@ -1,7 +1,7 @@
-"""A command as one word without any character that a shell reads; run as a script on a rank, it starts the command.
+"""Encode a command as one word that no shell interprets. Run as a script on a rank, this module starts the command.
 
 DeepSpeed's pdsh launcher joins arguments into a line for remote shells and quotes only those with a space
-(`multinode_runner.py`, 0.19.8): a `$(...)`, a quote or a newline in one would be read by every node's shell.
+(`multinode_runner.py`, 0.19.8). The shell of every node would interpret a `$(...)`, a quote or a newline.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pathlib import Path
 
 
 def pack(command: Sequence[str]) -> str:
-    """A command as letters, digits, `-`, `_` and `=`; it never starts with a dash."""
+    """A command as one word of letters, digits, `-`, `_` and `=`. It never starts with a dash."""
     return base64.urlsafe_b64encode(json.dumps(list(command)).encode()).decode()
 
 
 def unpack(word: str) -> list[str]:
-    """The command that `pack` made a word of."""
+    """The inverse of `pack`."""
     return [str(part) for part in json.loads(base64.urlsafe_b64decode(word))]
 
 
 def main(word: str) -> None:
-    """Complete the rank's environment and become the command."""
+    """Complete the rank's environment and replace this process by the command."""
     from launch.common import find_program, set_defaults
 
     command = unpack(word)

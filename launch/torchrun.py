@@ -1,4 +1,4 @@
-"""Logic of launch/torchrun.sh: one or many nodes of a run, each started by hand, by ssh or by srun."""
+"""Logic of launch/torchrun.sh: one node of a run, started by hand, by ssh or by srun."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def torchrun_flags() -> Parser:
 
 
 def _choose(flag: str, given: str | None, env: Mapping[str, str], *names: str) -> tuple[str, str | None]:
-    """The value of a flag or else of the first variable that is set, with what the user calls it."""
+    """(name, value) of a flag, or else of the first environment variable that is set."""
     if given is not None:
         return flag, given
     return next(((name, env[name]) for name in names if env.get(name)), (flag, None))
 
 
 def agent_arguments(options: argparse.Namespace, env: Mapping[str, str], gpus: int) -> tuple[list[str], str, int, int]:
-    """torchrun's arguments, and where, on how many nodes and with how many ranks here.
+    """(torchrun's arguments, host where ranks meet, number of nodes, ranks on this node).
 
     Raises:
         LaunchError: a number or endpoint that does not fit.
@@ -61,7 +61,7 @@ def agent_arguments(options: argparse.Namespace, env: Mapping[str, str], gpus: i
     restarts = whole_number_within(name, value or 0, 0, 1000)
     size = ["--nnodes", str(nodes), "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
     if nodes == 1:
-        # A port of its own: two runs on one machine do not meet.
+        # --standalone chooses a free port, so that two runs on one machine do not conflict.
         return ["--standalone", *size], "localhost", nodes, ranks
     by_variables = f"{env['MASTER_ADDR']}:{env.get('MASTER_PORT') or MASTER_PORT}" if env.get("MASTER_ADDR") else None
     name, value = ("--rdzv", options.rdzv) if options.rdzv is not None else ("MASTER_ADDR:MASTER_PORT", by_variables)
@@ -75,8 +75,8 @@ def agent_arguments(options: argparse.Namespace, env: Mapping[str, str], gpus: i
     node = None if value is None else whole_number_within(name, value, 0, nodes - 1)
     if node is not None and not restarts:
         return [*size, "--node-rank", str(node), "--master-addr", host, "--master-port", str(port)], host, nodes, ranks
-    # Nodes that have numbers of their own meet once: torchrun's second start would wait at the first one's address
-    # (seen with torch 2.13). These meet anew; a number only says who keeps the meeting place.
+    # With static node ranks a restart would wait at the address of the first start (torch 2.13), so restarts use c10d.
+    # There a node rank only says which node hosts the rendezvous.
     endpoint = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", f"altup-moe-{port}"]
     host_or_guest = [] if node is None else ["--rdzv-conf", f"is_host={int(node == 0)}"]
@@ -92,7 +92,7 @@ def _gpus() -> int:
 def _work(argv: list[str]) -> int:
     options, command = torchrun_flags().read(argv)
     command = found_command(command)
-    # What can be wrong is found before the seconds that torch takes.
+    # Check the flags before torch is imported, which takes seconds.
     agent_arguments(options, os.environ, gpus=1)
     need_torch()
     from launch import node

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a run would cost on a cluster: parameters, operations, memory, bytes on every link, time. Starts nothing.
+"""Plan a run on a cluster: parameters, operations, memory, bytes on every link, time. Starts no run.
 
     python tools/plan.py CONFIG --cluster h100x8 --nodes 128 [--set parallel.tensor=4 ...] [--timeline DIR] [--json]
     python tools/plan.py CONFIG --cluster h100x8 --nodes 16 --search
@@ -8,9 +8,9 @@
     python tools/plan.py measure [FILE] [--netlab RATE]   this machine as a cluster file
     python tools/plan.py compare FILE [--netlab RATE]     planned and measured step times, eight layouts, two cores
 
-With --netlab 400mbit ranks are nodes of a network of that rate in this machine (launch/netlab; root).
+With --netlab 400mbit each rank is a node of a simulated network of that rate (launch/netlab; needs root).
 
-Exit codes: 0; 1 it does not fit the memory, or no layout does; 2 a value that cannot be (one line says which).
+Exit codes: 0; 1 the run does not fit the memory, or no layout fits; 2 a wrong value (one line names it).
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ NETLAB = Path(__file__).parents[1] / "launch" / "netlab"
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What a run would cost on a cluster, by arithmetic. `plan.py published`, `measure` and `compare` stand alone.
+    """What a run would cost on a cluster, computed without starting it. Commands: `published`, `measure`, `compare`.
 
-    Exit code 0: it fits. 1: it does not fit the memory, or no layout does. 2: a value that cannot be.
+    Exit code 0: it fits. 1: it does not fit the memory, or no layout fits. 2: a wrong value.
     """
 
     config: Positional[Path]
@@ -54,19 +54,19 @@ class PlanOptions:
     nodes: int = 1
     """Nodes of the cluster."""
     gpus: int | None = None
-    """GPUs, where they are not all of the nodes'."""
+    """GPUs; None is all GPUs of the nodes."""
     set: tuple[str, ...] = ()
-    """Fields that differ from the file's: parallel.tensor=4 train.recompute=full ..."""
+    """Fields to change: parallel.tensor=4 train.recompute=full ..."""
     imbalance: float = 1.0
-    """Rows of the fullest expert rank, as a multiple of the mean."""
+    """Rows of the fullest expert rank, over the mean."""
     straggler: float = 1.0
-    """Compute time of the slowest GPU, as a multiple of the mean."""
+    """Compute time of the slowest GPU, over the mean."""
     search: bool = False
-    """Plan the layouts that fit, and list the fastest."""
+    """Search for layouts that fit, and list the fastest."""
     sweep: str | None = None
-    """gpus=FROM..TO: the fastest layout of every doubling."""
+    """gpus=FROM..TO: list the fastest layout for each doubling of the GPUs."""
     keep: int = 10
-    """Layouts listed."""
+    """Number of layouts to list."""
     timeline: Path | None = None
     """Directory for the simulated step: trace.json (Perfetto, Chrome) and step.png."""
     json: bool = False
@@ -74,7 +74,7 @@ class PlanOptions:
 
 
 def plan(options: PlanOptions) -> int:
-    """Plan one layout, or look for some. Returns the exit code."""
+    """Plan one layout, or search for layouts. Returns the exit code."""
     config = load_config(options.config, [f"--{word}" for word in options.set])
     cluster = load_cluster(options.cluster)
     gpus = options.gpus or options.nodes * cluster.gpus_per_node
@@ -148,7 +148,7 @@ def _compare(words: Sequence[str]) -> int:
 
 
 def _on_netlab(words: Sequence[str]) -> tuple[list[str], Start | None]:
-    """(other words, what starts ranks as nodes of a netlab); the latter is None without --netlab RATE."""
+    """(other words, function that starts ranks as nodes of a netlab); the function is None without --netlab RATE."""
     if "--netlab" not in words:
         return list(words), None
     at = words.index("--netlab")
@@ -157,7 +157,7 @@ def _on_netlab(words: Sequence[str]) -> tuple[list[str], Start | None]:
     def netlab(*given: str) -> list[str]:
         return [sys.executable, str(NETLAB), "--rate", rate, *given]
 
-    # Wrong rates are found before anything is measured.
+    # A dry run finds a wrong rate before anything is measured.
     tried = subprocess.run(netlab("--dry-run", "--", sys.executable), capture_output=True, text=True, check=False)
     if tried.returncode:
         raise UserError(tried.stderr.strip().removeprefix("netlab: error: "))
@@ -169,7 +169,7 @@ def _on_netlab(words: Sequence[str]) -> tuple[list[str], Start | None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line. Returns 0, 1 for what does not fit, or 2 with one line on standard error."""
+    """Command line. Returns 0, 1 if nothing fits, or 2 with one line on standard error."""
     args = list(sys.argv[1:] if argv is None else argv)
     if "-h" in args or "--help" in args:
         print_help(PlanOptions, "tools/plan.py")

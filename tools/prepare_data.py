@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tokenise any text once, into files that `data.corpus` names.
+"""Tokenise a text corpus once, into files that `data.corpus` can name.
 
     python tools/prepare_data.py SOURCE OUT_PREFIX [options]
 
@@ -61,7 +61,7 @@ class PrepareDataOptions:
 
 
 def documents(options: PrepareDataOptions, cache_dir: Path) -> Iterator[Document]:
-    """The source's documents; calling it again reads them again."""
+    """The documents of the source. Each call reads them again."""
     if options.source in CORPORA:
         yield from load_corpus(options.source, options.out.parent)
     elif files := local_files(options.source):
@@ -73,7 +73,7 @@ def documents(options: PrepareDataOptions, cache_dir: Path) -> Iterator[Document
 
 
 def prepare_source(options: PrepareDataOptions) -> tuple[Manifest, float]:
-    """Do it. Returns what was written, and the seconds that reading and tokenising took."""
+    """Tokenise the source. Returns the manifest, and the seconds of reading and tokenising."""
     if options.tokenizer is not None and options.vocab_size is not None:
         raise ConfigError("--vocab-size", options.vocab_size, "is for a new tokenizer; --tokenizer brings its own")
     if options.tokenizer is not None and options.sentinels is not None:
@@ -97,7 +97,7 @@ def prepare_source(options: PrepareDataOptions) -> tuple[Manifest, float]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line. Returns 0, or 2 with one line on standard error for what the user can mend."""
+    """Command line. Returns 0, or 2 with one line on standard error for a mistake of the user."""
     options = tyro.cli(Annotated[PrepareDataOptions, tyro.conf.FlagCreatePairsOff], args=argv, description=__doc__)
     return ended("prepare_data", lambda: _work(options))
 
@@ -113,7 +113,7 @@ def _work(options: PrepareDataOptions) -> int:
 
 
 def _settle(cache_dir: Path, workers: int | None) -> None:
-    """Settings that the libraries read when they start: caches in our temporary directory, threads as asked for."""
+    """Set variables that libraries read when they start: caches in the temporary directory, number of threads."""
     for name in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_HUB_CACHE", "HF_XET_CACHE", "HF_ASSETS_CACHE"):
         os.environ[name] = str(cache_dir)
     if workers is not None:
@@ -122,7 +122,7 @@ def _settle(cache_dir: Path, workers: int | None) -> None:
 
 
 def _progress(stream: Iterable[Document]) -> Iterator[Document]:
-    """Pass documents on and say on standard error how far it is."""
+    """Yield the documents and report the progress on standard error."""
     read, shown, started = 0, 0.0, time.monotonic()
     for number, document in enumerate(stream, 1):
         read += len(document.text.encode())

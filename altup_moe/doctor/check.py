@@ -1,4 +1,4 @@
-"""All the doctor's questions in order, and what it prints."""
+"""All checks of the doctor in order, and their printed result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from altup_moe.doctor.report import Finding, FindingState, as_json, as_text, exi
 
 
 def run_doctor(options: DoctorOptions) -> int:
-    """Look at everything and print it.
+    """Run all checks and print the findings.
 
     Returns:
         0 when a run could start here, 1 when something that it needs is broken.
@@ -46,7 +46,7 @@ def findings_of(options: DoctorOptions) -> Iterator[Finding]:
 
 
 def network_findings(env: Mapping[str, str], port: int) -> Iterator[Finding]:
-    """Interfaces, the one gloo would take, ports, and the variables that change any of it."""
+    """Interfaces, the one that gloo takes, the port, and the environment variables that affect them."""
     known = network.interfaces()
     shown = [
         f"{name} {address or 'no address'}{'' if network.is_up(name) else ' (down)'}" for name, address in known.items()
@@ -54,7 +54,7 @@ def network_findings(env: Mapping[str, str], port: int) -> Iterator[Finding]:
     yield Finding("network", "interfaces", ", ".join(shown) or "none", "ok" if known else "failure", known)
     chosen, why = network.gloo_choice(env.get("GLOO_SOCKET_IFNAME"))
     named = "GLOO_SOCKET_IFNAME" in env
-    # Without a name of its own the launchers set the variable; a wrong one cannot be helped.
+    # The launchers set the variable if the user has not, but they keep a wrong name that the user has set.
     state: FindingState = "ok" if chosen else "failure" if named else "warning"
     loopback = (
         "; other machines cannot reach that, launch/torchrun.sh sets another" if chosen == "lo" and not named else ""
@@ -70,7 +70,7 @@ def network_findings(env: Mapping[str, str], port: int) -> Iterator[Finding]:
 
 
 def collective_findings(run: Callable[..., dict[str, float] | str] = run_collectives) -> Iterator[Finding]:
-    """Two ranks on this machine: NCCL where each has a GPU, else gloo."""
+    """Collectives between two ranks on this machine: NCCL if each has a GPU, else gloo."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -1,4 +1,4 @@
-"""What computes here: GPUs, cores, memory, and the limits that the system sets."""
+"""GPUs, cores and memory of this machine, and the limits of a process."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from altup_moe.config.units import GIB
 from altup_moe.doctor.report import Finding, FindingState
 
 MIN_SHARED = 64 * 2**20
-"""Bytes of /dev/shm below which NCCL and data workers fail: Docker's default is exactly that."""
+"""NCCL and data workers fail if /dev/shm has no more bytes than this, which is Docker's default."""
 MIN_FILES = 1024
 
 
 def gpus() -> list[Finding]:
-    """Every GPU with its memory; one line where there is none."""
+    """One finding for each GPU; one that says so if there is none."""
     import torch
 
     if not torch.cuda.is_available():
@@ -38,13 +38,13 @@ def gpus() -> list[Finding]:
 
 
 def cpu_cores() -> Finding:
-    """Cores that this process may use, of those the machine has."""
+    """Cores of the machine, and how many of them this process may use."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Finding("devices", "CPU cores", f"{usable} usable of {os.cpu_count()}", "ok", usable)
 
 
 def system_memory(meminfo: Path = Path("/proc/meminfo")) -> Finding:
-    """Memory of the machine, and what is available."""
+    """Total and available memory of the machine."""
     try:
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         total, free = (int(lines[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
@@ -56,7 +56,7 @@ def system_memory(meminfo: Path = Path("/proc/meminfo")) -> Finding:
 
 
 def shared_memory(directory: Path = Path("/dev/shm")) -> Finding:
-    """Size of the file system that processes share memory through."""
+    """Size of the file system that holds shared memory."""
     try:
         usage = shutil.disk_usage(directory)
     except OSError:

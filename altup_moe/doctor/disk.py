@@ -1,4 +1,4 @@
-"""Space and speed of the disk that a run would write to."""
+"""Free space and write speed of the disk of a run directory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def existing_part(directory: Path) -> Path:
     """The directory itself, or its nearest ancestor that exists.
 
     Raises:
-        ConfigError: what exists there is no directory.
+        ConfigError: the path, or its nearest existing ancestor, is not a directory.
     """
     path = directory.absolute()
     while not path.exists() and path != path.parent:
@@ -31,10 +31,10 @@ def existing_part(directory: Path) -> Path:
 
 
 def write_speed(directory: Path, mib: int) -> float:
-    """Bytes a second, through to the disk, of a new file of `mib` MiB, removed afterwards.
+    """Bytes a second of writing a temporary file of `mib` MiB, with fsync.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     chunk = os.urandom(WRITE_BYTES)
     with tempfile.TemporaryFile(dir=directory) as file:
@@ -47,7 +47,7 @@ def write_speed(directory: Path, mib: int) -> float:
 
 
 def disk(run_dir: Path, mib: int = 64) -> list[Finding]:
-    """Free space and write speed where a run directory is or would be. Creates nothing that lasts.
+    """Free space and write speed at an existing or future run directory. Leaves no file behind.
 
     Raises:
         ConfigError: `run_dir` cannot be a directory.

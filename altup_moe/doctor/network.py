@@ -1,4 +1,4 @@
-"""Interfaces, addresses and ports of this machine, with the standard library alone (the launchers ask too)."""
+"""Interfaces, addresses and ports of this machine. Only the standard library: the launchers use this module too."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def is_up(interface: str) -> bool:
 
 
 def local_address(host: str) -> str | None:
-    """IPv4 address from which this machine would send to a host; None if it does not resolve or has no route."""
+    """IPv4 address that this machine would send from to a host; None if the name does not resolve or has no route."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((host, 9))  # of a datagram socket: chooses a route and sends nothing
@@ -65,7 +65,7 @@ def local_address(host: str) -> str | None:
 
 
 def interface_of(address: str | None) -> str | None:
-    """Interface that has an address; None if no interface has it."""
+    """Interface with this address; None if no interface has it."""
     if address is None:
         return None
     if address.startswith("127."):
@@ -74,17 +74,17 @@ def interface_of(address: str | None) -> str | None:
 
 
 def interface_towards(host: str) -> str | None:
-    """Interface through which this machine reaches a host; None if it does not."""
+    """Interface through which this machine reaches a host; None if it cannot."""
     return interface_of(local_address(host))
 
 
 def gloo_choice(named: str | None) -> tuple[str | None, str]:
-    """The interface gloo takes without more help, and why.
+    """The interface that gloo chooses, and why.
 
     Args:
         named: GLOO_SOCKET_IFNAME, None if unset.
     Returns:
-        The interface (None: gloo would fail or fall back) and an explanation.
+        The interface (None: gloo would fail, or use another) and an explanation.
     """
     if named:
         known = interfaces()
@@ -102,10 +102,10 @@ def gloo_choice(named: str | None) -> tuple[str | None, str]:
 
 
 def free_port() -> int:
-    """A port of the loopback that was free a moment ago.
+    """A port of the loopback that was free just now.
 
     Raises:
-        OSError: none can be bound.
+        OSError: no port can be bound.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""What the doctor finds, as records, as text and as JSON."""
+"""Findings of the doctor as records, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 FindingState = Literal["ok", "note", "warning", "failure"]
+Section = Literal["versions", "devices", "network", "disk", "collectives"]
 MARKS: dict[FindingState, str] = {"ok": "  ", "note": "  ", "warning": "! ", "failure": "X "}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: where it belongs, what was looked at, what was seen, and whether a run can live with it.
+    """One checked item and its result.
 
     Attributes:
-        state: ok; note (optional, or only worth knowing); warning (a run starts, and may suffer); failure (it cannot).
-        value: what was seen, in words and units.
-        data: the same as numbers, for programs.
+        state: ok; note (for information); warning (a run starts, but may suffer); failure (no run can start).
+        value: the result in words and units.
+        data: the result as numbers, for programs.
     """
 
-    section: str
+    section: Section
     name: str
     value: str
     state: FindingState = "ok"
@@ -29,14 +30,15 @@ class Finding:
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
-    """0 when a run could start, 1 when something that it needs is broken."""
+    """0 if a run could start, 1 if there is a failure."""
     return 1 if any(found.state == "failure" for found in findings) else 0
 
 
 def as_text(findings: Sequence[Finding]) -> str:
-    """Sections with a line a finding; `!` marks warnings and `X` failures, and the last line counts both."""
+    """One line for each finding, by section. `!` marks warnings, `X` failures; the last line counts both."""
     width = max((len(found.name) for found in findings), default=0)
-    lines, section = [], None
+    lines: list[str] = []
+    section: Section | None = None
     for found in findings:
         if found.section != section:
             section = found.section
@@ -49,5 +51,5 @@ def as_text(findings: Sequence[Finding]) -> str:
 
 
 def as_json(findings: Sequence[Finding]) -> str:
-    """One object: whether a run could start, and every finding."""
+    """A JSON object: whether a run could start, and all findings."""
     return json.dumps({"ok": exit_code(findings) == 0, "findings": [asdict(found) for found in findings]})

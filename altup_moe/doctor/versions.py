@@ -1,4 +1,4 @@
-"""Versions of what a run needs, and of what it can use."""
+"""Versions of the packages that a run needs, and of those that it can use."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class OptionalPackage:
 
     Attributes:
         distributions: names under which it may be installed.
-        module: what is imported.
-        install: what to type where it is missing.
-        probe: Python text that passes where it really works (None: that it is there suffices).
-        accepts: versions that fit, as a requirement's specifier.
+        module: name to import.
+        install: the command that installs it.
+        probe: Python code that fails if the package does not work (None: being installed is enough).
+        accepts: versions that fit, as a version specifier.
     """
 
     name: str
@@ -62,7 +62,7 @@ OPTIONAL = (
         "apex",
         "pip install --no-build-isolation git+https://github.com/NVIDIA/apex, see requirements-gpu.txt",
         "fused Adam on GPUs",
-        # The pure Python build has none of what Megatron wants of it.
+        # The pure Python build lacks the extensions that Megatron uses.
         probe="import apex, amp_C",
     ),
     OptionalPackage(
@@ -79,7 +79,7 @@ OPTIONAL = (
 
 
 def version_of(distributions: Iterable[str]) -> str | None:
-    """Version of the first of these distributions that is installed; None if none is."""
+    """Version of the first installed distribution of these; None if none is installed."""
     for name in distributions:
         try:
             return importlib.metadata.version(name)
@@ -89,7 +89,7 @@ def version_of(distributions: Iterable[str]) -> str | None:
 
 
 def tested_versions() -> dict[str, str]:
-    """The pins of altup-moe that hold for this interpreter, by name; empty where it is not installed."""
+    """The versions that altup-moe pins for this interpreter, by name; empty if altup-moe is not installed."""
     try:
         from packaging.requirements import Requirement
 
@@ -105,7 +105,7 @@ def tested_versions() -> dict[str, str]:
 
 
 def needed(version: Callable[[Iterable[str]], str | None] = version_of) -> list[Finding]:
-    """Python and every package that a run needs; another version than the tested one is a warning."""
+    """Python and every package that a run needs. A version other than the tested one is a warning."""
     fits = sys.version_info >= (3, 11)
     text = f"{platform.python_version()} ({sys.executable})" + ("" if fits else "; 3.11 or newer would fit")
     found = [Finding("versions", "python", text, "ok" if fits else "failure", platform.python_version())]
@@ -122,7 +122,7 @@ def needed(version: Callable[[Iterable[str]], str | None] = version_of) -> list[
 
 
 def probe(text: str, seconds: float = PROBE_SECONDS) -> str | None:
-    """Run Python text in a process of its own (an import may crash); None, or the last line of what went wrong."""
+    """Run Python code in a process of its own, because an import may crash. Returns None or the error's last line."""
     try:
         done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -132,7 +132,7 @@ def probe(text: str, seconds: float = PROBE_SECONDS) -> str | None:
 
 
 def optional(packages: Iterable[OptionalPackage] = OPTIONAL) -> list[Finding]:
-    """Every package that a run can use: its version, that it is missing, or why it does not work."""
+    """A finding for each package that a run can use: its version, or why it is missing or does not work."""
     return [_optional(package) for package in packages]
 
 
@@ -157,7 +157,7 @@ def _accepts(specifier: str, version: str) -> bool:
 
 
 def backends() -> Finding:
-    """The process-group backends of this torch, and NCCL's version."""
+    """The process-group backends of this torch, and the version of NCCL."""
     import torch
     import torch.distributed as dist
 

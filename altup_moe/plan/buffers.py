@@ -1,4 +1,4 @@
-"""Megatron's gradient buffers: what is reduced together, and with the distributed optimizer how it is padded."""
+"""Megatron's gradient buffers: which gradients are reduced together, and how the distributed optimizer pads them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from altup_moe.parallel.rank_coordinates import Place
 from altup_moe.plan.parameters import HeldParameter, held_parameters
 
 PARAMETER_BYTES = {"fp32": 4, "bf16": 2}
-"""Of `train.precision`. Gradients are added up in fp32, and coefficients always are fp32."""
+"""Bytes of a parameter, by `train.precision`. Gradient sums and AltUp coefficients are always fp32."""
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """One bucket: numbers in it, padding included, bytes of a parameter, whether it holds experts.
+    """One bucket of gradients.
 
-    ``calls``: 0 where another bucket's call carries it along.
+    ``size``: numbers, padding included. ``expert``: whether it holds experts. ``calls``: collectives that it needs; 0
+    if the call of another bucket covers it.
     """
 
     size: int
@@ -28,16 +29,16 @@ class Buffer:
 
 
 def buffers(config: RunConfig, place: Place, data_ranks: int, expert_data_ranks: int) -> Iterator[Buffer]:
-    """A rank's buckets: per chunk, dense and expert parameters apart, and parameters of a type apart.
+    """The buckets of a rank, one for each chunk, kind (dense or expert) and parameter type.
 
-    Counted as one bucket each; overlapped reduction cuts large ones, which changes a few bytes of padding alone.
+    Overlapped reduction splits large buckets. That changes only a few bytes of padding, so it is not counted.
     """
     own = PARAMETER_BYTES[config.train.precision]
     held = list(held_parameters(config, place))
     for chunk in sorted({h.chunk for h in held}):
         for expert, ranks in ((False, data_ranks), (True, expert_data_ranks)):
             mine = [h for h in held if h.chunk == chunk and h.expert == expert]
-            # Buckets of chunks behind the first go together in one call.
+            # Buckets of the second and later chunks share one call.
             together = False
             for kind in sorted({4 if h.coefficient else own for h in mine}):
                 for bucket in _buckets(config, [h for h in mine if (4 if h.coefficient else own) == kind]):
@@ -46,7 +47,7 @@ def buffers(config: RunConfig, place: Place, data_ranks: int, expert_data_ranks:
 
 
 def _buckets(config: RunConfig, held: Sequence[HeldParameter]) -> Iterator[Sequence[HeldParameter]]:
-    """A table that two stages share has a bucket of its own, where state is sharded."""
+    """With the distributed optimizer, an embedding table that two stages share has its own bucket."""
     p = config.parallel
     shared = [h for h in held if p.distributed_optimizer and shared_table(config, h)]
     rest = [h for h in held if h not in shared]
@@ -56,13 +57,16 @@ def _buckets(config: RunConfig, held: Sequence[HeldParameter]) -> Iterator[Seque
 
 
 def shared_table(config: RunConfig, held: HeldParameter) -> bool:
-    """Whether a parameter is the embedding table that the first and the last stage each hold."""
+    """Whether a parameter is the embedding table that both the first and the last stage hold."""
     tables = ("embedding.word_embeddings.weight", "output_layer.weight")
     return config.model.share_embeddings_and_output_weights and config.parallel.pipeline > 1 and held.name in tables
 
 
 def _padded(config: RunConfig, held: Sequence[HeldParameter], ranks: int) -> int:
-    """As megatron.core.distributed.param_and_grad_buffer: parameters begin at multiples of 64, ranks share evenly."""
+    """Padded size, as in megatron.core.distributed.param_and_grad_buffer.
+
+    Parameters start at multiples of 64, and all ranks have equal shares.
+    """
     if not config.parallel.distributed_optimizer:
         return sum(h.size for h in held)
     aligned = sum(-(-h.size // 64) * 64 for h in held)

@@ -1,6 +1,7 @@
-"""A rank whose code runs one operation after another, as torch does on a CPU: what each takes, measured piece by piece.
+"""Cost model of a rank that runs one operation after another, as torch does on a CPU.
 
-`CpuCostModel` is what `tools/plan.py measure` finds out; the functions below count how much of each piece a run has.
+`CpuCostModel` holds the measured cost of each piece (`tools/plan.py measure`). The functions below count how often a
+run needs each piece.
 """
 
 from __future__ import annotations
@@ -16,65 +17,73 @@ from altup_moe.config import RunConfig
 from altup_moe.plan.routes import local_tokens
 
 ForwardBackward = tuple[float, float]
-"""(forward, backward)."""
+"""(forward, backward), seconds unless stated otherwise."""
 
 PIECES = {
-    "norm": "an RMSNorm, per number normed",
-    "rotary": "rotary embedding, per number of queries and keys",
-    "score": "causal attention, per query, key before it, and head",
-    "channel": "the same, on top for every channel of a head",
+    "norm": "an RMSNorm, per number of its input",
+    "rotary": "the rotary embedding, per number of queries and keys",
+    "score": "causal attention, per query, visible key and head",
+    "channel": "causal attention, added to that for each channel of a head",
     "gate": "silu(gate) * up, per inner feature",
-    "weigh": "times the route's probability, per inner feature of an expert",
+    "weigh": "the product with the route's probability, per inner feature of an expert",
     "add": "a residual sum, per number",
-    "copy": "a copy into another order, per number",
-    "permute": "rows to their experts' order and back, per number",
-    "mix": "the stream's pass, per number that it reads: (K + 1) blocks",
-    "mix_more": "the same, on top for each of the K blocks",
+    "copy": "a copy that changes the order of dimensions, per number",
+    "permute": "sorting rows by expert and restoring their order, per number",
+    "mix": "the mixing pass over the stream, per number that it reads: (K + 1) blocks",
+    "mix_more": "the mixing pass, added to that for each of the K blocks",
     "logit": "cross-entropy, per logit",
-    "gradient": "a weight's gradient onto its sum (backward only), per parameter",
-    "update": "checks, norm, clipping and AdamW (forward only), per parameter",
+    "gradient": "adding a weight's gradient to its sum (backward only), per parameter",
+    "update": "gradient checks, norm, clipping and AdamW (forward only), per parameter",
 }
-"""Nanoseconds a number that a piece goes through."""
+"""Pieces of a layer. Their costs are in nanoseconds for each number."""
 
 CALLS = {
     "layer": "a dense layer",
-    "experts": "what a layer of experts has on top of a dense one",
+    "experts": "what a layer of experts has in addition to a dense layer",
     "expert": "each expert of a rank",
-    "ends": "embedding, output and loss, and the schedule's own, once a micro-batch and chunk of layers",
-    "step": "what a step has once (forward only)",
+    "ends": "embedding, output, loss and the pipeline schedule, for each micro-batch and chunk of layers",
+    "step": "what a training step does once (forward only)",
 }
-"""Microseconds that a piece takes however little it computes: Python, autograd, torch's dispatch of each operation."""
+"""Fixed costs in microseconds, independent of tensor sizes: Python, autograd, torch's dispatch of each operation."""
 
 OPERATIONS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send")
-"""Collectives: microseconds of a call that sends each of `MESSAGES`. Where ranks share a machine, all of it is work for
-its cores: it hides nothing and is not hidden."""
+"""Collectives. Their costs are in microseconds of a call, for each size of `MESSAGES`.
+
+Between ranks of one machine the cores do all of this work, so it cannot overlap with computation.
+"""
 
 MESSAGES = (2**8, 2**18, 2**21)
-"""Bytes that leave a rank in a measured call. Links take what their buffers hold faster than the rest, so a latency and
-a rate are not enough; between two sizes a call's time is on the line through them, beyond the last on the last one."""
+"""Bytes that leave a rank in a measured call.
+
+A link takes the bytes that fit its buffers faster than the rest, so one latency and one rate do not describe it. The
+time of other sizes is interpolated linearly between two of these; beyond the largest, the last line is continued.
+"""
 
 SIZES = (64, 256, 1024)
-"""Of the products that are measured: rows, inner and outer size are each one of these."""
+"""Rows, inner size and outer size of the measured products: all combinations of these."""
 
 
 @dataclass(frozen=True)
 class CpuCostModel:
-    """Measured with every core busy, as ranks keep them."""
+    """Measured costs of one core while all cores are busy, as they are when every core has a rank."""
 
     forward_gflops: Sequence[float]
-    """Of x W^T, for rows, inner and outer size in `SIZES`, outer fastest. 10^9 operations a second."""
+    """10^9 operations a second of x W^T, for rows, inner and outer size in `SIZES`; the outer size varies fastest."""
     backward_gflops: Sequence[float]
-    """Of both products that its gradient takes, together."""
+    """The same for the two products of its gradient together."""
     pieces_ns: Mapping[str, ForwardBackward]
+    """Nanoseconds a number, for each of `PIECES`."""
     calls_us: Mapping[str, ForwardBackward]
+    """Microseconds, for each of `CALLS`."""
     operations: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Inside a node; between nodes `network`."""
+    """Microseconds of `OPERATIONS` inside a node, for each of `MESSAGES`."""
     network: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """The same between nodes."""
     lone: float = 1.0
-    """Rate of a rank whose neighbours' cores are idle, over that with all of them busy."""
+    """Speed of a rank while all other cores are idle, over its speed while they are busy."""
 
     def product(self, rows: float, inner: float, outer: float) -> ForwardBackward:
-        """Seconds of one, forward and backward; rates between measured sizes by their logarithms."""
+        """Seconds of one product. Rates are interpolated in the logarithms of the sizes."""
         flops = 2 * rows * inner * outer
         corners = list(_corners((rows, inner, outer)))
         forward, backward = (
@@ -84,21 +93,21 @@ class CpuCostModel:
         return flops / (1e9 * forward), 2 * flops / (1e9 * backward)
 
     def pieces(self, numbers: Mapping[str, float]) -> ForwardBackward:
-        """Seconds of so many numbers through each piece."""
+        """Seconds of pieces. ``numbers``: piece -> numbers that it processes."""
         forward, backward = (1e-9 * sum(n * self.pieces_ns[key][i] for key, n in numbers.items()) for i in (0, 1))
         return forward, backward
 
     def calls(self, counts: Mapping[str, float]) -> ForwardBackward:
-        """Seconds of so many calls."""
+        """Seconds of calls. ``counts``: call -> how often."""
         forward, backward = (1e-6 * sum(n * self.calls_us[key][i] for key, n in counts.items()) for i in (0, 1))
         return forward, backward
 
     def update(self, parameters: float) -> float:
-        """Seconds of an optimizer's step, and of what else a training step has once."""
+        """Seconds of the optimizer's step and of the other fixed costs of a training step."""
         return self.pieces({"update": parameters})[0] + self.calls({"step": 1})[0]
 
     def alone(self) -> CpuCostModel:
-        """Of a rank whose neighbours' cores are idle."""
+        """The costs of a rank while all other cores are idle."""
 
         def faster(table: Mapping[str, ForwardBackward]) -> dict[str, ForwardBackward]:
             return {key: (forward / self.lone, backward / self.lone) for key, (forward, backward) in table.items()}
@@ -113,21 +122,21 @@ class CpuCostModel:
         )
 
     def transfer(self, operation: str, calls: float, sent: float, between: float) -> float:
-        """Seconds of a collective's calls. ``sent``: bytes that leave the rank, ``between`` of them the node."""
+        """Seconds of all calls of a collective. ``sent``: bytes that leave the rank, ``between`` the node."""
         if not calls:
             return 0.0
         return calls * 1e-6 * _on_lines((self.network if between else self.operations)[operation], sent / calls)
 
 
 def _on_lines(times: Sequence[float], sent: float) -> float:
-    """Microseconds of a call, from those of `MESSAGES`."""
+    """Microseconds of a call that sends `sent` bytes, interpolated between `MESSAGES`."""
     after = 1 if sent < MESSAGES[1] else 2
     low, high = MESSAGES[after - 1 : after + 1]
     return max(0.0, times[after - 1] + (times[after] - times[after - 1]) * (sent - low) / (high - low))
 
 
 def _corners(sizes: Sequence[float]) -> Iterator[tuple[int, float]]:
-    """(index into a table over `SIZES`, weight) of the measured sizes around these; outside, of the nearest."""
+    """(table index, weight) of the measured sizes around `sizes`; outside the table, of the nearest ones."""
     axes = []
     for size in sizes:
         clamped = min(max(size, SIZES[0]), SIZES[-1])
@@ -139,11 +148,11 @@ def _corners(sizes: Sequence[float]) -> Iterator[tuple[int, float]]:
 
 
 Product = tuple[float, float, float, float]
-"""(how many, rows, inner, outer size)."""
+"""(number of products, rows, inner size, outer size)."""
 
 
 def products(config: RunConfig, layer: int, imbalance: float = 1.0) -> Iterator[Product]:
-    """A layer's products with weights on one rank and micro-batch."""
+    """Products with weights of one layer, on one rank and for one micro-batch."""
     m, moe, p = config.model, config.moe, config.parallel
     d, tokens = m.hidden_size, local_tokens(config)
     rows, q, kv = tokens * p.tensor, m.num_attention_heads * m.head_dim, m.num_query_groups * m.head_dim
@@ -166,10 +175,10 @@ def _mlp(count: float, rows: float, d: int, inner: float) -> Iterator[Product]:
 
 
 def layer_numbers(config: RunConfig, layer: int, imbalance: float = 1.0) -> dict[str, float]:
-    """What a layer puts through each piece on one rank and micro-batch, but for the stream's pass."""
+    """Numbers that each piece of a layer processes, on one rank and for one micro-batch; mixing excepted."""
     m, moe = config.model, config.moe
     d, t = m.hidden_size, local_tokens(config)
-    # A tensor rank has a share of the heads and of inner features, for as many times more tokens.
+    # A tensor rank has 1 / tensor of the heads and inner features, and all tokens of the tensor group.
     q, kv = m.num_attention_heads * m.head_dim, m.num_query_groups * m.head_dim
     scores = layer_products(config, layer).scores / 2
     numbers = {
@@ -177,7 +186,7 @@ def layer_numbers(config: RunConfig, layer: int, imbalance: float = 1.0) -> dict
         "rotary": t * (q + kv),
         "score": t * scores / m.head_dim,
         "channel": t * scores,
-        # Cut into queries, keys and values, whose gradients are put together; outputs from heads to tokens.
+        # The split into queries, keys and values, and the outputs from head order to token order.
         "copy": t * (q + kv + q),
         "add": 2 * t * d,
     }
@@ -190,13 +199,13 @@ def layer_numbers(config: RunConfig, layer: int, imbalance: float = 1.0) -> dict
         "gate": inner + t * config.shared_expert_size,
         "weigh": inner,
         "permute": routes * d,
-        # What the experts put out becomes one tensor.
+        # The outputs of the experts are concatenated.
         "copy": numbers["copy"] + routes * d,
     }
 
 
 def layer_calls(config: RunConfig, layer: int) -> dict[str, float]:
-    """A layer's calls."""
+    """Calls of a layer, by name in `CALLS`."""
     moe = config.moe
     if not is_moe_layer(layer, moe.num_experts, moe.layer_freq):
         return {"layer": 1}
@@ -204,7 +213,7 @@ def layer_calls(config: RunConfig, layer: int) -> dict[str, float]:
 
 
 def mixing_numbers(config: RunConfig) -> dict[str, float]:
-    """The stream's pass over one layer: K blocks and an output."""
+    """Numbers of the mixing pass of one layer: it reads K blocks and an output."""
     width = stream_width(config.altup.width, config.altup.variant)
     if width == 1:
         return {}
@@ -213,7 +222,7 @@ def mixing_numbers(config: RunConfig) -> dict[str, float]:
 
 
 def first_numbers(config: RunConfig) -> dict[str, float]:
-    """Embedding and widening, where a chunk has them."""
+    """Numbers of the embedding and the widening, for the first chunk."""
     m, a = config.model, config.altup
     width = embedding_width(m.hidden_size, a.width, a.recycled)
     widened = stream_width(a.width, a.variant) * m.hidden_size if a.recycled and a.width > 1 else 0
@@ -221,14 +230,14 @@ def first_numbers(config: RunConfig) -> dict[str, float]:
 
 
 def last_numbers(config: RunConfig) -> dict[str, float]:
-    """Final norm and loss, where a chunk has them. A tensor rank has a share of the vocabulary for all tokens."""
+    """Numbers of the final norm and the loss, for the last chunk."""
     m, a = config.model, config.altup
     width = output_width(m.hidden_size, a.width, a.variant, a.recycled)
     return {"norm": local_tokens(config) * width, "logit": local_tokens(config) * m.vocab_size}
 
 
 def output_product(config: RunConfig) -> Product:
-    """The output layer's."""
+    """The product of the output layer."""
     m, a, p = config.model, config.altup, config.parallel
     width = output_width(m.hidden_size, a.width, a.variant, a.recycled)
     return 1, local_tokens(config) * p.tensor, width, m.vocab_size / p.tensor

@@ -1,4 +1,4 @@
-"""Which ranks form the groups of a rank, from its place."""
+"""The process groups of a rank as lists of ranks, computed from the layout alone."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Ranks = tuple[int, ...]
 
 @dataclass(frozen=True)
 class World:
-    """A layout on so many ranks. Groups are ascending ranks, a rank's own among them."""
+    """A layout on `size` ranks. A group is in ascending order and contains the rank itself."""
 
     parallel: ParallelConfig
     size: int
 
     @cached_property
     def places(self) -> list[Place]:
-        """Every rank's place."""
+        """The coordinates of every rank."""
         return places(self.parallel, self.size)
 
     @cached_property
@@ -28,7 +28,7 @@ class World:
         return {}
 
     def _alike(self, place: Place, *same: str) -> Ranks:
-        """Ranks whose places agree with `place` in these."""
+        """Ranks whose coordinates `same` equal those of `place`."""
         if same not in self._tables:
             groups: dict[tuple[int, ...], list[int]] = {}
             for p in self.places:
@@ -37,54 +37,54 @@ class World:
         return self._tables[same][tuple(getattr(place, key) for key in same)]
 
     def tensor(self, place: Place) -> Ranks:
-        """Those that share its layers' matrices."""
+        """Tensor group: ranks that shard the same matrices."""
         return self._alike(place, "pipeline", "data", "context")
 
     def context(self, place: Place) -> Ranks:
-        """Those that share its sequences."""
+        """Context group: ranks that share the same sequences."""
         return self._alike(place, "pipeline", "data", "tensor")
 
     def tensor_context(self, place: Place) -> Ranks:
-        """Those that share a micro-batch's tokens on a stage."""
+        """Tensor and context ranks of one micro-batch on one stage."""
         return self._alike(place, "pipeline", "data")
 
     def data(self, place: Place) -> Ranks:
-        """Those that hold the same dense weights (data and context ranks)."""
+        """Data and context ranks: they hold the same dense weights."""
         return self._alike(place, "pipeline", "tensor")
 
     def expert(self, place: Place) -> Ranks:
-        """Those among which the experts are shared out."""
+        """Expert group: its ranks divide the experts among them."""
         return self._alike(place, "pipeline", "expert_data", "expert_tensor")
 
     def expert_tensor(self, place: Place) -> Ranks:
-        """Those that share its experts' matrices."""
+        """Expert-tensor group: ranks that shard the same experts."""
         return self._alike(place, "pipeline", "expert_data", "expert")
 
     def expert_and_tensor(self, place: Place) -> Ranks:
-        """Both together: those whose tokens meet."""
+        """Expert and expert-tensor ranks together."""
         return self._alike(place, "pipeline", "expert_data")
 
     def expert_data(self, place: Place) -> Ranks:
-        """Those that hold the same expert weights."""
+        """Ranks that hold the same expert weights."""
         return self._alike(place, "pipeline", "expert", "expert_tensor")
 
     def stage(self, place: Place) -> Ranks:
-        """Its pipeline stage."""
+        """All ranks of the pipeline stage."""
         return self._alike(place, "pipeline")
 
     def model(self, place: Place) -> Ranks:
-        """One replica of the dense model: tensor ranks of all stages."""
+        """One replica of the dense model: the tensor ranks of all stages."""
         return self._alike(place, "data", "context")
 
     def expert_model(self, place: Place) -> Ranks:
-        """One replica of the experts: expert and expert-tensor ranks of all stages."""
+        """One replica of the experts: the expert and expert-tensor ranks of all stages."""
         return self._alike(place, "expert_data")
 
     def everyone(self) -> Ranks:
-        """The world."""
+        """All ranks."""
         return tuple(range(self.size))
 
     def neighbour(self, place: Place, offset: int) -> int:
-        """The rank `offset` stages on, around the end."""
+        """The corresponding rank `offset` stages later; the last stage is followed by the first."""
         stage = self.size // self.parallel.pipeline
         return (place.rank + offset * stage) % self.size

@@ -1,7 +1,7 @@
-"""Memory of a rank, by what fills it: exact for weights, gradients and optimizer state, a model for activations.
+"""Memory of a rank by use: exact for weights, gradients and optimizer state, a model for activations.
 
 Activations are what autograd keeps of one micro-batch, times the micro-batches that a pipeline stage holds at once.
-Legend: t tokens of a tensor rank's part of the sequence, T tokens that its matrices see, d width, e bytes of a number.
+Legend: t tokens of a tensor rank's part of the sequence, d width, e bytes of a number.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ class Memory:
     gradients: float
     optimizer: float
     activations: float
-    """Of all micro-batches in flight, without the stream."""
+    """What autograd keeps of all micro-batches in flight, without the stream."""
     stream: float
-    """What the wide stream adds to them: blocks and outputs that its passes keep."""
+    """What the mixing passes keep in addition: the blocks of the wide stream and pending outputs."""
     logits: float
     exchange: float
-    """Rows on their way to experts and back, beside those that are kept."""
+    """Buffers of rows in transit to the experts and back."""
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """The sum of all parts."""
         return sum(astuple(self))
 
 
 def rank_memory(config: RunConfig, world: World, place: Place) -> Memory:
-    """The plan's memory of a rank."""
+    """Planned memory of a rank."""
     weights, gradients, optimizer = states(config, world, place)
     kept, stream = held_activations(config, world, place)
     last = any(chunk.last for chunk in chunks(config, place.pipeline))
@@ -52,7 +52,10 @@ def rank_memory(config: RunConfig, world: World, place: Place) -> Memory:
 
 
 def states(config: RunConfig, world: World, place: Place) -> tuple[float, float, float]:
-    """(weights, gradients, optimizer state), bytes. Gradients and both moments are fp32, and so are bf16's copies."""
+    """(weights, gradients, optimizer state), bytes.
+
+    Gradients and both moments are fp32. For bf16 weights the optimizer keeps fp32 copies.
+    """
     own, p = PARAMETER_BYTES[config.train.precision], config.parallel
     held = list(held_parameters(config, place))
     data, expert_data = len(world.data(place)), len(world.expert_data(place))
@@ -62,7 +65,7 @@ def states(config: RunConfig, world: World, place: Place) -> tuple[float, float,
         return sum(h.size * each(h.coefficient) / (expert_data if h.expert else data) for h in held)
 
     if config.train.engine == "deepspeed":
-        # ZeRO keeps fp32 copies whatever the weights are; stage 2 shards gradients too, stage 3 weights.
+        # ZeRO always keeps fp32 copies. Stage 2 also shards gradients, stage 3 also weights.
         stage = p.zero_stage
         gradients = shared(lambda _: 4.0) if stage >= 2 else 4.0 * sum(h.size for h in held)
         kept = shared(lambda coefficient: 4.0 if coefficient else own) if stage == 3 else weights
@@ -77,7 +80,7 @@ def states(config: RunConfig, world: World, place: Place) -> tuple[float, float,
 
 
 def micro_batches_in_flight(config: RunConfig, world_size: int, stage: int) -> int:
-    """Forward passes of one chunk that a stage has done before the first backward: its warm-up and one more."""
+    """Forward passes that a stage completes before its first backward: its warm-up and one more."""
     p, count = config.parallel, num_microbatches(config, world_size)
     if p.virtual_pipeline == 1:
         return min(count, p.pipeline - stage)
@@ -87,7 +90,7 @@ def micro_batches_in_flight(config: RunConfig, world_size: int, stage: int) -> i
 def held_activations(config: RunConfig, world: World, place: Place) -> tuple[float, float]:
     """(activations, the stream's part) of all micro-batches in flight, bytes."""
     own, flying = chunks(config, place.pipeline), micro_batches_in_flight(config, world.size, place.pipeline)
-    # Interleaving goes round its chunks in turns of as many micro-batches as there are stages.
+    # The interleaved schedule runs `pipeline` micro-batches through one chunk before it goes to the next chunk.
     turns = [0] * len(own)
     for index in range(flying):
         turns[index // config.parallel.pipeline % len(own) if len(own) > 1 else 0] += 1
@@ -96,7 +99,7 @@ def held_activations(config: RunConfig, world: World, place: Place) -> tuple[flo
         layers, blocks = chunk_activations(config, chunk)
         kept, stream = kept + times * layers, stream + times * blocks
     if config.train.recompute == "full":
-        # One layer at a time is alive in full, and one segment's states.
+        # The backward recomputes one layer at a time and keeps its activations.
         kept += max(sum(layer_parts(config, layer)) for chunk in own for layer in chunk.layers)
     return kept, stream
 
@@ -109,16 +112,16 @@ def chunk_activations(config: RunConfig, chunk: Chunk) -> tuple[float, float]:
         if width == 1 or not mixes_in_windows(config):
             return layers * block, layers * (width - 1) * block
         segments = -(-layers // max(1, round(layers**0.5)))
-        # A segment's first state (blocks, a pending output, what is read) and every layer's output; one is rebuilt.
+        # Kept: the first state of every segment and the output of every layer. One segment is rebuilt at a time.
         rebuilt = max(1, round(layers**0.5))
         return layers * block, (segments + rebuilt) * (width + 1) * block
     kept = sum(sum(layer_parts(config, layer)) for layer in chunk.layers)
-    # Every layer's pass keeps the K blocks that it read, and the output that was pending.
+    # The mixing pass of each layer keeps the K blocks that it read and the pending output.
     return kept + _end(config, chunk), layers * (width + 1) * block if width > 1 else 0.0
 
 
 def _end(config: RunConfig, chunk: Chunk) -> float:
-    """The final norm. (What the loss keeps is in the logits' part.)"""
+    """Bytes of the final norm. `Memory.logits` covers the loss."""
     if not chunk.last:
         return 0.0
     width = output_width(config.model.hidden_size, config.altup.width, config.altup.variant, config.altup.recycled)
@@ -126,7 +129,7 @@ def _end(config: RunConfig, chunk: Chunk) -> float:
 
 
 def layer_parts(config: RunConfig, layer: int) -> Iterator[float]:
-    """What autograd keeps of one layer and micro-batch, bytes, without recomputation of the layer."""
+    """Bytes that autograd keeps of one layer and micro-batch, part by part, without recomputation."""
     m, p, moe = config.model, config.parallel, config.moe
     e, t, d = PARAMETER_BYTES[config.train.precision], local_tokens(config), config.model.hidden_size
     matrices = t * p.tensor
@@ -135,17 +138,17 @@ def layer_parts(config: RunConfig, layer: int) -> Iterator[float]:
     yield 2 * norm_bytes(t, d, e)
     if m.qk_layernorm:
         yield norm_bytes(matrices, q + kv, e)
-    # Fused projection, rotated queries and keys, weighted values, and a scale for each query and head.
+    # The fused projection, rotated queries and keys, the attention output, and a scale for each query and head.
     yield matrices * (e * (3 * q + 3 * kv) + 4 * heads)
     if p.context > 1:
-        # Keys and values of all context ranks in the place of this rank's, and the mask.
+        # Keys and values of all context ranks instead of this rank's, and the mask.
         everywhere = m.seq_length
         yield matrices * e * kv * (2 * p.context - 1) + everywhere * everywhere / p.context
     if not is_moe_layer(layer, moe.num_experts, moe.layer_freq):
         yield _mlp(matrices, e, m.ffn_hidden_size / p.tensor, 5)
         return
     rows = t * moe.top_k * min(1.0, moe.capacity_factor or 1.0) * p.expert_tensor
-    # Scores before and after the softmax; chosen experts; places of routes (int64) and their probabilities.
+    # Scores before and after the softmax, chosen experts, positions of routes (int64) and their probabilities.
     yield t * (2 * 4 * moe.num_experts + 3 * 8 * moe.top_k) + rows * (2 * 8 + 2 * 4)
     yield rows * e * d + _mlp(rows, e, moe.ffn_hidden_size / p.expert_tensor, 6)
     if config.shared_expert_size:
@@ -153,27 +156,30 @@ def layer_parts(config: RunConfig, layer: int) -> Iterator[float]:
 
 
 def norm_bytes(rows: float, width: float, e: int) -> float:
-    """Of an RMSNorm in fp32: its input and what it was normalised to; its output for the linear behind; scales."""
+    """Bytes that an RMSNorm keeps: input and normalised input in fp32, output for the next linear, scales."""
     return rows * (width * (8 + e) + 4)
 
 
 def _mlp(rows: float, e: int, ffn: float, parts: int) -> float:
-    """Gate and up, silu(gate), their product twice; an expert's once more, times its probability."""
+    """Bytes that an MLP keeps in `parts` tensors: gate, up, silu(gate) and twice their product.
+
+    An expert also keeps the product with the route's probability.
+    """
     return rows * e * parts * ffn
 
 
 def _vocabulary_rows(config: RunConfig) -> float:
-    """Numbers in this rank's logits of one micro-batch."""
+    """Numbers in the logits of this rank for one micro-batch."""
     return local_tokens(config) * config.model.vocab_size
 
 
 def kept_by_loss(config: RunConfig) -> float:
-    """Bytes that autograd keeps of the loss: exponentials of the logits, fp32."""
+    """Bytes that autograd keeps of the loss: the exponentials of the logits, fp32."""
     return 4 * _vocabulary_rows(config)
 
 
 def _logits(config: RunConfig) -> float:
-    """Logits as computed, as fp32, exponentials, and their gradient while the loss's backward starts."""
+    """Bytes at the start of the loss's backward: logits as computed and in fp32, exponentials, and the gradient."""
     e = PARAMETER_BYTES[config.train.precision]
     return _vocabulary_rows(config) * (12 + (e if e != 4 else 0))
 

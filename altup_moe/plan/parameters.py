@@ -1,4 +1,4 @@
-"""Exact parameter counts: of the model, of a token's active part, of every rank."""
+"""Exact parameter counts of the model, of the parameters active for a token, and of every rank."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ __all__ = ["HeldParameter", "Parameters", "held_parameters", "parameters", "stag
 
 @dataclass(frozen=True)
 class HeldParameter:
-    """A parameter of a rank: its chunk, name there, numbers, and what decides how it is reduced and stored.
+    """A parameter of a rank.
 
-    ``whole``: every tensor rank holds all of it (norms, routers, coefficients): its gradient is summed over them.
+    ``name``: in its chunk. ``size``: numbers. ``whole``: every tensor rank holds all of it (norms, routers,
+    coefficients), so its gradient is summed over them. ``coefficient``: an AltUp coefficient, always fp32.
     """
 
     chunk: int
@@ -30,7 +31,7 @@ class HeldParameter:
 
 
 def held_parameters(config: RunConfig, place: Place) -> Iterator[HeldParameter]:
-    """What a rank holds, in the order of its modules."""
+    """The parameters of a rank, in the order of its modules."""
     for tensor in held_tensors(config, place):
         if any(is_buffer(piece.name) for piece in tensor.pieces):
             continue
@@ -41,11 +42,11 @@ def held_parameters(config: RunConfig, place: Place) -> Iterator[HeldParameter]:
 
 
 def stage_places(config: RunConfig, world_size: int) -> list[Place]:
-    """The first rank of every pipeline stage. All of a stage's ranks hold as many parameters."""
+    """The first rank of every pipeline stage. All ranks of a stage hold the same number of parameters."""
     stage = world_size // config.parallel.pipeline
     return places(config.parallel, world_size)[::stage]
 
 
 def stage_parameters(config: RunConfig, world_size: int) -> list[int]:
-    """Parameters of one rank, by pipeline stage."""
+    """Number of parameters of one rank, by pipeline stage."""
     return [sum(held.size for held in held_parameters(config, place)) for place in stage_places(config, world_size)]

@@ -1,4 +1,4 @@
-"""A simulated schedule as recordings: what draws real steps (altup_moe.timeline) draws planned ones."""
+"""A simulated schedule as recordings, which `altup_moe.timeline` draws like those of real steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from altup_moe.timeline.records import Recording, Span, Step
 
 
 def recordings(plan: StepPlan) -> list[Recording]:
-    """One recording a pipeline stage: its passes, then reduction and update; ns from the step's begin."""
+    """One recording for each pipeline stage: its passes, then reduction and update. Times: ns from the start."""
     found = []
     end = round(1e9 * plan.seconds)
     for number, stage in enumerate(plan.stages):

@@ -1,4 +1,4 @@
-"""Published runs beside the model's figures, with one efficiency constant a chip."""
+"""Published runs, to compare with the planner's figures. Each chip has one fitted constant, its efficiency."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from altup_moe.plan.step import StepPlan, plan_step
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """A run somebody measured. ``mfu``: as published. ``note``: what of it our configuration cannot say."""
+    """A run that somebody measured. ``mfu``: as published. ``note``: what our configuration does not reproduce."""
 
     name: str
     cluster: str
@@ -43,7 +43,7 @@ PUBLISHED_RUNS = (
         0.493,
         _run(_8X22B, MoEConfig(8, ffn_hidden_size=16384), ParallelConfig(2, 8, 7, expert=8), 256),
         "arXiv 2504.14960, abstract: 49.3 % on H100s",
-        "its layout taken to be TP 2, EP 8, PP 8; interleaving of 7, batch of 256: the README named below",
+        "layout assumed: TP 2, EP 8, PP 8; interleaving of 7 and batch of 256 from the README named below",
     ),
     PublishedRun(
         "Mixtral 8x7B",
@@ -60,7 +60,7 @@ PUBLISHED_RUNS = (
         430 / 989,
         _run(_LLAMA, MoEConfig(), ParallelConfig(8, 16, 8), 2048),
         "glennklockwood.com/garden/llama-3.1 (slide of SC'24): 430 TFLOP/s; TP 8, PP 16, 16M tokens",
-        "128 layers for its 126, which do not share out over interleaved stages",
+        "128 layers instead of 126, which cannot be divided over interleaved stages",
     ),
     PublishedRun(
         "Llama 3 405B",
@@ -78,12 +78,12 @@ PUBLISHED_RUNS = (
         153 / 989,
         _run(_GPT_OSS, MoEConfig(128, top_k=4, ffn_hidden_size=2880), ParallelConfig(1, 4, expert=8), 512, 4),
         "Megatron-Bridge, docs/performance-summary.md, 25.11: 153 TFLOP/s, BF16, TP 1, PP 4, EP 8",
-        "no sliding windows, no biases; small experts: products far from the chip's best",
+        "no sliding windows, no biases; its small experts reach a lower share of the peak",
     ),
 )
-"""Throughputs as read on the pages named. FP8 runs and models with latent attention are not comparable."""
+"""Throughputs as read on the named pages. FP8 runs and models with latent attention are not comparable."""
 
 
-def planned(point: PublishedRun) -> StepPlan:
-    """The model's plan of a published run."""
-    return plan_step(point.config, load_cluster(point.cluster), point.gpus)
+def planned(run: PublishedRun) -> StepPlan:
+    """The plan of a published run."""
+    return plan_step(run.config, load_cluster(run.cluster), run.gpus)

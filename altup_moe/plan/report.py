@@ -1,4 +1,4 @@
-"""A plan as text and as JSON's types."""
+"""A plan as text and as a JSON object."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from altup_moe.plan.step import StepPlan
 
 
 def plan_dict(config: RunConfig, cluster: Cluster, plan: StepPlan) -> dict[str, Any]:
-    """All figures but the schedule's slots."""
+    """All figures of a plan except the slots of the schedule, as a JSON object."""
     stages = []
     for stage in plan.stages:
         record = asdict(stage)
@@ -50,7 +50,7 @@ def plan_dict(config: RunConfig, cluster: Cluster, plan: StepPlan) -> dict[str, 
 
 
 def _nodes_met(config: RunConfig, cluster: Cluster) -> float | None:
-    """Nodes that a token's experts lie on; None where one node has them all, or they do not share out evenly."""
+    """Mean number of nodes that hold a token's experts; None if one node holds all, or nodes hold unequal numbers."""
     p = config.parallel
     nodes = p.expert * p.expert_tensor // cluster.gpus_per_node
     experts = config.moe.num_experts
@@ -58,7 +58,7 @@ def _nodes_met(config: RunConfig, cluster: Cluster) -> float | None:
 
 
 def plan_lines(config: RunConfig, cluster: Cluster, plan: StepPlan) -> Iterator[str]:
-    """The plan in words and tables."""
+    """The plan as lines of text and tables."""
     counts, products = parameters(config), model_products(config)
     yield f"{layout(config, plan.gpus)} on {cluster.name}, {plan.gpus // cluster.gpus_per_node or 1} node(s)"
     yield f"parameters  {counts.total:,} ({counts.active:,} active for a token, {counts.experts:,} in experts)"
@@ -108,7 +108,7 @@ def _link_table(plan: StepPlan) -> Iterator[str]:
 
 
 def layout(config: RunConfig, gpus: int) -> str:
-    """A layout in a few words."""
+    """A layout in one line."""
     p, t = config.parallel, config.train
     sizes = {
         "TP": p.tensor,
@@ -124,7 +124,7 @@ def layout(config: RunConfig, gpus: int) -> str:
 
 
 def found_rows(found: Sequence[Found]) -> Iterator[str]:
-    """A table of layouts; a star marks those that none with as many GPUs or fewer beats."""
+    """A table of layouts. A star marks those that no layout with the same number of GPUs or fewer beats."""
     best = pareto_layouts(found)
     yield f"{'GPUs':>7}{'tokens/s':>14}{'MFU':>8}{'bubble':>8}{'GiB':>8}   layout"
     for one in found:
@@ -135,7 +135,7 @@ def found_rows(found: Sequence[Found]) -> Iterator[str]:
 
 
 def found_dict(one: Found) -> dict[str, Any]:
-    """A layout of a search as JSON's types."""
+    """A layout of a search as a JSON object."""
     plan = one.plan
     return {
         "gpus": plan.gpus,
@@ -151,7 +151,7 @@ def found_dict(one: Found) -> dict[str, Any]:
 
 
 def published_rows(points: Sequence[tuple[PublishedRun, StepPlan]]) -> Iterator[str]:
-    """Published beside planned."""
+    """A table of published and planned figures."""
     yield f"{'run':<15}{'GPUs':>7}{'published':>11}{'model':>8}{'deviation':>11}   source"
     for point, plan in points:
         deviation = plan.mfu / point.mfu - 1

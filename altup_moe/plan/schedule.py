@@ -1,4 +1,4 @@
-"""Megatron's pipeline schedules, simulated: who computes which chunk of which micro-batch when."""
+"""A simulation of Megatron's pipeline schedules: when each stage computes which chunk of which micro-batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PipelineTask:
-    """The forward or backward of a rank's chunk (from 0) for a micro-batch."""
+    """The forward or backward pass of one chunk (counted from 0) of a stage for one micro-batch."""
 
     backward: bool
     chunk: int
@@ -17,7 +17,7 @@ class PipelineTask:
 
 @dataclass(frozen=True)
 class Slot:
-    """A task with its time, seconds from the step's begin."""
+    """A task with its begin and end, seconds from the start of the step."""
 
     stage: int
     task: PipelineTask
@@ -26,9 +26,10 @@ class Slot:
 
 
 def order(stages: int, stage: int, chunks: int, micro_batches: int) -> list[PipelineTask]:
-    """A rank's tasks: 1F1B (Narayanan et al., arXiv 1806.03377), or with several chunks interleaved (2104.04473).
+    """The tasks of a stage in order.
 
-    Interleaving needs a multiple of `stages` micro-batches; it takes them in groups of as many, chunk after chunk.
+    One chunk: 1F1B (Narayanan et al., arXiv 1806.03377). Several chunks: interleaved (arXiv 2104.04473), which needs a
+    multiple of `stages` micro-batches and runs them in groups of `stages`, one chunk after another.
     """
     total = chunks * micro_batches
     if chunks == 1:
@@ -52,11 +53,11 @@ def order(stages: int, stage: int, chunks: int, micro_batches: int) -> list[Pipe
 def simulate(
     stages: int, chunks: int, micro_batches: int, seconds: Callable[[int, PipelineTask], float], send: float = 0.0
 ) -> list[Slot]:
-    """Every task's time, by stage in the order it is done.
+    """Simulate the schedule. Returns the slots of all tasks, by stage and in the order in which the stage runs them.
 
     Args:
-        seconds: (stage, task) -> how long it takes.
-        send: seconds from the end of a task to its result's arrival on another stage.
+        seconds: (stage, task) -> duration.
+        send: seconds from the end of a task until its result arrives at another stage.
     """
     orders = [order(stages, stage, chunks, micro_batches) for stage in range(stages)]
     done: dict[tuple[bool, int, int], float] = {}
@@ -78,21 +79,21 @@ def simulate(
                 at[stage] += 1
                 moved = True
     if any(n < len(tasks) for n, tasks in zip(at, orders, strict=True)):
-        raise AssertionError("the schedule waits for itself")
+        raise AssertionError("the schedule is deadlocked")
     return [slot for stage in slots for slot in stage]
 
 
 def _ready(
     task: PipelineTask, stage: int, stages: int, chunks: int, done: dict[tuple[bool, int, int], float], send: float
 ) -> float | None:
-    """When a task's input is there; None if that is not known yet."""
+    """When a task's input arrives; None if that is not known yet."""
     position, last = task.chunk * stages + stage, chunks * stages - 1
     if not task.backward:
         if position == 0:
             return 0.0
         before = done.get((False, position - 1, task.micro_batch))
     elif position == last:
-        # The loss is the rank's own: nothing travels.
+        # The last chunk computes the loss itself, so its backward waits for no other stage.
         return done.get((False, position, task.micro_batch))
     else:
         before = done.get((True, position + 1, task.micro_batch))
@@ -100,6 +101,6 @@ def _ready(
 
 
 def busy(slots: Sequence[Slot], stages: int) -> Iterator[float]:
-    """Seconds that each stage computes."""
+    """Seconds of computation of each stage."""
     for stage in range(stages):
         yield sum(s.end - s.begin for s in slots if s.stage == stage)

@@ -1,4 +1,4 @@
-"""Layouts that fit a number of GPUs and their memory, the fastest first."""
+"""Search for the fastest layouts that fit a number of GPUs and their memory."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Found:
 
 
 def candidates(config: RunConfig, cluster: Cluster, gpus: int) -> Iterator[RunConfig]:
-    """Layouts worth planning: tensor ranks inside a node, powers of two where there is a choice.
+    """Layouts to plan. Tensor ranks stay inside a node; tensor, interleaving and batch sizes are powers of two.
 
-    The distributed optimizer is taken: it costs nothing more on the links, and memory falls.
+    All layouts use the distributed optimizer: it sends no more bytes and saves memory.
     """
     m, moe = config.model, config.moe
     powers = [n for n in (1, 2, 4, 8) if n <= min(gpus, cluster.gpus_per_node)]
@@ -61,19 +61,19 @@ def search(
             continue
         if plan.fits:
             found.append(Found(candidate, plan))
-            # Only the best are kept, and with them their schedules.
+            # Plans hold whole schedules, so only the best are kept in memory.
             found = sorted(found, key=lambda f: f.plan.seconds)[:keep]
     return found
 
 
 def sweep(config: RunConfig, cluster: Cluster, sizes: Iterable[int], factors: Factors | None = None) -> Iterator[Found]:
-    """The fastest layout of every number of GPUs that has one: the curve of tokens a second against GPUs."""
+    """The fastest layout for each number of GPUs; numbers that no layout fits are left out."""
     for gpus in sizes:
         yield from search(config, cluster, gpus, factors, keep=1)
 
 
 def pareto_layouts(found: Iterable[Found]) -> list[Found]:
-    """Those that no other beats with as many GPUs or fewer."""
+    """The Pareto front: layouts that no other with the same number of GPUs or fewer beats."""
     best, kept = 0.0, []
     for one in sorted(found, key=lambda f: (f.plan.gpus, -f.plan.tokens_per_second)):
         if one.plan.tokens_per_second > best:

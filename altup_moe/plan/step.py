@@ -1,4 +1,4 @@
-"""The whole bill of one training step on a cluster."""
+"""The plan of one training step on a cluster: time, memory and communication."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from altup_moe.plan.transfers import LinkBytes, Transfer, link_bytes
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One pipeline stage: what each of its ranks holds and sends, and their seconds of a step."""
+    """One pipeline stage: what each of its ranks holds and sends, and its seconds of a step."""
 
     place: Place
     parameters: int
@@ -41,13 +41,13 @@ class StagePlan:
     links: list[LinkBytes]
     busy: Times
     reduce: float
-    """Seconds of gradients' reduction and weights' gathering that nothing hides."""
+    """Exposed seconds of reducing gradients and gathering weights."""
     update: float
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """A step's time and what it is made of. Seconds; `mfu` and `bubble` are shares."""
+    """The time of a step and its parts, in seconds. `mfu` and `bubble` are shares."""
 
     gpus: int
     tokens: int
@@ -64,7 +64,7 @@ class StepPlan:
 
     @property
     def tokens_per_second(self) -> float:
-        """Over all GPUs."""
+        """Tokens a second of all GPUs together."""
         return self.tokens / self.seconds
 
     @property
@@ -78,7 +78,7 @@ class StepPlan:
         return max(stage.memory.total for stage in self.stages)
 
     def exposed(self) -> dict[str, float]:
-        """Seconds of communication that nothing hides, by kind, on the slowest stage."""
+        """Seconds of exposed communication on the slowest stage, by kind."""
         stage = self.slowest
         times = stage.busy
         return {
@@ -91,19 +91,19 @@ class StepPlan:
 
 
 def check_layout(config: RunConfig, world_size: int) -> None:
-    """`check_config` without the files: a plan needs no corpus. Raises ConfigError."""
+    """`check_config` without the check of files, because a plan needs no corpus. Raises ConfigError."""
     for check in CHECKS:
         if check is not check_files:
             check(config, world_size)
 
 
 def per_micro_batch(transfers: Sequence[Transfer], count: int) -> list[Transfer]:
-    """What each of `count` micro-batches has of a step's transfers."""
+    """The transfers of one of `count` micro-batches. Those once for each step are left out."""
     return [replace(t, calls=t.calls // count, size=t.size / count) for t in transfers if t.phase != "step"]
 
 
 def plan_step(config: RunConfig, cluster: Cluster, gpus: int, factors: Factors | None = None) -> StepPlan:
-    """The plan of a run on so many GPUs. Raises ConfigError for a layout that does not fit, or is not modelled."""
+    """Plan one step of a run on `gpus` GPUs. Raises ConfigError: the layout does not fit, or is not modelled."""
     check_layout(config, gpus)
     factors = factors or Factors()
     if cluster.cpu_cost_model is not None and gpus == 1:
@@ -123,7 +123,7 @@ def plan_step(config: RunConfig, cluster: Cluster, gpus: int, factors: Factors |
         position, last = task.chunk * p.pipeline + stage, p.pipeline * p.virtual_pipeline - 1
         return seconds(stage, task) + (send if position != (0 if task.backward else last) else 0.0)
 
-    # A copy engine sends while the next pass runs; where nothing is fused, it is the sender's own work.
+    # A GPU sends while its next pass runs. With a `CpuCostModel` the sending core does the work itself.
     copied = (seconds, send) if cluster.cpu_cost_model is None else (with_send, 0.0)
     slots = simulate(p.pipeline, p.virtual_pipeline, count, *copied)
     computing = max(slot.end for slot in slots)
@@ -159,7 +159,7 @@ def _send_seconds(config: RunConfig, cluster: Cluster, world: World, place: Plac
 def _passes(
     config: RunConfig, world: World, cluster: Cluster, place: Place, transfers: list[Transfer], factors: Factors
 ) -> list[tuple[Times, Times]]:
-    """(forward, backward) of each of a stage's chunks for one micro-batch. Layers of a kind cost the same."""
+    """(forward, backward) of each chunk of a stage for one micro-batch. Layers of the same kind cost the same."""
     known: dict[bool, tuple[Times, Times]] = {}
     found = []
     for number, chunk in enumerate(chunks(config, place.pipeline)):
@@ -194,12 +194,12 @@ def _stage(
     reduce = sum(transfer_seconds(t, cluster) for t in once if t.operation == "reduce_scatter" or _is_gradient(t))
     rest = sum(transfer_seconds(t, cluster) for t in once) - reduce
     if config.parallel.overlap_grad_reduce:
-        # The last micro-batch's backward covers what it can.
+        # The backward of the last micro-batch hides as much of the reduction as it lasts.
         reduce = max(0.0, reduce - sum(backward.total for _, backward in passes))
     share = len(world.data(place)) if config.parallel.distributed_optimizer else 1
     expert_share = len(world.expert_data(place)) if config.parallel.distributed_optimizer else 1
     updated = sum(h.size / (expert_share if h.expert else share) for h in held)
-    # Gradient, weight, both moments; weight and moments written, and the weight in its own type.
+    # Reads gradient, weight and both moments; writes weight and moments, and the weight in its own type.
     moved = updated * (16 + 12 + PARAMETER_BYTES[config.train.precision])
     both = sum((forward + backward for forward, backward in passes), Times())
     model = cluster.cpu_cost_model
@@ -226,7 +226,7 @@ def _window(
     transfers: list[list[Transfer]],
     experts: bool,
 ) -> Window | None:
-    """The window of the first layer of a kind."""
+    """The window of the first layer with or without experts; None if there is no such layer."""
     for place, found in zip(first, transfers, strict=True):
         for chunk in chunks(config, place.pipeline):
             for layer in chunk.layers:

@@ -1,4 +1,4 @@
-"""One collective or send as a record, and what it puts on the links inside a node and between nodes."""
+"""Collectives and sends as records, and the bytes that they put on the links inside a node and between nodes."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 TransferKind = Literal["tensor", "context", "expert", "pipeline", "data", "report"]
-"""Whose it is. expert: dispatch, combine and what goes with them; data: gradients and updated weights; report: norms,
-losses and counts, a few bytes each."""
+"""Purpose of a transfer.
+
+expert: dispatch, combine and the router's reductions. data: gradients and updated weights. report: norms, losses and
+counts, a few bytes each. The others carry activations.
+"""
 Operation = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send"]
 TransferPhase = Literal["forward", "backward", "recompute", "step"]
-"""step: once a step, after the backward passes."""
+"""``step``: once for each step, after the backward passes."""
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """`calls` of an operation in one step; this rank hands in `size` bytes, all calls together.
+    """All calls of one operation of a rank in one step.
 
-    ``ranks``: the group; of all_to_all and send (from, to): each pair is a transfer of its own.
-    ``layer``: whose it is, of layers.
+    ``size``: bytes of this rank's input, all calls together. ``ranks``: the group; for all_to_all and send the pair
+    (from, to), because each pair is a transfer of its own. ``layer``: the layer that it belongs to, if any.
     """
 
     kind: TransferKind
@@ -32,9 +35,9 @@ class Transfer:
 
     @property
     def sent(self) -> float:
-        """Bytes that leave this rank, by the ring algorithms (Patarasuk and Yuan, 2009); pairs send what they hand in.
+        """Bytes that leave this rank, by the ring algorithms (Patarasuk and Yuan, 2009).
 
-        all_reduce: 2 (n - 1) / n of what is handed in; reduce_scatter: (n - 1) / n; all_gather: n - 1 times.
+        Multiples of the input: all_reduce 2 (n - 1) / n, reduce_scatter (n - 1) / n, all_gather n - 1; pairs 1.
         """
         n = len(self.ranks)
         match self.operation:
@@ -47,7 +50,7 @@ class Transfer:
         return self.size
 
     def between_nodes(self, node_size: int) -> float:
-        """The part of `sent` that leaves the node: of a ring, the share of its edges that do."""
+        """The part of `sent` that leaves the node: for a ring, the share of its edges between nodes."""
         nodes = [rank // node_size for rank in self.ranks]
         if self.operation in ("all_to_all", "send"):
             return self.sent if nodes[0] != nodes[1] else 0.0
@@ -56,13 +59,13 @@ class Transfer:
 
 
 def times(transfers: Iterable[Transfer], factor: int) -> Iterator[Transfer]:
-    """The same, `factor` times."""
+    """Each transfer `factor` times."""
     return (replace(t, calls=t.calls * factor, size=t.size * factor) for t in transfers)
 
 
 @dataclass(frozen=True)
 class LinkBytes:
-    """Bytes that a rank sends in a step, by kind: inside its node and out of it, and the calls."""
+    """Bytes that a rank sends in a step for one kind of transfer, inside its node and to other nodes, and the calls."""
 
     kind: str
     calls: int
@@ -71,7 +74,7 @@ class LinkBytes:
 
 
 def link_bytes(transfers: Iterable[Transfer], node_size: int) -> list[LinkBytes]:
-    """Sums by kind, in order of appearance."""
+    """Sums of all transfers by kind, in order of first appearance."""
     sums: dict[str, tuple[int, float, float]] = {}
     for t in transfers:
         calls, inside, between = sums.get(t.kind, (0, 0.0, 0.0))

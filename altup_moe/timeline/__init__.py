@@ -1,1 +1,1 @@
-"""What one rank does when: spans of a step, how much of the exchange they hide, and two ways to look at them."""
+"""Recordings of a rank's steps: spans, how much of the exchange overlaps with computation, traces and pictures."""

@@ -1,4 +1,4 @@
-"""Recordings as a Chrome trace, which ui.perfetto.dev and chrome://tracing open.
+"""Recordings as a Chrome trace, for ui.perfetto.dev and chrome://tracing.
 
 Format: "Trace Event Format" (Google): complete events "X" with ts and dur in us, metadata events "M".
 """
@@ -13,7 +13,7 @@ from typing import Any
 from altup_moe.timeline.intervals import lanes
 from altup_moe.timeline.records import Recording, Span, SpanKind
 
-# SpanKind -> (first thread id, the track's name). Spans that cross go to further tracks behind the first.
+# SpanKind -> (first thread id, the track's name). Spans that cross each other get additional tracks.
 _TRACKS: dict[SpanKind, tuple[int, str]] = {
     "compute": (100, "compute"),
     "flight": (200, "exchanges in flight"),
@@ -21,15 +21,15 @@ _TRACKS: dict[SpanKind, tuple[int, str]] = {
 }
 _STEPS = 1
 
-# Reserved colour names of chrome://tracing. Perfetto colours by name, so a backward span is also named as one.
+# Reserved colour names of chrome://tracing. Perfetto colours by name, so backward spans also have names of their own.
 _COLOURS = {"forward": "thread_state_running", "backward": "thread_state_runnable"}
 
 
 def offsets(recordings: Sequence[Recording]) -> list[int]:
-    """What to subtract from each recording's times (ns), so that all start at 0 and lie on one clock.
+    """Offset (ns) to subtract from the times of each recording, so that all share one clock that starts at 0.
 
-    Ranks of one host share its clock. Clocks of several hosts have nothing to do with each other: then the first step
-    of each host (its earliest rank) is taken to begin at the same moment everywhere.
+    Ranks of one host share its clock. Clocks of different hosts are unrelated, so the first step of each host (of its
+    earliest rank) is assumed to begin at the same moment.
     """
     firsts: dict[str, int] = {}
     for recording in recordings:
@@ -80,7 +80,7 @@ def _events(recording: Recording, offset: int) -> Iterator[dict[str, Any]]:
 
 
 def write_trace(path: Path, recordings: Sequence[Recording]) -> None:
-    """Write one trace: a process for each rank, with tracks for steps, compute, exchanges in flight and waits."""
+    """Write a trace with a process for each rank: tracks for steps, compute, exchanges in flight and waits."""
     events = [
         event
         for recording, offset in zip(recordings, offsets(recordings), strict=True)

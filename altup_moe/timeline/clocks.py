@@ -1,4 +1,4 @@
-"""How a moment is taken: from the host's clock, or as an event in a CUDA stream that is read at the end."""
+"""Clocks for recordings: the host's clock, or events in a CUDA stream that are read at the end."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch.distributed import Work
 
 Mark = Any
-"""A moment as its clock took it: ns on the host, an event on CUDA."""
+"""A moment in the form of its clock: ns on the host, an event on CUDA."""
 
 
 class Clock(Protocol):
-    """Takes moments while recording, and turns them into ns of the host's monotonic clock afterwards."""
+    """Marks moments while recording, and converts them to ns of the host's monotonic clock afterwards."""
 
     def mark(self) -> Mark:
         """Now."""
@@ -27,7 +27,7 @@ class Clock(Protocol):
 
 
 class HostClock:
-    """For CPU and gloo, where calls return when their work is done."""
+    """For CPU and gloo, where a call returns when its work is done."""
 
     def mark(self) -> Mark:
         """Now, ns. All processes of one host share this clock (CLOCK_MONOTONIC on Linux)."""
@@ -42,7 +42,7 @@ class HostClock:
 
 
 class CudaClock:
-    """For CUDA and NCCL, where calls return at once: a mark is an event in the current stream. Not yet run on a GPU.
+    """For CUDA and NCCL, where a call returns at once: a mark is an event in the current stream. Not yet run on a GPU.
 
     Two marks of a `wait` span enclose the moment at which the compute stream waits for the exchange.
     """
@@ -58,7 +58,7 @@ class CudaClock:
         return event
 
     def finish(self) -> None:
-        """Wait for the device: an event can be read once it has happened."""
+        """Wait for the device, because an event can be read only after it has happened."""
         torch.cuda.synchronize()
 
     def to_ns(self, mark: Mark) -> int:
@@ -69,11 +69,11 @@ class CudaClock:
 def when_done(work: Work, clock: Clock, note: Callable[[Mark], None]) -> None:
     """Call `note` with a mark of the work's completion.
 
-    gloo runs the callback in the thread that completed the work; it needs the interpreter's lock, so the mark is late
-    by the time that pure Python code of the compute thread holds it. NCCL runs it at once, in a side stream of torch's
-    pool that waits for the collective, so the event lands behind it. `work.wait()` on a side stream of our own would
-    do the same, but it also lets go of the tensors that NCCL still reads: recording could then change results.
-    Some of gloo's works (reduce-scatter) have no future: those flights end with the wait for them.
+    gloo runs the callback in the thread that completes the work. The callback needs the interpreter's lock, so the mark
+    is late while pure Python code of the compute thread holds it. NCCL runs the callback at once in a side stream that
+    waits for the collective, so the event comes after it. `work.wait()` on a side stream of our own would also mark
+    the end, but it would release tensors that NCCL still reads, so recording could change results.
+    Some works of gloo (reduce-scatter) have no future: their flights end when the wait for them ends.
     """
     try:
         future = work.get_future()

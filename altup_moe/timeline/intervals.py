@@ -10,7 +10,7 @@ Intervals = list[tuple[int, int]]
 
 
 def union(intervals: Iterable[tuple[int, int]]) -> Intervals:
-    """The union of any intervals: sorted, disjoint, touching ones joined, empty ones dropped."""
+    """The union of intervals in any order: sorted and disjoint. Touching intervals are joined, empty ones dropped."""
     joined: Intervals = []
     for begin, end in sorted(intervals):
         if begin >= end:
@@ -23,14 +23,14 @@ def union(intervals: Iterable[tuple[int, int]]) -> Intervals:
 
 
 def intersection(a: Sequence[tuple[int, int]], b: Sequence[tuple[int, int]]) -> Intervals:
-    """What two unions share, as a union."""
+    """The intersection of two unions, as a union."""
     shared: Intervals = []
     i = j = 0
     while i < len(a) and j < len(b):
         begin, end = max(a[i][0], b[j][0]), min(a[i][1], b[j][1])
         if begin < end:
             shared.append((begin, end))
-        # The one that ends first has nothing more to share.
+        # The interval that ends first cannot intersect any later one.
         if a[i][1] <= b[j][1]:
             i += 1
         else:
@@ -44,9 +44,9 @@ def length(intervals: Iterable[tuple[int, int]]) -> int:
 
 
 def lanes(spans: Iterable[Span]) -> list[list[Span]]:
-    """Distribute spans over as few rows as it takes greedily, so that within a row they are disjoint or nested.
+    """Distribute spans over rows greedily, so that the spans of a row are disjoint or nested.
 
-    Spans that cross (two halves of a micro-batch, two exchanges under way) cannot be drawn in one row.
+    Spans that cross each other (two halves of a micro-batch, two exchanges in flight) cannot be drawn in one row.
     """
     rows: list[list[Span]] = []
     open_ends: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""How much of the exchange a step hides, and what the mixing costs: figures from recorded spans."""
+"""How much of the exchange a step hides, and what mixing costs, computed from recorded spans."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from altup_moe.timeline.intervals import Intervals, intersection, length, union
 from altup_moe.timeline.records import Recording, Span, Step
 
 MIX = "mix"
-"""Spans of this name are the one pass over the wide stream."""
+"""Name of the spans of the mixing pass over the wide stream."""
 AXPY = "axpy"
-"""Spans of this name are what AltUp leaves on the critical path."""
+"""Name of the spans of the axpy, the part of AltUp on the critical path."""
 
 
 @dataclass(frozen=True)
 class OverlapReport:
     """One step of one rank, or the mean or median of several; ms.
 
-    `mixing_hidden_ms` says that mixing ran while an exchange was in flight. It does not say that mixing hid the
-    exchange: that is `hidden_ms`, to which attention and experts contribute just as well.
+    `mixing_hidden_ms` is the time that mixing ran while an exchange was in flight. It does not say that mixing hid the
+    exchange: `hidden_ms` says how much was hidden, and attention and experts contribute to it too.
     """
 
     step_ms: float
     """The whole step."""
     compute_ms: float
-    """The compute thread was busy: the union of its spans, less its waits."""
+    """The compute thread was busy: the union of its spans minus its waits."""
     exchange_ms: float
     """Some exchange was in flight: the union of the flights."""
     exposed_ms: float
@@ -36,17 +36,17 @@ class OverlapReport:
     mixing_ms: float
     """Union of the spans named `mix`."""
     mixing_hidden_ms: float
-    """The part of it during which an exchange was in flight."""
+    """The part of the mixing during which an exchange was in flight."""
     mixing_exposed_ms: float
-    """The rest of it."""
+    """The rest of the mixing."""
     axpy_ms: float
     """Union of the spans named `axpy`."""
     bound_ms: float
-    """The most exchange any schedule could hide in this step: min(compute, exchange)."""
+    """Upper bound of `hidden_ms` for any schedule of this step: min(compute, exchange)."""
 
 
 def _clip(spans: Iterable[Span], step: Step) -> Intervals:
-    """The union of the spans' parts within the step."""
+    """The union of the parts of the spans that lie within the step."""
     return intersection(union((s.begin_ns, s.end_ns) for s in spans), [(step.begin_ns, step.end_ns)])
 
 
@@ -74,12 +74,12 @@ def _report(spans: Sequence[Span], step: Step) -> OverlapReport:
 
 
 def overlap_by_step(recording: Recording) -> list[OverlapReport]:
-    """One report a step; everything as one step where none was marked."""
+    """One report for each step. A recording without marked steps counts as one step."""
     return [_report(recording.spans, step) for step in recording.whole()]
 
 
 def mean_overlap(reports: Sequence[OverlapReport]) -> OverlapReport:
-    """The mean of each figure: they still add up (hidden and exposed mixing are the mixing).
+    """The mean of each figure. Means still add up: hidden and exposed mixing are the mixing.
 
     Raises:
         ValueError: there are no reports.
@@ -88,7 +88,7 @@ def mean_overlap(reports: Sequence[OverlapReport]) -> OverlapReport:
 
 
 def median_overlap(reports: Sequence[OverlapReport]) -> OverlapReport:
-    """The median of each figure: one step in which the system took the core away does not change them.
+    """The median of each figure, which a single disturbed step does not change.
 
     Raises:
         ValueError: there are no reports.
@@ -106,8 +106,8 @@ def _each(reports: Sequence[OverlapReport], middle: Callable[[list[float]], floa
 def overlap(recordings: Iterable[Recording], skip: int = 0) -> OverlapReport:
     """The mean over all steps of all ranks, without the first `skip` steps of each.
 
-    The mean and not the largest: a wait includes waiting for slower ranks, so the largest of each figure would mix
-    ranks that no step ever saw together.
+    Not the maximum: a wait includes waiting for slower ranks, so the maxima of different figures would come from
+    different ranks and not describe any step.
 
     Raises:
         ValueError: no step is left.
@@ -130,7 +130,7 @@ _ROWS = {
 
 
 def report_table(reports: OverlapReport | Mapping[str, OverlapReport]) -> str:
-    """Text, one row a figure, one column a report (ms and share of the step); a mapping gives the columns' headings."""
+    """A table: a row for each figure, a column (ms, share of the step) for each report; keys are the headings."""
     columns = {"": reports} if isinstance(reports, OverlapReport) else dict(reports)
     width = max([18, *map(len, columns)])
     lines = [" " * 26 + "".join(f"{heading:>{width}}" for heading in columns)] if any(columns) else []

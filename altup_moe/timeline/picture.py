@@ -1,4 +1,4 @@
-"""One step of every rank as a picture: what computed, what was in flight meanwhile, and who waited."""
+"""A picture of one step of every rank: compute, exchanges in flight, and waits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from altup_moe.timeline.chrome import offsets
 from altup_moe.timeline.intervals import lanes
 from altup_moe.timeline.records import Recording, Span, SpanKind
 
-# Names that every recording uses keep their colours from picture to picture (Okabe-Ito, safe for colour-blind eyes).
+# Common names have the same colour in every picture (Okabe-Ito palette, safe for colour-blind readers).
 _COLOURS = {
     "mix": "#E69F00",
     "axpy": "#B0206A",
@@ -32,7 +32,7 @@ _KINDS: tuple[SpanKind, ...] = ("compute", "flight", "wait")
 
 
 def _cut(recordings: Sequence[Recording], step: int) -> list[list[Span]]:
-    """The spans of one step by rank, cut to it; times relative to the earliest rank's begin."""
+    """The spans of one step by rank, clipped to the step. Times are relative to the begin of the earliest rank."""
     cut, begins = [], []
     for recording, offset in zip(recordings, offsets(recordings), strict=True):
         steps = recording.whole()
@@ -50,24 +50,24 @@ def _cut(recordings: Sequence[Recording], step: int) -> list[list[Span]]:
 
 
 def _palette(ranks: Sequence[Sequence[Span]]) -> dict[str, str]:
-    """A colour for every name that computes or flies, in order of appearance."""
+    """A colour for each name of a compute or flight span, in order of first appearance."""
     names = list(dict.fromkeys(s.name for kind in _KINDS[:2] for spans in ranks for s in spans if s.kind == kind))
     others = [name for name in names if name not in _COLOURS]
     return {name: _COLOURS.get(name) or _OTHERS[others.index(name) % len(_OTHERS)] for name in names}
 
 
 def _bars(axes: Any, spans: Sequence[Span], bottom: float, height: float, palette: dict[str, str]) -> None:
-    """One row of bars; inner spans lie on outer ones, backward ones are hatched, wide ones carry their name."""
+    """Draw one row of bars: inner spans on top of outer ones, backward spans hatched, names on wide bars."""
     span_ms = axes.get_xlim()[1]
     for span in sorted(spans, key=lambda s: s.begin_ns - s.end_ns):
         begin, length = span.begin_ns / 1e6, (span.end_ns - span.begin_ns) / 1e6
         colour = _WAIT if span.kind == "wait" else palette[span.name]
         hatch = "////" if span.phase == "backward" else None
-        # A white edge parts neighbours, but would leave nothing of a bar that is a pixel or two wide.
+        # A white edge separates neighbours, but it would cover a bar that is only a pixel or two wide.
         edge = "white" if length > 0.004 * span_ms else colour
         bar = {"facecolor": colour, "edgecolor": edge, "hatch": hatch, "linewidth": 0.5}
         axes.broken_barh([(begin, length)], (bottom, height), **bar)
-        # A character of this size is about 0.5 % of the axis wide; with a hatch behind it, text needs a ground.
+        # A character is about 0.5 % of the axis wide. Text on a hatched bar needs a plain background.
         if span.kind != "wait" and length > 0.0055 * span_ms * (len(span.name) + 1):
             ground = {"facecolor": colour, "edgecolor": "none", "pad": 1.0}
             centre = (begin + length / 2, bottom + height / 2)
@@ -105,7 +105,7 @@ def _heights(ranks: Sequence[Sequence[Span]]) -> list[float]:
 def write_picture(path: Path, recordings: Sequence[Recording], step: int = 0, title: str = "") -> None:
     """Write a PNG, 1600 px wide: one step, three rows a rank (compute, exchanges in flight, waits), time in ms.
 
-    Hatched bars belong to the backward. The pale bands are the flights again: what computes on one overlaps with it.
+    Hatched bars are backward. Pale bands repeat the flights: computation on a band overlaps with the exchange.
 
     Raises:
         ValueError: there are no recordings, or a rank has no such step.

@@ -1,4 +1,4 @@
-"""What `record` collects: intervals in the making, and which exchange is still under way."""
+"""What `record` collects: spans that may still be open, and the exchanges in flight."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from altup_moe.timeline.records import Recording, Span, SpanKind, SpanPhase, Ste
 
 
 class OpenSpan:
-    """A span in the making. Plain begin and end, no stack: spans of two halves of a micro-batch cross each other."""
+    """A span being recorded. There is no stack, because the spans of two halves of a micro-batch cross each other."""
 
     __slots__ = ("awaited", "begin", "clock", "end", "kind", "latest", "name", "phase")
 

@@ -1,6 +1,6 @@
-"""Recording spans: `span`, `in_flight`, `waiting` and `step` in the code that is observed, `record` around it.
+"""Record spans: the observed code calls `span`, `in_flight`, `waiting` and `step`, and `record` surrounds it.
 
-While nothing records, each of them is one look at a module's variable.
+Without a recording each call only reads a module variable.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from altup_moe.timeline.records import Recording
 
 
 class _Nothing:
-    """What stands in for a span while nothing records; shared, so that it costs no allocation."""
+    """The context manager that replaces a span without a recording; one shared object, so that it allocates nothing."""
 
     __slots__ = ()
 
@@ -34,28 +34,28 @@ _recorder: Recorder | None = None
 
 
 def current() -> Recorder | None:
-    """The recorder of the recording under way, or None."""
+    """The current recorder, or None."""
     return _recorder
 
 
 def span(name: str, *, backward: bool = False) -> AbstractContextManager[None]:
-    """The compute thread is busy with `name` inside, and does not hand over to another half of the micro-batch."""
+    """Inside, the compute thread is busy with `name` and does not switch to another half of the micro-batch."""
     if _recorder is None:
         return _NOTHING
     return _recorder.open(name, "compute", backward)
 
 
 def in_flight(name: str, work: Work, *, backward: bool = False) -> None:
-    """An asynchronous collective has just been launched: its flight begins now and ends when it completes."""
+    """Record the flight of an asynchronous collective that was just launched; it ends when the collective completes."""
     if _recorder is not None:
         _recorder.launched(name, work, backward)
 
 
 def waiting(name: str, work: Work | None = None, *, backward: bool = False) -> AbstractContextManager[None]:
-    """The compute thread is blocked inside, by `work.wait()`.
+    """Inside, the compute thread is blocked by `work.wait()`.
 
-    With the `work` that was given to `in_flight`, its flight ends no later than this span: its completion is noted by
-    another thread, which may come a little after the thread that waits.
+    If `work` was given to `in_flight`, its flight ends no later than this span. Another thread notes the completion,
+    and may do so a little after the waiting thread has continued.
     """
     if _recorder is None:
         return _NOTHING
@@ -63,7 +63,7 @@ def waiting(name: str, work: Work | None = None, *, backward: bool = False) -> A
 
 
 def step() -> AbstractContextManager[None]:
-    """One training step is taken inside."""
+    """Inside is one training step."""
     if _recorder is None:
         return _NOTHING
     interval = OpenSpan("step", "compute", "forward", _recorder.clock)
@@ -73,14 +73,14 @@ def step() -> AbstractContextManager[None]:
 
 @contextmanager
 def record(rank: int, clock: Clock | None = None) -> Iterator[Recording]:
-    """Record this process inside; the recording is filled at the end, also when an error ends it.
+    """Record this process inside. The recording is filled at the end, also after an error.
 
     Args:
-        rank: whose recording it is.
-        clock: how moments are taken; CUDA events where CUDA is present, the host's clock elsewhere.
+        rank: number of the recorded rank.
+        clock: source of times; None takes CUDA events where CUDA is present, else the host's clock.
 
     Raises:
-        RuntimeError: a recording is under way.
+        RuntimeError: this process is already being recorded.
     """
     global _recorder
     if _recorder is not None:

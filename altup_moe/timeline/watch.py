@@ -1,4 +1,4 @@
-"""Forward and backward spans of modules, with no change in their code and none in their results.
+"""Forward and backward spans of modules, without any change of their code or results.
 
 The backward is seen through hooks on the autograd nodes that a call made. `register_full_backward_hook` would wrap the
 outputs into views of a custom function, which may not be modified in place afterwards (torch refuses), and Megatron's
@@ -23,7 +23,7 @@ from altup_moe.timeline.spans import current
 _ACCUMULATION = 2**64 - 1
 
 _KEY = "altup_moe.timeline"
-"""Where a node's metadata holds the backward intervals of the calls that made it."""
+"""Key of an autograd node's metadata: the backward spans of the calls that made the node."""
 
 # Calls that have begun: (watch, forward interval, number of the first autograd node). A context variable, because
 # threads and greenlets each have their own: two halves of a micro-batch may be inside one module.
@@ -31,7 +31,7 @@ _calls: ContextVar[tuple[tuple[Watch, OpenSpan, int], ...]] = ContextVar("calls"
 
 
 class Watch:
-    """The hooks of one `watch`. They go with `remove`, or when the recording ends."""
+    """The hooks of one `watch`. `remove` or the end of the recording removes them."""
 
     def __init__(self, recorder: Recorder | None, name: str, modules: Iterable[nn.Module]) -> None:
         self._name = name
@@ -46,7 +46,7 @@ class Watch:
         recorder.closing.append(self.remove)
 
     def remove(self) -> None:
-        """Take the hooks off the modules."""
+        """Remove the hooks from the modules."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -70,7 +70,7 @@ class Watch:
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors of nested tuples, lists and mappings; whatever else is in them is passed over."""
+    """The tensors in nested tuples, lists and mappings; other values are ignored."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -82,7 +82,7 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _nodes(output: Any, first: int) -> set[Node]:
-    """The autograd nodes below `output` that are numbered `first` or later: those a call made.
+    """The autograd nodes below `output` whose number is at least `first`: those that a call made.
 
     torch numbers nodes upwards in each thread. Nodes of inputs, and of tensors the module took from elsewhere, were
     made earlier.
@@ -98,7 +98,7 @@ def _nodes(output: Any, first: int) -> set[Node]:
 
 
 def _time_backward(interval: OpenSpan, output: Any, first: int) -> None:
-    """From the first of a call's nodes to begin to the last to end. A second backward of the same graph extends it."""
+    """Time from the begin of a call's first node to the end of its last. A second backward of the graph extends it."""
     for node in _nodes(output, first):
         # Watched modules may contain each other: a node's calls share its marks, or their spans would cross.
         metadata: dict[str, Any] = node.metadata  # type: ignore[assignment]  # torch's stub says it is a method
@@ -125,7 +125,7 @@ def _end_backward(calls: list[OpenSpan], *_: Any) -> None:
 def watch(modules: nn.Module | Iterable[nn.Module], name: str) -> Watch:
     """Give each call of the modules a forward span `name`, and a backward span when its graph runs backward.
 
-    Only inside `record`; elsewhere nothing is attached. Outputs and gradients stay bit for bit what they are.
+    Only inside `record`; elsewhere no hook is attached. Outputs and gradients stay bit-identical.
     A module whose `forward` is called directly is not seen (hooks belong to `__call__`), nor is the backward of a call
     under `no_grad`. A forward that is recomputed in the backward counts as a forward, where it happens. A backward span
     reaches from the call's first node to its last: where halves of a micro-batch interleave, the other half's nodes may

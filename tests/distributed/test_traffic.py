@@ -12,8 +12,9 @@ from altup_moe.config import RunConfig
 from altup_moe.config.checks import check_config
 from altup_moe.parallel.rank_coordinates import Place
 from altup_moe.plan.groups import World
-from altup_moe.plan.traffic import norm_groups, step_transfers
+from altup_moe.plan.traffic import step_transfers
 from altup_moe.plan.transfers import Transfer
+from altup_moe.plan.update_traffic import norm_groups
 from tests.distributed.cases import small, world_size
 from tests.distributed.ranks import run_ranks
 from tests.distributed.traffic import Counted, step_traffic
