@@ -1,7 +1,7 @@
 """Run a command that dies with the process that started it: `python parent_death.py PARENT COMMAND ...`.
 
-A study that is killed with -9 cannot stop its trainings; the kernel can. This sets the signal and becomes the command
-(execve keeps it). It imports nothing, to start fast.
+A program that is killed with -9 cannot stop the processes that it started; the kernel can. This script asks the kernel
+to do so, and then becomes the command (execve keeps the request). It imports nothing of the package, to start fast.
 """
 
 import ctypes
@@ -12,8 +12,12 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
-def tie(parent: int) -> None:
-    """Be killed once `parent`, which started this process, is gone; now, if it already is. Linux; else nothing."""
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process (SIGKILL) when its parent ends.
+
+    If `parent`, the process that started this one, has already ended, this process ends now. Without Linux only the
+    latter holds.
+    """
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -21,5 +25,5 @@ def tie(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    tie(int(sys.argv[1]))
+    die_with_parent(int(sys.argv[1]))
     os.execv(sys.argv[2], sys.argv[2:])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from altup_moe.config import UserError
 from altup_moe.config.exit_codes import EXIT_FAILED, EXIT_USER_ERROR
-from altup_moe.parallel.parent_death import tie
+from altup_moe.parallel.parent_death import die_with_parent
 from altup_moe.study.folder import Place
 from altup_moe.study.spec import Measure
 
@@ -51,7 +51,7 @@ def _work(kind: str, options: dict, roots: list[Path]) -> Callable[[], int]:
 
 def main(argv: Sequence[str]) -> int:
     """Do what the words say; a failure is written into the row's directory, where it is one row's."""
-    tie(os.getppid())
+    die_with_parent(os.getppid())
     warnings.filterwarnings("ignore", module=r"megatron\.")
     logging.getLogger("megatron").setLevel(logging.ERROR)
     kind, options, roots = argv[0], json.loads(argv[1]), [Path(root) for root in argv[2:]]
