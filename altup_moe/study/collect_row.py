@@ -14,36 +14,38 @@ from typing import Any
 
 from altup_moe.altup.flops import flops_per_token
 from altup_moe.parallel.counts import parameters
-from altup_moe.study.folder import Folder, Kind, Place, read_json
-from altup_moe.study.records import CurvePoint, Experts, Hardware, Latency, Quality, Row, Spread
-from altup_moe.study.spec import Measure, RowSpec, Study
-from altup_moe.study.worker_processes import ROOT
+from altup_moe.parallel.start_ranks import ROOT
+from altup_moe.study.records import CurvePoint, Experts, Hardware, Latency, Quality, Spread, StudyRow
+from altup_moe.study.spec import MeasureSpec, RowSpec, Study
+from altup_moe.study.study_directory import MeasureKind, RowDirectory, StudyDirectory, read_json_or_none
 
 CURVE_POINTS = 100
 """Steps of a curve that are kept, beside those with a validation."""
 
 
-def done_row(study: Study, row: RowSpec, folder: Folder) -> Row:
+def done_row(study: Study, row: RowSpec, directory: StudyDirectory) -> StudyRow:
     """The line of a row that is trained and measured."""
-    place = folder.place(row)
-    trained, lines = read_json(place.trained) or {}, place.metrics()
+    row_directory = directory.of_row(row)
+    trained, lines = read_json_or_none(row_directory.trained) or {}, row_directory.metrics()
     experts = trained.get("experts")
-    return Row(
+    return StudyRow(
         **_who(study, row, trained.get("device", "unknown")),
         status="done",
         **_run(row, lines),
         quality=Quality(trained["valid_loss"], trained["valid_bits_per_byte"], _last_tenth(lines)),
-        latency=_latency(study.measure, row, place, lines),
+        latency=_latency(study.measure, row, row_directory, lines),
         experts=Experts(**experts) if experts else None,
         curve=curve(row, lines),
     )
 
 
-def failed_row(study: Study, row: RowSpec, folder: Folder, reason: str) -> Row:
+def failed_row(study: Study, row: RowSpec, directory: StudyDirectory, reason: str) -> StudyRow:
     """The line of a row that could not be trained or measured, with as much as it did."""
-    lines = folder.place(row).metrics()
-    device = (read_json(folder.place(row).trained) or {}).get("device", "unknown")
-    return Row(**_who(study, row, device), status="failed", reason=reason, **_run(row, lines), curve=curve(row, lines))
+    lines = directory.of_row(row).metrics()
+    device = (read_json_or_none(directory.of_row(row).trained) or {}).get("device", "unknown")
+    return StudyRow(
+        **_who(study, row, device), status="failed", reason=reason, **_run(row, lines), curve=curve(row, lines)
+    )
 
 
 def _who(study: Study, row: RowSpec, device: str) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def _who(study: Study, row: RowSpec, device: str) -> dict[str, Any]:
         "commit": commit(ROOT),
         "hardware": Hardware(
             processor=processor(),
-            cores=cores(),
+            cores=usable_cores(),
             threads=row.threads,
             ranks=row.ranks,
             device=device,
@@ -93,31 +95,33 @@ def curve(row: RowSpec, lines: Sequence[dict[str, Any]]) -> list[CurvePoint]:
     ]
 
 
-def spread(seconds: Sequence[float]) -> Spread:
+def spread_of_turns(seconds: Sequence[float]) -> Spread:
     """Seconds as a measured time in ms; the 95th percentile is the value that 95 % do not exceed."""
     ms = sorted(1e3 * one for one in seconds)
     p95 = ms[max(0, math.ceil(0.95 * len(ms)) - 1)]
     return Spread(statistics.median(ms), p95, ms[0], ms[-1], len(ms))
 
 
-def _rounds(measure: Measure, place: Place, kind: Kind, key: str) -> list[Any]:
+def _rounds(measure: MeasureSpec, row_directory: RowDirectory, kind: MeasureKind, key: str) -> list[Any]:
     """A figure of all rounds, one after the other."""
-    rounds = (read_json(place.measured(kind, number)) or {} for number in range(measure.rounds))
+    rounds = (read_json_or_none(row_directory.measured(kind, number)) or {} for number in range(measure.rounds))
     return [value for one in rounds for value in one.get(key, [])]
 
 
-def _latency(measure: Measure, row: RowSpec, place: Place, lines: Sequence[dict[str, Any]]) -> Latency:
-    step = spread(_rounds(measure, place, "steps", "seconds"))
+def _latency(
+    measure: MeasureSpec, row: RowSpec, row_directory: RowDirectory, lines: Sequence[dict[str, Any]]
+) -> Latency:
+    step = spread_of_turns(_rounds(measure, row_directory, "steps", "seconds"))
     exchange, exposed = worst_rank(
-        _rounds(measure, place, "steps", "exchange_ms"), _rounds(measure, place, "steps", "exposed_ms")
+        _rounds(measure, row_directory, "steps", "exchange_ms"), _rounds(measure, row_directory, "steps", "exposed_ms")
     )
-    notes = [read_json(file) or {} for file in sorted(place.root.glob("memory-*.json"))]
+    notes = [read_json_or_none(file) or {} for file in sorted(row_directory.root.glob("memory-*.json"))]
     return Latency(
         train_step=step,
         train_tokens_per_second=row.tokens_per_step / step.median * 1e3,
         peak_memory_gib=max([note.get("gib", 0.0) for note in notes] + [line["memory_gib"] for line in lines]),
-        prefill=spread(_rounds(measure, place, "texts", "prefill_seconds")),
-        decode=spread(_rounds(measure, place, "texts", "decode_seconds")),
+        prefill=spread_of_turns(_rounds(measure, row_directory, "texts", "prefill_seconds")),
+        decode=spread_of_turns(_rounds(measure, row_directory, "texts", "decode_seconds")),
         all_to_all_ms=exchange,
         exposed_ms=exposed,
     )
@@ -137,7 +141,7 @@ def worst_rank(
     return flight, exposed
 
 
-def cores() -> int:
+def usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

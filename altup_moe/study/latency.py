@@ -21,8 +21,8 @@ from altup_moe.config.load import load_config
 from altup_moe.inference.load_run import load_run
 from altup_moe.model.build import named_tensors
 from altup_moe.parallel.topology import Topology, topology
-from altup_moe.study.folder import Place, write_json
-from altup_moe.study.spec import Measure
+from altup_moe.study.spec import MeasureSpec
+from altup_moe.study.study_directory import RowDirectory, write_json
 from altup_moe.timeline.overlap import measure as reports
 from altup_moe.timeline.spans import record, step
 from altup_moe.train.batches import micro_batches
@@ -33,7 +33,7 @@ from altup_moe.train.resume import find_resume_point
 from altup_moe.train.step import train_step
 
 
-def share(total: int, rounds: int) -> int:
+def per_round(total: int, rounds: int) -> int:
     """A round's part of what is measured in all, rounded up."""
     return -(-total // rounds)
 
@@ -91,26 +91,26 @@ class TrainedSteps:
         return {"exchange_ms": flights_SR.tolist(), "exposed_ms": exposed_SR.tolist()}
 
 
-def measure_steps(roots: list[Path], number: int, measure: Measure) -> int:
+def measure_steps(roots: list[Path], number: int, measure: MeasureSpec) -> int:
     """A round of training steps of rows that share a layout; every rank calls it. Writes their `steps-N.json`."""
-    configs = [load_config(Place(root).config) for root in roots]
+    configs = [load_config(RowDirectory(root).config) for root in roots]
     keep_compiled_code(configs[0])
     with topology(configs[0].parallel) as topo:
         rows = [TrainedSteps(config, topo) for config in configs]
         seconds: list[list[float]] = [[] for _ in rows]
-        for turn in range(measure.warmup + share(measure.train_steps, measure.rounds)):
+        for turn in range(measure.warmup + per_round(measure.train_steps, measure.rounds)):
             for row, taken in zip(rows, seconds, strict=True):
                 one = row.timed()
                 if turn >= measure.warmup:
                     taken.append(one)
-        steps = share(measure.recorded, measure.rounds)
+        steps = per_round(measure.recorded, measure.rounds)
         found: list[dict[str, Any]] = [{"seconds": taken} for taken in seconds]
         for row, figures in zip(rows, found, strict=True):
             if steps and row.config.parallel.expert > 1:
                 figures |= row.exchanges(steps)
         if topo.is_first:
             for root, figures in zip(roots, found, strict=True):
-                write_json(Place(root).measured("steps", number), figures)
+                write_json(RowDirectory(root).measured("steps", number), figures)
     return 0
 
 
@@ -128,7 +128,7 @@ class Texts:
     @classmethod
     def of(cls, root: Path, prompt: int | None) -> Texts:
         """A row's model, and the beginning of its first sample of held-out text: `prompt` tokens, or half of it."""
-        run = load_run(Place(root).run_dir)
+        run = load_run(RowDirectory(root).run_dir)
         shape, sample = run.config.model, run_samples(run.config, scan=False).valid[0]
         text = sample["encoder_tokens" if shape.arch == "t5" else "tokens"]
         length = prompt or max(1, shape.seq_length // 2)
@@ -167,21 +167,21 @@ class Texts:
 
 
 @torch.inference_mode()
-def measure_texts(roots: list[Path], number: int, measure: Measure) -> int:
+def measure_texts(roots: list[Path], number: int, measure: MeasureSpec) -> int:
     """A round of prompts and generated tokens of rows, on one process. Writes their `texts-N.json`."""
     rows = [Texts.of(root, measure.prefill_tokens) for root in roots]
     prefill: list[list[float]] = [[] for _ in rows]
     decode: list[list[float]] = [[] for _ in rows]
-    for turn in range(measure.warmup + share(measure.prompts, measure.rounds)):
+    for turn in range(measure.warmup + per_round(measure.prompts, measure.rounds)):
         for row, taken in zip(rows, prefill, strict=True):
             one = row.read()
             if turn >= measure.warmup:
                 taken.append(one)
-    for turn in range(measure.warmup + share(measure.decode_tokens, measure.rounds)):
+    for turn in range(measure.warmup + per_round(measure.decode_tokens, measure.rounds)):
         for row, taken in zip(rows, decode, strict=True):
             one = row.write()
             if turn >= measure.warmup:
                 taken.append(one)
     for root, read, written in zip(roots, prefill, decode, strict=True):
-        write_json(Place(root).measured("texts", number), {"prefill_seconds": read, "decode_seconds": written})
+        write_json(RowDirectory(root).measured("texts", number), {"prefill_seconds": read, "decode_seconds": written})
     return 0

@@ -7,12 +7,12 @@ import time
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from altup_moe.study.progress import RowState, Snapshot, State
+from altup_moe.study.progress import RowPhase, RowState, Snapshot
 
 EVERY_SECONDS = 1.0
 
 
-class Board:
+class LiveTable:
     """Shows a study while it is entered."""
 
     def __init__(self, name: str) -> None:
@@ -20,7 +20,7 @@ class Board:
         self._live: Any = None
         self._next = 0.0
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> LiveTable:
         if sys.stdout.isatty():
             from rich.live import Live
 
@@ -49,7 +49,7 @@ class Board:
         if self._live is not None:
             self._next = time.monotonic() + EVERY_SECONDS
             # Those that wait or are done would not fit on a screen.
-            self._live.update(table(self.name, snapshot, ("training", "failed")))
+            self._live.update(study_table(self.name, snapshot, ("training", "failed")))
 
 
 def cells(each: RowState) -> tuple[str, str, str, str, str]:
@@ -65,7 +65,7 @@ def cells(each: RowState) -> tuple[str, str, str, str, str]:
     )
 
 
-def table(name: str, snapshot: Snapshot, states: Sequence[State] = get_args(State)) -> Any:
+def study_table(name: str, snapshot: Snapshot, states: Sequence[RowPhase] = get_args(RowPhase)) -> Any:
     """Rows in some states, as a `rich` table with the summary of all below."""
     from rich.table import Table
 

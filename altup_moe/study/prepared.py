@@ -9,13 +9,13 @@ from altup_moe.config import RunConfig
 from altup_moe.config.load import load_config
 from altup_moe.data.prepare import prepare_named
 from altup_moe.data.recipes import wants_sentinels
-from altup_moe.study.folder import Place
+from altup_moe.study.study_directory import RowDirectory
 
 
-def prepare(roots: Sequence[Path]) -> int:
+def prepare_rows(roots: Sequence[Path]) -> int:
     """The data of the rows in these directories, one after the other. Whether samples fit a row is the row's affair."""
     for root in roots:
-        _prepare(load_config(Place(root).config))
+        _prepare(load_config(RowDirectory(root).config))
     return 0
 
 

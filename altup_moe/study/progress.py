@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from altup_moe.altup.flops import flops_per_token
-from altup_moe.study.folder import Folder, Place, read_json
-from altup_moe.study.pool import Work, seconds_left, spelled_time
-from altup_moe.study.records import Row
-from altup_moe.study.spec import Measure, RowSpec, Study
+from altup_moe.study.records import StudyRow
+from altup_moe.study.spec import MeasureSpec, RowSpec, Study
+from altup_moe.study.study_directory import RowDirectory, StudyDirectory, read_json_or_none
+from altup_moe.study.time_left import Work, seconds_left, spelled_time
 
-State = Literal["done", "failed", "trained", "training", "waiting"]
+RowPhase = Literal["done", "failed", "trained", "training", "waiting"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class RowState:
     """One row: how far, its last loss (nats a token), what its training costs, and what measuring it will."""
 
     row: RowSpec
-    state: State
+    state: RowPhase
     steps: int
     loss: float | None
     training: Work
@@ -35,7 +35,7 @@ class Snapshot:
     left: float | None
     """Seconds until the end."""
 
-    def count(self, *states: State) -> int:
+    def count(self, *states: RowPhase) -> int:
         """Rows in one of these states."""
         return sum(each.state in states for each in self.states)
 
@@ -43,7 +43,7 @@ class Snapshot:
         """One line."""
         total = len(self.states)
         parts = [f"{self.count('done')} of {total} rows done"]
-        under_way: tuple[State, ...] = ("trained", "training", "waiting")
+        under_way: tuple[RowPhase, ...] = ("trained", "training", "waiting")
         parts += [f"{self.count(state)} {state}" for state in under_way if self.count(state)]
         parts.append(f"{self.count('failed')} failed")
         if self.count("done", "failed") < total:
@@ -52,19 +52,21 @@ class Snapshot:
 
 
 def snapshot(
-    study: Study, folder: Folder, finished: Mapping[str, Row], running: Collection[str], lanes: int
+    study: Study, directory: StudyDirectory, finished: Mapping[str, StudyRow], running: Collection[str], lanes: int
 ) -> Snapshot:
     """Look at the rows' files. ``running``: keys of rows that train now; ``lanes``: cores that training fills."""
-    states = [_state(study, row, folder.place(row), finished.get(row.config_hash), running) for row in study.rows]
+    states = [_state(study, row, directory.of_row(row), finished.get(row.config_hash), running) for row in study.rows]
     to_measure = [each.measuring for each in states if each.measuring]
     training = [each.training for each in states]
     return Snapshot(states, seconds_left(training, to_measure, lanes))
 
 
-def _state(study: Study, row: RowSpec, place: Place, line: Row | None, running: Collection[str]) -> RowState:
-    lines = place.metrics()
-    trained = read_json(place.trained)
-    state: State = (
+def _state(
+    study: Study, row: RowSpec, row_directory: RowDirectory, line: StudyRow | None, running: Collection[str]
+) -> RowState:
+    lines = row_directory.metrics()
+    trained = read_json_or_none(row_directory.trained)
+    state: RowPhase = (
         line.status
         if line
         else "trained" if trained else "training" if row.key in running else "waiting"
@@ -90,7 +92,7 @@ def training_work(row: RowSpec, lines: Sequence[dict[str, Any]], wall: float) ->
     return Work(len(lines) * step, row.config.train.steps * step, max(spent, wall) * row.cores, row.cores)
 
 
-def measuring_work(measure: Measure, row: RowSpec, lines: Sequence[dict[str, Any]]) -> Work:
+def measuring_work(measure: MeasureSpec, row: RowSpec, lines: Sequence[dict[str, Any]]) -> Work:
     """Operations of a row's measured steps, in the same unit. Prompts and tokens are small beside them."""
     steps = measure.train_steps + measure.warmup * measure.rounds
     if row.budget.seconds is not None:

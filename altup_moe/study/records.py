@@ -91,7 +91,7 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
-class Row:
+class StudyRow:
     """One line of rows.jsonl."""
 
     study: str
@@ -131,7 +131,7 @@ _NESTED = {"hardware": Hardware, "quality": Quality, "latency": Latency, "expert
 _SPREADS = ("train_step", "prefill", "decode")
 
 
-def row_from(content: dict[str, Any]) -> Row:
+def row_from(content: dict[str, Any]) -> StudyRow:
     """A row of a line's JSON. Raises ValueError, TypeError or KeyError: a key too many or one missing."""
     values = dict(content)
     for key, record in _NESTED.items():
@@ -141,13 +141,13 @@ def row_from(content: dict[str, Any]) -> Row:
                 inside |= {name: Spread(**inside[name]) for name in _SPREADS if inside.get(name) is not None}
             values[key] = record(**inside)
     values["curve"] = [CurvePoint(**point) for point in values.get("curve", [])]
-    unknown = set(values) - {f.name for f in fields(Row)}
+    unknown = set(values) - {f.name for f in fields(StudyRow)}
     if unknown:
         raise ValueError(f"unknown key {sorted(unknown)[0]}")
-    return Row(**values)
+    return StudyRow(**values)
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[StudyRow]:
     """All rows of a file. Raises UserError: it cannot be read, or a line is no row (with its number)."""
     try:
         return list(_rows(path, path.read_text(encoding="utf-8").splitlines()))
@@ -155,7 +155,7 @@ def read_rows(path: Path) -> list[Row]:
         raise UserError(f"{path}: {error.strerror or error}") from None
 
 
-def _rows(path: Path, lines: Iterable[str]) -> Iterator[Row]:
+def _rows(path: Path, lines: Iterable[str]) -> Iterator[StudyRow]:
     for number, line in enumerate(lines, 1):
         try:
             yield row_from(json.loads(line))

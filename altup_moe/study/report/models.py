@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from altup_moe.study.records import Quality, Row
+from altup_moe.study.records import Quality, StudyRow
 
-Kind = Literal["train_step", "prefill", "decode"]
-KINDS: dict[Kind, str] = {"train_step": "train step", "prefill": "prefill", "decode": "decode"}
-UNITS: dict[Kind, str] = {"train_step": "ms a step", "prefill": "ms a token", "decode": "ms a token"}
+LatencyKind = Literal["train_step", "prefill", "decode"]
+LATENCIES: dict[LatencyKind, str] = {"train_step": "train step", "prefill": "prefill", "decode": "decode"}
+UNITS: dict[LatencyKind, str] = {"train_step": "ms a step", "prefill": "ms a token", "decode": "ms a token"}
 
 Axis = Literal["train_step", "prefill", "decode", "parameters", "active_parameters"]
 AXES: dict[Axis, str] = {
@@ -24,8 +24,8 @@ AXES: dict[Axis, str] = {
 }
 """What a quality is drawn against."""
 
-Measure = Literal["loss", "bits"]
-MEASURES: dict[Measure, str] = {"loss": "held-out loss (nats a token)", "bits": "held-out bits per byte"}
+LossUnit = Literal["loss", "bits"]
+LOSS_UNITS: dict[LossUnit, str] = {"loss": "held-out loss (nats a token)", "bits": "held-out bits per byte"}
 """Qualities; less is better."""
 
 
@@ -48,12 +48,12 @@ def stat(values: Sequence[float]) -> Stat | None:
     return Stat(statistics.fmean(values), std, min(values), max(values), len(values))
 
 
-def mean(found: Stat | None) -> float | None:
+def mean_of(found: Stat | None) -> float | None:
     """Of what was measured."""
     return None if found is None else found.mean
 
 
-def latency(row: Row, kind: Kind) -> float | None:
+def latency(row: StudyRow, kind: LatencyKind) -> float | None:
     """The median, ms; None where none, or none above zero, was measured."""
     spread = getattr(row.latency, kind, None)
     return spread.median if spread is not None and spread.median > 0 else None
@@ -65,39 +65,39 @@ class Model:
 
     name: str
     family: str
-    rows: tuple[Row, ...]
+    rows: tuple[StudyRow, ...]
 
-    def stat(self, value: Callable[[Row], float | None]) -> Stat | None:
+    def stat(self, value: Callable[[StudyRow], float | None]) -> Stat | None:
         """Of a figure, over the seeds that have it."""
         return stat([v for row in self.rows if (v := value(row)) is not None])
 
     def along(self, axis: Axis) -> Stat | None:
         """Latency in ms, or a number of parameters."""
-        if axis in KINDS:
+        if axis in LATENCIES:
             return self.stat(lambda row: latency(row, axis))
         return self.stat(lambda row: getattr(row, axis))
 
-    def quality(self, measure: Measure) -> Stat:
+    def quality(self, unit: LossUnit) -> Stat:
         """Held-out loss in nats a token, or bits per byte."""
-        found = stat([quality(row, measure) for row in self.rows])
+        found = stat([quality(row, unit) for row in self.rows])
         assert found is not None
         return found
 
 
-def quality(row: Row, measure: Measure) -> float:
+def quality(row: StudyRow, unit: LossUnit) -> float:
     """Of a finished row."""
     assert isinstance(row.quality, Quality)
-    return row.quality.valid_loss if measure == "loss" else row.quality.valid_bits_per_byte
+    return row.quality.valid_loss if unit == "loss" else row.quality.valid_bits_per_byte
 
 
-def latest(rows: Iterable[Row]) -> list[Row]:
+def last_lines(rows: Iterable[StudyRow]) -> list[StudyRow]:
     """The last line of every (name, seed): a row that was tried again counts once."""
     return list({(row.name, row.seed): row for row in rows}.values())
 
 
-def split(rows: Iterable[Row]) -> tuple[list[Model], list[Row]]:
+def split(rows: Iterable[StudyRow]) -> tuple[list[Model], list[StudyRow]]:
     """The models in order of appearance, and the rows that failed; a row without a finite loss is one of these."""
-    done: dict[str, list[Row]] = {}
+    done: dict[str, list[StudyRow]] = {}
     failed = []
     for row in rows:
         if row.status != "done":

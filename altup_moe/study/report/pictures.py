@@ -6,9 +6,8 @@ import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from altup_moe.study.report.models import AXES, MEASURES, Axis, Model, families
-from altup_moe.study.report.page import front
-from altup_moe.study.report.plot_data import curves, loads
+from altup_moe.study.report.models import AXES, LOSS_UNITS, Axis, Model, families
+from altup_moe.study.report.plot_data import curves, loads, unbeaten_indices
 from altup_moe.study.report.summary import Summary
 
 # The page's colours and marks, in its order.
@@ -105,13 +104,13 @@ def _panel(panel: Any, found: Summary, grouped: dict[str, list[Model]], axis: Ax
     if min(costs) > 0 and max(costs) > 3 * min(costs):
         _logarithmic(panel)
     panel.set_xlabel(AXES[axis])
-    panel.set_ylabel(MEASURES["loss"])
+    panel.set_ylabel(LOSS_UNITS["loss"])
     panel.grid(alpha=0.3)
 
 
 def _at(found: Summary, axis: Axis) -> list[tuple[int, Any]]:
     """The models on the front and their cost."""
-    return [(i, found.models[i].along(axis)) for i in front(found.models, axis, "loss")]
+    return [(i, found.models[i].along(axis)) for i in unbeaten_indices(found.models, axis, "loss")]
 
 
 def _logarithmic(panel: Any) -> None:

@@ -31,16 +31,16 @@ from altup_moe.config import RunConfig, UserError
 from altup_moe.config.files import write_text
 from altup_moe.config.load import load_config, read_yaml, save_config
 from altup_moe.config.run_directory import config_file, metrics_file
-from altup_moe.study.records import Row, read_rows
-from altup_moe.study.spec import Budget, Measure, RowSpec, Study
+from altup_moe.study.records import StudyRow, read_rows
+from altup_moe.study.spec import Budget, MeasureSpec, RowSpec, Study
 
 ROWS = "rows.jsonl"
-Kind = Literal["steps", "texts"]
+MeasureKind = Literal["steps", "texts"]
 """What is measured: training steps, and reading and writing text."""
 
 
 @dataclass(frozen=True)
-class Place:
+class RowDirectory:
     """The directory of one row."""
 
     root: Path
@@ -70,7 +70,7 @@ class Place:
         """Why a process of the row failed."""
         return self.root / "failure.txt"
 
-    def measured(self, kind: Kind, number: int) -> Path:
+    def measured(self, kind: MeasureKind, number: int) -> Path:
         """What a round measured."""
         return self.root / f"{kind}-{number}.json"
 
@@ -104,7 +104,7 @@ def _lines(path: Path, size: int, changed: int) -> tuple[dict[str, Any], ...]:
     return tuple(found)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json_or_none(path: Path) -> dict[str, Any] | None:
     """An object that `write_json` wrote, or None."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -118,14 +118,14 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class Folder:
+class StudyDirectory:
     """The directory of a study."""
 
     root: Path
 
-    def place(self, row: RowSpec) -> Place:
+    def of_row(self, row: RowSpec) -> RowDirectory:
         """Where a row's files lie."""
-        return Place(self.root / "rows" / row.key)
+        return RowDirectory(self.root / "rows" / row.key)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -147,11 +147,16 @@ class Folder:
             yield
 
     def config(self, row: RowSpec) -> RunConfig:
-        """A row's configuration with its place in this directory; tokens are shared unless data.cache is given."""
-        config = row.config
-        log = replace(config.log, run_dir=str(self.place(row).run_dir))
+        """A row's configuration with its run directory here, and the weights that it starts from.
+
+        Tokens are shared by all rows unless data.cache is given.
+        """
+        config, checkpoint = row.config, row.config.checkpoint
+        if row.after is not None:
+            checkpoint = replace(checkpoint, initial_load_path=str(self.of_row(row.after).run_dir))
+        log = replace(config.log, run_dir=str(self.of_row(row).run_dir))
         data = replace(config.data, cache=config.data.cache or str(self.root / "data"))
-        return replace(config, log=log, data=data)
+        return replace(config, log=log, data=data, checkpoint=checkpoint)
 
     def lay_out(self, study: Study) -> None:
         """study.yaml, and every row's configuration."""
@@ -168,13 +173,14 @@ class Folder:
                 "rate": row.rate,
                 "threads": row.threads,
                 "budget": dict(vars(row.budget)),
+                **({} if row.after is None else {"after": f"rows/{row.after.key}"}),
             }
             for row in study.rows
         ]
         for row in study.rows:
             # A row that is finished stays as it was written.
-            if not self.place(row).trained.exists():
-                save_config(self.config(row), self.place(row).config)
+            if not self.of_row(row).trained.exists():
+                save_config(self.config(row), self.of_row(row).config)
         content = {"name": study.name, "measure": dict(vars(study.measure)), "rows": rows}
         write_text(self.root / "study.yaml", yaml.safe_dump(content, sort_keys=False))
 
@@ -188,12 +194,18 @@ class Folder:
         if not path.is_file():
             raise UserError(f"{self.root}: holds no study; the directory that `run` writes to would fit")
         content = read_yaml(path)
-        return Study(content["name"], [self._row(row) for row in content["rows"]], Measure(**content["measure"]))
+        rows: dict[str, RowSpec] = {}
+        for written in content["rows"]:
+            rows[written["directory"]] = self._read_row(written, rows.get(written.get("after")))
+        return Study(content["name"], list(rows.values()), MeasureSpec(**content["measure"]))
 
-    def _row(self, written: dict[str, Any]) -> RowSpec:
-        config = load_config(Place(self.root / written["directory"]).config)
+    def _read_row(self, written: dict[str, Any], after: RowSpec | None) -> RowSpec:
+        config = load_config(RowDirectory(self.root / written["directory"]).config)
+        if after is not None:
+            config = replace(config, checkpoint=replace(config.checkpoint, initial_load_path=None))
         run = {key: written[key] for key in ("name", "family", "seed", "ranks", "launcher", "rate", "threads")}
-        return RowSpec(overrides=written["set"], config=config, budget=Budget(**written["budget"]), **run)
+        budget = Budget(**written["budget"])
+        return RowSpec(overrides=written["set"], config=config, budget=budget, after=after, **run)
 
     def training(self, study: Study) -> set[str]:
         """Rows that have begun, while a study runs here: what somebody beside it can see."""
@@ -201,9 +213,9 @@ class Folder:
             with self.locked():
                 return set()
         except UserError:
-            return {row.key for row in study.rows if self.place(row).run_dir.exists()}
+            return {row.key for row in study.rows if self.of_row(row).run_dir.exists()}
 
-    def finished(self) -> dict[str, Row]:
+    def finished(self) -> dict[str, StudyRow]:
         """Rows that have a line, by config_hash. A last line that was cut short by a kill is removed.
 
         Raises:
@@ -217,7 +229,7 @@ class Folder:
             write_text(path, text[: text.rfind("\n") + 1])
         return {row.config_hash: row for row in read_rows(path)}
 
-    def add(self, row: Row) -> None:
+    def add(self, row: StudyRow) -> None:
         """Append a row's line, and have it on the disk."""
         with open(self.root / ROWS, "a", encoding="utf-8") as file:
             file.write(row.line() + "\n")
@@ -230,4 +242,4 @@ class Folder:
         kept = [row for key, row in self.finished().items() if key not in hashes]
         write_text(self.root / ROWS, "".join(row.line() + "\n" for row in kept))
         for row in rows:
-            self.place(row).clear()
+            self.of_row(row).clear()
