@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-Metric = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
+AnswerMetric = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
 ERRORS = 2.0
 """Standard errors that a difference must exceed to be called one."""
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """How far the fine-tuned runs lie above something else, in percent.
 
     Args:
@@ -47,8 +47,8 @@ class Figures:
     tuned: tuple[float, ...]
     control: tuple[float, ...]
     majority: float
-    over_control: Difference
-    over_majority: Difference
+    over_control: PairedDifference
+    over_majority: PairedDifference
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Results:
 def results(
     task: str,
     seeds: Sequence[int],
-    metric: Metric,
+    metric: AnswerMetric,
     references: Sequence[Sequence[str]],
     tuned: Sequence[Sequence[str]],
     control: Sequence[Sequence[str]],
@@ -98,7 +98,9 @@ def results(
     return Results(task, tuple(seeds), len(references), usual, em, f1)
 
 
-def by_question(metric: Metric, answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+def by_question(
+    metric: AnswerMetric, answers: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, np.ndarray]:
     """Each question's own figures, by name, [Q]."""
     rows = [metric([answer], [accepted]) for answer, accepted in zip(answers, references, strict=True)]
     return {name: np.array([row[name] for row in rows]) for name in ("em", "f1")}
@@ -110,18 +112,18 @@ def figures(tuned_SQ: np.ndarray, control_SQ: np.ndarray, majority_1Q: np.ndarra
         _means(tuned_SQ),
         _means(control_SQ),
         float(majority_1Q.mean()),
-        difference(tuned_SQ - control_SQ),
-        difference(tuned_SQ - majority_1Q),
+        paired_difference(tuned_SQ - control_SQ),
+        paired_difference(tuned_SQ - majority_1Q),
     )
 
 
-def difference(paired_SQ: np.ndarray) -> Difference:
+def paired_difference(paired_SQ: np.ndarray) -> PairedDifference:
     """Of paired figures: their mean and its two standard errors."""
     by_seed, by_question_Q = paired_SQ.mean(axis=1), paired_SQ.mean(axis=0)
-    return Difference(float(paired_SQ.mean()), _means(paired_SQ), _error(by_question_Q) or 0.0, _error(by_seed))
+    return PairedDifference(float(paired_SQ.mean()), _means(paired_SQ), _error(by_question_Q) or 0.0, _error(by_seed))
 
 
-def table(found: Results) -> str:
+def results_table(found: Results) -> str:
     """The figures for a reader."""
     lines = [
         f"{found.task}: {found.questions:,} held-out questions, {len(found.seeds)} seed(s), percent",
@@ -150,7 +152,7 @@ def loss_line(losses: Mapping[str, Sequence[float]]) -> str:
     return f"loss of held-out answers, nats a token: fine-tuned {tuned} | un-pretrained {control} | mean {change:+.3f}"
 
 
-def _verdict(than: str, d: Difference) -> str:
+def _verdict(than: str, d: PairedDifference) -> str:
     seeds = "" if d.error_seeds is None else f", {d.error_seeds:.2f} over seeds"
     word = "yes" if d.better else "no"
     return f"better than {than}: {word}, F1 {d.mean:+.2f}, standard error {d.error_questions:.2f} over questions{seeds}"

@@ -46,7 +46,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PaperRecipe:
     """A whole path. ``run_dir``: everything below it. Stages of a seed: `pretrained`, and an arm's `tuning`."""
 
     pretrain: RunConfig
@@ -99,7 +99,7 @@ class Recipe:
         )
 
 
-def load_recipe(path: str | Path, run_dir: Path | None = None) -> Recipe:
+def load_recipe(path: str | Path, run_dir: Path | None = None) -> PaperRecipe:
     """Read and check a recipe; every stage of it is a run that could start on one process.
 
     Args:
@@ -128,7 +128,7 @@ def load_recipe(path: str | Path, run_dir: Path | None = None) -> Recipe:
     if held := set(CANARIES) & set(mixture_entries(pretrain.data.mixture)):
         fits = f"{min(held)} carries BIG-bench's canary and is never pretrained on; leave it out"
         raise ConfigError("pretrain.data.mixture", list(pretrain.data.mixture), fits)
-    recipe = Recipe(
+    recipe = PaperRecipe(
         pretrain,
         finetune,
         _evaluation(content["evaluate"]),
