@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from altup_moe.bench.options import OverlapBench, StepBench
-from altup_moe.bench.stepper import Stepper, run_config, spread
+from altup_moe.bench.stepper import Stepper, milliseconds_text, run_config
 from altup_moe.config import OverlapConfig, ParallelConfig, RunConfig
 from altup_moe.config.checks import check_config
 from altup_moe.config.schema import Width
@@ -192,7 +192,7 @@ def _table(bench: OverlapBench, ranks: int, results: list[ModeResult]) -> str:
     ]
     for r in results:
         m, o = r.mode, r.report
-        taken = spread(r.median_seconds, r.min_seconds, r.max_seconds)
+        taken = milliseconds_text(r.median_seconds, r.min_seconds, r.max_seconds)
         ratio = f"{r.ratio:.3f}" if r.ratio else "-"
         mixing = "-" if r.width == 1 else m.mixing
         hidden = f"{100 * r.mixing_hidden:5.1f} %" if r.mixing_hidden is not None else "      -"

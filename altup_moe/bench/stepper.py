@@ -64,7 +64,7 @@ class Stepper:
         return time.perf_counter() - started
 
 
-def spread(median: float, least: float, most: float) -> str:
+def milliseconds_text(median: float, least: float, most: float) -> str:
     """Seconds as milliseconds, for a table: the median (the extremes)."""
     return f"{1e3 * median:8.1f} ({1e3 * least:.1f} .. {1e3 * most:.1f})"
 
