@@ -38,7 +38,7 @@ RESHARD = Path(__file__).parents[2] / "tools" / "reshard.py"
 
 @dataclass(frozen=True)
 class CheckpointTiming:
-    """One operation on `megabytes`: its medians and extremes in seconds, what it is compared with, and the goal."""
+    """Time of one operation on `megabytes`: median and extremes in s, the median that it is compared with, the goal."""
 
     name: str
     megabytes: float
@@ -50,7 +50,7 @@ class CheckpointTiming:
 
     @property
     def ratio(self) -> float:
-        """Of the medians."""
+        """Ratio of the medians."""
         return self.seconds / self.other
 
 
@@ -68,7 +68,7 @@ def timing(name: str, megabytes: float, ours: list[float], other: list[float], g
 
 
 def measure_checkpoint(bench: SavedBothWays, repeats: int) -> list[CheckpointTiming]:
-    """Saving, loading what the system has forgotten, loading what it holds in memory; one turn is not counted."""
+    """Time saving, loading with a cold and with a warm page cache, in turns; the first turn is not counted."""
     names = ("save", "load, cold", "load, warm")
     seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
     for repeat in range(repeats + 1):
@@ -97,7 +97,7 @@ def measure_checkpoint(bench: SavedBothWays, repeats: int) -> list[CheckpointTim
 
 
 def measure_asynchronous(bench: SavedBothWays, repeats: int) -> list[CheckpointTiming]:
-    """How long a save keeps training waiting, over a synchronous one; and a step beside it, over a step alone."""
+    """Time how long an asynchronous and a synchronous save block training, and a step during each of them."""
     waited: dict[bool, list[float]] = {False: [], True: []}
     steps: dict[bool, list[float]] = {False: [], True: []}
     root = bench.ours.parent / "saver"
@@ -117,7 +117,7 @@ def measure_asynchronous(bench: SavedBothWays, repeats: int) -> list[CheckpointT
                 taken = stepper.step(saver.settle)
                 saved = None
                 while saver.pending:
-                    # As between training's steps: nobody waits for the thread.
+                    # Between training steps nothing waits for the thread either.
                     while saver.busy:
                         time.sleep(0.01)
                     saved = saver.advance()

@@ -33,7 +33,7 @@ from altup_moe.config.checks import check_config
 from altup_moe.parallel.topology import Topology, topology
 
 GOALS: dict[PlannedRouting, float] = {"balanced": 1.10, "skewed": 1.20}
-"""Time of the torch backend over the dense MLP's, at most (one rank)."""
+"""Goals: time of the torch backend over the dense MLP's, at most (one rank)."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _turn(contender: LayerContender, x: torch.Tensor, grad: torch.Tensor) -> flo
 
 
 def measure_experts(bench: ExpertsBench, topo: Topology) -> list[ExpertsRow]:
-    """All contenders, both routings, interleaved."""
+    """Time all contenders under both routings, in turns."""
     torch.set_num_threads(bench.threads)
     dtype = torch.bfloat16 if bench.dtype == "bf16" else torch.float32
     inputs = {routing: planned_input(bench, routing).to(dtype) for routing in GOALS}
@@ -99,7 +99,7 @@ def bench_experts(bench: ExpertsBench, world_size: int) -> int:
 
 
 def experts_table(bench: ExpertsBench, ranks: int, load: float, rows: list[ExpertsRow]) -> list[str]:
-    """The rows by contender, both routings beside each other, and whether the goals are met."""
+    """Lines of a table: a contender per row, a routing per column; then whether the goals are met."""
     lines = [
         f"hidden {bench.hidden_size}, expert ffn {bench.ffn_hidden_size}, {bench.moe_experts} experts top-2, "
         f"{bench.tokens} tokens a rank, {ranks} rank(s), {bench.dtype}, {bench.threads} thread(s) a rank, "

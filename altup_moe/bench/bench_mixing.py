@@ -38,7 +38,7 @@ GOAL_WIDTH, GOAL_EXPONENT = 4, 21
 
 @dataclass(frozen=True)
 class MixingContender:
-    """One way to do it. `both` is forward and backward."""
+    """One implementation of the pass. `both` runs forward and backward."""
 
     forward: Callable[[], object]
     both: Callable[[], object]
@@ -46,7 +46,7 @@ class MixingContender:
 
 @dataclass(frozen=True)
 class MixingTiming:
-    """One contender in one setting: medians in ms, and over the copy bound of our pass."""
+    """Times of one contender in one setting: medians in ms, and their ratios to the copy bound of our pass."""
 
     width: int
     exponent: int
@@ -61,7 +61,7 @@ class MixingTiming:
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure that was aimed at, and what was measured."""
+    """A goal, the measured figure, and whether it is met."""
 
     text: str
     figure: float
@@ -69,7 +69,7 @@ class Goal:
 
 
 def mixing_contenders(bench: MixingBench, width: int, exponent: int, dtype: torch.dtype) -> dict[str, MixingContender]:
-    """All that take part in one setting, the copy first, on the same tensors."""
+    """All contenders of one setting on the same tensors, the copy first."""
     generator, n = torch.Generator().manual_seed(0), 2**exponent
     x_KN, y_N, d_RN = (
         torch.randn(*shape, generator=generator).to(dtype) for shape in ((width, n), (n,), (width + 1, n))
@@ -86,7 +86,7 @@ def mixing_contenders(bench: MixingBench, width: int, exponent: int, dtype: torc
 
 
 def _copy(width: int, n: int, dtype: torch.dtype) -> MixingContender:
-    """Forward 2 (K + 1) blocks, backward 3 (K + 1)."""
+    """A copy that moves 2 (K + 1) blocks forward and 3 (K + 1) backward."""
     blocks = width + 1
     source, target = torch.ones(3 * blocks * n // 2, dtype=dtype), torch.zeros(3 * blocks * n // 2, dtype=dtype)
 
@@ -125,7 +125,7 @@ def _by_autograd(update: Update, parameters: list[Tensor], x: Tensor, y: Tensor,
 
 
 def _medians(found: dict[str, MixingContender], repeats: int) -> Iterator[tuple[str, float, float]]:
-    """(name, forward, both) in seconds, after one turn that is not counted."""
+    """Yield (name, forward, both), medians in seconds; the first turn is not counted."""
     seconds: dict[tuple[str, str], list[float]] = {(name, part): [] for name in found for part in ("forward", "both")}
     for repeat in range(repeats + 1):
         for name, part in seconds:
@@ -133,7 +133,7 @@ def _medians(found: dict[str, MixingContender], repeats: int) -> Iterator[tuple[
             started = time.perf_counter()
             result = run()
             taken = time.perf_counter() - started
-            del result  # freeing counts for nobody
+            del result  # freeing is not timed
             if repeat:
                 seconds[name, part].append(taken)
     for name in found:
@@ -141,7 +141,7 @@ def _medians(found: dict[str, MixingContender], repeats: int) -> Iterator[tuple[
 
 
 def measure_mixing(bench: MixingBench) -> Iterator[MixingTiming]:
-    """Every setting, every contender."""
+    """Time every contender in every setting."""
     for threads in bench.threads:
         torch.set_num_threads(threads)
         for width in bench.widths:
@@ -156,7 +156,7 @@ def measure_mixing(bench: MixingBench) -> Iterator[MixingTiming]:
 
 
 def goals(rows: list[MixingTiming]) -> list[Goal]:
-    """The goals at K = 4 and 2^21 numbers a block, for the fastest of our kernels in each setting."""
+    """Judge the goals at K = 4 and 2^21 numbers a block, for the fastest of our kernels in each setting."""
     found = []
     for dtype, threads in dict.fromkeys((row.dtype, row.threads) for row in rows):
         here = _at(rows, dtype, threads)
@@ -185,7 +185,7 @@ def _at_most(text: str, figure: float, limit: float) -> Goal:
 
 
 def _keep_freed_memory() -> bool:
-    """Tell glibc to map nothing afresh and to give nothing back; False where the C library is another."""
+    """Tell glibc to keep freed memory and reuse it; False if the C library is another."""
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -23,7 +23,7 @@ from altup_moe.parallel.topology import topology
 
 PLAIN = "plain"
 TIMES_FASTER_GOAL = 1.35
-"""Times faster that `altup` of stride 4 should be at least."""
+"""Goal: how many times faster `altup` of stride 4 is, at least."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def models(bench: SequenceBench) -> dict[str, RunConfig]:
 
 
 def measure_sequence(bench: SequenceBench) -> list[SequenceResult]:
-    """All models, the plain one first."""
+    """Time all models, the plain one first."""
     configs = models(bench)
     for config in configs.values():
         check_config(config, 1)
@@ -99,7 +99,7 @@ def bench_sequence(bench: SequenceBench) -> int:
 
 
 def _shape(bench: SequenceBench) -> str:
-    """The models in words."""
+    """Describe the models in one line."""
     strides = f"{bench.num_layers} layers of which {bench.layers} stride by {bench.stride}"
     if bench.arch == "gpt":
         return f"hidden {bench.hidden_size}, {strides}, K = {bench.width}, sequence {bench.seq_length}"

@@ -25,7 +25,7 @@ from altup_moe.train.metrics import peak_memory_gib
 
 @dataclass(frozen=True)
 class WidthResult:
-    """One width: a step's seconds (median, extremes), peak memory of its own process, ratios to the first width."""
+    """Result of one width: seconds of a step, peak memory of its own process, ratios to the first width."""
 
     width: int
     median_seconds: float
@@ -51,10 +51,10 @@ def measure_memory(bench: StepBench, width: Width) -> float:
 
 
 def measure_step(bench: StepBench) -> list[WidthResult]:
-    """All widths, with ratios to the first."""
+    """Measure all widths, with ratios to the first."""
     for width in bench.widths:
         check_config(run_config(bench, width), 1)
-    # Memory first: a child's peak starts at what its parent holds.
+    # Memory first: the peak of a new process starts at the memory of the one that started it.
     peaks = {width: measure_memory(bench, width) for width in bench.widths}
     seconds = measure_times(bench)
     base = bench.widths[0]

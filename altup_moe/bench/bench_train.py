@@ -26,13 +26,13 @@ from altup_moe.moe.backends import BACKENDS
 from altup_moe.parallel.topology import topology
 
 THROUGHPUT_GOAL = 1.3
-"""Tokens per second of the torch backend over those of transformers' faster loop, at least."""
+"""Goal: tokens per second of the torch backend over those of transformers' faster loop, at least."""
 OUR_STEP = "ours, torch backend"
 
 
 @dataclass(frozen=True)
 class TrainRow:
-    """One contender: median and fastest step, tokens per second of the median, over transformers' fastest row."""
+    """Result of one contender: median and fastest step, tokens per second, ratio to transformers' faster loop."""
 
     name: str
     median_ms: float
@@ -100,7 +100,7 @@ def mixtral_step(config: RunConfig, how: str) -> Callable[[], float]:
 
 
 def measure_train(bench: TrainBench) -> list[TrainRow]:
-    """Every backend that is here, then transformers' two ways, interleaved."""
+    """Time every installed backend and transformers' two implementations, in turns."""
     torch.set_num_threads(bench.threads)
     config = train_config(bench)
     with topology(config.parallel) as topo:
@@ -140,7 +140,7 @@ def bench_train(bench: TrainBench) -> int:
 
 
 def train_table(bench: TrainBench, load: float, rows: list[TrainRow]) -> list[str]:
-    """The rows, and whether the goal is met."""
+    """Lines of a table, and whether the goal is met."""
     lines = [
         f"hidden {bench.hidden_size}, {bench.num_layers} layers, {bench.moe_experts} experts top-2 of inner width "
         f"{bench.ffn_hidden_size}, vocabulary {bench.vocab_size}, sequence {bench.seq_length}, micro-batch "

@@ -20,11 +20,11 @@ from altup_moe.config.files import fsync
 from altup_moe.parallel.parameter_mapping import global_shapes, is_buffer
 
 LARGE = 128
-"""Megabytes from which on the model is as wide as a real, small one."""
+"""From this size in megabytes on, the model is as wide as a small real one."""
 
 
 def benchmark_model(megabytes: int) -> tuple[RunConfig, dict[str, Form]]:
-    """An MoE run whose bf16 weights, fp32 copies and two moments have about so many megabytes, and all its tensors."""
+    """An MoE run whose weights (bf16), fp32 copies and two moments take about `megabytes`, and all its tensors."""
     hidden, vocabulary = (256, 32_000) if megabytes >= LARGE else (32, 256)
     config = RunConfig(
         model=ModelConfig(
@@ -68,7 +68,7 @@ def head_of(config: RunConfig, step: int = 1) -> Manifest:
 
 
 def forget(directory: Path) -> None:
-    """Ask the system to drop a directory's flushed files from its memory."""
+    """Ask the system to drop a directory's files from its page cache."""
     for path in directory.rglob("*.safetensors"):
         file = os.open(path, os.O_RDONLY)
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -76,7 +76,7 @@ def forget(directory: Path) -> None:
 
 
 class SavedBothWays:
-    """The same tensors saved and loaded both ways below a directory."""
+    """The same tensors, saved and loaded by our checkpoints and by plain safetensors."""
 
     def __init__(self, directory: Path, megabytes: int) -> None:
         self.config, self.forms = benchmark_model(megabytes)
@@ -87,31 +87,31 @@ class SavedBothWays:
         self.ours, self.plain = directory / "ours", directory / "plain"
 
     def save_ours(self) -> None:
-        """Everything: hashes, fsync, manifest, check, rename."""
+        """Save with hashes, fsync, manifest, check and rename."""
         plan = whole_tensors(self.forms)
         head = head_of(self.config)
         write_checkpoint(self.ours, head, self.forms, plan, lambda name, box: items(self.tensors[name]), threads=2)
 
     def save_plain(self) -> None:
-        """The library's file, flushed."""
+        """Save one safetensors file and flush it."""
         self.plain.mkdir()
         save_file(self.tensors, self.plain / "all.safetensors")
         fsync(self.plain / "all.safetensors")
 
     def load_ours(self) -> None:
-        """Open, verify, read."""
+        """Open, verify all hashes, read."""
         with Checkpoint(self.ours / step_name(1)) as checkpoint:
             checkpoint.verify()
             for name, tensor in self.targets.items():
                 checkpoint.read_into(name, whole(tensor.shape), items(tensor))
 
     def load_plain(self) -> None:
-        """The library's tensors, copied."""
+        """Load the safetensors file and copy it into the tensors."""
         for name, tensor in load_file(self.plain / "all.safetensors").items():
             self.targets[name].copy_(tensor)
 
     def check(self) -> None:
-        """The last load gave the bits that were saved."""
+        """Assert that the last load read the saved bits, and clear the tensors."""
         for name, tensor in self.tensors.items():
             assert torch.equal(tensor, self.targets[name]), name
             self.targets[name].zero_()

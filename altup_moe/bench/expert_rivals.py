@@ -29,7 +29,7 @@ TOP_K = 2
 
 @dataclass(frozen=True)
 class LayerContender:
-    """One row. ``forward`` [S, B, D] -> [S, B, D]; its weights are ``module``'s."""
+    """One feed-forward. ``forward``: [S, B, D] -> [S, B, D], with the weights of ``module``."""
 
     name: str
     module: nn.Module
@@ -71,7 +71,7 @@ def planned_input(bench: ExpertsBench, routing: PlannedRouting) -> Tensor:
     x_TD = torch.randn(tokens, bench.hidden_size, generator=generator)
     t = torch.arange(tokens)
     first = t % experts if routing == "balanced" else torch.zeros_like(t)
-    # Neighbours in a batch do not lie together: rows are gathered from all over.
+    # Neighbouring tokens go to different experts, so that an expert's rows lie far apart.
     second = (first + 1 + (t // experts) % (experts - 1)) % experts
     x_TD[:, :experts] = 0
     x_TD[t, first], x_TD[t, second] = 2.0, 1.0
@@ -79,12 +79,12 @@ def planned_input(bench: ExpertsBench, routing: PlannedRouting) -> Tensor:
 
 
 def router_weight(bench: ExpertsBench) -> Tensor:
-    """[E, D]: expert e's logit is feature e."""
+    """Router weight, [E, D]: the logit of expert e is feature e."""
     return torch.eye(bench.moe_experts, bench.hidden_size)
 
 
 def layer_contenders(bench: ExpertsBench, topo: Topology) -> list[LayerContender]:
-    """Every row that can be measured here."""
+    """Every feed-forward that can be measured with the installed packages."""
     torch.manual_seed(0)
     dense = DenseMLP(bench.hidden_size, TOP_K * bench.ffn_hidden_size)
     dtype = torch.bfloat16 if bench.dtype == "bf16" else torch.float32
@@ -120,7 +120,7 @@ def _ours(bench: ExpertsBench, name: str, topo: Topology) -> list[LayerContender
 
 
 def _contender(name: str, layer: Any) -> LayerContender:
-    # A layer also returns a bias: none.
+    # The layer returns (output, bias); the bias is None.
     return LayerContender(name, layer, lambda x: layer(x)[0])
 
 

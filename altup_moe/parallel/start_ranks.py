@@ -46,7 +46,7 @@ def on_ranks(
 
     Args:
         module: what `python -m` runs; the directory of the results is appended to its words.
-        start: starts the ranks instead of this function (netlab); timeout and environment are then its affair.
+        start: starts the ranks instead of this function (netlab); timeout and environment are then not used.
         timeout: seconds that all ranks together may take; None is without limit.
         environment: variables beside this process's own. Each rank has one thread unless they say otherwise.
     Returns:

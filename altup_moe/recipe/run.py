@@ -1,4 +1,4 @@
-"""The stages of a recipe as jobs of the study's pool (`study.job_pool`): what is finished is not done again.
+"""Run the stages of a recipe as jobs of the study's pool (`study.job_pool`); finished stages are not repeated.
 
 Every stage is a command of `altup-moe` that could be given by hand: its configuration lies beside its run directory,
 what it prints in a log. A stage that was cut goes on from its newest checkpoint.
@@ -41,7 +41,7 @@ def stages(recipe: PaperRecipe) -> list[Job]:
 
 
 def claim(recipe: PaperRecipe) -> None:
-    """Make the run directory this recipe's, and write every stage's configuration into it.
+    """Claim the run directory for this recipe, and write the configuration of every stage into it.
 
     Raises:
         UserError: it holds another recipe's results; nothing is written.
@@ -104,7 +104,7 @@ class _Stages:
 
 
 def answers_of(recipe: PaperRecipe, seed: int, arm: str) -> tuple[list[str], list[list[str]]]:
-    """What a finished evaluation answered, and the accepted answers. Raises UserError: a file that is none."""
+    """Read the answers of a finished evaluation, and the accepted answers. Raises UserError if the file is damaged."""
     file = recipe.directory(seed, arm) / ANSWERS
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -120,13 +120,13 @@ def train_seconds(run_dir: Path) -> float:
 
 
 def valid_loss(run_dir: Path) -> float:
-    """Of a finished run, after its last step: nats a token on held-out samples."""
+    """Loss of a finished run after its last step, nats a token on held-out samples."""
     last = json.loads((metrics_file(run_dir)).read_text(encoding="utf-8").splitlines()[-1])
     return float(last["valid_loss"])
 
 
 def threads_each(jobs: int) -> int:
-    """Threads of a process where `jobs` of them share this one's cores."""
+    """Threads of a process if `jobs` processes share the cores of this one."""
     return max(1, len(os.sched_getaffinity(0)) // jobs)
 
 
@@ -166,7 +166,7 @@ def _config_file(config: RunConfig) -> Path:
 
 
 def _first_difference(theirs: object, ours: object, key: str = "") -> str | None:
-    """The dotted key of the first value that differs, with both values."""
+    """Dotted key of the first value that differs, with both values; None if none does."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         inside = (_first_difference(theirs.get(k), ours.get(k), f"{key}.{k}".lstrip(".")) for k in {**theirs, **ours})
         return next((found for found in inside if found), None)

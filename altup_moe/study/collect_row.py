@@ -1,4 +1,4 @@
-"""A row's line, put together from what its processes wrote."""
+"""Build the line of a row from the files that its processes wrote."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from altup_moe.study.spec import MeasureSpec, RowSpec, Study
 from altup_moe.study.study_directory import MeasureKind, RowDirectory, StudyDirectory, read_json_or_none
 
 CURVE_POINTS = 100
-"""Steps of a curve that are kept, beside those with a validation."""
+"""The most training steps of a curve that are kept; steps with a validation are kept too."""
 
 
 def done_row(study: Study, row: RowSpec, directory: StudyDirectory) -> StudyRow:
-    """The line of a row that is trained and measured."""
+    """Build the line of a row that is trained and measured."""
     row_directory = directory.of_row(row)
     trained, lines = read_json_or_none(row_directory.trained) or {}, row_directory.metrics()
     experts = trained.get("experts")
@@ -40,7 +40,7 @@ def done_row(study: Study, row: RowSpec, directory: StudyDirectory) -> StudyRow:
 
 
 def failed_row(study: Study, row: RowSpec, directory: StudyDirectory, reason: str) -> StudyRow:
-    """The line of a row that could not be trained or measured, with as much as it did."""
+    """Build the line of a row that failed, with the figures of the steps that it took."""
     lines = directory.of_row(row).metrics()
     device = (read_json_or_none(directory.of_row(row).trained) or {}).get("device", "unknown")
     return StudyRow(
@@ -86,7 +86,7 @@ def _last_tenth(lines: Sequence[dict[str, Any]]) -> float:
 
 
 def curve(row: RowSpec, lines: Sequence[dict[str, Any]]) -> list[CurvePoint]:
-    """The run's losses, thinned out: every so many steps, every validation, and the last step. None is left out."""
+    """Thin out the losses of a run: keep every n-th step, every validation and the last step; drop a loss of None."""
     every = max(1, math.ceil(len(lines) / CURVE_POINTS))
     return [
         CurvePoint(line["step"], line["step"] * row.tokens_per_step, line["lm_loss"], line.get("valid_loss"))
@@ -96,14 +96,14 @@ def curve(row: RowSpec, lines: Sequence[dict[str, Any]]) -> list[CurvePoint]:
 
 
 def spread_of_turns(seconds: Sequence[float]) -> Spread:
-    """Seconds as a measured time in ms; the 95th percentile is the value that 95 % do not exceed."""
+    """Summarise measured seconds in ms. The 95th percentile is the value that 95 % of them do not exceed."""
     ms = sorted(1e3 * one for one in seconds)
     p95 = ms[max(0, math.ceil(0.95 * len(ms)) - 1)]
     return Spread(statistics.median(ms), p95, ms[0], ms[-1], len(ms))
 
 
 def _rounds(measure: MeasureSpec, row_directory: RowDirectory, kind: MeasureKind, key: str) -> list[Any]:
-    """A figure of all rounds, one after the other."""
+    """Concatenate the values of one figure over all rounds."""
     rounds = (read_json_or_none(row_directory.measured(kind, number)) or {} for number in range(measure.rounds))
     return [value for one in rounds for value in one.get(key, [])]
 
@@ -130,7 +130,7 @@ def _latency(
 def worst_rank(
     exchange_SR: Sequence[Sequence[float]], exposed_SR: Sequence[Sequence[float]]
 ) -> tuple[float | None, float | None]:
-    """Medians over the steps S, of the rank R that waited longest: the largest of each figure would mix ranks."""
+    """Return the medians over the steps S of the rank R that waited longest, so that both figures are of one rank."""
     if not exchange_SR:
         return None, None
     medians = [
@@ -142,12 +142,12 @@ def worst_rank(
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor() -> str:
-    """The processor's name, as well as the system knows it."""
+    """Name of the processor as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -157,12 +157,12 @@ def processor() -> str:
 
 
 def commit(root: Path) -> str:
-    """The checkout's commit, with a + where tracked files differ from it; "" outside a checkout."""
+    """Commit of the checkout, with a + if tracked files differ from it; "" outside a checkout."""
     if not (root / ".git").exists():
         return ""
 
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:

@@ -1,6 +1,6 @@
-"""In a measuring process: the trained models of several rows, a step or a token of each in turn.
+"""Measure trained models: a process holds those of several rows and takes a step or a token of each in turn.
 
-A change of the machine's speed then meets all rows, and their ratios are sound. All models are in memory at once.
+A change of the machine's speed then affects all rows alike. All models are in memory at once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from altup_moe.train.step import train_step
 
 
 def per_round(total: int, rounds: int) -> int:
-    """A round's part of what is measured in all, rounded up."""
+    """Number of measurements in one round, rounded up."""
     return -(-total // rounds)
 
 
@@ -45,7 +45,7 @@ def _seconds(began: float) -> float:
 
 
 class TrainedSteps:
-    """Training steps of a trained model on its first batch. Its learning rate is 0: the weights stay what they are."""
+    """Take training steps of a trained model on its first batch, with learning rate 0, so that no weight changes."""
 
     def __init__(self, config: RunConfig, topo: Topology) -> None:
         self.config, self.topology = config, topo
@@ -64,11 +64,11 @@ class TrainedSteps:
         )
 
     def take(self) -> None:
-        """Forward, backward, reduction, update."""
+        """Take one step: forward, backward, gradient reduction, update."""
         train_step(self.engine, self.batches, self.config, self.topology)
 
     def timed(self) -> float:
-        """Seconds of one step, of the slowest rank; all ranks begin together."""
+        """Seconds of one step on the slowest rank. All ranks begin together."""
         dist.barrier()
         began = time.perf_counter()
         self.take()
@@ -77,7 +77,7 @@ class TrainedSteps:
         return float(worst)
 
     def exchanges(self, steps: int) -> dict[str, list[list[float]]]:
-        """Of further steps, ms by step and rank: the experts' exchanges in flight, and the part that was waited for."""
+        """Record further steps: ms, by step and rank, of the experts' exchanges in flight, and of waiting for them."""
         with record(self.topology.rank) as recording:
             for _ in range(steps):
                 dist.barrier()
@@ -92,7 +92,7 @@ class TrainedSteps:
 
 
 def measure_steps(roots: list[Path], number: int, measure: MeasureSpec) -> int:
-    """A round of training steps of rows that share a layout; every rank calls it. Writes their `steps-N.json`."""
+    """Measure a round of training steps of rows that share a layout; write their `steps-N.json`. All ranks call it."""
     configs = [load_config(RowDirectory(root).config) for root in roots]
     keep_compiled_code(configs[0])
     with topology(configs[0].parallel) as topo:
@@ -115,19 +115,19 @@ def measure_steps(roots: list[Path], number: int, measure: MeasureSpec) -> int:
 
 
 class Texts:
-    """A trained model that reads a prompt of held-out text, and goes on from it greedily, a token at a time."""
+    """A trained model that reads a held-out prompt and continues it greedily, one token at a time."""
 
     def __init__(self, model: Any, prompt: Tensor, room: int) -> None:
         self.model, self.prompt, self.room = model, prompt, room
         self.encodes = bool(model.config.is_encoder_decoder)
         self.token: Tensor
-        """What comes next in the text, [1, 1]."""
+        """The token that the model reads next, [1, 1]."""
         self._left = 0
         self._kept: dict[str, Any] = {}
 
     @classmethod
     def of(cls, root: Path, prompt: int | None) -> Texts:
-        """A row's model, and the beginning of its first sample of held-out text: `prompt` tokens, or half of it."""
+        """Load a row's model and the first `prompt` tokens of its first held-out sample (None: half of the sample)."""
         run = load_run(RowDirectory(root).run_dir)
         shape, sample = run.config.model, run_samples(run.config, scan=False).valid[0]
         text = sample["encoder_tokens" if shape.arch == "t5" else "tokens"]
@@ -136,7 +136,7 @@ class Texts:
         return cls(run.model, text[None, :length].to(run.model.device), room)
 
     def read(self) -> float:
-        """Seconds a token of the prompt; an encoder-decoder's encoder reads it."""
+        """Read the prompt (with the encoder, if there is one); seconds per token."""
         began = time.perf_counter()
         if self.encodes:
             context = self.model.get_encoder()(self.prompt)
@@ -153,7 +153,7 @@ class Texts:
         return seconds / self.prompt.shape[1]
 
     def write(self) -> float:
-        """Seconds of one more token, through the KV cache. A text that is full is begun again, uncounted."""
+        """Generate one token through the KV cache; its seconds. A full sequence is begun again, which is not timed."""
         if self._left < 1:
             self.read()
         began = time.perf_counter()
@@ -168,7 +168,7 @@ class Texts:
 
 @torch.inference_mode()
 def measure_texts(roots: list[Path], number: int, measure: MeasureSpec) -> int:
-    """A round of prompts and generated tokens of rows, on one process. Writes their `texts-N.json`."""
+    """Measure a round of prompts and generated tokens of rows on one process, and write their `texts-N.json`."""
     rows = [Texts.of(root, measure.prefill_tokens) for root in roots]
     prefill: list[list[float]] = [[] for _ in rows]
     decode: list[list[float]] = [[] for _ in rows]

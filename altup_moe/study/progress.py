@@ -1,4 +1,4 @@
-"""How far a study is: what each row has done, and the time that is left."""
+"""Progress of a study: the state of each row, and an estimate of the time that is left."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RowPhase = Literal["done", "failed", "trained", "training", "waiting"]
 
 @dataclass(frozen=True)
 class RowState:
-    """One row: how far, its last loss (nats a token), what its training costs, and what measuring it will."""
+    """State of one row: steps taken, last loss (nats a token), and the work of its training and of measuring it."""
 
     row: RowSpec
     state: RowPhase
@@ -29,18 +29,18 @@ class RowState:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All rows at one moment."""
+    """State of all rows at one moment."""
 
     states: list[RowState]
     left: float | None
-    """Seconds until the end."""
+    """Estimated seconds until the end; None if unknown."""
 
     def count(self, *states: RowPhase) -> int:
-        """Rows in one of these states."""
+        """Number of rows in one of these states."""
         return sum(each.state in states for each in self.states)
 
     def summary(self) -> str:
-        """One line."""
+        """Counts by state and the time left, in one line."""
         total = len(self.states)
         parts = [f"{self.count('done')} of {total} rows done"]
         under_way: tuple[RowPhase, ...] = ("trained", "training", "waiting")
@@ -54,7 +54,7 @@ class Snapshot:
 def snapshot(
     study: Study, directory: StudyDirectory, finished: Mapping[str, StudyRow], running: Collection[str], lanes: int
 ) -> Snapshot:
-    """Look at the rows' files. ``running``: keys of rows that train now; ``lanes``: cores that training fills."""
+    """Read the rows' files. ``running``: keys of rows that train now; ``lanes``: cores that training fills."""
     states = [_state(study, row, directory.of_row(row), finished.get(row.config_hash), running) for row in study.rows]
     to_measure = [each.measuring for each in states if each.measuring]
     training = [each.training for each in states]
@@ -80,7 +80,7 @@ def _state(
 
 
 def training_work(row: RowSpec, lines: Sequence[dict[str, Any]], wall: float) -> Work:
-    """Operations of a row's training; where the budget is seconds, core-seconds stand for them.
+    """Work of a row's training in floating-point operations; in core-seconds if the budget is in seconds.
 
     Args:
         lines: its record so far. wall: seconds of the process that trained it, which are more than its steps'.
@@ -93,7 +93,7 @@ def training_work(row: RowSpec, lines: Sequence[dict[str, Any]], wall: float) ->
 
 
 def measuring_work(measure: MeasureSpec, row: RowSpec, lines: Sequence[dict[str, Any]]) -> Work:
-    """Operations of a row's measured steps, in the same unit. Prompts and tokens are small beside them."""
+    """Work of measuring a row, in the same unit: its training steps. Prompts and tokens are neglected."""
     steps = measure.train_steps + measure.warmup * measure.rounds
     if row.budget.seconds is not None:
         each = sum(line["step_seconds"] for line in lines) / len(lines) * row.cores if lines else 0.0

@@ -1,4 +1,4 @@
-"""A study's file: which configurations are trained, with which seeds and budget, and how they are measured.
+"""Read a study's file: its configurations, seeds and budget, and how the trained models are measured.
 
     name: widths                       # else the file's name
     base: {model: {...}, optim: ...}   # sections of a run, or the path of a run's file (from here)
@@ -41,7 +41,7 @@ TIMELESS = ("constant", "inverse_sqrt")
 
 @dataclass(frozen=True)
 class _Top:
-    """Keys of the file."""
+    """Top-level keys of the file."""
 
     base: Any
     seeds: Any
@@ -61,7 +61,7 @@ _RUN_HINTS = {key: typing.get_type_hints(_Top)[key] for key in ("ranks", "launch
 
 @dataclass(frozen=True)
 class _Named:
-    """A configuration of the file, before its seeds."""
+    """One configuration of the file; each seed makes a row of it."""
 
     name: str
     family: str
@@ -70,7 +70,7 @@ class _Named:
 
 
 def load_study(path: str | Path) -> Study:
-    """A study's file, its rows checked.
+    """Read a study's file and check its rows.
 
     Raises:
         ConfigError: a key or value that does not fit (rows' keys begin with `rows.NAME`); two rows that are the same.
@@ -95,7 +95,7 @@ def load_study(path: str | Path) -> Study:
 
 
 def _record(kind: Any, content: object, prefix: str) -> Any:
-    """A mapping as one of the records above, strictly."""
+    """Convert a mapping to a record; unknown and missing keys are errors."""
     values, chosen = _mapping(prefix.rstrip(".") or "study", content), {}
     hints = typing.get_type_hints(kind)
     for key, value in values.items():
@@ -227,14 +227,14 @@ def _checked(
 
 
 def _quiet(config: RunConfig, given: Mapping[str, Mapping[str, Any]]) -> RunConfig:
-    """Without TensorBoard's files, unless they were asked for; one checkpoint is kept."""
+    """Change two defaults: no TensorBoard files, and one checkpoint is kept."""
     log = replace(config.log, tensorboard=given.get("log", {}).get("tensorboard", False))
     checkpoint = replace(config.checkpoint, keep=given.get("checkpoint", {}).get("keep", 1))
     return replace(config, log=log, checkpoint=checkpoint)
 
 
 def _budgeted(config: RunConfig, given: Mapping[str, Mapping[str, Any]], budget: Budget, seed: int) -> RunConfig:
-    """The steps that the budget pays for, the seed, and a checkpoint ten times on the way."""
+    """Set the seed, the steps that the budget allows, and ten checkpoints during the run."""
     train = replace(config.train, seed=seed, stop_after=None)
     if budget.tokens is not None:
         step = train.global_batch_size * config.model.tokens_per_sample

@@ -1,4 +1,4 @@
-"""A study from start to end: train every row, measure the rows with nothing beside them, and write their lines.
+"""Run a study: train every row, then measure the rows while nothing else runs, and write their lines.
 
 It can be stopped or killed at any moment: the same command goes on. Runs resume from their checkpoints, and what is
 written is not done again.
@@ -41,7 +41,7 @@ class StudyRun:
         return [row for row in self.study.rows if row.config_hash not in self.finished]
 
     def snapshot(self) -> Snapshot:
-        """How far it is."""
+        """The study's progress now."""
         lanes = min(usable_cores(), self.jobs * max(row.cores for row in self.study.rows))
         return snapshot(self.study, self.directory, self.finished, set(self.pool.running), lanes)
 
@@ -157,7 +157,7 @@ def _prepare(run: StudyRun) -> None:
 
 
 def _train(run: StudyRun) -> None:
-    """Train all rows that are not, as many at a time as fit."""
+    """Train all rows that are not trained yet, as many at a time as fit."""
     jobs = []
     for row in run.study.rows:
         row_directory = run.directory.of_row(row)
@@ -188,7 +188,7 @@ def measured_together(rows: list[RowSpec], kind: MeasureKind) -> list[list[RowSp
 
 
 def _measure(run: StudyRun) -> None:
-    """Measure the trained rows in rounds, nothing beside it, and write their lines."""
+    """Measure the trained rows in rounds, while nothing else runs, and write their lines."""
     kinds: tuple[MeasureKind, ...] = ("steps", "texts")
     for number in range(run.study.measure.rounds):
         for kind in kinds:

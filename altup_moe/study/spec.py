@@ -1,4 +1,4 @@
-"""What a study trains and measures: its rows, each a configuration with a seed, and their budget."""
+"""Records of a study: its rows (a configuration with a seed each), their budget, and how they are measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Launcher = Literal["torchrun", "netlab"]
 
 @dataclass(frozen=True)
 class Budget:
-    """What every row may spend: one of the two."""
+    """What every row may spend: tokens or seconds."""
 
     tokens: int | None = None
     """Training tokens of a row; train.steps follows from it."""
@@ -25,12 +25,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class MeasureSpec:
-    """How latency is measured once all rows are trained: alone, rows in turn."""
+    """How latency is measured once all rows are trained. Rows take turns, and nothing else runs."""
 
     train_steps: int = 20
     """Timed training steps of a row."""
     warmup: int = 2
-    """Steps, prompts and tokens before the timed ones, in every round."""
+    """Steps, prompts and tokens that precede the timed ones in every round."""
     rounds: int = 2
     """Times that the measuring processes are started; each takes its share of the steps."""
     prefill_tokens: int | None = None
@@ -38,9 +38,9 @@ class MeasureSpec:
     prompts: int = 20
     """Timed prompts of a row."""
     decode_tokens: int = 32
-    """Timed tokens that are generated behind prompts."""
+    """Timed generated tokens of a row."""
     recorded: int = 4
-    """Further steps of rows with experts over ranks, whose exchanges are recorded."""
+    """Further steps whose exchanges are recorded, of rows whose experts lie on several ranks."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class RowSpec:
 
     @property
     def config_hash(self) -> str:
-        """SHA-256 of all that a row's figures depend on: not of where files lie, nor of what is logged or saved."""
+        """SHA-256 of everything that the row's figures depend on; paths, logging and saving are left out."""
         content: dict[str, Any] = self.config.to_dict()
         path = content.pop("checkpoint")["initial_load_path"]
         del content["log"], content["data"]["cache"]
@@ -90,7 +90,7 @@ class RowSpec:
 
 @dataclass(frozen=True)
 class Study:
-    """All rows, in the order in which they are trained: one seed of all before the next."""
+    """All rows in the order of training: the first seed of every configuration, then the second."""
 
     name: str
     rows: list[RowSpec]

@@ -1,4 +1,4 @@
-"""How long the rest of a study will take. Pure arithmetic."""
+"""Estimate how long the rest of a study will take. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Work:
-    """What a row costs: operations done so far and in all, the core-seconds they took, cores it fills."""
+    """Work of a row: operations done and in total, core-seconds spent so far, cores that it fills."""
 
     done: float
     total: float
@@ -33,7 +33,7 @@ def seconds_left(training: Sequence[Work], measuring: Sequence[Work], lanes: int
     rate = done / spent
     unfinished = [work for work in training if work.left]
     wide = max(1, min(lanes, sum(work.cores for work in unfinished)))
-    # No row ends earlier than its own cores let it.
+    # A row cannot use more cores than its own.
     longest = max((work.left / work.cores for work in unfinished), default=0.0)
     train = max(sum(work.left for work in unfinished) / wide, longest)
     measure = sum(work.left / work.cores for work in measuring)

@@ -1,4 +1,4 @@
-"""In a row's own processes: train it to its budget, then see what the model does on held-out text."""
+"""Train a row to its budget in its own processes, then evaluate the model on held-out text."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ from altup_moe.train.samples import Samples
 
 
 class Enough:
-    """Says when a run has had its seconds, or when it is of no more use: its loss is not finite."""
+    """Callable that ends a run once it has used its seconds, or once its loss is not finite."""
 
     def __init__(self, row_directory: RowDirectory, seconds: float | None) -> None:
-        self.seconds, self._place, self._spent = seconds, row_directory, -1.0
+        self.seconds, self._row_directory, self._spent = seconds, row_directory, -1.0
 
     def __call__(self, metrics: StepMetrics) -> bool:
-        """After a step. Steps of earlier processes of the run count; its record says how long they took."""
+        """Whether the run ends after this step. Steps of the run's earlier processes count too (metrics.jsonl)."""
         if self._spent < 0:
-            self._spent = spent(self._place, metrics.step - 1)
+            self._spent = spent(self._row_directory, metrics.step - 1)
         self._spent += metrics.step_seconds
         useless = not math.isfinite(metrics.lm_loss)
         return useless or (self.seconds is not None and self._spent >= self.seconds)
 
 
 def not_finite(row_directory: RowDirectory) -> str | None:
-    """What is wrong with a run's losses, if anything: its record has none where there was no finite one."""
+    """Name the first step whose loss is not finite (None in metrics.jsonl); None if all are finite."""
     bad = next((line["step"] for line in row_directory.metrics() if line.get("lm_loss") is None), None)
     return None if bad is None else f"the loss is not finite at step {bad}"
 
 
 def spent(row_directory: RowDirectory, last: int) -> float:
-    """Seconds of a run's steps up to `last`."""
+    """Seconds of the run's steps up to step `last`."""
     return sum(line["step_seconds"] for line in row_directory.metrics() if line["step"] <= last)
 
 
 def train_row(row_directory: RowDirectory, seconds: float | None) -> int:
-    """Train a row, or go on with it, and write its `trained.json`; every rank of it calls this.
+    """Train a row, or go on with it, and write its `trained.json`. Every rank calls this.
 
     Args:
         seconds: the budget, None where train.steps is.
@@ -79,7 +79,7 @@ def train_row(row_directory: RowDirectory, seconds: float | None) -> int:
 
 
 def _spent_already(row_directory: RowDirectory, seconds: float | None) -> bool:
-    """Whether a run was killed after its last step of a budget in seconds. All ranks read the same."""
+    """Whether the run has used its budget of seconds already (it was killed after its last step)."""
     directory = latest(row_directory.run_dir)
     if seconds is None or directory is None:
         return False
@@ -87,14 +87,14 @@ def _spent_already(row_directory: RowDirectory, seconds: float | None) -> bool:
 
 
 def _note_memory(row_directory: RowDirectory) -> None:
-    """This rank's peak; of all processes that the run has had, the largest."""
+    """Write this rank's peak memory: the largest of all processes of the run so far."""
     file = row_directory.root / f"memory-{rank_from_env()}.json"
     before = (read_json_or_none(file) or {}).get("gib", 0.0)
     write_json(file, {"gib": max(before, peak_memory_gib())})
 
 
 def held_out_figures(run: FinishedRun, samples: Samples) -> dict[str, Any]:
-    """The held-out part, as much of it as the run's validations read, through the reference model.
+    """Evaluate the reference model on the held-out samples that the run's validations read.
 
     Returns:
         ``valid_loss`` (nats a token), ``valid_bits_per_byte``, ``experts`` (None without).
@@ -108,7 +108,7 @@ def held_out_figures(run: FinishedRun, samples: Samples) -> dict[str, Any]:
 
 @torch.no_grad()
 def routing_of(run: FinishedRun, samples: Samples, count: int) -> Experts:
-    """What the routers do with held-out text under the training's capacity, in its micro-batches.
+    """Route held-out text with the capacity and micro-batches of training.
 
     (Validation drops nothing: a capacity would let later tokens decide an earlier one's logits.)
     """
@@ -128,7 +128,7 @@ def _losses(run: FinishedRun, batch: Batch) -> Any:
 
 
 def expert_shares(config: RunConfig, counts: dict[int, Tensor], dropped: int) -> Experts:
-    """Shares of each layer's routes. ``counts``: layer -> [E], before dropping; ``dropped``: of all layers."""
+    """Convert routing counts to shares. ``counts``: layer -> [E], before dropping; ``dropped``: over all layers."""
     routes = sum(int(counts_E.sum()) for counts_E in counts.values())
     share_E = {layer: counts_E.double() / counts_E.sum() for layer, counts_E in counts.items()}
     return Experts(

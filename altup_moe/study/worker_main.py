@@ -20,17 +20,17 @@ from altup_moe.study.study_directory import RowDirectory
 
 
 def train_arguments(root: Path, seconds: float | None) -> list[str]:
-    """Train the row in a directory."""
+    """Arguments to train the row in a directory."""
     return ["train", json.dumps({"seconds": seconds}), str(root)]
 
 
 def measure_arguments(kind: str, number: int, measure: MeasureSpec, roots: Sequence[Path]) -> list[str]:
-    """MeasureSpec a round of the rows in these directories."""
+    """Arguments to measure a round of the rows in these directories."""
     return [kind, json.dumps({"number": number, "measure": vars(measure)}), *map(str, roots)]
 
 
 def prepare_arguments(roots: Sequence[Path]) -> list[str]:
-    """Prepare the data of the rows in these directories."""
+    """Arguments to prepare the data of the rows in these directories."""
     return ["prepare", "{}", *map(str, roots)]
 
 
@@ -50,7 +50,7 @@ def _work(kind: str, options: dict, roots: list[Path]) -> Callable[[], int]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Do what the arguments say; a failure is written into the row's directory, where it is one row's."""
+    """Do what the arguments say. If they name one row, a failure is written into its directory."""
     die_with_parent(os.getppid())
     warnings.filterwarnings("ignore", module=r"megatron\.")
     logging.getLogger("megatron").setLevel(logging.ERROR)
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _note(roots: list[Path], problem: str) -> None:
-    """The first rank that fails says why; the others fail because of it."""
+    """Write why a rank failed. Only the first rank writes: the others fail because of it."""
     if len(roots) == 1:
         with suppress(FileExistsError), open(RowDirectory(roots[0]).failure, "x", encoding="utf-8") as file:
             file.write(" ".join(problem.split())[:500] + "\n")

@@ -88,7 +88,7 @@ def write_report(options: ReportOptions) -> int:
 
 
 def _study(path: Path) -> str | None:
-    """The resolved study, for the page; a study without one still has its rows."""
+    """Text of study.yaml for the page; None if there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:

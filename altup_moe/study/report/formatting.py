@@ -1,4 +1,4 @@
-"""Figures in words: means with their deviation, ratios with their interval, and what stdout shows."""
+"""Format figures as text: means with their deviation, ratios with their interval; and the report on stdout."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RULES = (
 
 
 def count(number: float | None) -> str:
-    """12.3M"""
+    """A number with three digits and a unit, as in 12.3M."""
     if number is None:
         return "-"
     rounded = float(f"{number:.3g}")
@@ -55,7 +55,7 @@ def mean_and_deviation(found: Stat | None, decimals: int | None = None) -> str:
 
 
 def interval_text(found: BootstrapInterval | None, decimals: int = 2, sign: str = "") -> str:
-    """[1.20, 1.41]; an end off the curve says so."""
+    """An interval, as in [1.20, 1.41]; an end off the curve is `better` or `worse`."""
     if found is None:
         return ""
     ends = []
@@ -66,7 +66,7 @@ def interval_text(found: BootstrapInterval | None, decimals: int = 2, sign: str 
 
 
 def speed_text(found: Speed | None, short: bool = False) -> str:
-    """1.31 [1.20, 1.41]; or why there is none."""
+    """A speed, as in 1.31 [1.20, 1.41]; or why there is none."""
     if found is None:
         return "-"
     if found.reached == "better":
@@ -85,7 +85,7 @@ def speed_text(found: Speed | None, short: bool = False) -> str:
 
 
 def draws_text(found: BootstrapInterval | None) -> str:
-    """How many draws fell off the curve; "" if none."""
+    """How many bootstrap draws fell off the curve; "" if none did."""
     if found is None or not found.better + found.worse:
         return ""
     if found.draws in (found.better, found.worse):
@@ -95,7 +95,7 @@ def draws_text(found: BootstrapInterval | None) -> str:
 
 
 def difference_text(found: LossDifference | None) -> str:
-    """-0.031 [-0.040, -0.022] against dense-s"""
+    """A difference of losses, as in -0.031 [-0.040, -0.022] against dense-s."""
     if found is None:
         return "-"
     text = f"{found.loss:+.4f} {interval_text(found.interval, 4, '+')}".rstrip()
@@ -103,7 +103,7 @@ def difference_text(found: LossDifference | None) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]], left: int = 2) -> list[str]:
-    """Aligned; the first `left` columns to the left, the last as it comes, the others to the right."""
+    """Align the cells of rows: the first `left` columns and the last to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     found = []
     for row in rows:
@@ -116,13 +116,13 @@ def columns(rows: Sequence[Sequence[str]], left: int = 2) -> list[str]:
 
 
 def failed_text(row: StudyRow) -> str:
-    """In one line."""
+    """Name, seed and reason of a failed row, in one line."""
     reason = " ".join((row.reason or "no reason was kept").split())
     return f"{row.name}, seed {row.seed}: {reason}"
 
 
 def headline(found: Summary, kind: LatencyKind) -> Iterable[list[str]]:
-    """The table of stdout: a line for every model."""
+    """Rows of the table on stdout: a head, then one row per model."""
     yield [
         "model",
         "family",
@@ -148,12 +148,12 @@ def headline(found: Summary, kind: LatencyKind) -> Iterable[list[str]]:
 
 
 def sizes(model: Model) -> tuple[str, str]:
-    """Parameters and active ones."""
+    """Formatted numbers of parameters and of active parameters."""
     return count(mean_of(model.along("parameters"))), count(mean_of(model.along("active_parameters")))
 
 
 def report_lines(found: Summary) -> list[str]:
-    """What stdout shows before the files."""
+    """Lines of the report on stdout, before the list of files."""
     rows = f"{len(found.rows)} rows, {len(found.models)} models, {len(found.failed)} failed"
     shown = [f"{found.title}: {rows}; reference family: {found.reference}"]
     shown += [f"  {n} on {hardware_text(one)}" for one, n in hardware(found.rows)]

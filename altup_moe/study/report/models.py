@@ -1,4 +1,4 @@
-"""Rows of a study by configuration: one `Model` has the rows of one name, a row for every seed."""
+"""Group the rows of a study by configuration: a `Model` has the rows of one name, one for every seed."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ AXES: dict[Axis, str] = {
     "parameters": "parameters",
     "active_parameters": "active parameters",
 }
-"""What a quality is drawn against."""
+"""Axes that a loss is drawn against, with their labels."""
 
 LossUnit = Literal["loss", "bits"]
 LOSS_UNITS: dict[LossUnit, str] = {"loss": "held-out loss (nats a token)", "bits": "held-out bits per byte"}
-"""Qualities; less is better."""
+"""Units of the held-out loss, with their labels; less is better."""
 
 
 @dataclass(frozen=True)
 class Stat:
-    """A figure over seeds. `std`: of the sample, None where there is one seed."""
+    """Statistics of a figure over seeds. `std`: sample standard deviation, None for one seed."""
 
     mean: float
     std: float | None
@@ -41,7 +41,7 @@ class Stat:
 
 
 def stat(values: Sequence[float]) -> Stat | None:
-    """None where nothing was measured."""
+    """Statistics of measured values; None if there are none."""
     if not values:
         return None
     std = statistics.stdev(values) if len(values) > 1 else None
@@ -49,12 +49,12 @@ def stat(values: Sequence[float]) -> Stat | None:
 
 
 def mean_of(found: Stat | None) -> float | None:
-    """Of what was measured."""
+    """The mean, or None if nothing was measured."""
     return None if found is None else found.mean
 
 
 def latency(row: StudyRow, kind: LatencyKind) -> float | None:
-    """The median, ms; None where none, or none above zero, was measured."""
+    """Median latency in ms; None if it was not measured or is not above zero."""
     spread = getattr(row.latency, kind, None)
     return spread.median if spread is not None and spread.median > 0 else None
 
@@ -68,35 +68,35 @@ class Model:
     rows: tuple[StudyRow, ...]
 
     def stat(self, value: Callable[[StudyRow], float | None]) -> Stat | None:
-        """Of a figure, over the seeds that have it."""
+        """Statistics of a figure over the seeds that have it."""
         return stat([v for row in self.rows if (v := value(row)) is not None])
 
     def along(self, axis: Axis) -> Stat | None:
-        """Latency in ms, or a number of parameters."""
+        """Statistics of a latency in ms, or of a number of parameters."""
         if axis in LATENCIES:
             return self.stat(lambda row: latency(row, axis))
         return self.stat(lambda row: getattr(row, axis))
 
     def quality(self, unit: LossUnit) -> Stat:
-        """Held-out loss in nats a token, or bits per byte."""
+        """Statistics of the held-out loss."""
         found = stat([quality(row, unit) for row in self.rows])
         assert found is not None
         return found
 
 
 def quality(row: StudyRow, unit: LossUnit) -> float:
-    """Of a finished row."""
+    """Held-out loss of a finished row, in nats a token or bits per byte."""
     assert isinstance(row.quality, Quality)
     return row.quality.valid_loss if unit == "loss" else row.quality.valid_bits_per_byte
 
 
 def last_lines(rows: Iterable[StudyRow]) -> list[StudyRow]:
-    """The last line of every (name, seed): a row that was tried again counts once."""
+    """Keep the last line of every (name, seed): a row that was tried again counts once."""
     return list({(row.name, row.seed): row for row in rows}.values())
 
 
 def split(rows: Iterable[StudyRow]) -> tuple[list[Model], list[StudyRow]]:
-    """The models in order of appearance, and the rows that failed; a row without a finite loss is one of these."""
+    """Split rows into models, in order of appearance, and failed rows; a row without a finite loss counts as failed."""
     done: dict[str, list[StudyRow]] = {}
     failed = []
     for row in rows:
@@ -113,7 +113,7 @@ def split(rows: Iterable[StudyRow]) -> tuple[list[Model], list[StudyRow]]:
 
 
 def families(models: Iterable[Model]) -> dict[str, list[Model]]:
-    """Models by family, in order of appearance."""
+    """Group models by family, in order of appearance."""
     found: dict[str, list[Model]] = {}
     for model in models:
         found.setdefault(model.family, []).append(model)

@@ -51,13 +51,13 @@ def _hash(text: str) -> str:
 
 
 def _json(content: object) -> str:
-    """JSON that cannot end the element it stands in."""
+    """JSON for a script element, without characters that could end it."""
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def data(found: Summary) -> dict[str, Any]:
-    """What the script draws."""
+    """Data that the script draws."""
     grouped = families(found.models)
     index = {name: i for i, name in enumerate(grouped)}
     axes = {axis: label for axis, label in AXES.items() if any(model.along(axis) for model in found.models)}

@@ -70,7 +70,7 @@ def _speeds(found: Summary) -> Iterable[str]:
 
 
 def speed_cells(found: Speed | None) -> tuple[str, str]:
-    """The ratio, and what is to be said with it."""
+    """The ratio as text, and notes on it."""
     if found is None:
         return "-", ""
     notes = [interval_text(found.interval)]
@@ -128,7 +128,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], text: Sequence[i
         + "</tr>"
         for row in rows
     )
-    # A box that scrolls has to be in reach of the keyboard.
+    # tabindex lets a keyboard scroll the box.
     return f'<div class="box" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -152,7 +152,7 @@ MODEL_COLUMNS = (
 
 
 def model_cells(model: Model) -> list[str]:
-    """HTML, in the order of MODEL_COLUMNS."""
+    """Cells of a model as HTML, in the order of MODEL_COLUMNS."""
 
     def inside(record: str, key: str) -> str:
         return mean_and_deviation(model.stat(lambda row: getattr(getattr(row, record), key, None)))

@@ -11,17 +11,17 @@ from altup_moe.study.report.models import Axis, LossUnit, Model
 from altup_moe.study.report.statistics import pareto_front
 
 COLOURS, MARKS, DASHES = 7, 6, 6
-"""How many of each the page and the pictures know; no two of 42 families share both."""
+"""Numbers of colours, marks and dashes; up to 42 families differ in colour or mark."""
 BINS = 150
-"""Points of a drawn training curve: longer ones are means of neighbours."""
+"""The most points of a drawn training curve; longer curves are averaged in bins."""
 
 Band = tuple[int, float, float, float]
-"""Tokens seen; loss: mean, least, most over seeds."""
+"""(tokens seen, mean loss over seeds, least, most)."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A model's losses on the way. `dash`: its index in its family."""
+    """Losses of a model during training. `dash`: its index in its family."""
 
     model: Model
     dash: int
@@ -31,14 +31,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class LayerLoad:
-    """Share of a layer's routes by expert; layers count from 0."""
+    """Shares of a layer's routes by expert; layers are counted from 0."""
 
     layer: int
     load: list[float]
 
 
 def curves(families: dict[str, list[Model]]) -> list[Curve]:
-    """Of all models that have points."""
+    """Loss curves of all models that have points."""
     found = []
     for members in families.values():
         for index, model in enumerate(members):
@@ -50,7 +50,7 @@ def curves(families: dict[str, list[Model]]) -> list[Curve]:
 
 
 def _binned(points: Sequence[CurvePoint]) -> list[tuple[int, float]]:
-    """At most BINS points: tokens after the last one of a bin, and the mean of its training losses."""
+    """Average a curve in at most BINS bins: (tokens at the end of a bin, mean training loss)."""
     size = -(-len(points) // BINS)
     return [
         (part[-1].tokens, statistics.fmean(p.loss for p in part))
@@ -59,7 +59,7 @@ def _binned(points: Sequence[CurvePoint]) -> list[tuple[int, float]]:
 
 
 def _bands(seeds: Sequence[Sequence[tuple[int, float]]]) -> list[Band]:
-    """Where all seeds have a point."""
+    """Mean and extremes over seeds, at the points that all seeds have."""
     by_tokens: dict[int, list[float]] = {}
     for points in seeds:
         for tokens, loss in points:
@@ -72,7 +72,7 @@ def _bands(seeds: Sequence[Sequence[tuple[int, float]]]) -> list[Band]:
 
 
 def loads(models: Sequence[Model]) -> list[tuple[StudyRow, list[LayerLoad]]]:
-    """Rows with experts and their sparse layers. Seeds stay apart: expert 3 of one has nothing to do with another's."""
+    """Loads of the rows with experts. Seeds are not averaged: their experts are unrelated."""
     rows = [row for model in models for row in model.rows if row.experts]
     found = [
         (row, [LayerLoad(i, load) for i, load in enumerate(row.experts.load) if load]) for row in rows if row.experts

@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 from altup_moe.study.report.models import LatencyKind, Model, latency, quality
 
 CostLoss = tuple[float, float]
-"""(cost, loss): of both, less is better."""
+"""(cost, loss); less of either is better."""
 Reached = Literal["yes", "better", "worse"]
 CONFIDENCE = 0.95
 
 
 def pareto_front(points: Sequence[CostLoss | None]) -> list[int]:
-    """Which points no other one beats: none is as good in both and better in one. By cost; equal points all count."""
+    """Indices, by cost, of the points that no other beats (as good in both, better in one). Equal points all count."""
     known = sorted((point, i) for i, point in enumerate(points) if point is not None)
     kept: list[int] = []
     best: CostLoss = (-math.inf, math.inf)
@@ -44,7 +44,7 @@ def pareto_front(points: Sequence[CostLoss | None]) -> list[int]:
 
 
 def cost_at(loss: float, curve: Sequence[CostLoss]) -> float:
-    """What a family's curve costs at a loss.
+    """Interpolate the cost of a family's curve at a loss.
 
     Args:
         loss: where to look.
@@ -63,14 +63,14 @@ def cost_at(loss: float, curve: Sequence[CostLoss]) -> float:
 
 
 def unbeaten(points: Iterable[CostLoss]) -> list[CostLoss]:
-    """The curve of some points."""
+    """Those points that no other beats, by cost."""
     points = list(points)
     return [points[i] for i in pareto_front(points)]
 
 
 @dataclass(frozen=True)
 class BootstrapInterval:
-    """Percentile bootstrap. Infinite ends lie off the curve; `better` and `worse` of the `draws` did."""
+    """Percentile bootstrap interval. Infinite ends lie off the curve; so did `better` and `worse` of the `draws`."""
 
     low: float
     high: float
@@ -98,7 +98,7 @@ class Speed:
 
     @property
     def no_difference(self) -> bool:
-        """The interval holds 1."""
+        """Whether the interval holds 1."""
         return self.interval is not None and self.interval.holds(1.0)
 
 
@@ -112,19 +112,19 @@ class LossDifference:
 
     @property
     def no_difference(self) -> bool:
-        """The interval holds 0."""
+        """Whether the interval holds 0."""
         return self.interval is not None and self.interval.holds(0.0)
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How often rows are drawn, and from which seed."""
+    """Number of bootstrap draws, and their random seed."""
 
     draws: int
     seed: int
 
     def means(self, model: Model, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[rows, figures] -> [draws, figures], means of drawn rows; a model draws the same whoever else is there."""
+        """[rows, figures] -> [draws, figures]: means of drawn rows. A model's draws do not depend on other models."""
         draw = np.random.default_rng([self.seed, zlib.crc32(model.name.encode())])
         return values[draw.integers(0, len(values), (self.draws, len(values)))].mean(1)
 
@@ -164,7 +164,7 @@ def _over(cost: float, own: float) -> float:
 
 
 def _interval(values: Sequence[float]) -> BootstrapInterval:
-    """Ends by rank, so that infinite values need no arithmetic."""
+    """Interval of values. Its ends are order statistics, so that infinite values need no arithmetic."""
     ordered = sorted(values)
     tail = (1 - CONFIDENCE) / 2 * len(ordered)
     low, high = math.floor(tail), math.ceil(len(ordered) - tail) - 1
@@ -173,7 +173,7 @@ def _interval(values: Sequence[float]) -> BootstrapInterval:
 
 
 def loss_difference(model: Model, other: Model, bootstrap: Bootstrap) -> LossDifference:
-    """Of the mean losses; the interval needs two seeds of both."""
+    """Difference of the mean losses; the interval needs two seeds of both models."""
     ours, theirs = (np.array([[quality(row, "loss")] for row in m.rows]) for m in (model, other))
     interval = None
     if min(len(ours), len(theirs)) > 1:
@@ -183,7 +183,7 @@ def loss_difference(model: Model, other: Model, bootstrap: Bootstrap) -> LossDif
 
 
 def nearest_size(model: Model, reference: Sequence[Model]) -> Model | None:
-    """The one of the reference whose active parameters are nearest, by their ratio."""
+    """The reference model whose number of active parameters is nearest, as a ratio."""
 
     def size(one: Model) -> float | None:
         found = one.along("active_parameters") or one.along("parameters")

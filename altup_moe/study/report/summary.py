@@ -1,4 +1,4 @@
-"""Everything the report says, computed once: text, page, pictures and tables only lay it out."""
+"""Compute everything that the report says; text, page, pictures and tables only lay it out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from altup_moe.study.report.statistics import Bootstrap, LossDifference, Speed, 
 
 @dataclass(frozen=True)
 class Summary:
-    """A study. `speeds` and `differences` are of models outside the reference family, by name."""
+    """All figures of a report. `speeds` and `differences`: of models outside the reference family, by name."""
 
     studies: tuple[str, ...]
     reference: str
@@ -36,7 +36,7 @@ class Summary:
 
 
 def summarise(lines: Sequence[StudyRow], reference: str, bootstrap: Bootstrap) -> Summary:
-    """The study of the rows of a file, in the file's order."""
+    """Compute all figures from the rows of a file, in the file's order."""
     rows = last_lines(lines)
     models, failed = split(rows)
     dense = [model for model in models if model.family == reference]
@@ -55,7 +55,7 @@ def summarise(lines: Sequence[StudyRow], reference: str, bootstrap: Bootstrap) -
 
 
 def hardware(rows: Iterable[StudyRow]) -> list[tuple[Hardware, int]]:
-    """What the rows ran on, and how many on each."""
+    """The machines that rows ran on, with the number of rows."""
     found: dict[Hardware, int] = {}
     for row in rows:
         found[row.hardware] = found.get(row.hardware, 0) + 1
@@ -63,7 +63,7 @@ def hardware(rows: Iterable[StudyRow]) -> list[tuple[Hardware, int]]:
 
 
 def hardware_text(one: Hardware) -> str:
-    """In one line."""
+    """A machine in one line."""
     ranks = f"{one.ranks} rank{'s' * (one.ranks != 1)}, {one.threads} thread{'s' * (one.threads != 1)} each"
     return f"{one.processor}, {one.cores} cores, {one.device}; {ranks}; torch {one.torch}; {one.system}"
 
@@ -75,7 +75,7 @@ def _notes(
     dense: Sequence[Model],
     others: Sequence[Model],
 ) -> Iterable[str]:
-    """What a reader has to know before comparing figures."""
+    """Warnings that a reader needs before comparing figures."""
     done = [row for model in models for row in model.rows]
     if len(lines) > len(rows):
         yield f"{len(lines) - len(rows)} earlier lines of rows that were tried again are left out"
@@ -87,7 +87,7 @@ def _notes(
         yield "not all rows were trained on as many tokens"
     if len({_per_step(row) for row in done}) > 1:
         yield "not all rows have as many tokens in a step: the times of a step do not compare"
-    # A seed draws a held-out part of its own, the same for every model of the seed.
+    # Each seed draws its own held-out part, which all models of the seed share.
     if not all(_measured_alike(row for row in done if row.seed == seed) for seed in {row.seed for row in done}):
         yield "the rows' tokenizers or held-out parts differ: compare bits per byte, not the losses"
     if single := [model.name for model in models if len(model.rows) == 1]:
@@ -98,7 +98,7 @@ def _notes(
 
 
 def _measured_alike(rows: Iterable[StudyRow]) -> bool:
-    """Whether losses are of the same tokens: a nat a token is as many bits a byte for all."""
+    """Whether all rows were evaluated on the same tokens: then bits per byte over nats a token agree."""
     ratios = [r.quality.valid_bits_per_byte / r.quality.valid_loss for r in rows if r.quality and r.quality.valid_loss]
     return not ratios or max(ratios) <= 1.001 * min(ratios)
 
@@ -108,7 +108,7 @@ def _per_step(row: StudyRow) -> float | None:
 
 
 def summary_dict(found: Summary) -> dict[str, Any]:
-    """For --json; infinite ends of intervals are None, as there is no such number in JSON."""
+    """The summary as JSON; infinite ends of intervals are None."""
     return {
         "studies": list(found.studies),
         "reference": found.reference,

@@ -1,4 +1,4 @@
-"""The tables as CSV: a line for every row of the study, and one for every model."""
+"""Tables as CSV: rows.csv has a line for every row of the study, models.csv one for every model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from altup_moe.study.report.summary import Summary
 
 
 def tables(found: Summary) -> dict[str, str]:
-    """rows.csv and models.csv by file name. Times in ms, losses in nats; what a row does not have is empty."""
+    """Contents of rows.csv and models.csv by file name. Times in ms, losses in nats; missing figures are empty."""
     return {
         "rows.csv": _csv(_row(row) for row in found.rows),
         "models.csv": _csv(_model(found, model) for model in found.models),
@@ -94,5 +94,5 @@ def _model(found: Summary, model: Model) -> dict[str, Any]:
 
 
 def _end(value: float) -> float | str:
-    """An infinite end lies off the curve."""
+    """An end of an interval; `better` or `worse` if it lies off the curve."""
     return value if math.isfinite(value) else "better" if value > 0 else "worse"
