@@ -7,7 +7,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from altup_moe.study.records import CurvePoint, Experts, Hardware, Latency, Quality, Row, Spread
+from altup_moe.study.records import CurvePoint, Experts, Hardware, Latency, Quality, Spread, StudyRow
 
 MACHINE = Hardware("Some CPU 2.0 GHz", 2, 1, 1, "cpu", "2.13.0", "Linux 6.1 x86_64")
 BITS = 0.42
@@ -31,13 +31,13 @@ def row(
     prefill: float | None = None,
     decode: float | None = None,
     hardware: Hardware = MACHINE,
-) -> Row:
+) -> StudyRow:
     """A finished row; without latencies if `ms` is None."""
     latency = None
     if ms is not None:
         prefilled, decoded = (None if t is None else spread(t) for t in (prefill, decode))
         latency = Latency(spread(ms), 8192 / ms * 1e3, 1.5, prefilled, decoded)
-    return Row(
+    return StudyRow(
         study="width",
         name=name,
         family=family,
@@ -58,7 +58,7 @@ def row(
     )
 
 
-def failed(name: str, seed: int = 0, family: str = "moe", reason: str = "it did not fit") -> Row:
+def failed(name: str, seed: int = 0, family: str = "moe", reason: str = "it did not fit") -> StudyRow:
     """A row without figures."""
     empty = row(name, seed, family=family, ms=None, parameters=None)
     nothing = {"flops_per_token": None, "steps": None, "tokens": None, "train_seconds": None}
@@ -85,7 +85,7 @@ def _load(layers: int, experts: int, draw: random.Random) -> list[list[float]]:
     return found
 
 
-def study(seed: int = 0) -> list[Row]:
+def study(seed: int = 0) -> list[StudyRow]:
     """Thirty finished rows and two that failed."""
     draw = random.Random(seed)
     models = [
@@ -130,7 +130,7 @@ def study(seed: int = 0) -> list[Row]:
     return rows
 
 
-def write_study(directory: Path, rows: list[Row]) -> Path:
+def write_study(directory: Path, rows: list[StudyRow]) -> Path:
     """rows.jsonl and study.yaml; returns the directory."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "rows.jsonl").write_text("".join(row.line() + "\n" for row in rows), encoding="utf-8")

@@ -32,24 +32,23 @@ from altup_moe.config.files import write_text
 from altup_moe.config.flags import parse, print_help
 from altup_moe.config.ranges import COUNT
 from altup_moe.data.tasks.metrics import answers
-from altup_moe.recipe.compare import Results, loss_line, results, table
-from altup_moe.recipe.recipe import ARMS, CONTROL, TUNED, Recipe, load_recipe
+from altup_moe.recipe.compare import Results, loss_line, results, results_table
+from altup_moe.recipe.recipe import ARMS, CONTROL, TUNED, PaperRecipe, load_recipe
 from altup_moe.recipe.run import (
-    Failed,
-    Stage,
-    Stopped,
+    StageFailed,
     answers_of,
-    chains,
     claim,
-    run_chains,
+    run_stages,
+    stages,
     threads_each,
     train_seconds,
     valid_loss,
 )
+from altup_moe.study.job_pool import StoppedBySignal
 
 
 @dataclass(frozen=True)
-class Options:
+class PaperOptions:
     """Pretrain, fine-tune with and without it, evaluate both, for every seed of a recipe."""
 
     recipe: Positional[Path]
@@ -67,35 +66,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if "-h" in args or "--help" in args:
         print(__doc__)
-        print_help(Options, "paper.py")
+        print_help(PaperOptions, "paper.py")
         return 0
 
     def work() -> int:
         try:
-            return run(parse(Options, args, positional="recipe"))
-        except Failed as error:
+            return run_paper(parse(PaperOptions, args, positional="recipe"))
+        except StageFailed as error:
             print(f"paper: error: {error}", file=sys.stderr)
             return 1
-        except Stopped:
+        except StoppedBySignal:
             print("paper: stopped, saved; the same command goes on", file=sys.stderr)
             return EXIT_STOPPED
 
     return ended("paper", work)
 
 
-def run(options: Options) -> int:
+def run_paper(options: PaperOptions) -> int:
     """Do what is not done yet, then compare. Raises UserError before anything starts."""
     started = time.monotonic()
     COUNT.check("jobs", options.jobs)
     recipe = load_recipe(options.recipe, options.run_dir)
     _check_run_dir(recipe.run_dir)
-    todo = chains(recipe)
+    todo = stages(recipe)
     claim(recipe)
-    fresh = not any(stage.done() for chain in todo for stage in chain)
-    if not _finished(todo):
+    fresh = not any(stage.done() for stage in todo)
+    if not all(stage.done() for stage in todo):
         _fetch(recipe)
-        run_chains(todo, options.jobs, lambda line: print(line, file=sys.stderr, flush=True))
-    found = compare(recipe)
+        run_stages(todo, options.jobs, lambda line: print(line, file=sys.stderr, flush=True))
+    found = compare_answers(recipe)
     minutes, threads = (time.monotonic() - started) / 60, threads_each(options.jobs)
     seconds = {stage: _train_seconds(recipe, stage) for stage in ("pretrained", TUNED, CONTROL)}
     losses = {arm: [valid_loss(recipe.directory(seed, arm)) for seed in recipe.seeds] for arm in ARMS}
@@ -109,14 +108,15 @@ def run(options: Options) -> int:
     }
     trained = f"steps of one seed: {seconds['pretrained']:.0f} s pretraining, {seconds[TUNED]:.0f} s fine-tuning"
     whole = f"this call {minutes:.1f} min, {options.jobs} jobs of {threads} thread(s)"
-    text = f"{table(found)}\n{loss_line(losses)}\n{trained}; {whole}{'' if fresh else ', some stages done before'}\n"
+    before = "" if fresh else ", some stages done before"
+    text = f"{results_table(found)}\n{loss_line(losses)}\n{trained}; {whole}{before}\n"
     write_text(recipe.run_dir / "results.json", json.dumps(content, indent=1) + "\n")
     write_text(recipe.run_dir / "table.txt", text)
     print(json.dumps(content) if options.json else text, end="\n" if options.json else "")
     return 0
 
 
-def compare(recipe: Recipe) -> Results:
+def compare_answers(recipe: PaperRecipe) -> Results:
     """Results of finished stages. Raises UserError: answers that cannot be read, or are not to the same questions."""
     found = {arm: [answers_of(recipe, seed, arm) for seed in recipe.seeds] for arm in (TUNED, CONTROL)}
     (_, references), *others = [*found[TUNED], *found[CONTROL]]
@@ -131,11 +131,7 @@ def _check_run_dir(run_dir: Path) -> None:
         raise UserError(f"{run_dir}: is no directory; name one that may be made with --run_dir")
 
 
-def _finished(todo: Sequence[Sequence[Stage]]) -> bool:
-    return all(stage.done() for chain in todo for stage in chain)
-
-
-def _fetch(recipe: Recipe) -> None:
+def _fetch(recipe: PaperRecipe) -> None:
     """Fetch and prepare data once, before several processes want it; mistakes in it are found here."""
     # Megatron-Core says at import what it falls back to, and that indexes are kept in memory: expected here.
     warnings.filterwarnings("ignore", module=r"megatron\.")
@@ -151,7 +147,7 @@ def _fetch(recipe: Recipe) -> None:
     load_examples(TASKS[recipe.evaluate.task], "validation", files, cache)
 
 
-def _train_seconds(recipe: Recipe, stage: str) -> float:
+def _train_seconds(recipe: PaperRecipe, stage: str) -> float:
     """Of all runs of a stage; mean over the seeds."""
     runs = [
         run

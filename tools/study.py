@@ -24,8 +24,8 @@ from altup_moe.config.command import ended
 from altup_moe.config.flags import parse, print_help
 from altup_moe.config.keys import nearest
 from altup_moe.config.ranges import COUNT
-from altup_moe.study.folder import Folder
-from altup_moe.study.spec import load_study
+from altup_moe.study.read_study import load_study
+from altup_moe.study.study_directory import StudyDirectory
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class StatusOptions:
     """Directory of the study."""
 
 
-def run(args: Sequence[str]) -> int:
+def run_command(args: Sequence[str]) -> int:
     """Check the whole study, then run it."""
     o = parse(RunOptions, args, positional="study")
     if o.jobs is not None:
@@ -62,27 +62,32 @@ def run(args: Sequence[str]) -> int:
     return run_study(study, o.dir or Path("runs/study") / study.name, o.jobs, o.retry_failed)
 
 
-def status(args: Sequence[str]) -> int:
+def status_command(args: Sequence[str]) -> int:
     """Print the table that a running study shows."""
     o = parse(StatusOptions, args, positional="dir")
     from rich.console import Console
 
-    from altup_moe.study.collect_row import cores
-    from altup_moe.study.live_table import table
+    from altup_moe.study.collect_row import usable_cores
+    from altup_moe.study.live_table import study_table
     from altup_moe.study.progress import snapshot
 
-    folder = Folder(o.dir)
-    study = folder.study()
-    Console().print(table(study.name, snapshot(study, folder, folder.finished(), folder.training(study), cores())))
+    directory = StudyDirectory(o.dir)
+    study = directory.study()
+    finished, training = directory.finished(), directory.training(study)
+    Console().print(study_table(study.name, snapshot(study, directory, finished, training, usable_cores())))
     return 0
 
 
-def report(args: Sequence[str]) -> int:
+def report_rows(args: Sequence[str]) -> int:
     """What the rows say: tables and pictures."""
     return import_module("altup_moe.study.report").report_command(args)
 
 
-COMMANDS = {"run": (run, RunOptions), "status": (status, StatusOptions), "report": (report, None)}
+STUDY_COMMANDS = {
+    "run": (run_command, RunOptions),
+    "status": (status_command, StatusOptions),
+    "report": (report_rows, None),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,9 +101,9 @@ def _dispatch(words: list[str]) -> int:
         print(__doc__)
         return 0 if words else 2
     name, *args = words
-    if name not in COMMANDS:
-        raise UserError(f"{name}: unknown command; nearest is {nearest(name, COMMANDS)}")
-    command, options = COMMANDS[name]
+    if name not in STUDY_COMMANDS:
+        raise UserError(f"{name}: unknown command; nearest is {nearest(name, STUDY_COMMANDS)}")
+    command, options = STUDY_COMMANDS[name]
     if options is not None and ("-h" in args or "--help" in args):
         print_help(options, f"study.py {name}")
         return 0

@@ -18,12 +18,12 @@ import torch
 import torch.distributed as dist
 
 from altup_moe.bench.expert_rivals import (
-    DENSE,
-    OURS,
-    Contender,
-    Routing,
-    contenders,
+    DENSE_MLP,
+    OUR_LAYER,
+    LayerContender,
+    PlannedRouting,
     layer_config,
+    layer_contenders,
     missing,
     planned_input,
 )
@@ -32,8 +32,8 @@ from altup_moe.config import ParallelConfig
 from altup_moe.config.checks import check_config
 from altup_moe.parallel.topology import Topology, topology
 
-GOALS: dict[Routing, float] = {"balanced": 1.10, "skewed": 1.20}
-"""Time of the torch backend over the dense MLP's, at most (one rank)."""
+GOALS: dict[PlannedRouting, float] = {"balanced": 1.10, "skewed": 1.20}
+"""Goals: time of the torch backend over the dense MLP's, at most (one rank)."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class ExpertsRow:
     """One contender under one routing: median and fastest turn, and the median's ratio to the dense MLP's."""
 
     name: str
-    routing: Routing
+    routing: PlannedRouting
     median_ms: float
     min_ms: float
     ratio: float
 
 
-def _turn(contender: Contender, x: torch.Tensor, grad: torch.Tensor) -> float:
+def _turn(contender: LayerContender, x: torch.Tensor, grad: torch.Tensor) -> float:
     """Seconds of a forward and a backward pass, of the slowest rank."""
     for parameter in contender.module.parameters():
         parameter.grad = None
@@ -60,21 +60,21 @@ def _turn(contender: Contender, x: torch.Tensor, grad: torch.Tensor) -> float:
     return taken.item()
 
 
-def measure(bench: ExpertsBench, topo: Topology) -> list[ExpertsRow]:
-    """All contenders, both routings, interleaved."""
+def measure_experts(bench: ExpertsBench, topo: Topology) -> list[ExpertsRow]:
+    """Time all contenders under both routings, in turns."""
     torch.set_num_threads(bench.threads)
     dtype = torch.bfloat16 if bench.dtype == "bf16" else torch.float32
     inputs = {routing: planned_input(bench, routing).to(dtype) for routing in GOALS}
     grad = torch.randn(inputs["balanced"].shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    found = contenders(bench, topo)
-    seconds: dict[tuple[str, Routing], list[float]] = {(c.name, routing): [] for routing in GOALS for c in found}
+    found = layer_contenders(bench, topo)
+    seconds: dict[tuple[str, PlannedRouting], list[float]] = {(c.name, routing): [] for routing in GOALS for c in found}
     for repeat in range(bench.repeats + 1):
         for routing, x in inputs.items():
             for contender in found:
                 taken = _turn(contender, x, grad)
                 if repeat:
                     seconds[contender.name, routing].append(taken)
-    base = {routing: statistics.median(seconds[DENSE, routing]) for routing in GOALS}
+    base = {routing: statistics.median(seconds[DENSE_MLP, routing]) for routing in GOALS}
     return [
         ExpertsRow(name, routing, 1e3 * statistics.median(s), 1e3 * min(s), statistics.median(s) / base[routing])
         for (name, routing), s in seconds.items()
@@ -86,7 +86,7 @@ def bench_experts(bench: ExpertsBench, world_size: int) -> int:
     check_config(layer_config(bench, "torch", None, world_size), world_size)
     before = os.getloadavg()[0]
     with topology(ParallelConfig(expert=world_size)) as topo:
-        rows = measure(bench, topo)
+        rows = measure_experts(bench, topo)
         first = topo.is_first
     if not first:
         return 0
@@ -94,12 +94,12 @@ def bench_experts(bench: ExpertsBench, world_size: int) -> int:
         machine = {"machine": platform.machine(), "torch": torch.__version__, "ranks": world_size, "load": before}
         print(json.dumps({"bench": vars(bench), **machine, "rows": [vars(r) for r in rows], "missing": missing()}))
     else:
-        print("\n".join(table(bench, world_size, before, rows)))
+        print("\n".join(experts_table(bench, world_size, before, rows)))
     return 0
 
 
-def table(bench: ExpertsBench, ranks: int, load: float, rows: list[ExpertsRow]) -> list[str]:
-    """The rows by contender, both routings beside each other, and whether the goals are met."""
+def experts_table(bench: ExpertsBench, ranks: int, load: float, rows: list[ExpertsRow]) -> list[str]:
+    """Lines of a table: a contender per row, a routing per column; then whether the goals are met."""
     lines = [
         f"hidden {bench.hidden_size}, expert ffn {bench.ffn_hidden_size}, {bench.moe_experts} experts top-2, "
         f"{bench.tokens} tokens a rank, {ranks} rank(s), {bench.dtype}, {bench.threads} thread(s) a rank, "
@@ -115,6 +115,7 @@ def table(bench: ExpertsBench, ranks: int, load: float, rows: list[ExpertsRow]) 
     lines += missing()
     if ranks == 1:
         for routing, limit in GOALS.items():
-            ratio = by_name[OURS, routing].ratio
-            lines.append(f"{'met    ' if ratio <= limit else 'not met'} {ratio:.3f}  {OURS}, {routing}: <= {limit:.2f}")
+            ratio = by_name[OUR_LAYER, routing].ratio
+            met = "met    " if ratio <= limit else "not met"
+            lines.append(f"{met} {ratio:.3f}  {OUR_LAYER}, {routing}: <= {limit:.2f}")
     return lines

@@ -31,22 +31,22 @@ from altup_moe.altup.kernels import kernel
 from altup_moe.bench.mixing_rivals import GEMMA, HYPER_MISSING, LITERAL, Update, rivals
 from altup_moe.bench.options import MixingBench
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-OURS = ("torch", "compile")
+MIXING_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+OUR_KERNELS = ("torch", "compile")
 GOAL_WIDTH, GOAL_EXPONENT = 4, 21
 
 
 @dataclass(frozen=True)
-class Contender:
-    """One way to do it. `both` is forward and backward."""
+class MixingContender:
+    """One implementation of the pass. `both` runs forward and backward."""
 
     forward: Callable[[], object]
     both: Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One contender in one setting: medians in ms, and over the copy bound of our pass."""
+class MixingTiming:
+    """Times of one contender in one setting: medians in ms, and their ratios to the copy bound of our pass."""
 
     width: int
     exponent: int
@@ -61,15 +61,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure that was aimed at, and what was measured."""
+    """A goal, the measured figure, and whether it is met."""
 
     text: str
     figure: float
     met: bool
 
 
-def contenders(bench: MixingBench, width: int, exponent: int, dtype: torch.dtype) -> dict[str, Contender]:
-    """All that take part in one setting, the copy first, on the same tensors."""
+def mixing_contenders(bench: MixingBench, width: int, exponent: int, dtype: torch.dtype) -> dict[str, MixingContender]:
+    """All contenders of one setting on the same tensors, the copy first."""
     generator, n = torch.Generator().manual_seed(0), 2**exponent
     x_KN, y_N, d_RN = (
         torch.randn(*shape, generator=generator).to(dtype) for shape in ((width, n), (n,), (width + 1, n))
@@ -85,8 +85,8 @@ def contenders(bench: MixingBench, width: int, exponent: int, dtype: torch.dtype
     return found
 
 
-def _copy(width: int, n: int, dtype: torch.dtype) -> Contender:
-    """Forward 2 (K + 1) blocks, backward 3 (K + 1)."""
+def _copy(width: int, n: int, dtype: torch.dtype) -> MixingContender:
+    """A copy that moves 2 (K + 1) blocks forward and 3 (K + 1) backward."""
     blocks = width + 1
     source, target = torch.ones(3 * blocks * n // 2, dtype=dtype), torch.zeros(3 * blocks * n // 2, dtype=dtype)
 
@@ -97,19 +97,19 @@ def _copy(width: int, n: int, dtype: torch.dtype) -> Contender:
         forward()
         target.copy_(source)
 
-    return Contender(forward, both)
+    return MixingContender(forward, both)
 
 
-def _ours(name: str, d_RN: Tensor, x_KN: Tensor, y_N: Tensor, w_RC: Tensor) -> Contender:
+def _ours(name: str, d_RN: Tensor, x_KN: Tensor, y_N: Tensor, w_RC: Tensor) -> MixingContender:
     k = kernel(name, x_KN.device)
 
     def both() -> object:
         return k.forward(x_KN, y_N, w_RC), k.backward(d_RN, x_KN, y_N, w_RC)
 
-    return Contender(lambda: k.forward(x_KN, y_N, w_RC), both)
+    return MixingContender(lambda: k.forward(x_KN, y_N, w_RC), both)
 
 
-def _by_autograd(update: Update, parameters: list[Tensor], x: Tensor, y: Tensor, d: Tensor) -> Contender:
+def _by_autograd(update: Update, parameters: list[Tensor], x: Tensor, y: Tensor, d: Tensor) -> MixingContender:
     x_leaf, y_leaf = x.detach().requires_grad_(), y.detach().requires_grad_()
 
     def forward() -> object:
@@ -121,11 +121,11 @@ def _by_autograd(update: Update, parameters: list[Tensor], x: Tensor, y: Tensor,
         outputs, grads = (out, list(d)) if isinstance(out, list) else (out, d.view_as(out))
         return torch.autograd.grad(outputs, [x_leaf, y_leaf, *parameters], grads)
 
-    return Contender(forward, both)
+    return MixingContender(forward, both)
 
 
-def _medians(found: dict[str, Contender], repeats: int) -> Iterator[tuple[str, float, float]]:
-    """(name, forward, both) in seconds, after one turn that is not counted."""
+def _medians(found: dict[str, MixingContender], repeats: int) -> Iterator[tuple[str, float, float]]:
+    """Yield (name, forward, both), medians in seconds; the first turn is not counted."""
     seconds: dict[tuple[str, str], list[float]] = {(name, part): [] for name in found for part in ("forward", "both")}
     for repeat in range(repeats + 1):
         for name, part in seconds:
@@ -133,33 +133,34 @@ def _medians(found: dict[str, Contender], repeats: int) -> Iterator[tuple[str, f
             started = time.perf_counter()
             result = run()
             taken = time.perf_counter() - started
-            del result  # freeing counts for nobody
+            del result  # freeing is not timed
             if repeat:
                 seconds[name, part].append(taken)
     for name in found:
         yield name, statistics.median(seconds[name, "forward"]), statistics.median(seconds[name, "both"])
 
 
-def measure(bench: MixingBench) -> Iterator[Row]:
-    """Every setting, every contender."""
+def measure_mixing(bench: MixingBench) -> Iterator[MixingTiming]:
+    """Time every contender in every setting."""
     for threads in bench.threads:
         torch.set_num_threads(threads)
         for width in bench.widths:
             for dtype in bench.dtypes:
                 for exponent in bench.exponents:
-                    medians = list(_medians(contenders(bench, width, exponent, DTYPES[dtype]), bench.repeats))
+                    found = mixing_contenders(bench, width, exponent, MIXING_DTYPES[dtype])
+                    medians = list(_medians(found, bench.repeats))
                     _, copy_forward, copy_both = medians[0]
                     for name, forward, both in medians:
                         ratios = forward / copy_forward, both / copy_both
-                        yield Row(width, exponent, dtype, threads, name, 1e3 * forward, 1e3 * both, *ratios)
+                        yield MixingTiming(width, exponent, dtype, threads, name, 1e3 * forward, 1e3 * both, *ratios)
 
 
-def goals(rows: list[Row]) -> list[Goal]:
-    """The goals at K = 4 and 2^21 numbers a block, for the fastest of our kernels in each setting."""
+def goals(rows: list[MixingTiming]) -> list[Goal]:
+    """Judge the goals at K = 4 and 2^21 numbers a block, for the fastest of our kernels in each setting."""
     found = []
     for dtype, threads in dict.fromkeys((row.dtype, row.threads) for row in rows):
         here = _at(rows, dtype, threads)
-        ours = [here[name] for name in OURS if name in here]
+        ours = [here[name] for name in OUR_KERNELS if name in here]
         if not ours:
             continue
         best = min(ours, key=lambda row: row.both_ms)
@@ -174,7 +175,7 @@ def goals(rows: list[Row]) -> list[Goal]:
     return found
 
 
-def _at(rows: list[Row], dtype: str, threads: int) -> dict[str, Row]:
+def _at(rows: list[MixingTiming], dtype: str, threads: int) -> dict[str, MixingTiming]:
     setting = (GOAL_WIDTH, GOAL_EXPONENT, dtype, threads)
     return {r.name: r for r in rows if (r.width, r.exponent, r.dtype, r.threads) == setting}
 
@@ -184,7 +185,7 @@ def _at_most(text: str, figure: float, limit: float) -> Goal:
 
 
 def _keep_freed_memory() -> bool:
-    """Tell glibc to map nothing afresh and to give nothing back; False where the C library is another."""
+    """Tell glibc to keep freed memory and reuse it; False if the C library is another."""
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -201,7 +202,7 @@ def bench_mixing(bench: MixingBench) -> int:
     say(f"medians of {bench.repeats} interleaved turns, {memory}, width of a token {bench.hidden_size}")
     say(f"{'K':>2} {'N':>5} {'dtype':<5} threads  {'':<28}{'forward ms':>11}{'x copy':>8}{'both ms':>10}{'x copy':>8}")
     rows = []
-    for r in measure(bench):
+    for r in measure_mixing(bench):
         rows.append(r)
         setting = f"{r.width:>2} {f'2^{r.exponent}':>5} {r.dtype:<5} {r.threads:>7}"
         figures = f"{r.forward_ms:11.2f}{r.forward_ratio:8.2f}{r.both_ms:10.2f}{r.both_ratio:8.2f}"

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from altup_moe.bench.options import OverlapBench, StepBench
-from altup_moe.bench.stepper import Stepper, run_config, spread
+from altup_moe.bench.stepper import Stepper, milliseconds_text, run_config
 from altup_moe.config import OverlapConfig, ParallelConfig, RunConfig
 from altup_moe.config.checks import check_config
 from altup_moe.config.schema import Width
@@ -43,7 +43,7 @@ MODES = [
 
 @dataclass(frozen=True)
 class ModeResult:
-    """One width in one mode: seconds of a step (median, extremes), its ratio to width 1 in that mode, its report."""
+    """Result of one width in one mode: seconds of a step, their ratio to width 1 in that mode, the overlap report."""
 
     width: int
     mode: OverlapConfig
@@ -60,32 +60,32 @@ class ModeResult:
 
     @property
     def exchange_hidden(self) -> float:
-        """Share of the exchange's time that nobody waited."""
+        """Share of the exchange's time during which no rank waited for it."""
         return self.report.hidden_ms / self.report.exchange_ms if self.report.exchange_ms else 0.0
 
     @property
     def bound(self) -> float:
-        """The largest share any schedule could hide: computing lasts no longer."""
+        """Largest share that any schedule could hide: the computing time bounds it."""
         return self.report.bound_ms / self.report.exchange_ms if self.report.exchange_ms else 0.0
 
 
 def bench_config(bench: OverlapBench, width: Width, world_size: int) -> RunConfig:
-    """A model with experts over all ranks."""
+    """Configuration of a model whose experts lie on all ranks."""
     shape = {name: getattr(bench, name) for name in ("hidden_size", "num_layers", "seq_length", "micro_batch_size")}
     config = run_config(StepBench(moe_experts=bench.moe_experts, **shape), width)
-    # A small vocabulary: the gradients' reduction is not what is measured.
+    # A small vocabulary keeps the gradients' reduction short, which is not measured.
     model = replace(config.model, vocab_size=1024)
     train = replace(config.train, global_batch_size=bench.micro_batch_size * world_size)
     return replace(config, model=model, train=train, parallel=ParallelConfig(expert=world_size))
 
 
 def modes(width: int) -> list[OverlapConfig]:
-    """The modes that differ for a width: with one block there is nothing to mix."""
+    """The modes that differ for a width. A stream of one block has no mixing."""
     return [mode for mode in MODES if width > 1 or mode.mixing == "deferred"]
 
 
 def _set_mode(stepper: Stepper, mode: OverlapConfig) -> None:
-    # The model reads them as it goes.
+    # Layers read these attributes in every forward pass.
     for module in (m for chunk in stepper.chunks for m in chunk.modules()):
         config: Any = getattr(module, "config", None)
         if hasattr(config, "overlap_mixing"):
@@ -144,7 +144,7 @@ def _recorded(bench: OverlapBench, width: Width, mode: OverlapConfig, stepper: S
 
 
 def _together(bench: OverlapBench, name: str, recording: Any, topo: Topology) -> OverlapReport | None:
-    """All ranks' spans on rank 0: through files where they are wanted, else as JSON over the network."""
+    """Collect all ranks' spans on rank 0 and report them: through files if `out` is set, else by an all-gather."""
     if bench.out:
         directory = Path(bench.out) / name
         recordings = gather(recording, directory, topo)
@@ -192,7 +192,7 @@ def _table(bench: OverlapBench, ranks: int, results: list[ModeResult]) -> str:
     ]
     for r in results:
         m, o = r.mode, r.report
-        taken = spread(r.median_seconds, r.min_seconds, r.max_seconds)
+        taken = milliseconds_text(r.median_seconds, r.min_seconds, r.max_seconds)
         ratio = f"{r.ratio:.3f}" if r.ratio else "-"
         mixing = "-" if r.width == 1 else m.mixing
         hidden = f"{100 * r.mixing_hidden:5.1f} %" if r.mixing_hidden is not None else "      -"
@@ -207,16 +207,16 @@ def _table(bench: OverlapBench, ranks: int, results: list[ModeResult]) -> str:
 HBM_BYTES_PER_SECOND = 3.35e12
 """H100 SXM's memory bandwidth (NVIDIA's data sheet)."""
 REACHED = 0.9
-"""Share of it that a streaming kernel reaches: an assumption."""
+"""Share of the bandwidth that a streaming kernel reaches (an assumption)."""
 
 
 def gpu_nanoseconds(blocks: int, width: int = 4096, element: int = 2) -> float:
-    """Time to move `blocks` blocks of `width` elements, ns a token: DESIGN's table of bytes over the bandwidth."""
+    """Time to move `blocks` blocks of `width` elements, ns a token: bytes over the reached bandwidth."""
     return blocks * width * element / (HBM_BYTES_PER_SECOND * REACHED) * 1e9
 
 
 def gpu_model() -> list[str]:
-    """What the bytes predict for an H100: nothing here was measured."""
+    """Lines that predict an H100's times from bytes; they are not measured."""
     off_path = " / ".join(f"{gpu_nanoseconds(2 * k + 2):.0f}" for k in (2, 4))
     return [
         "model, not measured: H100, d=4096, bf16: a pass moves 2K+2 blocks a token and layer, off the path "

@@ -16,14 +16,14 @@ import torch
 
 from altup_moe.altup.flops import attention_flops
 from altup_moe.bench.options import SequenceBench
-from altup_moe.bench.stepper import Stepper, interleaved, run_config, spread
+from altup_moe.bench.stepper import Stepper, interleaved, milliseconds_text, run_config
 from altup_moe.config import RunConfig, SequenceConfig
 from altup_moe.config.checks import check_config
 from altup_moe.parallel.topology import topology
 
 PLAIN = "plain"
-GOAL = 1.35
-"""Times faster that `altup` of stride 4 should be at least."""
+TIMES_FASTER_GOAL = 1.35
+"""Goal: how many times faster `altup` of stride 4 is, at least."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def models(bench: SequenceBench) -> dict[str, RunConfig]:
     return configs
 
 
-def measure(bench: SequenceBench) -> list[SequenceResult]:
-    """All models, the plain one first."""
+def measure_sequence(bench: SequenceBench) -> list[SequenceResult]:
+    """Time all models, the plain one first."""
     configs = models(bench)
     for config in configs.values():
         check_config(config, 1)
@@ -77,7 +77,7 @@ def measure(bench: SequenceBench) -> list[SequenceResult]:
 
 def bench_sequence(bench: SequenceBench) -> int:
     """Measure and print a table, or one JSON object."""
-    results = measure(bench)
+    results = measure_sequence(bench)
     if bench.json:
         machine = {"machine": platform.machine(), "torch": torch.__version__, "threads": bench.threads}
         print(json.dumps({"bench": vars(bench), **machine, "methods": [vars(r) for r in results]}))
@@ -89,8 +89,8 @@ def bench_sequence(bench: SequenceBench) -> int:
     )
     print("  method            step ms (min .. max)            samples/s   times faster   attention GFLOP/sample")
     for r in results:
-        taken = spread(r.median_seconds, r.min_seconds, r.max_seconds)
-        goal = f"  goal >= {GOAL}" if (r.method, bench.stride) == ("altup", 4) else ""
+        taken = milliseconds_text(r.median_seconds, r.min_seconds, r.max_seconds)
+        goal = f"  goal >= {TIMES_FASTER_GOAL}" if (r.method, bench.stride) == ("altup", 4) else ""
         print(
             f"  {r.method:<18}{taken:<32}{r.samples_per_second:9.2f}{r.times_faster:15.2f}"
             f"{r.attention_flops / 1e9:18.3f} forward{goal}"
@@ -99,7 +99,7 @@ def bench_sequence(bench: SequenceBench) -> int:
 
 
 def _shape(bench: SequenceBench) -> str:
-    """The models in words."""
+    """Describe the models in one line."""
     strides = f"{bench.num_layers} layers of which {bench.layers} stride by {bench.stride}"
     if bench.arch == "gpt":
         return f"hidden {bench.hidden_size}, {strides}, K = {bench.width}, sequence {bench.seq_length}"

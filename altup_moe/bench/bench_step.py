@@ -7,25 +7,25 @@ meets all of them. Memory: one fresh process a width, since a peak cannot be res
 from __future__ import annotations
 
 import json
-import multiprocessing
 import platform
 import statistics
+import sys
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
 from altup_moe.bench.options import StepBench
-from altup_moe.bench.stepper import Stepper, interleaved, run_config, spread
+from altup_moe.bench.stepper import Stepper, interleaved, milliseconds_text, run_config
 from altup_moe.config.checks import check_config
 from altup_moe.config.schema import Width
+from altup_moe.parallel.start_ranks import on_ranks, write_result
 from altup_moe.parallel.topology import topology
 from altup_moe.train.metrics import peak_memory_gib
 
 
 @dataclass(frozen=True)
 class WidthResult:
-    """One width: a step's seconds (median, extremes), peak memory of its own process, ratios to the first width."""
+    """Result of one width: seconds of a step, peak memory of its own process, ratios to the first width."""
 
     width: int
     median_seconds: float
@@ -43,28 +43,18 @@ def measure_times(bench: StepBench) -> dict[Width, list[float]]:
         return interleaved({width: Stepper(run_config(bench, width), topo) for width in bench.widths}, bench.repeats)
 
 
-def _peak(bench: StepBench, width: Width, result: Any) -> None:
-    measure_times(replace(bench, widths=(width,), repeats=1))
-    result.put(peak_memory_gib())
-
-
 def measure_memory(bench: StepBench, width: Width) -> float:
     """Peak GiB of a fresh process that takes three steps of a width."""
-    context = multiprocessing.get_context("spawn")
-    result = context.Queue()
-    process = context.Process(target=_peak, args=(bench, width, result))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"the memory run of width {width} ended with code {process.exitcode}")
-    return result.get()
+    options = json.dumps(vars(replace(bench, widths=(width,), repeats=1)))
+    threads = {"OMP_NUM_THREADS": str(bench.threads)}
+    return float(on_ranks(1, "altup_moe.bench.bench_step", [options], environment=threads)[0])
 
 
-def measure(bench: StepBench) -> list[WidthResult]:
-    """All widths, with ratios to the first."""
+def measure_step(bench: StepBench) -> list[WidthResult]:
+    """Measure all widths, with ratios to the first."""
     for width in bench.widths:
         check_config(run_config(bench, width), 1)
-    # Memory first: a child's peak starts at what its parent holds.
+    # Memory first: the peak of a new process starts at the memory of the one that started it.
     peaks = {width: measure_memory(bench, width) for width in bench.widths}
     seconds = measure_times(bench)
     base = bench.widths[0]
@@ -85,7 +75,7 @@ def measure(bench: StepBench) -> list[WidthResult]:
 
 def bench_step(bench: StepBench) -> int:
     """Measure and print a table, or one JSON object."""
-    results = measure(bench)
+    results = measure_step(bench)
     if bench.json:
         machine = {"machine": platform.machine(), "torch": torch.__version__, "threads": bench.threads}
         print(json.dumps({"bench": vars(bench), **machine, "widths": [vars(r) for r in results]}))
@@ -97,6 +87,17 @@ def bench_step(bench: StepBench) -> int:
     )
     print("  K   step ms (min .. max)            time vs first   peak GiB   memory vs first")
     for r in results:
-        taken = spread(r.median_seconds, r.min_seconds, r.max_seconds)
+        taken = milliseconds_text(r.median_seconds, r.min_seconds, r.max_seconds)
         print(f"  {r.width}   {taken:<32}{r.time_ratio:8.3f}{r.peak_gib:15.2f}{r.memory_ratio:15.3f}")
     return 0
+
+
+def main(options: str, directory: str) -> None:
+    """In a process that measures memory: take the steps, and write the peak in GiB."""
+    given = json.loads(options)
+    measure_times(StepBench(**{**given, "widths": tuple(given["widths"])}))
+    write_result(directory, peak_memory_gib())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -25,14 +25,14 @@ from altup_moe.config.packages import PACKAGES
 from altup_moe.moe.backends import BACKENDS
 from altup_moe.parallel.topology import topology
 
-GOAL = 1.3
-"""Tokens per second of the torch backend over those of transformers' faster loop, at least."""
-OURS = "ours, torch backend"
+THROUGHPUT_GOAL = 1.3
+"""Goal: tokens per second of the torch backend over those of transformers' faster loop, at least."""
+OUR_STEP = "ours, torch backend"
 
 
 @dataclass(frozen=True)
 class TrainRow:
-    """One contender: median and fastest step, tokens per second of the median, over transformers' fastest row."""
+    """Result of one contender: median and fastest step, tokens per second, ratio to transformers' faster loop."""
 
     name: str
     median_ms: float
@@ -99,8 +99,8 @@ def mixtral_step(config: RunConfig, how: str) -> Callable[[], float]:
     return step
 
 
-def measure(bench: TrainBench) -> list[TrainRow]:
-    """Every backend that is here, then transformers' two ways, interleaved."""
+def measure_train(bench: TrainBench) -> list[TrainRow]:
+    """Time every installed backend and transformers' two implementations, in turns."""
     torch.set_num_threads(bench.threads)
     config = train_config(bench)
     with topology(config.parallel) as topo:
@@ -130,17 +130,17 @@ def bench_train(bench: TrainBench) -> int:
     """Measure and print a table and the goal, or one JSON object."""
     check_config(train_config(bench), 1)
     load = os.getloadavg()[0]
-    rows = measure(bench)
+    rows = measure_train(bench)
     if bench.json:
         machine = {"machine": platform.machine(), "torch": torch.__version__, "load": load}
         print(json.dumps({"bench": vars(bench), **machine, "rows": [vars(row) for row in rows]}))
     else:
-        print("\n".join(table(bench, load, rows)))
+        print("\n".join(train_table(bench, load, rows)))
     return 0
 
 
-def table(bench: TrainBench, load: float, rows: list[TrainRow]) -> list[str]:
-    """The rows, and whether the goal is met."""
+def train_table(bench: TrainBench, load: float, rows: list[TrainRow]) -> list[str]:
+    """Lines of a table, and whether the goal is met."""
     lines = [
         f"hidden {bench.hidden_size}, {bench.num_layers} layers, {bench.moe_experts} experts top-2 of inner width "
         f"{bench.ffn_hidden_size}, vocabulary {bench.vocab_size}, sequence {bench.seq_length}, micro-batch "
@@ -150,8 +150,7 @@ def table(bench: TrainBench, load: float, rows: list[TrainRow]) -> list[str]:
     ]
     for r in rows:
         lines.append(f"{r.name:<28}{r.median_ms:10.1f}{r.min_ms:9.1f}{r.tokens_per_second:11.0f}{r.ratio:12.2f}")
-    ratio = next(row.ratio for row in rows if row.name == OURS)
-    lines.append(
-        f"{'met    ' if ratio >= GOAL else 'not met'} {ratio:.2f}  {OURS}: >= {GOAL} x transformers' faster way"
-    )
+    ratio = next(row.ratio for row in rows if row.name == OUR_STEP)
+    met = "met    " if ratio >= THROUGHPUT_GOAL else "not met"
+    lines.append(f"{met} {ratio:.2f}  {OUR_STEP}: >= {THROUGHPUT_GOAL} x transformers' faster way")
     return lines

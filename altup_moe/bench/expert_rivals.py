@@ -21,15 +21,15 @@ from altup_moe.model.build import build_chunk, set_weights
 from altup_moe.moe.backends import BACKENDS
 from altup_moe.parallel.topology import Topology
 
-Routing = Literal["balanced", "skewed"]
-DENSE = "dense MLP of equal active FLOPs"
-OURS = "torch backend, loop"
+PlannedRouting = Literal["balanced", "skewed"]
+DENSE_MLP = "dense MLP of equal active FLOPs"
+OUR_LAYER = "torch backend, loop"
 TOP_K = 2
 
 
 @dataclass(frozen=True)
-class Contender:
-    """One row. ``forward`` [S, B, D] -> [S, B, D]; its weights are ``module``'s."""
+class LayerContender:
+    """One feed-forward. ``forward``: [S, B, D] -> [S, B, D], with the weights of ``module``."""
 
     name: str
     module: nn.Module
@@ -64,14 +64,14 @@ def layer_config(bench: ExpertsBench, backend: Any, capacity: float | None, rank
     return RunConfig(model, AltUpConfig(width=1), moe, ParallelConfig(expert=ranks), train=train)
 
 
-def planned_input(bench: ExpertsBench, routing: Routing) -> Tensor:
+def planned_input(bench: ExpertsBench, routing: PlannedRouting) -> Tensor:
     """[T, 1, D]: token t prefers expert t mod E (skewed: expert 0), then another one, evenly among the rest."""
     tokens, experts = bench.tokens, bench.moe_experts
     generator = torch.Generator().manual_seed(0)
     x_TD = torch.randn(tokens, bench.hidden_size, generator=generator)
     t = torch.arange(tokens)
     first = t % experts if routing == "balanced" else torch.zeros_like(t)
-    # Neighbours in a batch do not lie together: rows are gathered from all over.
+    # Neighbouring tokens go to different experts, so that an expert's rows lie far apart.
     second = (first + 1 + (t // experts) % (experts - 1)) % experts
     x_TD[:, :experts] = 0
     x_TD[t, first], x_TD[t, second] = 2.0, 1.0
@@ -79,16 +79,16 @@ def planned_input(bench: ExpertsBench, routing: Routing) -> Tensor:
 
 
 def router_weight(bench: ExpertsBench) -> Tensor:
-    """[E, D]: expert e's logit is feature e."""
+    """Router weight, [E, D]: the logit of expert e is feature e."""
     return torch.eye(bench.moe_experts, bench.hidden_size)
 
 
-def contenders(bench: ExpertsBench, topo: Topology) -> list[Contender]:
-    """Every row that can be measured here."""
+def layer_contenders(bench: ExpertsBench, topo: Topology) -> list[LayerContender]:
+    """Every feed-forward that can be measured with the installed packages."""
     torch.manual_seed(0)
     dense = DenseMLP(bench.hidden_size, TOP_K * bench.ffn_hidden_size)
     dtype = torch.bfloat16 if bench.dtype == "bf16" else torch.float32
-    found = [Contender(DENSE, dense.to(dtype), dense.forward)]
+    found = [LayerContender(DENSE_MLP, dense.to(dtype), dense.forward)]
     for name in BACKENDS:
         package = PACKAGES.get(name)
         if package is None or package.found():
@@ -107,7 +107,7 @@ def missing() -> list[str]:
     return lines
 
 
-def _ours(bench: ExpertsBench, name: str, topo: Topology) -> list[Contender]:
+def _ours(bench: ExpertsBench, name: str, topo: Topology) -> list[LayerContender]:
     if name == "torch":
         ways = []
         for how in ("loop", "grouped_mm"):
@@ -119,9 +119,9 @@ def _ours(bench: ExpertsBench, name: str, topo: Topology) -> list[Contender]:
     return [_contender(f"{name} backend{text}", _layer(bench, name, c, topo)) for text, c in capacities.items()]
 
 
-def _contender(name: str, layer: Any) -> Contender:
-    # A layer also returns a bias: none.
-    return Contender(name, layer, lambda x: layer(x)[0])
+def _contender(name: str, layer: Any) -> LayerContender:
+    # The layer returns (output, bias); the bias is None.
+    return LayerContender(name, layer, lambda x: layer(x)[0])
 
 
 def _layer(bench: ExpertsBench, name: str, capacity: float | None, topo: Topology) -> Any:
@@ -134,7 +134,7 @@ def _layer(bench: ExpertsBench, name: str, capacity: float | None, topo: Topolog
     return layer.train()
 
 
-def _mixtral(bench: ExpertsBench, how: str, dtype: torch.dtype) -> Contender:
+def _mixtral(bench: ExpertsBench, how: str, dtype: torch.dtype) -> LayerContender:
     from transformers.models.mixtral.configuration_mixtral import MixtralConfig
     from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
@@ -148,4 +148,4 @@ def _mixtral(bench: ExpertsBench, how: str, dtype: torch.dtype) -> Contender:
         for parameter in block.parameters():
             parameter.normal_(std=0.02)
         block.gate.weight.copy_(router_weight(bench))
-    return Contender(f"transformers' Mixtral block, {how}", block.to(dtype).train(), block.forward)
+    return LayerContender(f"transformers' Mixtral block, {how}", block.to(dtype).train(), block.forward)

@@ -23,7 +23,7 @@ HYPER_MISSING = "hyper-connections is not installed: pip install hyper-connectio
 
 
 def rivals(width: int, hidden_size: int, dtype: torch.dtype) -> dict[str, tuple[Update, list[Tensor]]]:
-    """Name -> (update, parameters), of those that are installed."""
+    """The installed implementations: name -> (update, parameters)."""
     found = {
         LITERAL: _literal(width),
         "einsum": _einsum(width, dtype),

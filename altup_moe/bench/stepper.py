@@ -1,4 +1,4 @@
-"""A model that benchmarks step again and again on one batch."""
+"""A model that a benchmark steps repeatedly on one batch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from altup_moe.train.step import train_step
 
 Key = TypeVar("Key")
 UNCOUNTED = 2
-"""Steps of each model before the timed ones."""
+"""Untimed first steps of each model."""
 
 
 def run_config(bench: StepBench | SequenceBench, width: Width) -> RunConfig:
-    """The model that is stepped: recycled AltUp of a width, untrained, on random tokens."""
+    """Configuration of the stepped model: recycled AltUp of a width."""
     heads = max(1, bench.hidden_size // 64)
     model = ModelConfig(
         num_layers=bench.num_layers,
@@ -40,7 +40,7 @@ def run_config(bench: StepBench | SequenceBench, width: Width) -> RunConfig:
 
 
 class Stepper:
-    """A model that can be stepped again and again on the same batch."""
+    """An untrained model and one batch of random tokens."""
 
     def __init__(self, config: RunConfig, topo: Topology) -> None:
         self.config, self.topology = config, topo
@@ -56,7 +56,7 @@ class Stepper:
             self.batch = replace(self.batch, encoder_tokens=read, encoder_mask=torch.ones(size, m.seq_length))
 
     def step(self, before_update: Callable[[], None] = lambda: None) -> float:
-        """Seconds of one optimizer step."""
+        """Take one optimizer step; its seconds."""
         started = time.perf_counter()
         train_step(self.engine, [self.batch], self.config, self.topology, before_update)
         if torch.cuda.is_available():
@@ -64,13 +64,13 @@ class Stepper:
         return time.perf_counter() - started
 
 
-def spread(median: float, least: float, most: float) -> str:
-    """Seconds as milliseconds, for a table: the median (the extremes)."""
+def milliseconds_text(median: float, least: float, most: float) -> str:
+    """Format seconds as milliseconds for a table: median (least .. most)."""
     return f"{1e3 * median:8.1f} ({1e3 * least:.1f} .. {1e3 * most:.1f})"
 
 
 def interleaved(steppers: Mapping[Key, Stepper], repeats: int) -> dict[Key, list[float]]:
-    """Seconds of each timed step: a step of each model in turn, after some of each that are not counted."""
+    """Take a step of each model in turn; seconds of each step after the untimed first ones."""
     seconds: dict[Key, list[float]] = {key: [] for key in steppers}
     for repeat in range(UNCOUNTED + repeats):
         for key, stepper in steppers.items():

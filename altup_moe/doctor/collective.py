@@ -1,84 +1,47 @@
-"""An all-reduce and an all-to-all between two processes of this machine, and how fast they are.
-
-The parent starts this file as a script, once a rank: it imports torch and nothing of the package.
-"""
+"""An all-reduce and an all-to-all between two processes of this machine, and how fast they are."""
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
+
+from altup_moe.parallel.start_ranks import RankError, on_ranks, write_result
 
 NUMBERS = 1 << 22  # 16 MiB of fp32
 REPEATS = 3
 SECONDS = 20.0
 """Time that both ranks together may take, torch's import included."""
+MODULE = "altup_moe.doctor.collective"
 
 
 def run_collectives(
-    backend: str, port: int, interface: str | None, seconds: float = SECONDS, script: Path = Path(__file__)
+    backend: str, port: int, interface: str | None, seconds: float = SECONDS, module: str = MODULE
 ) -> dict[str, float] | str:
-    """Two ranks as processes; whatever happens, none is left.
+    """Run two ranks; whatever happens, none is left.
 
     Args:
         backend: gloo or nccl (a GPU for each rank).
-        port: a free port of the loopback.
-        interface: what gloo is told to take; None leaves it to gloo.
+        port: a free port of the loopback, where the ranks meet.
+        interface: GLOO_SOCKET_IFNAME where the user has not set it; None leaves it to gloo.
     Returns:
         Bytes a second by collective, or what went wrong in one line.
     """
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "WORLD_SIZE": "2"}
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment = {"TORCH_CPP_LOG_LEVEL": "ERROR", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if interface is not None:
-        env.setdefault("GLOO_SOCKET_IFNAME", interface)
-    ranks = []
-    with tempfile.TemporaryDirectory(prefix="altup-moe-") as directory:
-        try:
-            for rank in ("0", "1"):
-                with (Path(directory) / rank).open("w") as errors:
-                    ranks.append(
-                        subprocess.Popen(
-                            [sys.executable, "-P", str(script), backend, str(seconds)],
-                            env={**env, "RANK": rank, "LOCAL_RANK": rank},
-                            stdin=subprocess.DEVNULL,
-                            stdout=subprocess.PIPE,
-                            stderr=errors,
-                            text=True,
-                            start_new_session=True,
-                        )
-                    )
-            return _outcome(ranks, time.monotonic() + seconds, Path(directory))
-        finally:
-            for process in ranks:
-                process.kill()
-                process.wait()
-                if process.stdout:
-                    process.stdout.close()
+        environment["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", interface)
+    try:
+        speeds, _ = on_ranks(2, module, [backend, str(seconds)], timeout=seconds, environment=environment)
+    except RankError as error:
+        return str(error).removeprefix(f"{module}: ")
+    return {str(name): float(speed) for name, speed in speeds.items()}
 
 
-def _outcome(ranks: list[subprocess.Popen[str]], deadline: float, directory: Path) -> dict[str, float] | str:
-    while any(process.poll() is None for process in ranks) and not any(process.poll() for process in ranks):
-        if time.monotonic() > deadline:
-            return "the two ranks did not finish in time"
-        time.sleep(0.05)
-    for rank, process in enumerate(ranks):
-        if process.poll():
-            lines = (directory / str(rank)).read_text(errors="replace").strip().splitlines()
-            return f"rank {rank} ended with {process.returncode}: {lines[-1][:300] if lines else 'no message'}"
-    told = ranks[0].stdout.read() if ranks[0].stdout else ""
-    return {str(name): float(speed) for name, speed in json.loads(told).items()}
-
-
-def measure(backend: str) -> dict[str, float]:
-    """On each rank: check both collectives' results, then time them. Bytes a second that a rank hands in.
+def collective_speeds(backend: str) -> dict[str, float]:
+    """In each rank: check both collectives' results, then time them. Bytes a second that a rank hands in.
 
     Raises:
         RuntimeError: a result is wrong.
@@ -118,22 +81,18 @@ def _seconds(run: Callable[[], Any], device: Any) -> float:
     return (time.monotonic() - begin) / REPEATS
 
 
-def main(backend: str, seconds: float) -> None:
-    """One rank: print the speeds (rank 0) and leave."""
-    # A rank whose parent was killed ends by itself.
-    signal.alarm(int(seconds) + 5)
+def main(backend: str, seconds: str, directory: str) -> None:
+    """One rank: join the other, measure, and write the speeds."""
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
-    speeds = measure(backend)
-    if dist.get_rank() == 0:
-        print(json.dumps(speeds), flush=True)
+    dist.init_process_group(backend, timeout=timedelta(seconds=float(seconds)))
+    write_result(directory, collective_speeds(backend))
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]))
+    main(*sys.argv[1:])

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 """The directory that holds the package `altup_moe`."""
 Start = Callable[[int, list[str]], int]
 """(ranks, command) -> exit code, 0 if every rank ended with 0. It sets RANK and WORLD_SIZE, and waits for all ranks."""
-POLL_SECONDS = 0.02
+RANK_POLL_SECONDS = 0.02
 
 
 class RankError(UserError):
@@ -46,7 +46,7 @@ def on_ranks(
 
     Args:
         module: what `python -m` runs; the directory of the results is appended to its words.
-        start: starts the ranks instead of this function (netlab); timeout and environment are then its affair.
+        start: starts the ranks instead of this function (netlab); timeout and environment are then not used.
         timeout: seconds that all ranks together may take; None is without limit.
         environment: variables beside this process's own. Each rank has one thread unless they say otherwise.
     Returns:
@@ -149,7 +149,7 @@ def _run_here(
                 return
             if deadline is not None and time.monotonic() > deadline:
                 raise RankError(f"{module}: not finished in {timeout:g} s: rank {', '.join(running)} of {ranks}")
-            time.sleep(POLL_SECONDS)
+            time.sleep(RANK_POLL_SECONDS)
     finally:
         kill_processes(processes)
 

@@ -1,4 +1,4 @@
-"""Answers of two ways of training, question by question: how much better is one, and is it more than chance.
+"""Compare the answers of two ways of training, question by question, with standard errors.
 
 Shape suffixes: S seeds, Q questions.
 """
@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-Metric = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
+AnswerMetric = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
 ERRORS = 2.0
-"""Standard errors that a difference must exceed to be called one."""
+"""Number of standard errors that a difference must exceed to count."""
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How far the fine-tuned runs lie above something else, in percent.
+class PairedDifference:
+    """Difference of the fine-tuned runs' metric to another's, in percent.
 
     Args:
         mean: over seeds and questions.
@@ -35,25 +35,25 @@ class Difference:
 
     @property
     def better(self) -> bool:
-        """Every seed is above, and the mean by more than `ERRORS` of either standard error."""
+        """Whether every seed is above 0, and the mean above `ERRORS` times the larger standard error."""
         error = max(self.error_questions, self.error_seeds or 0.0)
         return min(self.by_seed) > 0 and self.mean > ERRORS * error
 
 
 @dataclass(frozen=True)
 class Figures:
-    """One metric in percent, by seed, and what always giving the most frequent answer scores."""
+    """One metric in percent, by seed. `majority`: of always giving the most frequent answer."""
 
     tuned: tuple[float, ...]
     control: tuple[float, ...]
     majority: float
-    over_control: Difference
-    over_majority: Difference
+    over_control: PairedDifference
+    over_majority: PairedDifference
 
 
 @dataclass(frozen=True)
 class Results:
-    """Both metrics over the same questions."""
+    """Exact match and F1 over the same questions."""
 
     task: str
     seeds: tuple[int, ...]
@@ -63,7 +63,7 @@ class Results:
     f1: Figures
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, verdicts included."""
+        """The results as JSON, with the verdicts."""
         content = asdict(self)
         for name in ("em", "f1"):
             for other in ("over_control", "over_majority"):
@@ -74,7 +74,7 @@ class Results:
 def results(
     task: str,
     seeds: Sequence[int],
-    metric: Metric,
+    metric: AnswerMetric,
     references: Sequence[Sequence[str]],
     tuned: Sequence[Sequence[str]],
     control: Sequence[Sequence[str]],
@@ -98,31 +98,33 @@ def results(
     return Results(task, tuple(seeds), len(references), usual, em, f1)
 
 
-def by_question(metric: Metric, answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
-    """Each question's own figures, by name, [Q]."""
+def by_question(
+    metric: AnswerMetric, answers: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, np.ndarray]:
+    """Metrics of each question, by name, [Q]."""
     rows = [metric([answer], [accepted]) for answer, accepted in zip(answers, references, strict=True)]
     return {name: np.array([row[name] for row in rows]) for name in ("em", "f1")}
 
 
 def figures(tuned_SQ: np.ndarray, control_SQ: np.ndarray, majority_1Q: np.ndarray) -> Figures:
-    """Means of one metric and how they differ."""
+    """Means and differences of one metric."""
     return Figures(
         _means(tuned_SQ),
         _means(control_SQ),
         float(majority_1Q.mean()),
-        difference(tuned_SQ - control_SQ),
-        difference(tuned_SQ - majority_1Q),
+        paired_difference(tuned_SQ - control_SQ),
+        paired_difference(tuned_SQ - majority_1Q),
     )
 
 
-def difference(paired_SQ: np.ndarray) -> Difference:
-    """Of paired figures: their mean and its two standard errors."""
+def paired_difference(paired_SQ: np.ndarray) -> PairedDifference:
+    """Mean of paired differences, and its two standard errors."""
     by_seed, by_question_Q = paired_SQ.mean(axis=1), paired_SQ.mean(axis=0)
-    return Difference(float(paired_SQ.mean()), _means(paired_SQ), _error(by_question_Q) or 0.0, _error(by_seed))
+    return PairedDifference(float(paired_SQ.mean()), _means(paired_SQ), _error(by_question_Q) or 0.0, _error(by_seed))
 
 
-def table(found: Results) -> str:
-    """The figures for a reader."""
+def results_table(found: Results) -> str:
+    """The results as a table in plain text."""
     lines = [
         f"{found.task}: {found.questions:,} held-out questions, {len(found.seeds)} seed(s), percent",
         f"  {'':<10}{'F1':^38}  {'exact match':^38}",
@@ -144,13 +146,13 @@ def table(found: Results) -> str:
 
 
 def loss_line(losses: Mapping[str, Sequence[float]]) -> str:
-    """Held-out losses of both arms, by seed, for a reader: finer than answers, which are right or wrong."""
+    """One line with the held-out losses of both arms, by seed; they differ even where no answer does."""
     tuned, control = (" ".join(f"{loss:.3f}" for loss in losses[arm]) for arm in ("finetuned", "control"))
     change = float(np.mean(losses["finetuned"]) - np.mean(losses["control"]))
     return f"loss of held-out answers, nats a token: fine-tuned {tuned} | un-pretrained {control} | mean {change:+.3f}"
 
 
-def _verdict(than: str, d: Difference) -> str:
+def _verdict(than: str, d: PairedDifference) -> str:
     seeds = "" if d.error_seeds is None else f", {d.error_seeds:.2f} over seeds"
     word = "yes" if d.better else "no"
     return f"better than {than}: {word}, F1 {d.mean:+.2f}, standard error {d.error_questions:.2f} over questions{seeds}"

@@ -1,4 +1,4 @@
-"""The paper's path as a file: pretraining, fine-tuning, evaluation and seeds, one section each.
+"""Read a recipe of the paper's path: pretraining, fine-tuning, evaluation and seeds, one section each.
 
 `pretrain` holds the sections of a run; `finetune` what differs from it, or a list of steps that follow each other, each
 with what differs from the step before. With every seed two runs are fine-tuned alike, one from the pretrained weights
@@ -20,9 +20,9 @@ from altup_moe.config.load import SECTIONS, coerce, from_dict, read_yaml
 from altup_moe.config.ranges import COUNT, RANGES
 
 CANARIES = ("squad-bigbench", "squad-bigbench-sentences")
-"""Their files say that they are never to be pretrained on."""
+"""Tasks whose files carry BIG-bench's canary: models must not be pretrained on them."""
 WORD_TASKS = ("squad", *CANARIES, "record")
-"""Tasks answered in words: their exact match and F1 are means over questions."""
+"""Tasks with free-text answers: exact match and F1 are means over questions."""
 TUNED, CONTROL = "finetuned", "control"
 ARMS = (TUNED, CONTROL)
 PARTS = ("seeds", "pretrain", "finetune", "evaluate")
@@ -30,9 +30,9 @@ OF_THE_WEIGHTS = {
     "model": {"seq_length", "decoder_seq_length", "attention_dropout", "hidden_dropout"},
     **dict.fromkeys(("altup", "sequence", "moe"), frozenset[str]()),
 }
-"""Sections that make the weights, and those of their keys that fine-tuning may change."""
+"""Sections that define the weights, with the keys of each that fine-tuning may change."""
 OF_THE_TOOL = ("train.seed", "checkpoint.initial_load_path", "log.run_dir")
-"""What differs from stage to stage, and is set for each of them."""
+"""Keys that are set for each stage, and may not stand in a recipe."""
 
 
 @dataclass(frozen=True)
@@ -46,27 +46,30 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A whole path. ``run_dir``: everything below it. Stages of a seed: `pretrained`, and an arm's `tuning`."""
+class PaperRecipe:
+    """A recipe. ``run_dir``: directory of all results. A seed's runs: `pretrained`, and `tuning` of each arm."""
 
     pretrain: RunConfig
     finetune: dict[str, RunConfig]
-    """Steps by where they stand in the file: `finetune`, or `finetune.1`, `finetune.2`, ..."""
+    """Fine-tuning steps by their key in the file: `finetune`, or `finetune.1`, `finetune.2`, ..."""
     evaluate: Evaluation
     seeds: tuple[int, ...]
     run_dir: Path
 
     def directory(self, seed: int, stage: str) -> Path:
-        """A stage's run directory."""
+        """Run directory of a stage."""
         return self.run_dir / f"seed_{seed}" / stage
 
     def pretrained(self, seed: int) -> RunConfig:
-        """The run that is pretrained."""
+        """Configuration of the pretraining run of a seed."""
         return self._placed(self.pretrain, seed, "pretrained", None)
 
     def tuning(self, seed: int, arm: str) -> list[RunConfig]:
-        """Runs that are fine-tuned one after the other: the first from the pretrained weights, or as the control from
-        random ones. The last one's directory is the arm's; it answers."""
+        """Configurations of an arm's fine-tuning runs, each of which starts from the one before.
+
+        The first starts from the pretrained weights, or in the control from random ones. The last one's directory is
+        the arm's; that run answers the questions.
+        """
         runs: list[RunConfig] = []
         start = str(self.directory(seed, "pretrained")) if arm == TUNED else None
         for number, config in enumerate(self.finetune.values(), 1):
@@ -76,14 +79,14 @@ class Recipe:
         return runs
 
     def configs(self) -> Iterator[tuple[str, RunConfig]]:
-        """Every run, by the section that it comes from."""
+        """Yield every run with the section that it comes from."""
         for seed in self.seeds:
             yield "pretrain", self.pretrained(seed)
             for arm in ARMS:
                 yield from zip(self.finetune, self.tuning(seed, arm), strict=True)
 
     def identity(self) -> dict[str, Any]:
-        """What results of one directory must have in common; seeds may be added, and where things lie is free."""
+        """What all results in one run directory share. Seeds, paths, logging and checkpoints are left out."""
         runs = {part: config.to_dict() for part, config in {"pretrain": self.pretrain, **self.finetune}.items()}
         for sections in runs.values():
             del sections["log"], sections["checkpoint"], sections["data"]["cache"]
@@ -99,8 +102,8 @@ class Recipe:
         )
 
 
-def load_recipe(path: str | Path, run_dir: Path | None = None) -> Recipe:
-    """Read and check a recipe; every stage of it is a run that could start on one process.
+def load_recipe(path: str | Path, run_dir: Path | None = None) -> PaperRecipe:
+    """Read a recipe and check that every stage is a run that can start on one process.
 
     Args:
         run_dir: instead of pretrain.log.run_dir.
@@ -128,7 +131,7 @@ def load_recipe(path: str | Path, run_dir: Path | None = None) -> Recipe:
     if held := set(CANARIES) & set(mixture_entries(pretrain.data.mixture)):
         fits = f"{min(held)} carries BIG-bench's canary and is never pretrained on; leave it out"
         raise ConfigError("pretrain.data.mixture", list(pretrain.data.mixture), fits)
-    recipe = Recipe(
+    recipe = PaperRecipe(
         pretrain,
         finetune,
         _evaluation(content["evaluate"]),
@@ -144,12 +147,12 @@ def load_recipe(path: str | Path, run_dir: Path | None = None) -> Recipe:
 
 
 def merged(base: Mapping[Any, Any], changes: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Sections of a run, key by key: the changes' where they have one, else the base's."""
+    """Merge the sections of a run key by key; a key of the changes replaces the base's."""
     return {name: {**(base.get(name) or {}), **(changes.get(name) or {})} for name in {**base, **changes}}
 
 
 def _steps(finetune: Any) -> dict[str, Any]:
-    """Steps of fine-tuning by name; one that is no list stands for itself."""
+    """Fine-tuning steps by name: those of a list, or the one section."""
     if not isinstance(finetune, list):
         return {"finetune": finetune}
     if not finetune:

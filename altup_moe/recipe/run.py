@@ -1,4 +1,4 @@
-"""The stages of a recipe as processes, several side by side; what is finished is not done again.
+"""Run the stages of a recipe as jobs of the study's pool (`study.job_pool`); finished stages are not repeated.
 
 Every stage is a command of `altup-moe` that could be given by hand: its configuration lies beside its run directory,
 what it prints in a log. A stage that was cut goes on from its newest checkpoint.
@@ -6,54 +6,42 @@ what it prints in a log. A stage that was cut goes on from its newest checkpoint
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from altup_moe.checkpoint.store import latest, step_name
 from altup_moe.config import RunConfig, UserError
-from altup_moe.config.exit_codes import EXIT_STOPPED
+from altup_moe.config.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
 from altup_moe.config.files import write_text
 from altup_moe.config.load import save_config
 from altup_moe.config.run_directory import metrics_file
-from altup_moe.recipe.recipe import ARMS, TUNED, Recipe
+from altup_moe.parallel.start_ranks import last_line
+from altup_moe.recipe.recipe import ARMS, TUNED, PaperRecipe
+from altup_moe.study.job_pool import Job, JobPool, StoppedBySignal, noted_signals
 
 ANSWERS = "answers.jsonl"
 IDENTITY = "recipe.json"
-USER_ERROR = 2
 
 
-class Failed(Exception):
+class StageFailed(Exception):
     """A stage ended with an exit code that is no mistake of the user's."""
 
 
-class Stopped(Exception):
-    """A signal ended the stages, which have saved."""
+def stages(recipe: PaperRecipe) -> list[Job]:
+    """All stages: pretrain, fine-tune, answer; and the control, which fine-tunes from random weights and answers.
+
+    Each comes after the one that it starts from. The longer arm stands first.
+    """
+    return [stage for arm in ARMS for seed in recipe.seeds for stage in _stages_of(recipe, seed, arm)]
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One process. ``done``: whether it has been here before and come to its end."""
-
-    name: str
-    command: tuple[str, ...]
-    log: Path
-    done: Callable[[], bool]
-
-
-def chains(recipe: Recipe) -> list[list[Stage]]:
-    """Stages that follow each other; different chains need nothing of each other. The longest first."""
-    return [_chain(recipe, seed, arm) for arm in ARMS for seed in recipe.seeds]
-
-
-def claim(recipe: Recipe) -> None:
-    """Make the run directory this recipe's, and write every stage's configuration into it.
+def claim(recipe: PaperRecipe) -> None:
+    """Claim the run directory for this recipe, and write the configuration of every stage into it.
 
     Raises:
         UserError: it holds another recipe's results; nothing is written.
@@ -74,22 +62,49 @@ def claim(recipe: Recipe) -> None:
         save_config(config, _config_file(config))
 
 
-def run_chains(chains: Sequence[Sequence[Stage]], jobs: int, say: Callable[[str], None]) -> None:
-    """Run them all, at most `jobs` processes at a time; the first failure stops the others, which save.
+def run_stages(stages: Sequence[Job], jobs: int, say: Callable[[str], None]) -> None:
+    """Run the stages that are not done, at most `jobs` at a time. The first failure stops the others, which save.
 
+    Args:
+        say: told each stage's name with its seconds, or that it was done before.
     Raises:
-        UserError: a stage ended with exit code 2 (its own line). Failed: with another one. Stopped: a signal came.
+        UserError: a stage ended with exit code 2 (its own line).
+        StageFailed: a stage ended with another one, or without its result.
+        StoppedBySignal: a signal came, to this process or to a stage.
     """
-    try:
-        asyncio.run(_together(chains, jobs, say))
-    except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None
-    except asyncio.CancelledError:
-        raise Stopped from None
+    threads = os.environ.get("OMP_NUM_THREADS", str(threads_each(jobs)))
+    timed = [replace(stage, environment={"OMP_NUM_THREADS": threads}) for stage in stages]
+    with noted_signals() as signals:
+        # A stage's threads are its share of the cores: as many stages fit as there are jobs.
+        JobPool(signals).run(timed, jobs, jobs, _Stages(say))
 
 
-def answers_of(recipe: Recipe, seed: int, arm: str) -> tuple[list[str], list[list[str]]]:
-    """What a finished evaluation answered, and the accepted answers. Raises UserError: a file that is none."""
+@dataclass(frozen=True)
+class _Stages:
+    """Hears of each stage (`JobObserver`)."""
+
+    say: Callable[[str], None]
+
+    def ended(self, job: Job, code: int | None, seconds: float) -> str | None:
+        if code is None:
+            self.say(f"{job.name}: done before")
+            return None
+        if code == EXIT_USER_ERROR:
+            raise UserError(f"{job.name}: {last_line(job.log).removeprefix('altup-moe: error: ')}")
+        if code == EXIT_STOPPED:
+            raise StoppedBySignal
+        if code or not job.done():
+            how = f"exit code {code}" if code else "exit code 0 and no result"
+            raise StageFailed(f"{job.name} ended with {how}; {job.log} says why")
+        self.say(f"{job.name}: {seconds:.0f} s")
+        return None
+
+    def blocked(self, job: Job, failed: str, reason: str) -> None:
+        raise AssertionError(f"{job.name} waits for {failed}, whose failure has ended the recipe")
+
+
+def answers_of(recipe: PaperRecipe, seed: int, arm: str) -> tuple[list[str], list[list[str]]]:
+    """Read the answers of a finished evaluation, and the accepted answers. Raises UserError if the file is damaged."""
     file = recipe.directory(seed, arm) / ANSWERS
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -105,116 +120,53 @@ def train_seconds(run_dir: Path) -> float:
 
 
 def valid_loss(run_dir: Path) -> float:
-    """Of a finished run, after its last step: nats a token on held-out samples."""
+    """Loss of a finished run after its last step, nats a token on held-out samples."""
     last = json.loads((metrics_file(run_dir)).read_text(encoding="utf-8").splitlines()[-1])
     return float(last["valid_loss"])
 
 
 def threads_each(jobs: int) -> int:
-    """Threads of a process where `jobs` of them share this one's cores."""
+    """Threads of a process if `jobs` processes share the cores of this one."""
     return max(1, len(os.sched_getaffinity(0)) // jobs)
 
 
-def _chain(recipe: Recipe, seed: int, arm: str) -> list[Stage]:
+def _stages_of(recipe: PaperRecipe, seed: int, arm: str) -> list[Job]:
     tuning = recipe.tuning(seed, arm)
     how = "fine-tune" if arm == TUNED else "fine-tune from random weights"
     before = [_training(f"seed {seed}: pretrain", recipe.pretrained(seed))] if arm == TUNED else []
     steps = [""] if len(tuning) == 1 else [f", step {number}" for number in range(1, len(tuning) + 1)]
-    return [
+    chain = [
         *before,
         *(_training(f"seed {seed}: {how}{step}", config) for step, config in zip(steps, tuning, strict=True)),
         _evaluation(recipe, f"seed {seed}: evaluate {arm}", tuning[-1]),
     ]
+    return [chain[0], *(replace(job, after=(previous.name,)) for previous, job in pairwise(chain))]
 
 
-def _training(name: str, config: RunConfig) -> Stage:
+def _training(name: str, config: RunConfig) -> Job:
     run_dir, last = Path(config.log.run_dir), step_name(config.train.steps)
     command = _command("train", str(_config_file(config)))
-    return Stage(name, command, run_dir.with_suffix(".log"), lambda: (latest(run_dir) or run_dir).name == last)
+    return Job(name, command, run_dir.with_suffix(".log"), lambda: (latest(run_dir) or run_dir).name == last)
 
 
-def _evaluation(recipe: Recipe, name: str, config: RunConfig) -> Stage:
+def _evaluation(recipe: PaperRecipe, name: str, config: RunConfig) -> Job:
     run_dir, e = Path(config.log.run_dir), recipe.evaluate
-    words = ["--tasks", e.task, "--batch_size", str(e.batch_size), "--answers", str(run_dir / ANSWERS)]
+    options = ["--tasks", e.task, "--batch_size", str(e.batch_size), "--answers", str(run_dir / ANSWERS)]
     limit = [] if e.limit is None else ["--limit", str(e.limit)]
-    return Stage(
-        name,
-        _command("evaluate", str(run_dir), *words, *limit),
-        run_dir.with_suffix(".log"),
-        (run_dir / ANSWERS).is_file,
-    )
+    command = _command("evaluate", str(run_dir), *options, *limit)
+    return Job(name, command, run_dir.with_suffix(".log"), (run_dir / ANSWERS).is_file)
 
 
-def _command(*words: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "altup_moe.cli", *words)
+def _command(*arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "altup_moe.cli", *arguments)
 
 
 def _config_file(config: RunConfig) -> Path:
     return Path(config.log.run_dir).with_suffix(".yaml")
 
 
-async def _together(chains: Sequence[Sequence[Stage]], jobs: int, say: Callable[[str], None]) -> None:
-    loop, this = asyncio.get_running_loop(), asyncio.current_task()
-    assert this is not None
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, this.cancel)
-    environment = {"OMP_NUM_THREADS": str(threads_each(jobs)), **os.environ}
-    free = asyncio.Semaphore(jobs)
-    async with asyncio.TaskGroup() as group:
-        for chain in chains:
-            group.create_task(_follow(chain, free, environment, say))
-
-
-async def _follow(
-    chain: Sequence[Stage], free: asyncio.Semaphore, environment: Mapping[str, str], say: Callable[[str], None]
-) -> None:
-    async with free:
-        for stage in chain:
-            if stage.done():
-                say(f"{stage.name}: done before")
-                continue
-            started = asyncio.get_running_loop().time()
-            _judge(stage, await _exit_code(stage, environment))
-            say(f"{stage.name}: {asyncio.get_running_loop().time() - started:.0f} s")
-
-
-async def _exit_code(stage: Stage, environment: Mapping[str, str]) -> int:
-    """Of its process; one that is no longer wanted is asked to save, and killed if nobody waits for that."""
-    stage.log.parent.mkdir(parents=True, exist_ok=True)
-    with stage.log.open("ab") as log:
-        process = await asyncio.create_subprocess_exec(
-            *stage.command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=dict(environment),
-            start_new_session=True,  # Ctrl-C reaches it once, through us
-        )
-        try:
-            return await process.wait()
-        finally:
-            if process.returncode is None:
-                with suppress(ProcessLookupError):
-                    process.terminate()
-                try:
-                    await process.wait()
-                except asyncio.CancelledError:
-                    process.kill()
-                    raise
-
-
-def _judge(stage: Stage, code: int) -> None:
-    if code == USER_ERROR:
-        last = (stage.log.read_text(encoding="utf-8", errors="replace").splitlines() or [""])[-1]
-        raise UserError(f"{stage.name}: {last.removeprefix('altup-moe: error: ')}")
-    if code == EXIT_STOPPED:
-        raise Stopped
-    if code:
-        raise Failed(f"{stage.name} ended with exit code {code}; {stage.log} says why")
-
-
 def _first_difference(theirs: object, ours: object, key: str = "") -> str | None:
-    """The dotted key of the first value that differs, with both values."""
+    """Dotted key of the first value that differs, with both values; None if none does."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         inside = (_first_difference(theirs.get(k), ours.get(k), f"{key}.{k}".lstrip(".")) for k in {**theirs, **ours})
         return next((found for found in inside if found), None)

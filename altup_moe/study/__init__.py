@@ -1,1 +1,1 @@
-"""Measurements of the trainer: benchmarks whose figures the README quotes."""
+"""Studies: many training runs, what each one learned, and how fast it is."""

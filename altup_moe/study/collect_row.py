@@ -1,4 +1,4 @@
-"""A row's line, put together from what its processes wrote."""
+"""Build the line of a row from the files that its processes wrote."""
 
 from __future__ import annotations
 
@@ -14,36 +14,38 @@ from typing import Any
 
 from altup_moe.altup.flops import flops_per_token
 from altup_moe.parallel.counts import parameters
-from altup_moe.study.folder import Folder, Kind, Place, read_json
-from altup_moe.study.records import CurvePoint, Experts, Hardware, Latency, Quality, Row, Spread
-from altup_moe.study.spec import Measure, RowSpec, Study
-from altup_moe.study.worker_processes import ROOT
+from altup_moe.parallel.start_ranks import ROOT
+from altup_moe.study.records import CurvePoint, Experts, Hardware, Latency, Quality, Spread, StudyRow
+from altup_moe.study.spec import MeasureSpec, RowSpec, Study
+from altup_moe.study.study_directory import MeasureKind, RowDirectory, StudyDirectory, read_json_or_none
 
 CURVE_POINTS = 100
-"""Steps of a curve that are kept, beside those with a validation."""
+"""The most training steps of a curve that are kept; steps with a validation are kept too."""
 
 
-def done_row(study: Study, row: RowSpec, folder: Folder) -> Row:
-    """The line of a row that is trained and measured."""
-    place = folder.place(row)
-    trained, lines = read_json(place.trained) or {}, place.metrics()
+def done_row(study: Study, row: RowSpec, directory: StudyDirectory) -> StudyRow:
+    """Build the line of a row that is trained and measured."""
+    row_directory = directory.of_row(row)
+    trained, lines = read_json_or_none(row_directory.trained) or {}, row_directory.metrics()
     experts = trained.get("experts")
-    return Row(
+    return StudyRow(
         **_who(study, row, trained.get("device", "unknown")),
         status="done",
         **_run(row, lines),
         quality=Quality(trained["valid_loss"], trained["valid_bits_per_byte"], _last_tenth(lines)),
-        latency=_latency(study.measure, row, place, lines),
+        latency=_latency(study.measure, row, row_directory, lines),
         experts=Experts(**experts) if experts else None,
         curve=curve(row, lines),
     )
 
 
-def failed_row(study: Study, row: RowSpec, folder: Folder, reason: str) -> Row:
-    """The line of a row that could not be trained or measured, with as much as it did."""
-    lines = folder.place(row).metrics()
-    device = (read_json(folder.place(row).trained) or {}).get("device", "unknown")
-    return Row(**_who(study, row, device), status="failed", reason=reason, **_run(row, lines), curve=curve(row, lines))
+def failed_row(study: Study, row: RowSpec, directory: StudyDirectory, reason: str) -> StudyRow:
+    """Build the line of a row that failed, with the figures of the steps that it took."""
+    lines = directory.of_row(row).metrics()
+    device = (read_json_or_none(directory.of_row(row).trained) or {}).get("device", "unknown")
+    return StudyRow(
+        **_who(study, row, device), status="failed", reason=reason, **_run(row, lines), curve=curve(row, lines)
+    )
 
 
 def _who(study: Study, row: RowSpec, device: str) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def _who(study: Study, row: RowSpec, device: str) -> dict[str, Any]:
         "commit": commit(ROOT),
         "hardware": Hardware(
             processor=processor(),
-            cores=cores(),
+            cores=usable_cores(),
             threads=row.threads,
             ranks=row.ranks,
             device=device,
@@ -84,7 +86,7 @@ def _last_tenth(lines: Sequence[dict[str, Any]]) -> float:
 
 
 def curve(row: RowSpec, lines: Sequence[dict[str, Any]]) -> list[CurvePoint]:
-    """The run's losses, thinned out: every so many steps, every validation, and the last step. None is left out."""
+    """Thin out the losses of a run: keep every n-th step, every validation and the last step; drop a loss of None."""
     every = max(1, math.ceil(len(lines) / CURVE_POINTS))
     return [
         CurvePoint(line["step"], line["step"] * row.tokens_per_step, line["lm_loss"], line.get("valid_loss"))
@@ -93,31 +95,33 @@ def curve(row: RowSpec, lines: Sequence[dict[str, Any]]) -> list[CurvePoint]:
     ]
 
 
-def spread(seconds: Sequence[float]) -> Spread:
-    """Seconds as a measured time in ms; the 95th percentile is the value that 95 % do not exceed."""
+def spread_of_turns(seconds: Sequence[float]) -> Spread:
+    """Summarise measured seconds in ms. The 95th percentile is the value that 95 % of them do not exceed."""
     ms = sorted(1e3 * one for one in seconds)
     p95 = ms[max(0, math.ceil(0.95 * len(ms)) - 1)]
     return Spread(statistics.median(ms), p95, ms[0], ms[-1], len(ms))
 
 
-def _rounds(measure: Measure, place: Place, kind: Kind, key: str) -> list[Any]:
-    """A figure of all rounds, one after the other."""
-    rounds = (read_json(place.measured(kind, number)) or {} for number in range(measure.rounds))
+def _rounds(measure: MeasureSpec, row_directory: RowDirectory, kind: MeasureKind, key: str) -> list[Any]:
+    """Concatenate the values of one figure over all rounds."""
+    rounds = (read_json_or_none(row_directory.measured(kind, number)) or {} for number in range(measure.rounds))
     return [value for one in rounds for value in one.get(key, [])]
 
 
-def _latency(measure: Measure, row: RowSpec, place: Place, lines: Sequence[dict[str, Any]]) -> Latency:
-    step = spread(_rounds(measure, place, "steps", "seconds"))
+def _latency(
+    measure: MeasureSpec, row: RowSpec, row_directory: RowDirectory, lines: Sequence[dict[str, Any]]
+) -> Latency:
+    step = spread_of_turns(_rounds(measure, row_directory, "steps", "seconds"))
     exchange, exposed = worst_rank(
-        _rounds(measure, place, "steps", "exchange_ms"), _rounds(measure, place, "steps", "exposed_ms")
+        _rounds(measure, row_directory, "steps", "exchange_ms"), _rounds(measure, row_directory, "steps", "exposed_ms")
     )
-    notes = [read_json(file) or {} for file in sorted(place.root.glob("memory-*.json"))]
+    notes = [read_json_or_none(file) or {} for file in sorted(row_directory.root.glob("memory-*.json"))]
     return Latency(
         train_step=step,
         train_tokens_per_second=row.tokens_per_step / step.median * 1e3,
         peak_memory_gib=max([note.get("gib", 0.0) for note in notes] + [line["memory_gib"] for line in lines]),
-        prefill=spread(_rounds(measure, place, "texts", "prefill_seconds")),
-        decode=spread(_rounds(measure, place, "texts", "decode_seconds")),
+        prefill=spread_of_turns(_rounds(measure, row_directory, "texts", "prefill_seconds")),
+        decode=spread_of_turns(_rounds(measure, row_directory, "texts", "decode_seconds")),
         all_to_all_ms=exchange,
         exposed_ms=exposed,
     )
@@ -126,7 +130,7 @@ def _latency(measure: Measure, row: RowSpec, place: Place, lines: Sequence[dict[
 def worst_rank(
     exchange_SR: Sequence[Sequence[float]], exposed_SR: Sequence[Sequence[float]]
 ) -> tuple[float | None, float | None]:
-    """Medians over the steps S, of the rank R that waited longest: the largest of each figure would mix ranks."""
+    """Return the medians over the steps S of the rank R that waited longest, so that both figures are of one rank."""
     if not exchange_SR:
         return None, None
     medians = [
@@ -137,13 +141,13 @@ def worst_rank(
     return flight, exposed
 
 
-def cores() -> int:
-    """Cores that this process may use."""
+def usable_cores() -> int:
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor() -> str:
-    """The processor's name, as well as the system knows it."""
+    """Name of the processor as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -153,12 +157,12 @@ def processor() -> str:
 
 
 def commit(root: Path) -> str:
-    """The checkout's commit, with a + where tracked files differ from it; "" outside a checkout."""
+    """Commit of the checkout, with a + if tracked files differ from it; "" outside a checkout."""
     if not (root / ".git").exists():
         return ""
 
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:

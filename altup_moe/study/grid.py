@@ -13,7 +13,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def combinations(lists: Mapping[str, Sequence[object]]) -> Iterator[dict[str, object]]:
-    """The product, the last key fastest, in the order written."""
+    """Yield every combination of the values. The last key changes fastest."""
     for values in itertools.product(*lists.values()):
         yield dict(zip(lists, values, strict=True))
 
@@ -35,15 +35,15 @@ def filled(key: str, template: str, values: Mapping[str, object]) -> str:
 
 
 def spelled(value: object) -> str:
-    """A value as part of a name: `true`, `none`, `1.25`."""
+    """Spell a value for a name: `true`, `none`, `1.25`."""
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
 def default_name(values: Mapping[str, object]) -> str:
-    """`width-2-select-same` of a combination; what no file name may hold becomes a dash."""
+    """Name a combination, as in `width-2-select-same`; characters that file names do not allow become dashes."""
     return safe("-".join(f"{key.rpartition('.')[2]}-{spelled(value)}" for key, value in values.items()))
 
 
 def safe(name: str) -> str:
-    """A name that is a file's name too."""
+    """Replace the characters of a name that file names do not allow."""
     return _UNSAFE.sub("-", name)

@@ -1,6 +1,6 @@
-"""In a measuring process: the trained models of several rows, a step or a token of each in turn.
+"""Measure trained models: a process holds those of several rows and takes a step or a token of each in turn.
 
-A change of the machine's speed then meets all rows, and their ratios are sound. All models are in memory at once.
+A change of the machine's speed then affects all rows alike. All models are in memory at once.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from altup_moe.config.load import load_config
 from altup_moe.inference.load_run import load_run
 from altup_moe.model.build import named_tensors
 from altup_moe.parallel.topology import Topology, topology
-from altup_moe.study.folder import Place, write_json
-from altup_moe.study.spec import Measure
+from altup_moe.study.spec import MeasureSpec
+from altup_moe.study.study_directory import RowDirectory, write_json
 from altup_moe.timeline.overlap import overlap_by_step
 from altup_moe.timeline.spans import record, step
 from altup_moe.train.batches import micro_batches
@@ -33,8 +33,8 @@ from altup_moe.train.resume import find_resume_point
 from altup_moe.train.step import train_step
 
 
-def share(total: int, rounds: int) -> int:
-    """A round's part of what is measured in all, rounded up."""
+def per_round(total: int, rounds: int) -> int:
+    """Number of measurements in one round, rounded up."""
     return -(-total // rounds)
 
 
@@ -45,7 +45,7 @@ def _seconds(began: float) -> float:
 
 
 class TrainedSteps:
-    """Training steps of a trained model on its first batch. Its learning rate is 0: the weights stay what they are."""
+    """Take training steps of a trained model on its first batch, with learning rate 0, so that no weight changes."""
 
     def __init__(self, config: RunConfig, topo: Topology) -> None:
         self.config, self.topology = config, topo
@@ -64,11 +64,11 @@ class TrainedSteps:
         )
 
     def take(self) -> None:
-        """Forward, backward, reduction, update."""
+        """Take one step: forward, backward, gradient reduction, update."""
         train_step(self.engine, self.batches, self.config, self.topology)
 
     def timed(self) -> float:
-        """Seconds of one step, of the slowest rank; all ranks begin together."""
+        """Seconds of one step on the slowest rank. All ranks begin together."""
         dist.barrier()
         began = time.perf_counter()
         self.take()
@@ -77,7 +77,7 @@ class TrainedSteps:
         return float(worst)
 
     def exchanges(self, steps: int) -> dict[str, list[list[float]]]:
-        """Of further steps, ms by step and rank: the experts' exchanges in flight, and the part that was waited for."""
+        """Record further steps: ms, by step and rank, of the experts' exchanges in flight, and of waiting for them."""
         with record(self.topology.rank) as recording:
             for _ in range(steps):
                 dist.barrier()
@@ -91,44 +91,44 @@ class TrainedSteps:
         return {"exchange_ms": flights_SR.tolist(), "exposed_ms": exposed_SR.tolist()}
 
 
-def measure_steps(roots: list[Path], number: int, measure: Measure) -> int:
-    """A round of training steps of rows that share a layout; every rank calls it. Writes their `steps-N.json`."""
-    configs = [load_config(Place(root).config) for root in roots]
+def measure_steps(roots: list[Path], number: int, measure: MeasureSpec) -> int:
+    """Measure a round of training steps of rows that share a layout; write their `steps-N.json`. All ranks call it."""
+    configs = [load_config(RowDirectory(root).config) for root in roots]
     keep_compiled_code(configs[0])
     with topology(configs[0].parallel) as topo:
         rows = [TrainedSteps(config, topo) for config in configs]
         seconds: list[list[float]] = [[] for _ in rows]
-        for turn in range(measure.warmup + share(measure.train_steps, measure.rounds)):
+        for turn in range(measure.warmup + per_round(measure.train_steps, measure.rounds)):
             for row, taken in zip(rows, seconds, strict=True):
                 one = row.timed()
                 if turn >= measure.warmup:
                     taken.append(one)
-        steps = share(measure.recorded, measure.rounds)
+        steps = per_round(measure.recorded, measure.rounds)
         found: list[dict[str, Any]] = [{"seconds": taken} for taken in seconds]
         for row, figures in zip(rows, found, strict=True):
             if steps and row.config.parallel.expert > 1:
                 figures |= row.exchanges(steps)
         if topo.is_first:
             for root, figures in zip(roots, found, strict=True):
-                write_json(Place(root).measured("steps", number), figures)
+                write_json(RowDirectory(root).measured("steps", number), figures)
     return 0
 
 
 class Texts:
-    """A trained model that reads a prompt of held-out text, and goes on from it greedily, a token at a time."""
+    """A trained model that reads a held-out prompt and continues it greedily, one token at a time."""
 
     def __init__(self, model: Any, prompt: Tensor, room: int) -> None:
         self.model, self.prompt, self.room = model, prompt, room
         self.encodes = bool(model.config.is_encoder_decoder)
         self.token: Tensor
-        """What comes next in the text, [1, 1]."""
+        """The token that the model reads next, [1, 1]."""
         self._left = 0
         self._kept: dict[str, Any] = {}
 
     @classmethod
     def of(cls, root: Path, prompt: int | None) -> Texts:
-        """A row's model, and the beginning of its first sample of held-out text: `prompt` tokens, or half of it."""
-        run = load_run(Place(root).run_dir)
+        """Load a row's model and the first `prompt` tokens of its first held-out sample (None: half of the sample)."""
+        run = load_run(RowDirectory(root).run_dir)
         shape, sample = run.config.model, run_samples(run.config, scan=False).valid[0]
         text = sample["encoder_tokens" if shape.arch == "t5" else "tokens"]
         length = prompt or max(1, shape.seq_length // 2)
@@ -136,7 +136,7 @@ class Texts:
         return cls(run.model, text[None, :length].to(run.model.device), room)
 
     def read(self) -> float:
-        """Seconds a token of the prompt; an encoder-decoder's encoder reads it."""
+        """Read the prompt (with the encoder, if there is one); seconds per token."""
         began = time.perf_counter()
         if self.encodes:
             context = self.model.get_encoder()(self.prompt)
@@ -153,7 +153,7 @@ class Texts:
         return seconds / self.prompt.shape[1]
 
     def write(self) -> float:
-        """Seconds of one more token, through the KV cache. A text that is full is begun again, uncounted."""
+        """Generate one token through the KV cache; its seconds. A full sequence is begun again, which is not timed."""
         if self._left < 1:
             self.read()
         began = time.perf_counter()
@@ -167,21 +167,21 @@ class Texts:
 
 
 @torch.inference_mode()
-def measure_texts(roots: list[Path], number: int, measure: Measure) -> int:
-    """A round of prompts and generated tokens of rows, on one process. Writes their `texts-N.json`."""
+def measure_texts(roots: list[Path], number: int, measure: MeasureSpec) -> int:
+    """Measure a round of prompts and generated tokens of rows on one process, and write their `texts-N.json`."""
     rows = [Texts.of(root, measure.prefill_tokens) for root in roots]
     prefill: list[list[float]] = [[] for _ in rows]
     decode: list[list[float]] = [[] for _ in rows]
-    for turn in range(measure.warmup + share(measure.prompts, measure.rounds)):
+    for turn in range(measure.warmup + per_round(measure.prompts, measure.rounds)):
         for row, taken in zip(rows, prefill, strict=True):
             one = row.read()
             if turn >= measure.warmup:
                 taken.append(one)
-    for turn in range(measure.warmup + share(measure.decode_tokens, measure.rounds)):
+    for turn in range(measure.warmup + per_round(measure.decode_tokens, measure.rounds)):
         for row, taken in zip(rows, decode, strict=True):
             one = row.write()
             if turn >= measure.warmup:
                 taken.append(one)
     for root, read, written in zip(roots, prefill, decode, strict=True):
-        write_json(Place(root).measured("texts", number), {"prefill_seconds": read, "decode_seconds": written})
+        write_json(RowDirectory(root).measured("texts", number), {"prefill_seconds": read, "decode_seconds": written})
     return 0

@@ -1,4 +1,4 @@
-"""What a running study shows: a live table on a terminal, a line an event elsewhere."""
+"""Show a running study: as a table that is redrawn on a terminal, elsewhere as one line per event."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import time
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from altup_moe.study.progress import RowState, Snapshot, State
+from altup_moe.study.progress import RowPhase, RowState, Snapshot
 
 EVERY_SECONDS = 1.0
 
 
-class Board:
-    """Shows a study while it is entered."""
+class LiveTable:
+    """Context manager that shows a study."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._live: Any = None
         self._next = 0.0
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> LiveTable:
         if sys.stdout.isatty():
             from rich.live import Live
 
@@ -33,7 +33,7 @@ class Board:
             self._live.stop()
 
     def say(self, line: str) -> None:
-        """One event."""
+        """Print one line about an event."""
         if self._live is not None:
             self._live.console.print(line, highlight=False, soft_wrap=True)
         else:
@@ -41,19 +41,19 @@ class Board:
 
     @property
     def due(self) -> bool:
-        """Whether the table is to be drawn again: it looks at files, so not all the time."""
+        """Whether it is time to draw the table again (once a second, since a snapshot reads files)."""
         return self._live is not None and time.monotonic() >= self._next
 
     def show(self, snapshot: Snapshot) -> None:
         """Draw the table."""
         if self._live is not None:
             self._next = time.monotonic() + EVERY_SECONDS
-            # Those that wait or are done would not fit on a screen.
-            self._live.update(table(self.name, snapshot, ("training", "failed")))
+            # Rows that wait or are done are left out: they would not fit on a screen.
+            self._live.update(study_table(self.name, snapshot, ("training", "failed")))
 
 
 def cells(each: RowState) -> tuple[str, str, str, str, str]:
-    """A row of the table: name, seed, state, steps, loss."""
+    """Cells of a row of the table: name, seed, state, steps, loss."""
     steps = str(each.steps) if each.row.budget.seconds else f"{each.steps}/{each.row.config.train.steps}"
     loss = "" if each.loss is None else f"{each.loss:.4f}"
     return (
@@ -65,8 +65,8 @@ def cells(each: RowState) -> tuple[str, str, str, str, str]:
     )
 
 
-def table(name: str, snapshot: Snapshot, states: Sequence[State] = get_args(State)) -> Any:
-    """Rows in some states, as a `rich` table with the summary of all below."""
+def study_table(name: str, snapshot: Snapshot, states: Sequence[RowPhase] = get_args(RowPhase)) -> Any:
+    """Build a `rich` table of the rows in some states, with a summary of all rows below it."""
     from rich.table import Table
 
     found = Table(title=name, caption=snapshot.summary())

@@ -1,4 +1,4 @@
-"""In a process before the trainings: what they read is fetched and tokenised, so that none races for it."""
+"""Fetch and tokenise the data of rows in one process, before several training processes want it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from altup_moe.config import RunConfig
 from altup_moe.config.load import load_config
 from altup_moe.data.prepare import prepare_named
 from altup_moe.data.recipes import wants_sentinels
-from altup_moe.study.folder import Place
+from altup_moe.study.study_directory import RowDirectory
 
 
-def prepare(roots: Sequence[Path]) -> int:
-    """The data of the rows in these directories, one after the other. Whether samples fit a row is the row's affair."""
+def prepare_rows(roots: Sequence[Path]) -> int:
+    """Prepare the data of the rows in these directories. Whether samples fit a row is checked when it is trained."""
     for root in roots:
-        _prepare(load_config(Place(root).config))
+        _prepare(load_config(RowDirectory(root).config))
     return 0
 
 
 def _prepare(config: RunConfig) -> None:
     model, data = config.model, config.data
     if data.mixture:
-        # Its tasks are fetched where they are read.
+        # Reading the tasks fetches them.
         from altup_moe.train.mixture import run_samples
 
         run_samples(config, scan=False)

@@ -1,4 +1,4 @@
-"""How far a study is: what each row has done, and the time that is left."""
+"""Progress of a study: the state of each row, and an estimate of the time that is left."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from altup_moe.altup.flops import flops_per_token
-from altup_moe.study.folder import Folder, Place, read_json
-from altup_moe.study.pool import Work, seconds_left, spelled_time
-from altup_moe.study.records import Row
-from altup_moe.study.spec import Measure, RowSpec, Study
+from altup_moe.study.records import StudyRow
+from altup_moe.study.spec import MeasureSpec, RowSpec, Study
+from altup_moe.study.study_directory import RowDirectory, StudyDirectory, read_json_or_none
+from altup_moe.study.time_left import Work, seconds_left, spelled_time
 
-State = Literal["done", "failed", "trained", "training", "waiting"]
+RowPhase = Literal["done", "failed", "trained", "training", "waiting"]
 
 
 @dataclass(frozen=True)
 class RowState:
-    """One row: how far, its last loss (nats a token), what its training costs, and what measuring it will."""
+    """State of one row: steps taken, last loss (nats a token), and the work of its training and of measuring it."""
 
     row: RowSpec
-    state: State
+    state: RowPhase
     steps: int
     loss: float | None
     training: Work
@@ -29,21 +29,21 @@ class RowState:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All rows at one moment."""
+    """State of all rows at one moment."""
 
     states: list[RowState]
     left: float | None
-    """Seconds until the end."""
+    """Estimated seconds until the end; None if unknown."""
 
-    def count(self, *states: State) -> int:
-        """Rows in one of these states."""
+    def count(self, *states: RowPhase) -> int:
+        """Number of rows in one of these states."""
         return sum(each.state in states for each in self.states)
 
     def summary(self) -> str:
-        """One line."""
+        """Counts by state and the time left, in one line."""
         total = len(self.states)
         parts = [f"{self.count('done')} of {total} rows done"]
-        under_way: tuple[State, ...] = ("trained", "training", "waiting")
+        under_way: tuple[RowPhase, ...] = ("trained", "training", "waiting")
         parts += [f"{self.count(state)} {state}" for state in under_way if self.count(state)]
         parts.append(f"{self.count('failed')} failed")
         if self.count("done", "failed") < total:
@@ -52,19 +52,21 @@ class Snapshot:
 
 
 def snapshot(
-    study: Study, folder: Folder, finished: Mapping[str, Row], running: Collection[str], lanes: int
+    study: Study, directory: StudyDirectory, finished: Mapping[str, StudyRow], running: Collection[str], lanes: int
 ) -> Snapshot:
-    """Look at the rows' files. ``running``: keys of rows that train now; ``lanes``: cores that training fills."""
-    states = [_state(study, row, folder.place(row), finished.get(row.config_hash), running) for row in study.rows]
+    """Read the rows' files. ``running``: keys of rows that train now; ``lanes``: cores that training fills."""
+    states = [_state(study, row, directory.of_row(row), finished.get(row.config_hash), running) for row in study.rows]
     to_measure = [each.measuring for each in states if each.measuring]
     training = [each.training for each in states]
     return Snapshot(states, seconds_left(training, to_measure, lanes))
 
 
-def _state(study: Study, row: RowSpec, place: Place, line: Row | None, running: Collection[str]) -> RowState:
-    lines = place.metrics()
-    trained = read_json(place.trained)
-    state: State = (
+def _state(
+    study: Study, row: RowSpec, row_directory: RowDirectory, line: StudyRow | None, running: Collection[str]
+) -> RowState:
+    lines = row_directory.metrics()
+    trained = read_json_or_none(row_directory.trained)
+    state: RowPhase = (
         line.status
         if line
         else "trained" if trained else "training" if row.key in running else "waiting"
@@ -78,7 +80,7 @@ def _state(study: Study, row: RowSpec, place: Place, line: Row | None, running: 
 
 
 def training_work(row: RowSpec, lines: Sequence[dict[str, Any]], wall: float) -> Work:
-    """Operations of a row's training; where the budget is seconds, core-seconds stand for them.
+    """Work of a row's training in floating-point operations; in core-seconds if the budget is in seconds.
 
     Args:
         lines: its record so far. wall: seconds of the process that trained it, which are more than its steps'.
@@ -90,8 +92,8 @@ def training_work(row: RowSpec, lines: Sequence[dict[str, Any]], wall: float) ->
     return Work(len(lines) * step, row.config.train.steps * step, max(spent, wall) * row.cores, row.cores)
 
 
-def measuring_work(measure: Measure, row: RowSpec, lines: Sequence[dict[str, Any]]) -> Work:
-    """Operations of a row's measured steps, in the same unit. Prompts and tokens are small beside them."""
+def measuring_work(measure: MeasureSpec, row: RowSpec, lines: Sequence[dict[str, Any]]) -> Work:
+    """Work of measuring a row, in the same unit: its training steps. Prompts and tokens are neglected."""
     steps = measure.train_steps + measure.warmup * measure.rounds
     if row.budget.seconds is not None:
         each = sum(line["step_seconds"] for line in lines) / len(lines) * row.cores if lines else 0.0

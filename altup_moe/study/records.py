@@ -1,4 +1,4 @@
-"""What a study keeps of a row: one JSON line, written when the row is finished, read by the report.
+"""Records of a study's rows.jsonl: one JSON line per row, written when the row is finished, read by the report.
 
 A row is one configuration of the grid with one seed. A row that could not be trained or measured is kept with its
 reason. Losses are in nats a token, times in milliseconds; None is what a row does not have (experts, ranks).
@@ -19,12 +19,12 @@ Status = Literal["done", "failed"]
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a row ran on."""
+    """Machine and process layout of a row."""
 
     processor: str
     cores: int
     threads: int
-    """Of each rank."""
+    """CPU threads of each rank."""
     ranks: int
     device: str
     torch: str
@@ -33,7 +33,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Quality:
-    """After the last step, on the held-out part."""
+    """Losses after the last step, on held-out data."""
 
     valid_loss: float
     valid_bits_per_byte: float
@@ -54,35 +54,35 @@ class Spread:
 
 @dataclass(frozen=True)
 class Latency:
-    """Of the trained model; the worst rank's where there are several."""
+    """Speed and memory of the trained model; of the worst rank if there are several."""
 
     train_step: Spread
     train_tokens_per_second: float
     peak_memory_gib: float
     prefill: Spread | None = None
-    """ms a token of a prompt, through the reference model."""
+    """ms per prompt token, through the reference model."""
     decode: Spread | None = None
-    """ms a generated token, through its KV cache."""
+    """ms per generated token, through the KV cache."""
     all_to_all_ms: float | None = None
-    """Experts' exchanges of a step."""
+    """Time of the experts' exchanges in a step."""
     exposed_ms: float | None = None
-    """The part of them that was waited for."""
+    """The part of it during which the step waited."""
 
 
 @dataclass(frozen=True)
 class Experts:
-    """What the routers did on the held-out part."""
+    """Routing on held-out data."""
 
     dropped_share: float
     max_mean_load: float
-    """The fullest expert's load over the mean, of the worst layer."""
+    """Load of the fullest expert over the mean load, in the worst layer."""
     load: list[list[float]]
-    """Share of a layer's routes that each expert got, layer by layer; layers without experts have an empty list."""
+    """Share of the routes that each expert received, by layer; an empty list for a layer without experts."""
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A loss on the way. `tokens`: seen so far. `valid_loss` on steps with a validation."""
+    """Losses at one step. `tokens`: seen so far. `valid_loss`: None at steps without a validation."""
 
     step: int
     tokens: int
@@ -91,12 +91,12 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
-class Row:
+class StudyRow:
     """One line of rows.jsonl."""
 
     study: str
     name: str
-    """Of the configuration, the same for all seeds: "altup-k2"."""
+    """Name of the configuration, the same for all seeds, as in "altup-k2"."""
     family: str
     """Rows of a family are one curve in the report: "dense"."""
     seed: int
@@ -105,14 +105,14 @@ class Row:
     overrides: dict[str, Any]
     """Dotted keys of the grid that differ from the study's base."""
     commit: str
-    """Of the code, with a + where the tree had changes; "" outside a checkout."""
+    """Commit of the code, with a + if the tree had changes; "" outside a checkout."""
     hardware: Hardware
     status: Status
     reason: str | None = None
-    """Why it failed, one line."""
+    """Why the row failed, in one line."""
     parameters: int | None = None
     active_parameters: int | None = None
-    """Those that one token meets."""
+    """Parameters that one token uses."""
     flops_per_token: float | None = None
     steps: int | None = None
     tokens: int | None = None
@@ -123,7 +123,7 @@ class Row:
     curve: list[CurvePoint] = field(default_factory=list)
 
     def line(self) -> str:
-        """One line of JSON."""
+        """The row as one line of JSON."""
         return json.dumps(asdict(self), allow_nan=False)
 
 
@@ -131,8 +131,8 @@ _NESTED = {"hardware": Hardware, "quality": Quality, "latency": Latency, "expert
 _SPREADS = ("train_step", "prefill", "decode")
 
 
-def row_from(content: dict[str, Any]) -> Row:
-    """A row of a line's JSON. Raises ValueError, TypeError or KeyError: a key too many or one missing."""
+def row_from(content: dict[str, Any]) -> StudyRow:
+    """Read a row from JSON. Raises ValueError, TypeError or KeyError if a key is unknown or missing."""
     values = dict(content)
     for key, record in _NESTED.items():
         if values.get(key) is not None:
@@ -141,21 +141,21 @@ def row_from(content: dict[str, Any]) -> Row:
                 inside |= {name: Spread(**inside[name]) for name in _SPREADS if inside.get(name) is not None}
             values[key] = record(**inside)
     values["curve"] = [CurvePoint(**point) for point in values.get("curve", [])]
-    unknown = set(values) - {f.name for f in fields(Row)}
+    unknown = set(values) - {f.name for f in fields(StudyRow)}
     if unknown:
         raise ValueError(f"unknown key {sorted(unknown)[0]}")
-    return Row(**values)
+    return StudyRow(**values)
 
 
-def read_rows(path: Path) -> list[Row]:
-    """All rows of a file. Raises UserError: it cannot be read, or a line is no row (with its number)."""
+def read_rows(path: Path) -> list[StudyRow]:
+    """Read all rows of a file. Raises UserError if it cannot be read, or names the number of a line that is no row."""
     try:
         return list(_rows(path, path.read_text(encoding="utf-8").splitlines()))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
 
 
-def _rows(path: Path, lines: Iterable[str]) -> Iterator[Row]:
+def _rows(path: Path, lines: Iterable[str]) -> Iterator[StudyRow]:
     for number, line in enumerate(lines, 1):
         try:
             yield row_from(json.loads(line))

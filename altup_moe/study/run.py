@@ -1,4 +1,4 @@
-"""A study from start to end: train every row, then measure them alone, and write their lines.
+"""Run a study: train every row, then measure the rows while nothing else runs, and write their lines.
 
 It can be stopped or killed at any moment: the same command goes on. Runs resume from their checkpoints, and what is
 written is not done again.
@@ -7,85 +7,91 @@ written is not done again.
 from __future__ import annotations
 
 import json
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 
 from altup_moe.config import UserError
 from altup_moe.config.exit_codes import EXIT_STOPPED
+from altup_moe.parallel.start_ranks import last_line
 from altup_moe.study import worker_main
-from altup_moe.study.collect_row import cores, done_row, failed_row
-from altup_moe.study.folder import Folder, Kind, read_json
-from altup_moe.study.live_table import Board
-from altup_moe.study.pool import startable
+from altup_moe.study.collect_row import done_row, failed_row, usable_cores
+from altup_moe.study.job_pool import Job, JobPool, StoppedBySignal, noted_signals
+from altup_moe.study.live_table import LiveTable
 from altup_moe.study.progress import Snapshot, snapshot
-from altup_moe.study.records import Row
+from altup_moe.study.records import StudyRow
 from altup_moe.study.spec import RowSpec, Study
-from altup_moe.study.worker_processes import POLL_SECONDS, Child, check_launchers, reason, start, stop
-
-
-class Stopped(Exception):
-    """A signal came; children have been stopped."""
+from altup_moe.study.study_directory import MeasureKind, StudyDirectory, read_json_or_none
+from altup_moe.study.worker_processes import check_launchers, failure_reason, worker_job
 
 
 @dataclass
-class Running:
-    """A study under way. Mutable: rows finish."""
+class StudyRun:
+    """A study under way, which hears of its jobs (`JobObserver`). Mutable: rows finish."""
 
     study: Study
-    folder: Folder
-    board: Board
+    directory: StudyDirectory
+    table: LiveTable
     jobs: int
-    finished: dict[str, Row]
-    signals: list[int]
-    training: dict[str, Child] = field(default_factory=dict)
+    finished: dict[str, StudyRow]
+    pool: JobPool
 
     @property
     def pending(self) -> list[RowSpec]:
         """Rows without a line."""
         return [row for row in self.study.rows if row.config_hash not in self.finished]
 
-    def hurry(self) -> bool:
-        """Whether a second signal came: whoever repeats it does not want to wait for saves."""
-        return len(self.signals) > 1
-
     def snapshot(self) -> Snapshot:
-        """How far it is."""
-        lanes = min(cores(), self.jobs * max(row.cores for row in self.study.rows))
-        return snapshot(self.study, self.folder, self.finished, set(self.training), lanes)
+        """The study's progress now."""
+        lanes = min(usable_cores(), self.jobs * max(row.cores for row in self.study.rows))
+        return snapshot(self.study, self.directory, self.finished, set(self.pool.running), lanes)
 
-    def end(self, row: RowSpec, line: Row) -> None:
-        """A row is finished, well or not."""
-        self.folder.add(line)
+    def draw(self) -> None:
+        """Draw the table, if it is time to."""
+        if self.table.due:
+            self.table.show(self.snapshot())
+
+    def finish(self, row: RowSpec, line: StudyRow) -> None:
+        """Write the line of a row, done or failed."""
+        self.directory.add(line)
         self.finished[row.config_hash] = line
 
-    def fail(self, row: RowSpec, why: str) -> None:
+    def fail(self, row: RowSpec, reason: str) -> None:
         """Keep a row that failed, with its reason."""
-        self.end(row, failed_row(self.study, row, self.folder, why))
-        self.board.say(f"failed {row.name} seed {row.seed}: {why}")
+        self.finish(row, failed_row(self.study, row, self.directory, reason))
+        self.table.say(f"failed {row.name} seed {row.seed}: {reason}")
 
+    def row(self, job: Job) -> RowSpec:
+        """The row that a training job trains."""
+        return next(row for row in self.study.rows if row.key == job.name)
 
-@contextmanager
-def noted_signals() -> Iterator[list[int]]:
-    """Note SIGTERM, SIGINT and SIGHUP inside, to stop between two looks at the children; ignored ones stay ignored."""
-    received: list[int] = []
+    def ended(self, job: Job, code: int | None, seconds: float) -> str | None:
+        """A row's training has ended, now or in an earlier call. Returns why it failed."""
+        row = self.row(job)
+        row_directory = self.directory.of_row(row)
+        trained = read_json_or_none(row_directory.trained)
+        line = self.finished.get(row.config_hash)
+        if trained is not None and not trained["problem"]:
+            if code is not None:
+                self._say_trained(row, trained["valid_loss"])
+            return None
+        if line is not None:
+            return line.reason
+        reason: str = trained["problem"] if trained else failure_reason(code or 0, row_directory, row_directory.log)
+        self.fail(row, reason)
+        return reason
 
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
+    def blocked(self, job: Job, failed: str, reason: str) -> None:
+        """A row is not trained, since one that it comes after has failed."""
+        row = self.row(job)
+        if row.config_hash not in self.finished:
+            self.fail(row, f"not trained: {failed} failed: {reason}")
 
-    previous = {}
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            previous[number] = signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    def _say_trained(self, row: RowSpec, valid_loss: float) -> None:
+        lines = self.directory.of_row(row).metrics()
+        figures = f"{len(lines)} steps in {sum(line['step_seconds'] for line in lines):.1f} s"
+        self.table.say(
+            f"trained {row.name} seed {row.seed}: {figures}, valid loss {valid_loss:.4f} | {self.snapshot().summary()}"
+        )
 
 
 def run_study(study: Study, root: Path, jobs: int | None = None, retry_failed: bool = False) -> int:
@@ -99,137 +105,80 @@ def run_study(study: Study, root: Path, jobs: int | None = None, retry_failed: b
     Raises:
         UserError: another study runs in the directory; what rows need is missing; data that cannot be had.
     """
-    folder = Folder(root)
+    directory = StudyDirectory(root)
     check_launchers(study.rows)
-    with folder.locked(), noted_signals() as signals, Board(study.name) as board:
-        finished = folder.finished()
+    with directory.locked(), noted_signals() as signals, LiveTable(study.name) as table:
+        finished = directory.finished()
         if retry_failed:
-            folder.forget([row for row in study.rows if _failed(finished, row)])
-            finished = folder.finished()
-        folder.lay_out(study)
-        running = Running(study, folder, board, jobs or cores(), finished, signals)
+            directory.forget([row for row in study.rows if _failed(finished, row)])
+            finished = directory.finished()
+        directory.lay_out(study)
+        run = StudyRun(study, directory, table, jobs or usable_cores(), finished, JobPool(signals))
+        run.pool.poll = run.draw
         try:
-            if running.pending:
-                board.say(f"{study.name}: {running.snapshot().summary()}")
-                _prepare(running)
-                _train(running)
-                _measure(running)
-        except Stopped:
-            board.say(f"stopped by a signal: {running.snapshot().summary()}; the same command goes on")
+            if run.pending:
+                table.say(f"{study.name}: {run.snapshot().summary()}")
+                _prepare(run)
+                _train(run)
+                _measure(run)
+        except StoppedBySignal:
+            table.say(f"stopped by a signal: {run.snapshot().summary()}; the same command goes on")
             return EXIT_STOPPED
-        end = running.snapshot()
-        board.show(end)
-        board.say(f"{study.name}: {end.summary()}; {folder.root / 'rows.jsonl'}")
+        end = run.snapshot()
+        table.show(end)
+        table.say(f"{study.name}: {end.summary()}; {directory.root / 'rows.jsonl'}")
         return 1 if end.count("failed") else 0
 
 
-def _failed(finished: dict[str, Row], row: RowSpec) -> bool:
+def _failed(finished: dict[str, StudyRow], row: RowSpec) -> bool:
     line = finished.get(row.config_hash)
     return line is not None and line.status == "failed"
 
 
-def _wait(running: Running, one: Child) -> int:
-    """The exit code of a process that runs alone."""
-    while one.code is None:
-        if running.signals:
-            stop([one], running.hurry)
-            raise Stopped
-        if running.board.due:
-            running.board.show(running.snapshot())
-        time.sleep(POLL_SECONDS)
-    return one.code
-
-
-def _alone(row: RowSpec) -> RowSpec:
+def _on_one_rank(row: RowSpec) -> RowSpec:
     return replace(row, ranks=1, launcher="torchrun", rate=None)
 
 
-def _prepare(running: Running) -> None:
-    """Tokens of rows that have not begun, once for each kind: rows that start together do not race for them."""
+def _prepare(run: StudyRun) -> None:
+    """Prepare the tokens of rows that have not begun, once for each kind, so that rows do not race for them."""
     different = {
         json.dumps([row.config.to_dict()["data"], row.config.model.vocab_size, row.config.model.arch]): row
-        for row in running.pending
-        if not running.folder.place(row).run_dir.exists()
+        for row in run.pending
+        if not run.directory.of_row(row).run_dir.exists()
     }
     if not different:
         return
-    log = running.folder.root / "prepare.txt"
+    log = run.directory.root / "prepare.txt"
     log.unlink(missing_ok=True)
     rows = list(different.values())
-    words = worker_main.prepare_words([running.folder.place(row).root for row in rows])
-    code = _wait(running, start(words, _alone(rows[0]), log))
-    if code:
-        last = next((line for line in reversed(log.read_text(errors="replace").splitlines()) if line.strip()), "")
-        raise UserError(last.removeprefix("error: ") or f"preparing the data ended with exit code {code}")
+    arguments = worker_main.prepare_arguments([run.directory.of_row(row).root for row in rows])
+    if code := run.pool.run_alone(worker_job("prepare", arguments, _on_one_rank(rows[0]), log)):
+        raise UserError(last_line(log).removeprefix("error: ") or f"preparing the data ended with exit code {code}")
 
 
-# ------------------------------------------------------------------------------------------------------------ training
-
-
-def _train(running: Running) -> None:
-    """Train all rows that are not, as many at a time as fit."""
-    waiting = []
-    for row in running.pending:
-        if running.folder.place(row).trained.exists():
-            _settle(running, row)
-        else:
-            waiting.append(row)
-    try:
-        while waiting or running.training:
-            if running.signals:
-                raise Stopped
-            under_way = {row.key: row for row in running.study.rows if row.key in running.training}
-            for key, row in under_way.items():
-                code = running.training[key].code
-                if code is not None:
-                    del running.training[key]
-                    if _settle(running, row, code):
-                        _say_trained(running, row)
-            busy = [row.cores for key, row in under_way.items() if key in running.training]
-            chosen = startable([(row, row.cores) for row in waiting], busy, running.jobs, cores())
-            if chosen is not None:
-                waiting.remove(chosen)
-                _start_training(running, chosen)
-                continue
-            if running.board.due:
-                running.board.show(running.snapshot())
-            time.sleep(POLL_SECONDS)
-    finally:
-        stop(list(running.training.values()), running.hurry)
-
-
-def _start_training(running: Running, row: RowSpec) -> None:
-    place = running.folder.place(row)
-    place.failure.unlink(missing_ok=True)
-    words = worker_main.train_words(place.root, row.budget.seconds)
-    running.training[row.key] = start(words, row, place.log)
-
-
-def _settle(running: Running, row: RowSpec, code: int = 0) -> bool:
-    """A row's training has ended. Whether it is trained; if not, it failed."""
-    place = running.folder.place(row)
-    trained = read_json(place.trained)
-    if trained is not None and not trained["problem"]:
-        return True
-    running.fail(row, trained["problem"] if trained else reason(code, place, place.log))
-    return False
-
-
-def _say_trained(running: Running, row: RowSpec) -> None:
-    place = running.folder.place(row)
-    lines, trained = place.metrics(), read_json(place.trained) or {}
-    figures = f"{len(lines)} steps in {sum(line['step_seconds'] for line in lines):.1f} s"
-    running.board.say(
-        f"trained {row.name} seed {row.seed}: {figures}, valid loss {trained['valid_loss']:.4f} | "
-        f"{running.snapshot().summary()}"
-    )
+def _train(run: StudyRun) -> None:
+    """Train all rows that are not trained yet, as many at a time as fit."""
+    jobs = []
+    for row in run.study.rows:
+        row_directory = run.directory.of_row(row)
+        has_line, trained = row.config_hash in run.finished, row_directory.trained
+        if not has_line and not trained.exists():
+            row_directory.failure.unlink(missing_ok=True)
+        arguments = worker_main.train_arguments(row_directory.root, row.budget.seconds)
+        after = () if row.after is None else (row.after.key,)
+        done = trained.exists if not has_line else lambda: True
+        jobs.append(worker_job(row.key, arguments, row, row_directory.log, done, after))
+    run.pool.run(jobs, run.jobs, usable_cores(), run)
 
 
 # ----------------------------------------------------------------------------------------------------------- measuring
 
 
-def groups(rows: list[RowSpec], kind: Kind) -> list[list[RowSpec]]:
-    """Rows that one start of processes can measure: texts on one process, steps where layout and launcher agree."""
+def measured_together(rows: list[RowSpec], kind: MeasureKind) -> list[list[RowSpec]]:
+    """Groups of rows that one start of processes can measure.
+
+    Texts are measured on one process; steps together where layout and launcher agree.
+    """
     found: dict[str, list[RowSpec]] = {}
     for row in rows:
         config = row.config
@@ -238,34 +187,38 @@ def groups(rows: list[RowSpec], kind: Kind) -> list[list[RowSpec]]:
     return list(found.values())
 
 
-def _measure(running: Running) -> None:
-    """Measure the trained rows in rounds, nothing beside it, and write their lines."""
-    kinds: tuple[Kind, ...] = ("steps", "texts")
-    for number in range(running.study.measure.rounds):
+def _measure(run: StudyRun) -> None:
+    """Measure the trained rows in rounds, while nothing else runs, and write their lines."""
+    kinds: tuple[MeasureKind, ...] = ("steps", "texts")
+    for number in range(run.study.measure.rounds):
         for kind in kinds:
-            for group in groups(running.pending, kind):
-                todo = [row for row in group if not running.folder.place(row).measured(kind, number).exists()]
+            for group in measured_together(run.pending, kind):
+                todo = [row for row in group if not run.directory.of_row(row).measured(kind, number).exists()]
                 if todo:
-                    _measure_group(running, kind, number, todo)
-        running.board.say(f"measured round {number + 1} of {running.study.measure.rounds}")
-    for row in running.pending:
-        running.end(row, done_row(running.study, row, running.folder))
+                    _measure_group(run, kind, number, todo)
+        run.table.say(f"measured round {number + 1} of {run.study.measure.rounds}")
+    for row in run.pending:
+        run.finish(row, done_row(run.study, row, run.directory))
 
 
-def _measure_group(running: Running, kind: Kind, number: int, rows: list[RowSpec]) -> None:
-    places = [running.folder.place(row) for row in rows]
-    for place in places:
-        place.failure.unlink(missing_ok=True)
-    log = running.folder.root / "measure.txt"
-    words = worker_main.measure_words(kind, number, running.study.measure, [place.root for place in places])
+def _measure_group(run: StudyRun, kind: MeasureKind, number: int, rows: list[RowSpec]) -> None:
+    directories = {row.key: run.directory.of_row(row) for row in rows}
+    for one in directories.values():
+        one.failure.unlink(missing_ok=True)
+    log = run.directory.root / "measure.txt"
     log.unlink(missing_ok=True)
-    code = _wait(running, start(words, rows[0] if kind == "steps" else _alone(rows[0]), log))
-    missing = [row for row, place in zip(rows, places, strict=True) if not place.measured(kind, number).exists()]
+    arguments = worker_main.measure_arguments(
+        kind, number, run.study.measure, [one.root for one in directories.values()]
+    )
+    first = rows[0] if kind == "steps" else _on_one_rank(rows[0])
+    code = run.pool.run_alone(worker_job("measure", arguments, first, log))
+    missing = [row for row in rows if not directories[row.key].measured(kind, number).exists()]
     if not missing:
         return
+    reason = failure_reason(code, directories[rows[0].key], log)
     if len(rows) == 1:
-        running.fail(rows[0], f"measuring: {reason(code, places[0], log)}")
+        run.fail(rows[0], f"measuring: {reason}")
         return
-    running.board.say(f"measuring {len(rows)} rows together failed ({reason(code, places[0], log)}); each alone")
+    run.table.say(f"measuring {len(rows)} rows together failed ({reason}); each alone")
     for row in missing:
-        _measure_group(running, kind, number, [row])
+        _measure_group(run, kind, number, [row])

@@ -1,48 +1,20 @@
-"""A study's file: which configurations are trained, with which seeds and budget, and how they are measured.
-
-    name: widths                       # else the file's name
-    base: {model: {...}, optim: ...}   # sections of a run, or the path of a run's file (from here)
-    seeds: [1, 2, 3]
-    budget: {tokens: 2_000_000}        # or {seconds: 60}
-    rows:
-      - {name: dense, family: dense, set: {altup.width: 1}}
-    grid:                              # one, or a list of them
-      name: k{altup.width}-{altup.select}
-      family: altup
-      set: {altup.width: [2, 4], altup.select: [same, alternating]}
-
-`ranks`, `launcher` and `rate` stand at the top, and differ in a row or grid where its `set` has them. Everything is
-read and checked before anything starts.
-"""
+"""Records of a study: its rows (a configuration with a seed each), their budget, and how they are measured."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-import typing
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from altup_moe.config import ConfigError, RunConfig
-from altup_moe.config.checks import check_config
-from altup_moe.config.keys import unknown_key
-from altup_moe.config.load import HINTS, coerce, from_dict, read_yaml
-from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Range
-from altup_moe.study.grid import combinations, default_name, filled, safe
+from altup_moe.config import RunConfig
 
 Launcher = Literal["torchrun", "netlab"]
-_RATE = re.compile(r"[0-9]+(\.[0-9]+)?([kmg])bit", re.IGNORECASE)
-_DECIDED = {"train.seed": "seeds", "train.stop_after": "budget", "log.run_dir": "the study's directory"}
-TIMELESS = ("constant", "inverse_sqrt")
-"""Schedules whose rate at a step does not depend on the number of steps."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What every row may spend: one of the two."""
+    """What every row may spend: tokens or seconds."""
 
     tokens: int | None = None
     """Training tokens of a row; train.steps follows from it."""
@@ -52,13 +24,13 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Measure:
-    """How latency is measured once all rows are trained: alone, rows in turn."""
+class MeasureSpec:
+    """How latency is measured once all rows are trained. Rows take turns, and nothing else runs."""
 
     train_steps: int = 20
     """Timed training steps of a row."""
     warmup: int = 2
-    """Steps, prompts and tokens before the timed ones, in every round."""
+    """Steps, prompts and tokens that precede the timed ones in every round."""
     rounds: int = 2
     """Times that the measuring processes are started; each takes its share of the steps."""
     prefill_tokens: int | None = None
@@ -66,9 +38,9 @@ class Measure:
     prompts: int = 20
     """Timed prompts of a row."""
     decode_tokens: int = 32
-    """Timed tokens that are generated behind prompts."""
+    """Timed generated tokens of a row."""
     recorded: int = 4
-    """Further steps of rows with experts over ranks, whose exchanges are recorded."""
+    """Further steps whose exchanges are recorded, of rows whose experts lie on several ranks."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +57,19 @@ class RowSpec:
     launcher: Launcher = "torchrun"
     rate: str | None = None
     threads: int = 1
+    after: RowSpec | None = None
+    """The row of the same seed that is trained before it; this row starts from its weights."""
 
     @property
     def config_hash(self) -> str:
-        """SHA-256 of all that a row's figures depend on: not of where files lie, nor of what is logged or saved."""
+        """SHA-256 of everything that the row's figures depend on; paths, logging and saving are left out."""
         content: dict[str, Any] = self.config.to_dict()
         path = content.pop("checkpoint")["initial_load_path"]
         del content["log"], content["data"]["cache"]
         run = {"ranks": self.ranks, "launcher": self.launcher, "rate": self.rate, "threads": self.threads}
         content |= {"initial_load_path": path, "run": run, "budget": vars(self.budget)}
+        if self.after is not None:
+            content["after"] = self.after.config_hash
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -114,212 +90,8 @@ class RowSpec:
 
 @dataclass(frozen=True)
 class Study:
-    """All rows, in the order in which they are trained: one seed of all before the next."""
+    """All rows in the order of training: the first seed of every configuration, then the second."""
 
     name: str
     rows: list[RowSpec]
-    measure: Measure
-
-
-@dataclass(frozen=True)
-class _Top:
-    """Keys of the file."""
-
-    base: Any
-    seeds: Any
-    budget: Any
-    name: str | None = None
-    rows: Any = None
-    grid: Any = None
-    measure: Any = None
-    ranks: int = 1
-    launcher: Launcher = "torchrun"
-    rate: str | None = None
-    threads: int = 1
-
-
-_RUN_HINTS = {key: typing.get_type_hints(_Top)[key] for key in ("ranks", "launcher", "rate")}
-
-
-@dataclass(frozen=True)
-class _Named:
-    """A configuration of the file, before its seeds."""
-
-    name: str
-    family: str
-    set: dict[str, Any]
-
-
-def load_study(path: str | Path) -> Study:
-    """A study's file, its rows checked.
-
-    Raises:
-        ConfigError: a key or value that does not fit (rows' keys begin with `rows.NAME`); two rows that are the same.
-        UserError: a file that cannot be read.
-    """
-    file = Path(path)
-    top = _record(_Top, read_yaml(file), "")
-    base = read_yaml(file.parent / top.base) if isinstance(top.base, str) else _mapping("base", top.base)
-    budget, measure = _budget(top.budget), _measure(top.measure)
-    COUNT.check("threads", top.threads)
-    named = [*_rows(top.rows), *_grids(top.grid)]
-    if not named:
-        raise ConfigError("rows", top.rows, "one row or more, here or in grid, would fit")
-    seeds = _seeds(top.seeds)
-    made = [_row(top, base, budget, each, seed) for seed in seeds for each in named]
-    _check_different(made)
-    _check_fits(measure, made)
-    return Study(safe(top.name or file.stem), made, measure)
-
-
-def _record(kind: Any, content: object, prefix: str) -> Any:
-    """A mapping as one of the records above, strictly."""
-    values, chosen = _mapping(prefix.rstrip(".") or "study", content), {}
-    hints = typing.get_type_hints(kind)
-    for key, value in values.items():
-        if key not in hints:
-            raise unknown_key(f"{prefix}{key}", value, [f"{prefix}{known}" for known in hints])
-        chosen[key] = value if hints[key] is Any else coerce(f"{prefix}{key}", hints[key], value)
-    for field in fields(kind):
-        if field.default is MISSING and field.name not in chosen:
-            raise ConfigError(f"{prefix}{field.name}", None, "is missing")
-    return kind(**chosen)
-
-
-def _mapping(key: str, content: object) -> dict[Any, Any]:
-    if not isinstance(content, dict):
-        raise ConfigError(key, content, "is a section: its keys stand below it, indented")
-    return content
-
-
-def _budget(content: object) -> Budget:
-    budget: Budget = _record(Budget, content, "budget.")
-    if (budget.tokens is None) == (budget.seconds is None):
-        raise ConfigError("budget", content, "has tokens or seconds, one of the two")
-    if budget.tokens is not None:
-        COUNT.check("budget.tokens", budget.tokens)
-    if budget.seconds is not None:
-        POSITIVE.check("budget.seconds", budget.seconds)
-    return budget
-
-
-def _measure(content: object) -> Measure:
-    measure: Measure = _record(Measure, content or {}, "measure.")
-    for key, value in vars(measure).items():
-        if value is not None:
-            (NOT_NEGATIVE if key in ("warmup", "recorded") else COUNT).check(f"measure.{key}", value)
-    return measure
-
-
-def _seeds(content: object) -> list[int]:
-    if not isinstance(content, list) or not content or any(type(seed) is not int for seed in content):
-        raise ConfigError("seeds", content, "a list of whole numbers would fit")
-    if len(set(content)) < len(content):
-        raise ConfigError("seeds", content, "names one twice")
-    return content
-
-
-def _rows(content: object) -> Iterator[_Named]:
-    if content is not None and not isinstance(content, list):
-        raise ConfigError("rows", content, "a list of rows, each with a name and a set, would fit")
-    for number, row in enumerate(content or ()):
-        values = _mapping(f"rows.{number}", row)
-        for key in values:
-            if key not in ("name", "family", "set"):
-                raise unknown_key(f"rows.{number}.{key}", values[key], [f"rows.{number}.{k}" for k in _NAMED])
-        name = values.get("name")
-        if not isinstance(name, str) or safe(name) != name or not name:
-            raise ConfigError(f"rows.{number}.name", name, "letters, digits, dots, dashes and underscores would fit")
-        yield _Named(name, str(values.get("family", name)), _mapping(f"rows.{name}.set", values.get("set") or {}))
-
-
-def _grids(content: object) -> Iterator[_Named]:
-    for grid in content if isinstance(content, list) else [content] if content is not None else []:
-        values = _mapping("grid", grid)
-        for key in values:
-            if key not in _NAMED:
-                raise unknown_key(f"grid.{key}", values[key], [f"grid.{k}" for k in _NAMED])
-        lists = _mapping("grid.set", values.get("set"))
-        for key, listed in lists.items():
-            if not isinstance(listed, list) or not listed:
-                raise ConfigError(f"grid.set.{key}", listed, "a list of values would fit")
-        for combination in combinations(lists):
-            template = values.get("name")
-            name = safe(filled("grid.name", str(template), combination)) if template else default_name(combination)
-            yield _Named(name, filled("grid.family", str(values.get("family", name)), combination), combination)
-
-
-_NAMED = ("name", "family", "set")
-
-
-def _row(top: _Top, base: Mapping[str, Any], budget: Budget, named: _Named, seed: int) -> RowSpec:
-    try:
-        return _checked(top, base, budget, named, seed)
-    except ConfigError as error:
-        raise ConfigError(f"rows.{named.name}.{error.key}", error.value, error.fits) from None
-
-
-def _checked(top: _Top, base: Mapping[str, Any], budget: Budget, named: _Named, seed: int) -> RowSpec:
-    run = {key: getattr(top, key) for key in _RUN_HINTS}
-    sections: dict[str, dict[str, Any]] = {name: dict(values or {}) for name, values in base.items()}
-    for key, value in named.set.items():
-        section, dot, leaf = str(key).partition(".")
-        if not dot and key in run:
-            run[key] = coerce(key, _RUN_HINTS[key], value)
-        elif key not in HINTS:
-            raise unknown_key(str(key), value, [*HINTS, *run])
-        elif key in _DECIDED:
-            raise ConfigError(key, value, f"{_DECIDED[key]} decides it")
-        else:
-            sections.setdefault(section, {})[leaf] = value
-    if budget.tokens is not None and "train.steps" in named.set:
-        raise ConfigError("train.steps", named.set["train.steps"], "budget.tokens decides it")
-    config = _budgeted(_quiet(from_dict(sections), sections), sections, budget, seed)
-    COUNT.check("ranks", run["ranks"])
-    if run["launcher"] == "netlab" and run["ranks"] < 2:
-        raise ConfigError("ranks", run["ranks"], "launcher netlab joins ranks by a network; 2 or more would fit")
-    if run["rate"] is not None and (run["launcher"] != "netlab" or not _RATE.fullmatch(run["rate"])):
-        raise ConfigError("rate", run["rate"], "is launcher netlab's, as in 200mbit")
-    check_config(config, run["ranks"])
-    overrides = {str(key): value for key, value in named.set.items()}
-    return RowSpec(named.name, named.family, seed, overrides, config, budget, threads=top.threads, **run)
-
-
-def _quiet(config: RunConfig, given: Mapping[str, Mapping[str, Any]]) -> RunConfig:
-    """Without TensorBoard's files, unless they were asked for; one checkpoint is kept."""
-    log = replace(config.log, tensorboard=given.get("log", {}).get("tensorboard", False))
-    checkpoint = replace(config.checkpoint, keep=given.get("checkpoint", {}).get("keep", 1))
-    return replace(config, log=log, checkpoint=checkpoint)
-
-
-def _budgeted(config: RunConfig, given: Mapping[str, Mapping[str, Any]], budget: Budget, seed: int) -> RunConfig:
-    """The steps that the budget pays for, the seed, and a checkpoint ten times on the way."""
-    train = replace(config.train, seed=seed, stop_after=None)
-    if budget.tokens is not None:
-        step = train.global_batch_size * config.model.tokens_per_sample
-        train = replace(train, steps=max(1, -(-budget.tokens // step)))
-    elif config.optim.schedule not in TIMELESS:
-        fits = f"budget.seconds leaves the number of steps open; {' or '.join(TIMELESS)} would fit"
-        raise ConfigError("optim.schedule", config.optim.schedule, fits)
-    checkpoint = config.checkpoint
-    if budget.tokens is not None and "save_interval" not in given.get("checkpoint", {}):
-        checkpoint = replace(checkpoint, save_interval=max(1, train.steps // 10))
-    return replace(config, train=train, checkpoint=checkpoint)
-
-
-def _check_different(rows: list[RowSpec]) -> None:
-    hashes: dict[str, RowSpec] = {}
-    names: set[tuple[str, int]] = set()
-    for row in rows:
-        if (row.name, row.seed) in names:
-            raise ConfigError("rows", row.name, "stands twice; names must differ")
-        names.add((row.name, row.seed))
-        twin = hashes.setdefault(row.config_hash, row)
-        if twin is not row:
-            raise ConfigError(f"rows.{row.name}", row.overrides, f"is the same run as rows.{twin.name}; keep one")
-
-
-def _check_fits(measure: Measure, rows: list[RowSpec]) -> None:
-    if measure.prefill_tokens is not None:
-        shortest = min(row.config.model.seq_length for row in rows)
-        Range(1, shortest - 1).check("measure.prefill_tokens", measure.prefill_tokens)
+    measure: MeasureSpec

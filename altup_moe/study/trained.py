@@ -1,4 +1,4 @@
-"""In a row's own processes: train it to its budget, then see what the model does on held-out text."""
+"""Train a row to its budget in its own processes, then evaluate the model on held-out text."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from altup_moe.config.load import load_config
 from altup_moe.inference.evaluate import evaluate_samples
 from altup_moe.inference.load_run import FinishedRun, load_run
 from altup_moe.parallel.topology import rank_from_env
-from altup_moe.study.folder import Place, read_json, write_json
 from altup_moe.study.records import Experts
+from altup_moe.study.study_directory import RowDirectory, read_json_or_none, write_json
 from altup_moe.train import loop
 from altup_moe.train.batches import Batch, micro_batches
 from altup_moe.train.metrics import StepMetrics, peak_memory_gib
@@ -27,33 +27,33 @@ from altup_moe.train.samples import Samples
 
 
 class Enough:
-    """Says when a run has had its seconds, or when it is of no more use: its loss is not finite."""
+    """Callable that ends a run once it has used its seconds, or once its loss is not finite."""
 
-    def __init__(self, place: Place, seconds: float | None) -> None:
-        self.seconds, self._place, self._spent = seconds, place, -1.0
+    def __init__(self, row_directory: RowDirectory, seconds: float | None) -> None:
+        self.seconds, self._row_directory, self._spent = seconds, row_directory, -1.0
 
     def __call__(self, metrics: StepMetrics) -> bool:
-        """After a step. Steps of earlier processes of the run count; its record says how long they took."""
+        """Whether the run ends after this step. Steps of the run's earlier processes count too (metrics.jsonl)."""
         if self._spent < 0:
-            self._spent = spent(self._place, metrics.step - 1)
+            self._spent = spent(self._row_directory, metrics.step - 1)
         self._spent += metrics.step_seconds
         useless = not math.isfinite(metrics.lm_loss)
         return useless or (self.seconds is not None and self._spent >= self.seconds)
 
 
-def not_finite(place: Place) -> str | None:
-    """What is wrong with a run's losses, if anything: its record has none where there was no finite one."""
-    bad = next((line["step"] for line in place.metrics() if line.get("lm_loss") is None), None)
+def not_finite(row_directory: RowDirectory) -> str | None:
+    """Name the first step whose loss is not finite (None in metrics.jsonl); None if all are finite."""
+    bad = next((line["step"] for line in row_directory.metrics() if line.get("lm_loss") is None), None)
     return None if bad is None else f"the loss is not finite at step {bad}"
 
 
-def spent(place: Place, last: int) -> float:
-    """Seconds of a run's steps up to `last`."""
-    return sum(line["step_seconds"] for line in place.metrics() if line["step"] <= last)
+def spent(row_directory: RowDirectory, last: int) -> float:
+    """Seconds of the run's steps up to step `last`."""
+    return sum(line["step_seconds"] for line in row_directory.metrics() if line["step"] <= last)
 
 
-def train_row(place: Place, seconds: float | None) -> int:
-    """Train a row, or go on with it, and write its `trained.json`; every rank of it calls this.
+def train_row(row_directory: RowDirectory, seconds: float | None) -> int:
+    """Train a row, or go on with it, and write its `trained.json`. Every rank calls this.
 
     Args:
         seconds: the budget, None where train.steps is.
@@ -61,40 +61,40 @@ def train_row(place: Place, seconds: float | None) -> int:
         0, or 75 when a signal stopped it before the budget was used: saved, to be gone on with.
     """
     began = time.perf_counter()
-    config = load_config(place.config)
+    config = load_config(row_directory.config)
     check_config(config, world_size_from_env())
-    enough = Enough(place, seconds)
-    if not_finite(place) is None and not _spent_already(place, seconds):
+    enough = Enough(row_directory, seconds)
+    if not_finite(row_directory) is None and not _spent_already(row_directory, seconds):
         code = loop.train(config, enough)
-        _note_memory(place)
+        _note_memory(row_directory)
         if code:
             return code
     if rank_from_env() == 0:
-        problem = not_finite(place)
-        figures = {} if problem else held_out(load_run(place.run_dir), run_samples(config, scan=False))
+        problem = not_finite(row_directory)
+        figures = {} if problem else held_out_figures(load_run(row_directory.run_dir), run_samples(config, scan=False))
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         wall = time.perf_counter() - began
-        write_json(place.trained, {**figures, "problem": problem, "device": device, "wall_seconds": wall})
+        write_json(row_directory.trained, {**figures, "problem": problem, "device": device, "wall_seconds": wall})
     return 0
 
 
-def _spent_already(place: Place, seconds: float | None) -> bool:
-    """Whether a run was killed after its last step of a budget in seconds. All ranks read the same."""
-    directory = latest(place.run_dir)
+def _spent_already(row_directory: RowDirectory, seconds: float | None) -> bool:
+    """Whether the run has used its budget of seconds already (it was killed after its last step)."""
+    directory = latest(row_directory.run_dir)
     if seconds is None or directory is None:
         return False
-    return spent(place, int(directory.name.partition("_")[2].partition(".")[0])) >= seconds
+    return spent(row_directory, int(directory.name.partition("_")[2].partition(".")[0])) >= seconds
 
 
-def _note_memory(place: Place) -> None:
-    """This rank's peak; of all processes that the run has had, the largest."""
-    file = place.root / f"memory-{rank_from_env()}.json"
-    before = (read_json(file) or {}).get("gib", 0.0)
+def _note_memory(row_directory: RowDirectory) -> None:
+    """Write this rank's peak memory: the largest of all processes of the run so far."""
+    file = row_directory.root / f"memory-{rank_from_env()}.json"
+    before = (read_json_or_none(file) or {}).get("gib", 0.0)
     write_json(file, {"gib": max(before, peak_memory_gib())})
 
 
-def held_out(run: FinishedRun, samples: Samples) -> dict[str, Any]:
-    """The held-out part, as much of it as the run's validations read, through the reference model.
+def held_out_figures(run: FinishedRun, samples: Samples) -> dict[str, Any]:
+    """Evaluate the reference model on the held-out samples that the run's validations read.
 
     Returns:
         ``valid_loss`` (nats a token), ``valid_bits_per_byte``, ``experts`` (None without).
@@ -108,7 +108,7 @@ def held_out(run: FinishedRun, samples: Samples) -> dict[str, Any]:
 
 @torch.no_grad()
 def routing_of(run: FinishedRun, samples: Samples, count: int) -> Experts:
-    """What the routers do with held-out text under the training's capacity, in its micro-batches.
+    """Route held-out text with the capacity and micro-batches of training.
 
     (Validation drops nothing: a capacity would let later tokens decide an earlier one's logits.)
     """
@@ -118,7 +118,7 @@ def routing_of(run: FinishedRun, samples: Samples, count: int) -> Experts:
         dropped += sum(int(lost) for lost in losses.dropped.values())
         for layer, counts_E in losses.counts.items():
             counts[layer] = counts.get(layer, 0) + counts_E.cpu()
-    return shares(run.config, counts, dropped)
+    return expert_shares(run.config, counts, dropped)
 
 
 def _losses(run: FinishedRun, batch: Batch) -> Any:
@@ -127,8 +127,8 @@ def _losses(run: FinishedRun, batch: Batch) -> Any:
     return model.losses(*encoder, batch.tokens, batch.labels, batch.loss_mask)
 
 
-def shares(config: RunConfig, counts: dict[int, Tensor], dropped: int) -> Experts:
-    """Shares of each layer's routes. ``counts``: layer -> [E], before dropping; ``dropped``: of all layers."""
+def expert_shares(config: RunConfig, counts: dict[int, Tensor], dropped: int) -> Experts:
+    """Convert routing counts to shares. ``counts``: layer -> [E], before dropping; ``dropped``: over all layers."""
     routes = sum(int(counts_E.sum()) for counts_E in counts.values())
     share_E = {layer: counts_E.double() / counts_E.sum() for layer, counts_E in counts.items()}
     return Experts(

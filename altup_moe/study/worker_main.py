@@ -15,42 +15,42 @@ from pathlib import Path
 from altup_moe.config import UserError
 from altup_moe.config.exit_codes import EXIT_FAILED, EXIT_USER_ERROR
 from altup_moe.parallel.parent_death import die_with_parent
-from altup_moe.study.folder import Place
-from altup_moe.study.spec import Measure
+from altup_moe.study.spec import MeasureSpec
+from altup_moe.study.study_directory import RowDirectory
 
 
-def train_words(root: Path, seconds: float | None) -> list[str]:
-    """Train the row in a directory."""
+def train_arguments(root: Path, seconds: float | None) -> list[str]:
+    """Arguments to train the row in a directory."""
     return ["train", json.dumps({"seconds": seconds}), str(root)]
 
 
-def measure_words(kind: str, number: int, measure: Measure, roots: Sequence[Path]) -> list[str]:
-    """Measure a round of the rows in these directories."""
+def measure_arguments(kind: str, number: int, measure: MeasureSpec, roots: Sequence[Path]) -> list[str]:
+    """Arguments to measure a round of the rows in these directories."""
     return [kind, json.dumps({"number": number, "measure": vars(measure)}), *map(str, roots)]
 
 
-def prepare_words(roots: Sequence[Path]) -> list[str]:
-    """Prepare the data of the rows in these directories."""
+def prepare_arguments(roots: Sequence[Path]) -> list[str]:
+    """Arguments to prepare the data of the rows in these directories."""
     return ["prepare", "{}", *map(str, roots)]
 
 
 def _work(kind: str, options: dict, roots: list[Path]) -> Callable[[], int]:
     if kind == "prepare":
-        from altup_moe.study.prepared import prepare
+        from altup_moe.study.prepared import prepare_rows
 
-        return lambda: prepare(roots)
+        return lambda: prepare_rows(roots)
     if kind == "train":
         from altup_moe.study.trained import train_row
 
-        return lambda: train_row(Place(roots[0]), options["seconds"])
+        return lambda: train_row(RowDirectory(roots[0]), options["seconds"])
     from altup_moe.study import latency
 
     work = latency.measure_steps if kind == "steps" else latency.measure_texts
-    return lambda: work(roots, options["number"], Measure(**options["measure"]))
+    return lambda: work(roots, options["number"], MeasureSpec(**options["measure"]))
 
 
 def main(argv: Sequence[str]) -> int:
-    """Do what the words say; a failure is written into the row's directory, where it is one row's."""
+    """Do what the arguments say. If they name one row, a failure is written into its directory."""
     die_with_parent(os.getppid())
     warnings.filterwarnings("ignore", module=r"megatron\.")
     logging.getLogger("megatron").setLevel(logging.ERROR)
@@ -68,9 +68,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _note(roots: list[Path], problem: str) -> None:
-    """The first rank that fails says why; the others fail because of it."""
+    """Write why a rank failed. Only the first rank writes: the others fail because of it."""
     if len(roots) == 1:
-        with suppress(FileExistsError), open(Place(roots[0]).failure, "x", encoding="utf-8") as file:
+        with suppress(FileExistsError), open(RowDirectory(roots[0]).failure, "x", encoding="utf-8") as file:
             file.write(" ".join(problem.split())[:500] + "\n")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from altup_moe.study.records import Row, read_rows
+from altup_moe.study.records import StudyRow, read_rows
 from tests.processes import running, started
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
-def untimed(rows: list[Row]) -> list[Row]:
+def untimed(rows: list[StudyRow]) -> list[StudyRow]:
     """Rows in order of their names, without what a clock, the memory's use or an edit of the checkout decides."""
     assert all((row.latency is not None) == (row.status == "done") for row in rows)
     bare = (replace(row, latency=None, train_seconds=None, commit="") for row in rows)

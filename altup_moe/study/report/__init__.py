@@ -1,6 +1,6 @@
-"""The page of a study: pure statistics (models, front, summary), and what lays them out.
+"""The report of a study: pure statistics (models, statistics, summary), and the modules that lay them out.
 
-That is words (stdout), page, pictures and tables.
+Those are text (stdout), page, pictures and tables.
 """
 
 from altup_moe.study.report.command import report_command

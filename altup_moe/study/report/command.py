@@ -13,18 +13,18 @@ from altup_moe.config import ConfigError, UserError
 from altup_moe.config.files import write_bytes, write_text
 from altup_moe.config.flags import parse, print_help
 from altup_moe.study.records import read_rows
-from altup_moe.study.report.formatting import lines
+from altup_moe.study.report.formatting import report_lines
 from altup_moe.study.report.page import page
 from altup_moe.study.report.pictures import pictures
 from altup_moe.study.report.statistics import Bootstrap
-from altup_moe.study.report.summary import as_dict, summary
+from altup_moe.study.report.summary import summarise, summary_dict
 from altup_moe.study.report.tables import tables
 
 PAGE = "report.html"
 
 
 @dataclass(frozen=True)
-class Options:
+class ReportOptions:
     """The page of a study: quality against cost, speed at equal quality, loss curves, experts' load, what failed.
 
     Exit code 0; 2 for a value that cannot be or rows that cannot be read.
@@ -51,13 +51,13 @@ def report_command(args: Sequence[str]) -> int:
         UserError: an option that cannot be, rows that cannot be read, a directory that cannot be written.
     """
     if "-h" in args or "--help" in args:
-        print_help(Options, "tools/study.py report")
+        print_help(ReportOptions, "tools/study.py report")
         return 0
-    return report(parse(Options, args, positional="directory"))
+    return write_report(parse(ReportOptions, args, positional="directory"))
 
 
-def report(options: Options) -> int:
-    """The same, of options."""
+def write_report(options: ReportOptions) -> int:
+    """Compute, write and print what parsed options ask for; as `report_command`."""
     if options.bootstrap < 100:
         raise ConfigError("bootstrap", options.bootstrap, "100 or more would fit: the ends are 2.5 % of the draws")
     if options.seed < 0:
@@ -66,7 +66,7 @@ def report(options: Options) -> int:
     rows = read_rows(path)
     if not rows:
         raise UserError(f"{path}: no rows yet")
-    found = summary(rows, options.reference, Bootstrap(options.bootstrap, options.seed))
+    found = summarise(rows, options.reference, Bootstrap(options.bootstrap, options.seed))
     out = options.out or options.directory / "report"
     texts, images = tables(found), dict(pictures(found))
     names = [*images, *texts]
@@ -81,14 +81,14 @@ def report(options: Options) -> int:
         raise UserError(f"{out}: {error.strerror or error}") from None
     written = [str(out / name) for name in (PAGE, *names)]
     if options.json:
-        print(json.dumps({**as_dict(found), "files": written}, allow_nan=False))
+        print(json.dumps({**summary_dict(found), "files": written}, allow_nan=False))
     else:
-        print("\n".join([*lines(found), "", *(f"wrote {name}" for name in written)]))
+        print("\n".join([*report_lines(found), "", *(f"wrote {name}" for name in written)]))
     return 0
 
 
 def _study(path: Path) -> str | None:
-    """The resolved study, for the page; a study without one still has its rows."""
+    """Text of study.yaml for the page; None if there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:

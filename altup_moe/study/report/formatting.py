@@ -1,13 +1,13 @@
-"""Figures in words: numbers with their spread, ratios with their interval, and what stdout shows."""
+"""Format figures as text: means with their deviation, ratios with their interval; and the report on stdout."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 
-from altup_moe.study.records import Row
-from altup_moe.study.report.models import KINDS, Kind, Model, Stat, mean
-from altup_moe.study.report.statistics import Difference, Interval, Speed
+from altup_moe.study.records import StudyRow
+from altup_moe.study.report.models import LATENCIES, LatencyKind, Model, Stat, mean_of
+from altup_moe.study.report.statistics import BootstrapInterval, LossDifference, Speed
 from altup_moe.study.report.summary import Summary, hardware, hardware_text
 
 RULES = (
@@ -23,7 +23,7 @@ RULES = (
 
 
 def count(number: float | None) -> str:
-    """12.3M"""
+    """A number with three digits and a unit, as in 12.3M."""
     if number is None:
         return "-"
     rounded = float(f"{number:.3g}")
@@ -40,7 +40,7 @@ def digits(number: float) -> str:
     return f"{number:,.{max(0, 2 - math.floor(math.log10(abs(number))))}f}"
 
 
-def spread(found: Stat | None, decimals: int | None = None) -> str:
+def mean_and_deviation(found: Stat | None, decimals: int | None = None) -> str:
     """Mean ± standard deviation."""
     if found is None:
         return "-"
@@ -49,13 +49,13 @@ def spread(found: Stat | None, decimals: int | None = None) -> str:
         return shown
     places = len(shown.partition(".")[2]) if decimals is None else decimals
     if found.std:
-        # A spread is never 0 for want of digits.
+        # A deviation above 0 is never shown as 0.
         places = max(places, min(places + 2, -math.floor(math.log10(found.std))))
     return f"{found.mean:,.{places}f} ± {found.std:,.{places}f}"
 
 
-def interval_text(found: Interval | None, decimals: int = 2, sign: str = "") -> str:
-    """[1.20, 1.41]; an end off the curve says so."""
+def interval_text(found: BootstrapInterval | None, decimals: int = 2, sign: str = "") -> str:
+    """An interval, as in [1.20, 1.41]; an end off the curve is `better` or `worse`."""
     if found is None:
         return ""
     ends = []
@@ -66,7 +66,7 @@ def interval_text(found: Interval | None, decimals: int = 2, sign: str = "") -> 
 
 
 def speed_text(found: Speed | None, short: bool = False) -> str:
-    """1.31 [1.20, 1.41]; or why there is none."""
+    """A speed, as in 1.31 [1.20, 1.41]; or why there is none."""
     if found is None:
         return "-"
     if found.reached == "better":
@@ -84,8 +84,8 @@ def speed_text(found: Speed | None, short: bool = False) -> str:
     return text
 
 
-def draws_text(found: Interval | None) -> str:
-    """How many draws fell off the curve; "" if none."""
+def draws_text(found: BootstrapInterval | None) -> str:
+    """How many bootstrap draws fell off the curve; "" if none did."""
     if found is None or not found.better + found.worse:
         return ""
     if found.draws in (found.better, found.worse):
@@ -94,8 +94,8 @@ def draws_text(found: Interval | None) -> str:
     return f"of {found.draws} draws off the curve: {', '.join(parts)}"
 
 
-def difference_text(found: Difference | None) -> str:
-    """-0.031 [-0.040, -0.022] against dense-s"""
+def difference_text(found: LossDifference | None) -> str:
+    """A difference of losses, as in -0.031 [-0.040, -0.022] against dense-s."""
     if found is None:
         return "-"
     text = f"{found.loss:+.4f} {interval_text(found.interval, 4, '+')}".rstrip()
@@ -103,7 +103,7 @@ def difference_text(found: Difference | None) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]], left: int = 2) -> list[str]:
-    """Aligned; the first `left` columns to the left, the last as it comes, the others to the right."""
+    """Align the cells of rows: the first `left` columns and the last to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     found = []
     for row in rows:
@@ -115,14 +115,14 @@ def columns(rows: Sequence[Sequence[str]], left: int = 2) -> list[str]:
     return found
 
 
-def failed_text(row: Row) -> str:
-    """In one line."""
+def failed_text(row: StudyRow) -> str:
+    """Name, seed and reason of a failed row, in one line."""
     reason = " ".join((row.reason or "no reason was kept").split())
     return f"{row.name}, seed {row.seed}: {reason}"
 
 
-def headline(found: Summary, kind: Kind) -> Iterable[list[str]]:
-    """The table of stdout: a line for every model."""
+def headline(found: Summary, kind: LatencyKind) -> Iterable[list[str]]:
+    """Rows of the table on stdout: a head, then one row per model."""
     yield [
         "model",
         "family",
@@ -131,8 +131,8 @@ def headline(found: Summary, kind: Kind) -> Iterable[list[str]]:
         "active",
         "loss",
         "bits/byte",
-        f"{KINDS[kind]} ms",
-        f"speed at equal quality ({KINDS[kind]})",
+        f"{LATENCIES[kind]} ms",
+        f"speed at equal quality ({LATENCIES[kind]})",
     ]
     for model in found.models:
         yield [
@@ -140,28 +140,28 @@ def headline(found: Summary, kind: Kind) -> Iterable[list[str]]:
             model.family,
             str(len(model.rows)),
             *sizes(model),
-            spread(model.quality("loss"), 4),
-            spread(model.quality("bits"), 4),
-            spread(model.along(kind)),
+            mean_and_deviation(model.quality("loss"), 4),
+            mean_and_deviation(model.quality("bits"), 4),
+            mean_and_deviation(model.along(kind)),
             "" if model.family == found.reference else speed_text(found.speeds[model.name][kind]),
         ]
 
 
 def sizes(model: Model) -> tuple[str, str]:
-    """Parameters and active ones."""
-    return count(mean(model.along("parameters"))), count(mean(model.along("active_parameters")))
+    """Formatted numbers of parameters and of active parameters."""
+    return count(mean_of(model.along("parameters"))), count(mean_of(model.along("active_parameters")))
 
 
-def lines(found: Summary) -> list[str]:
-    """What stdout shows before the files."""
+def report_lines(found: Summary) -> list[str]:
+    """Lines of the report on stdout, before the list of files."""
     rows = f"{len(found.rows)} rows, {len(found.models)} models, {len(found.failed)} failed"
     shown = [f"{found.title}: {rows}; reference family: {found.reference}"]
     shown += [f"  {n} on {hardware_text(one)}" for one, n in hardware(found.rows)]
     if found.models:
         shown += ["", *columns(list(headline(found, "train_step")))]
-    others: list[Kind] = [kind for kind in found.kinds if kind != "train_step"]
+    others: list[LatencyKind] = [kind for kind in found.kinds if kind != "train_step"]
     if found.speeds and others:
-        head = ["speed at equal quality", *(KINDS[kind] for kind in others)]
+        head = ["speed at equal quality", *(LATENCIES[kind] for kind in others)]
         cells = [[name, *(speed_text(speeds[kind]) for kind in others)] for name, speeds in found.speeds.items()]
         shown += ["", *columns([head, *cells], left=len(head))]
     if found.differences:

@@ -1,4 +1,4 @@
-"""Rows of a study by configuration: one `Model` has the rows of one name, a row for every seed."""
+"""Group the rows of a study by configuration: a `Model` has the rows of one name, one for every seed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from altup_moe.study.records import Quality, Row
+from altup_moe.study.records import Quality, StudyRow
 
-Kind = Literal["train_step", "prefill", "decode"]
-KINDS: dict[Kind, str] = {"train_step": "train step", "prefill": "prefill", "decode": "decode"}
-UNITS: dict[Kind, str] = {"train_step": "ms a step", "prefill": "ms a token", "decode": "ms a token"}
+LatencyKind = Literal["train_step", "prefill", "decode"]
+LATENCIES: dict[LatencyKind, str] = {"train_step": "train step", "prefill": "prefill", "decode": "decode"}
+UNITS: dict[LatencyKind, str] = {"train_step": "ms a step", "prefill": "ms a token", "decode": "ms a token"}
 
 Axis = Literal["train_step", "prefill", "decode", "parameters", "active_parameters"]
 AXES: dict[Axis, str] = {
@@ -22,16 +22,16 @@ AXES: dict[Axis, str] = {
     "parameters": "parameters",
     "active_parameters": "active parameters",
 }
-"""What a quality is drawn against."""
+"""Axes that a loss is drawn against, with their labels."""
 
-Measure = Literal["loss", "bits"]
-MEASURES: dict[Measure, str] = {"loss": "held-out loss (nats a token)", "bits": "held-out bits per byte"}
-"""Qualities; less is better."""
+LossUnit = Literal["loss", "bits"]
+LOSS_UNITS: dict[LossUnit, str] = {"loss": "held-out loss (nats a token)", "bits": "held-out bits per byte"}
+"""Units of the held-out loss, with their labels; less is better."""
 
 
 @dataclass(frozen=True)
 class Stat:
-    """A figure over seeds. `std`: of the sample, None where there is one seed."""
+    """Statistics of a figure over seeds. `std`: sample standard deviation, None for one seed."""
 
     mean: float
     std: float | None
@@ -41,20 +41,20 @@ class Stat:
 
 
 def stat(values: Sequence[float]) -> Stat | None:
-    """None where nothing was measured."""
+    """Statistics of measured values; None if there are none."""
     if not values:
         return None
     std = statistics.stdev(values) if len(values) > 1 else None
     return Stat(statistics.fmean(values), std, min(values), max(values), len(values))
 
 
-def mean(found: Stat | None) -> float | None:
-    """Of what was measured."""
+def mean_of(found: Stat | None) -> float | None:
+    """The mean, or None if nothing was measured."""
     return None if found is None else found.mean
 
 
-def latency(row: Row, kind: Kind) -> float | None:
-    """The median, ms; None where none, or none above zero, was measured."""
+def latency(row: StudyRow, kind: LatencyKind) -> float | None:
+    """Median latency in ms; None if it was not measured or is not above zero."""
     spread = getattr(row.latency, kind, None)
     return spread.median if spread is not None and spread.median > 0 else None
 
@@ -65,39 +65,39 @@ class Model:
 
     name: str
     family: str
-    rows: tuple[Row, ...]
+    rows: tuple[StudyRow, ...]
 
-    def stat(self, value: Callable[[Row], float | None]) -> Stat | None:
-        """Of a figure, over the seeds that have it."""
+    def stat(self, value: Callable[[StudyRow], float | None]) -> Stat | None:
+        """Statistics of a figure over the seeds that have it."""
         return stat([v for row in self.rows if (v := value(row)) is not None])
 
     def along(self, axis: Axis) -> Stat | None:
-        """Latency in ms, or a number of parameters."""
-        if axis in KINDS:
+        """Statistics of a latency in ms, or of a number of parameters."""
+        if axis in LATENCIES:
             return self.stat(lambda row: latency(row, axis))
         return self.stat(lambda row: getattr(row, axis))
 
-    def quality(self, measure: Measure) -> Stat:
-        """Held-out loss in nats a token, or bits per byte."""
-        found = stat([quality(row, measure) for row in self.rows])
+    def quality(self, unit: LossUnit) -> Stat:
+        """Statistics of the held-out loss."""
+        found = stat([quality(row, unit) for row in self.rows])
         assert found is not None
         return found
 
 
-def quality(row: Row, measure: Measure) -> float:
-    """Of a finished row."""
+def quality(row: StudyRow, unit: LossUnit) -> float:
+    """Held-out loss of a finished row, in nats a token or bits per byte."""
     assert isinstance(row.quality, Quality)
-    return row.quality.valid_loss if measure == "loss" else row.quality.valid_bits_per_byte
+    return row.quality.valid_loss if unit == "loss" else row.quality.valid_bits_per_byte
 
 
-def latest(rows: Iterable[Row]) -> list[Row]:
-    """The last line of every (name, seed): a row that was tried again counts once."""
+def last_lines(rows: Iterable[StudyRow]) -> list[StudyRow]:
+    """Keep the last line of every (name, seed): a row that was tried again counts once."""
     return list({(row.name, row.seed): row for row in rows}.values())
 
 
-def split(rows: Iterable[Row]) -> tuple[list[Model], list[Row]]:
-    """The models in order of appearance, and the rows that failed; a row without a finite loss is one of these."""
-    done: dict[str, list[Row]] = {}
+def split(rows: Iterable[StudyRow]) -> tuple[list[Model], list[StudyRow]]:
+    """Split rows into models, in order of appearance, and failed rows; a row without a finite loss counts as failed."""
+    done: dict[str, list[StudyRow]] = {}
     failed = []
     for row in rows:
         if row.status != "done":
@@ -113,7 +113,7 @@ def split(rows: Iterable[Row]) -> tuple[list[Model], list[Row]]:
 
 
 def families(models: Iterable[Model]) -> dict[str, list[Model]]:
-    """Models by family, in order of appearance."""
+    """Group models by family, in order of appearance."""
     found: dict[str, list[Model]] = {}
     for model in models:
         found.setdefault(model.family, []).append(model)

@@ -10,26 +10,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
 
-from altup_moe.study.records import Row
-from altup_moe.study.report.formatting import (
-    RULES,
-    count,
-    difference_text,
-    digits,
-    draws_text,
-    interval_text,
-    sizes,
-    spread,
-)
-from altup_moe.study.report.models import AXES, KINDS, MEASURES, UNITS, Axis, Measure, Model, families, mean
-from altup_moe.study.report.plot_data import COLOURS, MARKS, Band, curves, loads
-from altup_moe.study.report.statistics import Speed, pareto
-from altup_moe.study.report.summary import Summary, hardware, hardware_text
+from altup_moe.study.report.formatting import count, mean_and_deviation
+from altup_moe.study.report.models import AXES, LATENCIES, LOSS_UNITS, Axis, Model, families, mean_of
+from altup_moe.study.report.page_text import page_text, speed_cells
+from altup_moe.study.report.plot_data import COLOURS, MARKS, Band, curves, loads, unbeaten_indices
+from altup_moe.study.report.summary import Summary
 
 
 def page(found: Summary, study: str | None, shown: Sequence[str]) -> str:
@@ -48,7 +38,7 @@ def page(found: Summary, study: str | None, shown: Sequence[str]) -> str:
         f'<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">',
         f"<title>{escape(found.title)}: report</title><style>{style}</style></head><body><main>",
-        *_body(found, study, shown),
+        *page_text(found, study, shown),
         '</main><div id="tip" role="status" hidden></div>',
         f'<script type="application/json" id="data">{_json(data(found))}</script>',
         f"<script>{script}</script></body></html>",
@@ -61,26 +51,26 @@ def _hash(text: str) -> str:
 
 
 def _json(content: object) -> str:
-    """JSON that cannot end the element it stands in."""
+    """JSON for a script element, without characters that could end it."""
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def data(found: Summary) -> dict[str, Any]:
-    """What the script draws."""
+    """Data that the script draws."""
     grouped = families(found.models)
-    place = {name: i for i, name in enumerate(grouped)}
+    index = {name: i for i, name in enumerate(grouped)}
     axes = {axis: label for axis, label in AXES.items() if any(model.along(axis) for model in found.models)}
     return {
         "axes": [{"key": axis, "label": label} for axis, label in axes.items()],
-        "measures": [{"key": measure, "label": label} for measure, label in MEASURES.items()],
-        "families": [{"name": name, "colour": i % COLOURS, "mark": i % MARKS} for name, i in place.items()],
-        "models": [_model(found, model, place[model.family], list(axes)) for model in found.models],
-        "fronts": {m: {axis: front(found.models, axis, m) for axis in axes} for m in MEASURES},
+        "measures": [{"key": unit, "label": label} for unit, label in LOSS_UNITS.items()],
+        "families": [{"name": name, "colour": i % COLOURS, "mark": i % MARKS} for name, i in index.items()],
+        "models": [_model(found, model, index[model.family], list(axes)) for model in found.models],
+        "fronts": {unit: {axis: unbeaten_indices(found.models, axis, unit) for axis in axes} for unit in LOSS_UNITS},
         "curves": [
             {
                 "name": curve.model.name,
-                "family": place[curve.model.family],
+                "family": index[curve.model.family],
                 "dash": curve.dash,
                 "seeds": len(curve.model.rows),
                 "train": [_rounded(band) for band in curve.train],
@@ -98,224 +88,21 @@ def data(found: Summary) -> dict[str, Any]:
     }
 
 
-def front(models: Sequence[Model], axis: Axis, measure: Measure) -> list[int]:
-    """Places of the models on the Pareto front of means, by cost."""
-    costs = [model.along(axis) for model in models]
-    return pareto(
-        [c and (c.mean, model.quality(measure).mean) for c, model in zip(costs, models, strict=True)]  # type: ignore[misc]
-    )
-
-
 def _rounded(band: Band) -> list[float]:
     return [band[0], *(round(loss, 5) for loss in band[1:])]
 
 
 def _model(found: Summary, model: Model, family: int, axes: Sequence[Axis]) -> dict[str, Any]:
     stats = {axis: model.along(axis) for axis in axes}
-    qualities = {measure: model.quality(measure) for measure in MEASURES}
-    texts = {axis: spread(s) if axis in KINDS else count(mean(s)) for axis, s in stats.items()}
+    qualities = {unit: model.quality(unit) for unit in LOSS_UNITS}
+    texts = {axis: mean_and_deviation(s) if axis in LATENCIES else count(mean_of(s)) for axis, s in stats.items()}
     one = found.speeds.get(model.name, {}).get("train_step")
     return {
         "name": model.name,
         "family": family,
         "seeds": len(model.rows),
         "x": {axis: s and [s.mean, s.least, s.most] for axis, s in stats.items()},
-        "y": {measure: [s.mean, s.least, s.most] for measure, s in qualities.items()},
-        "shown": {**texts, **{measure: spread(s, 4) for measure, s in qualities.items()}},
-        "speed": one and " ".join(part for part in _speed(one) if part),
+        "y": {unit: [s.mean, s.least, s.most] for unit, s in qualities.items()},
+        "shown": {**texts, **{unit: mean_and_deviation(s, 4) for unit, s in qualities.items()}},
+        "speed": one and " ".join(part for part in speed_cells(one) if part),
     }
-
-
-# -- the text of the page -------------------------------------------------------------------------------------------
-
-
-def _body(found: Summary, study: str | None, shown: Sequence[str]) -> Iterable[str]:
-    done = len(found.rows) - len(found.failed)
-    yield f"<h1>{escape(found.title)}</h1>"
-    yield (
-        f'<p class="soft">{len(found.models)} models, {done} finished rows, {len(found.failed)} failed. '
-        f"Reference family: {escape(found.reference)}.</p>"
-    )
-    if found.notes:
-        yield f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in found.notes)}</ul>"
-    if found.speeds:
-        yield from _speeds(found)
-    if found.models:
-        yield from _figures(found)
-        yield "<h2>Models</h2>"
-        yield _table([*MODEL_COLUMNS], [model_cells(model) for model in found.models])
-    if found.failed:
-        yield "<h2>Failed rows</h2>"
-        cells = [
-            [escape(r.name), str(r.seed), escape(r.family), escape(r.reason or "no reason was kept")]
-            for r in found.failed
-        ]
-        yield _table(["model", "seed", "family", "reason"], cells, text=(2, 3))
-    yield from _ran(found, study, shown)
-
-
-def _speeds(found: Summary) -> Iterable[str]:
-    yield "<h2>Speed at equal quality</h2>"
-    yield (
-        f"<p>How many times as long <b>{escape(found.reference)}</b> takes for the same loss. Above 1, the model is "
-        'faster. In brackets: 95 % interval over seeds. <a href="#rules">How it is computed</a></p>'
-    )
-    kinds = found.kinds
-    cells = []
-    for name, speeds in found.speeds.items():
-        row = [escape(name)]
-        for kind in kinds:
-            ratio, note = _speed(speeds[kind])
-            row.append(f"<b>{escape(ratio)}</b><small>{escape(note)}</small>" if note else f"<b>{escape(ratio)}</b>")
-        gap = found.differences.get(name)
-        first, _, rest = difference_text(gap).partition(" against ")
-        row.append(escape(first) + (f"<small>against {escape(rest)}</small>" if rest else ""))
-        cells.append(row)
-    heads = ["model", *(KINDS[kind] for kind in kinds), "difference of losses (nats)"]
-    yield _table(heads, cells, ratio=True)
-
-
-def _speed(found: Speed | None) -> tuple[str, str]:
-    """The ratio, and what is to be said with it."""
-    if found is None:
-        return "-", ""
-    notes = [interval_text(found.interval)]
-    if found.reached == "better":
-        ratio = "not reached"
-        notes = [f"better than the whole curve; more than {found.at_least:.2f}"]
-    elif found.reached == "worse":
-        ratio = "not reached"
-        notes = ["worse than the curve's fastest model"]
-    else:
-        ratio = f"{found.ratio:.2f}"
-    if found.reached == "yes" and found.no_difference:
-        notes.append("no difference found")
-    return ratio, "; ".join(note for note in (*notes, draws_text(found.interval)) if note)
-
-
-def _figures(found: Summary) -> Iterable[str]:
-    yield "<h2>Quality against cost</h2>"
-    yield '<p class="soft">Means over seeds; crosses reach from the least to the most. Rings: the Pareto front.</p>'
-    yield _controls([("front-y", "quality"), ("front-x", "against")])
-    yield _figure("front")
-    if any(row.curve for model in found.models for row in model.rows):
-        yield "<h2>Loss curves</h2>"
-        yield '<p class="soft">Means over seeds; bands reach from the least to the most.</p>'
-        yield _controls([("curves-y", "loss")])
-        yield _figure("curves")
-    if loads(found.models):
-        yield "<h2>Load of the experts</h2>"
-        yield '<p class="soft">Routes of the held-out part that each expert of a layer got. Grey: the mean.</p>'
-        yield _controls([("load-row", "row")])
-        yield '<div class="chart" id="load"></div>'
-
-
-def _controls(selects: Iterable[tuple[str, str]]) -> str:
-    inside = "".join(f'<label>{label} <select id="{name}"></select></label>' for name, label in selects)
-    return f'<div class="controls">{inside}</div>'
-
-
-def _figure(name: str) -> str:
-    legend = f'<div class="legend" id="{name}-legend" role="group" aria-label="Shown"></div>'
-    return f'{legend}<div class="chart" id="{name}"></div><noscript>The same figure is in {name}.svg.</noscript>'
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], text: Sequence[int] = (), ratio: bool = False) -> str:
-    """A table that scrolls in its own box. Heads are escaped here, cells are HTML already."""
-    kinds = ["text" if i in text else "ratio" if ratio and i else "" for i in range(len(heads))]
-
-    def cell(tag: str, content: str, kind: str) -> str:
-        return f'<{tag} class="{kind}">{content}</{tag}>' if kind else f"<{tag}>{content}</{tag}>"
-
-    head = "".join(cell("th", escape(h), k) for h, k in zip(heads, kinds, strict=True))
-    body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>'
-        + "".join(cell("td", c, k) for c, k in zip(row[1:], kinds[1:], strict=True))
-        + "</tr>"
-        for row in rows
-    )
-    # A box that scrolls has to be in reach of the keyboard.
-    return f'<div class="box" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-MODEL_COLUMNS = (
-    "model",
-    "family",
-    "seeds",
-    "parameters",
-    "active",
-    "FLOPs a token",
-    "held-out loss",
-    "bits per byte",
-    *(f"{label}, {UNITS[kind]}" for kind, label in KINDS.items()),
-    "tokens a second",
-    "peak memory, GiB",
-    "exchanges, ms a step",
-    "of it waited for, ms",
-    "dropped routes",
-    "fullest expert / mean",
-)
-
-
-def model_cells(model: Model) -> list[str]:
-    """HTML, in the order of MODEL_COLUMNS."""
-
-    def inside(record: str, key: str) -> str:
-        return spread(model.stat(lambda row: getattr(getattr(row, record), key, None)))
-
-    flops = model.stat(lambda row: row.flops_per_token)
-    dropped = model.stat(lambda row: None if row.experts is None else row.experts.dropped_share)
-    return [
-        escape(model.name),
-        escape(model.family),
-        str(len(model.rows)),
-        *sizes(model),
-        count(mean(flops)),
-        spread(model.quality("loss"), 4),
-        spread(model.quality("bits"), 4),
-        *(spread(model.along(kind)) for kind in KINDS),
-        inside("latency", "train_tokens_per_second"),
-        inside("latency", "peak_memory_gib"),
-        inside("latency", "all_to_all_ms"),
-        inside("latency", "exposed_ms"),
-        "-" if dropped is None else f"{digits(100 * dropped.mean)} %",
-        inside("experts", "max_mean_load"),
-    ]
-
-
-def _ran(found: Summary, study: str | None, shown: Sequence[str]) -> Iterable[str]:
-    yield "<h2>What ran, and on what</h2><ul>"
-    yield from (f"<li>{n} rows: {escape(hardware_text(one))}</li>" for one, n in hardware(found.rows))
-    commits = list(dict.fromkeys(row.commit for row in found.rows if row.commit))
-    if commits:
-        yield f"<li>commit {escape(', '.join(commits))}</li>"
-    yield "</ul>"
-    heads = ["model", "seed", "loss", "bits per byte", "train step, ms", "steps", "tokens", "seconds", "overrides"]
-    rows = [_row(row) for model in found.models for row in model.rows]
-    if rows:
-        yield f"<details><summary>Every finished row</summary>{_table(heads, rows, text=(8,))}</details>"
-    if study is not None:
-        yield f"<details><summary>study.yaml</summary><pre>{escape(study)}</pre></details>"
-    yield f'<p>Beside this page: {", ".join(escape(name) for name in shown)}.</p><h2 id="rules">How it is computed</h2>'
-    yield f"<ul>{''.join(f'<li>{escape(rule)}</li>' for rule in RULES)}</ul>"
-
-
-def _row(row: Row) -> list[str]:
-    loss, bits, step = "-", "-", "-"
-    if row.quality is not None:
-        loss, bits = f"{row.quality.valid_loss:.4f}", f"{row.quality.valid_bits_per_byte:.4f}"
-    if row.latency is not None:
-        step = digits(row.latency.train_step.median)
-    seconds = "-" if row.train_seconds is None else digits(row.train_seconds)
-    overrides = " ".join(f"{key}={value}" for key, value in row.overrides.items())
-    return [
-        escape(row.name),
-        str(row.seed),
-        loss,
-        bits,
-        step,
-        f"{row.steps or 0:,}",
-        count(row.tokens),
-        seconds,
-        escape(overrides),
-    ]

@@ -1,4 +1,4 @@
-"""The figures as SVG and PNG, through matplotlib: quality against every cost, loss curves, loads of the experts."""
+"""Draw the figures as SVG and PNG with matplotlib: loss against every cost, loss curves, loads of the experts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from altup_moe.study.report.models import AXES, MEASURES, Axis, Model, families
-from altup_moe.study.report.page import front
-from altup_moe.study.report.plot_data import curves, loads
+from altup_moe.study.report.models import AXES, LOSS_UNITS, Axis, Model, families
+from altup_moe.study.report.plot_data import curves, loads, unbeaten_indices
 from altup_moe.study.report.summary import Summary
 
 # The page's colours and marks, in its order.
@@ -19,7 +18,7 @@ _ROWS_SHOWN = 12
 
 
 def pictures(found: Summary) -> Iterator[tuple[str, bytes]]:
-    """(file name, content): front, curves and load, as far as the study has them; the same bytes for the same rows."""
+    """Yield (file name, content) of each figure that the study has data for; the same bytes for the same rows."""
     if not found.models:
         return
     drawings: dict[str, Callable[[Summary], Any]] = {"front": _front}
@@ -40,7 +39,7 @@ def pictures(found: Summary) -> Iterator[tuple[str, bytes]]:
 
 
 def _text(text: str) -> str:
-    """A name as it is: $ is no mathematics, and a leading _ no reason to leave it out of a legend."""
+    """Escape a name for matplotlib: $ would begin mathematics, a leading _ would hide it from a legend."""
     return ("" if not text.startswith("_") else " ") + text.replace("$", r"\$")
 
 
@@ -105,13 +104,13 @@ def _panel(panel: Any, found: Summary, grouped: dict[str, list[Model]], axis: Ax
     if min(costs) > 0 and max(costs) > 3 * min(costs):
         _logarithmic(panel)
     panel.set_xlabel(AXES[axis])
-    panel.set_ylabel(MEASURES["loss"])
+    panel.set_ylabel(LOSS_UNITS["loss"])
     panel.grid(alpha=0.3)
 
 
 def _at(found: Summary, axis: Axis) -> list[tuple[int, Any]]:
-    """The models on the front and their cost."""
-    return [(i, found.models[i].along(axis)) for i in front(found.models, axis, "loss")]
+    """Indices of the models on the Pareto front, with their cost."""
+    return [(i, found.models[i].along(axis)) for i in unbeaten_indices(found.models, axis, "loss")]
 
 
 def _logarithmic(panel: Any) -> None:
@@ -119,7 +118,7 @@ def _logarithmic(panel: Any) -> None:
 
     panel.set_xscale("log")
     low, high = panel.get_xlim()
-    # Few enough that they do not run into each other.
+    # Few ticks, so that labels do not overlap.
     panel.xaxis.set_major_locator(
         LogLocator(subs=(1, 2, 5) if high < 20 * low else (1, 3) if high < 200 * low else (1,))
     )
@@ -128,7 +127,7 @@ def _logarithmic(panel: Any) -> None:
 
 
 def _curves(found: Summary) -> Any:
-    """The held-out losses, or the training's where a model has none."""
+    """Draw the held-out losses of models; the training losses of a model that has none."""
     from matplotlib.ticker import EngFormatter
 
     grouped = families(found.models)
@@ -145,7 +144,7 @@ def _curves(found: Summary) -> Any:
         panel.fill_between(tokens, [b[2] for b in bands], [b[3] for b in bands], alpha=0.15, linewidth=0, **style)
         tail += [loss for band in bands for loss in band[1:]]
     if tail:
-        # The first steps would press everything else together.
+        # The first losses are so large that the others would be hard to tell apart.
         least, roof = min(tail), sorted(tail)[int(0.93 * (len(tail) - 1))]
         panel.set_ylim(least - 0.05 * (roof - least or 1), roof + 0.05 * (roof - least or 1))
     panel.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -158,7 +157,7 @@ def _curves(found: Summary) -> Any:
 
 
 def _load(found: Summary) -> Any:
-    """One row of each model with experts: the first seed's."""
+    """Draw the loads of the first seed of each model with experts."""
     first = {row.name: (row, layers) for row, layers in reversed(loads(found.models))}
     shown = list(first.values())[::-1][:_ROWS_SHOWN]
     heights = [0.6 + 0.22 * len(layers) for _, layers in shown]
@@ -184,7 +183,7 @@ def _load(found: Summary) -> Any:
 
 
 def _shades() -> Any:
-    """The page's."""
+    """The colours of the page."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("load", ["#2166AC", "#F2F2F2", "#C2570C"])

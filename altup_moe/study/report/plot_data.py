@@ -1,4 +1,4 @@
-"""What pictures and page draw: families with colour and mark, loss curves over seeds, loads of experts."""
+"""Data of pictures and page: Pareto front, families with colour and mark, loss curves over seeds, loads of experts."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from altup_moe.study.records import CurvePoint, Row
-from altup_moe.study.report.models import Model
+from altup_moe.study.records import CurvePoint, StudyRow
+from altup_moe.study.report.models import Axis, LossUnit, Model
+from altup_moe.study.report.statistics import pareto_front
 
 COLOURS, MARKS, DASHES = 7, 6, 6
-"""How many of each the page and the pictures know; no two of 42 families share both."""
+"""Numbers of colours, marks and dashes; up to 42 families differ in colour or mark."""
 BINS = 150
-"""Points of a drawn training curve: longer ones are means of neighbours."""
+"""The most points of a drawn training curve; longer curves are averaged in bins."""
 
 Band = tuple[int, float, float, float]
-"""Tokens seen; loss: mean, least, most over seeds."""
+"""(tokens seen, mean loss over seeds, least, most)."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A model's losses on the way. `dash`: its place in its family."""
+    """Losses of a model during training. `dash`: its index in its family."""
 
     model: Model
     dash: int
@@ -30,26 +31,26 @@ class Curve:
 
 @dataclass(frozen=True)
 class LayerLoad:
-    """Share of a layer's routes by expert; layers count from 0."""
+    """Shares of a layer's routes by expert; layers are counted from 0."""
 
     layer: int
     load: list[float]
 
 
 def curves(families: dict[str, list[Model]]) -> list[Curve]:
-    """Of all models that have points."""
+    """Loss curves of all models that have points."""
     found = []
     for members in families.values():
-        for place, model in enumerate(members):
+        for index, model in enumerate(members):
             seeds = [row.curve for row in model.rows if row.curve]
             if seeds:
                 valid = [[(p.tokens, p.valid_loss) for p in one if p.valid_loss is not None] for one in seeds]
-                found.append(Curve(model, place % DASHES, _bands([_binned(one) for one in seeds]), _bands(valid)))
+                found.append(Curve(model, index % DASHES, _bands([_binned(one) for one in seeds]), _bands(valid)))
     return found
 
 
 def _binned(points: Sequence[CurvePoint]) -> list[tuple[int, float]]:
-    """At most BINS points: tokens after the last one of a bin, and the mean of its training losses."""
+    """Average a curve in at most BINS bins: (tokens at the end of a bin, mean training loss)."""
     size = -(-len(points) // BINS)
     return [
         (part[-1].tokens, statistics.fmean(p.loss for p in part))
@@ -58,7 +59,7 @@ def _binned(points: Sequence[CurvePoint]) -> list[tuple[int, float]]:
 
 
 def _bands(seeds: Sequence[Sequence[tuple[int, float]]]) -> list[Band]:
-    """Where all seeds have a point."""
+    """Mean and extremes over seeds, at the points that all seeds have."""
     by_tokens: dict[int, list[float]] = {}
     for points in seeds:
         for tokens, loss in points:
@@ -70,10 +71,18 @@ def _bands(seeds: Sequence[Sequence[tuple[int, float]]]) -> list[Band]:
     ]
 
 
-def loads(models: Sequence[Model]) -> list[tuple[Row, list[LayerLoad]]]:
-    """Rows with experts and their sparse layers. Seeds stay apart: expert 3 of one has nothing to do with another's."""
+def loads(models: Sequence[Model]) -> list[tuple[StudyRow, list[LayerLoad]]]:
+    """Loads of the rows with experts. Seeds are not averaged: their experts are unrelated."""
     rows = [row for model in models for row in model.rows if row.experts]
     found = [
         (row, [LayerLoad(i, load) for i, load in enumerate(row.experts.load) if load]) for row in rows if row.experts
     ]
     return [(row, layers) for row, layers in found if layers]
+
+
+def unbeaten_indices(models: Sequence[Model], axis: Axis, unit: LossUnit) -> list[int]:
+    """Indices of the models on the Pareto front of their means, by cost."""
+    costs = [model.along(axis) for model in models]
+    return pareto_front(
+        [c and (c.mean, model.quality(unit).mean) for c, model in zip(costs, models, strict=True)]  # type: ignore[misc]
+    )

@@ -23,32 +23,32 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from altup_moe.study.report.models import Kind, Model, latency, quality
+from altup_moe.study.report.models import LatencyKind, Model, latency, quality
 
-Point = tuple[float, float]
-"""(cost, loss): of both, less is better."""
+CostLoss = tuple[float, float]
+"""(cost, loss); less of either is better."""
 Reached = Literal["yes", "better", "worse"]
 CONFIDENCE = 0.95
 
 
-def pareto(points: Sequence[Point | None]) -> list[int]:
-    """Which points no other one beats: none is as good in both and better in one. By cost; equal points all count."""
+def pareto_front(points: Sequence[CostLoss | None]) -> list[int]:
+    """Indices, by cost, of the points that no other beats (as good in both, better in one). Equal points all count."""
     known = sorted((point, i) for i, point in enumerate(points) if point is not None)
-    front: list[int] = []
-    best: Point = (-math.inf, math.inf)
+    kept: list[int] = []
+    best: CostLoss = (-math.inf, math.inf)
     for point, i in known:
         if point[1] < best[1] or point == best:
             best = point
-            front.append(i)
-    return front
+            kept.append(i)
+    return kept
 
 
-def cost_at(loss: float, curve: Sequence[Point]) -> float:
-    """What a family's curve costs at a loss.
+def cost_at(loss: float, curve: Sequence[CostLoss]) -> float:
+    """Interpolate the cost of a family's curve at a loss.
 
     Args:
         loss: where to look.
-        curve: points that are not beaten, by cost (`pareto`); at least one.
+        curve: points that are not beaten, by cost (`pareto_front`); at least one.
 
     Returns:
         The cost; inf where the loss is better than the whole curve, -inf where it is worse.
@@ -62,15 +62,15 @@ def cost_at(loss: float, curve: Sequence[Point]) -> float:
     return curve[-1][0] if loss == curve[-1][1] else math.inf
 
 
-def unbeaten(points: Iterable[Point]) -> list[Point]:
-    """The curve of some points."""
+def unbeaten(points: Iterable[CostLoss]) -> list[CostLoss]:
+    """Those points that no other beats, by cost."""
     points = list(points)
-    return [points[i] for i in pareto(points)]
+    return [points[i] for i in pareto_front(points)]
 
 
 @dataclass(frozen=True)
-class Interval:
-    """Percentile bootstrap. Infinite ends lie off the curve; `better` and `worse` of the `draws` did."""
+class BootstrapInterval:
+    """Percentile bootstrap interval. Infinite ends lie off the curve; so did `better` and `worse` of the `draws`."""
 
     low: float
     high: float
@@ -94,48 +94,48 @@ class Speed:
     reached: Reached
     ratio: float | None
     at_least: float | None
-    interval: Interval | None
+    interval: BootstrapInterval | None
 
     @property
     def no_difference(self) -> bool:
-        """The interval holds 1."""
+        """Whether the interval holds 1."""
         return self.interval is not None and self.interval.holds(1.0)
 
 
 @dataclass(frozen=True)
-class Difference:
+class LossDifference:
     """A model's mean loss less another's, nats a token."""
 
     other: str
     loss: float
-    interval: Interval | None
+    interval: BootstrapInterval | None
 
     @property
     def no_difference(self) -> bool:
-        """The interval holds 0."""
+        """Whether the interval holds 0."""
         return self.interval is not None and self.interval.holds(0.0)
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How often rows are drawn, and from which seed."""
+    """Number of bootstrap draws, and their random seed."""
 
     draws: int
     seed: int
 
     def means(self, model: Model, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[rows, figures] -> [draws, figures], means of drawn rows; a model draws the same whoever else is there."""
+        """[rows, figures] -> [draws, figures]: means of drawn rows. A model's draws do not depend on other models."""
         draw = np.random.default_rng([self.seed, zlib.crc32(model.name.encode())])
         return values[draw.integers(0, len(values), (self.draws, len(values)))].mean(1)
 
 
-def _pairs(model: Model, kind: Kind) -> NDArray[np.float64]:
+def _pairs(model: Model, kind: LatencyKind) -> NDArray[np.float64]:
     """[rows, 2]: latency and loss of the rows that have both."""
     found = [(ms, quality(row, "loss")) for row in model.rows if (ms := latency(row, kind)) is not None]
     return np.array(found, dtype=np.float64).reshape(-1, 2)
 
 
-def speed(model: Model, reference: Sequence[Model], kind: Kind, bootstrap: Bootstrap) -> Speed | None:
+def speed(model: Model, reference: Sequence[Model], kind: LatencyKind, bootstrap: Bootstrap) -> Speed | None:
     """Speed at equal quality; None where the model has no such latency, or fewer than two of the reference have."""
     own = _pairs(model, kind)
     others = [(other, pairs) for other in reference if len(pairs := _pairs(other, kind))]
@@ -163,27 +163,27 @@ def _over(cost: float, own: float) -> float:
     return cost / own if cost > 0 else -math.inf
 
 
-def _interval(values: Sequence[float]) -> Interval:
-    """Ends by rank, so that infinite values need no arithmetic."""
+def _interval(values: Sequence[float]) -> BootstrapInterval:
+    """Interval of values. Its ends are order statistics, so that infinite values need no arithmetic."""
     ordered = sorted(values)
     tail = (1 - CONFIDENCE) / 2 * len(ordered)
     low, high = math.floor(tail), math.ceil(len(ordered) - tail) - 1
     better, worse = ordered.count(math.inf), ordered.count(-math.inf)
-    return Interval(ordered[low], ordered[high], len(ordered), better, worse)
+    return BootstrapInterval(ordered[low], ordered[high], len(ordered), better, worse)
 
 
-def difference(model: Model, other: Model, bootstrap: Bootstrap) -> Difference:
-    """Of the mean losses; the interval needs two seeds of both."""
+def loss_difference(model: Model, other: Model, bootstrap: Bootstrap) -> LossDifference:
+    """Difference of the mean losses; the interval needs two seeds of both models."""
     ours, theirs = (np.array([[quality(row, "loss")] for row in m.rows]) for m in (model, other))
     interval = None
     if min(len(ours), len(theirs)) > 1:
         drawn = bootstrap.means(model, ours) - bootstrap.means(other, theirs)
         interval = _interval(drawn[:, 0].tolist())
-    return Difference(other.name, float(ours.mean() - theirs.mean()), interval)
+    return LossDifference(other.name, float(ours.mean() - theirs.mean()), interval)
 
 
-def nearest(model: Model, reference: Sequence[Model]) -> Model | None:
-    """The one of the reference whose active parameters are nearest, by their ratio."""
+def nearest_size(model: Model, reference: Sequence[Model]) -> Model | None:
+    """The reference model whose number of active parameters is nearest, as a ratio."""
 
     def size(one: Model) -> float | None:
         found = one.along("active_parameters") or one.along("parameters")

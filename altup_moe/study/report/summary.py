@@ -1,4 +1,4 @@
-"""Everything the report says, computed once: text, page, pictures and tables only lay it out."""
+"""Compute everything that the report says; text, page, pictures and tables only lay it out."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from altup_moe.study.records import Hardware, Row
-from altup_moe.study.report.models import KINDS, Kind, Model, latest, split
-from altup_moe.study.report.statistics import Bootstrap, Difference, Speed, difference, nearest, speed
+from altup_moe.study.records import Hardware, StudyRow
+from altup_moe.study.report.models import LATENCIES, LatencyKind, Model, last_lines, split
+from altup_moe.study.report.statistics import Bootstrap, LossDifference, Speed, loss_difference, nearest_size, speed
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A study. `speeds` and `differences` are of models outside the reference family, by name."""
+    """All figures of a report. `speeds` and `differences`: of models outside the reference family, by name."""
 
     studies: tuple[str, ...]
     reference: str
-    rows: tuple[Row, ...]
+    rows: tuple[StudyRow, ...]
     models: tuple[Model, ...]
-    failed: tuple[Row, ...]
-    speeds: dict[str, dict[Kind, Speed | None]]
-    differences: dict[str, Difference]
+    failed: tuple[StudyRow, ...]
+    speeds: dict[str, dict[LatencyKind, Speed | None]]
+    differences: dict[str, LossDifference]
     notes: tuple[str, ...]
 
     @property
@@ -30,32 +30,32 @@ class Summary:
         return ", ".join(self.studies)
 
     @property
-    def kinds(self) -> list[Kind]:
+    def kinds(self) -> list[LatencyKind]:
         """The latencies that some model has."""
-        return [kind for kind in KINDS if any(model.along(kind) for model in self.models)]
+        return [kind for kind in LATENCIES if any(model.along(kind) for model in self.models)]
 
 
-def summary(lines: Sequence[Row], reference: str, bootstrap: Bootstrap) -> Summary:
-    """Of the rows of a file, in its order."""
-    rows = latest(lines)
+def summarise(lines: Sequence[StudyRow], reference: str, bootstrap: Bootstrap) -> Summary:
+    """Compute all figures from the rows of a file, in the file's order."""
+    rows = last_lines(lines)
     models, failed = split(rows)
     dense = [model for model in models if model.family == reference]
     others = [model for model in models if model.family != reference]
-    differences = {m.name: difference(m, other, bootstrap) for m in others if (other := nearest(m, dense))}
+    differences = {m.name: loss_difference(m, other, bootstrap) for m in others if (other := nearest_size(m, dense))}
     return Summary(
         studies=tuple(dict.fromkeys(row.study for row in rows)),
         reference=reference,
         rows=tuple(rows),
         models=tuple(models),
         failed=tuple(failed),
-        speeds={m.name: {kind: speed(m, dense, kind, bootstrap) for kind in KINDS} for m in others},
+        speeds={m.name: {kind: speed(m, dense, kind, bootstrap) for kind in LATENCIES} for m in others},
         differences=differences,
         notes=tuple(_notes(lines, rows, models, dense, others)),
     )
 
 
-def hardware(rows: Iterable[Row]) -> list[tuple[Hardware, int]]:
-    """What the rows ran on, and how many on each."""
+def hardware(rows: Iterable[StudyRow]) -> list[tuple[Hardware, int]]:
+    """The machines that rows ran on, with the number of rows."""
     found: dict[Hardware, int] = {}
     for row in rows:
         found[row.hardware] = found.get(row.hardware, 0) + 1
@@ -63,15 +63,19 @@ def hardware(rows: Iterable[Row]) -> list[tuple[Hardware, int]]:
 
 
 def hardware_text(one: Hardware) -> str:
-    """In one line."""
+    """A machine in one line."""
     ranks = f"{one.ranks} rank{'s' * (one.ranks != 1)}, {one.threads} thread{'s' * (one.threads != 1)} each"
     return f"{one.processor}, {one.cores} cores, {one.device}; {ranks}; torch {one.torch}; {one.system}"
 
 
 def _notes(
-    lines: Sequence[Row], rows: Sequence[Row], models: Sequence[Model], dense: Sequence[Model], others: Sequence[Model]
+    lines: Sequence[StudyRow],
+    rows: Sequence[StudyRow],
+    models: Sequence[Model],
+    dense: Sequence[Model],
+    others: Sequence[Model],
 ) -> Iterable[str]:
-    """What a reader has to know before comparing figures."""
+    """Warnings that a reader needs before comparing figures."""
     done = [row for model in models for row in model.rows]
     if len(lines) > len(rows):
         yield f"{len(lines) - len(rows)} earlier lines of rows that were tried again are left out"
@@ -83,7 +87,7 @@ def _notes(
         yield "not all rows were trained on as many tokens"
     if len({_per_step(row) for row in done}) > 1:
         yield "not all rows have as many tokens in a step: the times of a step do not compare"
-    # A seed draws a held-out part of its own, the same for every model of the seed.
+    # Each seed draws its own held-out part, which all models of the seed share.
     if not all(_measured_alike(row for row in done if row.seed == seed) for seed in {row.seed for row in done}):
         yield "the rows' tokenizers or held-out parts differ: compare bits per byte, not the losses"
     if single := [model.name for model in models if len(model.rows) == 1]:
@@ -93,18 +97,18 @@ def _notes(
         yield f"rows of one name are in several families: {', '.join(mixed)}"
 
 
-def _measured_alike(rows: Iterable[Row]) -> bool:
-    """Whether losses are of the same tokens: a nat a token is as many bits a byte for all."""
+def _measured_alike(rows: Iterable[StudyRow]) -> bool:
+    """Whether all rows were evaluated on the same tokens: then bits per byte over nats a token agree."""
     ratios = [r.quality.valid_bits_per_byte / r.quality.valid_loss for r in rows if r.quality and r.quality.valid_loss]
     return not ratios or max(ratios) <= 1.001 * min(ratios)
 
 
-def _per_step(row: Row) -> float | None:
+def _per_step(row: StudyRow) -> float | None:
     return row.tokens / row.steps if row.tokens and row.steps else None
 
 
-def as_dict(found: Summary) -> dict[str, Any]:
-    """For --json; infinite ends of intervals are None, as there is no such number in JSON."""
+def summary_dict(found: Summary) -> dict[str, Any]:
+    """The summary as JSON; infinite ends of intervals are None."""
     return {
         "studies": list(found.studies),
         "reference": found.reference,
@@ -124,7 +128,7 @@ def _model_dict(found: Summary, model: Model) -> dict[str, Any]:
         "seeds": [row.seed for row in model.rows],
         "loss": vars(model.quality("loss")),
         "bits_per_byte": vars(model.quality("bits")),
-        **{kind: _vars(model.along(kind)) for kind in KINDS},
+        **{kind: _vars(model.along(kind)) for kind in LATENCIES},
         "parameters": _vars(model.along("parameters")),
         "active_parameters": _vars(model.along("active_parameters")),
         "speed_at_equal_quality": {kind: _with_interval(one) for kind, one in speeds.items()},
@@ -136,7 +140,7 @@ def _vars(one: object) -> dict[str, Any] | None:
     return None if one is None else dict(vars(one))
 
 
-def _with_interval(one: Speed | Difference | None) -> dict[str, Any] | None:
+def _with_interval(one: Speed | LossDifference | None) -> dict[str, Any] | None:
     if one is None:
         return None
     values = dict(vars(one))

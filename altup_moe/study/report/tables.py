@@ -1,4 +1,4 @@
-"""The tables as CSV: a line for every row of the study, and one for every model."""
+"""Tables as CSV: rows.csv has a line for every row of the study, models.csv one for every model."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from altup_moe.study.records import Row
-from altup_moe.study.report.models import AXES, KINDS, MEASURES, Model, Stat, latency
+from altup_moe.study.records import StudyRow
+from altup_moe.study.report.models import AXES, LATENCIES, LOSS_UNITS, Model, Stat, latency
 from altup_moe.study.report.summary import Summary
 
 
 def tables(found: Summary) -> dict[str, str]:
-    """rows.csv and models.csv by file name. Times in ms, losses in nats; what a row does not have is empty."""
+    """Contents of rows.csv and models.csv by file name. Times in ms, losses in nats; missing figures are empty."""
     return {
         "rows.csv": _csv(_row(row) for row in found.rows),
         "models.csv": _csv(_model(found, model) for model in found.models),
@@ -32,7 +32,7 @@ def _csv(lines: Iterable[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _row(row: Row) -> dict[str, Any]:
+def _row(row: StudyRow) -> dict[str, Any]:
     quality, measured, experts = row.quality, row.latency, row.experts
     return {
         "study": row.study,
@@ -50,8 +50,8 @@ def _row(row: Row) -> dict[str, Any]:
         "valid_loss": quality and quality.valid_loss,
         "valid_bits_per_byte": quality and quality.valid_bits_per_byte,
         "train_loss": quality and quality.train_loss,
-        **{f"{kind}_ms": latency(row, kind) for kind in KINDS},
-        **{f"{kind}_p95_ms": getattr(getattr(measured, kind, None), "p95", None) for kind in KINDS},
+        **{f"{kind}_ms": latency(row, kind) for kind in LATENCIES},
+        **{f"{kind}_p95_ms": getattr(getattr(measured, kind, None), "p95", None) for kind in LATENCIES},
         "train_tokens_per_second": measured and measured.train_tokens_per_second,
         "peak_memory_gib": measured and measured.peak_memory_gib,
         "all_to_all_ms": measured and measured.all_to_all_ms,
@@ -68,14 +68,14 @@ def _row(row: Row) -> dict[str, Any]:
 def _model(found: Summary, model: Model) -> dict[str, Any]:
     line: dict[str, Any] = {"name": model.name, "family": model.family, "seeds": len(model.rows)}
     stats: dict[str, Stat | None] = {
-        **{m: model.quality(m) for m in MEASURES},
+        **{m: model.quality(m) for m in LOSS_UNITS},
         **{axis: model.along(axis) for axis in AXES},
     }
     for key, one in stats.items():
-        name = f"{key}_ms" if key in KINDS else {"loss": "valid_loss", "bits": "valid_bits_per_byte"}.get(key, key)
+        name = f"{key}_ms" if key in LATENCIES else {"loss": "valid_loss", "bits": "valid_bits_per_byte"}.get(key, key)
         line |= {f"{name}_{part}": one and getattr(one, part) for part in ("mean", "std", "least", "most")}
     gap = found.differences.get(model.name)
-    for kind in KINDS:
+    for kind in LATENCIES:
         one_speed = found.speeds.get(model.name, {}).get(kind)
         interval = one_speed and one_speed.interval
         line |= {
@@ -94,5 +94,5 @@ def _model(found: Summary, model: Model) -> dict[str, Any]:
 
 
 def _end(value: float) -> float | str:
-    """An infinite end lies off the curve."""
+    """An end of an interval; `better` or `worse` if it lies off the curve."""
     return value if math.isfinite(value) else "better" if value > 0 else "worse"

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from altup_moe.bench.bench_experts import GOALS, ExpertsRow, table
-from altup_moe.bench.bench_train import OURS as OURS_TRAIN
-from altup_moe.bench.bench_train import TrainRow, mixtral_step, train_config
-from altup_moe.bench.bench_train import table as train_table
-from altup_moe.bench.expert_rivals import DENSE, OURS, contenders, planned_input, router_weight
+from altup_moe.bench.bench_experts import GOALS, ExpertsRow, experts_table
+from altup_moe.bench.bench_train import OUR_STEP, TrainRow, mixtral_step, train_config, train_table
+from altup_moe.bench.expert_rivals import DENSE_MLP, OUR_LAYER, layer_contenders, planned_input, router_weight
 from altup_moe.bench.options import ExpertsBench, TrainBench
 from altup_moe.config import ParallelConfig
 from altup_moe.parallel.parameter_mapping import global_shapes
@@ -40,26 +38,26 @@ def test_planned_routes(experts: int) -> None:
 @pytest.mark.parametrize("routing", GOALS)
 def test_ours_compute_the_same(routing: str, alone: Topology) -> None:
     x = planned_input(SMALL, routing)
-    outputs = {c.name: c.forward(x).detach() for c in contenders(SMALL, alone)}
+    outputs = {c.name: c.forward(x).detach() for c in layer_contenders(SMALL, alone)}
     assert {y.shape for y in outputs.values()} == {x.shape}
     ours = {name: y for name, y in outputs.items() if "backend" in name and "capacity" not in name}
     assert len(ours) >= 3
     for y in ours.values():
-        torch.testing.assert_close(y, outputs[OURS])
-    assert outputs[OURS].any()
+        torch.testing.assert_close(y, outputs[OUR_LAYER])
+    assert outputs[OUR_LAYER].any()
 
 
 def test_the_table_says_which_goal_is_met() -> None:
     rows = [
         ExpertsRow(name, routing, ratio * 10, ratio * 9, ratio)
-        for name, ratio in ((DENSE, 1.0), (OURS, 1.15))
+        for name, ratio in ((DENSE_MLP, 1.0), (OUR_LAYER, 1.15))
         for routing in GOALS
     ]
-    lines = table(SMALL, 1, 0.5, rows)
+    lines = experts_table(SMALL, 1, 0.5, rows)
     assert any(line.startswith("not met 1.150") and "balanced" in line for line in lines)
     assert any(line.startswith("met     1.150") and "skewed" in line for line in lines)
     # The goals are those of one rank.
-    assert not any(line.startswith(("met", "not met")) for line in table(SMALL, 2, 0.5, rows))
+    assert not any(line.startswith(("met", "not met")) for line in experts_table(SMALL, 2, 0.5, rows))
 
 
 def test_both_sides_train_the_same_shape() -> None:
@@ -73,5 +71,5 @@ def test_both_sides_train_the_same_shape() -> None:
 
 
 def test_the_train_table() -> None:
-    rows = [TrainRow("transformers, eager", 10.0, 9.0, 100.0, 1.0), TrainRow(OURS_TRAIN, 5.0, 5.0, 200.0, 2.0)]
+    rows = [TrainRow("transformers, eager", 10.0, 9.0, 100.0, 1.0), TrainRow(OUR_STEP, 5.0, 5.0, 200.0, 2.0)]
     assert train_table(TrainBench(), 0.0, rows)[-1].startswith("met     2.00")

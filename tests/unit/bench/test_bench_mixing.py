@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from altup_moe.altup.kernels import plain
-from altup_moe.bench.bench_mixing import Row, bench_mixing, goals
+from altup_moe.bench.bench_mixing import MixingTiming, bench_mixing, goals
 from altup_moe.bench.mixing_rivals import GEMMA, LITERAL, rivals
 from altup_moe.bench.options import MixingBench
 
@@ -32,8 +32,8 @@ def test_gemma_is_a_stream_of_the_same_shape() -> None:
 
 
 def test_goals_are_judged_by_the_figures() -> None:
-    def row(name: str, forward: float, both: float, width: int = 4) -> Row:
-        return Row(width, 21, "fp32", 2, name, forward, both, forward / 10, both / 20)
+    def row(name: str, forward: float, both: float, width: int = 4) -> MixingTiming:
+        return MixingTiming(width, 21, "fp32", 2, name, forward, both, forward / 10, both / 20)
 
     rows = [
         row("torch", 90, 99),

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from altup_moe.altup.flops import attention_flops
-from altup_moe.bench.bench_sequence import PLAIN, bench_sequence, measure, models
+from altup_moe.bench.bench_sequence import PLAIN, bench_sequence, measure_sequence, models
 from altup_moe.bench.options import SequenceBench
 from altup_moe.config import ConfigError, SequenceConfig
 
@@ -51,4 +51,4 @@ def test_measures_every_model_and_prints_one_object(capsys: pytest.CaptureFixtur
 
 def test_a_stride_that_does_not_divide_is_a_users_error() -> None:
     with pytest.raises(ConfigError, match=r"sequence\.stride=5"):
-        measure(SequenceBench(stride=5))
+        measure_sequence(SequenceBench(stride=5))

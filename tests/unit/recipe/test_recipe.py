@@ -24,9 +24,10 @@ from altup_moe.data.prepare import prepare
 from altup_moe.data.tasks.metrics import answers
 from altup_moe.data.tasks.registry import TASKS
 from altup_moe.data.tokenizer import train_bpe
-from altup_moe.recipe.compare import difference, loss_line, results, table
+from altup_moe.recipe.compare import loss_line, paired_difference, results, results_table
 from altup_moe.recipe.recipe import ARMS, CANARIES, CONTROL, TUNED, is_recipe, load_recipe
-from altup_moe.recipe.run import Failed, Stage, Stopped, chains, claim, run_chains
+from altup_moe.recipe.run import StageFailed, claim, run_stages, stages, threads_each
+from altup_moe.study.job_pool import Job, StoppedBySignal
 from tools import paper
 
 SHIPPED = Path(__file__).parents[3] / "configs" / "paper_tiny.yaml"
@@ -69,7 +70,7 @@ def test_one_step_needs_no_list(tmp_path: Path) -> None:
     (tuned,) = recipe.tuning(1, TUNED)
     assert tuned.log.run_dir == str(recipe.directory(1, TUNED))
     assert tuned.checkpoint.initial_load_path == str(recipe.directory(1, "pretrained"))
-    names = [stage.name for stage in chains(recipe)[0]]
+    names = [stage.name for stage in stages(recipe)[:3]]
     assert names == ["seed 1: pretrain", "seed 1: fine-tune", "seed 1: evaluate finetuned"]
 
 
@@ -152,17 +153,17 @@ def test_a_directory_belongs_to_one_recipe(tmp_path: Path) -> None:
 
 
 def test_errors_are_those_of_paired_figures() -> None:
-    found = difference(np.array([[1.0, 3.0, 2.0, 2.0], [3.0, 5.0, 4.0, 4.0]]))
+    found = paired_difference(np.array([[1.0, 3.0, 2.0, 2.0], [3.0, 5.0, 4.0, 4.0]]))
     assert found.mean == 3.0
     assert found.by_seed == (2.0, 4.0)
     # Questions' means over seeds are 2, 4, 3, 3: variance 2/3 of 4. Seeds are 2 and 4: variance 2 of 2.
     assert found.error_questions == pytest.approx((2 / 3 / 4) ** 0.5)
     assert found.error_seeds == pytest.approx(1.0)
     assert found.better  # 3 > 2 * 1
-    assert not difference(np.array([[1.0, 3.0, 2.0, 2.0], [7.0, 9.0, 8.0, 8.0]])).better  # 5 < 2 * 3
+    assert not paired_difference(np.array([[1.0, 3.0, 2.0, 2.0], [7.0, 9.0, 8.0, 8.0]])).better  # 5 < 2 * 3
     # A mean of 3.6 and an error of 1.4 would do, but one seed is below.
-    assert not difference(np.array([[-0.5, -0.5], [5.0, 5.0], [5.0, 5.0], [5.0, 5.0]])).better
-    assert difference(np.array([[1.0, 1.0]])).error_seeds is None
+    assert not paired_difference(np.array([[-0.5, -0.5], [5.0, 5.0], [5.0, 5.0], [5.0, 5.0]])).better
+    assert paired_difference(np.array([[1.0, 1.0]])).error_seeds is None
 
 
 def test_answers_become_figures_and_a_table() -> None:
@@ -178,7 +179,7 @@ def test_answers_become_figures_and_a_table() -> None:
     assert (found.f1.majority, found.em.majority) == (50.0, 50.0)
     assert found.em.over_control.by_seed == (0.0, 50.0)
     assert found.f1.over_majority.mean == pytest.approx((66.6667 + 75) / 2 - 50, abs=1e-3)
-    lines = table(found).splitlines()
+    lines = results_table(found).splitlines()
     assert [line.split()[0] for line in lines] == ["squad:", "F1", "seed", "4", "9", "mean", "max", "majority"] + (
         ["better"] * 2
     )
@@ -190,9 +191,9 @@ def test_answers_become_figures_and_a_table() -> None:
     assert json.loads(json.dumps(found.to_dict()))["f1"]["over_control"]["better"] is False
 
 
-def _stage(tmp_path: Path, name: str, code: str) -> Stage:
+def _stage(tmp_path: Path, name: str, code: str, *after: str) -> Job:
     """A stage that runs some Python; it is done when it has written its file."""
-    return Stage(name, (sys.executable, "-c", code), tmp_path / f"{name}.log", (tmp_path / name).is_file)
+    return Job(name, (sys.executable, "-c", code), tmp_path / f"{name}.log", (tmp_path / name).is_file, after)
 
 
 def _touch(tmp_path: Path, name: str) -> str:
@@ -210,45 +211,74 @@ time.sleep(60)
 """
 
 
-def _long(tmp_path: Path) -> Stage:
+def _long(tmp_path: Path) -> Job:
     """A stage that says when it is up, and saves when it is asked to stop."""
     return _stage(tmp_path, "long", SAVES.format(saved=_touch(tmp_path, "saved"), up=_touch(tmp_path, "up")))
+
+
+def test_a_stage_comes_after_the_one_that_it_starts_from(tmp_path: Path) -> None:
+    recipe = load_recipe(SHIPPED, tmp_path)
+    after = {stage.name: stage.after for stage in stages(recipe)}
+    assert len(after) == 7 * len(recipe.seeds)
+    chain = ["pretrain", "fine-tune, step 1", "fine-tune, step 2", "evaluate finetuned"]
+    assert [after[f"seed 2: {name}"] for name in chain] == [(), *((f"seed 2: {name}",) for name in chain[:-1])]
+    control = [f"seed 2: fine-tune from random weights, step {step}" for step in (1, 2)]
+    assert [after[name] for name in (*control, "seed 2: evaluate control")] == [(), (control[0],), (control[1],)]
 
 
 def test_stages_follow_each_other_and_are_not_repeated(tmp_path: Path) -> None:
     said: list[str] = []
     second = f"import os; assert os.path.exists({str(tmp_path / 'a')!r}); {_touch(tmp_path, 'b')}"
-    both = [[_stage(tmp_path, "a", _touch(tmp_path, "a")), _stage(tmp_path, "b", second)]]
-    run_chains(both, 2, said.append)
-    assert all(stage.done() for stage in both[0])
+    both = [_stage(tmp_path, "a", _touch(tmp_path, "a")), _stage(tmp_path, "b", second, "a")]
+    run_stages(both, 2, said.append)
+    assert all(stage.done() for stage in both)
     (tmp_path / "b").unlink()
-    run_chains(both, 2, said.append)
+    run_stages(both, 2, said.append)
     assert [line.split()[0] for line in said] == ["a:", "b:", "a:", "b:"]
     assert said[2] == "a: done before"
 
 
-def test_no_more_run_at_once_than_there_are_jobs(tmp_path: Path) -> None:
-    alone = f"import os, time; {_touch(tmp_path, 'lock')}; time.sleep(0.2); os.remove({str(tmp_path / 'lock')!r}); "
-    apart = [[_stage(tmp_path, name, alone + _touch(tmp_path, name))] for name in "abc"]
-    run_chains(apart, 1, lambda line: None)
-    assert all(stage.done() for (stage,) in apart)
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_as_many_run_at_once_as_there_are_jobs(tmp_path: Path, jobs: int) -> None:
+    # Each waits until all of them run, or fails where another one does.
+    log = str(tmp_path / "up")
+    beside = (
+        f"import os, time; os.makedirs({log!r}, exist_ok=True); open({log!r} + '/' + name, 'x')\n"
+        f"while len(os.listdir({log!r})) < {jobs}: time.sleep(0.01)\n"
+        f"assert len(os.listdir({log!r})) == {jobs}\n" + (f"os.remove({log!r} + '/' + name)\n" if jobs == 1 else "")
+    )
+    apart = [_stage(tmp_path, name, f"name = {name!r}\n{beside}{_touch(tmp_path, name)}") for name in "abc"]
+    run_stages(apart, jobs, lambda line: None)
+    assert all(stage.done() for stage in apart)
+
+
+def test_stages_share_the_cores_unless_the_user_says_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell = f"import os; open({str(tmp_path / 'a')!r}, 'w').write(os.environ['OMP_NUM_THREADS'])"
+    for given, expected in ((None, str(threads_each(3))), ("7", "7")):
+        monkeypatch.setenv("OMP_NUM_THREADS", given) if given else monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        run_stages([_stage(tmp_path, "a", tell)], 3, lambda line: None)
+        assert (tmp_path / "a").read_text() == expected
+        (tmp_path / "a").unlink()
 
 
 @pytest.mark.parametrize(
     ("ends", "kind", "says"),
     [
         ("print('altup-moe: error: x=3: no', file=sys.stderr); sys.exit(2)", UserError, "bad: x=3: no"),
-        ("sys.exit(3)", Failed, "exit code 3; .*bad.log says why"),
-        ("sys.exit(75)", Stopped, "^$"),
+        ("sys.exit(3)", StageFailed, "exit code 3; .*bad.log says why"),
+        ("sys.exit(0)", StageFailed, "exit code 0 and no result; .*bad.log says why"),
+        ("sys.exit(75)", StoppedBySignal, "^$"),
     ],
 )
 def test_one_that_fails_stops_the_others_which_save(
     tmp_path: Path, ends: str, kind: type[Exception], says: str
 ) -> None:
     bad = f"import os, sys, time\nwhile not os.path.exists({str(tmp_path / 'up')!r}): time.sleep(0.01)\n{ends}"
+    later = _stage(tmp_path, "later", _touch(tmp_path, "later"), "bad")
     with pytest.raises(kind, match=says):
-        run_chains([[_long(tmp_path)], [_stage(tmp_path, "bad", bad)]], 2, lambda line: None)
+        run_stages([_long(tmp_path), _stage(tmp_path, "bad", bad), later], 2, lambda line: None)
     assert (tmp_path / "saved").exists()
+    assert not later.done()
 
 
 @pytest.mark.usefixtures("signals_are_heard")
@@ -260,8 +290,8 @@ def test_a_signal_stops_them(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(Stopped):
-        run_chains([[_long(tmp_path)]], 1, lambda line: None)
+    with pytest.raises(StoppedBySignal):
+        run_stages([_long(tmp_path)], 1, lambda line: None)
     thread.join()
     assert (tmp_path / "saved").exists()
 
@@ -326,10 +356,10 @@ def test_the_whole_path(tiny: Path, capfd: pytest.CaptureFixture[str], monkeypat
     lines = [json.loads(line) for line in (seed / CONTROL / "answers.jsonl").read_text().splitlines()]
     assert [line["reference"] for line in lines] == [[word, "the " + word] for word in WORDS[:5]]
     # Again: nothing is left to do, and nothing starts.
-    monkeypatch.setattr(paper, "run_chains", None)
+    monkeypatch.setattr(paper, "run_stages", None)
     assert paper.main(words) == 0
     assert "better than un-pretrained: " in capfd.readouterr().out
     # One evaluation is lost: it alone is left.
     (seed / CONTROL / "answers.jsonl").unlink()
-    left = [stage.name for chain in chains(load_recipe(tiny, run_dir)) for stage in chain if not stage.done()]
+    left = [stage.name for stage in stages(load_recipe(tiny, run_dir)) if not stage.done()]
     assert left == ["seed 3: evaluate control"]

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from altup_moe.config import UserError
-from altup_moe.study.records import CurvePoint, Quality, Row
+from altup_moe.study.records import CurvePoint, Quality, StudyRow
 from altup_moe.study.report import report_command
 from altup_moe.study.report.formatting import count, digits
 from altup_moe.study.report.models import Model, families
@@ -155,7 +155,7 @@ def test_the_tables_have_every_row_and_every_model(reported: Reported) -> None:
     assert models["dense-s"]["train_step_speed"] == ""
 
 
-def hostile() -> list[Row]:
+def hostile() -> list[StudyRow]:
     """Rows whose every text would be a script."""
     rows = [*study()[:4], *study()[-6:]]
     made = [

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from altup_moe.study.records import Row
-from altup_moe.study.report.models import Model, latest, split
-from altup_moe.study.report.statistics import Bootstrap, cost_at, difference, nearest, pareto, speed
-from altup_moe.study.report.summary import summary
+from altup_moe.study.records import StudyRow
+from altup_moe.study.report.models import Model, last_lines, split
+from altup_moe.study.report.statistics import Bootstrap, cost_at, loss_difference, nearest_size, pareto_front, speed
+from altup_moe.study.report.summary import summarise
 from tests.studies import MACHINE, failed, row
 
 FEW = Bootstrap(400, 0)
@@ -29,12 +29,12 @@ SMALL, LARGE = model("small", (4.0, 10.0), (4.0, 10.0)), model("large", (2.0, 10
 
 def test_the_front_has_what_no_other_point_beats() -> None:
     points = [(1.0, 5.0), (2.0, 3.0), (2.5, 3.0), (3.0, 4.0), (4.0, 1.0), None, (1.0, 6.0)]
-    assert pareto(points) == [0, 1, 4]
+    assert pareto_front(points) == [0, 1, 4]
 
 
 def test_equal_points_are_all_on_the_front() -> None:
-    assert sorted(pareto([(2.0, 3.0), (2.0, 3.0), (1.0, 4.0)])) == [0, 1, 2]
-    assert pareto([None, None]) == []
+    assert sorted(pareto_front([(2.0, 3.0), (2.0, 3.0), (1.0, 4.0)])) == [0, 1, 2]
+    assert pareto_front([None, None]) == []
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12))
@@ -42,7 +42,7 @@ def test_the_front_is_what_its_definition_says(points: list[tuple[int, int]]) ->
     def beaten(p: tuple[int, int]) -> bool:
         return any(q[0] <= p[0] and q[1] <= p[1] and q != p for q in points)
 
-    assert sorted(pareto(points)) == [i for i, p in enumerate(points) if not beaten(p)]
+    assert sorted(pareto_front(points)) == [i for i, p in enumerate(points) if not beaten(p)]
 
 
 def test_between_two_sizes_the_logarithm_of_the_latency_is_linear() -> None:
@@ -136,13 +136,13 @@ def test_the_draws_depend_on_the_seed_and_on_no_other_model() -> None:
 def test_the_difference_of_losses_and_its_nearest_counterpart() -> None:
     small, large = model("small", (4.0, 1.0), (4.2, 1.0), parameters=10), model("large", (2.0, 9.0), parameters=100)
     wide = model("wide", (3.9, 1.0), (4.1, 1.0), family="altup", parameters=30)  # 3 times small's, a 3.3th of large's
-    assert nearest(wide, [large, small]) is small
-    found = difference(wide, small, FEW)
+    assert nearest_size(wide, [large, small]) is small
+    found = loss_difference(wide, small, FEW)
     assert (found.other, found.loss) == ("small", pytest.approx(-0.1))
     assert found.interval is not None
     assert (found.interval.low, found.interval.high) == pytest.approx((-0.3, 0.1))
     assert found.no_difference
-    assert difference(wide, large, FEW).interval is None
+    assert loss_difference(wide, large, FEW).interval is None
 
 
 def test_rows_become_models_and_failures() -> None:
@@ -154,7 +154,7 @@ def test_rows_become_models_and_failures() -> None:
         row("bad", 0, math.nan),
         failed("moe", 0),
     ]
-    models, lost = split(latest(rows))
+    models, lost = split(last_lines(rows))
     assert [(m.name, m.family, [r.seed for r in m.rows]) for m in models] == [
         ("wide", "altup", [1, 2]),
         ("dense", "dense", [0]),
@@ -166,8 +166,8 @@ def test_rows_become_models_and_failures() -> None:
     assert models[1].quality("loss").std is None
 
 
-def _notes(rows: list[Row]) -> str:
-    return "\n".join(summary(rows, "dense", FEW).notes)
+def _notes(rows: list[StudyRow]) -> str:
+    return "\n".join(summarise(rows, "dense", FEW).notes)
 
 
 def test_what_cannot_be_compared_is_noted() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from altup_moe.study.read_study import load_study
 from altup_moe.study.records import read_rows
-from altup_moe.study.spec import load_study
 
 STUDIES = Path(__file__).parents[3] / "configs" / "study"
 

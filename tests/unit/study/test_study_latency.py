@@ -16,10 +16,10 @@ from altup_moe.data.tokenizer import Tokenizer, train_bpe
 from altup_moe.inference.evaluate import evaluate_samples
 from altup_moe.inference.load_run import load_run
 from altup_moe.model.reference.build import reference_model
-from altup_moe.study.folder import Place, read_json
 from altup_moe.study.latency import Texts, TrainedSteps, measure_steps, measure_texts
-from altup_moe.study.spec import Measure
-from altup_moe.study.trained import held_out
+from altup_moe.study.spec import MeasureSpec
+from altup_moe.study.study_directory import RowDirectory, read_json_or_none
+from altup_moe.study.trained import held_out_figures
 from altup_moe.train.mixture import run_samples
 from tests.distributed.ranks import run_ranks
 from tests.unit.train.runs import TEXT, tiny, write_run
@@ -75,7 +75,7 @@ def test_steps_are_the_trained_models_and_leave_its_weights_alone(tmp_path: Path
     assert same
 
 
-def measured(roots: list[Path], measure: Measure) -> int:
+def measured(roots: list[Path], measure: MeasureSpec) -> int:
     return measure_steps(roots, 0, measure)
 
 
@@ -84,9 +84,9 @@ def test_a_round_measures_rows_in_turn_and_the_exchanges_of_two_ranks(tmp_path: 
     roots = [tmp_path / name for name in ("inline", "deferred")]
     for root in roots:
         trained_row(root, data, parallel={"expert": 2}, overlap={"mixing": root.name}, train={"micro_batch_size": 2})
-    assert run_ranks(2, measured, roots, Measure(train_steps=5, warmup=1, rounds=2, recorded=4)) == [0, 0]
+    assert run_ranks(2, measured, roots, MeasureSpec(train_steps=5, warmup=1, rounds=2, recorded=4)) == [0, 0]
     for root in roots:
-        found = read_json(Place(root).measured("steps", 0))
+        found = read_json_or_none(RowDirectory(root).measured("steps", 0))
         assert found is not None
         # A round's half, rounded up.
         assert len(found["seconds"]) == 3
@@ -108,8 +108,8 @@ def test_texts_are_read_and_written_as_generation_does(tmp_path: Path, data: tup
             eos_token_id=-1,
         )  # fmt: skip
     assert written == expected[0, 9:].tolist()
-    assert measure_texts([tmp_path], 1, Measure(prompts=3, decode_tokens=40, rounds=2, warmup=1)) == 0
-    found = read_json(Place(tmp_path).measured("texts", 1))
+    assert measure_texts([tmp_path], 1, MeasureSpec(prompts=3, decode_tokens=40, rounds=2, warmup=1)) == 0
+    found = read_json_or_none(RowDirectory(tmp_path).measured("texts", 1))
     # Twenty tokens are more than there is room for: the text is begun again.
     assert found is not None
     assert (len(found["prefill_seconds"]), len(found["decode_seconds"])) == (2, 20)
@@ -134,7 +134,7 @@ def test_an_encoder_decoder_reads_the_prompt_and_answers() -> None:
 def test_held_out_figures_are_the_evaluation_s_and_the_routers(tmp_path: Path, data: tuple) -> None:
     config = trained_row(tmp_path, data, train={"eval_samples": 6})
     run, samples = load_run(tmp_path / "run"), run_samples(config)
-    found = held_out(run, samples)
+    found = held_out_figures(run, samples)
     valid = evaluate_samples(run, samples.valid, samples.valid_count(config), samples.byte_lengths)
     assert (found["valid_loss"], found["valid_bits_per_byte"]) == (valid.loss, valid.bits_per_byte)
     experts = found["experts"]
@@ -144,4 +144,4 @@ def test_held_out_figures_are_the_evaluation_s_and_the_routers(tmp_path: Path, d
     # A capacity of the mean: what lies above it is dropped.
     assert 0 < experts["dropped_share"] < 1
     dense = trained_row(tmp_path / "dense", data, moe={"num_experts": 0, "capacity_factor": None, "layer_freq": 1})
-    assert held_out(load_run(tmp_path / "dense" / "run"), run_samples(dense))["experts"] is None
+    assert held_out_figures(load_run(tmp_path / "dense" / "run"), run_samples(dense))["experts"] is None

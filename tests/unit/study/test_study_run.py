@@ -14,10 +14,11 @@ import yaml
 
 from altup_moe.config import UserError
 from altup_moe.config.exit_codes import EXIT_STOPPED
-from altup_moe.study.folder import Folder
-from altup_moe.study.records import Row
+from altup_moe.study.read_study import load_study
+from altup_moe.study.records import StudyRow
 from altup_moe.study.run import run_study
-from altup_moe.study.spec import Study, load_study
+from altup_moe.study.spec import Study
+from altup_moe.study.study_directory import StudyDirectory
 from tests.unit.study.test_study_spec import SMALL
 
 # Does what a study's child does, as the row's name wants it, and writes down that it was started.
@@ -83,9 +84,13 @@ class Stage:
         self.directory, self.root = directory, directory / "study"
         (directory / "pretend.py").write_text(PRETEND)
 
-    def study(self, *names: str) -> Study:
-        """Rows of these names, all different."""
-        rows = [{"name": name, "set": {"optim.learning_rate": 0.1 * (n + 1)}} for n, name in enumerate(names)]
+    def study(self, *names: str, after: dict[str, str] | None = None) -> Study:
+        """Rows of these names, all different; ``after``: which row comes after which."""
+        rows: list[dict] = [
+            {"name": name, "set": {"optim.learning_rate": 0.1 * (n + 1)}} for n, name in enumerate(names)
+        ]
+        for row in rows:
+            row |= {"after": (after or {})[row["name"]]} if row["name"] in (after or {}) else {}
         file = self.directory / "small.yaml"
         file.write_text(yaml.safe_dump({**SMALL, "seeds": [1], "rows": rows, "measure": {"rounds": 2}}))
         return load_study(file)
@@ -96,18 +101,18 @@ class Stage:
         lines = file.read_text().splitlines() if file.exists() else []
         return [line.removeprefix(f"{kind} ") for line in lines if line.startswith(kind)]
 
-    def rows(self) -> dict[str, Row]:
+    def rows(self) -> dict[str, StudyRow]:
         """Lines by name."""
-        return {row.name: row for row in Folder(self.root).finished().values()}
+        return {row.name: row for row in StudyDirectory(self.root).finished().values()}
 
 
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     monkeypatch.setattr(
-        "altup_moe.study.worker_processes.command",
+        "altup_moe.study.worker_processes.worker_command",
         lambda words, row: [sys.executable, str(tmp_path / "pretend.py"), *words],
     )
-    monkeypatch.setattr("altup_moe.study.run.cores", lambda: 2)
+    monkeypatch.setattr("altup_moe.study.run.usable_cores", lambda: 2)
     return Stage(tmp_path)
 
 
@@ -158,6 +163,35 @@ def test_failures_are_kept_with_their_reason_and_stop_nobody(stage: Stage) -> No
     assert len([each for each in stage.events("train") if each == "dies"]) == 2
     assert not (stage.root / "rows" / study.rows[0].key / "mark").exists()
     assert len(stage.rows()) == 5
+
+
+def test_rows_are_trained_after_those_they_start_from(stage: Stage) -> None:
+    study = stage.study("a", "b", "c", "d", after={"b": "a", "c": "b"})
+    assert run_study(study, stage.root) == 0
+    trained = [each for each in stage.events("train") if each in "abcd"]
+    assert [each for each in trained if each != "d"] == ["a", "b", "c"]
+    assert {row.status for row in stage.rows().values()} == {"done"}
+
+
+def test_rows_after_a_failed_one_fail_with_its_reason_and_are_not_trained(stage: Stage) -> None:
+    study = stage.study("burns", "b", "c", "good", after={"b": "burns", "c": "b"})
+    assert run_study(study, stage.root) == 1
+    why = f"not trained: {study.rows[0].key} failed: the loss is not finite at step 1"
+    assert {name: row.reason for name, row in stage.rows().items()} == {
+        "burns": "the loss is not finite at step 1",
+        "b": why,
+        "c": why,
+        "good": None,
+    }
+    assert sorted(each for each in stage.events("train") if "beside" not in each) == ["burns", "good"]
+    # A new row that comes after one that failed in an earlier call fails too; one after a finished row is trained.
+    more = stage.study("burns", "b", "c", "good", "e", "f", after={"b": "burns", "c": "b", "e": "c", "f": "good"})
+    assert run_study(more, stage.root) == 1
+    rows = stage.rows()
+    assert str(rows["e"].reason).startswith("not trained: ")
+    assert str(rows["e"].reason).endswith("the loss is not finite at step 1")
+    assert rows["f"].status == "done"
+    assert sorted(each for each in stage.events("train") if "beside" not in each) == ["burns", "f", "good"]
 
 
 def test_a_row_that_cannot_be_measured_does_not_take_the_others_with_it(stage: Stage) -> None:

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from altup_moe.config import ConfigError
-from altup_moe.study.spec import RowSpec, load_study
+from altup_moe.study.read_study import load_study
+from altup_moe.study.spec import RowSpec
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "configs" / "study").glob("*.yaml"))
@@ -101,7 +102,25 @@ def test_the_hash_has_all_that_figures_depend_on_and_no_more(tmp_path: Path) -> 
     assert len({row.config_hash, *(each.config_hash for each in changed)}) == 1 + len(changed)
 
 
+def test_a_row_comes_after_another_of_its_seed_and_is_another_run(tmp_path: Path) -> None:
+    tuned = {"name": "tuned", "after": "dense", "set": {"optim.learning_rate": 0.1}}
+    rows = load(tmp_path, rows=[{"name": "dense"}, tuned], grid={"set": {"altup.width": [2]}, "after": "tuned"})
+    assert [row.after and (row.after.name, row.after.seed) for row in rows] == [
+        None, ("dense", 1), ("tuned", 1), None, ("dense", 2), ("tuned", 2)]  # fmt: skip
+    alone = replace(rows[1], after=None)
+    assert alone.config_hash != rows[1].config_hash
+    other = replace(rows[1], after=replace(rows[0], threads=2))
+    assert other.config_hash != rows[1].config_hash
+
+
 MISTAKES = [
+    ({"rows": [{"name": "a", "after": "b"}, {"name": "b"}]}, "rows.a.after", "a row above it would fit: there is none"),
+    ({"rows": [{"name": "a"}, {"name": "b", "after": "c"}]}, "rows.b.after", "a row above it would fit: a"),
+    (
+        {"rows": [{"name": "a"}, {"name": "b", "after": "a", "set": {"checkpoint.initial_load_path": "x"}}]},
+        "rows.b.checkpoint.initial_load_path",
+        "after: a decides it",
+    ),
     ({"rows": [{"name": "a", "set": {"altup.widht": 2}}]}, "rows.a.altup.widht", "nearest is altup.width"),
     ({"rows": [{"name": "a", "set": {"altup.width": 3}}]}, "rows.a.altup.width", "one of 1, 2, 4, 8"),
     ({"rows": [{"name": "a", "set": {"model.num_query_groups": 3}}]}, "rows.a.model.num_query_groups", "must divide"),

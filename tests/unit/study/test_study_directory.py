@@ -9,12 +9,14 @@ import pytest
 import yaml
 
 from altup_moe.config import UserError
-from altup_moe.study.collect_row import curve, done_row, failed_row, spread, worst_rank
-from altup_moe.study.folder import Folder, write_json
+from altup_moe.config.load import load_config
+from altup_moe.study.collect_row import curve, done_row, failed_row, spread_of_turns, worst_rank
 from altup_moe.study.progress import snapshot
+from altup_moe.study.read_study import load_study
 from altup_moe.study.records import Spread
-from altup_moe.study.run import groups
-from altup_moe.study.spec import Study, load_study
+from altup_moe.study.run import measured_together
+from altup_moe.study.spec import Study
+from altup_moe.study.study_directory import StudyDirectory, write_json
 from tests.unit.study.test_study_spec import SMALL
 
 
@@ -30,32 +32,32 @@ def step(number: int, **more: float | None) -> dict:
     return {"step": number, "lm_loss": 6 - number / 10, "step_seconds": 0.5, "memory_gib": 0.25 * number, **more}
 
 
-def train(folder: Folder, study: Study, row: int, steps: int) -> None:
+def train(directory: StudyDirectory, study: Study, row: int, steps: int) -> None:
     """What a row's processes write."""
-    place = folder.place(study.rows[row])
-    place.run_dir.mkdir(parents=True)
-    with open(place.run_dir / "metrics.jsonl", "w") as file:
+    row_directory = directory.of_row(study.rows[row])
+    row_directory.run_dir.mkdir(parents=True)
+    with open(row_directory.run_dir / "metrics.jsonl", "w") as file:
         for number in range(1, steps + 1):
             valid = {"valid_loss": 5.0} if number == 8 else {}
             file.write(str(step(number, **valid)).replace("'", '"') + "\n")
         file.write('{"step": 9, "lm_l')
-    write_json(place.root / "memory-1.json", {"gib": 3.5})
+    write_json(row_directory.root / "memory-1.json", {"gib": 3.5})
 
 
-def finish(folder: Folder, study: Study, row: int) -> None:
-    place = folder.place(study.rows[row])
+def finish(directory: StudyDirectory, study: Study, row: int) -> None:
+    row_directory = directory.of_row(study.rows[row])
     figures = {"valid_loss": 5.1, "valid_bits_per_byte": 2.2, "experts": None, "problem": None, "device": "cpu"}
-    write_json(place.trained, {**figures, "wall_seconds": 9.0})
+    write_json(row_directory.trained, {**figures, "wall_seconds": 9.0})
     exchange = {"exchange_ms": [[4.0, 6.0], [4.0, 6.0]], "exposed_ms": [[3.0, 1.0], [2.0, 1.0]]}
-    write_json(place.measured("steps", 0), {"seconds": [0.3, 0.1, 0.2], **exchange})
-    write_json(place.measured("texts", 0), {"prefill_seconds": [0.01], "decode_seconds": [0.02]})
+    write_json(row_directory.measured("steps", 0), {"seconds": [0.3, 0.1, 0.2], **exchange})
+    write_json(row_directory.measured("texts", 0), {"prefill_seconds": [0.01], "decode_seconds": [0.02]})
 
 
 def test_a_row_s_line_comes_from_its_files(tmp_path: Path, study: Study) -> None:
-    folder = Folder(tmp_path / "study")
-    train(folder, study, 1, 8)
-    finish(folder, study, 1)
-    row = done_row(study, study.rows[1], folder)
+    directory = StudyDirectory(tmp_path / "study")
+    train(directory, study, 1, 8)
+    finish(directory, study, 1)
+    row = done_row(study, study.rows[1], directory)
     assert (row.name, row.seed, row.status, row.steps, row.tokens) == ("moe", 7, "done", 8, 1024)
     assert row.config_hash == study.rows[1].config_hash
     assert row.train_seconds == 4.0
@@ -70,64 +72,80 @@ def test_a_row_s_line_comes_from_its_files(tmp_path: Path, study: Study) -> None
     assert (row.latency.all_to_all_ms, row.latency.exposed_ms) == (4.0, 2.5)
     assert row.latency.peak_memory_gib == 3.5
     assert [(point.step, point.valid_loss) for point in row.curve][-2:] == [(7, None), (8, 5.0)]
-    folder.add(row)
-    assert folder.finished() == {row.config_hash: row}
+    directory.add(row)
+    assert directory.finished() == {row.config_hash: row}
 
 
 def test_a_line_cut_short_is_removed_and_a_damaged_one_is_said(tmp_path: Path, study: Study) -> None:
-    folder = Folder(tmp_path)
-    row = failed_row(study, study.rows[0], folder, "no luck")
-    folder.add(row)
+    directory = StudyDirectory(tmp_path)
+    row = failed_row(study, study.rows[0], directory, "no luck")
+    directory.add(row)
     file = tmp_path / "rows.jsonl"
     whole = file.read_text()
     file.write_text(whole + whole[:40])
-    assert list(folder.finished().values()) == [row]
+    assert list(directory.finished().values()) == [row]
     assert file.read_text() == whole
     file.write_text(whole[:40] + "\n" + whole)
     with pytest.raises(UserError, match="line 1 is no row"):
-        folder.finished()
+        directory.finished()
 
 
 def test_the_lock_is_one_line_for_the_second(tmp_path: Path) -> None:
     with (
-        Folder(tmp_path).locked(),
+        StudyDirectory(tmp_path).locked(),
         pytest.raises(UserError, match="another study runs here"),
-        Folder(tmp_path).locked(),
+        StudyDirectory(tmp_path).locked(),
     ):
         pass
-    with Folder(tmp_path).locked():
+    with StudyDirectory(tmp_path).locked():
         pass
 
 
 def test_what_is_laid_out_reads_back_and_rows_keep_their_identity(tmp_path: Path, study: Study) -> None:
-    folder = Folder(tmp_path / "study")
-    folder.lay_out(study)
-    back = folder.study()
+    directory = StudyDirectory(tmp_path / "study")
+    directory.lay_out(study)
+    back = directory.study()
     assert [(row.key, row.config_hash) for row in back.rows] == [(row.key, row.config_hash) for row in study.rows]
     assert back.measure == study.measure
 
 
+def test_a_row_after_another_starts_from_its_run_and_reads_back(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    rows = [{"name": "first"}, {"name": "then", "after": "first", "set": {"optim.learning_rate": 0.1}}]
+    file.write_text(yaml.safe_dump({**SMALL, "seeds": [7], "rows": rows}))
+    directory, study = StudyDirectory(tmp_path / "study"), load_study(file)
+    directory.lay_out(study)
+    first, then = study.rows
+    written = load_config(directory.of_row(then).config)
+    assert written.checkpoint.initial_load_path == str(directory.of_row(first).run_dir)
+    assert load_config(directory.of_row(first).config).checkpoint.initial_load_path is None
+    back = directory.study().rows
+    assert [(row.key, row.config_hash) for row in back] == [(row.key, row.config_hash) for row in study.rows]
+    assert back[1].after == back[0]
+    assert "after" not in yaml.safe_load((directory.root / "study.yaml").read_text())["rows"][0]
+
+
 def test_forgotten_rows_begin_anew_and_others_stay(tmp_path: Path, study: Study) -> None:
-    folder = Folder(tmp_path)
+    directory = StudyDirectory(tmp_path)
     for number, row in enumerate(study.rows):
-        train(folder, study, number, 2)
-        folder.add(failed_row(study, row, folder, "no luck"))
-    folder.forget(study.rows[:1])
-    assert [row.name for row in folder.finished().values()] == ["moe"]
-    assert [folder.place(row).root.exists() for row in study.rows] == [False, True]
+        train(directory, study, number, 2)
+        directory.add(failed_row(study, row, directory, "no luck"))
+    directory.forget(study.rows[:1])
+    assert [row.name for row in directory.finished().values()] == ["moe"]
+    assert [directory.of_row(row).root.exists() for row in study.rows] == [False, True]
 
 
 def test_a_snapshot_counts_and_foresees(tmp_path: Path, study: Study) -> None:
-    folder = Folder(tmp_path)
-    train(folder, study, 0, 4)
-    found = snapshot(study, folder, {}, {study.rows[0].key}, lanes=1)
+    directory = StudyDirectory(tmp_path)
+    train(directory, study, 0, 4)
+    found = snapshot(study, directory, {}, {study.rows[0].key}, lanes=1)
     assert [(each.state, each.steps) for each in found.states] == [("training", 4), ("waiting", 0)]
     assert found.left is not None
-    finish(folder, study, 0)
-    later = snapshot(study, folder, {}, set(), lanes=1)
+    finish(directory, study, 0)
+    later = snapshot(study, directory, {}, set(), lanes=1)
     assert later.summary().startswith("0 of 2 rows done, 1 trained, 1 waiting, 0 failed, about ")
-    done = {row.config_hash: failed_row(study, row, folder, "no luck") for row in study.rows}
-    assert snapshot(study, folder, done, set(), lanes=1).summary() == "0 of 2 rows done, 2 failed"
+    done = {row.config_hash: failed_row(study, row, directory, "no luck") for row in study.rows}
+    assert snapshot(study, directory, done, set(), lanes=1).summary() == "0 of 2 rows done, 2 failed"
 
 
 def test_a_curve_is_thinned_and_keeps_validations_and_the_end(study: Study) -> None:
@@ -141,7 +159,7 @@ def test_a_curve_is_thinned_and_keeps_validations_and_the_end(study: Study) -> N
 
 
 def test_a_spread_is_of_all_turns() -> None:
-    assert spread([n / 1000 for n in range(1, 101)]) == pytest.approx(Spread(50.5, 95.0, 1.0, 100.0, 100))
+    assert spread_of_turns([n / 1000 for n in range(1, 101)]) == pytest.approx(Spread(50.5, 95.0, 1.0, 100.0, 100))
 
 
 def test_the_exposed_time_is_of_the_rank_that_waited_longest() -> None:
@@ -152,6 +170,6 @@ def test_the_exposed_time_is_of_the_rank_that_waited_longest() -> None:
 def test_rows_are_measured_together_where_one_start_can(study: Study) -> None:
     one, two = study.rows
     there = replace(two, ranks=2, launcher="netlab", rate="9mbit")
-    assert groups([one, two], "steps") == [[one, two]]
-    assert groups([one, two, there], "steps") == [[one, two], [there]]
-    assert groups([one, two, there], "texts") == [[one, two, there]]
+    assert measured_together([one, two], "steps") == [[one, two]]
+    assert measured_together([one, two, there], "steps") == [[one, two], [there]]
+    assert measured_together([one, two, there], "texts") == [[one, two, there]]

@@ -1,4 +1,4 @@
-"""A study's directory. Every file is whole or not there, so a study that is killed at any moment goes on.
+"""The directory of a study. Every file is complete or absent, so a study that is killed at any moment goes on.
 
 DIR/study.yaml              the rows of the study, resolved
 DIR/rows.jsonl              a line for every finished row (records.py)
@@ -31,60 +31,60 @@ from altup_moe.config import RunConfig, UserError
 from altup_moe.config.files import write_text
 from altup_moe.config.load import load_config, read_yaml, save_config
 from altup_moe.config.run_directory import config_file, metrics_file
-from altup_moe.study.records import Row, read_rows
-from altup_moe.study.spec import Budget, Measure, RowSpec, Study
+from altup_moe.study.records import StudyRow, read_rows
+from altup_moe.study.spec import Budget, MeasureSpec, RowSpec, Study
 
 ROWS = "rows.jsonl"
-Kind = Literal["steps", "texts"]
-"""What is measured: training steps, and reading and writing text."""
+MeasureKind = Literal["steps", "texts"]
+"""What is measured: training steps, or prompts and generated tokens."""
 
 
 @dataclass(frozen=True)
-class Place:
+class RowDirectory:
     """The directory of one row."""
 
     root: Path
 
     @property
     def config(self) -> Path:
-        """What the row trains."""
+        """File of the row's configuration."""
         return config_file(self.root)
 
     @property
     def run_dir(self) -> Path:
-        """The row's run."""
+        """Run directory of the row."""
         return self.root / "run"
 
     @property
     def log(self) -> Path:
-        """What its processes printed."""
+        """File of what the row's processes printed."""
         return self.root / "log.txt"
 
     @property
     def trained(self) -> Path:
-        """Figures of the trained model, once there are any."""
+        """File of the trained model's figures; it exists once the row is trained."""
         return self.root / "trained.json"
 
     @property
     def failure(self) -> Path:
-        """Why a process of the row failed."""
+        """File that says why a process of the row failed."""
         return self.root / "failure.txt"
 
-    def measured(self, kind: Kind, number: int) -> Path:
-        """What a round measured."""
+    def measured(self, kind: MeasureKind, number: int) -> Path:
+        """File of what a round measured."""
         return self.root / f"{kind}-{number}.json"
 
     def metrics(self) -> tuple[dict[str, Any], ...]:
-        """The run's record of each step so far, without a line that is being written."""
+        """The run's metrics of each step so far; an incomplete last line is left out."""
         return whole_lines(metrics_file(self.run_dir))
 
     def clear(self) -> None:
-        """Forget the row's run and figures: it begins anew."""
+        """Remove the row's files; it begins anew."""
         shutil.rmtree(self.root, ignore_errors=True)
 
 
 def whole_lines(path: Path) -> tuple[dict[str, Any], ...]:
-    """Objects of a file of JSON lines up to the first that is not whole; none where there is no file."""
+    """Read a file of JSON lines up to the first incomplete line; () if there is no file."""
     try:
         found = path.stat()
     except OSError:
@@ -94,7 +94,7 @@ def whole_lines(path: Path) -> tuple[dict[str, Any], ...]:
 
 @lru_cache(maxsize=1024)
 def _lines(path: Path, size: int, changed: int) -> tuple[dict[str, Any], ...]:
-    # A table that is drawn every second reads only what has changed.
+    # The table is drawn every second: only a file that has changed is read again.
     found = []
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -104,8 +104,8 @@ def _lines(path: Path, size: int, changed: int) -> tuple[dict[str, Any], ...]:
     return tuple(found)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """An object that `write_json` wrote, or None."""
+def read_json_or_none(path: Path) -> dict[str, Any] | None:
+    """Read an object that `write_json` wrote; None if there is no file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError:
@@ -113,23 +113,23 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write an object, whole or not at all."""
+    """Write an object atomically."""
     write_text(path, json.dumps(content, allow_nan=False) + "\n")
 
 
 @dataclass(frozen=True)
-class Folder:
+class StudyDirectory:
     """The directory of a study."""
 
     root: Path
 
-    def place(self, row: RowSpec) -> Place:
-        """Where a row's files lie."""
-        return Place(self.root / "rows" / row.key)
+    def of_row(self, row: RowSpec) -> RowDirectory:
+        """The directory of a row."""
+        return RowDirectory(self.root / "rows" / row.key)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Alone in this directory; made if missing.
+        """Hold the lock of this directory, which is made if it is missing.
 
         Raises:
             UserError: another study runs here, or it cannot be written.
@@ -147,14 +147,19 @@ class Folder:
             yield
 
     def config(self, row: RowSpec) -> RunConfig:
-        """A row's configuration with its place in this directory; tokens are shared unless data.cache is given."""
-        config = row.config
-        log = replace(config.log, run_dir=str(self.place(row).run_dir))
+        """A row's configuration with its run directory here, and the weights that it starts from.
+
+        Tokens are shared by all rows unless data.cache is given.
+        """
+        config, checkpoint = row.config, row.config.checkpoint
+        if row.after is not None:
+            checkpoint = replace(checkpoint, initial_load_path=str(self.of_row(row.after).run_dir))
+        log = replace(config.log, run_dir=str(self.of_row(row).run_dir))
         data = replace(config.data, cache=config.data.cache or str(self.root / "data"))
-        return replace(config, log=log, data=data)
+        return replace(config, log=log, data=data, checkpoint=checkpoint)
 
     def lay_out(self, study: Study) -> None:
-        """study.yaml, and every row's configuration."""
+        """Write study.yaml and the configuration of every row."""
         rows = [
             {
                 "name": row.name,
@@ -168,18 +173,19 @@ class Folder:
                 "rate": row.rate,
                 "threads": row.threads,
                 "budget": dict(vars(row.budget)),
+                **({} if row.after is None else {"after": f"rows/{row.after.key}"}),
             }
             for row in study.rows
         ]
         for row in study.rows:
             # A row that is finished stays as it was written.
-            if not self.place(row).trained.exists():
-                save_config(self.config(row), self.place(row).config)
+            if not self.of_row(row).trained.exists():
+                save_config(self.config(row), self.of_row(row).config)
         content = {"name": study.name, "measure": dict(vars(study.measure)), "rows": rows}
         write_text(self.root / "study.yaml", yaml.safe_dump(content, sort_keys=False))
 
     def study(self) -> Study:
-        """The study that was laid out here last.
+        """Read the study that `lay_out` wrote.
 
         Raises:
             UserError: there is none.
@@ -188,23 +194,29 @@ class Folder:
         if not path.is_file():
             raise UserError(f"{self.root}: holds no study; the directory that `run` writes to would fit")
         content = read_yaml(path)
-        return Study(content["name"], [self._row(row) for row in content["rows"]], Measure(**content["measure"]))
+        rows: dict[str, RowSpec] = {}
+        for written in content["rows"]:
+            rows[written["directory"]] = self._read_row(written, rows.get(written.get("after")))
+        return Study(content["name"], list(rows.values()), MeasureSpec(**content["measure"]))
 
-    def _row(self, written: dict[str, Any]) -> RowSpec:
-        config = load_config(Place(self.root / written["directory"]).config)
+    def _read_row(self, written: dict[str, Any], after: RowSpec | None) -> RowSpec:
+        config = load_config(RowDirectory(self.root / written["directory"]).config)
+        if after is not None:
+            config = replace(config, checkpoint=replace(config.checkpoint, initial_load_path=None))
         run = {key: written[key] for key in ("name", "family", "seed", "ranks", "launcher", "rate", "threads")}
-        return RowSpec(overrides=written["set"], config=config, budget=Budget(**written["budget"]), **run)
+        budget = Budget(**written["budget"])
+        return RowSpec(overrides=written["set"], config=config, budget=budget, after=after, **run)
 
     def training(self, study: Study) -> set[str]:
-        """Rows that have begun, while a study runs here: what somebody beside it can see."""
+        """Keys of the rows that have begun, if a study runs here; for another process, such as `status`."""
         try:
             with self.locked():
                 return set()
         except UserError:
-            return {row.key for row in study.rows if self.place(row).run_dir.exists()}
+            return {row.key for row in study.rows if self.of_row(row).run_dir.exists()}
 
-    def finished(self) -> dict[str, Row]:
-        """Rows that have a line, by config_hash. A last line that was cut short by a kill is removed.
+    def finished(self) -> dict[str, StudyRow]:
+        """Read the rows that have a line, by config_hash. An incomplete last line is removed.
 
         Raises:
             UserError: the file is damaged otherwise.
@@ -217,17 +229,17 @@ class Folder:
             write_text(path, text[: text.rfind("\n") + 1])
         return {row.config_hash: row for row in read_rows(path)}
 
-    def add(self, row: Row) -> None:
-        """Append a row's line, and have it on the disk."""
+    def add(self, row: StudyRow) -> None:
+        """Append a row's line and flush it to disk."""
         with open(self.root / ROWS, "a", encoding="utf-8") as file:
             file.write(row.line() + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def forget(self, rows: list[RowSpec]) -> None:
-        """Remove rows' lines and directories: they begin anew."""
+        """Remove the lines and directories of rows; they begin anew."""
         hashes = {row.config_hash for row in rows}
         kept = [row for key, row in self.finished().items() if key not in hashes]
         write_text(self.root / ROWS, "".join(row.line() + "\n" for row in kept))
         for row in rows:
-            self.place(row).clear()
+            self.of_row(row).clear()

@@ -1,32 +1,14 @@
-"""Which rows train beside each other, and how long the rest will take. Pure arithmetic."""
+"""Estimate how long the rest of a study will take. Pure arithmetic."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
-
-Job = TypeVar("Job")
-
-
-def startable(waiting: Sequence[tuple[Job, int]], running: Sequence[int], jobs: int, cores: int) -> Job | None:
-    """The next job to start, or None: the first whose cores are free, without passing one that waits for them.
-
-    Args:
-        waiting: jobs in order, each with the cores it fills. A job wider than the machine runs alone.
-        running: cores of the jobs under way.
-        jobs: the most at a time.
-    """
-    if not waiting or len(running) >= jobs:
-        return None
-    job, wide = waiting[0]
-    # No later one passes it: a wide job would wait for ever behind narrow ones.
-    return job if sum(running) + min(wide, cores) <= cores else None
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a row costs: operations done so far and in all, the core-seconds they took, cores it fills."""
+    """Work of a row: operations done and in total, core-seconds spent so far, cores that it fills."""
 
     done: float
     total: float
@@ -51,7 +33,7 @@ def seconds_left(training: Sequence[Work], measuring: Sequence[Work], lanes: int
     rate = done / spent
     unfinished = [work for work in training if work.left]
     wide = max(1, min(lanes, sum(work.cores for work in unfinished)))
-    # No row ends earlier than its own cores let it.
+    # A row cannot use more cores than its own.
     longest = max((work.left / work.cores for work in unfinished), default=0.0)
     train = max(sum(work.left for work in unfinished) / wide, longest)
     measure = sum(work.left / work.cores for work in measuring)
@@ -59,7 +41,7 @@ def seconds_left(training: Sequence[Work], measuring: Sequence[Work], lanes: int
 
 
 def spelled_time(seconds: float | None) -> str:
-    """`about 12 min`, or `time left unknown yet`."""
+    """`about 12 min left`, or `time left not known yet`."""
     if seconds is None:
         return "time left not known yet"
     if seconds < 90:
