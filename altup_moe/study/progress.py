@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from altup_moe.altup.flops import flops_per_token
+from altup_moe.model.flops import flops_per_token
 from altup_moe.study.folder import Folder, Place, read_json
 from altup_moe.study.pool import Work, seconds_left, spelled_time
 from altup_moe.study.records import Row
