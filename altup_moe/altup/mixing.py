@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from altup_moe.altup.kernels import Kernel
-from altup_moe.altup.variants import Mixing
+from altup_moe.altup.static import Mixing
 from altup_moe.timeline.spans import span
 
 

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-COEFFICIENTS: dict[str, tuple[str, ...]] = {
-    "altup": ("predict", "correct"),
-    "gemma": ("predict", "correct"),
-    "round_robin": ("read", "scale"),
-    "hc": ("read", "mix", "write"),
-    "dynamic": ("router_norm", "router", "prediction", "correction"),
-    "sum": (),
-}
-"""Learned coefficients of a layer, by variant (`altup.variants` and `altup.dynamic` say what they do)."""
+from altup_moe.altup.variants import find_variant
 
 SEQUENCE_COEFFICIENTS: dict[str, dict[str, tuple[int, ...]]] = {
     "altup": {"predict": (2,), "correct": (1,)},
@@ -21,28 +13,13 @@ SEQUENCE_COEFFICIENTS: dict[str, dict[str, tuple[int, ...]]] = {
 
 
 def stream_width(width: int, variant: str) -> int:
-    """Blocks that really travel through the layers: 1 for the control `sum`."""
-    return 1 if variant == "sum" else width
+    """Blocks that travel through the layers: 1 for the control `sum`."""
+    return width if find_variant(variant).blocks else 1
 
 
 def has_projections(width: int, variant: str) -> bool:
     """Whether learned matrices stand at both ends of the stream (`altup.dynamic.expand` and `contract`)."""
-    return variant == "dynamic" and width > 1
-
-
-def coefficient_shape(name: str, width: int, hidden_size: int) -> tuple[int, ...]:
-    """Shape of a coefficient of a stream of K = `width` blocks of `hidden_size` features."""
-    k = width
-    others: dict[str, tuple[int, ...]] = {
-        "predict": (k, k),
-        "mix": (k, k),
-        "scale": (1,),
-        "router_norm": (hidden_size,),
-        "router": (k, hidden_size),
-        "prediction": (k * k, k),
-        "correction": (k, k),
-    }
-    return others.get(name, (k,))
+    return width > 1 and find_variant(variant).projections
 
 
 def embedding_width(hidden_size: int, width: int, recycled: bool) -> int:
@@ -52,7 +29,7 @@ def embedding_width(hidden_size: int, width: int, recycled: bool) -> int:
 
 def output_width(hidden_size: int, width: int, variant: str, recycled: bool) -> int:
     """Features that the final norm and the output layer see."""
-    return hidden_size if recycled or variant == "sum" else hidden_size * width
+    return hidden_size if recycled else hidden_size * stream_width(width, variant)
 
 
 def context_width(hidden_size: int, width: int, variant: str, cross_attention: str) -> int:

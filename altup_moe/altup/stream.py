@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from altup_moe.altup.shape import stream_width
+from altup_moe.altup.variants import find_variant
+
 
 def split_blocks(wide_SBE: Tensor, width: int) -> Tensor:
     """[S, B, K*D] (block k is features [k*D : (k+1)*D]) -> stream [K*S, B, D]."""
@@ -42,13 +45,13 @@ def widen(embedding: Tensor, width: int, variant: str, recycled: bool) -> Tensor
     """Embedding output, [S, B, D] (recycled or K = 1) or [S, B, K*D], to what enters the first layer."""
     if width == 1:
         return embedding
-    if variant == "sum":
+    if not find_variant(variant).blocks:
         return sum_features(embedding, width)
     return copy_blocks(embedding, width) if recycled else split_blocks(embedding, width)
 
 
 def narrow(stream: Tensor, width: int, variant: str, recycled: bool) -> Tensor:
     """What leaves the last layer to what the final norm sees: [S, B, D], or [S, B, K*D] with wide tables."""
-    if width == 1 or variant == "sum":
+    if stream_width(width, variant) == 1:
         return stream
     return sum_blocks(stream, width) if recycled else join_blocks(stream, width)

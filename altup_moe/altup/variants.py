@@ -1,4 +1,4 @@
-"""A variant of the wide stream is three small weights per layer: what it reads, how it mixes, where it writes.
+"""The table of stream variants. A row says everything that the trainer asks about a variant; it imports no torch.
 
 For a token's state X in R^{K x d} and a layer F that computes on one block of width d:
 
@@ -6,102 +6,184 @@ For a token's state X in R^{K x d} and a layer F that computes on one block of w
     y  = F(u)                   compute
     X' = M X + g (x) y          mix and write
 
-A `Variant` names the learned coefficients of a layer with their initial values and turns them into (r, M, g).
-Source: Baykal et al., AltUp, arXiv 2301.13310, Algorithm 1 (predict, compute, correct), rewritten in one line.
+A row names the learned coefficients of a layer and the function that turns them into (r, M, g). Configuration checks,
+initial weights, parameter names, layers, the optimizer, growing and planning read the row and name no variant.
+
+To add a variant, add a row here and its function to a module of this package (`altup_moe.altup.static` has four).
+`tests/distributed/test_new_variant.py` adds one in a test and trains it on several ranks.
+Source: Baykal et al., AltUp, arXiv 2301.13310.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+from altup_moe.altup.lazy import load_object
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-@dataclass(frozen=True)
-class Mixing:
-    """The three weights of one layer, fp32.
+    from altup_moe.altup.static import Mixing
 
-    ``read``: the block index j where the layer reads block j alone, else weights [K].
-    ``mix``: [K, K]. ``write``: [K]. ``branch``: whether what is written is not the layer's output y but what the layer
-    added to its input, y - u.
-    """
+Start = Literal["identity", "one_hot", "ones", "zeros", "normal"]
+"""Initial values: I; e_j of the block j that the layer computes on; 1; 0; drawn with model.init_method_std."""
 
-    read: int | Tensor
-    mix: Tensor
-    write: Tensor
-    branch: bool = False
-
-    def written(self, u: Tensor, y: Tensor) -> Tensor:
-        """What is written of a layer that turned u into y, both [S, B, D]."""
-        return y - u if self.branch else y
+STATIC = "altup_moe.altup.static:"
+WIDENING = "altup_moe.altup.widening:"
+REFERENCE = "altup_moe.model.reference.streams:"
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One row of the table.
+class Coefficient:
+    """One learned parameter of each layer. It is fp32, and so is its gradient, whatever train.precision is.
 
-    ``initial(K, j)`` gives the layer's learned coefficients by name (fp32) for width K and selected block j;
-    ``mixing(j, coefficients)`` turns them into a `Mixing`.
+    Args:
+        shape: its dimensions: a number, "K" (blocks), "K*K", or "D" (features of a block).
+        initial: its initial value.
+        neutral: its value in a layer added by growing, which leaves the stream as it is where the layer's output is
+            its input; None is the initial value. One that is drawn needs it to be grown.
+        weight_decay: whether the optimizer decays it.
     """
 
-    initial: Callable[[int, int], dict[str, Tensor]]
-    mixing: Callable[[int, Mapping[str, Tensor]], Mixing]
+    shape: tuple[int | str, ...]
+    initial: Start
+    neutral: Start | None = None
+    weight_decay: bool = False
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether its shape depends on the number of blocks."""
+        return any(n in ("K", "K*K") for n in self.shape)
+
+    def sizes(self, width: int, hidden_size: int) -> tuple[int, ...]:
+        """The shape of a stream of `width` blocks of `hidden_size` features."""
+        symbols = {"K": width, "K*K": width * width, "D": hidden_size}
+        return tuple(n if isinstance(n, int) else symbols[n] for n in self.shape)
 
 
-def one_hot(width: int, block: int) -> Tensor:
-    """e_j: [K], fp32."""
-    e = torch.zeros(width)
-    e[block] = 1.0
-    return e
+def _no_products(width: int, hidden_size: int) -> int:
+    return 0
 
 
-def predict_and_correct(width: int, block: int) -> dict[str, Tensor]:
-    """P = I [K, K] and g = 1 [K]: with equal blocks the layer then equals the plain Transformer's."""
-    return {"predict": torch.eye(width), "correct": torch.ones(width)}
+@dataclass(frozen=True)
+class StreamVariant:
+    """A row of the table. Texts of the form "module:name" are imported where they are used.
 
-
-def altup(block: int, c: Mapping[str, Tensor]) -> Mixing:
-    """Predict x^_i = sum_m P_im x_m, compute on the OLD block j, correct x_i = x^_i + g_i (y - x^_j)."""
-    predict, correct = c["predict"], c["correct"]
-    return Mixing(block, predict - torch.outer(correct, predict[block]), correct)
-
-
-def gemma(block: int, c: Mapping[str, Tensor]) -> Mixing:
-    """As `altup`, but the layer computes on the PREDICTED block x^_j (the static form of Gemma-3n's)."""
-    return Mixing(c["predict"][block], altup(block, c).mix, c["correct"])
-
-
-def round_robin(block: int, c: Mapping[str, Tensor]) -> Mixing:
-    """Read a learned blend of all blocks, leave them as they are, add the scaled output to block j."""
-    device, width = c["scale"].device, c["read"].numel()
-    return Mixing(c["read"], torch.eye(width, device=device), one_hot(width, block).to(device) * c["scale"])
-
-
-def connections(width: int, block: int) -> dict[str, Tensor]:
-    """r = e_j, M = I, g = 1, as in arXiv 2409.19606: with equal blocks the plain Transformer's layer."""
-    return {"read": one_hot(width, block), "mix": torch.eye(width), "write": torch.ones(width)}
-
-
-def hyper_connections(block: int, c: Mapping[str, Tensor]) -> Mixing:
-    """Static hyper-connections (arXiv 2409.19606), X' = M X + g (x) (y - u), around a whole layer.
-
-    The paper has them around attention and feed-forward one by one, whose branches it writes without their residual. So
-    does this: y - u, formed once. (M - g r and y would be the same function, but nearly all of r's gradient would
-    cancel between its two places, and with it the digits of fp32.)
+    Args:
+        name: its `altup.variant`.
+        coefficients: learned coefficients of a layer by name.
+        weights: function (j, coefficients) -> `altup.static.Mixing`. None: the weights differ from token to token, and
+            `layer` computes them.
+        layer: Megatron layer around a Transformer layer (`model.altup_layer`).
+        reference: function (AltUpMoEConfig, j) -> `model.reference.streams.Stream` of the reference model. The default
+            is built from `weights`; a row of its own is an independent oracle.
+        blocks: whether K blocks travel through the layers. False: the wide embedding is summed before the first layer.
+        projections: whether learned matrices make the blocks of the embedding and bring them back (`altup.dynamic`).
+        clips: whether altup.coef_clip applies.
+        architectures: values of model.arch that carry it.
+        planned: whether the planner has arithmetic for it.
+        widening: function (coefficient, value, times, j, summed) -> the coefficient for `times` as many blocks
+            (`altup.widening`). None: growing adds layers, but no blocks.
+        copies: how a grown stream holds an old block: each copy equals it, or the copies sum to it.
+        coefficient_products: (K, d) -> multiply-adds a token and layer that compute the coefficients.
     """
-    return Mixing(c["read"], c["mix"], c["write"], branch=True)
+
+    name: str
+    coefficients: Mapping[str, Coefficient]
+    weights: str | None = None
+    layer: str = "altup_moe.model.altup_layer:AltUpLayer"
+    reference: str = REFERENCE + "static_stream"
+    blocks: bool = True
+    projections: bool = False
+    clips: bool = False
+    architectures: tuple[str, ...] = ("gpt", "t5")
+    planned: bool = True
+    widening: str | None = None
+    copies: Literal["equal", "summed"] = "equal"
+    coefficient_products: Callable[[int, int], int] = _no_products
+
+    @property
+    def per_token(self) -> bool:
+        """Whether coefficients follow from the layer's output, so that mixing cannot be deferred."""
+        return self.blocks and self.weights is None
+
+    def mixing(self, block: int, coefficients: Mapping[str, Tensor]) -> Mixing:
+        """The weights (r, M, g) of a layer that computes on block `block`."""
+        if self.weights is None:
+            raise ValueError(f"altup.variant {self.name} has no weights that are the same for all tokens")
+        return load_object(self.weights)(block, coefficients)
 
 
-VARIANTS: dict[str, Variant] = {
-    "altup": Variant(predict_and_correct, altup),
-    "gemma": Variant(predict_and_correct, gemma),
-    "round_robin": Variant(lambda k, j: {"read": one_hot(k, j), "scale": torch.ones(1)}, round_robin),
-    "hc": Variant(connections, hyper_connections),
+PREDICT_AND_CORRECT = {"predict": Coefficient(("K", "K"), "identity"), "correct": Coefficient(("K",), "ones")}
+
+VARIANTS: dict[str, StreamVariant] = {
+    row.name: row
+    for row in (
+        StreamVariant(
+            "altup",
+            PREDICT_AND_CORRECT,
+            STATIC + "altup",
+            reference=REFERENCE + "altup",
+            widening=WIDENING + "widened_prediction",
+        ),
+        StreamVariant(
+            "gemma",
+            PREDICT_AND_CORRECT,
+            STATIC + "gemma",
+            reference=REFERENCE + "gemma",
+            widening=WIDENING + "widened_prediction",
+        ),
+        StreamVariant(
+            "round_robin",
+            {"read": Coefficient(("K",), "one_hot"), "scale": Coefficient((1,), "ones", neutral="zeros")},
+            STATIC + "round_robin",
+            reference=REFERENCE + "round_robin",
+            widening=WIDENING + "widened_reading",
+            copies="summed",
+        ),
+        StreamVariant(
+            "hc",
+            {
+                "read": Coefficient(("K",), "one_hot"),
+                "mix": Coefficient(("K", "K"), "identity"),
+                "write": Coefficient(("K",), "ones"),
+            },
+            STATIC + "hyper_connections",
+            reference=REFERENCE + "hyper_connections",
+            widening=WIDENING + "widened_connection",
+        ),
+        StreamVariant(
+            "dynamic",
+            {
+                "router_norm": Coefficient(("D",), "ones"),
+                "router": Coefficient(("K", "D"), "normal"),
+                "prediction": Coefficient(("K*K", "K"), "zeros"),
+                "correction": Coefficient(("K", "K"), "zeros"),
+            },
+            layer="altup_moe.model.dynamic:DynamicAltUpLayer",
+            reference=REFERENCE + "dynamic",
+            projections=True,
+            clips=True,
+            architectures=("gpt",),
+            planned=False,
+            # The router looks at two blocks, and its K numbers make K^2 + K coefficients.
+            coefficient_products=lambda k, d: 2 * k * d + k**3 + k**2,
+        ),
+        StreamVariant("sum", {}, blocks=False),
+    )
 }
-"""Variants with a block-structured stream and three weights a layer. `sum` has no such stream (its wide embedding is
-summed before the first layer), and `dynamic` computes its weights for every token (`altup.dynamic`)."""
+"""Every variant by its name in `altup.variant`, in the order in which the help lists them."""
+
+
+def find_variant(name: str) -> StreamVariant:
+    """The row of a name. Raises ValueError if there is none."""
+    if name not in VARIANTS:
+        raise ValueError(
+            f"altup.variant {name!r} has no row in altup_moe.altup.variants; there are {', '.join(VARIANTS)}"
+        )
+    return VARIANTS[name]
 
 
 def selected_block(layer: int, width: int, select: str) -> int:

@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from altup_moe.altup.flops import attention_flops
 from altup_moe.bench.options import SequenceBench
 from altup_moe.bench.stepper import Stepper, interleaved, milliseconds_text, run_config
 from altup_moe.config import RunConfig, SequenceConfig
+from altup_moe.config.architectures import ARCHITECTURES
 from altup_moe.config.checks import check_config
+from altup_moe.model.flops import attention_flops
 from altup_moe.parallel.topology import topology
 
 PLAIN = "plain"
@@ -43,8 +44,8 @@ class SequenceResult:
 def models(bench: SequenceBench) -> dict[str, RunConfig]:
     """The plain model and one of each method, equal but for their strides."""
     plain = run_config(bench, bench.width)
-    if bench.arch == "t5":
-        shape = replace(plain.model, arch="t5", decoder_seq_length=bench.decoder_seq_length)
+    if ARCHITECTURES[bench.arch].encoder_decoder:
+        shape = replace(plain.model, arch=bench.arch, decoder_seq_length=bench.decoder_seq_length)
         plain = replace(plain, model=replace(shape, share_embeddings_and_output_weights=False))
     configs = {PLAIN: plain}
     for method in bench.methods:
@@ -101,7 +102,7 @@ def bench_sequence(bench: SequenceBench) -> int:
 def _shape(bench: SequenceBench) -> str:
     """Describe the models in one line."""
     strides = f"{bench.num_layers} layers of which {bench.layers} stride by {bench.stride}"
-    if bench.arch == "gpt":
+    if not ARCHITECTURES[bench.arch].encoder_decoder:
         return f"hidden {bench.hidden_size}, {strides}, K = {bench.width}, sequence {bench.seq_length}"
     return (
         f"t5, hidden {bench.hidden_size}, encoder of {strides}, decoder of {bench.num_layers}, K = {bench.width}, "

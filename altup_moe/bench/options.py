@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from altup_moe.config.schema import Width
+from altup_moe.config.schema import ArchName, Width
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class StepBench:
 class SequenceBench:
     """Training-step time of strided layers beside the plain model: every method, interleaved steps, medians, ratios."""
 
-    arch: Literal["gpt", "t5"] = "gpt"
+    arch: ArchName = "gpt"
     """Architecture (see model.arch); t5 strides in its encoder alone, as the paper does."""
     stride: int = 4
     """Tokens of a window, of which a strided layer sees one."""

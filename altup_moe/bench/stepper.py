@@ -48,10 +48,10 @@ class Stepper:
         self.chunks = self.engine.chunks
         generator = torch.Generator().manual_seed(0)
         m, size = config.model, config.train.micro_batch_size
-        written = m.decoder_length if m.arch == "t5" else m.seq_length
+        written = m.decoder_length if m.encoder_decoder else m.seq_length
         tokens = torch.randint(m.vocab_size, (size, written + 1), generator=generator)
         self.batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.ones(size, written))
-        if m.arch == "t5":
+        if m.encoder_decoder:
             read = torch.randint(m.vocab_size, (size, m.seq_length), generator=generator)
             self.batch = replace(self.batch, encoder_tokens=read, encoder_mask=torch.ones(size, m.seq_length))
 

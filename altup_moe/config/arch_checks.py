@@ -1,7 +1,10 @@
-"""What an architecture does not have: a table. Ranges and divisors that all share are in `checks.py`."""
+"""What an architecture does not have: a table each. Ranges and divisors that all share are in `checks.py`."""
 
 from __future__ import annotations
 
+from altup_moe.altup.lazy import load_object
+from altup_moe.altup.variants import VARIANTS
+from altup_moe.config.architectures import ARCHITECTURES
 from altup_moe.config.errors import ConfigError
 from altup_moe.config.schema import RunConfig
 
@@ -10,12 +13,21 @@ Refused = list[tuple[bool, str, object, str]]
 
 def check_arch(config: RunConfig) -> None:
     """Raise ConfigError for the first value that does not fit model.arch."""
-    for wrong, key, value, fits in _of_t5(config) if config.model.arch == "t5" else _of_gpt(config):
+    m, a = config.model, config.altup
+    if m.arch not in ARCHITECTURES:
+        raise ConfigError("model.arch", m.arch, f"{', '.join(ARCHITECTURES)} would fit")
+    if a.variant not in VARIANTS:
+        raise ConfigError("altup.variant", a.variant, f"{', '.join(VARIANTS)} would fit")
+    for wrong, key, value, fits in load_object(m.architecture.refused)(config):
         if wrong:
             raise ConfigError(key, value, fits)
+    if a.width > 1 and m.arch not in VARIANTS[a.variant].architectures:
+        carried = ", ".join(row.name for row in VARIANTS.values() if m.arch in row.architectures)
+        raise ConfigError("altup.variant", a.variant, f"model.arch {m.arch} does not carry it; {carried} would fit")
 
 
-def _of_gpt(config: RunConfig) -> Refused:
+def refused_by_gpt(config: RunConfig) -> Refused:
+    """What a decoder-only model does not have."""
     m, cross = config.model, config.altup.cross_attention
     only = "is of model.arch t5's decoder; {} would fit"
     layers, length, strided = m.num_decoder_layers, m.decoder_seq_length, config.sequence.decoder_layers
@@ -27,7 +39,8 @@ def _of_gpt(config: RunConfig) -> Refused:
     ]
 
 
-def _of_t5(config: RunConfig) -> Refused:
+def refused_by_t5(config: RunConfig) -> Refused:
+    """What an encoder-decoder does not have."""
     m, p = config.model, config.parallel
     heads, buckets, farthest = (
         m.num_attention_heads,
@@ -54,12 +67,6 @@ def _of_t5(config: RunConfig) -> Refused:
             "model.num_query_groups",
             m.num_query_groups,
             f"model.arch t5 has a key and a value for each query head; {heads} would fit",
-        ),
-        (
-            config.altup.variant == "dynamic" and config.altup.width > 1,
-            "altup.variant",
-            "dynamic",
-            "Gemma-3n's form is that of a decoder alone; altup, gemma, round_robin, hc, sum would fit",
         ),
         (m.qk_layernorm, "model.qk_layernorm", True, "model.arch t5 has no such norms; false would fit"),
         (

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import get_args
 
+from altup_moe.altup.variants import VARIANTS
 from altup_moe.config.arch_checks import check_arch
 from altup_moe.config.data_checks import check_data
 from altup_moe.config.errors import ConfigError
@@ -126,17 +127,19 @@ def _altup(config: RunConfig, world_size: int) -> None:
     a = config.altup
     if a.width not in get_args(Width):
         raise ConfigError("altup.width", a.width, _fitting(get_args(Width)))
-    if a.variant == "dynamic" and not a.recycled:
-        fits = "altup.variant=dynamic expands a narrow embedding by learned projections; true would fit"
+    row = VARIANTS[a.variant]
+    if row.projections and not a.recycled:
+        fits = f"altup.variant={row.name} expands a narrow embedding by learned projections; true would fit"
         raise ConfigError("altup.recycled", False, fits)
-    if a.coef_clip is not None and a.variant != "dynamic":
-        raise ConfigError("altup.coef_clip", a.coef_clip, "needs altup.variant dynamic; null would fit")
-    if a.variant == "sum" and a.recycled:
-        raise ConfigError("altup.recycled", True, "the control altup.variant=sum has wide tables; false would fit")
-    if a.variant == "sum" and a.width > 1 and config.model.share_embeddings_and_output_weights:
-        fits = (
-            f"altup.variant=sum embeds {a.width} times wider than it puts out, so they cannot be tied; false would fit"
-        )
+    if a.coef_clip is not None and not row.clips:
+        clipped = ", ".join(other.name for other in VARIANTS.values() if other.clips)
+        raise ConfigError("altup.coef_clip", a.coef_clip, f"needs altup.variant {clipped}; null would fit")
+    if not row.blocks and a.recycled:
+        fits = f"the control altup.variant={row.name} has wide tables; false would fit"
+        raise ConfigError("altup.recycled", True, fits)
+    if not row.blocks and a.width > 1 and config.model.share_embeddings_and_output_weights:
+        fits = f"altup.variant={row.name} embeds {a.width} times wider than it puts out, so they cannot be tied; "
+        fits += "false would fit"
         raise ConfigError("model.share_embeddings_and_output_weights", True, fits)
 
 
@@ -178,7 +181,7 @@ def _tensor(config: RunConfig, world_size: int) -> None:
         "model.vocab_size": m.vocab_size,
         "model.seq_length": m.seq_length,  # sequence parallelism
     }
-    if m.arch == "t5":
+    if m.encoder_decoder:
         split["model.decoder_seq_length"] = m.decoder_length
     if moe.num_experts == 0 or moe.layer_freq > 1 or moe.partial:  # there are dense MLPs
         split["model.ffn_hidden_size"] = m.ffn_hidden_size

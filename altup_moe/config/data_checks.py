@@ -22,11 +22,11 @@ TASKS = (
 
 def check_data(config: RunConfig, world_size: int) -> None:
     """Raise ConfigError for the first value of `data` that does not fit."""
-    data, t5 = config.data, config.model.arch == "t5"
-    if t5 and data.objective == "causal":
-        fits = "model.arch t5 reads inputs and writes targets; span_corruption, prefix or null would fit"
+    data, row = config.data, config.model.architecture
+    if data.objective is not None and data.objective not in row.objectives:
+        fits = f"model.arch {row.name} reads inputs and writes targets; {', '.join(row.objectives)} or null would fit"
         raise ConfigError("data.objective", data.objective, fits)
-    if t5 and config.model.decoder_length < 2:
+    if row.encoder_decoder and config.model.decoder_length < 2:
         raise ConfigError("model.decoder_seq_length", config.model.decoder_length, "at least 2 would fit")
     if data.tokenizer is not None and data.tokenizer not in TOKENIZERS and not Path(data.tokenizer).is_dir():
         fits = (

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from altup_moe.altup.variants import VARIANTS
+from altup_moe.config.architectures import ARCHITECTURES, Architecture
 
 Width = Literal[1, 2, 4, 8]
 ZeroStage = Literal[1, 2, 3]
-Variant = Literal["altup", "gemma", "round_robin", "hc", "dynamic", "sum"]
+if TYPE_CHECKING:
+    VariantName = str
+    ArchName = str
+else:
+    # The tables say which names there are.
+    VariantName = Literal[tuple(VARIANTS)]
+    ArchName = Literal[tuple(ARCHITECTURES)]
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ class ModelConfig:
     rotary_scaling_factor: float | None = None
     """Llama 3.1's stretching of RoPE: wavelengths above 8192 tokens become this many times longer, those below 2048
     stay, those between are interpolated; None leaves all as they are."""
-    arch: Literal["gpt", "t5"] = "gpt"
+    arch: ArchName = "gpt"
     """gpt, or t5: T5 v1.1's encoder-decoder (relative position biases, unscaled attention, gated GELU, T5's initial
     weights, full key/value heads)."""
     num_decoder_layers: int | None = None
@@ -65,6 +74,16 @@ class ModelConfig:
     """Buckets of t5's relative distances, an even number."""
     relative_attention_max_distance: int = 128
     """Tokens from which on all of t5's distances fall into one bucket."""
+
+    @property
+    def architecture(self) -> Architecture:
+        """The row of `arch`. Raises KeyError if there is none."""
+        return ARCHITECTURES[self.arch]
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether an encoder reads the inputs, and a decoder writes the targets."""
+        return self.architecture.encoder_decoder
 
     @property
     def head_dim(self) -> int:
@@ -84,17 +103,17 @@ class ModelConfig:
     @property
     def total_layers(self) -> int:
         """Layers of the model, of all its stacks."""
-        return self.num_layers + (self.decoder_layers if self.arch == "t5" else 0)
+        return self.num_layers + (self.decoder_layers if self.encoder_decoder else 0)
 
     @property
     def tokens_per_sample(self) -> int:
         """Tokens of a sample that the model computes on."""
-        return self.seq_length + (self.decoder_length if self.arch == "t5" else 0)
+        return self.seq_length + (self.decoder_length if self.encoder_decoder else 0)
 
     @property
     def activation(self) -> str:
         """Activation of the gated MLPs, by transformers' name."""
-        return "gelu_new" if self.arch == "t5" else "silu"
+        return self.architecture.activation
 
 
 @dataclass(frozen=True)
@@ -103,7 +122,7 @@ class AltUpConfig:
 
     width: Width = 2
     """Blocks K of the residual stream; 1 is the plain Transformer."""
-    variant: Variant = "altup"
+    variant: VariantName = "altup"
     """Which (read, mix, write): altup (paper), gemma (computes on the predicted block), round_robin, hc (static
     hyper-connections), dynamic (Gemma-3n's: computed for every token, mixed inline), sum (control)."""
     select: Literal["alternating", "same"] = "alternating"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import get_args
 
+from altup_moe.altup.shape import stream_width
+from altup_moe.altup.variants import find_variant
 from altup_moe.config.errors import ConfigError
 from altup_moe.config.schema import RunConfig, ZeroStage
 
@@ -11,13 +13,13 @@ from altup_moe.config.schema import RunConfig, ZeroStage
 def check_zero(config: RunConfig) -> None:
     """Raise ConfigError for the first value that does not fit the engine deepspeed."""
     t, p, stage = config.train, config.parallel, config.parallel.zero_stage
-    wide = config.altup.width > 1 and config.altup.variant != "sum"
+    wide = stream_width(config.altup.width, config.altup.variant) > 1
     strided = config.sequence.stride > 1 and config.sequence.method == "altup"
     # Deferred, a layer's coefficients are read in the next one too: two recomputed pieces each finish a gradient.
-    deferred = config.overlap.mixing == "deferred" and config.altup.variant != "dynamic"
+    deferred = config.overlap.mixing == "deferred" and not find_variant(config.altup.variant).per_token
     twice = wide and deferred and t.recompute == "full"
-    # Where attention is recomputed, so is t5's bias on its scores, whose table all layers of a stack read.
-    shared = config.model.arch == "t5" and t.recompute != "none"
+    # Where attention is recomputed, so is the bias on its scores, whose table all layers of a stack read.
+    shared = config.model.architecture.shared_bias and t.recompute != "none"
     refused: list[tuple[bool, str, object, str]] = [
         # Its clipping takes the experts of all expert-parallel ranks for copies of the same ones.
         (
@@ -51,7 +53,7 @@ def check_zero(config: RunConfig) -> None:
             stage > 1 and shared,
             "train.recompute",
             t.recompute,
-            f"with model.arch t5 needs parallel.zero_stage 1 ({stage}); none would fit",
+            f"with model.arch {config.model.arch} needs parallel.zero_stage 1 ({stage}); none would fit",
         ),
         (
             stage > 1 and twice,

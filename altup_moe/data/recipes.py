@@ -41,18 +41,18 @@ class Recipe:
 
 def objective_of(model: ModelConfig, data: DataConfig) -> str:
     """`data.objective`, or what the architecture is usually trained on."""
-    return data.objective or ("span_corruption" if model.arch == "t5" else "causal")
+    return data.objective or model.architecture.objectives[0]
 
 
 def wants_sentinels(model: ModelConfig, data: DataConfig) -> bool:
     """Whether a tokenizer made for this run needs a pad token and sentinels."""
-    return model.arch == "t5" or objective_of(model, data) == "span_corruption"
+    return model.encoder_decoder or objective_of(model, data) == "span_corruption"
 
 
 def layout_of(model: ModelConfig, tokenizer: Tokenizer) -> Layout:
     """How this architecture reads a pair of inputs and targets."""
     pad = tokenizer.pad_id
-    if model.arch == "t5":
+    if model.encoder_decoder:
         return lambda pair: encoder_decoder(pair, model.seq_length, model.decoder_length, pad)
     return lambda pair: decoder_only(pair, model.seq_length, pad)
 
@@ -75,7 +75,7 @@ def recipe_of(model: ModelConfig, data: DataConfig, tokenizer: Tokenizer) -> Rec
                 corrupt_spans(tokens, noise_mask(len(tokens), density, mean, random), sentinels, eos)
             ),
         )
-    if objective == "prefix" and model.arch == "t5":
+    if objective == "prefix" and model.encoder_decoder:
         longest = model.decoder_length - 1
         return Recipe(model.seq_length, lambda tokens, random: layout(split_prefix(tokens, longest, eos, random)))
     if objective == "prefix":
@@ -95,13 +95,13 @@ def corruption_lengths(model: ModelConfig, data: DataConfig) -> SpanLengths:
         ConfigError: no window fits, or its targets do not fit into model.decoder_seq_length.
     """
     density, mean, length = data.noise_density, data.mean_noise_span, model.seq_length
-    if model.arch == "t5":
+    if model.encoder_decoder:
         found = longest_window(lambda lengths: lengths.inputs <= length, density, mean)
     else:  # one sequence holds both, and its first token is no label
         found = longest_window(lambda lengths: lengths.inputs + lengths.targets <= length + 1, density, mean)
     if found is None:
         raise ConfigError("model.seq_length", length, "span corruption needs at least 5 tokens")
-    if model.arch == "t5" and found.targets > model.decoder_length:
+    if model.encoder_decoder and found.targets > model.decoder_length:
         fits = f"the targets of {found.inputs} input tokens have {found.targets}; at least that would fit"
         raise ConfigError("model.decoder_seq_length", model.decoder_length, fits)
     return found

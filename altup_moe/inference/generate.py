@@ -22,7 +22,7 @@ def continuation(
     """
     ids = run.tokenizer.encode(prompt) or [run.tokenizer.eod]
     model, length = run.config.model, run.config.model.seq_length
-    answers = model.arch == "t5"
+    answers = model.encoder_decoder
     # What is generated stands behind the prompt, or behind the decoder's start token.
     room, start = (model.decoder_length, 1) if answers else (length - len(ids), len(ids))
     if room < 1 or len(ids) > length:
@@ -45,5 +45,5 @@ def generate_command(
     """`altup-moe generate`: print the prompt and its continuation, or below it an encoder-decoder's answer."""
     run = load_run(run_dir)
     text = continuation(run, prompt, max_new_tokens, temperature, top_p, seed)
-    print(f"{prompt}\n{text}" if run.config.model.arch == "t5" else prompt + text)
+    print(f"{prompt}\n{text}" if run.config.model.encoder_decoder else prompt + text)
     return 0

@@ -43,7 +43,7 @@ def load_run(run_dir: Path) -> FinishedRun:
         raise UserError(f"{run_dir}: has no checkpoint yet")
     tokenizer = load_tokenizer(tokenizer_dir(run_dir))
     special = {"bos_token_id": tokenizer.eod, "eos_token_id": tokenizer.eod, "pad_token_id": tokenizer.pad_id}
-    if config.model.arch == "t5":
+    if config.model.encoder_decoder:
         special |= _start(tokenizer_dir(run_dir))
     model = reference_model(config, **special)
     with Checkpoint(directory) as checkpoint:

@@ -29,7 +29,7 @@ def logits_of(build: Callable[[], Any], model: ModelConfig) -> Tensor:
     """fp32 logits of a model on seeded random tokens, [2, S, V] with S at most 64. It is built here: one at a time."""
     shape = (2, min(64, model.seq_length))
     tokens = torch.randint(model.vocab_size, shape, generator=torch.Generator().manual_seed(0))
-    if model.arch == "t5":
+    if model.encoder_decoder:
         return build().float().eval()(tokens, decoder_input_ids=tokens.flip(1), use_cache=False).logits
     return build().float().eval()(tokens, use_cache=False).logits
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from altup_moe.altup.kernels import kernel
 from altup_moe.altup.mixing import Ahead, Pending, Reading, catch_up, look_ahead, mix_and_write, read, write_back
-from altup_moe.altup.shape import COEFFICIENTS, coefficient_shape
-from altup_moe.altup.variants import VARIANTS, Mixing, selected_block
+from altup_moe.altup.static import Mixing
+from altup_moe.altup.variants import find_variant, selected_block
 from altup_moe.model.transformer_config import AltUpTransformerConfig
 from altup_moe.overlap.deferred_work import later
 
@@ -41,16 +41,15 @@ class AltUpLayer(MegatronModule, BaseTransformerLayer):
         self.block = selected_block(self.layer_number - 1, self.width, config.altup_select)
         self.kernel = kernel(config.altup_kernel, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         device = torch.cuda.current_device()
-        # Their values are set by global name, as all weights' (parallel.seeds).
-        self.coefficients = nn.ParameterDict(
-            {
-                name: nn.Parameter(torch.zeros(coefficient_shape(name, self.width, config.hidden_size), device=device))
-                for name in COEFFICIENTS[config.altup_variant]
-            }
-        )
-        for parameter in self.coefficients.values():
+        self.variant = find_variant(config.altup_variant)
+        self.coefficients = nn.ParameterDict()
+        for name, coefficient in self.variant.coefficients.items():
+            # Values are set by global name, as all weights' (parallel.seeds).
+            value = torch.zeros(coefficient.sizes(self.width, config.hidden_size), device=device)
+            self.coefficients[name] = parameter = nn.Parameter(value)
             # Each tensor rank mixes its slice of the sequence: without the tag its gradient would stay partial.
-            parameter.sequence_parallel = config.sequence_parallel
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+            parameter.weight_decay = coefficient.weight_decay  # type: ignore[attr-defined]
 
     @property
     def layer_number(self) -> int:
@@ -59,7 +58,7 @@ class AltUpLayer(MegatronModule, BaseTransformerLayer):
 
     def mixing(self) -> Mixing:
         """The layer's weights (r, M, g)."""
-        return VARIANTS[self.config.altup_variant].mixing(self.block, dict(self.coefficients.items()))
+        return self.variant.mixing(self.block, dict(self.coefficients.items()))
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Any]:
         """Inline: stream [K*S, B, D] -> (next stream, context). Other arguments go to the layer as they are."""

@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from torch import Tensor, nn
 
+from altup_moe.altup.lazy import load_object
 from altup_moe.config import RunConfig
-from altup_moe.model.gpt import AltUpGPT
 from altup_moe.model.specs import first_layer
-from altup_moe.model.t5 import AltUpT5
-from altup_moe.model.transformer_config import transformer_config
 from altup_moe.parallel.compat import mark_expert_parameters
 from altup_moe.parallel.parameter_mapping import Box, NamedTensor, Shard, pieces
 from altup_moe.parallel.rng import seed_dropout
@@ -33,20 +32,12 @@ def shard_of(topology: Topology) -> Shard:
     )
 
 
-Chunk = AltUpGPT | AltUpT5
-"""What a rank builds: a part of a decoder-only model, or a whole encoder-decoder."""
-
-
-def build_chunk(config: RunConfig, topology: Topology, vp_stage: int | None) -> Chunk:
+def build_chunk(config: RunConfig, topology: Topology, vp_stage: int | None) -> LanguageModule:
     """One model chunk, its weights not yet set."""
     stages = max(1, topology.virtual_size) - 1
     first = topology.pipeline_rank == 0 and vp_stage in (None, 0)
     last = topology.is_last_stage and vp_stage in (None, stages)
-    chunk: Chunk
-    if config.model.arch == "t5":
-        chunk = AltUpT5(transformer_config(config), config.model, config.altup, topology)
-    else:
-        chunk = AltUpGPT(transformer_config(config), config.model, topology, first, last, vp_stage)
+    chunk: LanguageModule = load_object(config.model.architecture.megatron)(config, topology, first, last, vp_stage)
     mark_expert_parameters(chunk)
     return chunk.to(topology.device)
 
@@ -82,7 +73,7 @@ def mark_sharded(chunks: list[nn.Module], config: RunConfig, topology: Topology)
         entry.tensor.tensor_model_parallel = part or ".experts." in entry.name  # type: ignore[attr-defined]
 
 
-def bare_chunks(config: RunConfig, topology: Topology, value: WeightSource = initial) -> list[Chunk]:
+def bare_chunks(config: RunConfig, topology: Topology, value: WeightSource = initial) -> list[LanguageModule]:
     """This rank's model chunks (one, or parallel.virtual_pipeline of them) with their weights, not yet wrapped."""
     seed_dropout(config.train.seed, topology)
     stages: list[int | None] = list(range(topology.virtual_size)) if topology.virtual_size > 1 else [None]

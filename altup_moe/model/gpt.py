@@ -14,11 +14,11 @@ from torch import Tensor
 
 from altup_moe.altup.shape import embedding_width, has_projections, output_width
 from altup_moe.altup.stream import widen
-from altup_moe.config import ModelConfig
+from altup_moe.config import ModelConfig, RunConfig
 from altup_moe.model.altup_block import AltUpBlock
 from altup_moe.model.dynamic import Expand
 from altup_moe.model.specs import stage_spec
-from altup_moe.model.transformer_config import AltUpTransformerConfig
+from altup_moe.model.transformer_config import AltUpTransformerConfig, transformer_config
 from altup_moe.parallel.topology import Topology
 
 
@@ -104,3 +104,8 @@ class AltUpGPT(LanguageModule):
         if labels is None:
             return logits_SBV.transpose(0, 1).contiguous()
         return self.compute_language_model_loss(labels, logits_SBV.to(torch.float32))
+
+
+def gpt_chunk(config: RunConfig, topology: Topology, first: bool, last: bool, vp_stage: int | None) -> AltUpGPT:
+    """One model chunk. ``first``: whether it embeds. ``last``: whether it computes logits."""
+    return AltUpGPT(transformer_config(config), config.model, topology, first, last, vp_stage)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
@@ -14,10 +14,11 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from altup_moe.altup.shape import has_projections, is_moe_layer, stream_width
-from altup_moe.model.altup_layer import AltUpLayer
+from altup_moe.altup.lazy import load_object
+from altup_moe.altup.shape import is_moe_layer, stream_width
+from altup_moe.altup.variants import find_variant
 from altup_moe.model.attention import CoreAttention
-from altup_moe.model.dynamic import DynamicAltUpLayer
+from altup_moe.model.flops import StackKind
 from altup_moe.model.norm import FinalNorm, norm_class
 from altup_moe.model.sequence_layer import SequenceLayer
 from altup_moe.model.tensor_window import WindowedRowParallelLinear
@@ -46,11 +47,7 @@ def cross_attention() -> ModuleSpec:
     return ModuleSpec(module=CrossAttention, params={"attn_mask_type": AttnMaskType.padding}, submodules=slots)
 
 
-Kind = Literal["decoder", "encoder", "cross_decoder"]
-"""Layers of a decoder-only model, and of an encoder-decoder's two stacks."""
-
-
-def layer_spec(config: AltUpTransformerConfig, layer: int, groups: Any, kind: Kind = "decoder") -> ModuleSpec:
+def layer_spec(config: AltUpTransformerConfig, layer: int, groups: Any, kind: StackKind = "decoder") -> ModuleSpec:
     """Spec of the layer with index `layer` in its stack (from 0). ``groups``: Megatron's process groups."""
     experts = config.num_moe_experts or 0
     moe = is_moe_layer(layer, experts, config.moe_layer_freq)
@@ -80,8 +77,7 @@ def layer_spec(config: AltUpTransformerConfig, layer: int, groups: Any, kind: Ki
     if layer in (config.sequence_decoder_layers if kind == "cross_decoder" else config.sequence_layers):
         spec.module, spec.params = SequenceLayer, {"causal": kind != "encoder"}
     if stream_width(config.altup_width, config.altup_variant) > 1:
-        dynamic = has_projections(config.altup_width, config.altup_variant)
-        outer = DynamicAltUpLayer if dynamic else AltUpLayer
+        outer = load_object(find_variant(config.altup_variant).layer)
         return ModuleSpec(module=outer, params={"layer": spec.module, **spec.params}, submodules=slots)
     return spec
 
@@ -101,7 +97,7 @@ def stage_spec(config: AltUpTransformerConfig, topology: Topology, vp_stage: int
     )
 
 
-def stack_spec(config: AltUpTransformerConfig, topology: Topology, layers: int, kind: Kind) -> Any:
+def stack_spec(config: AltUpTransformerConfig, topology: Topology, layers: int, kind: StackKind) -> Any:
     """Specs of a whole stack's layers and its final norm."""
     specs = [layer_spec(config, n, topology.groups, kind) for n in range(layers)]
     return TransformerBlockSubmodules(layer_specs=specs, layer_norm=FinalNorm)

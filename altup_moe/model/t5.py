@@ -13,11 +13,12 @@ from torch import Tensor
 
 from altup_moe.altup.shape import embedding_width, output_width
 from altup_moe.altup.stream import widen
-from altup_moe.config import AltUpConfig, ModelConfig
+from altup_moe.config import AltUpConfig, ModelConfig, RunConfig
 from altup_moe.model.altup_block import AltUpBlock
 from altup_moe.model.attention import RelativeBias
-from altup_moe.model.specs import Kind, stack_spec
-from altup_moe.model.transformer_config import AltUpTransformerConfig
+from altup_moe.model.flops import StackKind
+from altup_moe.model.specs import stack_spec
+from altup_moe.model.transformer_config import AltUpTransformerConfig, transformer_config
 from altup_moe.moe.records import RecordsRouting
 from altup_moe.parallel.topology import Topology
 
@@ -72,7 +73,7 @@ class AltUpT5(LanguageModule):
         self.setup_embeddings_and_output_layer()
 
     @staticmethod
-    def _stack(config: AltUpTransformerConfig, topology: Topology, layers: int, kind: Kind) -> AltUpBlock:
+    def _stack(config: AltUpTransformerConfig, topology: Topology, layers: int, kind: StackKind) -> AltUpBlock:
         spec = stack_spec(config, topology, layers, kind)
         return AltUpBlock(config, spec, pre_process=True, post_process=True, pg_collection=topology.groups)
 
@@ -107,3 +108,8 @@ class AltUpT5(LanguageModule):
 
     def _widened(self, tokens: Tensor) -> Tensor:
         return widen(self.embedding(input_ids=tokens, position_ids=None), *self.stream_shape)
+
+
+def t5_chunk(config: RunConfig, topology: Topology, first: bool, last: bool, vp_stage: int | None) -> AltUpT5:
+    """The whole model, which is the only chunk: there are no pipeline stages."""
+    return AltUpT5(transformer_config(config), config.model, config.altup, topology)

@@ -66,7 +66,7 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
         gated_linear_unit=True,
         activation_func=ACTIVATIONS[m.activation],
         activation=m.activation,
-        softmax_scale=1.0 if m.arch == "t5" else None,
+        softmax_scale=m.architecture.attention_scale,
         add_bias_linear=False,
         bias_dropout_fusion=False,
         bias_activation_fusion=False,

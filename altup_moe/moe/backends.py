@@ -40,8 +40,9 @@ losses, checkpoints that move.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 
+from altup_moe.altup.lazy import load_object
+from altup_moe.altup.variants import find_variant
 from altup_moe.config import ConfigError, RunConfig
 
 
@@ -60,8 +61,7 @@ class Backend:
 
     def load(self) -> type:
         """The layer's class; imports the backend's library."""
-        module, _, name = self.layer.partition(":")
-        return getattr(import_module(module), name)
+        return load_object(self.layer)
 
 
 BACKENDS = {
@@ -89,15 +89,17 @@ def mixes_in_windows(config: RunConfig) -> bool:
 
 
 def _deferrable(config: RunConfig) -> bool:
-    """Whether mixing is to be deferred, and can be: coefficients of `dynamic` follow from the layer's output."""
-    return config.overlap.mixing == "deferred" and config.altup.variant != "dynamic"
+    """Whether mixing is to be deferred, and the stream's coefficients do not follow from the layer's output."""
+    return config.overlap.mixing == "deferred" and not find_variant(config.altup.variant).per_token
 
 
 def shut_windows(config: RunConfig) -> str | None:
     """One line about what `overlap` asks for and the stream or the backend's exchange does not allow, or None."""
     shut = []
     if config.overlap.mixing == "deferred" and not _deferrable(config) and config.altup.width > 1:
-        shut.append("altup.variant dynamic takes its coefficients from the layer's output: mixing is inline")
+        shut.append(
+            f"altup.variant {config.altup.variant} takes its coefficients from the layer's output: mixing is inline"
+        )
     if config.moe.num_experts > 0 and not find_backend(config.moe.backend).windows:
         shut += _asked_of_backend(config)
     return "; ".join(shut) or None

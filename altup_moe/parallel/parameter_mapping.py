@@ -14,9 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from altup_moe.altup.shape import (
-    COEFFICIENTS,
     SEQUENCE_COEFFICIENTS,
-    coefficient_shape,
     context_width,
     embedding_width,
     has_projections,
@@ -24,6 +22,7 @@ from altup_moe.altup.shape import (
     output_width,
     stream_width,
 )
+from altup_moe.altup.variants import find_variant
 from altup_moe.config import RunConfig
 from altup_moe.config.sequence import strided_decoder_layers, strided_layers
 from altup_moe.moe.backends import find_backend
@@ -177,8 +176,7 @@ def pieces(local_name: str, layer_offset: int, shard: Shard, config: RunConfig) 
         KeyError: a name that no rule covers (a new parameter needs one here).
     """
     m, a = config.model, config.altup
-    two_stacks = m.arch == "t5"
-    embedding = "shared.weight" if two_stacks else "model.embed_tokens.weight"
+    stacks, embedding = m.architecture.stacks, m.architecture.embedding
     if local_name == "embedding.word_embeddings.weight":
         width = embedding_width(m.hidden_size, a.width, a.recycled)
         return [_rows(embedding, m.vocab_size, width, shard.tensor)]
@@ -193,16 +191,14 @@ def pieces(local_name: str, layer_offset: int, shard: Shard, config: RunConfig) 
         name = f"{local_name.partition('_')[0]}.relative_attention_bias.weight"
         return _columns(name, m.relative_attention_num_buckets, m.num_attention_heads, shard.tensor)
     if local_name == "decoder.final_layernorm.weight":
-        name = f"{'decoder' if two_stacks else 'model'}.norm.weight"
-        return _whole(name, output_width(m.hidden_size, a.width, a.variant, a.recycled))
+        return _whole(f"{stacks['decoder']}.norm.weight", output_width(m.hidden_size, a.width, a.variant, a.recycled))
     projection = _PROJECTION.fullmatch(local_name)
     if projection:
         end = "altup_projections" if projection[1] == "expand" else "altup_unembed_projections"
         return _whole(f"model.{end}.{projection[2]}.weight", m.hidden_size, m.hidden_size)
     match = _LAYER.fullmatch(local_name)
     if match:
-        stack = match[1] if two_stacks else "model"
-        return _layer_pieces(match[3], f"{stack}.layers.{int(match[2]) + layer_offset}", shard, config)
+        return _layer_pieces(match[3], f"{stacks[match[1]]}.layers.{int(match[2]) + layer_offset}", shard, config)
     raise KeyError(f"no global name for the parameter {local_name}")
 
 
@@ -210,7 +206,8 @@ def _layer_pieces(name: str, prefix: str, shard: Shard, config: RunConfig) -> li
     m, a, moe = config.model, config.altup, config.moe
     match name.split("."):
         case ["coefficients", coefficient]:
-            return _whole(f"{prefix}.altup.{coefficient}", *coefficient_shape(coefficient, a.width, m.hidden_size))
+            shape = find_variant(a.variant).coefficients[coefficient].sizes(a.width, m.hidden_size)
+            return _whole(f"{prefix}.altup.{coefficient}", *shape)
         case ["sequence", coefficient]:
             shape = SEQUENCE_COEFFICIENTS[config.sequence.method][coefficient]
             return _whole(f"{prefix}.sequence.{coefficient}", *shape)
@@ -272,7 +269,7 @@ def local_names(config: RunConfig, layers: range, first: bool, last: bool, exper
     others = config.altup.width - 1 if has_projections(config.altup.width, config.altup.variant) else 0
     if first:
         yield from (f"expand.{index}.weight" for index in range(others))
-    if config.model.arch == "t5":
+    if config.model.encoder_decoder:
         yield from _stack_names(config, "encoder", layers, experts)
         yield from ("encoder.final_layernorm.weight", "encoder_bias.weight", "decoder_bias.weight")
         layers = range(config.model.decoder_layers)
@@ -286,14 +283,14 @@ def local_names(config: RunConfig, layers: range, first: bool, last: bool, exper
 
 def _stack_names(config: RunConfig, stack: str, layers: range, experts: int) -> Iterator[str]:
     wide = stream_width(config.altup.width, config.altup.variant) > 1
-    crossed = config.model.arch == "t5" and stack == "decoder"
+    crossed = config.model.encoder_decoder and stack == "decoder"
     if crossed:
         strided = strided_decoder_layers(config.sequence, config.model.decoder_layers)
     else:
         strided = strided_layers(config.sequence, config.model.num_layers)
     for index, layer in enumerate(layers):
         inner = f"{stack}.layers.{index}.layer" if wide else f"{stack}.layers.{index}"
-        for coefficient in COEFFICIENTS[config.altup.variant] if wide else ():
+        for coefficient in find_variant(config.altup.variant).coefficients if wide else ():
             yield f"{stack}.layers.{index}.coefficients.{coefficient}"
         if layer in strided:
             yield from (f"{inner}.sequence.{c}" for c in SEQUENCE_COEFFICIENTS[config.sequence.method])

@@ -13,8 +13,10 @@ import math
 import torch
 from torch import Tensor
 
+from altup_moe.altup.lazy import load_object
 from altup_moe.altup.sequence import initial_coefficients
-from altup_moe.altup.variants import VARIANTS, selected_block
+from altup_moe.altup.static import starting_value
+from altup_moe.altup.variants import find_variant, selected_block
 from altup_moe.config import RunConfig
 from altup_moe.parallel.parameter_mapping import Box
 
@@ -61,21 +63,21 @@ def initial(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> T
     """The box of the initial value of a global parameter or buffer.
 
     Matrices are normal with model.init_method_std, those that write into the residual stream (o_proj, down_proj)
-    divided by sqrt(2 num_layers), those of arch t5 as `t5_std` says; norms are 1, the routers' balancing bias 0, AltUp
+    divided by sqrt(2 num_layers), or as the architecture's row says; norms are 1, the routers' balancing bias 0, AltUp
     coefficients as their variant says. Projections at the ends of a dynamic stream are the identity and such a matrix:
     nearly equal blocks, so that the model is nearly the plain one, but no two that stay equal.
     """
     index = tuple(slice(a, b) for a, b in box)
     leaf = name.split(".")[-2] if name.endswith(".weight") else name.split(".")[-1]
-    if ".altup." in name and config.altup.variant == "dynamic":
-        return _dynamic(name, leaf, shape, box, config)
     if name.startswith(("model.altup_projections.", "model.altup_unembed_projections.")):
         drawn = normal(name, shape, box, config.model.init_method_std, config.train.seed)
         return torch.eye(*shape)[index] + drawn
     if ".altup." in name:
-        layer = int(name.split(".")[2])
-        block = selected_block(layer, config.altup.width, config.altup.select)
-        return VARIANTS[config.altup.variant].initial(config.altup.width, block)[leaf][index]
+        start = find_variant(config.altup.variant).coefficients[leaf].initial
+        if start == "normal":
+            return normal(name, shape, box, config.model.init_method_std, config.train.seed)
+        block = selected_block(int(name.split(".")[2]), config.altup.width, config.altup.select)
+        return starting_value(start, shape, block)[index]
     if ".sequence." in name:
         return initial_coefficients(config.sequence.method)[leaf][index]
     if leaf == "expert_bias":
@@ -83,17 +85,10 @@ def initial(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> T
     if leaf.endswith("norm"):
         return torch.ones(shape)[index]
     m = config.model
-    if m.arch == "t5":
-        return normal(name, shape, box, t5_std(leaf, shape[1], m.hidden_size, m.head_dim), config.train.seed)
+    if m.architecture.initial_std is not None:
+        std = load_object(m.architecture.initial_std)(leaf, shape[1], m.hidden_size, m.head_dim)
+        return normal(name, shape, box, std, config.train.seed)
     std = m.init_method_std
     if leaf in ("o_proj", "down_proj"):
         std /= math.sqrt(2 * m.num_layers)
     return normal(name, shape, box, std, config.train.seed)
-
-
-def _dynamic(name: str, leaf: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> Tensor:
-    """A coefficient of `altup.dynamic`: a drawn router, and predictions and corrections that do not heed it yet."""
-    if leaf == "router":
-        return normal(name, shape, box, config.model.init_method_std, config.train.seed)
-    value = torch.ones(shape) if leaf == "router_norm" else torch.zeros(shape)
-    return value[tuple(slice(a, b) for a, b in box)]

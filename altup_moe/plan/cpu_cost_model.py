@@ -11,9 +11,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from altup_moe.altup.flops import layer_products
 from altup_moe.altup.shape import embedding_width, is_moe_layer, output_width, stream_width
 from altup_moe.config import RunConfig
+from altup_moe.model.flops import layer_products
 from altup_moe.plan.routes import local_tokens
 
 ForwardBackward = tuple[float, float]

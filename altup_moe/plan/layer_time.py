@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from altup_moe.altup.flops import layer_products, output_products
-from altup_moe.altup.parts import Parts
 from altup_moe.altup.shape import is_moe_layer, stream_width
 from altup_moe.config import RunConfig
+from altup_moe.model.flops import Parts, layer_products, output_products
 from altup_moe.moe.backends import mixes_in_windows
 from altup_moe.parallel.rank_coordinates import Chunk, Place
 from altup_moe.plan.buffers import PARAMETER_BYTES

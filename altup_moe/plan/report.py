@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from altup_moe.altup.flops import flops_per_token, model_products
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import num_microbatches
 from altup_moe.config.units import GIB
+from altup_moe.model.flops import flops_per_token, model_products
 from altup_moe.plan.cluster import Cluster
 from altup_moe.plan.layer_time import Window
 from altup_moe.plan.memory import Memory

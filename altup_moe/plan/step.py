@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from altup_moe.altup.flops import flops_per_token
 from altup_moe.altup.shape import is_moe_layer
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import CHECKS, check_files, num_microbatches
 from altup_moe.config.units import GIB
+from altup_moe.model.flops import flops_per_token
 from altup_moe.parallel.rank_coordinates import Place, chunks
 from altup_moe.plan.buffers import PARAMETER_BYTES
 from altup_moe.plan.cluster import Cluster

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from altup_moe.altup.shape import embedding_width, is_moe_layer, output_width, stream_width
+from altup_moe.altup.variants import find_variant
 from altup_moe.config import ConfigError, RunConfig
 from altup_moe.config.checks import num_microbatches
 from altup_moe.parallel.rank_coordinates import Chunk, Place, chunks
@@ -30,9 +31,9 @@ def check_modelled(config: RunConfig) -> None:
         raise ConfigError("moe.backend", config.moe.backend, fits)
     a = config.altup
     unplanned: list[tuple[bool, str, object, object]] = [
-        (config.model.arch != "gpt", "model.arch", config.model.arch, "gpt"),
+        (not config.model.architecture.planned, "model.arch", config.model.arch, "gpt"),
         (config.sequence.stride > 1, "sequence.stride", config.sequence.stride, 1),
-        (a.variant == "dynamic" and a.width > 1, "altup.variant", a.variant, "altup"),
+        (a.width > 1 and not find_variant(a.variant).planned, "altup.variant", a.variant, "altup"),
         (config.optim.optimizer != "adamw", "optim.optimizer", config.optim.optimizer, "adamw"),
     ]
     for wrong, key, value, fit in unplanned:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from altup_moe.altup.flops import flops_per_token
+from altup_moe.model.flops import flops_per_token
 from altup_moe.parallel.counts import parameters
 from altup_moe.parallel.start_ranks import ROOT
 from altup_moe.study.records import CurvePoint, Experts, Hardware, Latency, Quality, Spread, StudyRow

@@ -130,9 +130,9 @@ class Texts:
         """Load a row's model and the first `prompt` tokens of its first held-out sample (None: half of the sample)."""
         run = load_run(RowDirectory(root).run_dir)
         shape, sample = run.config.model, run_samples(run.config, scan=False).valid[0]
-        text = sample["encoder_tokens" if shape.arch == "t5" else "tokens"]
+        text = sample["encoder_tokens" if shape.encoder_decoder else "tokens"]
         length = prompt or max(1, shape.seq_length // 2)
-        room = shape.decoder_length if shape.arch == "t5" else shape.seq_length - length
+        room = shape.decoder_length if shape.encoder_decoder else shape.seq_length - length
         return cls(run.model, text[None, :length].to(run.model.device), room)
 
     def read(self) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from altup_moe.altup.flops import flops_per_token
+from altup_moe.model.flops import flops_per_token
 from altup_moe.study.records import StudyRow
 from altup_moe.study.spec import MeasureSpec, RowSpec, Study
 from altup_moe.study.study_directory import RowDirectory, StudyDirectory, read_json_or_none

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from altup_moe.altup.flops import flops_per_token
 from altup_moe.checkpoint.manifest import Manifest
 from altup_moe.checkpoint.restore import random_streams, restore
 from altup_moe.checkpoint.saver import Saved, SaveError, Saver, libraries
@@ -23,6 +22,7 @@ from altup_moe.config.exit_codes import EXIT_STOPPED
 from altup_moe.config.load import save_config
 from altup_moe.config.run_directory import checkpoints_dir, config_file, kernels_dir, profile_dir, tokenizer_dir
 from altup_moe.model.build import named_tensors
+from altup_moe.model.flops import flops_per_token
 from altup_moe.moe.backends import find_backend, shut_windows
 from altup_moe.parallel.control_collectives import any_of
 from altup_moe.parallel.rng import rng_state, seed_dropout, set_rng_state

@@ -22,11 +22,14 @@ def is_coefficient(name: str) -> bool:
 def group_overrides(optim: OptimConfig, name: str, parameter: Tensor) -> tuple[str, dict[str, float]]:
     """(group, what differs from the defaults there) of a parameter, by its Megatron name.
 
-    Coefficients: own learning rate, no decay. Norms (vectors): no decay. Matrices: the defaults.
+    Coefficients: own learning rate, and no decay unless their variant asks for it (`AltUpLayer` marks them). Norms
+    (vectors): no decay. Matrices: the defaults.
     """
     if is_coefficient(name):
         mult = optim.coefficient_lr_mult
         rates = {"max_lr": optim.learning_rate * mult, "min_lr": optim.min_learning_rate * mult}
+        if getattr(parameter, "weight_decay", False):
+            return "decayed coefficients", rates
         return "coefficients", {"wd_mult": 0.0, **rates}
     return ("vectors", {"wd_mult": 0.0}) if parameter.dim() == 1 else ("matrices", {})
 
@@ -41,8 +44,10 @@ def parameter_groups(optim: OptimConfig) -> dict[ParamKey, dict[str, float]]:
             )
         )
 
-    one, matrix = torch.empty(1), torch.empty(1, 1)
-    kinds = (group_overrides(optim, name, like) for name, like in ((".coefficients.", matrix), ("norm", one)))
+    vector, decayed = torch.empty(1), torch.empty(1)
+    decayed.weight_decay = True  # type: ignore[attr-defined]
+    examples = ((".coefficients.", vector), (".coefficients.", decayed), ("norm", vector))
+    kinds = (group_overrides(optim, name, like) for name, like in examples)
     return {of(group): overrides for group, overrides in kinds}
 
 

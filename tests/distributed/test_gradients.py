@@ -32,12 +32,12 @@ def _reference(config: RunConfig, weights=skewed):
     return reference_step(config, weights)
 
 
-def assert_parity(config: RunConfig, size: int, weights=skewed) -> None:
+def assert_parity(config: RunConfig, size: int, weights=skewed, step=layout_step) -> None:
     """Loss and gradients of one step on `size` ranks against the reference."""
     # The reference is one process: its step does not depend on the layout, and is computed once a model.
     plain = replace(config, parallel=LAYOUTS["one"], train=replace(config.train, recompute="none"))
     loss, expected = _reference(plain, weights)
-    ranks = run_ranks(size, layout_step, config, weights)
+    ranks = run_ranks(size, step, config, weights)
     for rank, (got, _) in enumerate(ranks):
         assert got == pytest.approx(loss, rel=TOLERANCE), f"loss on rank {rank}"
     difference, where = worst_difference(expected, ranks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from altup_moe.altup.variants import find_variant
 from altup_moe.checkpoint.grow.rules import Growth, has_experts
 from altup_moe.config import ConfigError, UserError
 from altup_moe.config.checks import check_config, smallest_world
@@ -43,9 +44,9 @@ def _strided(growth: Growth) -> None:
 
 
 def _arch(growth: Growth) -> None:
-    arch = growth.source.model.arch
-    if arch != "gpt":
-        raise ConfigError("model.arch", arch, "growing knows one stack of layers; a source of arch gpt would fit")
+    row = growth.source.model.architecture
+    if not row.grown:
+        raise ConfigError("model.arch", row.name, "growing knows one stack of layers; a source of arch gpt would fit")
 
 
 def _kept(growth: Growth) -> None:
@@ -72,17 +73,20 @@ def _stream(growth: Growth) -> None:
         if before != after:
             fits = f"another function of the source's {old.width} blocks (of one block it would do); {before} would fit"
             raise ConfigError(f"altup.{key}", after, fits)
-    if new.variant == "dynamic" and new.width != old.width:
+    row = find_variant(new.variant)
+    if row.blocks and row.widening is None and new.width != old.width:
         kept = f"altup.width {old.width}" if old.width > 1 else "altup or gemma"
-        why = "learned projections expand and contract its stream, of which no copies are made"
+        why = "no rule copies the blocks of its stream"
+        if row.projections:
+            why = "learned projections expand and contract its stream, of which no copies are made"
         raise ConfigError("altup.variant", new.variant, f"{why}; {kept} would fit")
-    if new.variant != "round_robin" or new.width == old.width:
+    if row.copies != "summed" or new.width == old.width:
         return
     if old.width == 1:
         fits = "adds y to a block, where the plain Transformer replaces x by y, its residual included: no coefficients "
         raise ConfigError("altup.variant", new.variant, fits + "make them equal; altup or gemma would fit")
     if not new.recycled:
-        fits = f"copies of a round_robin block come apart, and the final norm over them differs; {old.width} would fit"
+        fits = f"copies of a {row.name} block come apart, and the final norm over them differs; {old.width} would fit"
         raise ConfigError("altup.width", new.width, fits)
 
 
@@ -146,7 +150,7 @@ def _upcycling(growth: Growth) -> None:
     copies = bool(copied) or (growth.expert_times > 1 and not growth.split_experts)
     if growth.expert_noise and not copies:
         raise ConfigError("expert_noise", growth.expert_noise, "no expert is copied; 0 would fit")
-    wider = growth.width_times > 1 and growth.target.altup.variant != "sum"
+    wider = growth.width_times > 1 and find_variant(growth.target.altup.variant).blocks
     if growth.coefficient_noise and not wider:
         raise ConfigError("coefficient_noise", growth.coefficient_noise, "the stream becomes no wider; 0 would fit")
 

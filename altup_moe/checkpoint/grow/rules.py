@@ -36,9 +36,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from altup_moe.altup.lazy import load_object
 from altup_moe.altup.shape import output_width, stream_width
-from altup_moe.altup.variants import selected_block
-from altup_moe.checkpoint.grow.stream import identity, twins, widened
+from altup_moe.altup.variants import find_variant, selected_block
+from altup_moe.altup.widening import neutral_value, twins
 from altup_moe.checkpoint.slices import whole
 from altup_moe.config import RunConfig
 from altup_moe.parallel.seeds import initial, normal
@@ -87,7 +88,9 @@ class Growth:
 def stays_equal(growth: Growth) -> list[str]:
     """What training will leave equal, a readable line each: copies whose gradients are equal in every step."""
     source, target, lines = growth.source, growth.target, []
-    if growth.width_times > 1 and target.altup.variant in ("altup", "gemma", "hc") and not growth.coefficient_noise:
+    row = find_variant(target.altup.variant)
+    copied = row.widening is not None and row.copies == "equal"
+    if growth.width_times > 1 and copied and not growth.coefficient_noise:
         blocks = twins(source.altup.width, growth.width_times, target.model.num_layers, target.altup.select)
         if blocks:
             which = ", ".join(map(str, blocks))
@@ -167,14 +170,15 @@ def _table(name: str, growth: Growth) -> Rule:
         # Block i of the copies is block i mod K.
         return old.repeat(*[1] * (old.ndim - 1), m)
 
-    if m == 1 or (a.variant == "sum" and name != "model.embed_tokens.weight"):
+    row = find_variant(a.variant)
+    if m == 1 or not (row.blocks or name == "model.embed_tokens.weight"):
         return _kept(name)
-    if a.variant == "sum":
+    if not row.blocks:
         return Rule(name, lambda old: torch.nn.functional.pad(old, (0, (m - 1) * old.shape[1])), side_by_side)
     if output_width(d, a.width, a.variant, a.recycled) == d:
-        if a.variant == "round_robin" and name == "model.embed_tokens.weight":
+        if row.copies == "summed" and name == "model.embed_tokens.weight":
             return Rule(name, lambda old: old / m, _same, m)
-        if a.variant == "round_robin" and name == "model.norm.weight" and tied:
+        if row.copies == "summed" and name == "model.norm.weight" and tied:
             return Rule(name, lambda old: old * m, _same, 1 / m)
         return _kept(name)
     if name == "model.embed_tokens.weight":
@@ -186,22 +190,25 @@ def _table(name: str, growth: Growth) -> Rule:
 
 def _coefficient(name: str, layer: int, leaf: str, shape: tuple[int, ...], growth: Growth) -> Rule:
     source, target, m = growth.source, growth.target, growth.width_times
-    if target.altup.variant == "dynamic":
-        # Only layers are added, and a new one heeds no router yet.
+    row = find_variant(target.altup.variant)
+    if row.per_token:
+        # Only layers are added, and a new one starts as the layer of a new model.
         return _kept(name) if layer < source.model.num_layers else _drawn(name, shape, growth)
+    coefficient = row.coefficients[leaf]
     width = stream_width(source.altup.width, source.altup.variant)
     block = selected_block(layer, target.altup.width, target.altup.select)
     known = width > 1 and layer < source.model.num_layers
-    if known and (m == 1 or leaf == "scale"):
+    if known and (m == 1 or not coefficient.has_blocks):
         return _kept(name)
     summed = target.altup.recycled and layer == target.model.num_layers - 1
 
-    def value(old: Tensor) -> Tensor:
-        start = old if known else identity(leaf, width, block % width)
-        wide = widened(target.altup.variant, leaf, start, m, block, summed)
-        return wide + _noise(name, shape, growth.coefficient_noise if m > 1 else 0.0, growth.seed)
+    def grown(old: Tensor) -> Tensor:
+        value = old if known else neutral_value(coefficient, width, target.model.hidden_size, block % width)
+        if row.widening is not None:
+            value = load_object(row.widening)(leaf, value, m, block, summed)
+        return value + _noise(name, shape, growth.coefficient_noise if m > 1 else 0.0, growth.seed)
 
-    return Rule(name if known else None, value, why=UNKNOWN_SHARE if known else NEW)
+    return Rule(name if known else None, grown, why=UNKNOWN_SHARE if known else NEW)
 
 
 def _noise(name: str, shape: tuple[int, ...], std: float, seed: int) -> Tensor:

@@ -30,7 +30,7 @@ def plain_family(config: RunConfig) -> str:
     stride = config.sequence.stride
     if stride > 1:
         raise ConfigError("sequence.stride", stride, "no plain model strides; 1 would fit, or leave out --plain")
-    if m.arch == "t5":
+    if m.encoder_decoder:
         if moe.num_experts:
             raise ConfigError("moe.num_experts", moe.num_experts, "T5 is dense; 0 would fit, or leave out --plain")
         return "t5"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from altup_moe.altup.lazy import load_object
 from altup_moe.config import RunConfig
 from altup_moe.model.reference.config import AltUpMoEConfig
 from altup_moe.model.reference.gpt import AltUpMoEForCausalLM
@@ -12,7 +13,7 @@ ReferenceModel = AltUpMoEForCausalLM | AltUpMoEForConditionalGeneration
 
 def class_of(config: RunConfig) -> type[ReferenceModel]:
     """The model's class."""
-    return AltUpMoEForConditionalGeneration if config.model.arch == "t5" else AltUpMoEForCausalLM
+    return load_object(config.model.architecture.reference)
 
 
 def reference_config(config: RunConfig, **special_tokens: int | None) -> AltUpMoEConfig:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
+from altup_moe.altup.shape import has_projections, stream_width
+from altup_moe.altup.variants import VARIANTS, selected_block
 from altup_moe.config import ConfigError, RunConfig
-from altup_moe.config.schema import Variant
 from altup_moe.config.sequence import layer_range
 
 
@@ -70,10 +71,11 @@ class AltUpMoEConfig(PretrainedConfig):
             raise ConfigError(
                 "num_key_value_heads", self.num_key_value_heads, f"must divide {self.num_attention_heads}"
             )
-        if self.altup_variant not in get_args(Variant):
-            raise ConfigError("altup_variant", self.altup_variant, f"one of {', '.join(get_args(Variant))}")
-        if self.altup_variant == "dynamic" and not self.altup_recycled:
-            raise ConfigError("altup_recycled", False, "altup_variant dynamic expands a narrow embedding; True")
+        if self.altup_variant not in VARIANTS:
+            raise ConfigError("altup_variant", self.altup_variant, f"one of {', '.join(VARIANTS)}")
+        if VARIANTS[self.altup_variant].projections and not self.altup_recycled:
+            fits = f"altup_variant {self.altup_variant} expands a narrow embedding; True"
+            raise ConfigError("altup_recycled", False, fits)
         if self.sequence_method not in ("altup", "stride_and_skip", "average_pool"):
             fits = "one of altup, stride_and_skip, average_pool"
             raise ConfigError("sequence_method", self.sequence_method, fits)
@@ -86,17 +88,17 @@ class AltUpMoEConfig(PretrainedConfig):
     @property
     def stream_width(self) -> int:
         """Blocks K that travel through the layers; the control `sum` has one."""
-        return 1 if self.altup_variant == "sum" else self.altup_width
+        return stream_width(self.altup_width, self.altup_variant)
 
     @property
-    def dynamic(self) -> bool:
-        """Whether coefficients are computed for every token, and learned matrices stand at both ends of the stream."""
-        return self.altup_variant == "dynamic" and self.altup_width > 1
+    def has_projections(self) -> bool:
+        """Whether learned matrices stand at both ends of the stream."""
+        return has_projections(self.altup_width, self.altup_variant)
 
     @property
     def embedding_width(self) -> int:
         """Features of an embedding row; the control `sum` always has K blocks to sum."""
-        narrow = self.altup_recycled and self.altup_variant != "sum"
+        narrow = self.altup_recycled and VARIANTS[self.altup_variant].blocks
         return self.hidden_size * (1 if narrow else self.altup_width)
 
     @property
@@ -106,7 +108,7 @@ class AltUpMoEConfig(PretrainedConfig):
 
     def selected_block(self, layer: int) -> int:
         """Block j that layer `layer` (from 0) computes on."""
-        return layer % self.stream_width if self.altup_select == "alternating" else 0
+        return selected_block(layer, self.stream_width, self.altup_select)
 
     def is_strided(self, layer: int) -> bool:
         """Whether layer `layer` (from 0) runs on every sequence_stride-th token."""

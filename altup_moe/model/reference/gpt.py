@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, Pr
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from altup_moe.altup.variants import find_variant
 from altup_moe.model.reference.config import AltUpMoEConfig
 from altup_moe.model.reference.layers import (
     Attention,
@@ -114,7 +115,7 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_width)
         self.layers = nn.ModuleList(Layer(config, n) for n in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.output_width, config.rms_norm_eps)
-        if config.dynamic:
+        if config.has_projections:
             self.altup_projections = projections(config.hidden_size, config.altup_width)
             self.altup_unembed_projections = projections(config.hidden_size, config.altup_width)
 
@@ -125,9 +126,9 @@ class Decoder(nn.Module):
         `dynamic`: the row and its K - 1 projections, all of one magnitude.
         """
         d, k = self.config.hidden_size, self.config.stream_width
-        if self.config.altup_variant == "sum":
+        if not find_variant(self.config.altup_variant).blocks:
             return embedded.unflatten(-1, (-1, d)).sum(-2)[None]
-        if self.config.dynamic:
+        if self.config.has_projections:
             return torch.stack([embedded, *(project(embedded, embedded) for project in self.altup_projections)])
         if self.config.altup_recycled:
             return embedded.expand(k, *embedded.shape)
@@ -138,7 +139,7 @@ class Decoder(nn.Module):
 
         `dynamic`: the mean of block 0 and the others' projections, all of one magnitude.
         """
-        if self.config.dynamic:
+        if self.config.has_projections:
             others = zip(self.altup_unembed_projections, x_KBSD[1:], strict=True)
             return torch.stack([x_KBSD[0], *(project(x, x_KBSD[0]) for project, x in others)]).mean(0)
         return joined(x_KBSD, self.config.altup_recycled)

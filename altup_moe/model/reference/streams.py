@@ -12,11 +12,76 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from altup_moe.altup.lazy import load_object
+from altup_moe.altup.static import Mixing, starting_value
+from altup_moe.altup.variants import find_variant
 from altup_moe.model.reference.config import AltUpMoEConfig
 from altup_moe.model.reference.layers import full, never_halved
 
 
-class PredictCorrect(nn.Module):
+class Stream(nn.Module):
+    """What stands around one layer. Its coefficients are fp32 and stay so."""
+
+    def reset(self) -> None:
+        """Set the coefficients to their initial values."""
+        raise NotImplementedError
+
+    def before(self, x_KBSD: Tensor) -> tuple[Tensor, Tensor]:
+        """(what the layer computes on [B, S, D], what `after` takes [K, B, S, D])."""
+        raise NotImplementedError
+
+    def after(self, kept_KBSD: Tensor, y_BSD: Tensor) -> Tensor:
+        """The next layer's stream [K, B, S, D], from what `before` gave and the layer's output."""
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stream:
+        return super()._apply(never_halved(fn), recurse)
+
+
+class StaticStream(Stream):
+    """Any variant with static weights: u = r X;  y = F(u);  X' = M X + g (x) y, or g (x) (y - u) for a branch.
+
+    The weights are those of the variant's row (`altup.variants`). Rows that are older than this class have one of their
+    own below, which shares no code with the row.
+    """
+
+    def __init__(self, config: AltUpMoEConfig, block: int) -> None:
+        super().__init__()
+        self.variant, self.block, self.std = find_variant(config.altup_variant), block, config.initializer_range
+        for name, coefficient in self.variant.coefficients.items():
+            shape = coefficient.sizes(config.stream_width, config.hidden_size)
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, dtype=torch.float32)))
+
+    def reset(self) -> None:
+        """As the row says."""
+        for name, coefficient in self.variant.coefficients.items():
+            parameter = self.get_parameter(name)
+            if coefficient.initial == "normal":
+                init.normal_(parameter, 0.0, self.std)
+            else:
+                init.copy_(parameter, starting_value(coefficient.initial, tuple(parameter.shape), self.block))
+
+    def before(self, x_KBSD: Tensor) -> tuple[Tensor, Tensor]:
+        """(what the layer computes on [B, S, D], what its output is added to [K, B, S, D])."""
+        mixing, x_full = self._mixing(), full(x_KBSD)
+        if isinstance(mixing.read, int):
+            u_BSD = x_full[mixing.read]
+        else:
+            u_BSD = torch.einsum("k,kbsd->bsd", mixing.read, x_full)
+        kept_KBSD = torch.einsum("ik,kbsd->ibsd", mixing.mix, x_full)
+        if mixing.branch:
+            kept_KBSD = kept_KBSD - torch.einsum("i,bsd->ibsd", mixing.write, u_BSD)
+        return u_BSD.to(x_KBSD.dtype), kept_KBSD
+
+    def after(self, kept_KBSD: Tensor, y_BSD: Tensor) -> Tensor:
+        """The next layer's stream [K, B, S, D]."""
+        return (kept_KBSD + torch.einsum("i,bsd->ibsd", self._mixing().write, full(y_BSD))).to(y_BSD.dtype)
+
+    def _mixing(self) -> Mixing:
+        return self.variant.mixing(self.block, dict(self.named_parameters()))
+
+
+class PredictCorrect(Stream):
     """AltUp (arXiv 2301.13310, Algorithm 1), and the form in which the layer computes on the predicted block.
 
     predict: x^_i = sum_m P_im x_m;  compute: y = F(x_j), or F(x^_j) for `gemma`;  correct: x'_i = x^_i + g_i (y - x^_j)
@@ -33,9 +98,6 @@ class PredictCorrect(nn.Module):
         init.eye_(self.predict)
         init.ones_(self.correct)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PredictCorrect:
-        return super()._apply(never_halved(fn), recurse)
-
     def before(self, x_KBSD: Tensor) -> tuple[Tensor, Tensor]:
         """(what the layer computes on [B, S, D], predicted blocks [K, B, S, D] in fp32)."""
         predicted_KBSD = torch.einsum("im,mbsd->ibsd", self.predict, full(x_KBSD))
@@ -48,7 +110,7 @@ class PredictCorrect(nn.Module):
         return (predicted_KBSD + torch.einsum("i,bsd->ibsd", self.correct, error_BSD)).to(y_BSD.dtype)
 
 
-class RoundRobin(nn.Module):
+class RoundRobin(Stream):
     """u = sum_k r_k x_k;  y = F(u);  x'_j = x_j + s y, the other blocks stay."""
 
     def __init__(self, width: int, block: int) -> None:
@@ -62,9 +124,6 @@ class RoundRobin(nn.Module):
         init.copy_(self.read, F.one_hot(torch.tensor(self.block), self.read.shape[0]))
         init.ones_(self.scale)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RoundRobin:
-        return super()._apply(never_halved(fn), recurse)
-
     def before(self, x_KBSD: Tensor) -> tuple[Tensor, Tensor]:
         """(what the layer computes on [B, S, D], the unchanged blocks [K, B, S, D])."""
         return torch.einsum("k,kbsd->bsd", self.read, full(x_KBSD)).to(x_KBSD.dtype), x_KBSD
@@ -76,7 +135,7 @@ class RoundRobin(nn.Module):
         return torch.stack(blocks)
 
 
-class HyperConnections(nn.Module):
+class HyperConnections(Stream):
     """Static hyper-connections (arXiv 2409.19606): u = r X;  y = F(u);  x'_i = sum_k M_ik x_k + g_i (y - u).
 
     The paper connects the branches T of attention and feed-forward one by one; here a whole layer F(u) = u + T(u).
@@ -95,9 +154,6 @@ class HyperConnections(nn.Module):
         init.eye_(self.mix)
         init.ones_(self.write)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HyperConnections:
-        return super()._apply(never_halved(fn), recurse)
-
     def before(self, x_KBSD: Tensor) -> tuple[Tensor, Tensor]:
         """(what the layer computes on [B, S, D], what its output is added to [K, B, S, D])."""
         u_BSD = torch.einsum("k,kbsd->bsd", self.read, full(x_KBSD))
@@ -109,7 +165,7 @@ class HyperConnections(nn.Module):
         return (rest_KBSD + torch.einsum("i,bsd->ibsd", self.write, full(y_BSD))).to(y_BSD.dtype)
 
 
-class DynamicAltUp(nn.Module):
+class DynamicAltUp(Stream):
     """Coefficients for every token, as transformers' `Gemma3nTextAltUp` has them.
 
     m(z) = tanh(R norm(z) / D);  predict: x^_i = x_i + sum_k C(m(x_j))_ik x_k;  compute: y = F(x^_j);
@@ -130,9 +186,6 @@ class DynamicAltUp(nn.Module):
         init.normal_(self.router, 0.0, self.std)
         init.zeros_(self.prediction)
         init.zeros_(self.correction)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DynamicAltUp:
-        return super()._apply(never_halved(fn), recurse)
 
     def modalities(self, z_BSD: Tensor) -> Tensor:
         """m(z): [B, S, K]."""
@@ -161,21 +214,40 @@ class DynamicAltUp(nn.Module):
         return (full(predicted_KBSD) + gains_BSK.movedim(-1, 0)[..., None] * error_BSD).to(y_BSD.dtype)
 
 
-Stream = PredictCorrect | RoundRobin | HyperConnections | DynamicAltUp
+def static_stream(config: AltUpMoEConfig, block: int) -> Stream:
+    """A stream that is built from its variant's row."""
+    return StaticStream(config, block)
+
+
+def altup(config: AltUpMoEConfig, block: int) -> Stream:
+    """The paper's stream."""
+    return PredictCorrect(config.stream_width, block, on_predicted=False)
+
+
+def gemma(config: AltUpMoEConfig, block: int) -> Stream:
+    """The stream whose layers compute on the predicted block."""
+    return PredictCorrect(config.stream_width, block, on_predicted=True)
+
+
+def round_robin(config: AltUpMoEConfig, block: int) -> Stream:
+    """The stream whose layers add to one block."""
+    return RoundRobin(config.stream_width, block)
+
+
+def hyper_connections(config: AltUpMoEConfig, block: int) -> Stream:
+    """Static hyper-connections."""
+    return HyperConnections(config.stream_width, block)
+
+
+def dynamic(config: AltUpMoEConfig, block: int) -> Stream:
+    """Gemma-3n's stream."""
+    clip, std = config.altup_coef_clip, config.initializer_range
+    return DynamicAltUp(config.stream_width, block, config.hidden_size, config.rms_norm_eps, clip, std)
 
 
 def stream_around(config: AltUpMoEConfig, layer: int) -> Stream:
     """What stands around layer `layer` (from 0)."""
-    k, j = config.stream_width, config.selected_block(layer)
-    match config.altup_variant:
-        case "round_robin":
-            return RoundRobin(k, j)
-        case "hc":
-            return HyperConnections(k, j)
-        case "dynamic":
-            clip, std = config.altup_coef_clip, config.initializer_range
-            return DynamicAltUp(k, j, config.hidden_size, config.rms_norm_eps, clip, std)
-    return PredictCorrect(k, j, config.altup_variant == "gemma")
+    return load_object(find_variant(config.altup_variant).reference)(config, config.selected_block(layer))
 
 
 class BlockProjection(nn.Linear):

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from altup_moe.altup.kernels import kernel
 from altup_moe.altup.mixing import Pending, Reading, catch_up, look_ahead, mix_and_write, read, write_back
-from altup_moe.altup.variants import VARIANTS, Mixing, selected_block
+from altup_moe.altup.static import Mixing
+from altup_moe.altup.variants import VARIANTS, selected_block
 from tests.unit.altup.test_mixing_exact import layer, literal
+from tests.variants import STATIC, initial
 
 TORCH = kernel("torch", torch.device("cpu"))
 TOLERANCE = 3e-6
@@ -60,7 +62,7 @@ def errors(
     values = {"x": randn(width, *shape)}
     for i, j in enumerate(blocks):
         values[f"weight{i}"] = randn(shape[2], shape[2]) / shape[2] ** 0.5
-        for name, value in VARIANTS[variant].initial(width, j).items():
+        for name, value in initial(variant, width, j).items():
             # Of a size that keeps the stream's scale over depth: else the condition is tested, not the code.
             values[f"{name}{i}"] = value + 0.4 / width**0.5 * randn(*value.shape)
     probe = randn(*shape) if summed else randn(width, *shape)
@@ -68,7 +70,7 @@ def errors(
     def results(dtype: torch.dtype) -> dict[str, Tensor]:
         leaves = {name: value.to(dtype, copy=True).requires_grad_() for name, value in values.items()}
         coefficients = [
-            {name: leaves[f"{name}{i}"] for name in VARIANTS[variant].initial(width, j)} for i, j in enumerate(blocks)
+            {name: leaves[f"{name}{i}"] for name in initial(variant, width, j)} for i, j in enumerate(blocks)
         ]
         weights = [leaves[f"weight{i}"] for i in range(depth)]
         if dtype is torch.float64:
@@ -101,7 +103,7 @@ def errors(
 @pytest.mark.parametrize("summed", [True, False], ids=["summed", "stream"])
 @pytest.mark.parametrize("select", ["alternating", "same"])
 @pytest.mark.parametrize("width", [1, 2, 4, 8])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", STATIC)
 def test_equals_the_literal_form(variant: str, width: int, select: str, summed: bool, form: str) -> None:
     found = errors(variant, width, 5, (7, 3, 16), select, summed, seed=width, form=form)
     assert max(found.values()) < TOLERANCE, found
@@ -109,7 +111,7 @@ def test_equals_the_literal_form(variant: str, width: int, select: str, summed: 
 
 @settings(max_examples=60)
 @given(
-    variant=st.sampled_from(sorted(VARIANTS)),
+    variant=st.sampled_from(sorted(STATIC)),
     width=st.integers(1, 8),
     depth=st.integers(1, 6),
     shape=st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(4, 9)),
@@ -123,7 +125,7 @@ def test_in_any_shape(variant, width, depth, shape, select, summed, seed) -> Non
     assert max(found.values()) < 10 * TOLERANCE, found
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", STATIC)
 def test_bf16_follows_inline_to_rounding(variant: str) -> None:
     """Deferred mixing rounds the same blocks to bf16 at other places: no further from float64 than inline."""
     generator = torch.Generator().manual_seed(0)
@@ -131,7 +133,7 @@ def test_bf16_follows_inline_to_rounding(variant: str) -> None:
     weights = [torch.randn(16, 16, generator=generator) / 4 for _ in range(4)]
     mixings = []
     for i in range(4):
-        c = VARIANTS[variant].initial(4, i)
+        c = initial(variant, 4, i)
         mixings.append(
             VARIANTS[variant].mixing(i, {n: v + 0.2 * torch.randn(v.shape, generator=generator) for n, v in c.items()})
         )

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from altup_moe.altup.flops import attention_flops
 from altup_moe.bench.bench_sequence import PLAIN, bench_sequence, measure_sequence, models
 from altup_moe.bench.options import SequenceBench
 from altup_moe.config import ConfigError, SequenceConfig
+from altup_moe.model.flops import attention_flops
 
 TINY = SequenceBench(
     hidden_size=64, num_layers=3, seq_length=16, micro_batch_size=1, repeats=1, threads=1, methods=("altup",)

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from altup_moe.altup.shape import stream_width
-from altup_moe.altup.variants import VARIANTS
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig, SequenceConfig
 from altup_moe.model.reference.config import AltUpMoEConfig
 from altup_moe.model.reference.gpt import AltUpMoEForCausalLM
 from altup_moe.parallel.parameter_mapping import NamedTensor, Piece, Shard, pieces
+from tests.variants import initial
 
 SHAPE = {"hidden_size": 16, "ffn_hidden_size": 24, "num_attention_heads": 8, "num_query_groups": 4, "vocab_size": 64}
 HEADS = {"kv_channels": 6, "qk_layernorm": True}
@@ -111,7 +111,7 @@ def local_shapes(config: RunConfig, layout: Layout, first: int, count: int) -> I
         if wide:
             dynamic = {"router_norm": (d,), "router": (a.width, d), "prediction": (a.width**2, a.width)}
             dynamic["correction"] = (a.width, a.width)
-            static = {} if a.variant == "dynamic" else VARIANTS[a.variant].initial(a.width, 0)
+            static = {} if a.variant == "dynamic" else initial(a.variant, a.width, 0)
             for name, shape in {n: tuple(v.shape) for n, v in static.items()}.items() or dynamic.items():
                 yield f"decoder.layers.{n}.coefficients.{name}", shape
         if not moe.num_experts or (first + n + 1) % moe.layer_freq:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from altup_moe.altup.variants import one_hot
+from altup_moe.altup.static import one_hot
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig, SequenceConfig, TrainConfig
 from altup_moe.model.reference.build import reference_model
 from altup_moe.parallel.parameter_mapping import Box

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from altup_moe.altup.flops import flops_per_token, layer_products
 from altup_moe.config import AltUpConfig, ConfigError, ModelConfig, MoEConfig, ParallelConfig, RunConfig, TrainConfig
 from altup_moe.config.load import read_yaml
+from altup_moe.model.flops import flops_per_token, layer_products
 from altup_moe.plan.calibrate.compare_steps import Compared, verdict
 from altup_moe.plan.cluster import Cluster, cluster_from, cluster_yaml
 from altup_moe.plan.cpu_cost_model import CALLS, OPERATIONS, PIECES, SIZES, CpuCostModel, products

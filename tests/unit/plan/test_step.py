@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from altup_moe.altup.flops import flops_per_token
 from altup_moe.config import AltUpConfig, ConfigError, ModelConfig, MoEConfig, ParallelConfig, RunConfig, TrainConfig
+from altup_moe.model.flops import flops_per_token
 from altup_moe.plan.cluster import CLUSTERS, Cluster, cluster_from, load_cluster
 from altup_moe.plan.groups import World
 from altup_moe.plan.layer_time import Factors

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from altup_moe.checkpoint.grow import stream
+from altup_moe.altup import widening
 from altup_moe.checkpoint.grow.checkpoint import Grown, grow_checkpoint
 from altup_moe.checkpoint.grow.checks import check_growth
 from altup_moe.checkpoint.grow.rules import Growth, rule_of
@@ -161,10 +161,11 @@ def test_noise_is_added_before_rounding(tmp_path: Path) -> None:
 
 def test_without_the_last_layers_shares_the_epsilon_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """m equal copies add up to m times the old sum, and the final norm takes that away only up to its epsilon."""
-    plain = stream.widened
+    plain = widening.widened_prediction
     monkeypatch.setattr(
-        "altup_moe.checkpoint.grow.rules.widened",
-        lambda variant, leaf, value, times, block, summed: plain(variant, leaf, value, times, block, False),
+        widening,
+        "widened_prediction",
+        lambda leaf, value, times, block, summed: plain(leaf, value, times, block, False),
     )
     growth = growth_of({"model": {"init_method_std": 0.02}}, {"altup": {"width": 8}})
     source, grown = grow(tmp_path, growth)

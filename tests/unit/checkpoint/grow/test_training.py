@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from altup_moe.altup.widening import twins, widened_prediction
 from altup_moe.checkpoint.grow.rules import Growth, stays_equal
-from altup_moe.checkpoint.grow.stream import twins, widened
 from altup_moe.model.reference.gpt import AltUpMoEForCausalLM
 from tests.unit.checkpoint.grow.test_grow import CASES, EXPERTS, Sections, grow, growth_of
 from tests.unit.checkpoint.models_for_tests import reference, tokens
@@ -64,9 +64,9 @@ def test_every_layer_is_entered_by_whole_copies(tmp_path: Path, case: str) -> No
 def test_copies_are_kept_to_themselves() -> None:
     """Averages over copies would preserve the function as well, but a stream of rank K stays one."""
     predict = torch.randn(2, 2, generator=torch.Generator().manual_seed(1)) + torch.eye(2)
-    wide = widened("gemma", "predict", predict, 4, 3, False)
+    wide = widened_prediction("predict", predict, 4, 3, False)
     assert torch.linalg.matrix_rank(wide) == 8
-    assert torch.equal(widened("altup", "predict", torch.eye(2), 4, 3, False), torch.eye(8))
+    assert torch.equal(widened_prediction("predict", torch.eye(2), 4, 3, False), torch.eye(8))
     assert torch.equal(wide[4:6, 4:6], predict)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig, Qwen3Config
 
-from altup_moe.altup.shape import COEFFICIENTS
+from altup_moe.altup.variants import VARIANTS
 from altup_moe.model.reference.gpt import AltUpMoEConfig, AltUpMoEForCausalLM
 from tests.models import assert_same_model
 
@@ -111,7 +111,7 @@ def test_recycled_starts_as_the_plain_model(variant: str, width: int) -> None:
     assert not unexpected
     coefficients = [name for name in missing if "projections" not in name]
     assert all(".altup." in name for name in coefficients)
-    assert len(coefficients) == len(COEFFICIENTS[variant]) * TINY["num_hidden_layers"]
+    assert len(coefficients) == len(VARIANTS[variant].coefficients) * TINY["num_hidden_layers"]
     for name in set(missing) - set(coefficients):
         end = wide.get_parameter(name)  # the identity, and what sets the blocks apart
         assert 0.1 < (end - torch.eye(32)).std() < 0.3

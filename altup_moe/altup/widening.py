@@ -37,46 +37,43 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from altup_moe.altup.variants import one_hot, selected_block
+from altup_moe.altup.static import one_hot, starting_value
+from altup_moe.altup.variants import Coefficient, selected_block
 
 
-def identity(coefficient: str, width: int, block: int) -> Tensor:
-    """A coefficient of a layer that leaves a stream of `width` blocks as it is, if its output equals its input:
-    P = I, g = 1; for `round_robin`, which adds, scale 0; for `hc` r = e_j, M = I, g = 1. fp32.
+def neutral_value(coefficient: Coefficient, width: int, hidden_size: int, block: int) -> Tensor:
+    """A coefficient of a layer that leaves a stream of `width` blocks as it is, if its output equals its input. fp32.
+
+    P = I, g = 1; for `round_robin`, which adds, scale 0; for `hc` r = e_j, M = I, g = 1.
     """
-    return {
-        "predict": torch.eye(width),
-        "correct": torch.ones(width),
-        "read": one_hot(width, block),
-        "scale": torch.zeros(1),
-        "mix": torch.eye(width),
-        "write": torch.ones(width),
-    }[coefficient]
+    return starting_value(coefficient.neutral or coefficient.initial, coefficient.sizes(width, hidden_size), block)
 
 
-def widened(variant: str, coefficient: str, value: Tensor, times: int, block: int, summed: bool) -> Tensor:
-    """A layer's coefficient for a stream `times` as wide.
+def widened_prediction(coefficient: str, value: Tensor, times: int, block: int, summed: bool) -> Tensor:
+    """A coefficient of `altup` and `gemma` for a stream `times` as wide.
 
     Args:
-        variant: altup, gemma, round_robin or hc.
-        coefficient: predict or mix [K, K], correct, read or write [K], scale [1].
-        value: it, for K blocks.
+        coefficient: its name.
+        value: it, for K blocks: predict [K, K], correct [K].
+        times: m.
         block: j', the block that the layer computes on among m K.
         summed: whether it is the last layer of a recycled stream, whose blocks are summed.
     Returns:
-        [m K, m K], [m K], [m K] or [1].
+        [m K, m K] or [m K].
     """
-    if variant == "hc":
-        return _widened_connection(coefficient, value, times, block, summed)
     if coefficient == "predict":
         wide = torch.block_diag(*[value] * times)
         return wide * shares(times, len(value), block)[:, None] if summed else wide
-    if coefficient == "correct":
-        return value.repeat(times) / (times if summed else 1)
+    return value.repeat(times) / (times if summed else 1)
+
+
+def widened_reading(coefficient: str, value: Tensor, times: int, block: int, summed: bool) -> Tensor:
+    """A coefficient of `round_robin`, read [K] or scale [1]; arguments as in `widened_prediction`."""
     return value.repeat(times) if coefficient == "read" else value
 
 
-def _widened_connection(coefficient: str, value: Tensor, times: int, block: int, summed: bool) -> Tensor:
+def widened_connection(coefficient: str, value: Tensor, times: int, block: int, summed: bool) -> Tensor:
+    """A coefficient of `hc`, mix [K, K], read or write [K]; arguments as in `widened_prediction`."""
     if coefficient == "read":
         wide = torch.zeros(times, len(value))
         wide[block // len(value)] = value

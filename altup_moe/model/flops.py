@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import astuple, dataclass
+from typing import Literal, Self
 
-from altup_moe.altup.parts import Parts
 from altup_moe.altup.shape import context_width, has_projections, is_moe_layer, output_width, stream_width
+from altup_moe.altup.variants import find_variant
 from altup_moe.config import RunConfig
 from altup_moe.config.sequence import strided_decoder_layers, strided_layers
 
-Kind = Literal["decoder", "encoder", "cross_decoder"]
+StackKind = Literal["decoder", "encoder", "cross_decoder"]
 """Layers of a decoder-only model, and of an encoder-decoder's two stacks."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Base of a record whose fields are all amounts of one unit."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def __mul__(self, factor: float) -> Self:
+        return type(self)(*(factor * part for part in astuple(self)))
+
+    @property
+    def total(self) -> float:
+        """All parts."""
+        return sum(astuple(self))
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,7 @@ class Products(Parts):
     """The output layer."""
 
 
-def layer_products(config: RunConfig, layer: int, kind: Kind = "decoder") -> Products:
+def layer_products(config: RunConfig, layer: int, kind: StackKind = "decoder") -> Products:
     """One layer's. ``layer``: its index in its stack, from 0.
 
     A layer of stride s has S / s tokens, each with S / s to attend to (and all of an encoder's output); what it adds to
@@ -71,8 +87,7 @@ def _mlp(config: RunConfig, layer: int) -> Products:
 def _mixing(config: RunConfig) -> float:
     a, d = config.altup, config.model.hidden_size
     width = stream_width(a.width, a.variant)
-    # The router of `dynamic` looks at two blocks, and its K numbers make K^2 + K coefficients.
-    made = 2 * width * d + width**3 + width**2 if has_projections(a.width, a.variant) else 0
+    made = find_variant(a.variant).coefficient_products(width, d)
     return width * (width + 1) * d + made if width > 1 else 0
 
 
@@ -86,7 +101,7 @@ def output_products(config: RunConfig) -> Products:
 def model_products(config: RunConfig) -> Products:
     """The whole model's. An encoder-decoder's are the mean over the tokens of both stacks."""
     m = config.model
-    if m.arch == "gpt":
+    if not m.encoder_decoder:
         return sum((layer_products(config, n) for n in range(m.num_layers)), output_products(config))
     # Keys and values of the encoder's output are computed on the encoder's tokens, in every layer of the decoder.
     read = context_width(m.hidden_size, config.altup.width, config.altup.variant, config.altup.cross_attention)

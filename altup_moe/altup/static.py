@@ -1,0 +1,88 @@
+"""Static variants: a layer's three weights (r, M, g) from its learned coefficients, the same for every token.
+
+`altup_moe.altup.variants` names the functions below, the coefficients and their initial values.
+Source: Baykal et al., AltUp, arXiv 2301.13310, Algorithm 1 (predict, compute, correct), rewritten in one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from altup_moe.altup.variants import Start
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """The three weights of one layer, fp32.
+
+    ``read``: the block index j where the layer reads block j alone, else weights [K].
+    ``mix``: [K, K]. ``write``: [K]. ``branch``: whether the layer writes y - u, which it added to its input, and not
+    its output y.
+    """
+
+    read: int | Tensor
+    mix: Tensor
+    write: Tensor
+    branch: bool = False
+
+    def written(self, u: Tensor, y: Tensor) -> Tensor:
+        """What is written of a layer that turned u into y, both [S, B, D]."""
+        return y - u if self.branch else y
+
+
+def one_hot(width: int, block: int) -> Tensor:
+    """e_j: [K], fp32."""
+    e = torch.zeros(width)
+    e[block] = 1.0
+    return e
+
+
+def starting_value(start: Start, shape: tuple[int, ...], block: int) -> Tensor:
+    """The initial value of a coefficient of a layer that computes on block `block`, fp32.
+
+    Raises:
+        ValueError: it is drawn at random (`parallel.seeds` draws it by the parameter's global name), or unknown.
+    """
+    match start:
+        case "identity":
+            return torch.eye(*shape)
+        case "one_hot":
+            return one_hot(shape[0], block)
+        case "ones":
+            return torch.ones(shape)
+        case "zeros":
+            return torch.zeros(shape)
+    raise ValueError(
+        f"a coefficient that starts as {start!r} has no value of its own; identity, one_hot, ones, zeros do"
+    )
+
+
+def altup(block: int, c: Mapping[str, Tensor]) -> Mixing:
+    """Predict x^_i = sum_m P_im x_m, compute on the OLD block j, correct x_i = x^_i + g_i (y - x^_j)."""
+    predict, correct = c["predict"], c["correct"]
+    return Mixing(block, predict - torch.outer(correct, predict[block]), correct)
+
+
+def gemma(block: int, c: Mapping[str, Tensor]) -> Mixing:
+    """As `altup`, but the layer computes on the PREDICTED block x^_j (the static form of Gemma-3n's)."""
+    return Mixing(c["predict"][block], altup(block, c).mix, c["correct"])
+
+
+def round_robin(block: int, c: Mapping[str, Tensor]) -> Mixing:
+    """Read a learned blend of all blocks, leave them as they are, add the scaled output to block j."""
+    device, width = c["scale"].device, c["read"].numel()
+    return Mixing(c["read"], torch.eye(width, device=device), one_hot(width, block).to(device) * c["scale"])
+
+
+def hyper_connections(block: int, c: Mapping[str, Tensor]) -> Mixing:
+    """Static hyper-connections (arXiv 2409.19606), X' = M X + g (x) (y - u), around a whole layer.
+
+    The paper has them around attention and feed-forward one by one, whose branches it writes without their residual. So
+    does this: y - u, formed once. (M - g r and y would be the same function, but nearly all of r's gradient would
+    cancel between its two places, and with it the digits of fp32.)
+    """
+    return Mixing(c["read"], c["mix"], c["write"], branch=True)
