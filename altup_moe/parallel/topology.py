@@ -111,6 +111,9 @@ def topology(parallel: ParallelConfig, timeout_seconds: float = 600.0) -> Iterat
     before = release.groups()
     try:
         yield start(parallel, timeout_seconds)
+        if not ours:
+            # A rank that leaves at once would break connections that another one still makes.
+            dist.barrier()
     finally:
         release.release(keep=before)
         if ours and dist.is_initialized():
