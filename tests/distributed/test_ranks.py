@@ -16,7 +16,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from altup_moe.config import RunConfig
 from launch import cluster
 from tests.distributed import ranks
 from tests.distributed.cases import LAYOUTS, small
@@ -43,7 +42,7 @@ def _uses_of_topology(layout: str, count: int) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("layout", ["dp2", "tp2", "pp2-vpp2"])
 def test_a_topology_takes_its_groups_and_their_threads_along(layout: str) -> None:
-    """Inside a world that goes on, with a model, its optimizer and a step; the world's group is the one that is left."""
+    """Inside a world that goes on, with a model, its optimizer and a step: only the world itself is left."""
     for before, *after in run_fresh_ranks(2, _uses_of_topology, layout, 4):
         # The first backward pass starts a thread or two that stay.
         assert after[0][0] <= before[0] + 3
