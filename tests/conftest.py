@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -41,8 +42,10 @@ def stand_ins(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         yield
         return
     (package,) = marker.args
+    # Living ranks have looked for the package already, or would go on with what stands in for it.
+    monkeypatch.setattr("tests.distributed.ranks.always_fresh", True)
     if package == "transformer_engine":
-        # Megatron looks for it once, at import: this process shall go on without, and ranks must be new ones.
+        # Megatron looks for it once, at import: this process shall go on without, and ranks must import anew.
         import megatron.core.models.gpt.gpt_layer_specs  # noqa: F401
 
         monkeypatch.setattr("tests.distributed.ranks._context", multiprocessing.get_context("spawn"))
@@ -52,3 +55,32 @@ def stand_ins(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     for name in set(sys.modules) - before:
         if package in name:
             del sys.modules[name]
+
+
+RANKS_STARTED = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End the living ranks, and tell how many rank processes there were."""
+    ranks = sys.modules.get("tests.distributed.ranks")
+    started = ranks.started if ranks is not None else 0
+    if ranks is not None:
+        ranks._pool.end()
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["ranks_started"] = started
+    else:
+        session.config.stash[RANKS_STARTED] = session.config.stash.get(RANKS_STARTED, 0) + started
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """An xdist worker is done: add its ranks."""
+    started = getattr(node, "workeroutput", {}).get("ranks_started", 0)
+    node.config.stash[RANKS_STARTED] = node.config.stash.get(RANKS_STARTED, 0) + started
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """One line: the price of distributed tests."""
+    if started := terminalreporter.config.stash.get(RANKS_STARTED, 0):
+        terminalreporter.write_line(f"rank processes started: {started}")

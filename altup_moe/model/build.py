@@ -15,6 +15,7 @@ from altup_moe.config import RunConfig
 from altup_moe.model.specs import first_layer
 from altup_moe.parallel.compat import mark_expert_parameters
 from altup_moe.parallel.parameter_mapping import Box, NamedTensor, Shard, pieces
+from altup_moe.parallel.release import end_with_topology
 from altup_moe.parallel.rng import seed_dropout
 from altup_moe.parallel.seeds import initial
 from altup_moe.parallel.topology import Topology
@@ -91,7 +92,10 @@ def build_model(config: RunConfig, topology: Topology, value: WeightSource = ini
         overlap_grad_reduce=config.parallel.overlap_grad_reduce,
         use_distributed_optimizer=config.parallel.distributed_optimizer,
     )
-    return [
+    wrapped = [
         DistributedDataParallel(chunk.config, ddp, chunk, disable_bucketing=index > 0)
         for index, chunk in enumerate(chunks)
     ]
+    for model in wrapped:
+        end_with_topology(model)
+    return wrapped

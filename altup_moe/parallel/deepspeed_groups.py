@@ -20,6 +20,7 @@ from torch import Tensor
 from altup_moe.config import UserError
 from altup_moe.config.packages import PACKAGES
 from altup_moe.parallel.patches import replace
+from altup_moe.parallel.release import at_end
 from altup_moe.parallel.topology import Topology
 
 
@@ -75,8 +76,10 @@ def _fill_groups(topology: Topology) -> None:
 
 
 def _set(module: str, **values: Any) -> None:
+    """Until the topology ends: then deepspeed refers to none of its groups any more."""
     for name, value in values.items():
-        replace(f"{module}:{name}", value)
+        target = f"{module}:{name}"
+        at_end(partial(replace, target, replace(target, value)))
 
 
 class ModelParallelUnit:

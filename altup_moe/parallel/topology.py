@@ -14,7 +14,7 @@ from megatron.core import parallel_state as ps
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from altup_moe.config import ParallelConfig
-from altup_moe.parallel import compat, cpu
+from altup_moe.parallel import compat, cpu, release
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,14 @@ def start(parallel: ParallelConfig, timeout_seconds: float = 600.0) -> Topology:
 def topology(parallel: ParallelConfig, timeout_seconds: float = 600.0) -> Iterator[Topology]:
     """`start` around a block; afterwards, also on failure, everything that it started is taken down."""
     ours = not dist.is_initialized()
+    before = release.groups()
     try:
         yield start(parallel, timeout_seconds)
+        if not ours:
+            # A rank that leaves at once would break connections that another one still makes.
+            dist.barrier()
     finally:
-        ps.destroy_model_parallel()
+        release.release(keep=before)
         if ours and dist.is_initialized():
             dist.destroy_process_group()
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from altup_moe.config import RunConfig
 from altup_moe.model.build import bare_chunks
 from altup_moe.parallel.deepspeed_groups import expert_group_name
+from altup_moe.parallel.release import at_end
 from altup_moe.parallel.topology import Topology
 from altup_moe.train.optim import group_overrides
 
@@ -96,6 +97,8 @@ class ZeroEngine:
             config=_settings(config, chunk),
             dist_init_required=False,
         )
+        # Takes its hooks off the parameters: they refer to it through C++, where no garbage is collected.
+        at_end(self._engine.destroy)
         self.chunks: list[Any] = [ZeroChunk(chunk, self._engine)]
         chunk.config.grad_scale_func = None
         chunk.config.no_sync_func = self._accumulating

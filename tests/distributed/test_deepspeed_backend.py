@@ -11,7 +11,7 @@ from altup_moe.config import RunConfig
 from tests.backends import usable
 from tests.distributed.cases import LAYOUTS, small, world_size
 from tests.distributed.gradients import layout_step, reference_step, worst_difference
-from tests.distributed.ranks import run_ranks
+from tests.distributed.ranks import run_fresh_ranks
 from tests.distributed.test_gradients import TOLERANCE
 
 pytestmark = [
@@ -35,7 +35,7 @@ def _step(config: RunConfig) -> Any:
 def test_no_tokens_are_dropped_as_copies(layout: str) -> None:
     config = small(layout, moe={"backend": "deepspeed", "layer_freq": 1})
     loss, expected = reference_step(small("one", moe={"layer_freq": 1}))
-    ranks = run_ranks(world_size(layout), _step, config)
+    ranks = run_fresh_ranks(world_size(layout), _step, config)
     assert all(got == pytest.approx(loss, rel=TOLERANCE) for got, _ in ranks)
     difference, where = worst_difference(expected, ranks)
     assert difference <= TOLERANCE, where

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from altup_moe.overlap.collectives import AllGather, ReduceScatter, all_to_all, start, wait
-from tests.distributed.ranks import run_ranks
+from tests.distributed.ranks import run_fresh_ranks, run_ranks
 
 pytestmark = pytest.mark.distributed
 
@@ -131,5 +131,5 @@ def _order() -> list[str]:
 
 
 def test_the_backward_pass_mirrors_the_window() -> None:
-    for seen in run_ranks(2, _order):
+    for seen in run_fresh_ranks(2, _order):
         assert seen == ["launch", "work", "land", "launch back", "work back", "land back"]

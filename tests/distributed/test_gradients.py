@@ -20,7 +20,7 @@ from tests.distributed.gradients import (
     reference_step,
     worst_difference,
 )
-from tests.distributed.ranks import run_ranks
+from tests.distributed.ranks import run_fresh_ranks, run_ranks
 
 pytestmark = pytest.mark.distributed
 
@@ -169,7 +169,7 @@ def test_notices_a_missing_reduction(reduction: str) -> None:
     model = ATTENTION if "norms" in reduction else {"share_embeddings_and_output_weights": layout == "pp2"}
     config = small(layout, model=model)
     _, expected = _reference(replace(config, parallel=LAYOUTS["one"]))
-    ranks = run_ranks(world_size(layout), layout_step_without, config, reduction)
+    ranks = run_fresh_ranks(world_size(layout), layout_step_without, config, reduction)
     difference, _ = worst_difference(expected, ranks)
     assert difference > 1e-2
 

@@ -16,7 +16,7 @@ from altup_moe.config import RunConfig
 from altup_moe.model.sequence_layer import SequenceLayer
 from tests.distributed.cases import small_t5, with_layout, world_size
 from tests.distributed.gradients import layout_step, worst_difference
-from tests.distributed.ranks import run_ranks
+from tests.distributed.ranks import run_fresh_ranks
 from tests.distributed.runs import losses, text_run, train_on_ranks
 from tests.distributed.test_gradients import _reference, assert_parity
 from tests.distributed.test_sequence import without_the_tag
@@ -87,7 +87,7 @@ def test_notices(broken, method: str) -> None:
     """The comparisons above are worth something: break one part, and they fail."""
     config = small_t5("tp2", altup={"width": 1}, sequence={**BOTH, "method": method})
     _, expected = _reference(with_layout(config, "one"))
-    assert worst_difference(expected, run_ranks(2, broken, config))[0] > 1e-3
+    assert worst_difference(expected, run_fresh_ranks(2, broken, config))[0] > 1e-3
 
 
 def _run(layout: str, directory: Path, name: str, **sections: Any) -> RunConfig:

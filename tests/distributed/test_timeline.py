@@ -18,7 +18,7 @@ from altup_moe.timeline.spans import in_flight, record, span, step, waiting
 from altup_moe.timeline.watch import watch
 from tests.distributed import gradients
 from tests.distributed.cases import micro_batch_count, small, world_size
-from tests.distributed.ranks import run_ranks
+from tests.distributed.ranks import run_fresh_ranks, run_ranks
 
 pytestmark = pytest.mark.distributed
 
@@ -97,7 +97,7 @@ def watched_step(config: RunConfig) -> tuple[Any, dict[str, Any]]:
 def test_a_watched_model_trains_the_same_bits(layout: str) -> None:
     config = small(layout)
     expected = run_ranks(world_size(layout), gradients.layout_step, config)
-    watched = run_ranks(world_size(layout), watched_step, config)
+    watched = run_fresh_ranks(world_size(layout), watched_step, config)
     for (loss, grads), ((got_loss, got), values) in zip(expected, watched, strict=True):
         assert got_loss == loss
         assert [g[:2] for g in got] == [g[:2] for g in grads]

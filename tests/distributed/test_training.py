@@ -20,7 +20,7 @@ from altup_moe.checkpoint.tensors import load
 from altup_moe.config.exit_codes import EXIT_STOPPED
 from altup_moe.config.load import save_config
 from altup_moe.config.run_directory import checkpoints_dir
-from tests.distributed.ranks import run_ranks
+from tests.distributed.ranks import run_fresh_ranks
 from tests.distributed.runs import losses, records, text_run, train_on_ranks, train_quietly
 
 pytestmark = pytest.mark.distributed
@@ -147,7 +147,7 @@ def test_a_checkpoint_has_nothing_of_the_steps_after_it(directory: Path) -> None
         )
         for name in ("slow", "still")
     )
-    assert run_ranks(1, _train_with_slow_copies, slow) == [0]
+    assert run_fresh_ranks(1, _train_with_slow_copies, slow) == [0]
     assert train_on_ranks("one", still) == [0]
     for step in range(1, 5):
         place = f"checkpoints/step_{step:08d}"

@@ -67,7 +67,7 @@ def test_twenty_kills(tmp_path: Path) -> None:
     root = checkpoints_dir(cut.log.run_dir)
     reached, inside = 0, 0
     for kill in range(KILLS):
-        with start_ranks(RANKS, train_quietly, cut, RANKS) as (ranks, _):
+        with start_ranks(RANKS, train_quietly, cut, RANKS) as ranks:
             _wait(_after(1, cut), ranks)
             if kill % 2:
                 _wait(_in_partial(root, choose.choice(["", "rank_00000*", "rank_00001*", "manifest.*"])), ranks)
