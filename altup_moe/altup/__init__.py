@@ -1,1 +1,1 @@
-"""The AltUp algorithm in pure torch: what a variant is, what the wide stream is, how the two meet."""
+"""The AltUp algorithm in pure torch: the variants, the wide stream, and how a layer reads and writes it."""

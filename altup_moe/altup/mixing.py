@@ -44,7 +44,7 @@ class Pending:
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read next: a block's index or weights [K]. ``last``: nothing reads the stream after that."""
+    """The next read of the stream: a block's index or weights [K]. ``last``: it is the last read of the stream."""
 
     weights: int | Tensor
     last: bool = False
@@ -52,7 +52,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Ahead:
-    """What `look_ahead` found: ``blocks`` H' [K*S, B, D], and ``a`` = r' H' [S, B, D] unless it is a block of H'."""
+    """Result of `look_ahead`: ``blocks`` H' [K*S, B, D], and ``a`` = r' H' [S, B, D] unless ``a`` is a block of H'."""
 
     blocks: Tensor | None
     a: Tensor | None
@@ -130,7 +130,7 @@ class Read(torch.autograd.Function):
 
 
 class CatchUp(torch.autograd.Function):
-    """(held, y, c) -> (held, y, u = a + c y): all that waits for y.
+    """(held, y, c) -> (held, y, u = a + c y): the only step that needs y.
 
     `held` is a itself, or with `block` the stream whose block is a. It and y are handed on to the next pass.
     """
@@ -174,18 +174,18 @@ def _axpy(kernel: Kernel, a_N: Tensor, y_N: Tensor, c: Tensor) -> Tensor:
 
 
 def read(stream: Tensor, mixing: Mixing, width: int) -> tuple[Tensor, Tensor]:
-    """What the layer computes on.
+    """Read the layer's input from the stream.
 
     Args:
         stream: [K*S, B, D].
     Returns:
-        (stream, u): the stream to hand to the layer's pass (and to nothing else), and u = r X of shape [S, B, D].
+        (stream, u): the stream for the layer's pass (and for no other use), and u = r X of shape [S, B, D].
     """
     return Read.apply(stream, mixing.read, width)
 
 
 def mix_and_write(stream: Tensor, y: Tensor, mixing: Mixing, kernel: Kernel) -> Tensor:
-    """X' = M X + g (x) y, all of it after y.
+    """X' = M X + g (x) y in one pass, once y is known.
 
     Args:
         stream: [K*S, B, D] as `read` returned it. y: [S, B, D], the layer's output.
@@ -197,7 +197,9 @@ def mix_and_write(stream: Tensor, y: Tensor, mixing: Mixing, kernel: Kernel) -> 
 
 
 def look_ahead(stream: Pending, mixing: Mixing, reading: Reading | None, kernel: Kernel) -> Ahead:
-    """The layer's pass, without its output: H' = M x, and a = r' H' for what is read next (None: nothing is)."""
+    """The pass that does not need the layer's output: H' = M x, and a = r' H'. ``reading``: the next read r'; None at
+    the end of a chunk, which has no next read.
+    """
     width, rows = mixing.write.numel(), mixing.mix
     if stream.write is not None:
         rows = torch.cat([rows, (rows @ stream.write)[:, None]], dim=1)
@@ -211,7 +213,7 @@ def look_ahead(stream: Pending, mixing: Mixing, reading: Reading | None, kernel:
 def catch_up(
     ahead: Ahead, y: Tensor, mixing: Mixing, reading: Reading, kernel: Kernel
 ) -> tuple[Pending | None, Tensor]:
-    """Once the layer's output y [S, B, D] is there.
+    """The step that needs the layer's output y [S, B, D].
 
     Returns:
         The stream H' + g (x) y as the next layer takes it (None after the last reading), and u' [S, B, D].
@@ -224,5 +226,5 @@ def catch_up(
 
 
 def write_back(blocks: Tensor, y: Tensor, write: Tensor, kernel: Kernel) -> Tensor:
-    """The stream itself, blocks + write (x) y, [K*S, B, D]: what leaves a chunk of layers."""
+    """The stream that leaves a chunk of layers: blocks + write (x) y, [K*S, B, D]."""
     return mix_and_write(blocks, y, Mixing(0, torch.eye(write.numel(), device=write.device), write), kernel)

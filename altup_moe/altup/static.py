@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from altup_moe.altup.variants import Start
+from altup_moe.altup.variants import InitialValue
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ def one_hot(width: int, block: int) -> Tensor:
     return e
 
 
-def starting_value(start: Start, shape: tuple[int, ...], block: int) -> Tensor:
+def initial_value(initial: InitialValue, shape: tuple[int, ...], block: int) -> Tensor:
     """The initial value of a coefficient of a layer that computes on block `block`, fp32.
 
     Raises:
         ValueError: it is drawn at random (`parallel.seeds` draws it by the parameter's global name), or unknown.
     """
-    match start:
+    match initial:
         case "identity":
             return torch.eye(*shape)
         case "one_hot":
@@ -57,7 +57,7 @@ def starting_value(start: Start, shape: tuple[int, ...], block: int) -> Tensor:
         case "zeros":
             return torch.zeros(shape)
     raise ValueError(
-        f"a coefficient that starts as {start!r} has no value of its own; identity, one_hot, ones, zeros do"
+        f"a coefficient that starts as {initial!r} has no value of its own; identity, one_hot, ones, zeros do"
     )
 
 

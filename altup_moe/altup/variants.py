@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from altup_moe.altup.static import Mixing
 
-Start = Literal["identity", "one_hot", "ones", "zeros", "normal"]
+InitialValue = Literal["identity", "one_hot", "ones", "zeros", "normal"]
 """Initial values: I; e_j of the block j that the layer computes on; 1; 0; drawn with model.init_method_std."""
 
 STATIC = "altup_moe.altup.static:"
@@ -48,8 +48,8 @@ class Coefficient:
     """
 
     shape: tuple[int | str, ...]
-    initial: Start
-    neutral: Start | None = None
+    initial: InitialValue
+    neutral: InitialValue | None = None
     weight_decay: bool = False
 
     @property
@@ -125,21 +125,21 @@ VARIANTS: dict[str, StreamVariant] = {
             "altup",
             PREDICT_AND_CORRECT,
             STATIC + "altup",
-            reference=REFERENCE + "altup",
+            reference=REFERENCE + "altup_stream",
             widening=WIDENING + "widened_prediction",
         ),
         StreamVariant(
             "gemma",
             PREDICT_AND_CORRECT,
             STATIC + "gemma",
-            reference=REFERENCE + "gemma",
+            reference=REFERENCE + "gemma_stream",
             widening=WIDENING + "widened_prediction",
         ),
         StreamVariant(
             "round_robin",
             {"read": Coefficient(("K",), "one_hot"), "scale": Coefficient((1,), "ones", neutral="zeros")},
             STATIC + "round_robin",
-            reference=REFERENCE + "round_robin",
+            reference=REFERENCE + "round_robin_stream",
             widening=WIDENING + "widened_reading",
             copies="summed",
         ),
@@ -151,7 +151,7 @@ VARIANTS: dict[str, StreamVariant] = {
                 "write": Coefficient(("K",), "ones"),
             },
             STATIC + "hyper_connections",
-            reference=REFERENCE + "hyper_connections",
+            reference=REFERENCE + "hyper_connections_stream",
             widening=WIDENING + "widened_connection",
         ),
         StreamVariant(
@@ -163,7 +163,7 @@ VARIANTS: dict[str, StreamVariant] = {
                 "correction": Coefficient(("K", "K"), "zeros"),
             },
             layer="altup_moe.model.dynamic:DynamicAltUpLayer",
-            reference=REFERENCE + "dynamic",
+            reference=REFERENCE + "dynamic_stream",
             projections=True,
             clips=True,
             architectures=("gpt",),

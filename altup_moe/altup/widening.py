@@ -37,7 +37,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from altup_moe.altup.static import one_hot, starting_value
+from altup_moe.altup.static import initial_value, one_hot
 from altup_moe.altup.variants import Coefficient, selected_block
 
 
@@ -46,7 +46,7 @@ def neutral_value(coefficient: Coefficient, width: int, hidden_size: int, block:
 
     P = I, g = 1; for `round_robin`, which adds, scale 0; for `hc` r = e_j, M = I, g = 1.
     """
-    return starting_value(coefficient.neutral or coefficient.initial, coefficient.sizes(width, hidden_size), block)
+    return initial_value(coefficient.neutral or coefficient.initial, coefficient.sizes(width, hidden_size), block)
 
 
 def widened_prediction(coefficient: str, value: Tensor, times: int, block: int, summed: bool) -> Tensor:

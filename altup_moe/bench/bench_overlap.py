@@ -91,7 +91,7 @@ def _set_mode(stepper: Stepper, mode: OverlapConfig) -> None:
         if hasattr(config, "overlap_mixing"):
             config.overlap_mixing = mode.mixing == "deferred"
             config.overlap_exchange = mode.exchange == "async"
-            config.overlap_halves = mode.microbatch_halves
+            config.overlap_two_batch = mode.microbatch_halves
 
 
 def _turns(steppers: dict[Width, Stepper]) -> Iterator[tuple[Width, OverlapConfig, Stepper]]:

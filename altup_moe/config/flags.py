@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from altup_moe.config.errors import ConfigError, UserError
 from altup_moe.config.keys import alternatives, expects, field_hints, unknown_key
 
-T = TypeVar("T")
+Record = TypeVar("Record")
 
 BOOLEANS = {
     **dict.fromkeys(("true", "yes", "on", "1"), "True"),
@@ -85,8 +85,11 @@ def read_flags(
 
 
 def parse(
-    record: type[T], args: Sequence[str], default: T | None = None, positional: str | tuple[str, ...] | None = None
-) -> T:
+    record: type[Record],
+    args: Sequence[str],
+    default: Record | None = None,
+    positional: str | tuple[str, ...] | None = None,
+) -> Record:
     """Parse options into a dataclass.
 
     Args:
@@ -114,7 +117,7 @@ def parse(
         raise UserError(f"cannot parse {' '.join(args)}") from None
 
 
-def print_help(record: type[T], prog: str, default: T | None = None) -> None:
+def print_help(record: type[Record], prog: str, default: Record | None = None) -> None:
     """Print tyro's help of every field, with its docstring and default, to stdout."""
     try:
         with contextlib.suppress(SystemExit):

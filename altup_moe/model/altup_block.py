@@ -1,8 +1,8 @@
 """The layers of one model chunk: Megatron's `TransformerBlock` with a walk that knows the wide stream.
 
-Between layers travel up to three tensors (`Travelling`): the stream's blocks, and when mixing is deferred the last
-layer's output that is not yet written to them and what is read next. What enters and leaves a chunk is one tensor: the
-stream itself ([K*S, B, D]; less to send than blocks and output apart), or after the last layer the final norm.
+Layers hand on up to three tensors (`Travelling`): the stream's blocks, and when mixing is deferred also the last
+layer's output, which is not yet written to them, and the next layer's input. One tensor enters and leaves a chunk: the stream
+([K*S, B, D], less to send than blocks and output apart). After the last layer it is the output of the final norm.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from altup_moe.altup.shape import has_projections
 from altup_moe.altup.stream import narrow
 from altup_moe.model.altup_layer import AltUpLayer
 from altup_moe.model.dynamic import Contract
-from altup_moe.model.recompute import Flat, Tape, Travelling, flatten, recomputed, unflatten
+from altup_moe.model.recompute import Flat, Tape, Travelling, flatten, recompute_layers, unflatten
 from altup_moe.model.transformer_config import AltUpTransformerConfig
-from altup_moe.overlap.two_batch import take_turns
+from altup_moe.overlap.two_batch import run_two_batch
 
 
 class AltUpBlock(TransformerBlock):
@@ -62,20 +62,20 @@ class AltUpBlock(TransformerBlock):
         return make_viewless_tensor(inp=hidden, requires_grad=True, keep_graph=True)
 
     def _walk(self, stream: Tensor, inputs: dict[str, Any], context: Tensor | None) -> Tensor:
-        halves = self.config.overlap_halves and self.training and stream.shape[1] % 2 == 0
-        parts = [part.contiguous() for part in stream.chunk(2, dim=1)] if halves else [stream]
+        two_batch = self.config.overlap_two_batch and self.training and stream.shape[1] % 2 == 0
+        parts = [part.contiguous() for part in stream.chunk(2, dim=1)] if two_batch else [stream]
         contexts = () if context is None else context.chunk(len(parts), dim=1)
-        given = _inputs_of_halves(inputs) if halves else [inputs]
+        given = _inputs_of_each_half(inputs) if two_batch else [inputs]
         states = flatten([Travelling(part) for part in parts])
         if self.config.recompute_granularity == "full" and self.training:
             states = self._recomputed(states, contexts, given)
         else:
             states = self._advance_all(range(len(self.layers)), given, *states, *contexts)
         ends = [self._end(state) for state in unflatten(states)]
-        return torch.cat(ends, dim=1) if halves else ends[0]
+        return torch.cat(ends, dim=1) if two_batch else ends[0]
 
     def _recomputed(self, states: Flat, contexts: Flat, inputs: list[dict[str, Any]]) -> Flat:
-        """Layer by layer, each recomputed in the backward pass: halves of a micro-batch meet after every layer."""
+        """Layer by layer, each recomputed in the backward pass. Halves of a micro-batch wait after each."""
         # Segments of sqrt(n) layers: as many first states are kept as are rebuilt at once.
         segment = max(1, round(len(self.layers) ** 0.5))
         for index in range(len(self.layers)):
@@ -86,18 +86,18 @@ class AltUpBlock(TransformerBlock):
                 continue
             if index % segment == 0:
                 tape = Tape(index, self._mix)
-            states = recomputed(advance, tape, index, states, contexts)
+            states = recompute_layers(advance, tape, index, states, contexts)
         return states
 
     def _advance_all(self, layers: range, inputs: list[dict[str, Any]], *tensors: Tensor | None) -> Flat:
-        """Some layers on one part, or on two that take turns: their states, then their contexts (or none)."""
+        """Some layers on a micro-batch, or on two alternating halves. ``tensors``: states, then contexts (or none)."""
         size = len(inputs) * len(Travelling._fields)
         contexts = tensors[size:] or [None] * len(inputs)
         work = [
             partial(self._advance, layers, {**given, "context": context}, state)
             for state, context, given in zip(unflatten(tensors[:size]), contexts, inputs, strict=True)
         ]
-        return flatten(take_turns(*work) if len(work) == 2 else [work[0]()])
+        return flatten(run_two_batch(*work) if len(work) == 2 else [work[0]()])
 
     def _advance(self, layers: range, inputs: dict[str, Any], state: Travelling) -> Travelling:
         for index in layers:
@@ -124,7 +124,7 @@ class AltUpBlock(TransformerBlock):
         return Pending(state.blocks, state.y, None if state.y is None else self.layers[index - 1].mixing().write)
 
     def _next_reading(self, index: int) -> Reading | None:
-        """What is read after layer `index` of this chunk."""
+        """The read after layer `index` of this chunk; None if the chunk has none."""
         if index + 1 < len(self.layers):
             return Reading(self.layers[index + 1].mixing().read)
         if self.final_layernorm is not None and self.config.altup_recycled:
@@ -148,7 +148,7 @@ def _travelling(stream: Pending | None, u: Tensor | None) -> Travelling:
     return Travelling(None, None, u) if stream is None else Travelling(stream.blocks, stream.y, u)
 
 
-def _inputs_of_halves(inputs: dict[str, Any]) -> list[dict[str, Any]]:
+def _inputs_of_each_half(inputs: dict[str, Any]) -> list[dict[str, Any]]:
     """A layer's inputs for each half of a micro-batch: masks are cut along the batch."""
     masks = {name: value.chunk(2) for name, value in inputs.items() if name.endswith("mask") and value is not None}
     return [{**inputs, **{name: cut[half] for name, cut in masks.items()}} for half in (0, 1)]

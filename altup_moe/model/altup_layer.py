@@ -1,7 +1,7 @@
 """The AltUp layer: read one block, run an untouched Megatron `TransformerLayer` on it, mix and write.
 
-Two orders of the same arithmetic (altup.mixing): `inline` does everything around the layer's output; `deferred` posts
-the pass over the stream for the layer's communication windows, and only an axpy waits for the output.
+The arithmetic has two orders (altup.mixing). `inline` mixes once the layer's output is known. `deferred` posts the pass
+over the stream as deferred work, which runs while the layer communicates; only an axpy waits for the output.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ class AltUpLayer(MegatronModule, BaseTransformerLayer):
     def deferred(
         self, stream: Pending, u: Tensor | None, reading: Reading | None, **kwargs: Any
     ) -> tuple[Pending | None, Tensor | None]:
-        """One layer whose pass runs in its own windows.
+        """One layer whose pass runs while the layer communicates.
 
         Args:
-            stream: as the layer before left it. u: what this layer reads of it, None at the start of a chunk.
-            reading: what is read next; None ends the chunk, and the stream comes back written out.
+            stream: as the layer before left it. u: this layer's input, None at the start of a chunk.
+            reading: the next layer's read; None at the end of a chunk, where the stream is written out.
         Returns:
             (stream, next u); the stream is None after the last reading.
         """
@@ -87,7 +87,7 @@ class AltUpLayer(MegatronModule, BaseTransformerLayer):
         return self._after(ahead.result(), mixing.written(u, y), mixing, reading)
 
     def mix(self, stream: Pending, y: Tensor, reading: Reading | None) -> tuple[Pending | None, Tensor | None]:
-        """What `deferred` returns, where what is written of the layer's output, y [S, B, D], is known already."""
+        """The result of `deferred` for a known output: ``y`` [S, B, D] is what the layer writes."""
         mixing = self.mixing()
         return self._after(look_ahead(stream, mixing, reading, self.kernel), y, mixing, reading)
 

@@ -33,7 +33,7 @@ def zigzag_positions(length: int, rank: int, size: int, device: torch.device) ->
     return torch.cat([half + rank * (length // 2), half + (2 * size - 1 - rank) * (length // 2)])
 
 
-class RelativeBias(nn.Module):
+class HeadParallelRelativeBias(nn.Module):
     """T5's bias on attention scores: a number for each head and bucket of distances, one table for a stack's layers.
 
     It is handed to the layers as it is, in the place of a tensor, and each asks for the bias anew: a tensor that all
@@ -96,8 +96,8 @@ class CoreAttention(MegatronModule):
         Args:
             attention_mask: bool [B, 1, 1, T], True where a key is padding (Megatron's sense). A query whose keys are
                 all masked sees them all alike.
-            attention_bias: gives what is added to the scores of so many positions: a `RelativeBias`, or one with a
-                stride.
+            attention_bias: function from a number of positions to the bias on their scores: a
+                `HeadParallelRelativeBias`, or one with its stride bound.
         """
         size, rank = self.cp_group.size(), self.cp_group.rank()
         mask = self._mask(query.shape[0], query.dtype, attention_mask, attention_bias)

@@ -12,7 +12,7 @@ from altup_moe.altup.shape import output_width
 from altup_moe.model.transformer_config import AltUpTransformerConfig
 
 
-class RMSNorm(nn.Module):
+class SequenceParallelRMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in fp32.
 
     Megatron's own torch norm refuses sequence parallelism. All it takes is the tag on the weight: each tensor rank
@@ -34,7 +34,7 @@ class RMSNorm(nn.Module):
 def norm_class(config: AltUpTransformerConfig) -> type:
     """What stands in the slots of norms; either has one parameter, `weight`."""
     if not config.fused:
-        return RMSNorm
+        return SequenceParallelRMSNorm
     from megatron.core.extensions.transformer_engine import TENorm
 
     return TENorm

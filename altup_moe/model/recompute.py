@@ -101,7 +101,7 @@ class _Recomputed(torch.autograd.Function):
         return (None, None, None, None, *(None if tensor is None else tensor.grad for tensor in before))
 
 
-def recomputed(advance: Callable[..., Flat], tape: Tape, index: int, before: Flat, shared: Flat = ()) -> Flat:
+def recompute_layers(advance: Callable[..., Flat], tape: Tape, index: int, before: Flat, shared: Flat = ()) -> Flat:
     """The state after layer `index`, by `advance(*before, *shared)`, of which nothing but the tape's share is kept.
 
     ``shared``: what all layers read, and their gradients flow to: an encoder's output.

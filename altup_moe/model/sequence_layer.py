@@ -1,7 +1,7 @@
 """Sequence-AltUp around an untouched Megatron `TransformerLayer`, which sees one token of every window.
 
 It stands where a `TransformerLayer` stands: inside an `AltUpLayer`, or in the block itself. Whatever happens inside the
-layer (experts, exchanges and their windows, recomputation) happens on the shorter sequence and knows nothing of it.
+layer (experts, overlapped exchanges, recomputation) happens on the shorter sequence and knows nothing of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from megatron.core.transformer.transformer_layer import BaseTransformerLayer, Tr
 from torch import Tensor, nn
 
 from altup_moe.altup.sequence import all_padding, initial_coefficients, pick, place, pools
-from altup_moe.model.attention import RelativeBias
+from altup_moe.model.attention import HeadParallelRelativeBias
 from altup_moe.model.transformer_config import AltUpTransformerConfig
 
 
@@ -50,7 +50,7 @@ class SequenceLayer(MegatronModule, BaseTransformerLayer):
         hidden_states: Tensor,
         rotary_pos_emb: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        attention_bias: RelativeBias | None = None,
+        attention_bias: HeadParallelRelativeBias | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Any]:
         """x [S, B, D] -> (y [S, B, D], context). Other arguments go to the layer as they are: in a decoder an encoder's

@@ -20,8 +20,8 @@ from altup_moe.altup.variants import find_variant
 from altup_moe.model.attention import CoreAttention
 from altup_moe.model.flops import StackKind
 from altup_moe.model.norm import FinalNorm, norm_class
+from altup_moe.model.overlapped_reduce_scatter import OverlappedRowParallelLinear
 from altup_moe.model.sequence_layer import SequenceLayer
-from altup_moe.model.tensor_window import WindowedRowParallelLinear
 from altup_moe.model.transformer_config import AltUpTransformerConfig
 from altup_moe.moe.backends import find_backend
 from altup_moe.moe.router import CapacityRouter
@@ -73,7 +73,7 @@ def layer_spec(config: AltUpTransformerConfig, layer: int, groups: Any, kind: St
             mlp_submodules(slots.mlp).experts = mlp_submodules(grouped).experts
         slots.mlp = with_moe_layer(slots.mlp, find_backend(config.moe_backend).load(), groups)
     else:
-        mlp_submodules(slots.mlp).linear_fc2 = WindowedRowParallelLinear
+        mlp_submodules(slots.mlp).linear_fc2 = OverlappedRowParallelLinear
     if layer in (config.sequence_decoder_layers if kind == "cross_decoder" else config.sequence_layers):
         spec.module, spec.params = SequenceLayer, {"causal": kind != "encoder"}
     if stream_width(config.altup_width, config.altup_variant) > 1:

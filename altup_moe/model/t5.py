@@ -15,7 +15,7 @@ from altup_moe.altup.shape import embedding_width, output_width
 from altup_moe.altup.stream import widen
 from altup_moe.config import AltUpConfig, ModelConfig, RunConfig
 from altup_moe.model.altup_block import AltUpBlock
-from altup_moe.model.attention import RelativeBias
+from altup_moe.model.attention import HeadParallelRelativeBias
 from altup_moe.model.flops import StackKind
 from altup_moe.model.specs import stack_spec
 from altup_moe.model.transformer_config import AltUpTransformerConfig, transformer_config
@@ -53,8 +53,8 @@ class AltUpT5(LanguageModule):
         self.encoder = self._stack(ends, topology, model.num_layers, "encoder")
         self.decoder = self._stack(config, topology, model.decoder_layers, "cross_decoder")
         table = (model.relative_attention_num_buckets, model.relative_attention_max_distance)
-        self.encoder_bias = RelativeBias(config, *table, bidirectional=True)
-        self.decoder_bias = RelativeBias(config, *table, bidirectional=False)
+        self.encoder_bias = HeadParallelRelativeBias(config, *table, bidirectional=True)
+        self.decoder_bias = HeadParallelRelativeBias(config, *table, bidirectional=False)
         for module in self.decoder.modules():
             if isinstance(module, RecordsRouting):
                 module.layer_number += model.num_layers  # layers are counted through both stacks

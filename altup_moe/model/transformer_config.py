@@ -12,9 +12,9 @@ from altup_moe.config import RunConfig
 from altup_moe.config.packages import PACKAGES
 from altup_moe.config.sequence import strided_decoder_layers, strided_layers
 from altup_moe.moe.activations import ACTIVATIONS
-from altup_moe.moe.backends import mixes_in_windows
+from altup_moe.moe.backends import defers_mixing
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISION_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """`train.precision` as a torch dtype."""
 
 
@@ -38,7 +38,7 @@ class AltUpTransformerConfig(TransformerConfig):
     fused: bool = False
     overlap_mixing: bool = True
     overlap_exchange: bool = True
-    overlap_halves: bool = False
+    overlap_two_batch: bool = False
 
 
 def uses_transformer_engine(asked: str) -> bool:
@@ -50,7 +50,7 @@ def uses_transformer_engine(asked: str) -> bool:
 def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
     """Translate a checked `RunConfig`. Sizes are global: Megatron divides them by the layout itself."""
     m, a, p, t = config.model, config.altup, config.parallel, config.train
-    dtype = DTYPES[t.precision]
+    dtype = PRECISION_DTYPES[t.precision]
     return AltUpTransformerConfig(
         num_layers=m.total_layers,
         hidden_size=m.hidden_size,
@@ -104,9 +104,9 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
         sequence_decoder_layers=strided_decoder_layers(config.sequence, m.decoder_layers),
         moe_backend=config.moe.backend,
         fused=uses_transformer_engine(config.train.transformer_engine),
-        overlap_mixing=mixes_in_windows(config),
+        overlap_mixing=defers_mixing(config),
         overlap_exchange=config.overlap.exchange == "async",
-        overlap_halves=config.overlap.microbatch_halves,
+        overlap_two_batch=config.overlap.microbatch_halves,
     )
 
 

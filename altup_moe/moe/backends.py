@@ -26,13 +26,14 @@ groups (ep, expt_tp, expt_dp, tp, ...). Under sequence parallelism S is this ran
     of zero, not None, since the other data-parallel ranks wait for them.
     Parameters below `experts` are reduced over the expert data-parallel group (`parallel.compat` marks them).
 4.  A shared expert, where `config.moe_shared_expert_intermediate_size`: `shared_experts`, as in Megatron's MoELayer.
-5.  Windows. `windows` says that both exchanges are started, do posted work (`overlap.deferred_work.run_posted`), step
-    aside (`overlap.two_batch.step_aside`) and are then waited for: `overlap.expert_exchange.exchange_rows` does all
-    that. Where a library keeps an exchange of its own that blocks, `windows` is false: mixing is inline, and the run
-    says so. Each half of a micro-batch is its own call; what a layer remembers between phases it keeps per half.
+5.  Overlap. With `allows_overlap`, the layer starts both exchanges, runs the deferred work that is posted
+    (`overlap.deferred_work.run_posted`), lets the other half of the micro-batch compute
+    (`overlap.two_batch.yield_to_other_half`), and then waits. `overlap.expert_exchange.exchange_rows` does all of it.
+    A library whose own exchange blocks has `allows_overlap` false: mixing is then inline, and the run says so. Under
+    two-batch overlap each half of a micro-batch is a call of its own, and a layer keeps its state for each half.
 
-Deriving `moe.megatron_backend.WindowedMoELayer` gives 1, 2, 4 and 5, and leaves the experts (`moe.torch_backend` does);
-`moe.deepspeed_backend` takes 1 and 4 from it, and puts a library's dispatch and combine in the place of Megatron's.
+A class derived from `moe.megatron_backend.OverlappedMoELayer` has 1, 2, 4 and 5, and needs only experts
+(`moe.torch_backend`). `moe.deepspeed_backend` takes 1 and 4 from it, and replaces Megatron's dispatch and combine.
 `tests/distributed/test_backends.py` runs the contract's tests over every row: gradients against the reference, 20
 losses, checkpoints that move.
 """
@@ -51,13 +52,13 @@ class Backend:
     """A row of the table: see the module's text.
 
     ``layer``: "module:Class", imported when a model is built. ``stacked``: how expert weights are named and shaped.
-    ``windows``: whether its exchanges leave room for other work.
+    ``allows_overlap``: whether other work runs while its exchanges are in flight.
     """
 
     name: str
     layer: str
     stacked: bool
-    windows: bool
+    allows_overlap: bool
 
     def load(self) -> type:
         """The layer's class; imports the backend's library."""
@@ -67,10 +68,10 @@ class Backend:
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("megatron", "altup_moe.moe.megatron_backend:WindowedMoELayer", stacked=False, windows=True),
-        Backend("torch", "altup_moe.moe.torch_backend:StackedMoELayer", stacked=True, windows=True),
-        Backend("deepspeed", "altup_moe.moe.deepspeed_backend:DeepSpeedMoELayer", stacked=False, windows=True),
-        Backend("tutel", "altup_moe.moe.tutel_backend:TutelMoELayer", stacked=True, windows=True),
+        Backend("megatron", "altup_moe.moe.megatron_backend:OverlappedMoELayer", stacked=False, allows_overlap=True),
+        Backend("torch", "altup_moe.moe.torch_backend:StackedMoELayer", stacked=True, allows_overlap=True),
+        Backend("deepspeed", "altup_moe.moe.deepspeed_backend:DeepSpeedMoELayer", stacked=False, allows_overlap=True),
+        Backend("tutel", "altup_moe.moe.tutel_backend:TutelMoELayer", stacked=True, allows_overlap=True),
     )
 }
 """Every backend by its name in `moe.backend`."""
@@ -83,9 +84,9 @@ def find_backend(name: str) -> Backend:
     return BACKENDS[name]
 
 
-def mixes_in_windows(config: RunConfig) -> bool:
-    """Whether deferred mixing has windows to run in: asked for, and shut out neither by the stream nor the backend."""
-    return _deferrable(config) and (config.moe.num_experts == 0 or find_backend(config.moe.backend).windows)
+def defers_mixing(config: RunConfig) -> bool:
+    """Whether mixing is deferred: the run asks for it, and the stream and the backend allow it."""
+    return _deferrable(config) and (config.moe.num_experts == 0 or find_backend(config.moe.backend).allows_overlap)
 
 
 def _deferrable(config: RunConfig) -> bool:
@@ -93,14 +94,14 @@ def _deferrable(config: RunConfig) -> bool:
     return config.overlap.mixing == "deferred" and not find_variant(config.altup.variant).per_token
 
 
-def shut_windows(config: RunConfig) -> str | None:
-    """One line about what `overlap` asks for and the stream or the backend's exchange does not allow, or None."""
+def unavailable_overlap(config: RunConfig) -> str | None:
+    """One line on what `overlap` asks for and the stream or the backend does not allow. None if it allows all."""
     shut = []
     if config.overlap.mixing == "deferred" and not _deferrable(config) and config.altup.width > 1:
         shut.append(
             f"altup.variant {config.altup.variant} takes its coefficients from the layer's output: mixing is inline"
         )
-    if config.moe.num_experts > 0 and not find_backend(config.moe.backend).windows:
+    if config.moe.num_experts > 0 and not find_backend(config.moe.backend).allows_overlap:
         shut += _asked_of_backend(config)
     return "; ".join(shut) or None
 

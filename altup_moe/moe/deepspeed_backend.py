@@ -4,7 +4,7 @@
 
 DeepSpeed's gate is not used: it drops at random (`use_rts`) and samples second experts (`top2_2nd_expert_sampling`),
 in evaluation too, and normalises and counts in its own way. Its `MOELayer.forward` runs as it is, except that two of
-the names it looks up are ours: the exchange, so that there are windows, and the number of tensor-parallel ranks. Under
+the names it looks up are ours: the exchange, so that work overlaps it, and the number of tensor-parallel ranks. Under
 tensor parallelism it expects every rank to hold all tokens and drops the copies; under sequence parallelism, which we
 always have there, each rank holds tokens of its own and nothing may be dropped.
 
@@ -30,7 +30,7 @@ from deepspeed.moe.experts import Experts
 from deepspeed.moe.sharded_moe import MOELayer
 
 from altup_moe.moe.activations import ACTIVATIONS
-from altup_moe.moe.megatron_backend import WindowedMoELayer
+from altup_moe.moe.megatron_backend import OverlappedMoELayer
 from altup_moe.moe.slots import routes_of, slots_of
 from altup_moe.overlap.deferred_work import Later
 from altup_moe.overlap.expert_exchange import exchange_slots, with_sharing_ranks
@@ -122,8 +122,8 @@ def _one_tensor_rank(mpu: Any) -> int:
     return 1
 
 
-class DeepSpeedMoELayer(WindowedMoELayer):
-    """The windowed layer around DeepSpeed's."""
+class DeepSpeedMoELayer(OverlappedMoELayer):
+    """The overlapped layer around DeepSpeed's."""
 
     def __init__(self, config: Any, submodules: Any, *args: Any, pg_collection: Any, **kwargs: Any) -> None:
         submodules = copy.copy(submodules)

@@ -1,4 +1,4 @@
-"""Megatron's MoE layer with windows: other work runs while its all-to-all is in flight.
+"""Megatron's MoE layer with overlap: other work runs while its all-to-all is in flight.
 
 The layer and its dispatcher are used through their public phases: route, preprocess, dispatch, experts, combine,
 postprocess. Two of them communicate, and there the posted work (overlap.deferred_work) and the other half of the
@@ -21,7 +21,7 @@ from torch import Tensor
 from altup_moe.overlap.collectives import all_to_all
 from altup_moe.overlap.deferred_work import Later, later, run_posted
 from altup_moe.overlap.expert_exchange import exchange_rows
-from altup_moe.overlap.two_batch import half_index
+from altup_moe.overlap.two_batch import micro_batch_half
 
 
 class _NoGroup:
@@ -34,7 +34,7 @@ class _NoGroup:
         return 0
 
 
-class WindowedDispatcher(MoEAlltoAllTokenDispatcher):
+class OverlappedDispatcher(MoEAlltoAllTokenDispatcher):
     """Megatron's all-to-all dispatcher whose exchanges are started, then waited for."""
 
     num_local_experts: int
@@ -85,8 +85,8 @@ class WindowedDispatcher(MoEAlltoAllTokenDispatcher):
         return exchange_rows(exchange, tensors, self.config.overlap_exchange)
 
 
-class WindowedMoELayer(MoELayer):
-    """`MoELayer` with `WindowedDispatcher`; a shared expert is posted work as well."""
+class OverlappedMoELayer(MoELayer):
+    """`MoELayer` with `OverlappedDispatcher`; a shared expert is posted work as well."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._dispatchers: list[Any] = [None, None]
@@ -94,7 +94,7 @@ class WindowedMoELayer(MoELayer):
         dispatcher = self._dispatchers[0]
         if isinstance(dispatcher, MoEAlltoAllTokenDispatcher):
             groups = kwargs["pg_collection"]
-            dispatcher = WindowedDispatcher(
+            dispatcher = OverlappedDispatcher(
                 self.num_local_experts, self.local_expert_indices, config=self.config, pg_collection=groups
             )
         # A dispatcher remembers a micro-batch between its phases, so each half has one.
@@ -103,7 +103,7 @@ class WindowedMoELayer(MoELayer):
     @property
     def token_dispatcher(self) -> Any:
         """The dispatcher of the half that is running."""
-        return self._dispatchers[half_index()]
+        return self._dispatchers[micro_batch_half()]
 
     @token_dispatcher.setter
     def token_dispatcher(self, dispatcher: Any) -> None:

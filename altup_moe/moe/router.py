@@ -17,7 +17,7 @@ from torch import Tensor
 
 from altup_moe.moe.capacity import expert_capacity, keep_within_capacity
 from altup_moe.moe.records import RecordsRouting, RoutingRecord
-from altup_moe.overlap.two_batch import meet
+from altup_moe.overlap.two_batch import compute_together
 from altup_moe.timeline.spans import span
 
 
@@ -55,7 +55,7 @@ class CapacityRouter(RecordsRouting, TopKRouter):
             halves = [t.view(*whole.shape[:2], -1).chunk(len(parts), dim=1) for t in results]
             return [(p.flatten(0, 1), m.flatten(0, 1)) for p, m in zip(*halves, strict=True)]
 
-        return meet(logits, together)
+        return compute_together(logits, together)
 
     def _routing_of_all(self, logits: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         probs, routing_map = super().routing(logits, *args, **kwargs)

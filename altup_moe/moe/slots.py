@@ -41,7 +41,7 @@ def routes_of(probs_TE: Tensor, map_TE: Tensor, top_k: int) -> Routes:
 
 def slots_of(map_TE: Tensor, config: Any, groups: Any, training: bool) -> int | Tensor:
     """C: what the configured capacity allows, where that says enough; else what the fullest expert needs."""
-    alone = groups.tp_cp.size() == 1 and not config.overlap_halves
+    alone = groups.tp_cp.size() == 1 and not config.overlap_two_batch
     if training and config.moe_expert_capacity_factor is not None and alone:
         tokens, experts = map_TE.shape
         return min(tokens, expert_capacity(tokens, config.moe_router_topk, experts, config.moe_expert_capacity_factor))

@@ -1,4 +1,4 @@
-"""The `torch` backend: our experts in the windowed MoE layer, with its router, dispatchers and exchange windows."""
+"""The `torch` backend: our experts in `OverlappedMoELayer`, with its router, dispatchers and exchange."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from altup_moe.moe.grouped import choose, grouped_mlp
-from altup_moe.moe.megatron_backend import WindowedMoELayer
+from altup_moe.moe.megatron_backend import OverlappedMoELayer
 
 
 class StackedWeights(nn.Module):
@@ -51,8 +51,8 @@ class StackedExperts(StackedWeights):
         """Nothing is put off: weight gradients are computed in the backward pass."""
 
 
-class StackedMoELayer(WindowedMoELayer):
-    """The windowed layer with `StackedExperts`."""
+class StackedMoELayer(OverlappedMoELayer):
+    """The overlapped layer with `StackedExperts`."""
 
     def __init__(self, config: Any, submodules: Any, *args: Any, **kwargs: Any) -> None:
         submodules = copy.copy(submodules)

@@ -2,7 +2,7 @@
 
     our router -> routes | Tutel: fast_encode -> exchange | batched experts | exchange -> Tutel: fast_decode
 
-Tutel's `moe_layer` is not used: it routes by a softmax of its own and keeps an exchange that leaves no window. Its
+Tutel's `moe_layer` is not used: it routes by a softmax of its own and has an exchange that blocks. Its
 encode and decode (one kernel each, with a backward of its own) are public and take any routes. Weight gradients are
 those of the summed loss, as everywhere in Megatron; a whole Tutel layer hands them out expert-parallel size times as
 large as a mean over all ranks expects.
@@ -21,7 +21,7 @@ from torch import Tensor
 from tutel.moe import fast_decode, fast_encode
 
 from altup_moe.moe.activations import ACTIVATIONS
-from altup_moe.moe.megatron_backend import WindowedMoELayer
+from altup_moe.moe.megatron_backend import OverlappedMoELayer
 from altup_moe.moe.slots import Routes, routes_of, slots_of
 from altup_moe.moe.torch_backend import StackedWeights
 from altup_moe.overlap.deferred_work import Later
@@ -44,8 +44,8 @@ class BatchedExperts(StackedWeights):
         return out_END.view(experts, senders, slots, hidden).transpose(0, 1).contiguous()
 
 
-class TutelMoELayer(WindowedMoELayer):
-    """The windowed layer with Tutel's dispatch and combine."""
+class TutelMoELayer(OverlappedMoELayer):
+    """The overlapped layer with Tutel's dispatch and combine."""
 
     def __init__(self, config: Any, submodules: Any, *args: Any, pg_collection: Any, **kwargs: Any) -> None:
         submodules = copy.copy(submodules)

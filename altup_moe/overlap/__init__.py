@@ -1,1 +1,1 @@
-"""Work beside communication: started collectives, deferred work, two-batch turns. Experts and dense layers use them."""
+"""Overlap of computation and communication: started collectives, deferred work, two-batch overlap."""

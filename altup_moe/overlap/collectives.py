@@ -1,11 +1,11 @@
-"""Collectives in two acts: `start` launches one and returns, `wait` blocks until it is done.
+"""Differentiable collectives in two calls: one starts a collective and returns, the other waits for it.
 
-What stands between the two runs while bytes travel. The backward pass mirrors it: the gradient of `wait` launches the
-reverse collective, that of `start` waits for it, and what stood between has its gradient computed in between (autograd
-runs operations in reverse order of their creation).
+Code between the calls runs while data is in flight. The backward pass mirrors this: the gradient of the wait launches
+the reverse collective, the gradient of the start waits for it, and gradients of the code between are computed between
+(autograd runs operations in reverse order of their creation).
 
-With gloo the work goes on in the group's own threads. With NCCL it goes on in the communicator's own stream: `wait`
-makes the current stream wait for an event there and does not block the host.
+gloo runs a collective in the group's threads. NCCL runs it in the communicator's stream: the wait then makes the
+current stream wait for an event there, and does not block the host.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from altup_moe.timeline.spans import in_flight, waiting
 
 
 class Collective(Protocol):
-    """What can be started: (input) -> (output buffer, its work), and the collective of its gradient."""
+    """A collective that can be started, and the collective of its gradient."""
 
     @property
     def name(self) -> str:
-        """What it is called on a timeline."""
+        """Name on a timeline."""
 
     def launch(self, sent: Tensor) -> tuple[Tensor, Any]:
-        """Start it on a contiguous tensor."""
+        """Start it on a contiguous tensor; returns (output buffer, handle of the work)."""
 
     def reverse(self) -> Collective:
         """The collective that carries gradients back."""
@@ -102,7 +102,7 @@ class AllGather:
 
 
 class Flight:
-    """A started collective: what it will fill, and what is to be waited for."""
+    """A started collective: its output buffer and the handle of its work."""
 
     def __init__(self, collective: Collective, backward: bool) -> None:
         self._collective, self._backward = collective, backward
@@ -153,21 +153,21 @@ class _Wait(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Started:
-    """What `wait` needs of a `start`."""
+    """A started collective and that of its gradient, for `wait_for_collective`."""
 
     sent: Tensor
     there: Flight
     back: Flight
 
 
-def start(sent: Tensor, collective: Collective) -> Started:
+def start_collective(sent: Tensor, collective: Collective) -> Started:
     """Launch a collective on a tensor, and return at once."""
     there, back = Flight(collective, backward=False), Flight(collective.reverse(), backward=True)
     return Started(_Start.apply(sent, there, back), there, back)
 
 
-def wait(started: Started) -> Tensor:
-    """What arrived."""
+def wait_for_collective(started: Started) -> Tensor:
+    """The received tensor."""
     return _Wait.apply(started.sent, started.there, started.back)
 
 

@@ -1,7 +1,7 @@
-"""Work that may wait: posted before a communication starts, done while it is in flight.
+"""Deferred work: a layer posts it, and it runs while a collective is in flight.
 
-A layer that has something to do which its own output does not need posts it with `later`. Whoever starts a collective
-calls `run_posted` before waiting for it. Whoever needs the result asks for it, and runs the work if nobody has.
+A layer posts work that its own output does not need with `later`. Code that starts a collective calls `run_posted`
+before it waits. `Later.result` runs the work if it has not run yet.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from typing import Generic, TypeVar
 
 import torch
 
-T = TypeVar("T")
+Result = TypeVar("Result")
 
 
-class Later(Generic[T]):
-    """A piece of work that is done once, at the first good moment."""
+class Later(Generic[Result]):
+    """Work that runs once."""
 
-    def __init__(self, work: Callable[[], T]) -> None:
-        self._work: Callable[[], T] | None = work
-        self._value: T | None = None
+    def __init__(self, work: Callable[[], Result]) -> None:
+        self._work: Callable[[], Result] | None = work
+        self._value: Result | None = None
         self._grad = torch.is_grad_enabled()
 
     def run(self) -> None:
-        """Do it, unless it is done."""
+        """Run the work, unless it has run."""
         if self._work is not None:
             work, self._work = self._work, None
             with torch.set_grad_enabled(self._grad):
                 self._value = work()
 
-    def result(self) -> T:
-        """What it gave; done now if nobody had time for it."""
+    def result(self) -> Result:
+        """The result; runs the work if it has not run."""
         self.run()
         _posted().pop(self, None)
         return self._value  # type: ignore[return-value]
@@ -49,15 +49,15 @@ def _posted() -> dict[Later, None]:
         return _waiting.get()
 
 
-def later(work: Callable[[], T]) -> Later[T]:
-    """Post work for the next window."""
+def later(work: Callable[[], Result]) -> Later[Result]:
+    """Post work for the next collective in flight."""
     posted = Later(work)
     _posted()[posted] = None
     return posted
 
 
 def run_posted() -> None:
-    """Do everything posted, in order: the caller has a collective in flight."""
+    """Run all posted work in order. The caller has a collective in flight."""
     waiting = list(_posted())
     _posted().clear()
     for work in waiting:

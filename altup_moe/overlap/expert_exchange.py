@@ -1,4 +1,4 @@
-"""Exchanges that leave room: started, posted work done, the other half of the micro-batch let on, waited for.
+"""Expert exchanges that overlap: start, run deferred work, let the other half of the micro-batch compute, wait.
 
 Slots are the buffers [E, C, D] of backends that give every expert the same number C of rows of each rank.
 """
@@ -10,31 +10,40 @@ from typing import Any
 
 from torch import Tensor
 
-from altup_moe.overlap.collectives import AllGather, AllToAll, ReduceScatter, all_to_all, start, wait
+from altup_moe.overlap.collectives import (
+    AllGather,
+    AllToAll,
+    ReduceScatter,
+    all_to_all,
+    start_collective,
+    wait_for_collective,
+)
 from altup_moe.overlap.deferred_work import run_posted
-from altup_moe.overlap.two_batch import step_aside
+from altup_moe.overlap.two_batch import yield_to_other_half
 
 
 def exchange_rows(exchange: AllToAll, tensors: Sequence[Tensor], overlap: bool) -> list[Tensor]:
-    """What arrives of each tensor [rows, ...]. Without `overlap` it is waited for first, and posted work done after."""
-    flights = [start(tensor, exchange) for tensor in tensors]
+    """The received rows of each tensor [rows, ...]. Without `overlap` the deferred work runs after the wait."""
+    flights = [start_collective(tensor, exchange) for tensor in tensors]
     if not overlap:
-        arrived = [wait(flight) for flight in flights]
+        arrived = [wait_for_collective(flight) for flight in flights]
         run_posted()
         return arrived
     run_posted()
-    step_aside()
-    return [wait(flight) for flight in flights]
+    yield_to_other_half()
+    return [wait_for_collective(flight) for flight in flights]
 
 
 def exchange_slots(group: Any, slots_ECD: Tensor, name: str, overlap: bool) -> Tensor:
-    """Every rank is sent the slots of as many experts as it has, and sends as many back."""
+    """Send each rank the slots of its experts, and receive this rank's: [E, C, D] -> the same shape."""
     each = [slots_ECD.shape[0] // group.size()] * group.size()
     return exchange_rows(all_to_all(group, each, each, name), [slots_ECD], overlap)[0]
 
 
 def with_sharing_ranks(group: Any, rows: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-    """Expert-tensor parallelism: ranks that share an expert see each other's rows, and add up their shares."""
+    """Expert-tensor parallelism: gather the rows of the ranks that share an expert, compute, and sum their outputs."""
     if group.size() == 1:
         return compute(rows)
-    return wait(start(compute(wait(start(rows, AllGather(group)))), ReduceScatter(group)))
+    return wait_for_collective(
+        start_collective(compute(wait_for_collective(start_collective(rows, AllGather(group)))), ReduceScatter(group))
+    )

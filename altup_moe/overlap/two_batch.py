@@ -1,16 +1,16 @@
-"""Two halves of a micro-batch that take turns: one computes while the other's communication is in flight.
+"""Two-batch overlap: the two halves of a micro-batch alternate, and one computes while the other communicates.
 
-Each half runs the same code as a whole micro-batch would, as a coroutine of its own. Where it would wait for a
-collective it calls `step_aside`, and the other half goes on from where it had stepped aside. What must see the whole
-micro-batch (routing: its balance loss and its capacity) calls `meet`.
+Each half runs the code of a whole micro-batch in a coroutine of its own. Where it would wait for a collective, it
+calls `yield_to_other_half`, and the other half continues from where it yielded. What needs the whole micro-batch (the
+router's balance loss and capacity) calls `compute_together`.
 
 Why greenlets and not threads: autograd numbers operations per thread and runs them backwards in that order, so on one
-thread the backward pass takes the same turns, mirrored. Grad mode and random state stay one as well.
+thread the backward pass alternates in the mirrored order. Both halves share the grad mode and the random state.
 
-    half 0:  attention | meet .......... dispatch>  .......  | experts, combine>  .......  | attention
+    half 0:  attention | wait .......... dispatch>  .......  | experts, combine>  .......  | attention
     half 1:            attention, route, dispatch>  | experts, combine>  | attention, route ...
 
-The turns depend on the code alone, so all ranks start their collectives in the same order.
+The order of the halves depends on the code alone, so all ranks start their collectives in the same order.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import contextvars
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+HalfValue = TypeVar("HalfValue")
 
 _current: contextvars.ContextVar[_Half | None] = contextvars.ContextVar("half", default=None)
 
 
 class _Pair:
-    """What the two halves share."""
+    """State that the two halves share."""
 
     def __init__(self) -> None:
         self.halves: list[_Half] = []
@@ -34,7 +34,7 @@ class _Pair:
 
 
 class _Half:
-    """One half: its coroutine and its place."""
+    """One half: its coroutine, index and result."""
 
     def __init__(self, pair: _Pair, index: int, work: Callable[[], Any]) -> None:
         from greenlet import greenlet  # only runs with overlap.microbatch_halves need it
@@ -48,31 +48,35 @@ class _Half:
         _current.set(self)
         self.result = work()
 
-    def give_way(self) -> None:
+    def switch_to_other(self) -> None:
         other = self.pair.halves[1 - self.index]
         if not other.coroutine.dead:
             other.coroutine.switch()
 
 
-def half_index() -> int:
-    """0 or 1 inside `take_turns`, 0 elsewhere."""
+def micro_batch_half() -> int:
+    """Index of the half that runs: 0 or 1 inside `run_two_batch`, 0 elsewhere."""
     half = _current.get()
     return half.index if half else 0
 
 
-def step_aside() -> None:
-    """Let the other half go on until it steps aside itself. Outside `take_turns`, nothing."""
+def yield_to_other_half() -> None:
+    """Run the other half until it yields. Outside `run_two_batch` it does nothing."""
     half = _current.get()
     if half:
-        half.give_way()
+        half.switch_to_other()
 
 
-def meet(value: T, together: Callable[[list[T]], list[Any]]) -> Any:
-    """Wait until both halves have come here, then compute one thing from both values.
+def compute_together(value: HalfValue, together: Callable[[list[HalfValue]], list[Any]]) -> Any:
+    """Wait until both halves call this, then compute their results from both values.
 
     Args:
-        value: this half's part.
-        together: from all parts (two; one outside `take_turns`) to a result for each.
+        value: this half's value.
+        together: function from the list of values (two; one outside `run_two_batch`) to a list of results, in order.
+    Returns:
+        This half's result.
+    Raises:
+        RuntimeError: the other half ends without a call.
     """
     half = _current.get()
     if half is None:
@@ -87,12 +91,12 @@ def meet(value: T, together: Callable[[list[T]], list[Any]]) -> Any:
     while half.index not in pair.results:
         if other.coroutine.dead:
             raise RuntimeError(f"half {half.index} waits for a half that has ended")
-        half.give_way()
+        half.switch_to_other()
     return pair.results.pop(half.index)
 
 
-def take_turns(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[Any, Any]:
-    """Run both halves to their ends. What one raises is raised here, and the other is ended too."""
+def run_two_batch(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[Any, Any]:
+    """Run both halves to their ends; returns both results. An exception of one ends the other and is raised here."""
     pair = _Pair()
     pair.halves = [_Half(pair, index, work) for index, work in enumerate((first, second))]
     try:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from altup_moe.altup.lazy import load_object
 from altup_moe.altup.sequence import initial_coefficients
-from altup_moe.altup.static import starting_value
+from altup_moe.altup.static import initial_value
 from altup_moe.altup.variants import find_variant, selected_block
 from altup_moe.config import RunConfig
 from altup_moe.parallel.parameter_mapping import Box
@@ -77,7 +77,7 @@ def initial(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> T
         if start == "normal":
             return normal(name, shape, box, config.model.init_method_std, config.train.seed)
         block = selected_block(int(name.split(".")[2]), config.altup.width, config.altup.select)
-        return starting_value(start, shape, block)[index]
+        return initial_value(start, shape, block)[index]
     if ".sequence." in name:
         return initial_coefficients(config.sequence.method)[leaf][index]
     if leaf == "expert_bias":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from altup_moe.altup.shape import is_moe_layer, stream_width
 from altup_moe.config import RunConfig
 from altup_moe.model.flops import Parts, layer_products, output_products
-from altup_moe.moe.backends import mixes_in_windows
+from altup_moe.moe.backends import defers_mixing
 from altup_moe.parallel.rank_coordinates import Chunk, Place
 from altup_moe.plan.buffers import PARAMETER_BYTES
 from altup_moe.plan.cluster import Cluster
@@ -184,7 +184,7 @@ def _with_communication(
     mixing = mixing_seconds(config, cluster)[phase == "backward"]
     hidden = 0.0
     asynchronous = config.overlap.exchange == "async"
-    if asynchronous and mixes_in_windows(config):
+    if asynchronous and defers_mixing(config):
         hidden = min(mixing, opening.idle)
     if asynchronous and config.overlap.microbatch_halves:
         # While the rows of one half travel, the other half computes.

@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass
 from altup_moe.altup.shape import is_moe_layer, output_width, stream_width
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import num_microbatches
-from altup_moe.moe.backends import mixes_in_windows
+from altup_moe.moe.backends import defers_mixing
 from altup_moe.parallel.rank_coordinates import Chunk, Place, chunks
 from altup_moe.plan.buffers import PARAMETER_BYTES, buffers
 from altup_moe.plan.groups import World
@@ -109,7 +109,7 @@ def chunk_activations(config: RunConfig, chunk: Chunk) -> tuple[float, float]:
     width, layers = stream_width(config.altup.width, config.altup.variant), len(chunk.layers)
     block = local_tokens(config) * config.model.hidden_size * PARAMETER_BYTES[config.train.precision]
     if config.train.recompute == "full":
-        if width == 1 or not mixes_in_windows(config):
+        if width == 1 or not defers_mixing(config):
             return layers * block, layers * (width - 1) * block
         segments = -(-layers // max(1, round(layers**0.5)))
         # Kept: the first state of every segment and the output of every layer. One segment is rebuilt at a time.

@@ -23,7 +23,7 @@ from altup_moe.config.load import save_config
 from altup_moe.config.run_directory import checkpoints_dir, config_file, kernels_dir, profile_dir, tokenizer_dir
 from altup_moe.model.build import named_tensors
 from altup_moe.model.flops import flops_per_token
-from altup_moe.moe.backends import find_backend, shut_windows
+from altup_moe.moe.backends import find_backend, unavailable_overlap
 from altup_moe.parallel.control_collectives import any_of
 from altup_moe.parallel.rng import rng_state, seed_dropout, set_rng_state
 from altup_moe.parallel.seeds import derived_seed
@@ -291,6 +291,6 @@ def _say_start(run: Run, resume: ResumePoint | None) -> None:
         + (f"going on from step {run.step} ({resume.directory.name})" if resume else "from step 0"),
         flush=True,
     )
-    shut = shut_windows(config)
+    shut = unavailable_overlap(config)
     if shut:
         print(shut, flush=True)

@@ -12,8 +12,7 @@ from megatron.core.datasets.utils import Split
 from torch import Tensor
 
 from altup_moe.config import DataError, RunConfig
-from altup_moe.config.data_checks import TASKS as TASK_NAMES
-from altup_moe.config.data_checks import mixture_entries, task_directories
+from altup_moe.config.data_checks import TASK_NAMES, mixture_entries, task_directories
 from altup_moe.data.mixing import Order, mixture_order
 from altup_moe.data.named_tokenizers import tokenizer_directory
 from altup_moe.data.tasks.registry import TASKS, load_examples

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from altup_moe.overlap.collectives import AllGather, ReduceScatter, all_to_all, start, wait
+from altup_moe.overlap.collectives import AllGather, ReduceScatter, all_to_all, start_collective, wait_for_collective
 from tests.distributed.ranks import run_fresh_ranks, run_ranks
 
 pytestmark = pytest.mark.distributed
@@ -32,10 +32,10 @@ def _exchange(counts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     sent = _rows(rank, counts).requires_grad_()
     # Two in flight at once, waited for in another order, with work in between.
     twice = sent * 2
-    first, second = start(twice, exchange), start(sent, exchange)
+    first, second = start_collective(twice, exchange), start_collective(sent, exchange)
     between = twice.square()
-    got_second = wait(second)
-    got = wait(first)
+    got_second = wait_for_collective(second)
+    got = wait_for_collective(first)
     weight = torch.arange(got.numel()).view_as(got).float()
     ((got * weight).sum() + (got_second * 3).sum() + between.sum()).backward()
     return got.detach().numpy(), sent.grad.numpy()
@@ -63,7 +63,7 @@ def _wrong_sizes() -> list[str]:
     rank, messages = dist.get_rank(), []
     for send in ([1, 1], [3], [4, -1]):
         try:
-            start(torch.zeros(3, 2), all_to_all(dist.group.WORLD, send, [1, 2]))
+            start_collective(torch.zeros(3, 2), all_to_all(dist.group.WORLD, send, [1, 2]))
         except ValueError as error:
             messages.append(str(error))
     # The group still works: nothing was launched.
@@ -83,10 +83,10 @@ def test_wrong_sizes_are_named_before_anything_is_sent() -> None:
 def _scatter_and_gather() -> list:
     rank = dist.get_rank()
     sent = (torch.arange(8.0).view(4, 2) + 10 * rank).requires_grad_()
-    kept = wait(start(sent, ReduceScatter(dist.group.WORLD)))
+    kept = wait_for_collective(start_collective(sent, ReduceScatter(dist.group.WORLD)))
     (kept * (rank + 1)).sum().backward()
     part = torch.full((1, 2), float(rank), requires_grad=True)
-    whole = wait(start(part, AllGather(dist.group.WORLD)))
+    whole = wait_for_collective(start_collective(part, AllGather(dist.group.WORLD)))
     (whole * (rank + 1)).sum().backward()
     return [kept.tolist(), sent.grad.tolist(), whole.tolist(), part.grad.tolist()]
 
@@ -124,9 +124,9 @@ def _order() -> list[str]:
             return grad * 2
 
     x = torch.ones(2, 1, requires_grad=True)
-    started = start(x * 3, all_to_all(dist.group.WORLD, [1, 1], [1, 1]))
+    started = start_collective(x * 3, all_to_all(dist.group.WORLD, [1, 1], [1, 1]))
     other = Work.apply(x)
-    (wait(started) + other).sum().backward()
+    (wait_for_collective(started) + other).sum().backward()
     return seen
 
 

@@ -48,11 +48,12 @@ def leaky(block: int, c: Mapping[str, Tensor]) -> Mixing:
 
 
 def register(function: Any, *args: Any) -> Any:
-    """`function(*args)` in a process that knows the row."""
-    VARIANTS[ROW.name] = ROW
-    # A row in the table's own file is in this list: it is made from the table at import.
-    HINTS["altup.variant"] = Literal[tuple(VARIANTS)]
-    return function(*args)
+    """`function(*args)` in a process that knows the row, until it returns."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VARIANTS, ROW.name, ROW)
+        # The list of names that files may hold is made from the table at import.
+        patch.setitem(HINTS, "altup.variant", Literal[tuple(VARIANTS)])
+        return function(*args)
 
 
 @pytest.fixture(autouse=True)

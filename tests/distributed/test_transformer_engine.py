@@ -37,13 +37,13 @@ def test_its_layers_are_what_is_built() -> None:
     (built,) = run_ranks(1, _classes, config)
     assert "transformer_engine.RMSNorm" in built
     assert "megatron.TEColumnParallelGroupedLinear" in built
-    assert not any("altup_moe.RMSNorm" in name for name in built)
+    assert not any("altup_moe.SequenceParallelRMSNorm" in name for name in built)
 
 
 def test_off_and_on_a_cpu_ours_are_built() -> None:
     for asked in ("off", "auto"):
         (built,) = run_ranks(1, _classes, small("one", train={"transformer_engine": asked}))
-        assert "altup_moe.RMSNorm" in built
+        assert "altup_moe.SequenceParallelRMSNorm" in built
         assert not any("Grouped" in name or "transformer_engine" in name for name in built)
 
 

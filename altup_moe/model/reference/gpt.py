@@ -101,7 +101,7 @@ def walk(layers: nn.ModuleList, x_KBSD: Tensor, *args: Any, **order: Any) -> tup
     return x_KBSD, routings
 
 
-def joined(x_KBSD: Tensor, summed: bool) -> Tensor:
+def sum_or_concatenate(x_KBSD: Tensor, summed: bool) -> Tensor:
     """[K, B, S, D] -> the blocks summed [B, S, D], or side by side [B, S, K*D]."""
     return x_KBSD.sum(0) if summed else torch.cat(tuple(x_KBSD), dim=-1)
 
@@ -142,7 +142,7 @@ class Decoder(nn.Module):
         if self.config.has_projections:
             others = zip(self.altup_unembed_projections, x_KBSD[1:], strict=True)
             return torch.stack([x_KBSD[0], *(project(x, x_KBSD[0]) for project, x in others)]).mean(0)
-        return joined(x_KBSD, self.config.altup_recycled)
+        return sum_or_concatenate(x_KBSD, self.config.altup_recycled)
 
     def forward(
         self,

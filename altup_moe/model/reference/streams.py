@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from altup_moe.altup.lazy import load_object
-from altup_moe.altup.static import Mixing, starting_value
+from altup_moe.altup.static import Mixing, initial_value
 from altup_moe.altup.variants import find_variant
 from altup_moe.model.reference.config import AltUpMoEConfig
 from altup_moe.model.reference.layers import full, never_halved
@@ -59,7 +59,7 @@ class StaticStream(Stream):
             if coefficient.initial == "normal":
                 init.normal_(parameter, 0.0, self.std)
             else:
-                init.copy_(parameter, starting_value(coefficient.initial, tuple(parameter.shape), self.block))
+                init.copy_(parameter, initial_value(coefficient.initial, tuple(parameter.shape), self.block))
 
     def before(self, x_KBSD: Tensor) -> tuple[Tensor, Tensor]:
         """(what the layer computes on [B, S, D], what its output is added to [K, B, S, D])."""
@@ -219,27 +219,27 @@ def static_stream(config: AltUpMoEConfig, block: int) -> Stream:
     return StaticStream(config, block)
 
 
-def altup(config: AltUpMoEConfig, block: int) -> Stream:
+def altup_stream(config: AltUpMoEConfig, block: int) -> Stream:
     """The paper's stream."""
     return PredictCorrect(config.stream_width, block, on_predicted=False)
 
 
-def gemma(config: AltUpMoEConfig, block: int) -> Stream:
+def gemma_stream(config: AltUpMoEConfig, block: int) -> Stream:
     """The stream whose layers compute on the predicted block."""
     return PredictCorrect(config.stream_width, block, on_predicted=True)
 
 
-def round_robin(config: AltUpMoEConfig, block: int) -> Stream:
+def round_robin_stream(config: AltUpMoEConfig, block: int) -> Stream:
     """The stream whose layers add to one block."""
     return RoundRobin(config.stream_width, block)
 
 
-def hyper_connections(config: AltUpMoEConfig, block: int) -> Stream:
+def hyper_connections_stream(config: AltUpMoEConfig, block: int) -> Stream:
     """Static hyper-connections."""
     return HyperConnections(config.stream_width, block)
 
 
-def dynamic(config: AltUpMoEConfig, block: int) -> Stream:
+def dynamic_stream(config: AltUpMoEConfig, block: int) -> Stream:
     """Gemma-3n's stream."""
     clip, std = config.altup_coef_clip, config.initializer_range
     return DynamicAltUp(config.stream_width, block, config.hidden_size, config.rms_norm_eps, clip, std)

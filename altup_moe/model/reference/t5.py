@@ -24,7 +24,7 @@ from transformers import (
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
-from altup_moe.model.reference.gpt import Decoder, Layer, Losses, joined, walk
+from altup_moe.model.reference.gpt import Decoder, Layer, Losses, sum_or_concatenate, walk
 from altup_moe.model.reference.layers import RMSNorm, Router, Routing, attention_mask, full, updated_expert_bias
 from altup_moe.model.reference.sequence import (
     Anchors,
@@ -206,7 +206,7 @@ class Stack(nn.Module):
             order_BS=token_order(padding_BS, s, past, device) if self.strides else None,
             relative=self.relative_attention_bias,
         )  # fmt: skip
-        features = self.norm(joined(x_KBSD, self.summed))
+        features = self.norm(sum_or_concatenate(x_KBSD, self.summed))
         return features if turned is None else turn(features, turned.argsort(1)), routings
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from altup_moe.config import ConfigError, DataError, UserError
-from altup_moe.config.data_checks import CORPORA as CHECKED
+from altup_moe.config.data_checks import CORPUS_NAMES as CHECKED
 from altup_moe.data import corpora
 from altup_moe.data.corpora import CORPORA, check_python_docs, load_corpus, python_docs, texts_sha256
 from altup_moe.data.wikitext import articles, clean

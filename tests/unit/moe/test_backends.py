@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from altup_moe.config import AltUpConfig, ConfigError, MoEConfig, OverlapConfig, RunConfig
-from altup_moe.moe.backends import BACKENDS, Backend, find_backend, mixes_in_windows, shut_windows
+from altup_moe.moe.backends import BACKENDS, Backend, defers_mixing, find_backend, unavailable_overlap
 from tests.backends import installed
 
 EXPERTS = RunConfig(moe=MoEConfig(num_experts=4))
@@ -34,36 +34,36 @@ def test_a_name_without_an_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def blocking(monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """A run whose backend keeps its own exchange."""
-    monkeypatch.setitem(BACKENDS, "tutel", Backend("tutel", "nowhere:Layer", stacked=False, windows=False))
+    monkeypatch.setitem(BACKENDS, "tutel", Backend("tutel", "nowhere:Layer", stacked=False, allows_overlap=False))
     return replace(EXPERTS, moe=replace(EXPERTS.moe, backend="tutel"))
 
 
 def test_mixing_goes_inline_and_the_run_says_so(blocking: RunConfig) -> None:
-    assert mixes_in_windows(EXPERTS)
-    assert shut_windows(EXPERTS) is None
-    assert not mixes_in_windows(blocking)
-    assert shut_windows(blocking) == "moe.backend tutel has an exchange of its own: mixing is inline"
+    assert defers_mixing(EXPERTS)
+    assert unavailable_overlap(EXPERTS) is None
+    assert not defers_mixing(blocking)
+    assert unavailable_overlap(blocking) == "moe.backend tutel has an exchange of its own: mixing is inline"
     halves = replace(blocking, overlap=OverlapConfig(microbatch_halves=True))
-    assert "halves of a micro-batch hide nothing" in str(shut_windows(halves))
+    assert "halves of a micro-batch hide nothing" in str(unavailable_overlap(halves))
     # Nothing is said about what was not asked for.
-    assert shut_windows(replace(blocking, overlap=OverlapConfig(mixing="inline"))) is None
+    assert unavailable_overlap(replace(blocking, overlap=OverlapConfig(mixing="inline"))) is None
 
 
 def test_coefficients_of_every_token_shut_windows(blocking: RunConfig) -> None:
     dynamic = replace(EXPERTS, altup=AltUpConfig(variant="dynamic"))
-    assert not mixes_in_windows(dynamic)
-    line = shut_windows(dynamic)
+    assert not defers_mixing(dynamic)
+    line = unavailable_overlap(dynamic)
     assert line == "altup.variant dynamic takes its coefficients from the layer's output: mixing is inline"
-    assert shut_windows(replace(dynamic, overlap=OverlapConfig(mixing="inline"))) is None
-    assert shut_windows(replace(dynamic, altup=AltUpConfig(width=1, variant="dynamic"))) is None
+    assert unavailable_overlap(replace(dynamic, overlap=OverlapConfig(mixing="inline"))) is None
+    assert unavailable_overlap(replace(dynamic, altup=AltUpConfig(width=1, variant="dynamic"))) is None
     # Each reason is given once.
     both = replace(blocking, altup=dynamic.altup, overlap=OverlapConfig(microbatch_halves=True))
-    assert str(shut_windows(both)) == f"{line}; moe.backend tutel has an exchange of its own: " + (
+    assert str(unavailable_overlap(both)) == f"{line}; moe.backend tutel has an exchange of its own: " + (
         "halves of a micro-batch hide nothing"
     )
 
 
 def test_dense_models_have_their_own_windows(blocking: RunConfig) -> None:
     dense = replace(blocking, moe=replace(blocking.moe, num_experts=0))
-    assert mixes_in_windows(dense)
-    assert shut_windows(dense) is None
+    assert defers_mixing(dense)
+    assert unavailable_overlap(dense) is None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from altup_moe.overlap.deferred_work import later, run_posted
-from altup_moe.overlap.two_batch import half_index, meet, step_aside, take_turns
+from altup_moe.overlap.two_batch import compute_together, micro_batch_half, run_two_batch, yield_to_other_half
 
 
 def test_turns_change_where_a_half_steps_aside() -> None:
@@ -15,10 +15,10 @@ def test_turns_change_where_a_half_steps_aside() -> None:
     def half(name: str, steps: int) -> str:
         for n in range(steps):
             seen.append(f"{name}{n}")
-            step_aside()
+            yield_to_other_half()
         return name
 
-    assert take_turns(lambda: half("a", 2), lambda: half("b", 4)) == ("a", "b")
+    assert run_two_batch(lambda: half("a", 2), lambda: half("b", 4)) == ("a", "b")
     assert seen == ["a0", "b0", "a1", "b1", "b2", "b3"]
 
 
@@ -28,33 +28,35 @@ def test_meeting_sees_both_halves_in_their_order() -> None:
         for n in range(3):
             # Half 1 arrives first every other time.
             if (n + value) % 2:
-                step_aside()
-            results.append(meet((half_index(), value + n), lambda parts: [("to 0", parts), ("to 1", parts)]))
+                yield_to_other_half()
+            results.append(
+                compute_together((micro_batch_half(), value + n), lambda parts: [("to 0", parts), ("to 1", parts)])
+            )
         return results
 
-    first, second = take_turns(lambda: half(10), lambda: half(21))
+    first, second = run_two_batch(lambda: half(10), lambda: half(21))
     parts = [[(0, 10 + n), (1, 21 + n)] for n in range(3)]
     assert first == [("to 0", p) for p in parts]
     assert second == [("to 1", p) for p in parts]
 
 
 def test_outside_there_is_one_whole() -> None:
-    step_aside()
-    assert half_index() == 0
-    assert meet(3, lambda parts: [len(parts), "nobody"]) == 1
+    yield_to_other_half()
+    assert micro_batch_half() == 0
+    assert compute_together(3, lambda parts: [len(parts), "nobody"]) == 1
 
 
 def test_posted_work_belongs_to_its_half() -> None:
     seen: list[int] = []
 
     def half() -> None:
-        index = half_index()
+        index = micro_batch_half()
         later(lambda: seen.append(index))
-        step_aside()
+        yield_to_other_half()
         run_posted()
         assert seen[-1] == index
 
-    take_turns(half, half)
+    run_two_batch(half, half)
     assert sorted(seen) == [0, 1]
 
 
@@ -64,22 +66,22 @@ def test_what_one_half_raises_is_raised_and_ends_the_other(failing: int) -> None
 
     def half(index: int) -> None:
         try:
-            step_aside()
+            yield_to_other_half()
             if index == failing:
                 raise ValueError("no room")
-            step_aside()
-            step_aside()
+            yield_to_other_half()
+            yield_to_other_half()
         finally:
             ended.append(index)
 
     with pytest.raises(ValueError, match="no room"):
-        take_turns(lambda: half(0), lambda: half(1))
+        run_two_batch(lambda: half(0), lambda: half(1))
     assert sorted(ended) == [0, 1]
 
 
 def test_waiting_for_a_half_that_has_ended_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="has ended"):
-        take_turns(lambda: meet(1, lambda parts: parts), lambda: None)
+        run_two_batch(lambda: compute_together(1, lambda parts: parts), lambda: None)
 
 
 def test_backward_takes_the_same_turns_mirrored() -> None:
@@ -102,10 +104,10 @@ def test_backward_takes_the_same_turns_mirrored() -> None:
         x = torch.ones(1, requires_grad=True)
         for n in range(3):
             x = Mark.apply(x, f"{name}{n}")
-            step_aside()
+            yield_to_other_half()
         return x
 
-    first, second = take_turns(lambda: half("a"), lambda: half("b"))
+    first, second = run_two_batch(lambda: half("a"), lambda: half("b"))
     forward = list(seen)
     seen.clear()
     (first + second).backward()

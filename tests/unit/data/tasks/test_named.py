@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from altup_moe.config import DataError, UserError
-from altup_moe.config.data_checks import TOKENIZERS as CHECKED
+from altup_moe.config.data_checks import TOKENIZER_NAMES as CHECKED
 from altup_moe.data.named_tokenizers import TOKENIZERS, tokenizer_directory
 from altup_moe.data.packages import Member, Package, package_files
 from altup_moe.data.tasks import named

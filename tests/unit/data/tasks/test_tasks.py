@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from altup_moe.config import DataError, UserError
-from altup_moe.config.data_checks import TASKS as CHECKED
+from altup_moe.config.data_checks import TASK_NAMES as CHECKED
 from altup_moe.data.tasks.registry import TASKS, load_examples
 from altup_moe.data.tasks.squad import sentence
 from tests.unit.data.tasks.rows import ROWS, SQUAD

@@ -1,4 +1,4 @@
-"""The window of a dense layer: the reduce-scatter that ends its feed-forward under tensor parallelism."""
+"""The reduce-scatter that ends a dense feed-forward under tensor parallelism, overlapped with deferred work."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 from megatron.core.tensor_parallel.layers import RowParallelLinear
 from torch import Tensor
 
-from altup_moe.overlap.collectives import ReduceScatter, start, wait
+from altup_moe.overlap.collectives import ReduceScatter, start_collective, wait_for_collective
 from altup_moe.overlap.deferred_work import run_posted
 
 
-class WindowedRowParallelLinear(RowParallelLinear):
+class OverlappedRowParallelLinear(RowParallelLinear):
     """`RowParallelLinear` under sequence parallelism whose reduction is started, then waited for."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Megatron's word for "the caller communicates".
+        # In Megatron this says that the caller does the reduction.
         self.explicit_expert_comm = self.sequence_parallel and self.tp_group.size() > 1
 
     def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -24,7 +24,7 @@ class WindowedRowParallelLinear(RowParallelLinear):
         output, bias = super().forward(input_)
         if not self.explicit_expert_comm:
             return output, bias
-        started = start(output, ReduceScatter(self.tp_group))
+        started = start_collective(output, ReduceScatter(self.tp_group))
         if self.config.overlap_exchange:
             run_posted()
-        return wait(started), bias
+        return wait_for_collective(started), bias
