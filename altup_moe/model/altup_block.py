@@ -1,8 +1,8 @@
 """The layers of one model chunk: Megatron's `TransformerBlock` with a walk that knows the wide stream.
 
 Layers hand on up to three tensors (`Travelling`): the stream's blocks, and when mixing is deferred also the last
-layer's output, which is not yet written to them, and the next layer's input. One tensor enters and leaves a chunk: the stream
-([K*S, B, D], less to send than blocks and output apart). After the last layer it is the output of the final norm.
+layer's output, which is not yet written to them, and the next layer's input. One tensor enters and leaves a chunk: the
+stream ([K*S, B, D], less to send than blocks and output apart). After the last layer it is the output of the final norm.
 """
 
 from __future__ import annotations

@@ -321,7 +321,7 @@ def test_mixtures_that_fit(tmp_path: Path) -> None:
 def test_corpus_names_are_the_data_packages() -> None:
     from altup_moe.data import corpora
 
-    assert tuple(corpora.CORPUS_NAMES) == CORPUS_NAMES
+    assert tuple(corpora.CORPORA) == CORPUS_NAMES
 
 
 def test_stage_layers() -> None:
