@@ -2,7 +2,7 @@
 
 Layers hand on up to three tensors (`Travelling`): the stream's blocks, and when mixing is deferred also the last
 layer's output, which is not yet written to them, and the next layer's input. One tensor enters and leaves a chunk: the
-stream ([K*S, B, D], less to send than blocks and output apart). After the last layer it is the output of the final norm.
+stream ([K*S, B, D], less to send than blocks and output apart), or after the last layer the output of the final norm.
 """
 
 from __future__ import annotations
