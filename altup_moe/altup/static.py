@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from altup_moe.altup.variants import InitialValue
+from altup_moe.altup.coefficients import InitialValue
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from altup_moe.altup.coefficients import Coefficient
 from altup_moe.altup.static import initial_value, one_hot
-from altup_moe.altup.variants import Coefficient, selected_block
+from altup_moe.altup.variants import selected_block
 
 
 def neutral_value(coefficient: Coefficient, width: int, hidden_size: int, block: int) -> Tensor:

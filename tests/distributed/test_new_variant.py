@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from altup_moe.altup.coefficients import Coefficient
 from altup_moe.altup.static import Mixing
-from altup_moe.altup.variants import VARIANTS, Coefficient, StreamVariant
+from altup_moe.altup.variants import VARIANTS, StreamVariant
 from altup_moe.config import RunConfig
 from altup_moe.config.load import HINTS
 from altup_moe.model.build import build_model

@@ -215,26 +215,16 @@ def module_of(root: Path, path: Path) -> str:
     return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
-def type_checking_lines(path: Path) -> set[int]:
-    """Lines of a file under `if TYPE_CHECKING`."""
-    names = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
-    blocks = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.If)]
-    own = [statement for node in blocks if ast.unparse(node.test) in names for statement in node.body]
-    return {line for statement in own for line in range(statement.lineno, (statement.end_lineno or 0) + 1)}
-
-
 def import_graph(root: Path) -> dict[str, set[str]]:
     """Module -> modules of altup_moe that it imports, at the top or inside functions.
 
     `from package import name` counts as the package's module `name` where there is one, else as the package itself.
-    Imports under `if TYPE_CHECKING` are left out, because they never run.
     """
     paths = {module_of(root, path): path for path in sorted((root / "altup_moe").rglob("*.py"))}
     graph: dict[str, set[str]] = {}
     for module, path in paths.items():
-        unused = type_checking_lines(path)
-        executed = [i.module for i in imports(root, path) if i.line not in unused]
-        found = {name if name in paths else name.rpartition(".")[0] for name in executed}
+        named = [found.module for found in imports(root, path)]
+        found = {name if name in paths else name.rpartition(".")[0] for name in named}
         graph[module] = {name for name in found if name in paths}
     return graph
 
@@ -263,17 +253,23 @@ def test_no_modules_import_each_other() -> None:
     assert circle(graph) == []
 
 
-@pytest.mark.parametrize("text", ["from altup_moe.plan.a import A", "def f():\n    from altup_moe.plan import a"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from altup_moe.plan.a import A",
+        "def f():\n    from altup_moe.plan import a",
+        "if TYPE_CHECKING:\n    from altup_moe.plan.a import A",
+    ],
+)
 def test_a_circle_is_found(tmp_path: Path, text: str) -> None:
-    """At the top of a module or inside a function, with one module between."""
+    """At the top of a module, inside a function or for types alone, with one module between."""
     folder = tmp_path / "altup_moe" / "plan"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("")
     (folder / "a.py").write_text("from altup_moe.plan.b import B")
     (folder / "b.py").write_text("from . import c")
-    for harmless in ("import altup_moe.plan", "if TYPE_CHECKING:\n    from altup_moe.plan.a import A"):
-        (folder / "c.py").write_text(harmless)
-        assert circle(import_graph(tmp_path)) == []
+    (folder / "c.py").write_text("import altup_moe.plan")
+    assert circle(import_graph(tmp_path)) == []
     (folder / "c.py").write_text(text)
     assert circle(import_graph(tmp_path)) == [f"altup_moe.plan.{name}" for name in "abc"]
 
