@@ -27,9 +27,9 @@ from pathlib import Path
 
 from altup_moe.checkpoint.grow.checkpoint import Grown, grow_checkpoint
 from altup_moe.checkpoint.grow.checks import check_growth
-from altup_moe.checkpoint.grow.rules import Growth, stays_equal
-from altup_moe.checkpoint.sidecar_files import bring_along
-from altup_moe.checkpoint.source import HALF, Checkpoint
+from altup_moe.checkpoint.grow.rules import Growth, equal_copies_notes
+from altup_moe.checkpoint.sidecar_files import copy_sidecar_files
+from altup_moe.checkpoint.source import HALF_DTYPES, Checkpoint
 from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.config import ConfigError, ModelConfig, RunConfig, UserError
 from altup_moe.config.command import ended
@@ -120,13 +120,13 @@ def run(args: Sequence[str]) -> None:
                     f"logits differ by {difference:.1e} of the largest, though they should not; nothing is kept"
                 )
             save_config(target, config_file(made))
-            bring_along(source.directory, source.manifest.step, made)
+            copy_sidecar_files(source.directory, source.manifest.step, made)
     _say(source, growth, grown, difference)
 
 
 def tolerance(source: Checkpoint, growth: Growth) -> float:
     """Relative difference of logits up to which an exact growth is one."""
-    half = source.manifest.tensors["weights/model.embed_tokens.weight"].dtype in HALF
+    half = source.manifest.tensors["weights/model.embed_tokens.weight"].dtype in HALF_DTYPES
     m = growth.expert_times
     return ROUNDED_TOLERANCE if half and growth.split_experts and m & (m - 1) else TOLERANCE
 
@@ -151,7 +151,7 @@ def _say(source: Checkpoint, growth: Growth, grown: Grown, difference: float | N
         print(f"optimizer state: carried for {grown.carried} tensors")
     for why, count in grown.reset.items():
         print(f"optimizer state: starts from zero for {count} tensors: {why}")
-    for line in stays_equal(growth):
+    for line in equal_copies_notes(growth):
         print(f"note: {line}")
     print(f"go on: altup-moe train {dst}/config.yaml (to step {growth.target.train.steps})")
 

@@ -25,10 +25,10 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from altup_moe.checkpoint.digest import Proof, prove
-from altup_moe.checkpoint.layout import layout_text
+from altup_moe.checkpoint.digest import DigestComparison, compare_digests
+from altup_moe.checkpoint.layout import describe_layout
 from altup_moe.checkpoint.reshard import Resharding, plan_resharding, write_resharded
-from altup_moe.checkpoint.sidecar_files import bring_along, companions
+from altup_moe.checkpoint.sidecar_files import copy_sidecar_files, sidecar_files
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.config import ConfigError, DataConfig, ParallelConfig, RunConfig, UserError
@@ -153,8 +153,8 @@ def described(source: Checkpoint, resharding: Resharding, options: Options) -> d
         "source": str(source.directory),
         "destination": str(options.destination),
         "step": manifest.step,
-        "source_layout": layout_text(source.config.parallel, manifest.world_size),
-        "target_layout": layout_text(resharding.config.parallel, resharding.world_size),
+        "source_layout": describe_layout(source.config.parallel, manifest.world_size),
+        "target_layout": describe_layout(resharding.config.parallel, resharding.world_size),
         "world_size": resharding.world_size,
         "tensors": len(resharding.forms),
         "bytes": sum(held),
@@ -162,7 +162,7 @@ def described(source: Checkpoint, resharding: Resharding, options: Options) -> d
         "files": resharding.file_bytes,
         "rank_bytes": held,
         "left_out": list(resharding.left_out),
-        "copied": companions(source.directory),
+        "copied": sidecar_files(source.directory),
     }
 
 
@@ -243,17 +243,17 @@ class _Differs(Exception):
 def _write(source: Checkpoint, resharding: Resharding, new: Path) -> None:
     progress = Progress("written", sum(resharding.rank_bytes))
     write_resharded(source, resharding, checkpoints_dir(new), progress.add)
-    bring_along(source.directory, source.manifest.step, new)
+    copy_sidecar_files(source.directory, source.manifest.step, new)
     save_config(resharding.config, config_file(new))
 
 
-def _prove(source: Checkpoint, new: Path, total: int) -> Proof:
+def _prove(source: Checkpoint, new: Path, total: int) -> DigestComparison:
     progress = Progress("hashed", total)
     with Checkpoint(find_checkpoint(new)) as target:
-        return prove(source, target, tell=progress.add)
+        return compare_digests(source, target, tell=progress.add)
 
 
-def _report(plan: dict[str, Any], proof: Proof | None, seconds: float, options: Options) -> int:
+def _report(plan: dict[str, Any], proof: DigestComparison | None, seconds: float, options: Options) -> int:
     peak = peak_memory_bytes()
     if options.json:
         known: dict[str, Any] = {**plan, "seconds": seconds, "peak_memory_bytes": peak}

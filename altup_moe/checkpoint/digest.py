@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from altup_moe.checkpoint.manifest import ITEM_BYTES
-from altup_moe.checkpoint.slices import bands
+from altup_moe.checkpoint.slices import row_bands
 from altup_moe.checkpoint.source import Checkpoint
 
-PIECE_BYTES = 1 << 23
+BAND_BYTES = 1 << 23
 """Bytes read at a time."""
 
 
 @dataclass(frozen=True)
-class Proof:
+class DigestComparison:
     """Hashes of the tensors of two checkpoints, by stored name."""
 
     source: dict[str, str]
@@ -34,13 +34,13 @@ class Proof:
     @property
     def combined(self) -> str:
         """One hash of all of the target's tensors."""
-        return combined(self.target)
+        return combined_sha256(self.target)
 
 
-def read_bands(checkpoint: Checkpoint, name: str, limit: int = PIECE_BYTES) -> Iterator[np.ndarray]:
+def read_row_bands(checkpoint: Checkpoint, name: str, limit: int = BAND_BYTES) -> Iterator[np.ndarray]:
     """A stored tensor's items in row-major order, about `limit` bytes at a time."""
     stored = checkpoint.manifest.tensors[name]
-    for box in bands(stored.shape, limit // ITEM_BYTES[stored.dtype]):
+    for box in row_bands(stored.shape, limit // ITEM_BYTES[stored.dtype]):
         yield checkpoint.read(name, box)
 
 
@@ -48,20 +48,20 @@ def tensor_sha256(checkpoint: Checkpoint, name: str) -> str:
     """Hex SHA-256 of a stored tensor's dtype, shape and bytes (row-major, little-endian)."""
     stored = checkpoint.manifest.tensors[name]
     digest = hashlib.sha256(f"{stored.dtype} {list(stored.shape)}\n".encode())
-    for items in read_bands(checkpoint, name):
+    for items in read_row_bands(checkpoint, name):
         digest.update(items.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
-def combined(digests: Mapping[str, str]) -> str:
+def combined_sha256(digests: Mapping[str, str]) -> str:
     """Hex SHA-256 of many: of their lines ``HASH  NAME`` by name, as `sha256sum` would write them."""
     text = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def prove(
+def compare_digests(
     source: Checkpoint, target: Checkpoint, ignore: str = "rng/", tell: Callable[[int], None] = lambda count: None
-) -> Proof:
+) -> DigestComparison:
     """Hash every tensor of both, one thread each.
 
     Args:
@@ -80,4 +80,4 @@ def prove(
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(digests, source, lambda count: None)
         second = pool.submit(digests, target, tell)
-        return Proof(first.result(), second.result())
+        return DigestComparison(first.result(), second.result())

@@ -21,7 +21,7 @@ MAX_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
-class Entry:
+class HeaderEntry:
     """One tensor of a file, as its header has it. ``offset``: bytes from the file's start."""
 
     dtype: str
@@ -58,7 +58,7 @@ def header_bytes(
     return len(text).to_bytes(8, "little") + text, sizes
 
 
-def read_header(file: int) -> dict[str, Entry]:
+def read_header(file: int) -> dict[str, HeaderEntry]:
     """Entries of an open file by key, in the order of their items.
 
     Raises:
@@ -74,9 +74,9 @@ def read_header(file: int) -> dict[str, Entry]:
     content.pop("__metadata__", None)
     spans = {key: _span(key, value) for key, value in content.items()}
     end = start = 8 + length
-    entries: dict[str, Entry] = {}
+    entries: dict[str, HeaderEntry] = {}
     for key, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
-        entry = Entry(content[key]["dtype"], tuple(content[key]["shape"]), start + first)
+        entry = HeaderEntry(content[key]["dtype"], tuple(content[key]["shape"]), start + first)
         if entry.offset != end or start + last != end + entry.bytes:
             raise ValueError(f"{key[:200]} does not follow the tensor before it")
         end += entry.bytes

@@ -13,7 +13,7 @@ _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True)
-class Entry:
+class ListedTensor:
     """A parameter or buffer with what is stored of it: by kind its dtype, and its norm where it was taken."""
 
     name: str
@@ -23,15 +23,15 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Row:
+class ListingRow:
     """Tensors of one group that are alike. ``label``: name inside the group; ``members``: one, or an expert each."""
 
     group: str
     label: str
-    members: tuple[Entry, ...]
+    members: tuple[ListedTensor, ...]
 
 
-def entries(tensors: Mapping[str, StoredTensor], norms: Mapping[str, float]) -> list[Entry]:
+def listed_tensors(tensors: Mapping[str, StoredTensor], norms: Mapping[str, float]) -> list[ListedTensor]:
     """Stored tensors by parameter, kinds beside each other, layers and experts in the order of their numbers.
 
     Args:
@@ -46,30 +46,32 @@ def entries(tensors: Mapping[str, StoredTensor], norms: Mapping[str, float]) -> 
             kinds.setdefault(name, {})[kind] = tensors[stored].dtype
             shapes.setdefault(name, tensors[stored].shape)
     return [
-        Entry(name, shapes[name], kinds[name], {k: norms[s] for k in kinds[name] if (s := f"{k}/{name}") in norms})
-        for name in sorted(kinds, key=natural)
+        ListedTensor(
+            name, shapes[name], kinds[name], {k: norms[s] for k in kinds[name] if (s := f"{k}/{name}") in norms}
+        )
+        for name in sorted(kinds, key=natural_sort_key)
     ]
 
 
-def natural(name: str) -> list[tuple[bool, int, str]]:
+def natural_sort_key(name: str) -> list[tuple[bool, int, str]]:
     """Sorting key: numbers in a name by their value."""
     return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name.split(".")]
 
 
-def rows(found: Iterable[Entry]) -> list[Row]:
+def listing_rows(found: Iterable[ListedTensor]) -> list[ListingRow]:
     """Entries grouped by layer; the experts of a layer with the same shapes and dtypes are one row."""
-    alike: dict[tuple, list[Entry]] = {}
+    alike: dict[tuple, list[ListedTensor]] = {}
     for entry in found:
         layer = _LAYER.fullmatch(entry.name)
         group, label = (layer[1], layer[2]) if layer else ("", entry.name)
         expert = _EXPERT.fullmatch(label)
         label = f"{expert[1]}.*.{expert[3]}" if expert else label
         alike.setdefault((group, label, entry.shape, tuple(entry.dtypes.items())), []).append(entry)
-    listed = [Row(key[0], key[1], tuple(members)) for key, members in alike.items()]
+    listed = [ListingRow(key[0], key[1], tuple(members)) for key, members in alike.items()]
     return [_named(row) for row in listed]
 
 
-def _named(row: Row) -> Row:
+def _named(row: ListingRow) -> ListingRow:
     """Say which experts a row is of: all numbers in a row as a range."""
     if "*" not in row.label:
         return row
@@ -77,4 +79,4 @@ def _named(row: Row) -> Row:
     first, last = numbers[0], numbers[-1]
     dense = numbers == list(range(first, last + 1))
     which = f"{first}-{last}" if dense and last > first else ",".join(map(str, numbers))
-    return Row(row.group, row.label.replace("*", which), row.members)
+    return ListingRow(row.group, row.label.replace("*", which), row.members)

@@ -18,7 +18,7 @@ from typing import Any
 from altup_moe.checkpoint.plain import read_plain, strict_json
 from altup_moe.config import DataError
 from altup_moe.config.files import write_text
-from altup_moe.parallel.parameter_mapping import Box
+from altup_moe.parallel.parameter_mapping import TensorSlice
 
 FORMAT_VERSION = 2
 MANIFEST, DIGEST = "manifest.json", "manifest.sha256"
@@ -26,9 +26,9 @@ ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8":
 """Dtypes of stored tensors, in safetensors' names, and their bytes."""
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
 """Files that a manifest may name: bare names, never a path."""
-KINDS = ("weights", "exp_avg", "exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col", "main")
+STATE_KINDS = ("weights", "exp_avg", "exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col", "main")
 """How names of optimizer state begin."""
-LIMIT = 1 << 62
+MAX_COUNT = 1 << 62
 """Sizes and counts lie below it."""
 
 
@@ -36,7 +36,7 @@ LIMIT = 1 << 62
 class StoredPiece:
     """A box of a global tensor, and the file and key that hold it."""
 
-    box: Box
+    box: TensorSlice
     file: str
     key: str
 
@@ -87,7 +87,7 @@ class Manifest:
     @property
     def has_optimizer(self) -> bool:
         """Whether it holds an optimizer's moments (an open checkpoint then holds all of them)."""
-        return any(name.partition("/")[0] in KINDS[1:] for name in self.tensors)
+        return any(name.partition("/")[0] in STATE_KINDS[1:] for name in self.tensors)
 
     def of_kind(self, kind: str) -> dict[str, StoredTensor]:
         """Stored tensors of a kind by global name."""
@@ -95,7 +95,7 @@ class Manifest:
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
 
-def piece_key(name: str, shape: tuple[int, ...], box: Box) -> str:
+def slice_key(name: str, shape: tuple[int, ...], box: TensorSlice) -> str:
     """Key of a piece inside its file: the tensor's name, and the box unless it is the whole."""
     if box == tuple((0, n) for n in shape):
         return name
@@ -149,7 +149,7 @@ def _manifest(content: Mapping[str, Any]) -> Manifest:
     known = _fields(Manifest, content)
     for name, kind in typing.get_type_hints(Manifest).items():
         plain = typing.get_origin(kind) or kind
-        if type(known[name]) is not plain or (plain is int and not 0 <= known[name] < LIMIT):
+        if type(known[name]) is not plain or (plain is int and not 0 <= known[name] < MAX_COUNT):
             raise ValueError(f"{name} is {str(known[name])[:60]}")
     known["libraries"] = {_text(k): _text(v) for k, v in known["libraries"].items()}
     known["files"] = {_file_name(name): _file(entry) for name, entry in known["files"].items()}
@@ -172,7 +172,7 @@ def _text(value: Any) -> str:
 
 
 def _counts(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, list) or not all(type(n) is int and 0 <= n < LIMIT for n in values):
+    if not isinstance(values, list) or not all(type(n) is int and 0 <= n < MAX_COUNT for n in values):
         raise ValueError(f"{str(values)[:60]} are no sizes")
     return tuple(values)
 
@@ -214,5 +214,5 @@ def _each(values: Any) -> list[Any]:
     return values
 
 
-Reader = Callable[[str, Box], Any]
+SliceReader = Callable[[str, TensorSlice], Any]
 """(stored name, box) -> a contiguous numpy array of the box, items as unsigned integers of the dtype's size."""

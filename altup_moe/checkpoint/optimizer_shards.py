@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Updated:
+class OptimizerShard:
     """What an inner optimizer updates of a parameter: its elements [start, stop), flattened.
 
     ``tensor``: what the optimizer updates and has moments of; they stand in it from element ``at``.
@@ -35,13 +35,13 @@ class Updated:
         return values.view(-1)[self.at : self.at + self.stop - self.start]
 
 
-def updated(parameters: Iterable[Tensor], optimizer: Any) -> dict[int, Updated]:
+def optimizer_shards(parameters: Iterable[Tensor], optimizer: Any) -> dict[int, OptimizerShard]:
     """By parameter (its id): where its optimizer state on this rank is."""
     if hasattr(optimizer, "single_partition_of_fp32_groups"):
         return _line_parts(optimizer)
     if hasattr(optimizer, "fp32_partitioned_groups_flat"):
         return _parameter_parts(optimizer)
-    found: dict[int, Updated] = {}
+    found: dict[int, OptimizerShard] = {}
     known = list(parameters)
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         inner = getattr(part, "optimizer", None)
@@ -53,11 +53,11 @@ def updated(parameters: Iterable[Tensor], optimizer: Any) -> dict[int, Updated]:
                 main = getattr(parameter, "main_param", None)
                 target = parameter if main is None else main
                 if id(target) in targets:
-                    found[id(parameter)] = Updated(inner, target, 0, parameter.numel())
+                    found[id(parameter)] = OptimizerShard(inner, target, 0, parameter.numel())
     return found
 
 
-def _ranges(part: Any) -> dict[int, Updated]:
+def _ranges(part: Any) -> dict[int, OptimizerShard]:
     """Megatron's distributed optimizer: which range of each parameter this rank updates."""
     pairs = (
         (part.model_fp32_groups, part.shard_fp32_groups),
@@ -69,11 +69,11 @@ def _ranges(part: Any) -> dict[int, Updated]:
             for parameter, shard in zip(group, held, strict=True):
                 buffer, dtype, bucket = part.model_param_gbuf_map[parameter]
                 place = part.gbuf_ranges[buffer][dtype][bucket]["param_map"][parameter]["param"]
-                found[id(parameter)] = Updated(part.optimizer, shard, place.start, place.end)
+                found[id(parameter)] = OptimizerShard(part.optimizer, shard, place.start, place.end)
     return found
 
 
-def cut_weights(parameter: Tensor) -> tuple[Tensor, int, int] | None:
+def zero3_weight_shard(parameter: Tensor) -> tuple[Tensor, int, int] | None:
     """What ZeRO 3 leaves a rank of a parameter: elements [start, stop) and a flat view of them; None if it is whole."""
     kept: Tensor | None = getattr(parameter, "ds_tensor", None)
     if kept is None:
@@ -89,7 +89,7 @@ def _cut(parameter: Any, group: Any) -> tuple[int, int]:
     return start, min(start + size, parameter.ds_numel)
 
 
-def _parameter_parts(optimizer: Any) -> dict[int, Updated]:
+def _parameter_parts(optimizer: Any) -> dict[int, OptimizerShard]:
     """DeepSpeed's ZeRO 3."""
     found = {}
     for index, parameters in enumerate(optimizer.fp16_groups):
@@ -98,12 +98,12 @@ def _parameter_parts(optimizer: Any) -> dict[int, Updated]:
             start, stop = _cut(parameter, optimizer.sub_group_process_groups[index])
             if start < stop:
                 held = optimizer.fp32_partitioned_groups_flat[index]
-                found[id(parameter)] = Updated(optimizer.optimizer, held, start, stop, at)
+                found[id(parameter)] = OptimizerShard(optimizer.optimizer, held, start, stop, at)
             at += parameter.partition_numel()
     return found
 
 
-def _line_parts(optimizer: Any) -> dict[int, Updated]:
+def _line_parts(optimizer: Any) -> dict[int, OptimizerShard]:
     """DeepSpeed's ZeRO 1 and 2: the part of every group's line of parameters that this rank updates."""
     found = {}
     for index, parameters in enumerate(optimizer.round_robin_bit16_groups):
@@ -116,5 +116,5 @@ def _line_parts(optimizer: Any) -> dict[int, Updated]:
             if start < stop:
                 at = max(offset - begin, 0)
                 held = optimizer.single_partition_of_fp32_groups[index]
-                found[id(parameter)] = Updated(optimizer.optimizer, held, start, stop, at)
+                found[id(parameter)] = OptimizerShard(optimizer.optimizer, held, start, stop, at)
     return found

@@ -12,10 +12,10 @@ import numpy as np
 from altup_moe.checkpoint.layout import layout_plan
 from altup_moe.checkpoint.manifest import ITEM_BYTES
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.write import Form, Plan, write_checkpoint
+from altup_moe.checkpoint.write import TensorSpec, WritePlan, write_checkpoint
 from altup_moe.checkpoint.write_balancing import part_bytes
 from altup_moe.config import RunConfig
-from altup_moe.parallel.parameter_mapping import Box
+from altup_moe.parallel.parameter_mapping import TensorSlice
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Resharding:
 
     config: RunConfig
     world_size: int
-    forms: dict[str, Form]
-    files: Plan
+    forms: dict[str, TensorSpec]
+    files: WritePlan
     left_out: tuple[str, ...]
 
     @property
@@ -59,7 +59,7 @@ def plan_resharding(source: Checkpoint, config: RunConfig, world_size: int) -> R
     """
     stored = source.manifest.tensors
     left_out = tuple(name for name in stored if name.startswith("rng/"))
-    forms = {name: Form(t.shape, t.dtype) for name, t in stored.items() if name not in left_out}
+    forms = {name: TensorSpec(t.shape, t.dtype) for name, t in stored.items() if name not in left_out}
     return Resharding(config, world_size, forms, layout_plan(config, world_size, forms), left_out)
 
 
@@ -75,7 +75,7 @@ def write_resharded(
         The checkpoint's directory.
     """
 
-    def read(name: str, box: Box) -> np.ndarray:
+    def read(name: str, box: TensorSlice) -> np.ndarray:
         items = source.read(name, box)
         tell(items.nbytes)
         return items

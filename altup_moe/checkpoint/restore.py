@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.state import Held
-from altup_moe.checkpoint.tensors import items, load
+from altup_moe.checkpoint.state import LocalTensor
+from altup_moe.checkpoint.tensors import items, load_tensor
 from altup_moe.config import ConfigError
 
 
 @torch.no_grad()
-def restore(checkpoint: Checkpoint, held: Iterable[Held]) -> None:
+def restore(checkpoint: Checkpoint, held: Iterable[LocalTensor]) -> None:
     """Copy every held box out of the checkpoint: whole rows straight into place, nothing held twice.
 
     Raises:
@@ -31,11 +31,11 @@ def restore(checkpoint: Checkpoint, held: Iterable[Held]) -> None:
         if each.tensor.device.type == "cpu":
             checkpoint.read_into(name, each.part.box, items(each.tensor))
         else:
-            each.tensor.copy_(load(checkpoint, name, each.part.box))
+            each.tensor.copy_(load_tensor(checkpoint, name, each.part.box))
 
 
 def random_streams(checkpoint: Checkpoint, rank: int) -> dict[str, Tensor]:
     """States of a rank's random streams, as it saved them; empty if it saved none."""
     prefix = f"rng/{rank:05d}/"
     names = [name for name in checkpoint.manifest.tensors if name.startswith(prefix)]
-    return {name.removeprefix(prefix): load(checkpoint, name) for name in names}
+    return {name.removeprefix(prefix): load_tensor(checkpoint, name) for name in names}

@@ -23,22 +23,22 @@ import torch
 from torch import Tensor
 
 from altup_moe.checkpoint.manifest import Manifest, StoredFile
-from altup_moe.checkpoint.slices import whole
-from altup_moe.checkpoint.staging_buffer import Copies
-from altup_moe.checkpoint.state import Held
+from altup_moe.checkpoint.slices import full_slice
+from altup_moe.checkpoint.staging_buffer import StagingBuffer
+from altup_moe.checkpoint.state import LocalTensor
 from altup_moe.checkpoint.store import open_partial, prune, publish, step_name
-from altup_moe.checkpoint.tensors import STORED, items
-from altup_moe.checkpoint.write import Form, Part, Plan, cut_files, stored_tensors, write_files
-from altup_moe.checkpoint.write_balancing import part_bytes, share
+from altup_moe.checkpoint.tensors import DTYPE_NAMES, items
+from altup_moe.checkpoint.write import NamedSlice, TensorSpec, WritePlan, plan_files, stored_tensors, write_files
+from altup_moe.checkpoint.write_balancing import balance_writes, part_bytes
 from altup_moe.config import CheckpointConfig, UserError
-from altup_moe.parallel.control_collectives import first_problem, gather
+from altup_moe.parallel.control_collectives import first_problem, gather_json
 from altup_moe.parallel.parameter_mapping import is_buffer
 from altup_moe.parallel.topology import Topology
 
 SPARE_BYTES = 1 << 24
 """Free space asked for beyond the tensors: headers and the manifest."""
 
-THREADS = 2
+WRITE_THREADS = 2
 """Files that a rank writes at a time."""
 
 
@@ -60,9 +60,9 @@ class Saved:
 class _Division:
     """Who writes what, the same on every rank: every file of the checkpoint, and those of this rank."""
 
-    forms: dict[str, Form]
-    files: Plan
-    mine: Plan
+    forms: dict[str, TensorSpec]
+    files: WritePlan
+    mine: WritePlan
     bytes: int
 
 
@@ -98,7 +98,7 @@ class Saver:
         self.root, self.config, self.topology = root, config, topology
         self._division: _Division | None = None
         self._save: _Save | None = None
-        self._copies = Copies()
+        self._copies = StagingBuffer()
 
     @property
     def pending(self) -> bool:
@@ -110,7 +110,7 @@ class Saver:
         """Whether this rank's thread is at work."""
         return self._save is not None and self._save.thread is not None and self._save.thread.is_alive()
 
-    def start(self, head: Manifest, held: Iterable[Held], streams: Mapping[str, Tensor]) -> None:
+    def start(self, head: Manifest, held: Iterable[LocalTensor], streams: Mapping[str, Tensor]) -> None:
         """Begin to save what `held` and the random `streams` are now. Collective.
 
         What an optimizer updates may be read until `settle` returns; buffers and streams are copied here.
@@ -158,7 +158,7 @@ class Saver:
         assert self._division is not None
         began = time.perf_counter()
         mine = {name: asdict(file) for name, file in save.outcome.files.items()}
-        outcomes = gather([save.outcome.problem, mine], self.topology.device)
+        outcomes = gather_json([save.outcome.problem, mine], self.topology.device)
         problem = next((found for found, _ in outcomes if found is not None), None)
         if problem is not None:
             if self.topology.is_first:
@@ -190,27 +190,27 @@ class Saver:
             saved = self.advance()
         return saved
 
-    def _mine(self, held: Iterable[Held], streams: Mapping[str, Tensor]) -> dict[Part, Held]:
+    def _mine(self, held: Iterable[LocalTensor], streams: Mapping[str, Tensor]) -> dict[NamedSlice, LocalTensor]:
         tensors = {each.part: each for each in held}
         for name, state in streams.items():
-            form = Form(tuple(state.shape), STORED[state.dtype])
-            part = Part(f"rng/{self.topology.rank:05d}/{name}", whole(form.shape))
-            tensors[part] = Held(part, form, state)
+            form = TensorSpec(tuple(state.shape), DTYPE_NAMES[state.dtype])
+            part = NamedSlice(f"rng/{self.topology.rank:05d}/{name}", full_slice(form.shape))
+            tensors[part] = LocalTensor(part, form, state)
         return tensors
 
-    def _divide(self, tensors: Mapping[Part, Held]) -> _Division:
+    def _divide(self, tensors: Mapping[NamedSlice, LocalTensor]) -> _Division:
         """Ask every rank what it holds, once: layouts do not change while a run lasts."""
         described = [[part.name, part.box, each.form.shape, each.form.dtype] for part, each in tensors.items()]
-        forms: dict[str, Form] = {}
-        holders: dict[Part, list[int]] = {}
-        for rank, parts in enumerate(gather(described, self.topology.device)):
+        forms: dict[str, TensorSpec] = {}
+        holders: dict[NamedSlice, list[int]] = {}
+        for rank, parts in enumerate(gather_json(described, self.topology.device)):
             for name, box, shape, dtype in parts:
-                forms[name] = Form(tuple(shape), dtype)
-                holders.setdefault(Part(name, tuple((a, b) for a, b in box)), []).append(rank)
-        writers = share(holders, forms)
-        files: Plan = {}
+                forms[name] = TensorSpec(tuple(shape), dtype)
+                holders.setdefault(NamedSlice(name, tuple((a, b) for a, b in box)), []).append(rank)
+        writers = balance_writes(holders, forms)
+        files: WritePlan = {}
         for rank in range(self.topology.world_size):
-            written = cut_files(rank, (part for part, writer in writers.items() if writer == rank), forms)
+            written = plan_files(rank, (part for part, writer in writers.items() if writer == rank), forms)
             files |= written
             if rank == self.topology.rank:
                 mine = written
@@ -253,8 +253,8 @@ def _write(
     outcome: _Outcome,
     partial: Path,
     division: _Division,
-    tensors: dict[Part, Tensor],
-    copies: Copies | None,
+    tensors: dict[NamedSlice, Tensor],
+    copies: StagingBuffer | None,
     rank: int,
 ) -> None:
     """In a thread: copy what was not copied yet, and write this rank's files; what happens is left in `outcome`."""
@@ -265,7 +265,11 @@ def _write(
         finally:
             outcome.settled.set()
         outcome.files = write_files(
-            partial, division.mine, division.forms, lambda n, box: items(tensors[Part(n, box)].to("cpu")), THREADS
+            partial,
+            division.mine,
+            division.forms,
+            lambda n, box: items(tensors[NamedSlice(n, box)].to("cpu")),
+            WRITE_THREADS,
         )
 
 
@@ -298,7 +302,7 @@ def _noted(outcome: _Outcome, where: str) -> Iterator[None]:
         outcome.problem = f"{where}: {type(error).__name__}: {error}"
 
 
-def libraries() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Versions worth knowing of a checkpoint's writer."""
     from importlib.metadata import PackageNotFoundError, version
 

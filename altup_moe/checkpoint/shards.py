@@ -20,29 +20,29 @@ from typing import Any
 
 import numpy as np
 
-from altup_moe.checkpoint.header import Entry, header_bytes, read_header
+from altup_moe.checkpoint.header import HeaderEntry, header_bytes, read_header
 from altup_moe.checkpoint.manifest import ITEM_BYTES, StoredFile
 from altup_moe.checkpoint.plain import open_plain, start_flush
-from altup_moe.checkpoint.slices import box_shape, inside
+from altup_moe.checkpoint.slices import in_bounds, slice_shape
 from altup_moe.config import DataError
-from altup_moe.parallel.parameter_mapping import Box
+from altup_moe.parallel.parameter_mapping import TensorSlice
 
-CARRIERS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+ITEM_TYPES = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 """Item size -> what stands for the items."""
-BAND_BYTES = 1 << 24
+READ_BYTES = 1 << 24
 """Rows read at a time where a box is narrower than its tensor."""
-HASH_BLOCK = 1 << 20
+HASH_BLOCK_BYTES = 1 << 20
 """Bytes hashed at a time: they stay in the core's cache."""
 FLUSH_BYTES = 1 << 24
 """Written bytes that the disk is asked to start on, so that the flush at the end has less to wait for."""
 
 
-def carrier(dtype: str) -> Any:
+def item_type(dtype: str) -> Any:
     """Numpy type that carries items of a stored dtype."""
-    return CARRIERS[ITEM_BYTES[dtype]]
+    return ITEM_TYPES[ITEM_BYTES[dtype]]
 
 
-class Closes(AbstractContextManager):
+class Closeable(AbstractContextManager):
     """Something that is closed at the end of a `with` statement."""
 
     def close(self) -> None:
@@ -102,8 +102,8 @@ class ShardWriter:
         self._file.close()
 
     def _put(self, data: memoryview) -> None:
-        for start in range(0, len(data), HASH_BLOCK):
-            block = data[start : start + HASH_BLOCK]
+        for start in range(0, len(data), HASH_BLOCK_BYTES):
+            block = data[start : start + HASH_BLOCK_BYTES]
             self._hash.update(block)
             while block:
                 count = self._file.write(block)
@@ -135,7 +135,7 @@ def write_tensors(
         raise
 
 
-class ShardReader(Closes):
+class ShardReader(Closeable):
     """One open file and its checked header. Safe to read from several threads.
 
     Raises:
@@ -146,7 +146,7 @@ class ShardReader(Closes):
         self.path = path
         self._file = open_plain(path)
         try:
-            self.entries: dict[str, Entry] = read_header(self._file)
+            self.entries: dict[str, HeaderEntry] = read_header(self._file)
         except BaseException as error:
             os.close(self._file)
             if isinstance(error, OSError):
@@ -161,46 +161,46 @@ class ShardReader(Closes):
 
     def sha256(self) -> str:
         """Hex SHA-256 of the open file's bytes: of those that `read_into` gives, whatever its name now stands for."""
-        digest, block, offset = hashlib.sha256(), np.empty(HASH_BLOCK, np.uint8), 0
+        digest, block, offset = hashlib.sha256(), np.empty(HASH_BLOCK_BYTES, np.uint8), 0
         while count := self._preadv(block.data, offset):
             digest.update(block.data[:count])
             offset += count
         return digest.hexdigest()
 
-    def read_into(self, key: str, box: Box, out: np.ndarray) -> None:
+    def read_into(self, key: str, box: TensorSlice, out: np.ndarray) -> None:
         """Copy a box of a tensor into `out`: of the box's shape, items of the dtype's size; strides are its own.
 
         Raises:
             ValueError: the box does not lie in the tensor, or `out` is another array. DataError: the file is cut.
         """
         entry = self.entries[key]
-        if not inside(box, entry.shape):
+        if not in_bounds(box, entry.shape):
             raise ValueError(f"{key} has the shape {entry.shape}, which has no {box}")
-        if out.shape != box_shape(box) or out.dtype.itemsize != ITEM_BYTES[entry.dtype]:
+        if out.shape != slice_shape(box) or out.dtype.itemsize != ITEM_BYTES[entry.dtype]:
             raise ValueError(f"{out.dtype} {out.shape} cannot take {box} of {key} ({entry.dtype})")
         if out.size:
             self._copy(entry.offset, entry.shape, box, out)
 
-    def read(self, key: str, box: Box) -> np.ndarray:
+    def read(self, key: str, box: TensorSlice) -> np.ndarray:
         """A box of a tensor, in an array of its own."""
-        out = np.empty(box_shape(box), carrier(self.entries[key].dtype))
+        out = np.empty(slice_shape(box), item_type(self.entries[key].dtype))
         self.read_into(key, box, out)
         return out
 
-    def _copy(self, offset: int, shape: tuple[int, ...], box: Box, out: np.ndarray) -> None:
+    def _copy(self, offset: int, shape: tuple[int, ...], box: TensorSlice, out: np.ndarray) -> None:
         full_below = all(ends == (0, n) for ends, n in zip(box[1:], shape[1:], strict=True))
         row = math.prod(shape[1:]) * out.dtype.itemsize
         first, last = box[0] if box else (0, 1)
         if full_below and out.flags.c_contiguous:
             self._read(offset + first * row, out)
             return
-        if row > BAND_BYTES and len(box) > 1:
+        if row > READ_BYTES and len(box) > 1:
             # Even one row is too much to hold: go into each.
             for place, start in enumerate(range(first, last)):
                 self._copy(offset + start * row, shape[1:], box[1:], out[place])
             return
         # A band of whole rows at a time; what is outside the box is read and dropped.
-        step = max(1, BAND_BYTES // row)
+        step = max(1, READ_BYTES // row)
         band = np.empty((min(step, last - first), *shape[1:]), out.dtype)
         columns = tuple(slice(start, stop) for start, stop in box[1:])
         for start in range(first, last, step):
@@ -223,7 +223,7 @@ class ShardReader(Closes):
             raise DataError(self.path, f"cannot be read ({error.strerror})") from error
 
 
-class ShardReaders(Closes):
+class ShardReaders(Closeable):
     """Open files by name."""
 
     def __init__(self) -> None:

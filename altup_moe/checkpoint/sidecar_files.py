@@ -10,7 +10,7 @@ from altup_moe.config.files import write_text
 from altup_moe.config.run_directory import METRICS, TOKENIZER, checkpoints_dir
 
 
-def companions(checkpoint: Path) -> list[str]:
+def sidecar_files(checkpoint: Path) -> list[str]:
     """Names of what is there to bring along; none for a checkpoint that lies outside a run directory."""
     run_dir = checkpoint.parent.parent
     if checkpoint.parent != checkpoints_dir(run_dir):
@@ -18,9 +18,9 @@ def companions(checkpoint: Path) -> list[str]:
     return [name for name in (METRICS, TOKENIZER) if (run_dir / name).exists()]
 
 
-def bring_along(checkpoint: Path, step: int, new: Path) -> None:
+def copy_sidecar_files(checkpoint: Path, step: int, new: Path) -> None:
     """Copy a checkpoint's companions into a new run directory, metrics up to the checkpoint's step."""
-    for name in companions(checkpoint):
+    for name in sidecar_files(checkpoint):
         old = checkpoint.parent.parent / name
         if name == TOKENIZER:
             shutil.copytree(old, new / name)

@@ -8,41 +8,41 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from altup_moe.parallel.parameter_mapping import Box
+from altup_moe.parallel.parameter_mapping import TensorSlice
 
 
-def whole(shape: Sequence[int]) -> Box:
+def full_slice(shape: Sequence[int]) -> TensorSlice:
     """The box of a whole tensor."""
     return tuple((0, n) for n in shape)
 
 
-def box_shape(box: Box) -> tuple[int, ...]:
+def slice_shape(box: TensorSlice) -> tuple[int, ...]:
     """Sizes of a box."""
     return tuple(stop - start for start, stop in box)
 
 
-def volume(box: Box) -> int:
+def num_elements(box: TensorSlice) -> int:
     """Elements of a box; 1 for a scalar's."""
-    return math.prod(box_shape(box))
+    return math.prod(slice_shape(box))
 
 
-def inside(box: Box, shape: Sequence[int]) -> bool:
+def in_bounds(box: TensorSlice, shape: Sequence[int]) -> bool:
     """Whether a box has the tensor's dimensions and lies within it."""
     return len(box) == len(shape) and all(0 <= a <= b <= n for (a, b), n in zip(box, shape, strict=True))
 
 
-def meet(a: Box, b: Box) -> Box | None:
+def intersect(a: TensorSlice, b: TensorSlice) -> TensorSlice | None:
     """What two boxes share, or None."""
     both = tuple((max(p, r), min(q, s)) for (p, q), (r, s) in zip(a, b, strict=True))
     return both if all(start < stop for start, stop in both) else None
 
 
-def within(box: Box, outer: Box) -> Box:
+def relative_to(box: TensorSlice, outer: TensorSlice) -> TensorSlice:
     """The same box, counted from the corner of `outer`."""
     return tuple((start - corner, stop - corner) for (start, stop), (corner, _) in zip(box, outer, strict=True))
 
 
-def flat_boxes(box: Box, start: int, stop: int) -> list[Box]:
+def flat_range_slices(box: TensorSlice, start: int, stop: int) -> list[TensorSlice]:
     """Elements [start, stop) of a box, counted row by row, as boxes in that order: for a matrix at most three.
 
     The distributed optimizer cuts parameters at any element, not at rows.
@@ -52,11 +52,11 @@ def flat_boxes(box: Box, start: int, stop: int) -> list[Box]:
     if not box:
         return [()]
     (first, _), *rest = box
-    row = volume(tuple(rest))
+    row = num_elements(tuple(rest))
     low, high = start // row, (stop - 1) // row
 
-    def part(n: int, a: int, b: int) -> list[Box]:
-        return [((first + n, first + n + 1), *inner) for inner in flat_boxes(tuple(rest), a, b)]
+    def part(n: int, a: int, b: int) -> list[TensorSlice]:
+        return [((first + n, first + n + 1), *inner) for inner in flat_range_slices(tuple(rest), a, b)]
 
     if low == high:
         return part(low, start - low * row, stop - low * row)
@@ -66,12 +66,12 @@ def flat_boxes(box: Box, start: int, stop: int) -> list[Box]:
     return [*head, *([(full, *rest)] if full[0] < full[1] else []), *tail]
 
 
-def joined(boxes: Iterable[Box]) -> list[Box]:
+def merge_slices(boxes: Iterable[TensorSlice]) -> list[TensorSlice]:
     """The same elements in fewer boxes: those whose rows follow each other, and that are alike otherwise, become one.
 
     Boxes are disjoint. In the order of their corners.
     """
-    done: list[Box] = []
+    done: list[TensorSlice] = []
     for box in sorted(boxes):
         if done and box and done[-1][1:] == box[1:] and done[-1][0][1] == box[0][0]:
             box = ((done.pop()[0][0], box[0][1]), *box[1:])
@@ -79,7 +79,7 @@ def joined(boxes: Iterable[Box]) -> list[Box]:
     return done
 
 
-def bands(shape: Sequence[int], limit: int) -> Iterator[Box]:
+def row_bands(shape: Sequence[int], limit: int) -> Iterator[TensorSlice]:
     """Boxes of whole rows that make up a tensor, in order: at most `limit` elements each, or one row.
 
     A scalar is one box; a tensor without elements none.
@@ -90,22 +90,22 @@ def bands(shape: Sequence[int], limit: int) -> Iterator[Box]:
     row = math.prod(shape[1:])
     step = max(1, limit // max(1, row))
     for start in range(0, shape[0] if row else 0, step):
-        yield ((start, min(start + step, shape[0])), *whole(shape[1:]))
+        yield ((start, min(start + step, shape[0])), *full_slice(shape[1:]))
 
 
-def uncovered(shape: Sequence[int], boxes: Iterable[Box]) -> str | None:
+def coverage_problem(shape: Sequence[int], boxes: Iterable[TensorSlice]) -> str | None:
     """Why boxes do not make up a tensor, each element once; None if they do."""
     held = sorted(boxes)
     for box in held:
-        if not inside(box, shape):
+        if not in_bounds(box, shape):
             return f"the piece {box} does not lie in {tuple(shape)}"
-    active: list[Box] = []
+    active: list[TensorSlice] = []
     for box in held:
         # Sorted by the first dimension: only boxes whose rows are not yet over can meet this one.
         active = [other for other in active if not box or other[0][1] > box[0][0]]
         # Two pieces of a scalar meet in (), which is an overlap too.
-        if any(meet(box, other) is not None for other in active):
+        if any(intersect(box, other) is not None for other in active):
             return f"the piece {box} overlaps another"
         active.append(box)
-    missing = math.prod(shape) - sum(map(volume, held))
+    missing = math.prod(shape) - sum(map(num_elements, held))
     return f"{missing} of {math.prod(shape)} elements are missing" if missing else None

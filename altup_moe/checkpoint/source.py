@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from altup_moe.checkpoint.manifest import DIGEST, KINDS, MANIFEST, Manifest, StoredTensor, read_manifest
-from altup_moe.checkpoint.optimizer_state_shapes import moment_shapes
-from altup_moe.checkpoint.shards import ShardReader, ShardReaders, carrier
-from altup_moe.checkpoint.slices import box_shape, inside, meet, uncovered, whole, within
+from altup_moe.checkpoint.manifest import DIGEST, MANIFEST, STATE_KINDS, Manifest, StoredTensor, read_manifest
+from altup_moe.checkpoint.optimizer_state_shapes import state_shapes
+from altup_moe.checkpoint.shards import ShardReader, ShardReaders, item_type
+from altup_moe.checkpoint.slices import coverage_problem, full_slice, in_bounds, intersect, relative_to, slice_shape
 from altup_moe.config import DataError, RunConfig, UserError
 from altup_moe.config.load import from_dict
-from altup_moe.parallel.parameter_mapping import Box, global_shapes, is_buffer
+from altup_moe.parallel.parameter_mapping import TensorSlice, global_shapes, is_buffer
 
-HALF = ("BF16", "F16")
+HALF_DTYPES = ("BF16", "F16")
 """Dtypes of weights that the optimizer keeps an fp32 copy of."""
 
 
@@ -67,8 +67,8 @@ class Checkpoint(ShardReaders):
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def read_into(self, name: str, box: Box, out: np.ndarray) -> None:
-        """A box of a stored tensor into `out`: an array of the box's shape of `carrier` items.
+    def read_into(self, name: str, box: TensorSlice, out: np.ndarray) -> None:
+        """A box of a stored tensor into `out`: an array of the box's shape of `item_type` items.
 
         Safe to call from several threads.
 
@@ -76,30 +76,30 @@ class Checkpoint(ShardReaders):
             ValueError: the box does not lie in the tensor, or `out` is another array.
         """
         stored = self.manifest.tensors[name]
-        if not inside(box, stored.shape):
+        if not in_bounds(box, stored.shape):
             raise ValueError(f"{name} has the shape {stored.shape}, which has no {box}")
-        if out.shape != box_shape(box):
+        if out.shape != slice_shape(box):
             raise ValueError(f"an array of {out.shape} cannot take {box} of {name}")
         for piece in stored.pieces:
-            common = meet(piece.box, box)
+            common = intersect(piece.box, box)
             if common is not None:
-                target = tuple(slice(a, b) for a, b in within(common, box))
+                target = tuple(slice(a, b) for a, b in relative_to(common, box))
                 # A scalar's slice would be a copy, not a view.
                 part = out[target] if target else out
-                self._readers[piece.file].read_into(piece.key, within(common, piece.box), part)
+                self._readers[piece.file].read_into(piece.key, relative_to(common, piece.box), part)
 
-    def read(self, name: str, box: Box | None = None) -> np.ndarray:
-        """A box of a stored tensor (None: all of it) as a new array of `carrier` items."""
+    def read(self, name: str, box: TensorSlice | None = None) -> np.ndarray:
+        """A box of a stored tensor (None: all of it) as a new array of `item_type` items."""
         stored = self.manifest.tensors[name]
-        box = whole(stored.shape) if box is None else box
-        out = np.empty(box_shape(box), carrier(stored.dtype))
+        box = full_slice(stored.shape) if box is None else box
+        out = np.empty(slice_shape(box), item_type(stored.dtype))
         self.read_into(name, box, out)
         return out
 
     def _check_tensors(self) -> None:
         held = {(file, key) for file, reader in self._readers.items() for key in reader.entries}
         for name, stored in self.manifest.tensors.items():
-            problem = uncovered(stored.shape, (piece.box for piece in stored.pieces))
+            problem = coverage_problem(stored.shape, (piece.box for piece in stored.pieces))
             if problem:
                 raise DataError(self.directory / MANIFEST, f"{name}: {problem}")
             for piece in stored.pieces:
@@ -108,8 +108,8 @@ class Checkpoint(ShardReaders):
                     raise DataError(self.directory / piece.file, f"lacks {piece.key}, or the manifest has it twice")
                 held.remove(place)
                 entry = self._readers[piece.file].entries[piece.key]
-                if (entry.dtype, entry.shape) != (stored.dtype, box_shape(piece.box)):
-                    found = f"{entry.dtype} {list(entry.shape)}, not {stored.dtype} {list(box_shape(piece.box))}"
+                if (entry.dtype, entry.shape) != (stored.dtype, slice_shape(piece.box)):
+                    found = f"{entry.dtype} {list(entry.shape)}, not {stored.dtype} {list(slice_shape(piece.box))}"
                     raise DataError(self.directory / piece.file, f"{piece.key} is {found}")
         for file, key in sorted(held):
             raise DataError(self.directory / file, f"holds {key}, which the manifest does not name")
@@ -138,16 +138,16 @@ def _check_files(directory: Path, manifest: Manifest) -> None:
 def _check_model(directory: Path, manifest: Manifest, config: RunConfig) -> None:
     """The tensors are those of the manifest's configuration: all weights, and optimizer state for all or for none."""
     for name in manifest.tensors:
-        if name.partition("/")[0] not in (*KINDS, "rng"):
-            raise DataError(directory / MANIFEST, f"{name[:200]} is of no known kind ({', '.join(KINDS)}, rng)")
+        if name.partition("/")[0] not in (*STATE_KINDS, "rng"):
+            raise DataError(directory / MANIFEST, f"{name[:200]} is of no known kind ({', '.join(STATE_KINDS)}, rng)")
     shapes = _model_shapes(directory, manifest, config)
     trained = {name: shape for name, shape in shapes.items() if not is_buffer(name)}
     weights = manifest.of_kind("weights")
-    _same(directory, "weights", weights, shapes, ("F32", *HALF))
+    _same(directory, "weights", weights, shapes, ("F32", *HALF_DTYPES))
     if manifest.has_optimizer:
-        halves = {name: shape for name, shape in trained.items() if weights[name].dtype in HALF}
-        moments = {name: moment_shapes(config.optim.optimizer, shape) for name, shape in trained.items()}
-        for kind in KINDS[1:-1]:
+        halves = {name: shape for name, shape in trained.items() if weights[name].dtype in HALF_DTYPES}
+        moments = {name: state_shapes(config.optim.optimizer, shape) for name, shape in trained.items()}
+        for kind in STATE_KINDS[1:-1]:
             expected = {name: shapes[kind] for name, shapes in moments.items() if kind in shapes}
             _same(directory, kind, manifest.of_kind(kind), expected, ("F32",))
         _same(directory, "main", manifest.of_kind("main"), halves, ("F32",))

@@ -13,26 +13,26 @@ import torch
 from torch import Tensor
 
 from altup_moe.checkpoint.tensors import items
-from altup_moe.checkpoint.write import Part
+from altup_moe.checkpoint.write import NamedSlice
 
-THREADS = 2
+COPY_THREADS = 2
 """Tensors that are copied at a time."""
 
 
-class Copies:
+class StagingBuffer:
     """Copies of a rank's tensors, the same parts each time."""
 
     def __init__(self) -> None:
-        self._kept: dict[Part, Tensor] = {}
+        self._kept: dict[NamedSlice, Tensor] = {}
 
-    def take(self, tensors: Mapping[Part, Tensor]) -> dict[Part, Tensor]:
+    def take(self, tensors: Mapping[NamedSlice, Tensor]) -> dict[NamedSlice, Tensor]:
         """Copies of `tensors`, on the CPU; they hold until the same parts are taken again."""
         for part, tensor in tensors.items():
             if part not in self._kept:
                 self._kept[part] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
         pairs = [(self._kept[part], tensor) for part, tensor in tensors.items()]
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(_copy, [pairs[first::THREADS] for first in range(THREADS)]))
+        with ThreadPoolExecutor(COPY_THREADS) as pool:
+            list(pool.map(_copy, [pairs[first::COPY_THREADS] for first in range(COPY_THREADS)]))
         return {part: self._kept[part] for part in tensors}
 
 

@@ -16,25 +16,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from altup_moe.checkpoint.optimizer_shards import Updated, cut_weights, updated
-from altup_moe.checkpoint.slices import box_shape, flat_boxes, volume, whole
-from altup_moe.checkpoint.tensors import STORED
-from altup_moe.checkpoint.write import Form, Part
-from altup_moe.parallel.parameter_mapping import Box, NamedTensor, Piece
+from altup_moe.checkpoint.optimizer_shards import OptimizerShard, optimizer_shards, zero3_weight_shard
+from altup_moe.checkpoint.slices import flat_range_slices, full_slice, num_elements, slice_shape
+from altup_moe.checkpoint.tensors import DTYPE_NAMES
+from altup_moe.checkpoint.write import NamedSlice, TensorSpec
+from altup_moe.parallel.parameter_mapping import NamedTensor, Piece, TensorSlice
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+ADAM_STATES = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
-class Held:
+class LocalTensor:
     """A box of a stored tensor in this rank's memory. ``tensor`` is a view of it, shaped as the box."""
 
-    part: Part
-    form: Form
+    part: NamedSlice
+    form: TensorSpec
     tensor: Tensor
 
 
-def held_tensors(named: Iterable[NamedTensor], optimizer: Any | None) -> list[Held]:
+def local_tensors(named: Iterable[NamedTensor], optimizer: Any | None) -> list[LocalTensor]:
     """Every box of weights and optimizer state on this rank.
 
     Args:
@@ -42,37 +42,41 @@ def held_tensors(named: Iterable[NamedTensor], optimizer: Any | None) -> list[He
             exist yet.
     """
     entries = list(named)
-    found = updated((entry.tensor for entry in entries), optimizer) if optimizer is not None else {}
-    held: list[Held] = []
+    found = optimizer_shards((entry.tensor for entry in entries), optimizer) if optimizer is not None else {}
+    held: list[LocalTensor] = []
     told: set[str] = set()
     for entry in entries:
         for piece in entry.pieces:
-            weight, cut = entry.tensor.detach(), cut_weights(entry.tensor)
+            weight, cut = entry.tensor.detach(), zero3_weight_shard(entry.tensor)
             if cut is None:
                 held.append(_held("weights", piece, piece.box, weight[piece.local_index]))
             else:
                 values, start, stop = cut
                 for box, first, last in _boxes_of(entry, piece, start, stop):
-                    held.append(_held("weights", piece, box, values[first:last].view(box_shape(box))))
+                    held.append(_held("weights", piece, box, values[first:last].view(slice_shape(box))))
             share = found.get(id(entry.tensor))
             if share is None:
                 continue
             globally = getattr(share.optimizer, "tensors", None)
             if globally is None:
                 state = _state(share)
-                flat = {name: share.of(state[name]) for name in MOMENTS}
+                flat = {name: share.of(state[name]) for name in ADAM_STATES}
             else:  # Adafactor: moments of global tensors, each told of once
                 flat = {}
                 moments = {} if piece.name in told else globally[piece.name].moments
                 told.add(piece.name)
                 for kind, value in moments.items():
-                    box = whole(tuple(value.shape))
-                    held.append(Held(Part(f"{kind}/{piece.name}", box), Form(tuple(value.shape), "F32"), value))
+                    box = full_slice(tuple(value.shape))
+                    held.append(
+                        LocalTensor(
+                            NamedSlice(f"{kind}/{piece.name}", box), TensorSpec(tuple(value.shape), "F32"), value
+                        )
+                    )
             if share.tensor.dtype != weight.dtype:
                 flat["main"] = share.of(share.tensor.detach())
             for box, first, last in _boxes_of(entry, piece, share.start, share.stop):
                 held += [
-                    _held(kind, piece, box, values[first:last].view(box_shape(box))) for kind, values in flat.items()
+                    _held(kind, piece, box, values[first:last].view(slice_shape(box))) for kind, values in flat.items()
                 ]
     return held
 
@@ -90,7 +94,7 @@ def optimizer_steps(optimizer: Any) -> int:
 
 
 def set_optimizer_steps(optimizer: Any, steps: int) -> None:
-    """Make Adam go on counting from `steps`, for every parameter that `held_tensors` has made state for."""
+    """Make Adam go on counting from `steps`, for every parameter that `local_tensors` has made state for."""
     for inner in _inner(optimizer):
         if isinstance(inner, torch.optim.AdamW):
             for state in inner.state.values():
@@ -106,13 +110,15 @@ def _inner(optimizer: Any) -> list[torch.optim.Optimizer]:
     return [part.optimizer for part in chained if getattr(part, "optimizer", None) is not None]
 
 
-def _held(kind: str, piece: Piece, box: Box, tensor: Tensor) -> Held:
-    return Held(Part(f"{kind}/{piece.name}", box), Form(piece.shape, STORED[tensor.dtype]), tensor)
+def _held(kind: str, piece: Piece, box: TensorSlice, tensor: Tensor) -> LocalTensor:
+    return LocalTensor(
+        NamedSlice(f"{kind}/{piece.name}", box), TensorSpec(piece.shape, DTYPE_NAMES[tensor.dtype]), tensor
+    )
 
 
-def _state(share: Updated) -> dict[str, Tensor]:
+def _state(share: OptimizerShard) -> dict[str, Tensor]:
     state = share.optimizer.state[share.tensor]
-    for name in MOMENTS:
+    for name in ADAM_STATES:
         if name not in state:
             state[name] = torch.zeros_like(share.tensor, memory_format=torch.preserve_format)
     if isinstance(share.optimizer, torch.optim.AdamW):
@@ -120,15 +126,15 @@ def _state(share: Updated) -> dict[str, Tensor]:
     return state
 
 
-def _boxes_of(entry: NamedTensor, piece: Piece, start: int, stop: int) -> Iterator[tuple[Box, int, int]]:
+def _boxes_of(entry: NamedTensor, piece: Piece, start: int, stop: int) -> Iterator[tuple[TensorSlice, int, int]]:
     """(global box, its range in them) of what a piece has of its parameter's elements [start, stop).
 
     A piece is whole rows of its parameter, so its elements follow each other there.
     """
     row = math.prod(getattr(entry.tensor, "ds_shape", entry.tensor.shape)[1:])
     begin = piece.local[0][0] * row if piece.local else 0
-    first, last = max(start, begin), min(stop, begin + volume(piece.box))
+    first, last = max(start, begin), min(stop, begin + num_elements(piece.box))
     at = first - start
-    for box in flat_boxes(piece.box, first - begin, last - begin):
-        yield box, at, at + volume(box)
-        at += volume(box)
+    for box in flat_range_slices(piece.box, first - begin, last - begin):
+        yield box, at, at + num_elements(box)
+        at += num_elements(box)

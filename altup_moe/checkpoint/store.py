@@ -6,7 +6,7 @@
     RUN/checkpoints/latest                                    name of the newest complete one
 
 Files are written into `step_N.partial`. Once all are on the disk, the manifest is added, the directory is renamed, and
-`latest` moves last. A process killed at any moment leaves the previous checkpoint as the latest.
+`latest_checkpoint` moves last. A process killed at any moment leaves the previous checkpoint as the latest.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ def step_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def complete(root: Path) -> list[Path]:
+def complete_checkpoints(root: Path) -> list[Path]:
     """Complete checkpoints below a directory of checkpoints, oldest first."""
     found = [path for path in root.glob("step_*") if _NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
-def latest(run_dir: str | Path) -> Path | None:
-    """The checkpoint to go on from: the one `latest` names; None before the first save.
+def latest_checkpoint(run_dir: str | Path) -> Path | None:
+    """The checkpoint to go on from: the one `latest_checkpoint` names; None before the first save.
 
     Raises:
-        DataError: `latest` is damaged, or names something that is not a checkpoint of this directory.
+        DataError: `latest_checkpoint` is damaged, or names something that is not a checkpoint of this directory.
     """
     return _pointed(checkpoints_dir(run_dir))
 
@@ -54,7 +54,7 @@ def _pointed(root: Path) -> Path | None:
     pointer = root / LATEST
     if not os.path.lexists(pointer):
         # A first save that was killed between its last two steps.
-        return next(reversed(complete(root)), None)
+        return next(reversed(complete_checkpoints(root)), None)
     name = read_plain(pointer).decode("utf-8", errors="replace").strip()
     # Aside: a save that replaces the latest was killed between its two renames.
     for directory in (root / name, root / f"{name}{_ASIDE}"):
@@ -71,7 +71,7 @@ def find_checkpoint(path: Path) -> Path:
     """
     if (path / MANIFEST).is_file():
         return path
-    found = latest(path)
+    found = latest_checkpoint(path)
     if found is None:
         raise UserError(f"{path}: is no checkpoint (it has no {MANIFEST}), and no run directory that has one")
     return found
@@ -86,13 +86,13 @@ def open_partial(root: Path, step: int) -> Path:
 
 
 def publish(partial: Path, manifest: Manifest) -> Path:
-    """Make a checkpoint whose files are all written complete: check, add the manifest, rename, move `latest`.
+    """Make a checkpoint whose files are all written complete: check, add the manifest, rename, move `latest_checkpoint`.
 
     Returns:
         Its directory.
     Raises:
         DataError: a file on the disk is not what the manifest says. OSError: the disk is full. After either, and
-        after a kill at any moment, `latest` gives a complete checkpoint: this one or the one before.
+        after a kill at any moment, `latest_checkpoint` gives a complete checkpoint: this one or the one before.
     """
     root, final = partial.parent, partial.with_suffix("")
     aside = root / f"{final.name}{_ASIDE}"
@@ -136,7 +136,7 @@ def prune(root: Path, keep: int, keep_every: int | None = None) -> None:
 
     What killed saves left goes too, so no save may be under way.
     """
-    found, pointed = complete(root), _pointed(root)
+    found, pointed = complete_checkpoints(root), _pointed(root)
     for path in found[: max(0, len(found) - keep)]:
         step = int(path.name.removeprefix("step_"))
         if path != pointed and not (keep_every and step % keep_every == 0):

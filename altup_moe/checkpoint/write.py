@@ -11,23 +11,23 @@ from pathlib import Path
 from altup_moe.checkpoint.manifest import (
     ITEM_BYTES,
     Manifest,
-    Reader,
+    SliceReader,
     StoredFile,
     StoredPiece,
     StoredTensor,
-    piece_key,
+    slice_key,
 )
 from altup_moe.checkpoint.shards import write_tensors
-from altup_moe.checkpoint.slices import box_shape, volume, whole
+from altup_moe.checkpoint.slices import full_slice, num_elements, slice_shape
 from altup_moe.checkpoint.store import open_partial, publish
-from altup_moe.parallel.parameter_mapping import Box
+from altup_moe.parallel.parameter_mapping import TensorSlice
 
 FILE_BYTES = 1 << 28
 """A file is closed once it holds this much: several are hashed at a time, and a damaged one is found sooner."""
 
 
 @dataclass(frozen=True)
-class Form:
+class TensorSpec:
     """Shape and dtype (safetensors' name) of a stored tensor."""
 
     shape: tuple[int, ...]
@@ -35,37 +35,41 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Part:
+class NamedSlice:
     """A box of a stored tensor that one file is to hold."""
 
     name: str
-    box: Box
+    box: TensorSlice
 
 
-Plan = dict[str, list[Part]]
+WritePlan = dict[str, list[NamedSlice]]
 """File name -> what it holds, in order."""
 
 
-def cut_files(rank: int, parts: Iterable[Part], forms: Mapping[str, Form], limit: int = FILE_BYTES) -> Plan:
+def plan_files(
+    rank: int, parts: Iterable[NamedSlice], forms: Mapping[str, TensorSpec], limit: int = FILE_BYTES
+) -> WritePlan:
     """What a rank writes, cut into files of about `limit` bytes."""
-    plan: Plan = {}
+    plan: WritePlan = {}
     held = limit
     for part in parts:
         if held >= limit:
             held, current = 0, plan.setdefault(f"rank_{rank:05d}_{len(plan):03d}.safetensors", [])
         current.append(part)
-        held += volume(part.box) * ITEM_BYTES[forms[part.name].dtype]
+        held += num_elements(part.box) * ITEM_BYTES[forms[part.name].dtype]
     return plan
 
 
-def write_file(path: Path, parts: Sequence[Part], forms: Mapping[str, Form], read: Reader) -> StoredFile:
+def write_file(
+    path: Path, parts: Sequence[NamedSlice], forms: Mapping[str, TensorSpec], read: SliceReader
+) -> StoredFile:
     """Write one file, flushed to the disk. Only one piece is held at a time."""
-    entries = [(piece_key(p.name, forms[p.name].shape, p.box), forms[p.name].dtype, box_shape(p.box)) for p in parts]
+    entries = [(slice_key(p.name, forms[p.name].shape, p.box), forms[p.name].dtype, slice_shape(p.box)) for p in parts]
     return write_tensors(path, entries, (read(part.name, part.box) for part in parts))
 
 
 def write_files(
-    directory: Path, plan: Plan, forms: Mapping[str, Form], read: Reader, threads: int = 1
+    directory: Path, plan: WritePlan, forms: Mapping[str, TensorSpec], read: SliceReader, threads: int = 1
 ) -> dict[str, StoredFile]:
     """Write every file of a plan, `threads` at a time (then `read` is called from all of them). In the plan's order.
 
@@ -80,12 +84,12 @@ def write_files(
         pool.shutdown(cancel_futures=True)
 
 
-def stored_tensors(plan: Plan, forms: Mapping[str, Form]) -> dict[str, StoredTensor]:
+def stored_tensors(plan: WritePlan, forms: Mapping[str, TensorSpec]) -> dict[str, StoredTensor]:
     """The manifest's tensors for files written by `plan`."""
     pieces: dict[str, list[StoredPiece]] = {name: [] for name in forms}
     for file, parts in plan.items():
         for part in parts:
-            key = piece_key(part.name, forms[part.name].shape, part.box)
+            key = slice_key(part.name, forms[part.name].shape, part.box)
             pieces[part.name].append(StoredPiece(part.box, file, key))
     return {
         name: StoredTensor(forms[name].shape, forms[name].dtype, tuple(sorted(held, key=lambda p: p.box)))
@@ -93,13 +97,13 @@ def stored_tensors(plan: Plan, forms: Mapping[str, Form]) -> dict[str, StoredTen
     }
 
 
-def whole_tensors(forms: Mapping[str, Form]) -> Plan:
+def single_process_plan(forms: Mapping[str, TensorSpec]) -> WritePlan:
     """The plan of one process that writes every tensor whole."""
-    return cut_files(0, (Part(name, whole(form.shape)) for name, form in forms.items()), forms)
+    return plan_files(0, (NamedSlice(name, full_slice(form.shape)) for name, form in forms.items()), forms)
 
 
 def write_checkpoint(
-    root: Path, head: Manifest, forms: Mapping[str, Form], plan: Plan, read: Reader, threads: int = 1
+    root: Path, head: Manifest, forms: Mapping[str, TensorSpec], plan: WritePlan, read: SliceReader, threads: int = 1
 ) -> Path:
     """Write a whole checkpoint from one process; on failure nothing of it is left.
 

@@ -6,16 +6,18 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from altup_moe.checkpoint.manifest import ITEM_BYTES
-from altup_moe.checkpoint.slices import volume
-from altup_moe.checkpoint.write import Form, Part
+from altup_moe.checkpoint.slices import num_elements
+from altup_moe.checkpoint.write import NamedSlice, TensorSpec
 
 
-def part_bytes(part: Part, forms: Mapping[str, Form]) -> int:
+def part_bytes(part: NamedSlice, forms: Mapping[str, TensorSpec]) -> int:
     """Bytes of a part's items."""
-    return volume(part.box) * ITEM_BYTES[forms[part.name].dtype]
+    return num_elements(part.box) * ITEM_BYTES[forms[part.name].dtype]
 
 
-def share(holders: Mapping[Part, Sequence[int]], forms: Mapping[str, Form]) -> dict[Part, int]:
+def balance_writes(
+    holders: Mapping[NamedSlice, Sequence[int]], forms: Mapping[str, TensorSpec]
+) -> dict[NamedSlice, int]:
     """The one rank that writes each part: largest part first, to its holder with the fewest bytes so far.
 
     What only one rank can write is counted before anything is chosen. The answer depends on nothing but the
@@ -30,7 +32,7 @@ def share(holders: Mapping[Part, Sequence[int]], forms: Mapping[str, Form]) -> d
     load: defaultdict[int, int] = defaultdict(int)
     writers = dict.fromkeys(holders, -1)
 
-    def give(part: Part, rank: int) -> None:
+    def give(part: NamedSlice, rank: int) -> None:
         writers[part] = rank
         load[rank] += part_bytes(part, forms)
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from altup_moe.config.errors import ConfigError
 from altup_moe.config.schema import RunConfig
 
-CORPORA = ("python-docs", "wikipedia-sample")
+CORPUS_NAMES = ("python-docs", "wikipedia-sample")
 """Corpora that come by name (`altup_moe.data.corpora` holds them)."""
-TOKENIZERS = ("t5",)
+TOKENIZER_NAMES = ("t5",)
 """Tokenizers that come by name (`altup_moe.data.named_tokenizers` holds them)."""
-TASKS = (
+TASK_NAMES = (
     *("squad", "squad-bigbench", "squad-bigbench-sentences", "boolq", "cb", "copa", "multirc", "record", "rte", "wic"),
     *("wsc", "cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "glue_rte", "wnli", "rotten-tomatoes"),
 )
@@ -28,23 +28,21 @@ def check_data(config: RunConfig, world_size: int) -> None:
         raise ConfigError("data.objective", data.objective, fits)
     if t5 and config.model.decoder_length < 2:
         raise ConfigError("model.decoder_seq_length", config.model.decoder_length, "at least 2 would fit")
-    if data.tokenizer is not None and data.tokenizer not in TOKENIZERS and not Path(data.tokenizer).is_dir():
-        fits = (
-            f"is not a directory; one that holds a Hugging Face tokenizer would fit, {' or '.join(TOKENIZERS)}, or null"
-        )
+    if data.tokenizer is not None and data.tokenizer not in TOKENIZER_NAMES and not Path(data.tokenizer).is_dir():
+        fits = f"is not a directory; one that holds a Hugging Face tokenizer would fit, {' or '.join(TOKENIZER_NAMES)}, or null"
         raise ConfigError("data.tokenizer", data.tokenizer, fits)
     if not data.mixture or data.tokenizer is None:
         check_corpus("data.corpus", data.corpus)
     for name in mixture_entries(data.mixture):
-        if name not in TASKS:
-            check_corpus("data.mixture", name, f"{', '.join(TASKS)}, ")
+        if name not in TASK_NAMES:
+            check_corpus("data.mixture", name, f"{', '.join(TASK_NAMES)}, ")
     check_task_files("data.task_files", data.task_files)
 
 
 def check_corpus(key: str, corpus: str, others: str = "") -> None:
     """Raise ConfigError unless `corpus` is a known name or the path prefix of prepared data that exists."""
-    if corpus not in CORPORA and not Path(f"{corpus}.idx").is_file():
-        fits = f"there is no file {corpus}.idx; {others}{' or '.join(CORPORA)} would fit, or the path prefix of a "
+    if corpus not in CORPUS_NAMES and not Path(f"{corpus}.idx").is_file():
+        fits = f"there is no file {corpus}.idx; {others}{' or '.join(CORPUS_NAMES)} would fit, or the path prefix of a "
         raise ConfigError(key, corpus, fits + "dataset written by tools/prepare_data.py")
 
 
@@ -80,8 +78,8 @@ def task_names(key: str, text: str) -> list[str]:
     """Names of tasks, separated by commas. Raises ConfigError for an unknown one."""
     names = [name.strip() for name in text.split(",")]
     for name in names:
-        if name not in TASKS:
-            raise ConfigError(key, name, f"no such task; {', '.join(TASKS)} would fit")
+        if name not in TASK_NAMES:
+            raise ConfigError(key, name, f"no such task; {', '.join(TASK_NAMES)} would fit")
     return names
 
 
@@ -89,8 +87,8 @@ def check_task_files(key: str, entries: Iterable[str]) -> None:
     """Raise ConfigError unless each entry is TASK=DIRECTORY."""
     for entry in entries:
         name, _, directory = entry.partition("=")
-        if name not in TASKS:
-            raise ConfigError(key, entry, f"TASK=DIRECTORY would fit, the task one of {', '.join(TASKS)}")
+        if name not in TASK_NAMES:
+            raise ConfigError(key, entry, f"TASK=DIRECTORY would fit, the task one of {', '.join(TASK_NAMES)}")
         if not directory or not Path(directory).is_dir():
             raise ConfigError(key, entry, f"there is no directory {directory or '(none given)'}")
 

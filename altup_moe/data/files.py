@@ -12,14 +12,14 @@ from pathlib import Path
 
 from altup_moe.config.files import fsync
 
-HASH_BLOCK = 1 << 22
+READ_BLOCK_BYTES = 1 << 22
 """Bytes read at a time while hashing."""
 
 
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file."""
     with path.open("rb", buffering=0) as file:
-        digest, block = hashlib.sha256(), memoryview(bytearray(HASH_BLOCK))
+        digest, block = hashlib.sha256(), memoryview(bytearray(READ_BLOCK_BYTES))
         while count := file.readinto(block):
             digest.update(block[:count])
     return digest.hexdigest()

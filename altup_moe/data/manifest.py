@@ -9,12 +9,12 @@ from pathlib import Path
 from altup_moe.config.errors import DataError
 from altup_moe.config.files import fsync
 
-FORMAT_VERSION = 1
+DATASET_FORMAT_VERSION = 1
 _TYPES = {"str": str, "int": int}
 
 
 @dataclass(frozen=True)
-class Manifest:
+class DatasetManifest:
     """What PREFIX.json says. ``bytes``: UTF-8 bytes of all documents; hashes are sha256.
 
     ``source_key`` identifies texts and tokenizer of a named corpus; it is empty for other data.
@@ -29,16 +29,16 @@ class Manifest:
     bin_sha256: str
     idx_sha256: str
     tokenizer_sha256: str
-    format_version: int = FORMAT_VERSION
+    format_version: int = DATASET_FORMAT_VERSION
 
 
-def write_manifest(file: Path, manifest: Manifest) -> None:
+def write_dataset_manifest(file: Path, manifest: DatasetManifest) -> None:
     """Write the manifest and flush it to disk."""
     file.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
     fsync(file)
 
 
-def read_manifest(file: Path) -> Manifest:
+def read_dataset_manifest(file: Path) -> DatasetManifest:
     """Read a manifest, strictly: exactly its fields, each of its type.
 
     Raises:
@@ -56,12 +56,12 @@ def read_manifest(file: Path) -> Manifest:
         raise DataError(file, f"is not JSON ({error.msg})", len(text[: error.pos].encode())) from error
     if not isinstance(content, dict):
         raise DataError(file, f"holds a {type(content).__name__}, not the manifest of prepared data")
-    if (version := content.get("format_version")) != FORMAT_VERSION:
-        raise DataError(file, f"format version {version!r}; this program reads {FORMAT_VERSION}")
-    known = {field.name: _TYPES[str(field.type)] for field in fields(Manifest)}
+    if (version := content.get("format_version")) != DATASET_FORMAT_VERSION:
+        raise DataError(file, f"format version {version!r}; this program reads {DATASET_FORMAT_VERSION}")
+    known = {field.name: _TYPES[str(field.type)] for field in fields(DatasetManifest)}
     if odd := sorted(known.keys() ^ content.keys()):
         raise DataError(file, f"is no manifest of prepared data: missing or unknown {', '.join(odd)}")
     for name, kind in known.items():
         if type(content[name]) is not kind:
             raise DataError(file, f"{name} is {content[name]!r}, not of type {kind.__name__}")
-    return Manifest(**content)
+    return DatasetManifest(**content)

@@ -11,7 +11,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Order:
+class MixtureOrder:
     """A periodic assignment of sample numbers to components.
 
     Args:
@@ -37,7 +37,7 @@ class Order:
         return [int(count) for count in counts]
 
 
-def mixture_order(weights: Sequence[Fraction], longest: int) -> Order:
+def mixture_order(weights: Sequence[Fraction], longest: int) -> MixtureOrder:
     """Numbers 0, 1, ... to components, so that after n of them each has had its share of n to within one sample.
 
     Tijdeman's answer to the chairman assignment problem (Discrete Mathematics 32, 1980): among the components that are
@@ -50,7 +50,7 @@ def mixture_order(weights: Sequence[Fraction], longest: int) -> Order:
         longest: numbers that will be asked for; an order whose period is longer is cut there.
     """
     if len(weights) == 1:
-        return Order(np.zeros(1, np.int64), np.zeros(1, np.int64), np.ones(1, np.int64))
+        return MixtureOrder(np.zeros(1, np.int64), np.zeros(1, np.int64), np.ones(1, np.int64))
     scale = math.lcm(*(weight.denominator for weight in weights))
     p = [int(weight * scale) for weight in weights]
     common = math.gcd(*p)
@@ -65,7 +65,7 @@ def mixture_order(weights: Sequence[Fraction], longest: int) -> Order:
         component[n], index[n] = chosen, had[chosen]
         had[chosen] += 1
         deadlines[chosen] = _deadline(had[chosen], p[chosen], q, slack)
-    return Order(component, index, np.array(had, np.int64))
+    return MixtureOrder(component, index, np.array(had, np.int64))
 
 
 def _deadline(had: int, share: int, q: int, slack: int) -> int:

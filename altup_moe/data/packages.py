@@ -44,7 +44,7 @@ with command.main_context():
 
 
 @dataclass(frozen=True)
-class Member:
+class PackageFile:
     """A file of a package: its path in the archive and its sha256."""
 
     path: str
@@ -52,7 +52,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Package:
+class PinnedPackage:
     """Files wanted from a pinned package.
 
     Args:
@@ -62,7 +62,7 @@ class Package:
     """
 
     requirement: str
-    files: Mapping[str, Member]
+    files: Mapping[str, PackageFile]
     source: bool = False
 
     @property
@@ -71,7 +71,7 @@ class Package:
         return self.requirement.replace("==", "-")
 
 
-def package_files(wanted: str, package: Package, cache_dir: Path) -> dict[str, Path]:
+def package_files(wanted: str, package: PinnedPackage, cache_dir: Path) -> dict[str, Path]:
     """The files, in the cache directory; those that are not there are fetched, all of them together.
 
     Args:
@@ -98,7 +98,7 @@ def package_files(wanted: str, package: Package, cache_dir: Path) -> dict[str, P
     return paths
 
 
-def archive_members(archive: Path, package: Package) -> dict[str, bytes]:
+def archive_members(archive: Path, package: PinnedPackage) -> dict[str, bytes]:
     """The files wanted out of a wheel or a source archive. Raises DataError if it is none or lacks one."""
     member = next(iter(package.files.values())).path
     contents: dict[str, bytes] = {}
@@ -122,7 +122,7 @@ def archive_members(archive: Path, package: Package) -> dict[str, bytes]:
     return contents
 
 
-def _archive(wanted: str, package: Package, cache_dir: Path, temporary: Path) -> Path:
+def _archive(wanted: str, package: PinnedPackage, cache_dir: Path, temporary: Path) -> Path:
     """The package's archive: one that lies in the cache directory, or a fresh download into the temporary one."""
     pattern = f"{package.stem}.tar.gz" if package.source else f"{package.stem}-*.whl"
     if lying := sorted(cache_dir.glob(pattern)):
@@ -163,7 +163,7 @@ def _run(command: list[str], temporary: Path) -> str | None:
     return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1] if done.returncode else None
 
 
-def _check(content: bytes, path: Path, member: Member) -> None:
+def _check(content: bytes, path: Path, member: PackageFile) -> None:
     digest = hashlib.sha256(content).hexdigest()
     if digest != member.sha256:
         raise DataError(path, f"sha256 is {digest}, not {member.sha256}; remove the file to fetch it again")

@@ -27,7 +27,7 @@ Layout = Callable[[Pair], Arrays]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SampleRecipe:
     """How a sample is made of raw text.
 
     Args:
@@ -57,7 +57,7 @@ def layout_of(model: ModelConfig, tokenizer: Tokenizer) -> Layout:
     return lambda pair: decoder_only(pair, model.seq_length, pad)
 
 
-def recipe_of(model: ModelConfig, data: DataConfig, tokenizer: Tokenizer) -> Recipe | None:
+def recipe_of(model: ModelConfig, data: DataConfig, tokenizer: Tokenizer) -> SampleRecipe | None:
     """The recipe of a run's corpora; None for plain next-token prediction, whose windows are the samples.
 
     Raises:
@@ -69,7 +69,7 @@ def recipe_of(model: ModelConfig, data: DataConfig, tokenizer: Tokenizer) -> Rec
         lengths = corruption_lengths(model, data)
         spans = span_counts(lengths.raw, density, mean).spans
         sentinels = enough_sentinels(tokenizer, spans)
-        return Recipe(
+        return SampleRecipe(
             lengths.raw,
             lambda tokens, random: layout(
                 corrupt_spans(tokens, noise_mask(len(tokens), density, mean, random), sentinels, eos)
@@ -77,9 +77,9 @@ def recipe_of(model: ModelConfig, data: DataConfig, tokenizer: Tokenizer) -> Rec
         )
     if objective == "prefix" and model.arch == "t5":
         longest = model.decoder_length - 1
-        return Recipe(model.seq_length, lambda tokens, random: layout(split_prefix(tokens, longest, eos, random)))
+        return SampleRecipe(model.seq_length, lambda tokens, random: layout(split_prefix(tokens, longest, eos, random)))
     if objective == "prefix":
-        return Recipe(model.seq_length + 1, _prefix)
+        return SampleRecipe(model.seq_length + 1, _prefix)
     return None
 
 
@@ -121,6 +121,6 @@ def enough_sentinels(tokenizer: Tokenizer, spans: int) -> Sequence[int]:
     return found[:spans]
 
 
-def sample_arrays(recipe: Recipe, tokens: np.ndarray, seed: int, split: int, number: int) -> Arrays:
+def sample_arrays(recipe: SampleRecipe, tokens: np.ndarray, seed: int, split: int, number: int) -> Arrays:
     """Sample `number`: its window's tokens and (seed, split, number) alone decide what it holds."""
     return recipe.make(tokens, sample_generator(seed, split, number))

@@ -12,9 +12,16 @@ from typing import Any
 from altup_moe.config.errors import DataError, UserError
 from altup_moe.data.document import Document
 
-FORMATS = {".txt": "text", ".text": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+TEXT_FILE_FORMATS = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".jsonl": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+}
 # A directory's .json files are more often settings (or our own manifests) than data: those must be named.
-_IN_DIRECTORIES = FORMATS.keys() - {".json"}
+_IN_DIRECTORIES = TEXT_FILE_FORMATS.keys() - {".json"}
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -33,8 +40,8 @@ def local_files(source: str) -> list[Path]:
         files = [path] if path.is_file() else sorted(Path(f) for f in glob.glob(source, recursive=True))
         files = [file for file in files if file.is_file()]
     for file in files:
-        if file.suffix not in FORMATS:
-            raise DataError(file, f"unknown format {file.suffix!r}; known are {', '.join(FORMATS)}")
+        if file.suffix not in TEXT_FILE_FORMATS:
+            raise DataError(file, f"unknown format {file.suffix!r}; known are {', '.join(TEXT_FILE_FORMATS)}")
         if file.stat().st_size == 0:
             raise DataError(file, "is empty", 0)
     return files
@@ -54,7 +61,7 @@ def local_documents(files: Iterable[Path], text_key: str, cache_dir: Path) -> It
 
     datasets = _quiet_datasets()
     for file in files:
-        kind = FORMATS[file.suffix]
+        kind = TEXT_FILE_FORMATS[file.suffix]
         extra = {"sample_by": "document"} if kind == "text" else {}
         key = "text" if kind == "text" else text_key
         number, empty = -1, True
@@ -87,7 +94,7 @@ def hub_documents(
     Raises:
         UserError: it cannot be opened, or the connection fails. DataError: a row whose column is missing or not text.
     """
-    if not _HUB_NAME.fullmatch(name) or Path(name).suffix in FORMATS:
+    if not _HUB_NAME.fullmatch(name) or Path(name).suffix in TEXT_FILE_FORMATS:
         raise UserError(f"{name}: no such file, and not the name of a corpus or a Hugging Face dataset")
     datasets = _quiet_datasets()
     empty = True

@@ -15,12 +15,12 @@ from altup_moe.model.specs import first_layer
 from altup_moe.model.t5 import AltUpT5
 from altup_moe.model.transformer_config import transformer_config
 from altup_moe.parallel.compat import mark_expert_parameters
-from altup_moe.parallel.parameter_mapping import Box, NamedTensor, Shard, pieces
+from altup_moe.parallel.parameter_mapping import NamedTensor, Shard, TensorSlice, pieces
 from altup_moe.parallel.rng import seed_dropout
 from altup_moe.parallel.seeds import initial
 from altup_moe.parallel.topology import Topology
 
-WeightSource = Callable[[str, tuple[int, ...], Box, RunConfig], Tensor]
+WeightSource = Callable[[str, tuple[int, ...], TensorSlice, RunConfig], Tensor]
 """(global name, global shape, box, run) -> the box's values, as `parallel.seeds.initial` gives them."""
 
 

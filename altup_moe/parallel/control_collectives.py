@@ -12,14 +12,14 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
-def any_of(flags: Sequence[bool], device: torch.device) -> list[bool]:
+def any_rank(flags: Sequence[bool], device: torch.device) -> list[bool]:
     """For each flag, whether any rank has it set. Collective."""
     told = torch.tensor([float(flag) for flag in flags], device=device)
     dist.all_reduce(told, op=dist.ReduceOp.MAX)
     return [bool(flag) for flag in told]
 
 
-def gather(message: Any, device: torch.device) -> list[Any]:
+def gather_json(message: Any, device: torch.device) -> list[Any]:
     """A JSON-able message of every rank, by rank. Collective; it is also a barrier."""
     data = torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8).to(device)
     sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
@@ -34,4 +34,4 @@ def gather(message: Any, device: torch.device) -> list[Any]:
 
 def first_problem(problem: T | None, device: torch.device) -> T | None:
     """The problem (JSON-able) of the lowest rank that has one, the same on every rank; None if none has. Collective."""
-    return next((found for found in gather(problem, device) if found is not None), None)
+    return next((found for found in gather_json(problem, device) if found is not None), None)

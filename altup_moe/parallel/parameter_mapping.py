@@ -31,7 +31,7 @@ from altup_moe.moe.backends import find_backend
 if TYPE_CHECKING:
     from torch import Tensor
 
-Box = tuple[tuple[int, int], ...]
+TensorSlice = tuple[tuple[int, int], ...]
 """(start, stop) of each dimension."""
 
 
@@ -41,8 +41,8 @@ class Piece:
 
     name: str
     shape: tuple[int, ...]
-    box: Box
-    local: Box
+    box: TensorSlice
+    local: TensorSlice
 
     @property
     def index(self) -> tuple[slice, ...]:

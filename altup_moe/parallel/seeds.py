@@ -16,7 +16,7 @@ from torch import Tensor
 from altup_moe.altup.sequence import initial_coefficients
 from altup_moe.altup.variants import VARIANTS, selected_block
 from altup_moe.config import RunConfig
-from altup_moe.parallel.parameter_mapping import Box
+from altup_moe.parallel.parameter_mapping import TensorSlice
 
 BLOCK_ELEMENTS = 1 << 18
 """Elements of a block: large enough to hide the generator's set-up, small enough for a rank to skip most of them."""
@@ -28,7 +28,7 @@ def derived_seed(seed: int, *what: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
-def normal(name: str, shape: tuple[int, ...], box: Box, std: float, seed: int) -> Tensor:
+def normal(name: str, shape: tuple[int, ...], box: TensorSlice, std: float, seed: int) -> Tensor:
     """The box of N(0, std^2) values of the global tensor `name`, fp32 on the CPU."""
     rows, row_elements = shape[0], math.prod(shape[1:])
     step = max(1, BLOCK_ELEMENTS // max(1, row_elements))
@@ -57,7 +57,7 @@ def t5_std(leaf: str, fan_in: int, hidden_size: int, head_dim: int) -> float:
     return (fan_in * (head_dim if leaf == "q_proj" else 1)) ** -0.5
 
 
-def initial(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> Tensor:
+def initial(name: str, shape: tuple[int, ...], box: TensorSlice, config: RunConfig) -> Tensor:
     """The box of the initial value of a global parameter or buffer.
 
     Matrices are normal with model.init_method_std, those that write into the residual stream (o_proj, down_proj)
@@ -91,7 +91,7 @@ def initial(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> T
     return normal(name, shape, box, std, config.train.seed)
 
 
-def _dynamic(name: str, leaf: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> Tensor:
+def _dynamic(name: str, leaf: str, shape: tuple[int, ...], box: TensorSlice, config: RunConfig) -> Tensor:
     """A coefficient of `altup.dynamic`: a drawn router, and predictions and corrections that do not heed it yet."""
     if leaf == "router":
         return normal(name, shape, box, config.model.init_method_std, config.train.seed)

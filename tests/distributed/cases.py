@@ -22,7 +22,7 @@ from altup_moe.config import (
     RunConfig,
     TrainConfig,
 )
-from altup_moe.parallel.parameter_mapping import Box
+from altup_moe.parallel.parameter_mapping import TensorSlice
 from altup_moe.parallel.seeds import initial, normal
 from altup_moe.train.batches import Batch
 
@@ -96,7 +96,7 @@ SEED = 1237
 several ranks 7e-6."""
 
 
-def skewed(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> Tensor:
+def skewed(name: str, shape: tuple[int, ...], box: TensorSlice, config: RunConfig) -> Tensor:
     """Weights of a global tensor's box: as seeded, but routing and attention sharper, coefficients and norms random.
 
     Top 1 prefers expert 0. Of four experts' top 2 each gets about half the tokens, whatever a router's rows: the two
@@ -118,7 +118,7 @@ def skewed(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> Te
     return value
 
 
-def lopsided(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> Tensor:
+def lopsided(name: str, shape: tuple[int, ...], box: TensorSlice, config: RunConfig) -> Tensor:
     """`skewed`, but all embeddings share a direction, the first of each block, and expert 0's router looks there."""
     value = skewed(name, shape, box, config)
     if name.endswith(("embed_tokens.weight", "router.weight")):

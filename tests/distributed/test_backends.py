@@ -18,7 +18,7 @@ from torch import Tensor
 from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.config import RunConfig
 from altup_moe.moe.backends import BACKENDS
-from altup_moe.parallel.parameter_mapping import Box
+from altup_moe.parallel.parameter_mapping import TensorSlice
 from altup_moe.parallel.seeds import initial
 from tests.backends import installed, usable
 from tests.checkpoints import stored_bytes
@@ -115,7 +115,7 @@ def test_halves_share_a_capacity(layout: str, backend: str) -> None:
     assert_parity(small(layout, moe=moe, overlap={"microbatch_halves": True}), world_size(layout))
 
 
-def idle(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> Tensor:
+def idle(name: str, shape: tuple[int, ...], box: TensorSlice, config: RunConfig) -> Tensor:
     """Weights under which experts 0 and 1 take every token (top 1): their logits are opposite, the others' are 0."""
     value = initial(name, shape, box, config)
     if not name.endswith("router.weight"):

@@ -19,7 +19,7 @@ shares would do: of c = j the sum has (1 + sum of the others' shares) x^_j.
 
 Copies do not stay copies in training: the gradients of P' and g' differ, from the first step on, between blocks that a
 layer computes on and copies that are only carried along. But P' keeps each copy of the K blocks to itself, so two such
-sets of which no layer computes on any block (`twins`) are exchangeable: their gradients are equal forever, and only
+sets of which no layer computes on any block (`identical_blocks`) are exchangeable: their gradients are equal forever, and only
 noise sets them apart.
 
 A plain Transformer (K = 1) is P = [1], g = [1]: x' = x + (y - x) = y.
@@ -40,7 +40,7 @@ from torch import Tensor
 from altup_moe.altup.variants import one_hot, selected_block
 
 
-def identity(coefficient: str, width: int, block: int) -> Tensor:
+def identity_coefficient(coefficient: str, width: int, block: int) -> Tensor:
     """A coefficient of a layer that leaves a stream of `width` blocks as it is, if its output equals its input:
     P = I, g = 1; for `round_robin`, which adds, scale 0; for `hc` r = e_j, M = I, g = 1. fp32.
     """
@@ -54,7 +54,7 @@ def identity(coefficient: str, width: int, block: int) -> Tensor:
     }[coefficient]
 
 
-def widened(variant: str, coefficient: str, value: Tensor, times: int, block: int, summed: bool) -> Tensor:
+def widened_coefficient(variant: str, coefficient: str, value: Tensor, times: int, block: int, summed: bool) -> Tensor:
     """A layer's coefficient for a stream `times` as wide.
 
     Args:
@@ -70,7 +70,7 @@ def widened(variant: str, coefficient: str, value: Tensor, times: int, block: in
         return _widened_connection(coefficient, value, times, block, summed)
     if coefficient == "predict":
         wide = torch.block_diag(*[value] * times)
-        return wide * shares(times, len(value), block)[:, None] if summed else wide
+        return wide * last_layer_shares(times, len(value), block)[:, None] if summed else wide
     if coefficient == "correct":
         return value.repeat(times) / (times if summed else 1)
     return value.repeat(times) if coefficient == "read" else value
@@ -85,13 +85,13 @@ def _widened_connection(coefficient: str, value: Tensor, times: int, block: int,
     return wide / (times if summed else 1)
 
 
-def shares(times: int, width: int, block: int) -> Tensor:
+def last_layer_shares(times: int, width: int, block: int) -> Tensor:
     """Of each new block [m K], the share of its old block that the last layer predicts in it: sums to 1 over copies."""
     of_block = torch.arange(times * width) % width == block % width
     return torch.where(of_block, one_hot(times * width, block), 1 / times)
 
 
-def twins(width: int, times: int, layers: int, select: str) -> list[int]:
+def identical_blocks(width: int, times: int, layers: int, select: str) -> list[int]:
     """Blocks among `times` * `width` that training without noise leaves copies of others: those of copies (of all
     `width` old blocks) that no layer computes on, if there are several.
     """

@@ -7,24 +7,24 @@ import random
 
 import pytest
 
-from altup_moe.checkpoint.slices import bands, joined, uncovered, volume
+from altup_moe.checkpoint.slices import coverage_problem, merged, num_elements, row_bands
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (5, 3), (4, 3, 2), (0,), (3, 0)])
 @pytest.mark.parametrize("limit", [1, 3, 6, 100])
 def test_bands_make_up_the_tensor_in_order(shape: tuple[int, ...], limit: int) -> None:
-    boxes = list(bands(shape, limit))
-    assert uncovered(shape, boxes) is None
+    boxes = list(row_bands(shape, limit))
+    assert coverage_problem(shape, boxes) is None
     assert boxes == sorted(boxes)
-    row = volume(tuple((0, n) for n in shape[1:]))
-    assert all(volume(box) <= max(limit, row) for box in boxes)
+    row = num_elements(tuple((0, n) for n in shape[1:]))
+    assert all(num_elements(box) <= max(limit, row) for box in boxes)
 
 
 def test_boxes_whose_rows_follow_each_other_are_joined() -> None:
-    assert joined([((2, 4), (0, 3)), ((0, 2), (0, 3)), ((5, 6), (0, 3))]) == [((0, 4), (0, 3)), ((5, 6), (0, 3))]
-    assert joined([((0, 2), (0, 3)), ((2, 4), (0, 2))]) == [((0, 2), (0, 3)), ((2, 4), (0, 2))]
-    assert joined([((0, 2),), ((2, 3),)]) == [((0, 3),)]
-    assert joined([()]) == [()]
+    assert merged([((2, 4), (0, 3)), ((0, 2), (0, 3)), ((5, 6), (0, 3))]) == [((0, 4), (0, 3)), ((5, 6), (0, 3))]
+    assert merged([((0, 2), (0, 3)), ((2, 4), (0, 2))]) == [((0, 2), (0, 3)), ((2, 4), (0, 2))]
+    assert merged([((0, 2),), ((2, 3),)]) == [((0, 3),)]
+    assert merged([()]) == [()]
 
 
 def test_joined_boxes_hold_the_same_elements() -> None:
@@ -34,4 +34,4 @@ def test_joined_boxes_hold_the_same_elements() -> None:
     cells = [((r, r + 1), (c, c + 2)) for r in range(6) for c in (0, 2)]
     for seed in range(20):
         some = random.Random(seed).sample(cells, 7)
-        assert elements(joined(some)) == elements(some)
+        assert elements(merged(some)) == elements(some)

@@ -21,8 +21,8 @@ from altup_moe.checkpoint.manifest import (
     StoredPiece,
     StoredTensor,
     dump,
-    piece_key,
     read_manifest,
+    slice_key,
     write_manifest,
 )
 from altup_moe.config import DataError
@@ -81,9 +81,9 @@ def test_kinds() -> None:
 
 
 def test_keys_of_pieces() -> None:
-    assert piece_key("a", (4, 2), ((0, 4), (0, 2))) == "a"
-    assert piece_key("a", (4, 2), ((0, 4), (0, 1))) == "a[0:4,0:1]"
-    assert piece_key("a", (), ()) == "a"
+    assert slice_key("a", (4, 2), ((0, 4), (0, 2))) == "a"
+    assert slice_key("a", (4, 2), ((0, 4), (0, 1))) == "a[0:4,0:1]"
+    assert slice_key("a", (), ()) == "a"
 
 
 Change = Callable[[dict[str, Any]], object]

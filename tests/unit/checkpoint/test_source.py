@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from altup_moe.checkpoint.shards import carrier
-from altup_moe.checkpoint.slices import box_shape, volume, whole
+from altup_moe.checkpoint.shards import item_type
+from altup_moe.checkpoint.slices import full_slice, num_elements, slice_shape
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.write import Part, Plan, write_checkpoint
+from altup_moe.checkpoint.write import NamedSlice, WritePlan, write_checkpoint
 from altup_moe.config import DataError
 from tests.processes import open_below
 from tests.unit.checkpoint.models import CONFIG, forms_of, head_of, reader_of, save, values_of, with_model
@@ -45,22 +45,22 @@ def test_everything_whole(good: Path) -> None:
 @given(st.data())
 def test_any_box_over_any_partition(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     names = data.draw(st.lists(st.sampled_from(sorted(FORMS)), min_size=1, max_size=6, unique=True))
-    plan: Plan = {f"f{n}.safetensors": [] for n in range(3)}
+    plan: WritePlan = {f"f{n}.safetensors": [] for n in range(3)}
     for name, form in FORMS.items():
-        pieces = data.draw(partitions(whole(form.shape))) if name in names else [whole(form.shape)]
+        pieces = data.draw(partitions(full_slice(form.shape))) if name in names else [full_slice(form.shape)]
         for piece in pieces:
-            plan[f"f{data.draw(st.integers(0, 2)) if name in names else 0}.safetensors"].append(Part(name, piece))
+            plan[f"f{data.draw(st.integers(0, 2)) if name in names else 0}.safetensors"].append(NamedSlice(name, piece))
     root = tmp_path_factory.mktemp("any")
     with Checkpoint(write_checkpoint(root, head_of(), FORMS, plan, reader_of(VALUES))) as checkpoint:
         for name in names:
             box = data.draw(boxes(FORMS[name].shape))
             assert np.array_equal(checkpoint.read(name, box), VALUES[name][index(box)])
             # Into the middle of something larger: nothing beside the box is touched.
-            large = np.full([n + 2 for n in box_shape(box)], 7, carrier(FORMS[name].dtype))
+            large = np.full([n + 2 for n in slice_shape(box)], 7, item_type(FORMS[name].dtype))
             middle = tuple(slice(1, -1) for _ in box)
             checkpoint.read_into(name, box, large[middle])
             assert np.array_equal(large[middle], VALUES[name][index(box)])
-            assert (large == 7).sum() >= large.size - volume(box)
+            assert (large == 7).sum() >= large.size - num_elements(box)
 
 
 def test_boxes_and_arrays_that_do_not_fit(good: Path) -> None:
@@ -139,7 +139,7 @@ def test_weights_alone_and_fp32(tmp_path: Path) -> None:
 @pytest.mark.timeout(20)
 def test_a_configuration_of_another_model(tmp_path: Path, changes: dict[str, int], says: str) -> None:
     head = head_of(config=with_model(**changes))
-    plan: Plan = {"a.safetensors": [Part(name, whole(form.shape)) for name, form in FORMS.items()]}
+    plan: WritePlan = {"a.safetensors": [NamedSlice(name, full_slice(form.shape)) for name, form in FORMS.items()]}
     with pytest.raises(DataError, match=says) as caught:
         write_checkpoint(tmp_path, head, FORMS, plan, reader_of(VALUES))
     assert caught.value.file.endswith("manifest.json")

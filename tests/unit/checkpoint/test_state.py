@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.state import Held, held_tensors, optimizer_steps, set_optimizer_steps
+from altup_moe.checkpoint.state import LocalTensor, local_tensors, optimizer_steps, set_optimizer_steps
 from altup_moe.parallel.parameter_mapping import NamedTensor, Piece
 
 
@@ -36,8 +36,8 @@ class Run:
             for name, value in values.items()
         ]
 
-    def held(self) -> list[Held]:
-        return held_tensors(self.named(), self.optimizer)
+    def held(self) -> list[LocalTensor]:
+        return local_tensors(self.named(), self.optimizer)
 
     def train(self, steps: int) -> list[float]:
         losses = []
@@ -101,7 +101,7 @@ def test_names_shapes_and_kinds() -> None:
 
 
 def test_weights_alone() -> None:
-    assert {each.part.name.partition("/")[0] for each in held_tensors(Run(1).named(), None)} == {"weights"}
+    assert {each.part.name.partition("/")[0] for each in local_tensors(Run(1).named(), None)} == {"weights"}
 
 
 def test_an_optimizer_that_is_not_chained() -> None:
@@ -114,7 +114,7 @@ def test_half_precision_weights_have_a_main_copy() -> None:
     weight.main_param = weight.detach().float() + 1e-4
     optimizer = SimpleNamespace(optimizer=torch.optim.AdamW([weight.main_param]))
     box = ((0, 3), (0, 2))
-    held = held_tensors([NamedTensor(0, "w", weight, [Piece("w", (3, 2), box, box)])], optimizer)
+    held = local_tensors([NamedTensor(0, "w", weight, [Piece("w", (3, 2), box, box)])], optimizer)
     by_name = {each.part.name: each for each in held}
     assert by_name["weights/w"].form.dtype == "BF16"
     assert by_name["main/w"].form.dtype == "F32"
@@ -122,7 +122,7 @@ def test_half_precision_weights_have_a_main_copy() -> None:
 
 
 def distributed(parameter: nn.Parameter, start: int, stop: int) -> Any:
-    """What `held_tensors` reads of Megatron's distributed optimizer that has a range of one parameter."""
+    """What `local_tensors` reads of Megatron's distributed optimizer that has a range of one parameter."""
     updated = parameter.detach().view(-1)[start:stop]
     place = {"param_map": {parameter: {"param": SimpleNamespace(start=start, end=stop)}}}
     return SimpleNamespace(
@@ -145,7 +145,7 @@ def test_a_range_of_a_fused_parameter_is_boxes_of_its_tensors(start: int, stop: 
         Piece("up", (4, 5), ((0, 3), (0, 5)), ((3, 6), (0, 5))),
     ]
     optimizer = distributed(parameter, start, stop)
-    held = held_tensors([NamedTensor(0, "fc1", parameter, pieces)], optimizer)
+    held = local_tensors([NamedTensor(0, "fc1", parameter, pieces)], optimizer)
     moments = optimizer.optimizer.state[optimizer.optimizer.param_groups[0]["params"][0]] if stop > start else {}
     whole = {"gate": torch.full((6, 5), -1.0), "up": torch.full((4, 5), -1.0)}
     if stop > start:

@@ -17,7 +17,7 @@ from altup_moe.config.checks import (
     stage_layers,
     world_size_from_env,
 )
-from altup_moe.config.data_checks import CORPORA
+from altup_moe.config.data_checks import CORPUS_NAMES
 from altup_moe.config.load import HINTS
 from altup_moe.config.ranges import RANGES
 
@@ -321,7 +321,7 @@ def test_mixtures_that_fit(tmp_path: Path) -> None:
 def test_corpus_names_are_the_data_packages() -> None:
     from altup_moe.data import corpora
 
-    assert tuple(corpora.CORPORA) == CORPORA
+    assert tuple(corpora.CORPORA) == CORPUS_NAMES
 
 
 def test_stage_layers() -> None:

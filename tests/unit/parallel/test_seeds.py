@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from altup_moe.altup.variants import one_hot
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig, SequenceConfig, TrainConfig
 from altup_moe.model.reference.build import reference_model
-from altup_moe.parallel.parameter_mapping import Box
+from altup_moe.parallel.parameter_mapping import TensorSlice
 from altup_moe.parallel.seeds import BLOCK_ELEMENTS, derived_seed, initial, normal
 
 CONFIG = RunConfig(ModelConfig(num_layers=8, init_method_std=0.03), AltUpConfig(width=4))
 
 
-def whole(shape: tuple[int, ...]) -> Box:
+def whole(shape: tuple[int, ...]) -> TensorSlice:
     return tuple((0, n) for n in shape)
 
 

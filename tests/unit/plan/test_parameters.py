@@ -12,8 +12,8 @@ from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig
 from altup_moe.model.reference.config import AltUpMoEConfig
 from altup_moe.model.reference.gpt import AltUpMoEForCausalLM
 from altup_moe.parallel.parameter_mapping import is_buffer
-from altup_moe.parallel.rank_coordinates import held_tensors, places
-from altup_moe.plan.parameters import held_parameters, parameters, stage_parameters
+from altup_moe.parallel.rank_coordinates import all_rank_coordinates, held_tensors
+from altup_moe.plan.parameters import count_parameters, held_parameters, stage_parameters
 from tests.unit.plan.configs import runs
 
 
@@ -34,17 +34,17 @@ def test_counts_are_the_built_models(run: tuple[RunConfig, int]) -> None:
     config, world = run
     model = built(config)
     expert_names = {name: n for name, n in model.items() if ".experts." in name}
-    got = parameters(config)
+    got = count_parameters(config)
     assert got.total == sum(model.values())
     assert got.experts == sum(expert_names.values())
     share = config.moe.top_k / max(1, config.moe.num_experts)
     assert got.active == got.total - got.experts + got.experts * share
     # Every rank of a stage holds as many; together, replicas once, they hold the model.
-    stages, ranks = stage_parameters(config, world), places(config.parallel, world)
+    stages, ranks = stage_parameters(config, world), all_rank_coordinates(config.parallel, world)
     pieces: dict[str, set] = {}
-    for place in ranks:
-        assert sum(held.size for held in held_parameters(config, place)) == stages[place.pipeline]
-        for tensor in held_tensors(config, place):
+    for coordinates in ranks:
+        assert sum(held.size for held in held_parameters(config, coordinates)) == stages[coordinates.pipeline]
+        for tensor in held_tensors(config, coordinates):
             for piece in tensor.pieces:
                 pieces.setdefault(piece.name, set()).add(piece.box)
     assert {name: sizes(boxes) for name, boxes in pieces.items() if not is_buffer(name)} == model
@@ -61,6 +61,6 @@ def test_mixtral_8x22b() -> None:
         share_embeddings_and_output_weights=False,
     )
     moe = MoEConfig(num_experts=8, top_k=2, ffn_hidden_size=16384)
-    got = parameters(RunConfig(model, AltUpConfig(width=1), moe))
+    got = count_parameters(RunConfig(model, AltUpConfig(width=1), moe))
     assert round(got.total / 1e9) == 141
     assert round(got.active / 1e9) == 39

@@ -101,7 +101,7 @@ def test_rates_are_the_groups_and_decay_is_decoupled() -> None:
 
 def test_small_matrices_are_not_factored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizer_state_shapes, "FACTORED_FROM", 128)
-    moment_shapes = optimizer_state_shapes.moment_shapes
+    moment_shapes = optimizer_state_shapes.state_shapes
     assert moment_shapes("adafactor", (128, 256)) == {
         "exp_avg_sq_row": (128,),
         "exp_avg_sq_col": (256,),
