@@ -27,12 +27,12 @@ def head(config: RunConfig, step: int, **fields: object) -> Manifest:
 
 def write_tensors(run_dir: str | Path, manifest: Manifest, tensors: Mapping[str, Tensor]) -> Path:
     """A checkpoint of tensors by stored name (KIND/NAME). Returns its directory."""
-    forms = {name: TensorSpec(tuple(t.shape), DTYPE_NAMES[t.dtype]) for name, t in tensors.items()}
+    specs = {name: TensorSpec(tuple(t.shape), DTYPE_NAMES[t.dtype]) for name, t in tensors.items()}
 
-    def read(name: str, box: tuple[tuple[int, int], ...]) -> np.ndarray:
-        return items(tensors[name])[tuple(slice(a, b) for a, b in box)]
+    def read(name: str, tensor_slice: tuple[tuple[int, int], ...]) -> np.ndarray:
+        return items(tensors[name])[tuple(slice(a, b) for a, b in tensor_slice)]
 
-    return write_checkpoint(checkpoints_dir(run_dir), manifest, forms, single_process_plan(forms), read)
+    return write_checkpoint(checkpoints_dir(run_dir), manifest, specs, single_process_plan(specs), read)
 
 
 def random_tensors(config: RunConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

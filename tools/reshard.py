@@ -156,7 +156,7 @@ def described(source: Checkpoint, resharding: Resharding, options: Options) -> d
         "source_layout": describe_layout(source.config.parallel, manifest.world_size),
         "target_layout": describe_layout(resharding.config.parallel, resharding.world_size),
         "world_size": resharding.world_size,
-        "tensors": len(resharding.forms),
+        "tensors": len(resharding.specs),
         "bytes": sum(held),
         "largest_tensor_bytes": resharding.largest_bytes,
         "files": resharding.file_bytes,

@@ -168,7 +168,7 @@ def bench_checkpoint(options: CheckpointBench) -> int:
         print(json.dumps({"bench": vars(options), "mb": size, "load": load, "rows": found, "reshard": peak}))
         return 0
     print(
-        f"{len(bench.forms)} tensors, {size:,.0f} MB (bf16 weights, fp32 copies, two moments), {options.threads} "
+        f"{len(bench.specs)} tensors, {size:,.0f} MB (bf16 weights, fp32 copies, two moments), {options.threads} "
         f"thread(s), median of {options.repeats} interleaved turns; load average at the start {load:.1f}"
     )
     print("                               MB/s    ms (min .. max)              beside     ratio   goal")

@@ -40,8 +40,8 @@ class DigestComparison:
 def read_row_bands(checkpoint: Checkpoint, name: str, limit: int = BAND_BYTES) -> Iterator[np.ndarray]:
     """A stored tensor's items in row-major order, about `limit` bytes at a time."""
     stored = checkpoint.manifest.tensors[name]
-    for box in row_bands(stored.shape, limit // ITEM_BYTES[stored.dtype]):
-        yield checkpoint.read(name, box)
+    for tensor_slice in row_bands(stored.shape, limit // ITEM_BYTES[stored.dtype]):
+        yield checkpoint.read(name, tensor_slice)
 
 
 def tensor_sha256(checkpoint: Checkpoint, name: str) -> str:

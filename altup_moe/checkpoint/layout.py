@@ -15,15 +15,15 @@ from altup_moe.parallel.parameter_mapping import TensorSlice
 from altup_moe.parallel.rank_coordinates import RankCoordinates, all_rank_coordinates, held_tensors
 
 
-def holding_ranks(config: RunConfig, world_size: int, forms: Mapping[str, TensorSpec]) -> dict[NamedSlice, list[int]]:
-    """Which ranks of a layout hold each box of the stored tensors, replicas included, weights first.
+def holding_ranks(config: RunConfig, world_size: int, specs: Mapping[str, TensorSpec]) -> dict[NamedSlice, list[int]]:
+    """Which ranks of a layout hold each slice of the stored tensors, replicas included, weights first.
 
     Optimizer state is cut like its parameter. A distributed optimizer's ranks hold ranges of that; here all data ranks
     of a parameter count as holders of its whole state, which `balance_writes` deals out between them.
 
     Args:
         config: a run that `check_config` accepted for `world_size` ranks.
-        forms: stored tensors by name (KIND/NAME, of `STATE_KINDS`).
+        specs: stored tensors by name (KIND/NAME, of `STATE_KINDS`).
     """
     # Ranks that differ in data, context or expert-data rank alone hold the same.
     alike: defaultdict[RankCoordinates, list[int]] = defaultdict(list)
@@ -32,38 +32,38 @@ def holding_ranks(config: RunConfig, world_size: int, forms: Mapping[str, Tensor
             -1, coordinates.tensor, -1, -1, coordinates.pipeline, coordinates.expert, coordinates.expert_tensor, -1
         )
         alike[kept].append(coordinates.rank)
-    boxes: defaultdict[tuple[str, TensorSlice], set[int]] = defaultdict(set)
+    slices: defaultdict[tuple[str, TensorSlice], set[int]] = defaultdict(set)
     for coordinates, ranks in alike.items():
-        for name, box in _boxes(config, coordinates):
-            boxes[name, box].update(ranks)
+        for name, tensor_slice in _rank_slices(config, coordinates):
+            slices[name, tensor_slice].update(ranks)
     return {
         # Factors of moments are whole: no layout that has them cuts their parameters.
-        NamedSlice(stored, full_slice(forms[stored].shape) if kind in FACTORED_STATES else box): sorted(ranks)
+        NamedSlice(stored, full_slice(specs[stored].shape) if kind in FACTORED_STATES else tensor_slice): sorted(ranks)
         for kind in STATE_KINDS
-        for (name, box), ranks in boxes.items()
-        if (stored := f"{kind}/{name}") in forms
+        for (name, tensor_slice), ranks in slices.items()
+        if (stored := f"{kind}/{name}") in specs
     }
 
 
-def _boxes(config: RunConfig, coordinates: RankCoordinates) -> Iterator[tuple[str, TensorSlice]]:
-    """Boxes of global tensors that a rank holds. Query groups that lie side by side are one box."""
+def _rank_slices(config: RunConfig, coordinates: RankCoordinates) -> Iterator[tuple[str, TensorSlice]]:
+    """Slices of global tensors that a rank holds. Query groups that lie side by side are one slice."""
     held: dict[str, set[TensorSlice]] = {}
     for tensor in held_tensors(config, coordinates):
         for piece in tensor.pieces:
-            held.setdefault(piece.name, set()).add(piece.box)
-    for name, boxes in held.items():
-        for box in merge_slices(boxes):
-            yield name, box
+            held.setdefault(piece.name, set()).add(piece.global_slice)
+    for name, slices in held.items():
+        for tensor_slice in merge_slices(slices):
+            yield name, tensor_slice
 
 
-def layout_plan(config: RunConfig, world_size: int, forms: Mapping[str, TensorSpec]) -> WritePlan:
+def layout_plan(config: RunConfig, world_size: int, specs: Mapping[str, TensorSpec]) -> WritePlan:
     """Which file of which rank holds what: each element once, in a file of a rank that holds it."""
     mine: defaultdict[int, list[NamedSlice]] = defaultdict(list)
-    for part, rank in balance_writes(holding_ranks(config, world_size, forms), forms).items():
+    for part, rank in balance_writes(holding_ranks(config, world_size, specs), specs).items():
         mine[rank].append(part)
     plan: WritePlan = {}
     for rank in sorted(mine):
-        plan |= plan_files(rank, mine[rank], forms)
+        plan |= plan_files(rank, mine[rank], specs)
     return plan
 
 

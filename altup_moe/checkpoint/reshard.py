@@ -22,20 +22,20 @@ from altup_moe.parallel.parameter_mapping import TensorSlice
 class Resharding:
     """What will be written.
 
-    ``config``: the run under the new layout; ``forms``: every tensor; ``files``: which file holds what; ``left_out``:
+    ``config``: the run under the new layout; ``specs``: every tensor; ``files``: which file holds what; ``left_out``:
     stored names that only the old layout can use.
     """
 
     config: RunConfig
     world_size: int
-    forms: dict[str, TensorSpec]
+    specs: dict[str, TensorSpec]
     files: WritePlan
     left_out: tuple[str, ...]
 
     @property
     def file_bytes(self) -> dict[str, int]:
         """Bytes of tensors in each file."""
-        return {name: sum(part_bytes(part, self.forms) for part in parts) for name, parts in self.files.items()}
+        return {name: sum(part_bytes(part, self.specs) for part in parts) for name, parts in self.files.items()}
 
     @property
     def rank_bytes(self) -> list[int]:
@@ -48,7 +48,7 @@ class Resharding:
     @property
     def largest_bytes(self) -> int:
         """Bytes of the largest tensor."""
-        return max(math.prod(form.shape) * ITEM_BYTES[form.dtype] for form in self.forms.values())
+        return max(math.prod(spec.shape) * ITEM_BYTES[spec.dtype] for spec in self.specs.values())
 
 
 def plan_resharding(source: Checkpoint, config: RunConfig, world_size: int) -> Resharding:
@@ -59,8 +59,8 @@ def plan_resharding(source: Checkpoint, config: RunConfig, world_size: int) -> R
     """
     stored = source.manifest.tensors
     left_out = tuple(name for name in stored if name.startswith("rng/"))
-    forms = {name: TensorSpec(t.shape, t.dtype) for name, t in stored.items() if name not in left_out}
-    return Resharding(config, world_size, forms, layout_plan(config, world_size, forms), left_out)
+    specs = {name: TensorSpec(t.shape, t.dtype) for name, t in stored.items() if name not in left_out}
+    return Resharding(config, world_size, specs, layout_plan(config, world_size, specs), left_out)
 
 
 def write_resharded(
@@ -75,8 +75,8 @@ def write_resharded(
         The checkpoint's directory.
     """
 
-    def read(name: str, box: TensorSlice) -> np.ndarray:
-        items = source.read(name, box)
+    def read(name: str, tensor_slice: TensorSlice) -> np.ndarray:
+        items = source.read(name, tensor_slice)
         tell(items.nbytes)
         return items
 
@@ -87,4 +87,4 @@ def write_resharded(
         files={},
         tensors={},
     )
-    return write_checkpoint(root, head, resharding.forms, resharding.files, read)
+    return write_checkpoint(root, head, resharding.specs, resharding.files, read)

@@ -15,23 +15,23 @@ from altup_moe.config import ConfigError
 
 @torch.no_grad()
 def restore(checkpoint: Checkpoint, held: Iterable[LocalTensor]) -> None:
-    """Copy every held box out of the checkpoint: whole rows straight into place, nothing held twice.
+    """Copy every held slice out of the checkpoint: whole rows straight into place, nothing held twice.
 
     Raises:
         ConfigError: the checkpoint lacks a tensor, or has it in another shape or dtype.
     """
     stored = checkpoint.manifest.tensors
     for each in held:
-        name, form = each.part.name, each.form
+        name, spec = each.part.name, each.spec
         found = stored.get(name)
-        if found is None or (found.shape, found.dtype) != (form.shape, form.dtype):
+        if found is None or (found.shape, found.dtype) != (spec.shape, spec.dtype):
             has = "no such tensor" if found is None else f"{found.dtype} {list(found.shape)}"
-            fits = f"{checkpoint.directory} has {has} for {name}, {form.dtype} {list(form.shape)} here"
+            fits = f"{checkpoint.directory} has {has} for {name}, {spec.dtype} {list(spec.shape)} here"
             raise ConfigError("checkpoint.resume", True, fits)
         if each.tensor.device.type == "cpu":
-            checkpoint.read_into(name, each.part.box, items(each.tensor))
+            checkpoint.read_into(name, each.part.tensor_slice, items(each.tensor))
         else:
-            each.tensor.copy_(load_tensor(checkpoint, name, each.part.box))
+            each.tensor.copy_(load_tensor(checkpoint, name, each.part.tensor_slice))
 
 
 def random_streams(checkpoint: Checkpoint, rank: int) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Safetensors files a piece at a time: written and hashed as they stream by, read box by box.
+"""Safetensors files a piece at a time: written and hashed as they stream by, read slice by slice.
 
 The library reads and writes whole files; a resharder has one tensor in memory, and a hash that costs a second pass
 over a terabyte is one that gets turned off. So the format (see header.py) is written and read here, in bytes; files
@@ -30,7 +30,7 @@ from altup_moe.parallel.parameter_mapping import TensorSlice
 ITEM_TYPES = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 """Item size -> what stands for the items."""
 READ_BYTES = 1 << 24
-"""Rows read at a time where a box is narrower than its tensor."""
+"""Rows read at a time where a slice is narrower than its tensor."""
 HASH_BLOCK_BYTES = 1 << 20
 """Bytes hashed at a time: they stay in the core's cache."""
 FLUSH_BYTES = 1 << 24
@@ -167,42 +167,42 @@ class ShardReader(Closeable):
             offset += count
         return digest.hexdigest()
 
-    def read_into(self, key: str, box: TensorSlice, out: np.ndarray) -> None:
-        """Copy a box of a tensor into `out`: of the box's shape, items of the dtype's size; strides are its own.
+    def read_into(self, key: str, tensor_slice: TensorSlice, out: np.ndarray) -> None:
+        """Copy a slice of a tensor into `out`: of the box's shape, items of the dtype's size; strides are its own.
 
         Raises:
-            ValueError: the box does not lie in the tensor, or `out` is another array. DataError: the file is cut.
+            ValueError: the slice does not lie in the tensor, or `out` is another array. DataError: the file is cut.
         """
         entry = self.entries[key]
-        if not in_bounds(box, entry.shape):
-            raise ValueError(f"{key} has the shape {entry.shape}, which has no {box}")
-        if out.shape != slice_shape(box) or out.dtype.itemsize != ITEM_BYTES[entry.dtype]:
-            raise ValueError(f"{out.dtype} {out.shape} cannot take {box} of {key} ({entry.dtype})")
+        if not in_bounds(tensor_slice, entry.shape):
+            raise ValueError(f"{key} has the shape {entry.shape}, which has no {tensor_slice}")
+        if out.shape != slice_shape(tensor_slice) or out.dtype.itemsize != ITEM_BYTES[entry.dtype]:
+            raise ValueError(f"{out.dtype} {out.shape} cannot take {tensor_slice} of {key} ({entry.dtype})")
         if out.size:
-            self._copy(entry.offset, entry.shape, box, out)
+            self._copy(entry.offset, entry.shape, tensor_slice, out)
 
-    def read(self, key: str, box: TensorSlice) -> np.ndarray:
-        """A box of a tensor, in an array of its own."""
-        out = np.empty(slice_shape(box), item_type(self.entries[key].dtype))
-        self.read_into(key, box, out)
+    def read(self, key: str, tensor_slice: TensorSlice) -> np.ndarray:
+        """A slice of a tensor, in an array of its own."""
+        out = np.empty(slice_shape(tensor_slice), item_type(self.entries[key].dtype))
+        self.read_into(key, tensor_slice, out)
         return out
 
-    def _copy(self, offset: int, shape: tuple[int, ...], box: TensorSlice, out: np.ndarray) -> None:
-        full_below = all(ends == (0, n) for ends, n in zip(box[1:], shape[1:], strict=True))
+    def _copy(self, offset: int, shape: tuple[int, ...], tensor_slice: TensorSlice, out: np.ndarray) -> None:
+        full_below = all(ends == (0, n) for ends, n in zip(tensor_slice[1:], shape[1:], strict=True))
         row = math.prod(shape[1:]) * out.dtype.itemsize
-        first, last = box[0] if box else (0, 1)
+        first, last = tensor_slice[0] if tensor_slice else (0, 1)
         if full_below and out.flags.c_contiguous:
             self._read(offset + first * row, out)
             return
-        if row > READ_BYTES and len(box) > 1:
+        if row > READ_BYTES and len(tensor_slice) > 1:
             # Even one row is too much to hold: go into each.
             for place, start in enumerate(range(first, last)):
-                self._copy(offset + start * row, shape[1:], box[1:], out[place])
+                self._copy(offset + start * row, shape[1:], tensor_slice[1:], out[place])
             return
-        # A band of whole rows at a time; what is outside the box is read and dropped.
+        # A band of whole rows at a time; what is outside the slice is read and dropped.
         step = max(1, READ_BYTES // row)
         band = np.empty((min(step, last - first), *shape[1:]), out.dtype)
-        columns = tuple(slice(start, stop) for start, stop in box[1:])
+        columns = tuple(slice(start, stop) for start, stop in tensor_slice[1:])
         for start in range(first, last, step):
             rows = band[: min(step, last - start)]
             self._read(offset + start * row, rows)

@@ -1,6 +1,6 @@
-"""A checkpoint opened for reading: its structure checked at once, its bytes by hash, its tensors box by box.
+"""A checkpoint opened for reading: its structure checked at once, its bytes by hash, its tensors slice by slice.
 
-Nothing here knows the layout that wrote it or the one that asks: a box is put together from the pieces that it meets.
+Nothing here knows the layout that wrote it or the one that asks: a slice is put together from the pieces that it meets.
 """
 
 from __future__ import annotations
@@ -67,39 +67,39 @@ class Checkpoint(ShardReaders):
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def read_into(self, name: str, box: TensorSlice, out: np.ndarray) -> None:
-        """A box of a stored tensor into `out`: an array of the box's shape of `item_type` items.
+    def read_into(self, name: str, tensor_slice: TensorSlice, out: np.ndarray) -> None:
+        """A slice of a stored tensor into `out`: an array of the box's shape of `item_type` items.
 
         Safe to call from several threads.
 
         Raises:
-            ValueError: the box does not lie in the tensor, or `out` is another array.
+            ValueError: the slice does not lie in the tensor, or `out` is another array.
         """
         stored = self.manifest.tensors[name]
-        if not in_bounds(box, stored.shape):
-            raise ValueError(f"{name} has the shape {stored.shape}, which has no {box}")
-        if out.shape != slice_shape(box):
-            raise ValueError(f"an array of {out.shape} cannot take {box} of {name}")
+        if not in_bounds(tensor_slice, stored.shape):
+            raise ValueError(f"{name} has the shape {stored.shape}, which has no {tensor_slice}")
+        if out.shape != slice_shape(tensor_slice):
+            raise ValueError(f"an array of {out.shape} cannot take {tensor_slice} of {name}")
         for piece in stored.pieces:
-            common = intersect(piece.box, box)
+            common = intersect(piece.tensor_slice, tensor_slice)
             if common is not None:
-                target = tuple(slice(a, b) for a, b in relative_to(common, box))
+                target = tuple(slice(a, b) for a, b in relative_to(common, tensor_slice))
                 # A scalar's slice would be a copy, not a view.
                 part = out[target] if target else out
-                self._readers[piece.file].read_into(piece.key, relative_to(common, piece.box), part)
+                self._readers[piece.file].read_into(piece.key, relative_to(common, piece.tensor_slice), part)
 
-    def read(self, name: str, box: TensorSlice | None = None) -> np.ndarray:
-        """A box of a stored tensor (None: all of it) as a new array of `item_type` items."""
+    def read(self, name: str, tensor_slice: TensorSlice | None = None) -> np.ndarray:
+        """A slice of a stored tensor (None: all of it) as a new array of `item_type` items."""
         stored = self.manifest.tensors[name]
-        box = full_slice(stored.shape) if box is None else box
-        out = np.empty(slice_shape(box), item_type(stored.dtype))
-        self.read_into(name, box, out)
+        tensor_slice = full_slice(stored.shape) if tensor_slice is None else tensor_slice
+        out = np.empty(slice_shape(tensor_slice), item_type(stored.dtype))
+        self.read_into(name, tensor_slice, out)
         return out
 
     def _check_tensors(self) -> None:
         held = {(file, key) for file, reader in self._readers.items() for key in reader.entries}
         for name, stored in self.manifest.tensors.items():
-            problem = coverage_problem(stored.shape, (piece.box for piece in stored.pieces))
+            problem = coverage_problem(stored.shape, (piece.tensor_slice for piece in stored.pieces))
             if problem:
                 raise DataError(self.directory / MANIFEST, f"{name}: {problem}")
             for piece in stored.pieces:
@@ -108,8 +108,10 @@ class Checkpoint(ShardReaders):
                     raise DataError(self.directory / piece.file, f"lacks {piece.key}, or the manifest has it twice")
                 held.remove(place)
                 entry = self._readers[piece.file].entries[piece.key]
-                if (entry.dtype, entry.shape) != (stored.dtype, slice_shape(piece.box)):
-                    found = f"{entry.dtype} {list(entry.shape)}, not {stored.dtype} {list(slice_shape(piece.box))}"
+                if (entry.dtype, entry.shape) != (stored.dtype, slice_shape(piece.tensor_slice)):
+                    found = (
+                        f"{entry.dtype} {list(entry.shape)}, not {stored.dtype} {list(slice_shape(piece.tensor_slice))}"
+                    )
                     raise DataError(self.directory / piece.file, f"{piece.key} is {found}")
         for file, key in sorted(held):
             raise DataError(self.directory / file, f"holds {key}, which the manifest does not name")

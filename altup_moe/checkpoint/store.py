@@ -6,7 +6,7 @@
     RUN/checkpoints/latest                                    name of the newest complete one
 
 Files are written into `step_N.partial`. Once all are on the disk, the manifest is added, the directory is renamed, and
-`latest_checkpoint` moves last. A process killed at any moment leaves the previous checkpoint as the latest.
+`latest` moves last. A process killed at any moment leaves the previous checkpoint as the latest.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def complete_checkpoints(root: Path) -> list[Path]:
 
 
 def latest_checkpoint(run_dir: str | Path) -> Path | None:
-    """The checkpoint to go on from: the one `latest_checkpoint` names; None before the first save.
+    """The checkpoint to go on from: the one `latest` names; None before the first save.
 
     Raises:
-        DataError: `latest_checkpoint` is damaged, or names something that is not a checkpoint of this directory.
+        DataError: `latest` is damaged, or names something that is not a checkpoint of this directory.
     """
     return _pointed(checkpoints_dir(run_dir))
 
@@ -86,7 +86,7 @@ def open_partial(root: Path, step: int) -> Path:
 
 
 def publish(partial: Path, manifest: Manifest) -> Path:
-    """Make a checkpoint whose files are all written complete: check, add the manifest, rename, move `latest_checkpoint`.
+    """Make a checkpoint whose files are all written complete: check, add the manifest, rename, move `latest`.
 
     Returns:
         Its directory.

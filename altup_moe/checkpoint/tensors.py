@@ -37,9 +37,9 @@ def as_tensor(array: np.ndarray, dtype: str) -> Tensor:
     return torch.from_numpy(signed).view(TORCH_DTYPES[dtype])
 
 
-def load_tensor(checkpoint: Checkpoint, name: str, box: TensorSlice | None = None) -> Tensor:
-    """A box of a stored tensor (None: all of it)."""
-    return as_tensor(checkpoint.read(name, box), checkpoint.manifest.tensors[name].dtype)
+def load_tensor(checkpoint: Checkpoint, name: str, tensor_slice: TensorSlice | None = None) -> Tensor:
+    """A slice of a stored tensor (None: all of it)."""
+    return as_tensor(checkpoint.read(name, tensor_slice), checkpoint.manifest.tensors[name].dtype)
 
 
 def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:

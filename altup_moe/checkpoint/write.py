@@ -1,4 +1,4 @@
-"""A checkpoint written from any source of boxes, a piece at a time; and the plan of which file holds what."""
+"""A checkpoint written from any source of slices, a piece at a time; and the plan of which file holds what."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class NamedSlice:
-    """A box of a stored tensor that one file is to hold."""
+    """A slice of a stored tensor that one file is to hold."""
 
     name: str
-    box: TensorSlice
+    tensor_slice: TensorSlice
 
 
 WritePlan = dict[str, list[NamedSlice]]
@@ -47,7 +47,7 @@ WritePlan = dict[str, list[NamedSlice]]
 
 
 def plan_files(
-    rank: int, parts: Iterable[NamedSlice], forms: Mapping[str, TensorSpec], limit: int = FILE_BYTES
+    rank: int, parts: Iterable[NamedSlice], specs: Mapping[str, TensorSpec], limit: int = FILE_BYTES
 ) -> WritePlan:
     """What a rank writes, cut into files of about `limit` bytes."""
     plan: WritePlan = {}
@@ -56,20 +56,23 @@ def plan_files(
         if held >= limit:
             held, current = 0, plan.setdefault(f"rank_{rank:05d}_{len(plan):03d}.safetensors", [])
         current.append(part)
-        held += num_elements(part.box) * ITEM_BYTES[forms[part.name].dtype]
+        held += num_elements(part.tensor_slice) * ITEM_BYTES[specs[part.name].dtype]
     return plan
 
 
 def write_file(
-    path: Path, parts: Sequence[NamedSlice], forms: Mapping[str, TensorSpec], read: SliceReader
+    path: Path, parts: Sequence[NamedSlice], specs: Mapping[str, TensorSpec], read: SliceReader
 ) -> StoredFile:
     """Write one file, flushed to the disk. Only one piece is held at a time."""
-    entries = [(slice_key(p.name, forms[p.name].shape, p.box), forms[p.name].dtype, slice_shape(p.box)) for p in parts]
-    return write_tensors(path, entries, (read(part.name, part.box) for part in parts))
+    entries = [
+        (slice_key(p.name, specs[p.name].shape, p.tensor_slice), specs[p.name].dtype, slice_shape(p.tensor_slice))
+        for p in parts
+    ]
+    return write_tensors(path, entries, (read(part.name, part.tensor_slice) for part in parts))
 
 
 def write_files(
-    directory: Path, plan: WritePlan, forms: Mapping[str, TensorSpec], read: SliceReader, threads: int = 1
+    directory: Path, plan: WritePlan, specs: Mapping[str, TensorSpec], read: SliceReader, threads: int = 1
 ) -> dict[str, StoredFile]:
     """Write every file of a plan, `threads` at a time (then `read` is called from all of them). In the plan's order.
 
@@ -78,48 +81,48 @@ def write_files(
     """
     pool = ThreadPoolExecutor(threads)
     try:
-        written = pool.map(lambda file: write_file(directory / file[0], file[1], forms, read), plan.items())
+        written = pool.map(lambda file: write_file(directory / file[0], file[1], specs, read), plan.items())
         return dict(zip(plan, written, strict=True))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def stored_tensors(plan: WritePlan, forms: Mapping[str, TensorSpec]) -> dict[str, StoredTensor]:
+def stored_tensors(plan: WritePlan, specs: Mapping[str, TensorSpec]) -> dict[str, StoredTensor]:
     """The manifest's tensors for files written by `plan`."""
-    pieces: dict[str, list[StoredPiece]] = {name: [] for name in forms}
+    pieces: dict[str, list[StoredPiece]] = {name: [] for name in specs}
     for file, parts in plan.items():
         for part in parts:
-            key = slice_key(part.name, forms[part.name].shape, part.box)
-            pieces[part.name].append(StoredPiece(part.box, file, key))
+            key = slice_key(part.name, specs[part.name].shape, part.tensor_slice)
+            pieces[part.name].append(StoredPiece(part.tensor_slice, file, key))
     return {
-        name: StoredTensor(forms[name].shape, forms[name].dtype, tuple(sorted(held, key=lambda p: p.box)))
+        name: StoredTensor(specs[name].shape, specs[name].dtype, tuple(sorted(held, key=lambda p: p.tensor_slice)))
         for name, held in sorted(pieces.items())
     }
 
 
-def single_process_plan(forms: Mapping[str, TensorSpec]) -> WritePlan:
+def single_process_plan(specs: Mapping[str, TensorSpec]) -> WritePlan:
     """The plan of one process that writes every tensor whole."""
-    return plan_files(0, (NamedSlice(name, full_slice(form.shape)) for name, form in forms.items()), forms)
+    return plan_files(0, (NamedSlice(name, full_slice(spec.shape)) for name, spec in specs.items()), specs)
 
 
 def write_checkpoint(
-    root: Path, head: Manifest, forms: Mapping[str, TensorSpec], plan: WritePlan, read: SliceReader, threads: int = 1
+    root: Path, head: Manifest, specs: Mapping[str, TensorSpec], plan: WritePlan, read: SliceReader, threads: int = 1
 ) -> Path:
     """Write a whole checkpoint from one process; on failure nothing of it is left.
 
     Args:
         root: directory of checkpoints (`store.checkpoints_dir` of a run).
         head: everything of the manifest but `files` and `tensors`.
-        forms: every stored tensor.
+        specs: every stored tensor.
         plan: which file holds what; together each element once.
-        read: gives the items of a box.
+        read: gives the items of a slice.
         threads: files written at a time, each holding one piece; `read` is called from all of them.
     Returns:
         The checkpoint's directory, which is then the latest of `root`.
     """
     partial = open_partial(root, head.step)
     try:
-        files = write_files(partial, plan, forms, read, threads)
-        return publish(partial, replace(head, files=files, tensors=stored_tensors(plan, forms)))
+        files = write_files(partial, plan, specs, read, threads)
+        return publish(partial, replace(head, files=files, tensors=stored_tensors(plan, specs)))
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -29,7 +29,8 @@ def check_data(config: RunConfig, world_size: int) -> None:
     if t5 and config.model.decoder_length < 2:
         raise ConfigError("model.decoder_seq_length", config.model.decoder_length, "at least 2 would fit")
     if data.tokenizer is not None and data.tokenizer not in TOKENIZER_NAMES and not Path(data.tokenizer).is_dir():
-        fits = f"is not a directory; one that holds a Hugging Face tokenizer would fit, {' or '.join(TOKENIZER_NAMES)}, or null"
+        names = " or ".join(TOKENIZER_NAMES)
+        fits = f"is not a directory; one that holds a Hugging Face tokenizer would fit, {names}, or null"
         raise ConfigError("data.tokenizer", data.tokenizer, fits)
     if not data.mixture or data.tokenizer is None:
         check_corpus("data.corpus", data.corpus)

@@ -119,7 +119,7 @@ def prepare_named(
 
     Raises:
         ConfigError: model.vocab_size below the tokenizer's vocabulary, or too small for a BPE.
-        DataError: prepared data of another tokenizer than the one given; whatever `load_corpus` and `prepare_tokens` raise.
+        DataError: prepared data of another tokenizer than the one given, and as `load_corpus` and `prepare_tokens`.
     """
     chosen = load_tokenizer(tokenizer_directory(str(tokenizer), cache_dir)) if tokenizer else None
     if corpus not in CORPORA:

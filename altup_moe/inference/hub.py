@@ -27,7 +27,7 @@ from altup_moe.checkpoint.hf.convert import (
 )
 from altup_moe.checkpoint.hf.files import GENERATION, HubWeights, read_json_object
 from altup_moe.checkpoint.hf.plain import plain_config, plain_family
-from altup_moe.checkpoint.saver import library_versions
+from altup_moe.checkpoint.library_versions import library_versions
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.checkpoint.tensors import TORCH_DTYPES

@@ -21,7 +21,7 @@ from altup_moe.parallel.seeds import initial
 from altup_moe.parallel.topology import Topology
 
 WeightSource = Callable[[str, tuple[int, ...], TensorSlice, RunConfig], Tensor]
-"""(global name, global shape, box, run) -> the box's values, as `parallel.seeds.initial` gives them."""
+"""(global name, global shape, slice, run) -> the box's values, as `parallel.seeds.initial` gives them."""
 
 
 def shard_of(topology: Topology) -> Shard:
@@ -67,7 +67,7 @@ def set_weights(chunks: list[nn.Module], config: RunConfig, topology: Topology, 
     """Set every weight from its global name (by default as parallel.seeds does): any layout, no communication."""
     for entry in named_tensors(chunks, config, topology):
         for piece in entry.pieces:
-            entry.tensor[piece.local_index].copy_(value(piece.name, piece.shape, piece.box, config))
+            entry.tensor[piece.local_index].copy_(value(piece.name, piece.shape, piece.global_slice, config))
 
 
 def mark_sharded(chunks: list[nn.Module], config: RunConfig, topology: Topology) -> None:
@@ -77,8 +77,8 @@ def mark_sharded(chunks: list[nn.Module], config: RunConfig, topology: Topology)
     it draws weights itself, which we do not let it. Experts always count: each rank of their norm's group holds others.
     """
     for entry in named_tensors(chunks, config, topology):
-        boxes = [(piece.shape, tuple(stop - start for start, stop in piece.box)) for piece in entry.pieces]
-        part = any(shape != held for shape, held in boxes)
+        slices = [(piece.shape, tuple(stop - start for start, stop in piece.global_slice)) for piece in entry.pieces]
+        part = any(shape != held for shape, held in slices)
         entry.tensor.tensor_model_parallel = part or ".experts." in entry.name  # type: ignore[attr-defined]
 
 

@@ -37,22 +37,22 @@ TensorSlice = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Piece:
-    """A box of the global tensor `name` (of shape `shape`) and the box of the local parameter that holds it."""
+    """A slice of the global tensor `name` (of shape `shape`) and the slice of the local parameter that holds it."""
 
     name: str
     shape: tuple[int, ...]
-    box: TensorSlice
-    local: TensorSlice
+    global_slice: TensorSlice
+    local_slice: TensorSlice
 
     @property
     def index(self) -> tuple[slice, ...]:
         """Where the piece lies in the global tensor."""
-        return tuple(slice(a, b) for a, b in self.box)
+        return tuple(slice(a, b) for a, b in self.global_slice)
 
     @property
     def local_index(self) -> tuple[slice, ...]:
         """Where the piece lies in the local parameter."""
-        return tuple(slice(a, b) for a, b in self.local)
+        return tuple(slice(a, b) for a, b in self.local_slice)
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class Shard:
 
 
 def _whole(name: str, *shape: int) -> list[Piece]:
-    box = tuple((0, n) for n in shape)
-    return [Piece(name, shape, box, box)]
+    tensor_slice = tuple((0, n) for n in shape)
+    return [Piece(name, shape, tensor_slice, tensor_slice)]
 
 
 def _rows(name: str, rows: int, columns: int, part: tuple[int, int], offset: int = 0) -> Piece:
@@ -123,9 +123,9 @@ def _fused_qkv(prefix: str, config: RunConfig, part: tuple[int, int]) -> list[Pi
             ("k", channels, m.num_query_groups * channels),
             ("v", channels, m.num_query_groups * channels),
         ):
-            box = ((group * rows, (group + 1) * rows), (0, hidden))
+            tensor_slice = ((group * rows, (group + 1) * rows), (0, hidden))
             local = ((row, row + rows), (0, hidden))
-            pieces.append(Piece(f"{prefix}.{letter}_proj.weight", (total, hidden), box, local))
+            pieces.append(Piece(f"{prefix}.{letter}_proj.weight", (total, hidden), tensor_slice, local))
             row += rows
     return pieces
 
@@ -139,8 +139,8 @@ def _stacked_experts(prefix: str, which: str, shard: Shard, config: RunConfig) -
     for index in range(count):
         expert = f"{prefix}.{rank * count + index}"
         for piece in _gated_mlp(expert, which, hidden, moe.ffn_hidden_size, shard.expert_tensor):
-            (start, stop), columns = piece.local
-            stacked.append(replace(piece, local=((start + index * rows, stop + index * rows), columns)))
+            (start, stop), columns = piece.local_slice
+            stacked.append(replace(piece, local_slice=((start + index * rows, stop + index * rows), columns)))
     return stacked
 
 
@@ -153,9 +153,9 @@ def _fused_kv(prefix: str, config: RunConfig, part: tuple[int, int]) -> list[Pie
     for local in range(heads):
         head = part[0] * heads + local
         for row, letter in ((2 * local, "k"), (2 * local + 1, "v")):
-            box = ((head * channels, (head + 1) * channels), (0, width))
+            tensor_slice = ((head * channels, (head + 1) * channels), (0, width))
             place = ((row * channels, (row + 1) * channels), (0, width))
-            pieces.append(Piece(f"{prefix}.{letter}_proj.weight", (total, width), box, place))
+            pieces.append(Piece(f"{prefix}.{letter}_proj.weight", (total, width), tensor_slice, place))
     return pieces
 
 

@@ -28,17 +28,17 @@ def derived_seed(seed: int, *what: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
-def normal(name: str, shape: tuple[int, ...], box: TensorSlice, std: float, seed: int) -> Tensor:
-    """The box of N(0, std^2) values of the global tensor `name`, fp32 on the CPU."""
+def normal(name: str, shape: tuple[int, ...], tensor_slice: TensorSlice, std: float, seed: int) -> Tensor:
+    """The slice of N(0, std^2) values of the global tensor `name`, fp32 on the CPU."""
     rows, row_elements = shape[0], math.prod(shape[1:])
     step = max(1, BLOCK_ELEMENTS // max(1, row_elements))
-    first, last = box[0]
+    first, last = tensor_slice[0]
     drawn = []
     for start in range(first // step * step, last, step):
         generator = torch.Generator().manual_seed(derived_seed(seed, name, start // step))
         block = torch.randn(min(step, rows - start), *shape[1:], generator=generator)
         drawn.append(block[max(0, first - start) : last - start])
-    columns = tuple(slice(a, b) for a, b in box[1:])
+    columns = tuple(slice(a, b) for a, b in tensor_slice[1:])
     return torch.cat(drawn)[(slice(None), *columns)] * std
 
 
@@ -57,20 +57,20 @@ def t5_std(leaf: str, fan_in: int, hidden_size: int, head_dim: int) -> float:
     return (fan_in * (head_dim if leaf == "q_proj" else 1)) ** -0.5
 
 
-def initial(name: str, shape: tuple[int, ...], box: TensorSlice, config: RunConfig) -> Tensor:
-    """The box of the initial value of a global parameter or buffer.
+def initial(name: str, shape: tuple[int, ...], tensor_slice: TensorSlice, config: RunConfig) -> Tensor:
+    """The slice of the initial value of a global parameter or buffer.
 
     Matrices are normal with model.init_method_std, those that write into the residual stream (o_proj, down_proj)
     divided by sqrt(2 num_layers), those of arch t5 as `t5_std` says; norms are 1, the routers' balancing bias 0, AltUp
     coefficients as their variant says. Projections at the ends of a dynamic stream are the identity and such a matrix:
     nearly equal blocks, so that the model is nearly the plain one, but no two that stay equal.
     """
-    index = tuple(slice(a, b) for a, b in box)
+    index = tuple(slice(a, b) for a, b in tensor_slice)
     leaf = name.split(".")[-2] if name.endswith(".weight") else name.split(".")[-1]
     if ".altup." in name and config.altup.variant == "dynamic":
-        return _dynamic(name, leaf, shape, box, config)
+        return _dynamic(name, leaf, shape, tensor_slice, config)
     if name.startswith(("model.altup_projections.", "model.altup_unembed_projections.")):
-        drawn = normal(name, shape, box, config.model.init_method_std, config.train.seed)
+        drawn = normal(name, shape, tensor_slice, config.model.init_method_std, config.train.seed)
         return torch.eye(*shape)[index] + drawn
     if ".altup." in name:
         layer = int(name.split(".")[2])
@@ -84,16 +84,16 @@ def initial(name: str, shape: tuple[int, ...], box: TensorSlice, config: RunConf
         return torch.ones(shape)[index]
     m = config.model
     if m.arch == "t5":
-        return normal(name, shape, box, t5_std(leaf, shape[1], m.hidden_size, m.head_dim), config.train.seed)
+        return normal(name, shape, tensor_slice, t5_std(leaf, shape[1], m.hidden_size, m.head_dim), config.train.seed)
     std = m.init_method_std
     if leaf in ("o_proj", "down_proj"):
         std /= math.sqrt(2 * m.num_layers)
-    return normal(name, shape, box, std, config.train.seed)
+    return normal(name, shape, tensor_slice, std, config.train.seed)
 
 
-def _dynamic(name: str, leaf: str, shape: tuple[int, ...], box: TensorSlice, config: RunConfig) -> Tensor:
+def _dynamic(name: str, leaf: str, shape: tuple[int, ...], tensor_slice: TensorSlice, config: RunConfig) -> Tensor:
     """A coefficient of `altup.dynamic`: a drawn router, and predictions and corrections that do not heed it yet."""
     if leaf == "router":
-        return normal(name, shape, box, config.model.init_method_std, config.train.seed)
+        return normal(name, shape, tensor_slice, config.model.init_method_std, config.train.seed)
     value = torch.ones(shape) if leaf == "router_norm" else torch.zeros(shape)
-    return value[tuple(slice(a, b) for a, b in box)]
+    return value[tuple(slice(a, b) for a, b in tensor_slice)]

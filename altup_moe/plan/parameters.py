@@ -42,10 +42,10 @@ def held_parameters(config: RunConfig, coordinates: RankCoordinates) -> Iterator
     for tensor in held_tensors(config, coordinates):
         if any(is_buffer(piece.name) for piece in tensor.pieces):
             continue
-        boxes = [math.prod(stop - start for start, stop in piece.box) for piece in tensor.pieces]
+        slices = [math.prod(stop - start for start, stop in piece.global_slice) for piece in tensor.pieces]
         coefficient = ".coefficients." in tensor.name
         whole = coefficient or "norm" in tensor.name or ".router." in tensor.name
-        yield HeldParameter(tensor.chunk, tensor.name, sum(boxes), ".experts." in tensor.name, whole, coefficient)
+        yield HeldParameter(tensor.chunk, tensor.name, sum(slices), ".experts." in tensor.name, whole, coefficient)
 
 
 def stage_coordinates(config: RunConfig, world_size: int) -> list[RankCoordinates]:

@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 
 from altup_moe.altup.flops import flops_per_token
+from altup_moe.checkpoint.library_versions import library_versions
 from altup_moe.checkpoint.manifest import Manifest
 from altup_moe.checkpoint.restore import random_streams, restore
-from altup_moe.checkpoint.saver import Saved, SaveError, Saver, library_versions
+from altup_moe.checkpoint.saver import Saved, SaveError, Saver
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.state import local_tensors, optimizer_steps, set_optimizer_steps
 from altup_moe.config import ConfigError, RunConfig

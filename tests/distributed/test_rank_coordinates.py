@@ -89,7 +89,7 @@ def _check(configs: list[RunConfig], size: int) -> None:
             assert held == seen.tensors
             for key, shape in seen.shapes.items():
                 # The pieces fill the local tensor from corner to corner.
-                assert tuple(max(p.local[d][1] for p in held[key]) for d in range(len(shape))) == shape
+                assert tuple(max(p.local_slice[d][1] for p in held[key]) for d in range(len(shape))) == shape
 
 
 @pytest.mark.parametrize("layout", ["one", "tp2-ep2"])

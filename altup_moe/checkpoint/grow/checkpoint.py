@@ -44,7 +44,7 @@ def grow_checkpoint(source: Checkpoint, growth: Growth, root: Path) -> Grown:
     shapes = global_shapes(growth.target)
     rules = {name: rule_of(name, shape, growth) for name, shape in shapes.items()}
     carried = _carries(source, growth)
-    forms = _forms(source, rules, shapes, carried)
+    specs = _specs(source, rules, shapes, carried)
     head = replace(
         source.manifest,
         config=growth.target.to_dict(),
@@ -53,15 +53,15 @@ def grow_checkpoint(source: Checkpoint, growth: Growth, root: Path) -> Grown:
         tensors={},
     )
 
-    def read(stored: str, box: TensorSlice) -> np.ndarray:
+    def read(stored: str, tensor_slice: TensorSlice) -> np.ndarray:
         # The plan has whole tensors only.
         kind, _, name = stored.partition("/")
         tensor = grown_tensor(source, rules[name], kind, shapes[name])
         if tuple(tensor.shape) != shapes[name]:
             raise AssertionError(f"the rule for {name} gives {tuple(tensor.shape)}, not {shapes[name]}")
-        return items(tensor.to(TORCH_DTYPES[forms[stored].dtype]).contiguous())
+        return items(tensor.to(TORCH_DTYPES[specs[stored].dtype]).contiguous())
 
-    directory = write_checkpoint(root, head, forms, single_process_plan(forms), read)
+    directory = write_checkpoint(root, head, specs, single_process_plan(specs), read)
     trained = [rules[name] for name in shapes if not is_buffer(name)] if carried else []
     reset = Counter(rule.why for rule in trained if rule.gradient is None)
     return Grown(directory, len(trained) - reset.total(), reset)
@@ -87,7 +87,7 @@ def _carries(source: Checkpoint, growth: Growth) -> bool:
     return source.manifest.has_optimizer and optimizers == {"adamw"}
 
 
-def _forms(
+def _specs(
     source: Checkpoint, rules: Mapping[str, Rule], shapes: Mapping[str, tuple[int, ...]], carried: bool
 ) -> dict[str, TensorSpec]:
     """Every tensor to be stored, in order of kinds."""
@@ -100,12 +100,12 @@ def _forms(
             return stored[f"weights/{origin}"].dtype
         return "F32" if ".altup." in name or is_buffer(name) else usual
 
-    forms = {f"weights/{name}": TensorSpec(shape, dtype(name)) for name, shape in shapes.items()}
+    specs = {f"weights/{name}": TensorSpec(shape, dtype(name)) for name, shape in shapes.items()}
     trained = {name: shape for name, shape in shapes.items() if not is_buffer(name)}
     if carried:
         halves = {name: shape for name, shape in trained.items() if dtype(name) in HALF_DTYPES}
-        forms |= {f"main/{name}": TensorSpec(shape, "F32") for name, shape in halves.items()}
-        forms |= {
+        specs |= {f"main/{name}": TensorSpec(shape, "F32") for name, shape in halves.items()}
+        specs |= {
             f"{kind}/{name}": TensorSpec(shape, "F32") for kind in GRADIENT_POWER for name, shape in trained.items()
         }
-    return forms
+    return specs

@@ -17,10 +17,10 @@ where share_i = 1 / m for c != j. For c = j the block j' must be predicted in fu
 it; the other copies of j predict 0. Summed over the copies of c this is x^_c + g_c (y - x^_j), the old block. No other
 shares would do: of c = j the sum has (1 + sum of the others' shares) x^_j.
 
-Copies do not stay copies in training: the gradients of P' and g' differ, from the first step on, between blocks that a
-layer computes on and copies that are only carried along. But P' keeps each copy of the K blocks to itself, so two such
-sets of which no layer computes on any block (`identical_blocks`) are exchangeable: their gradients are equal forever, and only
-noise sets them apart.
+In training the copies come apart: from the first step on, the gradients of P' and g' differ between blocks that a
+layer computes on and copies that are only carried along. But P' never mixes two copies of the K blocks. Two copies
+of which no layer computes on any block (`identical_blocks`) have equal gradients in every step, so only noise
+separates them.
 
 A plain Transformer (K = 1) is P = [1], g = [1]: x' = x + (y - x) = y.
 

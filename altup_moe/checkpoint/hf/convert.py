@@ -41,10 +41,10 @@ def import_weights(
         The checkpoint's directory.
     """
     dtype = STORED_AS[config.train.precision]
-    forms = {f"weights/{name}": TensorSpec(shape, dtype) for name, shape in global_shapes(config).items()}
+    specs = {f"weights/{name}": TensorSpec(shape, dtype) for name, shape in global_shapes(config).items()}
 
-    def read(name: str, box: TensorSlice) -> np.ndarray:
-        tensor = weights.read(names[name.removeprefix("weights/")], box)
+    def read(name: str, tensor_slice: TensorSlice) -> np.ndarray:
+        tensor = weights.read(names[name.removeprefix("weights/")], tensor_slice)
         return items(tensor.to(TORCH_DTYPES[dtype]).contiguous())
 
     head = Manifest(
@@ -58,7 +58,7 @@ def import_weights(
         config=config.to_dict(),
         libraries=libraries,
     )
-    return write_checkpoint(root, head, forms, single_process_plan(forms), read)
+    return write_checkpoint(root, head, specs, single_process_plan(specs), read)
 
 
 def export_weights(checkpoint: Checkpoint, directory: Path, family: str | None, limit: int = SHARD_BYTES) -> None:
@@ -71,8 +71,8 @@ def export_weights(checkpoint: Checkpoint, directory: Path, family: str | None, 
     stored = checkpoint.manifest.of_kind("weights")
     theirs = {name: name if family is None else hub_name(name, family) for name in stored}
     ours = {hub: name for name, hub in theirs.items()}
-    forms = {theirs[name]: TensorSpec(tensor.shape, tensor.dtype) for name, tensor in stored.items()}
-    write_weights(directory, forms, lambda name: checkpoint.read(f"weights/{ours[name]}"), limit)
+    specs = {theirs[name]: TensorSpec(tensor.shape, tensor.dtype) for name, tensor in stored.items()}
+    write_weights(directory, specs, lambda name: checkpoint.read(f"weights/{ours[name]}"), limit)
 
 
 def torch_dtype(config: RunConfig) -> str:

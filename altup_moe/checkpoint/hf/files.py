@@ -74,10 +74,12 @@ class HubWeights(ShardReaders):
         """Dtype and shape of a tensor."""
         return self._readers[self._places[name]].entries[name]
 
-    def read(self, name: str, box: TensorSlice | None = None) -> Tensor:
-        """A box of a tensor (None: all of it)."""
+    def read(self, name: str, tensor_slice: TensorSlice | None = None) -> Tensor:
+        """A slice of a tensor (None: all of it)."""
         entry, reader = self.entry(name), self._readers[self._places[name]]
-        return as_tensor(reader.read(name, full_slice(entry.shape) if box is None else box), entry.dtype)
+        return as_tensor(
+            reader.read(name, full_slice(entry.shape) if tensor_slice is None else tensor_slice), entry.dtype
+        )
 
     def match(self, shapes: Mapping[str, tuple[int, ...]], family: str, tied: bool) -> dict[str, str]:
         """Global name -> name in the files, of every tensor of a model.
@@ -124,12 +126,12 @@ class HubWeights(ShardReaders):
         raise DataError(self.directory, f"has neither {SINGLE} nor {INDEX}")
 
 
-def cut_shards(forms: Mapping[str, TensorSpec], limit: int) -> dict[str, list[str]]:
+def cut_shards(specs: Mapping[str, TensorSpec], limit: int) -> dict[str, list[str]]:
     """File name -> tensors in order, each file at most `limit` bytes (or one tensor), named as the hub does."""
     shards: list[list[str]] = []
     held = limit
-    for name, form in forms.items():
-        size = int(np.prod(form.shape)) * ITEM_BYTES[form.dtype]
+    for name, spec in specs.items():
+        size = int(np.prod(spec.shape)) * ITEM_BYTES[spec.dtype]
         if held + size > limit or not shards:
             held = 0
             shards.append([])
@@ -141,19 +143,19 @@ def cut_shards(forms: Mapping[str, TensorSpec], limit: int) -> dict[str, list[st
 
 
 def write_weights(
-    directory: Path, forms: Mapping[str, TensorSpec], read: Callable[[str], np.ndarray], limit: int
+    directory: Path, specs: Mapping[str, TensorSpec], read: Callable[[str], np.ndarray], limit: int
 ) -> None:
     """Write tensors by their hub names, with an index if there is more than one file.
 
     Args:
         read: gives a tensor's items (see `checkpoint.tensors.items`). limit: bytes of a file.
     """
-    shards = cut_shards(forms, limit)
+    shards = cut_shards(specs, limit)
     for file, names in shards.items():
-        entries = [(name, forms[name].dtype, forms[name].shape) for name in names]
+        entries = [(name, specs[name].dtype, specs[name].shape) for name in names]
         write_tensors(directory / file, entries, map(read, names), {"format": "pt"})
     if len(shards) > 1:
-        total = sum(int(np.prod(form.shape)) * ITEM_BYTES[form.dtype] for form in forms.values())
+        total = sum(int(np.prod(spec.shape)) * ITEM_BYTES[spec.dtype] for spec in specs.values())
         places = {name: file for file, names in shards.items() for name in names}
         content = {"metadata": {"total_size": total}, "weight_map": places}
         write_text(directory / INDEX, json.dumps(content, indent=2) + "\n")

@@ -33,23 +33,23 @@ COEFFICIENT = ".altup."
 
 def forms_of(config: RunConfig = CONFIG, weights: str = "BF16", optimizer: bool = True) -> dict[str, TensorSpec]:
     """Every stored tensor of a run's model; coefficients are fp32 whatever the weights are."""
-    forms = {}
+    specs = {}
     for name, shape in global_shapes(config).items():
         dtype = "F32" if COEFFICIENT in name else weights
-        forms[f"weights/{name}"] = TensorSpec(shape, dtype)
+        specs[f"weights/{name}"] = TensorSpec(shape, dtype)
         kinds = ("exp_avg", "exp_avg_sq", *(("main",) if dtype != "F32" else ())) if optimizer else ()
-        forms |= {f"{kind}/{name}": TensorSpec(shape, "F32") for kind in kinds}
-    forms["rng/0/cpu"] = TensorSpec((40,), "U8")
-    return forms
+        specs |= {f"{kind}/{name}": TensorSpec(shape, "F32") for kind in kinds}
+    specs["rng/0/cpu"] = TensorSpec((40,), "U8")
+    return specs
 
 
-def values_of(forms: Mapping[str, TensorSpec], seed: int = 0) -> dict[str, np.ndarray]:
+def values_of(specs: Mapping[str, TensorSpec], seed: int = 0) -> dict[str, np.ndarray]:
     """Random items of every tensor; a name's do not depend on the others."""
     values = {}
-    for name, form in forms.items():
+    for name, spec in specs.items():
         draw = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        kind = item_type(form.dtype)
-        values[name] = draw.integers(0, np.iinfo(kind).max, form.shape, kind, endpoint=True)
+        kind = item_type(spec.dtype)
+        values[name] = draw.integers(0, np.iinfo(kind).max, spec.shape, kind, endpoint=True)
     return values
 
 
@@ -68,32 +68,34 @@ def head_of(step: int = 3, config: RunConfig = CONFIG) -> Manifest:
     )
 
 
-def two_ranks(forms: Mapping[str, TensorSpec], limit: int = 4096) -> WritePlan:
+def two_ranks(specs: Mapping[str, TensorSpec], limit: int = 4096) -> WritePlan:
     """Weights of rank 0 whole; what the optimizer holds in halves of rows on two ranks."""
     plan: dict[int, list[NamedSlice]] = {0: [], 1: []}
-    for name, form in forms.items():
-        half = form.shape[0] // 2
+    for name, spec in specs.items():
+        half = spec.shape[0] // 2
         if name.startswith(("weights/", "rng/")) or not half:
-            plan[0].append(NamedSlice(name, full_slice(form.shape)))
+            plan[0].append(NamedSlice(name, full_slice(spec.shape)))
             continue
-        for rank, rows in enumerate(((0, half), (half, form.shape[0]))):
-            plan[rank].append(NamedSlice(name, (rows, *full_slice(form.shape[1:]))))
-    return {file: held for rank, parts in plan.items() for file, held in plan_files(rank, parts, forms, limit).items()}
+        for rank, rows in enumerate(((0, half), (half, spec.shape[0]))):
+            plan[rank].append(NamedSlice(name, (rows, *full_slice(spec.shape[1:]))))
+    return {file: held for rank, parts in plan.items() for file, held in plan_files(rank, parts, specs, limit).items()}
 
 
 def reader_of(values: Mapping[str, np.ndarray]) -> SliceReader:
     """What `write_checkpoint` reads from."""
 
-    def read(name: str, box: TensorSlice) -> np.ndarray:
-        return np.ascontiguousarray(values[name][tuple(slice(a, b) for a, b in box)]).reshape(slice_shape(box))
+    def read(name: str, tensor_slice: TensorSlice) -> np.ndarray:
+        return np.ascontiguousarray(values[name][tuple(slice(a, b) for a, b in tensor_slice)]).reshape(
+            slice_shape(tensor_slice)
+        )
 
     return read
 
 
-def save(root: Path, step: int = 3, seed: int = 0, **form: object) -> Path:
+def save(root: Path, step: int = 3, seed: int = 0, **spec: object) -> Path:
     """A whole checkpoint in several files."""
-    forms = forms_of(**form)  # type: ignore[arg-type]
-    return write_checkpoint(root, head_of(step), forms, two_ranks(forms), reader_of(values_of(forms, seed)))
+    specs = forms_of(**spec)  # type: ignore[arg-type]
+    return write_checkpoint(root, head_of(step), specs, two_ranks(specs), reader_of(values_of(specs, seed)))
 
 
 def with_model(**changes: object) -> RunConfig:

@@ -41,28 +41,28 @@ def weight(name: str, shape: tuple[int, ...], config: RunConfig) -> Tensor:
 def save(run: Path, config: RunConfig, optimizer: bool = True) -> Path:
     """Write a checkpoint of `config` into a run directory, as training would; returns its directory."""
     half = config.train.precision == "bf16"
-    forms: dict[str, TensorSpec] = {RNG: TensorSpec((5,), "U8")}
+    specs: dict[str, TensorSpec] = {RNG: TensorSpec((5,), "U8")}
     for name, shape in global_shapes(config).items():
         in_half = half and ".altup." not in name and not is_buffer(name)
-        forms[f"weights/{name}"] = TensorSpec(shape, "BF16" if in_half else "F32")
+        specs[f"weights/{name}"] = TensorSpec(shape, "BF16" if in_half else "F32")
         if optimizer and not is_buffer(name):
             kinds = ("exp_avg", "exp_avg_sq", *(("main",) if in_half else ()))
-            forms |= {f"{kind}/{name}": TensorSpec(shape, "F32") for kind in kinds}
+            specs |= {f"{kind}/{name}": TensorSpec(shape, "F32") for kind in kinds}
 
-    def read(stored: str, box: TensorSlice) -> np.ndarray:
+    def read(stored: str, tensor_slice: TensorSlice) -> np.ndarray:
         kind, _, name = stored.partition("/")
         if kind == "rng":
             return np.arange(5, dtype=np.uint8)
-        shape = forms[stored].shape
+        shape = specs[stored].shape
         if kind in ("weights", "main"):
             value = weight(name, shape, config)
         else:
             value = normal(f"{kind}/{name}", shape, full_slice(shape), 1.0, seed=3)
             value = value.square() if kind == "exp_avg_sq" else value
-        return items(value.to(TORCH_DTYPES[forms[stored].dtype]).contiguous())
+        return items(value.to(TORCH_DTYPES[specs[stored].dtype]).contiguous())
 
     head = Manifest(STEP, 56, 1, 6, 7, 1, "fingerprint", config.to_dict(), {"torch": "x"})
-    return write_checkpoint(run / "checkpoints", head, forms, single_process_plan(forms), read)
+    return write_checkpoint(run / "checkpoints", head, specs, single_process_plan(specs), read)
 
 
 def reference(directory: Path, dtype: torch.dtype) -> AltUpMoEForCausalLM:

@@ -58,7 +58,7 @@ def put(directory: Path, text: str | bytes) -> None:
 def test_round_trip(tmp_path: Path) -> None:
     write_manifest(tmp_path, FULL)
     assert read_manifest(tmp_path) == FULL
-    assert read_manifest(tmp_path).tensors["exp_avg/a"].pieces[1].box == ((1, 4), (0, 2))
+    assert read_manifest(tmp_path).tensors["exp_avg/a"].pieces[1].tensor_slice == ((1, 4), (0, 2))
     assert sorted(path.name for path in tmp_path.iterdir()) == [MANIFEST, DIGEST]
     raw = (tmp_path / MANIFEST).read_bytes()
     assert (tmp_path / DIGEST).read_text() == f"{hashlib.sha256(raw).hexdigest()}  {MANIFEST}\n"

@@ -81,11 +81,11 @@ def test_every_element_is_updated_once(make: Any, ranks: int) -> None:
         held = parameters()
         found = optimizer_shards(held, make(held, rank, ranks))
         for parameter, counts in zip(held, seen, strict=True):
-            share = found.get(id(parameter))
-            if share is None:
+            shard = found.get(id(parameter))
+            if shard is None:
                 continue
-            assert torch.equal(share.of(share.tensor), parameter.view(-1)[share.start : share.stop])
-            counts[share.start : share.stop] += 1
+            assert torch.equal(shard.elements_of(shard.tensor), parameter.view(-1)[shard.start : shard.stop])
+            counts[shard.start : shard.stop] += 1
     assert all((counts == 1).all() for counts in seen)
 
 

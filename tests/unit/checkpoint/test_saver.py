@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from altup_moe.checkpoint import save_threads
 from altup_moe.checkpoint import saver as module
 from altup_moe.checkpoint.saver import Saved, SaveError, Saver
 from altup_moe.checkpoint.slices import full_slice
@@ -40,13 +41,13 @@ def tensors() -> dict[str, Tensor]:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Files are written only once it is set."""
-    opened, write = threading.Event(), module.write_files
+    opened, write = threading.Event(), save_threads.write_files
 
     def held_back(*args: object) -> object:
         opened.wait(30)
         return write(*args)
 
-    monkeypatch.setattr(module, "write_files", held_back)
+    monkeypatch.setattr(save_threads, "write_files", held_back)
     yield opened
     opened.set()
 
@@ -124,17 +125,17 @@ def test_an_update_waits_for_the_copy(
 ) -> None:
     """`start` does not wait for it, `settle` does; also where there will be none."""
     copying, goes_on = threading.Event(), threading.Event()
-    take = StagingBuffer.take
+    stage = StagingBuffer.stage
 
-    def held_back(copies: StagingBuffer, wanted: dict[NamedSlice, Tensor]) -> dict[NamedSlice, Tensor]:
+    def held_back(staging: StagingBuffer, wanted: dict[NamedSlice, Tensor]) -> dict[NamedSlice, Tensor]:
         if any(part.name == TABLE for part in wanted):
             copying.set()
             goes_on.wait(30)
             if problem:
                 raise problem
-        return take(copies, wanted)
+        return stage(staging, wanted)
 
-    monkeypatch.setattr(StagingBuffer, "take", held_back)
+    monkeypatch.setattr(StagingBuffer, "stage", held_back)
     saver, before = new_saver(tmp_path, alone), tensors[TABLE].clone()
     saver.start(head(CONFIG, 1), held(tensors), {})
     assert copying.wait(30)
@@ -165,10 +166,10 @@ def test_a_routers_bias_is_copied_before_the_next_forward(
     """It moves after the backward pass, before `settle`."""
     bias = "weights/model.layers.0.mlp.router.expert_bias"
     tensors[bias] = torch.arange(4.0)
-    monkeypatch.setattr(module, "_write", lambda outcome, *rest: outcome.settled.set())
+    monkeypatch.setattr(module, "copy_and_write", lambda result, *rest: result.copied.set())
     saver = new_saver(tmp_path, alone)
     saver.start(head(CONFIG, 1), held(tensors), {})
-    (copied,) = (tensor for part, tensor in saver._copies._kept.items() if part.name == bias)
+    (copied,) = (tensor for part, tensor in saver._staging._buffers.items() if part.name == bias)
     tensors[bias].add_(1)
     assert copied.tolist() == [0, 1, 2, 3]
 
@@ -209,7 +210,7 @@ def test_a_full_disk_leaves_the_last_one(
 
     tensors[TABLE].add_(1)
     with monkeypatch.context() as patch:
-        patch.setattr(module, where, full)
+        patch.setattr(module if hasattr(module, where) else save_threads, where, full)
         with pytest.raises(SaveError, match=r"step 2 was not saved.*No space left"):
             save(saver, 2, tensors)
     assert not saver.pending
@@ -235,7 +236,7 @@ def test_too_little_space_is_found_before_writing(
 def test_what_reaches_the_disk_is_checked(
     tensors: dict[str, Tensor], tmp_path: Path, alone: Topology, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = module.write_files
+    write = save_threads.write_files
 
     def torn(directory: Path, *args: object) -> object:
         written = write(directory, *args)
@@ -244,7 +245,7 @@ def test_what_reaches_the_disk_is_checked(
             file.truncate(written[name].size - 3)
         return written
 
-    monkeypatch.setattr(module, "write_files", torn)
+    monkeypatch.setattr(save_threads, "write_files", torn)
     with pytest.raises(SaveError, match=r"rank_00000_000\.safetensors"):
         save(new_saver(tmp_path, alone), 1, tensors)
     assert latest_checkpoint(tmp_path) is None
@@ -260,7 +261,7 @@ def test_a_thread_that_starts_late_writes_all_the_same(
             time.sleep(0.2)
             super().run()
 
-    monkeypatch.setattr(module.threading, "Thread", Late)
+    monkeypatch.setattr(save_threads.threading, "Thread", Late)
     saver = new_saver(tmp_path, alone)
     saver.start(head(CONFIG, 1), held(tensors), {})
     assert saver.conclude() is not None

@@ -84,7 +84,7 @@ def test_we_read_the_librarys(tmp_path: Path, everything: dict[str, tuple[str, n
 def test_any_box_into_any_array(tmp_path: Path, data: st.DataObject) -> None:
     shape = data.draw(st.lists(st.integers(1, 6), max_size=4).map(tuple))
     ends = [sorted((data.draw(st.integers(0, n)), data.draw(st.integers(0, n)))) for n in shape]
-    box: TensorSlice = tuple((a, b) for a, b in ends)
+    tensor_slice: TensorSlice = tuple((a, b) for a, b in ends)
     dtype = data.draw(st.sampled_from(["U8", "BF16", "F32", "I64"]))
     values = draw(dtype, shape)
     path = tmp_path / "a.safetensors"
@@ -92,18 +92,18 @@ def test_any_box_into_any_array(tmp_path: Path, data: st.DataObject) -> None:
     write(path, {"before": ("U8", draw("U8", (3,))), "x": (dtype, values)})
     order = data.draw(st.permutations(range(len(shape))))
     # An array whose memory lies in another order of dimensions, and with gaps.
-    sizes = [2 * slice_shape(box)[d] for d in order]
+    sizes = [2 * slice_shape(tensor_slice)[d] for d in order]
     out = np.zeros(sizes, item_type(dtype)).transpose(np.argsort(order)) if shape else np.zeros((), item_type(dtype))
     out = out[tuple(slice(None, None, 2) for _ in shape)] if shape else out
     with pytest.MonkeyPatch.context() as patch, ShardReader(path) as reader:
         patch.setattr(shards, "BAND_BYTES", data.draw(st.sampled_from([1, 16, 1 << 24])))
-        reader.read_into("x", box, out)
-        assert np.array_equal(out, values[tuple(slice(a, b) for a, b in box)])
-        assert np.array_equal(reader.read("x", box), out)
+        reader.read_into("x", tensor_slice, out)
+        assert np.array_equal(out, values[tuple(slice(a, b) for a, b in tensor_slice)])
+        assert np.array_equal(reader.read("x", tensor_slice), out)
 
 
 @pytest.mark.parametrize(
-    ("box", "out"),
+    ("tensor_slice", "out"),
     [
         (((0, 4), (0, 4)), np.zeros((4, 4), np.uint32)),
         (((0, 3), (2, 1)), np.zeros((3, 0), np.uint32)),
@@ -112,10 +112,10 @@ def test_any_box_into_any_array(tmp_path: Path, data: st.DataObject) -> None:
         (((0, 3), (0, 4)), np.zeros((3, 4), np.uint16)),
     ],
 )
-def test_a_box_or_an_array_that_does_not_fit(tmp_path: Path, box: TensorSlice, out: np.ndarray) -> None:
+def test_a_box_or_an_array_that_does_not_fit(tmp_path: Path, tensor_slice: TensorSlice, out: np.ndarray) -> None:
     write(tmp_path / "a.safetensors", {"x": ("F32", draw("F32", (3, 4)))})
     with ShardReader(tmp_path / "a.safetensors") as reader, pytest.raises(ValueError, match="x"):
-        reader.read_into("x", box, out)
+        reader.read_into("x", tensor_slice, out)
 
 
 def test_a_file_cut_while_it_is_open(tmp_path: Path) -> None:

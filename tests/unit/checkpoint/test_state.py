@@ -1,4 +1,4 @@
-"""A rank's state as boxes of global tensors: weights, moments and fp32 copies, whole or in ranges, and put back."""
+"""A rank's state as slices of global tensors: weights, moments and fp32 copies, whole or in ranges, and put back."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Run:
 
     def named(self) -> list[NamedTensor]:
         values = {"a": self.a, "b": self.b, "c": self.c, "bias": self.bias}
-        boxes = {name: tuple((0, n) for n in value.shape) for name, value in values.items()}
+        slices = {name: tuple((0, n) for n in value.shape) for name, value in values.items()}
         return [
-            NamedTensor(0, name, value, [Piece(f"global.{name}", tuple(value.shape), boxes[name], boxes[name])])
+            NamedTensor(0, name, value, [Piece(f"global.{name}", tuple(value.shape), slices[name], slices[name])])
             for name, value in values.items()
         ]
 
@@ -96,8 +96,8 @@ def test_names_shapes_and_kinds() -> None:
     held = {each.part.name: each for each in run.held()}
     kinds = {f"{kind}/global.{name}" for kind in ("weights", "exp_avg", "exp_avg_sq") for name in "abc"}
     assert set(held) == kinds | {"weights/global.bias"}
-    assert held["weights/global.a"].form == held["exp_avg/global.a"].form
-    assert (held["weights/global.a"].form.shape, held["weights/global.a"].form.dtype) == ((3, 4), "F32")
+    assert held["weights/global.a"].spec == held["exp_avg/global.a"].spec
+    assert (held["weights/global.a"].spec.shape, held["weights/global.a"].spec.dtype) == ((3, 4), "F32")
 
 
 def test_weights_alone() -> None:
@@ -113,11 +113,11 @@ def test_half_precision_weights_have_a_main_copy() -> None:
     weight = nn.Parameter(torch.randn(3, 2).bfloat16())
     weight.main_param = weight.detach().float() + 1e-4
     optimizer = SimpleNamespace(optimizer=torch.optim.AdamW([weight.main_param]))
-    box = ((0, 3), (0, 2))
-    held = local_tensors([NamedTensor(0, "w", weight, [Piece("w", (3, 2), box, box)])], optimizer)
+    tensor_slice = ((0, 3), (0, 2))
+    held = local_tensors([NamedTensor(0, "w", weight, [Piece("w", (3, 2), tensor_slice, tensor_slice)])], optimizer)
     by_name = {each.part.name: each for each in held}
-    assert by_name["weights/w"].form.dtype == "BF16"
-    assert by_name["main/w"].form.dtype == "F32"
+    assert by_name["weights/w"].spec.dtype == "BF16"
+    assert by_name["main/w"].spec.dtype == "F32"
     assert by_name["main/w"].tensor.data_ptr() == weight.main_param.data_ptr()
 
 
@@ -153,7 +153,7 @@ def test_a_range_of_a_fused_parameter_is_boxes_of_its_tensors(start: int, stop: 
     for each in held:
         kind, name = each.part.name.split("/")
         if kind == "exp_avg":
-            whole[name][tuple(slice(a, b) for a, b in each.part.box)] = each.tensor
+            whole[name][tuple(slice(a, b) for a, b in each.part.tensor_slice)] = each.tensor
     local = torch.cat([whole["gate"][2:5], whole["up"][0:3]]).view(-1)
     expected = torch.full((30,), -1.0)
     expected[start:stop] = torch.arange(float(start), float(stop))

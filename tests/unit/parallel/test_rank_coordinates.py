@@ -131,7 +131,7 @@ def test_a_tied_output_layer_is_a_copy_of_the_embedding_on_the_last_stage() -> N
     model = replace(MODEL, share_embeddings_and_output_weights=True)
     config = RunConfig(model=model, parallel=ParallelConfig(pipeline=2, tensor=2))
     holders = {
-        (coordinates.rank, tensor.name, tensor.pieces[0].box)
+        (coordinates.rank, tensor.name, tensor.pieces[0].global_slice)
         for coordinates in all_rank_coordinates(config.parallel, 4)
         for tensor in held_tensors(config, coordinates)
         for piece in tensor.pieces

@@ -24,8 +24,8 @@ def built(config: RunConfig) -> dict[str, int]:
     return {name: parameter.numel() for name, parameter in model.named_parameters()}
 
 
-def sizes(boxes: Iterable[tuple[tuple[int, int], ...]]) -> int:
-    return sum(math.prod(stop - start for start, stop in box) for box in boxes)
+def sizes(slices: Iterable[tuple[tuple[int, int], ...]]) -> int:
+    return sum(math.prod(stop - start for start, stop in tensor_slice) for tensor_slice in slices)
 
 
 @settings(max_examples=30)
@@ -46,8 +46,8 @@ def test_counts_are_the_built_models(run: tuple[RunConfig, int]) -> None:
         assert sum(held.size for held in held_parameters(config, coordinates)) == stages[coordinates.pipeline]
         for tensor in held_tensors(config, coordinates):
             for piece in tensor.pieces:
-                pieces.setdefault(piece.name, set()).add(piece.box)
-    assert {name: sizes(boxes) for name, boxes in pieces.items() if not is_buffer(name)} == model
+                pieces.setdefault(piece.name, set()).add(piece.global_slice)
+    assert {name: sizes(slices) for name, slices in pieces.items() if not is_buffer(name)} == model
 
 
 def test_mixtral_8x22b() -> None:

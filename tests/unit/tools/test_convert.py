@@ -73,10 +73,10 @@ def write_run(run_dir: Path, config: RunConfig) -> AltUpMoEForCausalLM:
         if ".altup." in name or "norm" in name or "expert_bias" in name:
             tensor.add_(0.3 * torch.randn_like(tensor))
     state = {f"weights/{name}": tensor for name, tensor in model.state_dict().items()}
-    forms = {name: TensorSpec(tuple(tensor.shape), "F32") for name, tensor in state.items()}
+    specs = {name: TensorSpec(tuple(tensor.shape), "F32") for name, tensor in state.items()}
     head = Manifest(7, 0, 0, 7, 7, 1, "", config.to_dict())
     write_checkpoint(
-        checkpoints_dir(run_dir), head, forms, single_process_plan(forms), lambda name, _: items(state[name])
+        checkpoints_dir(run_dir), head, specs, single_process_plan(specs), lambda name, _: items(state[name])
     )
     save_config(config, run_dir / "config.yaml")
     train_bpe([TEXT], 290, tokenizer_dir(run_dir))

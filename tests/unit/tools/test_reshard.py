@@ -19,7 +19,7 @@ import torch
 import tools.reshard as tool
 from altup_moe.checkpoint.manifest import read_manifest
 from altup_moe.checkpoint.reshard import plan_resharding, write_resharded
-from altup_moe.checkpoint.slices import intersection, num_elements
+from altup_moe.checkpoint.slices import intersect, num_elements
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import find_checkpoint, latest_checkpoint
 from altup_moe.checkpoint.write import FILE_BYTES
@@ -32,7 +32,7 @@ from tests.checkpoints import head, random_tensors, stored_bytes, write_tensors
 from tests.distributed.cases import LAYOUTS, small, with_layout, world_size
 
 ROOT = Path(__file__).parents[3]
-FORMS: dict[str, tuple[torch.dtype, dict[str, dict[str, Any]]]] = {
+SPECS: dict[str, tuple[torch.dtype, dict[str, dict[str, Any]]]] = {
     "fp32": (torch.float32, {}),
     "bf16, tied, shared expert, bias": (
         torch.bfloat16,
@@ -56,16 +56,16 @@ def saved(tmp_path_factory: pytest.TempPathFactory):
     root = tmp_path_factory.mktemp("saved")
 
     @cache
-    def whole(form: str) -> Path:
-        dtype, sections = FORMS[form]
+    def whole(spec: str) -> Path:
+        dtype, sections = SPECS[spec]
         config = small("one", **sections)
         tensors = random_tensors(config, dtype=dtype)
         tensors["rng/00000/cpu"] = torch.arange(9, dtype=torch.uint8)
-        return write_tensors(root / form / "whole", head(config, 7), tensors)
+        return write_tensors(root / spec / "whole", head(config, 7), tensors)
 
     @cache
-    def under(form: str, layout: str) -> Path:
-        return reshard(whole(form), layout, root / form / layout)
+    def under(spec: str, layout: str) -> Path:
+        return reshard(whole(spec), layout, root / spec / layout)
 
     return under
 
@@ -88,23 +88,23 @@ def check_ranks(directory: Path) -> None:
     for coordinates in all_rank_coordinates(config.parallel, manifest.world_size):
         for tensor in held_tensors(config, coordinates):
             for piece in tensor.pieces:
-                held.setdefault((coordinates.rank, piece.name), []).append(piece.box)
+                held.setdefault((coordinates.rank, piece.name), []).append(piece.global_slice)
     writers = set()
     for stored, tensor in manifest.tensors.items():
         for piece in tensor.pieces:
             rank = int(piece.file.split("_")[1])
-            boxes = set(held.get((rank, stored.partition("/")[2]), []))
-            common = [both for box in boxes if (both := intersection(box, piece.box))]
-            assert sum(map(num_elements, common)) == num_elements(piece.box), (stored, piece)
+            slices = set(held.get((rank, stored.partition("/")[2]), []))
+            common = [both for tensor_slice in slices if (both := intersect(tensor_slice, piece.tensor_slice))]
+            assert sum(map(num_elements, common)) == num_elements(piece.tensor_slice), (stored, piece)
             writers.add(rank)
     assert writers == set(range(manifest.world_size))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("source", "form"), [*((name, HARDEST) for name in LAYOUTS), ("tp2-pp2-ep2", "fp32")])
-def test_any_layout_to_any_layout(saved, tmp_path: Path, source: str, form: str) -> None:
-    expected = stored_bytes(saved(form, "one"))
-    directory = saved(form, source)
+def test_any_layout_to_any_layout(saved, tmp_path: Path, source: str, spec: str) -> None:
+    expected = stored_bytes(saved(spec, "one"))
+    directory = saved(spec, source)
     check_ranks(directory)
     assert stored_bytes(directory) == expected
     for target in LAYOUTS:
@@ -275,7 +275,9 @@ def test_a_proof_that_fails_leaves_nothing(
 ) -> None:
     def wrong(source: Checkpoint, *rest: Any) -> Path:
         read = source.read
-        monkeypatch.setattr(source, "read", lambda name, box: read(name, box) ^ (name == "exp_avg/model.norm.weight"))
+        monkeypatch.setattr(
+            source, "read", lambda name, tensor_slice: read(name, tensor_slice) ^ (name == "exp_avg/model.norm.weight")
+        )
         try:
             return write_resharded(source, *rest)
         finally:
@@ -300,10 +302,10 @@ def test_an_interrupted_run_leaves_nothing(run_dir: Path, monkeypatch: pytest.Mo
 def _interrupt(run_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     read, count = Checkpoint.read, iter(range(1000))
 
-    def stopped(self: Checkpoint, name: str, box: Any = None) -> Any:
+    def stopped(self: Checkpoint, name: str, tensor_slice: Any = None) -> Any:
         if next(count) == 20:
             os.kill(os.getpid(), number)
-        return read(self, name, box)
+        return read(self, name, tensor_slice)
 
     monkeypatch.setattr(Checkpoint, "read", stopped)
     if number == signal.SIGTERM:

@@ -165,7 +165,7 @@ def test_without_the_last_layers_shares_the_epsilon_shows(tmp_path: Path, monkey
     """m equal copies add up to m times the old sum, and the final norm takes that away only up to its epsilon."""
     plain = stream.widened_coefficient
     monkeypatch.setattr(
-        "altup_moe.checkpoint.grow.rules.widened",
+        "altup_moe.checkpoint.grow.rules.widened_coefficient",
         lambda variant, leaf, value, times, block, summed: plain(variant, leaf, value, times, block, False),
     )
     growth = growth_of({"model": {"init_method_std": 0.02}}, {"altup": {"width": 8}})
