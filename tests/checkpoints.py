@@ -15,7 +15,7 @@ from altup_moe.checkpoint.tensors import DTYPE_NAMES, items
 from altup_moe.checkpoint.write import TensorSpec, single_process_plan, write_checkpoint
 from altup_moe.config import RunConfig
 from altup_moe.config.run_directory import checkpoints_dir
-from altup_moe.parallel.parameter_mapping import global_shapes, is_buffer
+from altup_moe.parallel.parameter_names import global_shapes, is_buffer
 
 
 def head(config: RunConfig, step: int, **fields: object) -> Manifest:

@@ -31,7 +31,7 @@ from altup_moe.config.flags import parse, print_help
 
 
 @dataclass(frozen=True)
-class Options:
+class InspectOptions:
     """Look inside a checkpoint, or compare two.
 
     Exit code 0: fine; with --diff, both are equal. 1: they differ. 2: one cannot be read or is damaged.
@@ -117,7 +117,7 @@ def _norm(row: ListingRow, kind: str) -> str:
     return f" {low}" if low == high else f" {low} .. {high}"
 
 
-def inspect(options: Options) -> int:
+def inspect(options: InspectOptions) -> int:
     """Print a checkpoint. Returns 0."""
     wanted = name_filter(options.tensors)
     with Checkpoint(find_checkpoint(options.path)) as checkpoint:
@@ -144,7 +144,7 @@ def inspect(options: Options) -> int:
     return 0
 
 
-def diff(options: Options, other: Path) -> int:
+def diff(options: InspectOptions, other: Path) -> int:
     """Print what two checkpoints do not share. Returns 0 if that is nothing, else 1."""
     wanted = name_filter(options.tensors)
     with Checkpoint(find_checkpoint(options.path)) as a, Checkpoint(find_checkpoint(other)) as b:
@@ -176,11 +176,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line. Returns 0, 1 for a difference, or 2 with one line on standard error."""
     args = list(sys.argv[1:] if argv is None else argv)
     if "-h" in args or "--help" in args:
-        print_help(Options, "tools/inspect_checkpoint.py")
+        print_help(InspectOptions, "tools/inspect_checkpoint.py")
         return 0
 
     def work() -> int:
-        options = parse(Options, args, positional="path")
+        options = parse(InspectOptions, args, positional="path")
         return inspect(options) if options.diff is None else diff(options, options.diff)
 
     return ended("inspect_checkpoint", work)

@@ -17,7 +17,7 @@ from altup_moe.checkpoint.tensors import TORCH_DTYPES, items
 from altup_moe.checkpoint.write import TensorSpec, single_process_plan, write_checkpoint
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig
 from altup_moe.config.files import fsync
-from altup_moe.parallel.parameter_mapping import global_shapes, is_buffer
+from altup_moe.parallel.parameter_names import global_shapes, is_buffer
 
 LARGE = 128
 """From this size in megabytes on, the model is as wide as a small real one."""

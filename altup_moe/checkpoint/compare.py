@@ -1,4 +1,4 @@
-"""Stored tensors as numbers, without torch: norms, and how far two checkpoints are apart. Bounded memory."""
+"""Norms of stored tensors and differences between two checkpoints, without torch. Bounded memory."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from altup_moe.checkpoint.manifest import Manifest
 from altup_moe.checkpoint.source import Checkpoint
 
 DECODE_BYTES = 1 << 21
-"""Bytes of items decoded at a time; in float64 they are up to eight times as many."""
+"""Bytes of items decoded at a time; as float64 they take up to eight times as much."""
 COUNTERS = ("step", "consumed_samples", "skipped_steps", "optimizer_steps", "scheduler_steps", "data_fingerprint")
-"""Fields of a manifest that say how far a run has come, and on what."""
+"""Fields of a manifest that describe the progress of a run and its data."""
 _NUMPY = {"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "U8": "u1", "BOOL": "u1"}
 
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """Something of two checkpoints that is not the same.
+    """A tensor that differs between two checkpoints a and b.
 
-    ``relative``: largest |a - b| of a tensor over its largest |a| or |b|; infinite where one is no number, or where
-    `problem` says why they cannot be compared. ``count``: elements whose bits differ.
+    ``absolute``: largest |a - b|. ``relative``: ``absolute`` divided by the largest |a| or |b|. Both are infinite where
+    a value is NaN, or where the tensors cannot be compared: see ``problem``. ``count``: elements whose bits differ.
     """
 
     name: str
@@ -62,7 +62,7 @@ def norms(checkpoint: Checkpoint, names: Iterable[str], threads: int = 2) -> dic
 
 
 def tensor_difference(a: Checkpoint, b: Checkpoint, name: str) -> TensorDifference | None:
-    """How a tensor that both have differs; None if every bit is the same."""
+    """The difference of a tensor that both checkpoints have; None if all bits are equal."""
     ours, theirs = a.manifest.tensors[name], b.manifest.tensors[name]
     if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
         what = f"{ours.dtype} {list(ours.shape)} and {theirs.dtype} {list(theirs.shape)}"
@@ -96,10 +96,10 @@ def _ratio(absolute: float, largest: float) -> float:
 def tensor_differences(
     a: Checkpoint, b: Checkpoint, wanted: Callable[[str], bool] = lambda name: True, threads: int = 2
 ) -> list[TensorDifference]:
-    """What two checkpoints of any layouts do not share, the largest first. Random streams are not looked at.
+    """Differences between two checkpoints of any layouts, the largest first; random states are not compared.
 
     Args:
-        wanted: says of a stored name whether it is compared.
+        wanted: whether the tensor of a stored name is compared.
     """
     ours, theirs = set(_compared(a.manifest, wanted)), set(_compared(b.manifest, wanted))
     found = [TensorDifference(name, math.inf, problem="only in the first") for name in ours - theirs]
@@ -114,13 +114,13 @@ def _compared(manifest: Manifest, wanted: Callable[[str], bool]) -> Iterator[str
 
 
 def counter_differences(a: Manifest, b: Manifest) -> dict[str, tuple[object, object]]:
-    """Counters that differ: field -> both values."""
+    """Field -> both values, of the counters that differ."""
     pairs = {name: (getattr(a, name), getattr(b, name)) for name in COUNTERS}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def name_filter(pattern: str | None) -> Callable[[str], bool]:
-    """Whether a stored name (KIND/NAME), or its part after the kind, matches a glob; None matches everything."""
+    """A test for stored names (KIND/NAME): whether the name, or NAME alone, matches a glob; None matches all."""
 
     def wanted(name: str) -> bool:
         return pattern is None or fnmatchcase(name, pattern) or fnmatchcase(name.partition("/")[2], pattern)

@@ -1,4 +1,4 @@
-"""The files of a checkpoint as the ranks of a layout would write it, worked out without starting any of them. Pure."""
+"""The files that the ranks of a layout would write for a checkpoint, computed without starting any rank. Pure."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from altup_moe.parallel.rank_coordinates import RankCoordinates, all_rank_coordi
 
 
 def holding_ranks(config: RunConfig, world_size: int, specs: Mapping[str, TensorSpec]) -> dict[NamedSlice, list[int]]:
-    """Which ranks of a layout hold each slice of the stored tensors, replicas included, weights first.
+    """Stored slice -> all ranks that hold it, replicas included; weights first.
 
-    Optimizer state is cut like its parameter. A distributed optimizer's ranks hold ranges of that; here all data ranks
-    of a parameter count as holders of its whole state, which `balance_writes` deals out between them.
+    Optimizer state is cut like its parameter. A distributed optimizer's rank holds only a range of that; here all data
+    ranks of a parameter count as holders of its state, and `balance_writes` distributes it among them.
 
     Args:
         config: a run that `check_config` accepted for `world_size` ranks.
         specs: stored tensors by name (KIND/NAME, of `STATE_KINDS`).
     """
-    # Ranks that differ in data, context or expert-data rank alone hold the same.
+    # Ranks that differ only in their data, context or expert-data coordinate hold the same tensors.
     alike: defaultdict[RankCoordinates, list[int]] = defaultdict(list)
     for coordinates in all_rank_coordinates(config.parallel, world_size):
         kept = RankCoordinates(
@@ -37,7 +37,7 @@ def holding_ranks(config: RunConfig, world_size: int, specs: Mapping[str, Tensor
         for name, tensor_slice in _rank_slices(config, coordinates):
             slices[name, tensor_slice].update(ranks)
     return {
-        # Factors of moments are whole: no layout that has them cuts their parameters.
+        # Factored state is stored whole: no layout that uses it cuts its parameters.
         NamedSlice(stored, full_slice(specs[stored].shape) if kind in FACTORED_STATES else tensor_slice): sorted(ranks)
         for kind in STATE_KINDS
         for (name, tensor_slice), ranks in slices.items()
@@ -46,7 +46,7 @@ def holding_ranks(config: RunConfig, world_size: int, specs: Mapping[str, Tensor
 
 
 def _rank_slices(config: RunConfig, coordinates: RankCoordinates) -> Iterator[tuple[str, TensorSlice]]:
-    """Slices of global tensors that a rank holds. Query groups that lie side by side are one slice."""
+    """(global name, slice) of everything that a rank holds; adjacent slices, such as query groups, are merged."""
     held: dict[str, set[TensorSlice]] = {}
     for tensor in held_tensors(config, coordinates):
         for piece in tensor.pieces:
@@ -57,7 +57,7 @@ def _rank_slices(config: RunConfig, coordinates: RankCoordinates) -> Iterator[tu
 
 
 def layout_plan(config: RunConfig, world_size: int, specs: Mapping[str, TensorSpec]) -> WritePlan:
-    """Which file of which rank holds what: each element once, in a file of a rank that holds it."""
+    """The files of every rank: each element is in one file, written by a rank that holds it."""
     mine: defaultdict[int, list[NamedSlice]] = defaultdict(list)
     for part, rank in balance_writes(holding_ranks(config, world_size, specs), specs).items():
         mine[rank].append(part)
@@ -68,7 +68,7 @@ def layout_plan(config: RunConfig, world_size: int, specs: Mapping[str, TensorSp
 
 
 def describe_layout(parallel: ParallelConfig, world_size: int) -> str:
-    """A layout in words: every size above 1, and the ranks."""
+    """A layout in words: every size above 1, and the number of ranks."""
     named = {
         "tensor": parallel.tensor,
         "pipeline": parallel.pipeline,

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors as a person reads them: by layer, experts that are alike in one row. Pure."""
+"""A checkpoint's tensors as a table: grouped by layer, with experts of equal shape in one row. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(.+)")
 
 @dataclass(frozen=True)
 class ListedTensor:
-    """A parameter or buffer with what is stored of it: by kind its dtype, and its norm where it was taken."""
+    """A parameter or buffer. ``dtypes``: stored kind -> dtype; ``norms``: stored kind -> L2 norm, where computed."""
 
     name: str
     shape: tuple[int, ...]
@@ -24,7 +24,10 @@ class ListedTensor:
 
 @dataclass(frozen=True)
 class ListingRow:
-    """Tensors of one group that are alike. ``label``: name inside the group; ``members``: one, or an expert each."""
+    """One row: a tensor of a group (layer), or the same tensor of several experts.
+
+    ``label``: name inside the group; ``members``: the tensors.
+    """
 
     group: str
     label: str
@@ -32,14 +35,15 @@ class ListingRow:
 
 
 def listed_tensors(tensors: Mapping[str, StoredTensor], norms: Mapping[str, float]) -> list[ListedTensor]:
-    """Stored tensors by parameter, kinds beside each other, layers and experts in the order of their numbers.
+    """One entry for each parameter, with all its stored kinds; layers and experts in numerical order.
 
     Args:
-        tensors: by stored name (KIND/NAME); random streams are left out. norms: of all, some or none of them.
+        tensors: by stored name (KIND/NAME); random states are left out.
+        norms: stored name -> L2 norm, for any of the tensors.
     """
     kinds: dict[str, dict[str, str]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    # "weights" sorts last of the kinds, and is the one to be read first.
+    # Weights first, then optimizer state.
     for stored in sorted(tensors, key=lambda name: (not name.startswith("weights/"), name)):
         kind, _, name = stored.partition("/")
         if kind != "rng":
@@ -54,12 +58,12 @@ def listed_tensors(tensors: Mapping[str, StoredTensor], norms: Mapping[str, floa
 
 
 def natural_sort_key(name: str) -> list[tuple[bool, int, str]]:
-    """Sorting key: numbers in a name by their value."""
+    """Key that sorts numbers in names by value."""
     return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name.split(".")]
 
 
 def listing_rows(found: Iterable[ListedTensor]) -> list[ListingRow]:
-    """Entries grouped by layer; the experts of a layer with the same shapes and dtypes are one row."""
+    """Entries grouped by layer; experts of a layer with equal shapes and dtypes share a row."""
     alike: dict[tuple, list[ListedTensor]] = {}
     for entry in found:
         layer = _LAYER.fullmatch(entry.name)
@@ -72,7 +76,7 @@ def listing_rows(found: Iterable[ListedTensor]) -> list[ListingRow]:
 
 
 def _named(row: ListingRow) -> ListingRow:
-    """Say which experts a row is of: all numbers in a row as a range."""
+    """Replace ``*`` in the label by the experts' numbers; consecutive numbers become a range."""
     if "*" not in row.label:
         return row
     numbers = [int(found[2]) for entry in row.members if (found := _EXPERT.fullmatch(entry.name))]

@@ -1,4 +1,4 @@
-"""A rank's tensors filled from a checkpoint of any layout."""
+"""Load a checkpoint of any layout into this rank's tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from altup_moe.config import ConfigError
 
 @torch.no_grad()
 def restore(checkpoint: Checkpoint, held: Iterable[LocalTensor]) -> None:
-    """Copy every held slice out of the checkpoint: whole rows straight into place, nothing held twice.
+    """Copy every slice in `held` from the checkpoint into the rank's tensors; on a CPU without an intermediate copy.
 
     Raises:
         ConfigError: the checkpoint lacks a tensor, or has it in another shape or dtype.
@@ -35,7 +35,7 @@ def restore(checkpoint: Checkpoint, held: Iterable[LocalTensor]) -> None:
 
 
 def random_streams(checkpoint: Checkpoint, rank: int) -> dict[str, Tensor]:
-    """States of a rank's random streams, as it saved them; empty if it saved none."""
+    """Stream name -> state of a rank's random generators, as that rank saved them; empty if it saved none."""
     prefix = f"rng/{rank:05d}/"
     names = [name for name in checkpoint.manifest.tensors if name.startswith(prefix)]
     return {name.removeprefix(prefix): load_tensor(checkpoint, name) for name in names}

@@ -17,7 +17,7 @@ from altup_moe.checkpoint.tensors import items
 from altup_moe.checkpoint.write import NamedSlice, stored_tensors, write_files
 from altup_moe.checkpoint.write_balancing import WriteAssignment
 from altup_moe.config import CheckpointConfig, UserError
-from altup_moe.parallel.parameter_mapping import is_buffer
+from altup_moe.parallel.parameter_names import is_buffer
 
 WRITE_THREADS = 2
 """Files that a rank writes at a time."""

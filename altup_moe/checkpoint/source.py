@@ -1,6 +1,7 @@
-"""A checkpoint opened for reading: its structure checked at once, its bytes by hash, its tensors slice by slice.
+"""Read a checkpoint: check its structure when it is opened, verify its hashes, read any slice of any tensor.
 
-Nothing here knows the layout that wrote it or the one that asks: a slice is put together from the pieces that it meets.
+A slice is assembled from the stored pieces that intersect it. Neither the layout that wrote the checkpoint nor the
+layout of the reader matters.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ from altup_moe.checkpoint.shards import ShardReader, ShardReaders, item_type
 from altup_moe.checkpoint.slices import coverage_problem, full_slice, in_bounds, intersect, relative_to, slice_shape
 from altup_moe.config import DataError, RunConfig, UserError
 from altup_moe.config.load import from_dict
-from altup_moe.parallel.parameter_mapping import TensorSlice, global_shapes, is_buffer
+from altup_moe.parallel.parameter_mapping import TensorSlice
+from altup_moe.parallel.parameter_names import global_shapes, is_buffer
 
 HALF_DTYPES = ("BF16", "F16")
-"""Dtypes of weights that the optimizer keeps an fp32 copy of."""
+"""Half-precision dtypes: of such weights the optimizer keeps an fp32 copy."""
 
 
 class Checkpoint(ShardReaders):
     """An open checkpoint directory. Close it, or use it in a `with` statement.
 
     Raises:
-        DataError: files are missing, of another size, not named in the manifest, or no plain files; tensors are
-            incomplete, or not those of the configuration. It names the file.
+        DataError: a file is missing, has another size, is not in the manifest, or is no regular file; or the tensors
+            are incomplete or do not match the configuration. The error names the file.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -68,12 +70,10 @@ class Checkpoint(ShardReaders):
             pool.shutdown(cancel_futures=True)
 
     def read_into(self, name: str, tensor_slice: TensorSlice, out: np.ndarray) -> None:
-        """A slice of a stored tensor into `out`: an array of the box's shape of `item_type` items.
-
-        Safe to call from several threads.
+        """Copy a slice of a stored tensor into `out`, an array of the slice's shape and `item_type`. Thread-safe.
 
         Raises:
-            ValueError: the slice does not lie in the tensor, or `out` is another array.
+            ValueError: the slice does not lie in the tensor, or `out` has another shape.
         """
         stored = self.manifest.tensors[name]
         if not in_bounds(tensor_slice, stored.shape):
@@ -103,10 +103,9 @@ class Checkpoint(ShardReaders):
             if problem:
                 raise DataError(self.directory / MANIFEST, f"{name}: {problem}")
             for piece in stored.pieces:
-                place = (piece.file, piece.key)
-                if place not in held:
+                if (piece.file, piece.key) not in held:
                     raise DataError(self.directory / piece.file, f"lacks {piece.key}, or the manifest has it twice")
-                held.remove(place)
+                held.remove((piece.file, piece.key))
                 entry = self._readers[piece.file].entries[piece.key]
                 if (entry.dtype, entry.shape) != (stored.dtype, slice_shape(piece.tensor_slice)):
                     found = (
@@ -118,7 +117,7 @@ class Checkpoint(ShardReaders):
 
 
 def _check_files(directory: Path, manifest: Manifest) -> None:
-    """Every file is there, plain and of the right size, and there is no other."""
+    """Raise DataError unless the directory contains exactly the manifest's files, regular and of the right sizes."""
     try:
         present = {entry.name: entry.stat(follow_symlinks=False) for entry in os.scandir(directory)}
     except OSError as error:
@@ -138,7 +137,7 @@ def _check_files(directory: Path, manifest: Manifest) -> None:
 
 
 def _check_model(directory: Path, manifest: Manifest, config: RunConfig) -> None:
-    """The tensors are those of the manifest's configuration: all weights, and optimizer state for all or for none."""
+    """Raise DataError unless the tensors are those of the configured model, with all optimizer state or none."""
     for name in manifest.tensors:
         if name.partition("/")[0] not in (*STATE_KINDS, "rng"):
             raise DataError(directory / MANIFEST, f"{name[:200]} is of no known kind ({', '.join(STATE_KINDS)}, rng)")
@@ -148,15 +147,19 @@ def _check_model(directory: Path, manifest: Manifest, config: RunConfig) -> None
     _same(directory, "weights", weights, shapes, ("F32", *HALF_DTYPES))
     if manifest.has_optimizer:
         halves = {name: shape for name, shape in trained.items() if weights[name].dtype in HALF_DTYPES}
-        moments = {name: state_shapes(config.optim.optimizer, shape) for name, shape in trained.items()}
+        states = {name: state_shapes(config.optim.optimizer, shape) for name, shape in trained.items()}
         for kind in STATE_KINDS[1:-1]:
-            expected = {name: shapes[kind] for name, shapes in moments.items() if kind in shapes}
+            expected = {name: shapes[kind] for name, shapes in states.items() if kind in shapes}
             _same(directory, kind, manifest.of_kind(kind), expected, ("F32",))
         _same(directory, "main", manifest.of_kind("main"), halves, ("F32",))
 
 
 def _model_shapes(directory: Path, manifest: Manifest, config: RunConfig) -> dict[str, tuple[int, ...]]:
-    """The model's tensors. What could not be true of a file of this length is refused before it is counted out."""
+    """Global name -> shape of the configured model.
+
+    Sizes that the stored tensors cannot match are refused first: a damaged configuration must not make this loop run
+    for hours.
+    """
     m, tensors = config.model, manifest.tensors
     rows = max((size for stored in tensors.values() for size in stored.shape), default=0)
     limits = (

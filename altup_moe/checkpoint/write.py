@@ -1,4 +1,4 @@
-"""A checkpoint written from any source of slices, a piece at a time; and the plan of which file holds what."""
+"""Plan the files of a checkpoint, and write them one slice at a time from any source of slices."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from altup_moe.checkpoint.store import open_partial, publish
 from altup_moe.parallel.parameter_mapping import TensorSlice
 
 FILE_BYTES = 1 << 28
-"""A file is closed once it holds this much: several are hashed at a time, and a damaged one is found sooner."""
+"""Size in bytes at which a new file begins: several files can be hashed in parallel, and damage is located sooner."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,20 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class NamedSlice:
-    """A slice of a stored tensor that one file is to hold."""
+    """A slice of the stored tensor `name` (KIND/NAME): the unit that one file holds."""
 
     name: str
     tensor_slice: TensorSlice
 
 
 WritePlan = dict[str, list[NamedSlice]]
-"""File name -> what it holds, in order."""
+"""File name -> the slices in it, in order."""
 
 
 def plan_files(
     rank: int, parts: Iterable[NamedSlice], specs: Mapping[str, TensorSpec], limit: int = FILE_BYTES
 ) -> WritePlan:
-    """What a rank writes, cut into files of about `limit` bytes."""
+    """Distribute the slices that a rank writes over files of about `limit` bytes."""
     plan: WritePlan = {}
     held = limit
     for part in parts:
@@ -63,7 +63,7 @@ def plan_files(
 def write_file(
     path: Path, parts: Sequence[NamedSlice], specs: Mapping[str, TensorSpec], read: SliceReader
 ) -> StoredFile:
-    """Write one file, flushed to the disk. Only one piece is held at a time."""
+    """Write one file and flush it to the disk; one slice is in memory at a time."""
     entries = [
         (slice_key(p.name, specs[p.name].shape, p.tensor_slice), specs[p.name].dtype, slice_shape(p.tensor_slice))
         for p in parts
@@ -74,10 +74,12 @@ def write_file(
 def write_files(
     directory: Path, plan: WritePlan, specs: Mapping[str, TensorSpec], read: SliceReader, threads: int = 1
 ) -> dict[str, StoredFile]:
-    """Write every file of a plan, `threads` at a time (then `read` is called from all of them). In the plan's order.
+    """Write every file of a plan, `threads` at a time. `read` must be thread-safe if there are several.
 
+    Returns:
+        File name -> size and hash, in the plan's order.
     Raises:
-        OSError: the first one; files that were not begun are not written.
+        OSError: the first error; no further file is started.
     """
     pool = ThreadPoolExecutor(threads)
     try:
@@ -88,7 +90,7 @@ def write_files(
 
 
 def stored_tensors(plan: WritePlan, specs: Mapping[str, TensorSpec]) -> dict[str, StoredTensor]:
-    """The manifest's tensors for files written by `plan`."""
+    """The tensors of the manifest for the files of a plan."""
     pieces: dict[str, list[StoredPiece]] = {name: [] for name in specs}
     for file, parts in plan.items():
         for part in parts:
@@ -108,15 +110,15 @@ def single_process_plan(specs: Mapping[str, TensorSpec]) -> WritePlan:
 def write_checkpoint(
     root: Path, head: Manifest, specs: Mapping[str, TensorSpec], plan: WritePlan, read: SliceReader, threads: int = 1
 ) -> Path:
-    """Write a whole checkpoint from one process; on failure nothing of it is left.
+    """Write a whole checkpoint from one process. A failure leaves no files.
 
     Args:
         root: directory of checkpoints (`store.checkpoints_dir` of a run).
         head: everything of the manifest but `files` and `tensors`.
         specs: every stored tensor.
-        plan: which file holds what; together each element once.
-        read: gives the items of a slice.
-        threads: files written at a time, each holding one piece; `read` is called from all of them.
+        plan: the slices of each file; together they cover each tensor once.
+        read: returns the items of a slice; thread-safe if `threads` > 1.
+        threads: files written at a time, each with one slice in memory.
     Returns:
         The checkpoint's directory, which is then the latest of `root`.
     """

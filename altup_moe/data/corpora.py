@@ -15,7 +15,7 @@ from altup_moe.data.document import Document
 from altup_moe.data.packages import PackageFile, PinnedPackage, package_files
 from altup_moe.data.wikitext import CLEANING_VERSION, articles
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 # sha256 (`texts_sha256`) of the topics that CPython's releases carry.
 PYTHON_DOCS_SHA256 = {
@@ -99,7 +99,7 @@ def check_python_docs(version: str, digest: str, file: str) -> None:
     """
     known = PYTHON_DOCS_SHA256.get(version)
     if known is None:
-        logger.warning("python-docs: no known hash for Python %s; its text has sha256 %s", version, digest)
+        _logger.warning("python-docs: no known hash for Python %s; its text has sha256 %s", version, digest)
     elif known != digest:
         raise DataError(file, f"sha256 of the texts is {digest}, Python {version} has {known}")
 

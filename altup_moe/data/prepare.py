@@ -30,7 +30,7 @@ from altup_moe.data.manifest import (
 from altup_moe.data.named_tokenizers import tokenizer_directory
 from altup_moe.data.tokenizer import MIN_BPE_VOCAB, Tokenizer, load_tokenizer, save_tokenizer, train_bpe
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 SUFFIXES = (".tokenizer", ".bin", ".idx", ".json")
 """What `prepare_tokens` writes, in the order in which it appears."""
@@ -179,7 +179,7 @@ def _usable(prefix: Path, vocab_size: int, key: str) -> bool:
     try:
         return open_prepared(prefix, vocab_size).manifest.source_key == key
     except DataError as error:
-        logger.warning("prepared again: %s", error)
+        _logger.warning("prepared again: %s", error)
         return False
 
 

@@ -40,7 +40,7 @@ from altup_moe.data.files import new_directory
 from altup_moe.data.tokenizer import load_tokenizer, save_tokenizer
 from altup_moe.inference.logits import logits_of, model_of
 from altup_moe.model.reference.build import class_of, reference_config
-from altup_moe.parallel.parameter_mapping import global_shapes
+from altup_moe.parallel.parameter_names import global_shapes
 
 TOLERANCE = 1e-4
 """Largest difference of logits that passes, as a share of the largest logit (fp32, other order of summation)."""

@@ -21,7 +21,7 @@ from altup_moe.parallel.seeds import initial
 from altup_moe.parallel.topology import Topology
 
 WeightSource = Callable[[str, tuple[int, ...], TensorSlice, RunConfig], Tensor]
-"""(global name, global shape, slice, run) -> the box's values, as `parallel.seeds.initial` gives them."""
+"""(global name, global shape, slice, run) -> the slice's values, as `parallel.seeds.initial` gives them."""
 
 
 def shard_of(topology: Topology) -> Shard:

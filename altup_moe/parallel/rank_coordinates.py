@@ -1,4 +1,4 @@
-"""Where every rank of a layout stands and what it holds, worked out without starting any process.
+"""Coordinates of every rank of a layout and the tensors that it holds, computed without starting any process.
 
 Megatron numbers ranks tensor-fastest: tensor, context, data, pipeline; and, beside it, for the experts: expert-tensor,
 expert, expert-data, pipeline (`parallel_state.RankGenerator`, order "tp-cp-ep-dp-pp").
@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from altup_moe.config import ParallelConfig, RunConfig
 from altup_moe.config.checks import stage_layers
-from altup_moe.parallel.parameter_mapping import Piece, Shard, local_names, pieces
+from altup_moe.parallel.parameter_mapping import Piece, Shard, pieces
+from altup_moe.parallel.parameter_names import local_names
 
 
 @dataclass(frozen=True)
 class RankCoordinates:
-    """A rank's number in each kind of parallelism, from 0."""
+    """A rank's index in each dimension of parallelism, from 0."""
 
     rank: int
     tensor: int
@@ -30,7 +31,7 @@ class RankCoordinates:
 
 @dataclass(frozen=True)
 class ChunkLayers:
-    """A model chunk: global indices of its layers, whether it embeds, whether it puts out logits."""
+    """A model chunk: global indices of its layers, whether it has the embedding, whether it has the output layer."""
 
     layers: range
     first: bool
@@ -39,7 +40,7 @@ class ChunkLayers:
 
 @dataclass(frozen=True)
 class HeldTensor:
-    """A parameter or persistent buffer of a rank: its chunk, its name there, and what it holds."""
+    """A parameter or persistent buffer of a rank: number of its chunk, local name, and the global pieces in it."""
 
     chunk: int
     name: str
@@ -47,7 +48,7 @@ class HeldTensor:
 
 
 def all_rank_coordinates(parallel: ParallelConfig, world_size: int) -> list[RankCoordinates]:
-    """Every rank's coordinates, by rank. ``parallel``: a layout that `check_config` accepts for this world size."""
+    """Coordinates of all ranks, by rank. ``parallel``: a layout that `check_config` accepts for this world size."""
     return [_coordinates_of(parallel, world_size, rank) for rank in range(world_size)]
 
 
@@ -62,7 +63,7 @@ def _coordinates_of(parallel: ParallelConfig, world_size: int, rank: int) -> Ran
 
 
 def shard_at(parallel: ParallelConfig, coordinates: RankCoordinates) -> Shard:
-    """A coordinates among those that share parameters."""
+    """The coordinates that decide which shard of the parameters a rank holds."""
     return Shard(
         tensor=(coordinates.tensor, parallel.tensor),
         expert=(coordinates.expert, parallel.expert),
@@ -73,7 +74,7 @@ def shard_at(parallel: ParallelConfig, coordinates: RankCoordinates) -> Shard:
 def chunk_layers(config: RunConfig, pipeline_rank: int) -> list[ChunkLayers]:
     """The model chunks of a pipeline rank, in order: one, or `parallel.virtual_pipeline` of them.
 
-    Interleaving deals out layers in rounds: each round gives every stage one chunk, in the stages' order.
+    Interleaving assigns layers in rounds: each round gives every stage one chunk, in the order of the stages.
     """
     p = config.parallel
     counts = stage_layers(config.model.num_layers, p.pipeline, p.first_stage_layers, p.last_stage_layers)

@@ -1,8 +1,7 @@
-"""One seed, one model: initial weights depend on the global name alone, never on the layout.
+"""Initial weights that depend on the seed and the global name alone: bit for bit equal under every layout.
 
-A tensor is drawn in blocks of rows; every block has a generator of its own, seeded by (seed, global name, block).
-A rank draws only the blocks that its pieces touch, so the cost shrinks with tensor and expert parallelism, and
-any two layouts agree bit for bit.
+A tensor is drawn in blocks of rows. Each block has its own generator, seeded by (seed, global name, block number). A
+rank draws only the blocks that intersect its slices, so the cost falls with tensor and expert parallelism.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from altup_moe.config import RunConfig
 from altup_moe.parallel.parameter_mapping import TensorSlice
 
 BLOCK_ELEMENTS = 1 << 18
-"""Elements of a block: large enough to hide the generator's set-up, small enough for a rank to skip most of them."""
+"""Elements of a block: large compared with the cost of a generator, small enough that a rank can skip most blocks."""
 
 
 def derived_seed(seed: int, *what: object) -> int:
@@ -29,7 +28,7 @@ def derived_seed(seed: int, *what: object) -> int:
 
 
 def normal(name: str, shape: tuple[int, ...], tensor_slice: TensorSlice, std: float, seed: int) -> Tensor:
-    """The slice of N(0, std^2) values of the global tensor `name`, fp32 on the CPU."""
+    """A slice of the global tensor `name` with N(0, std^2) values, fp32 on the CPU."""
     rows, row_elements = shape[0], math.prod(shape[1:])
     step = max(1, BLOCK_ELEMENTS // max(1, row_elements))
     first, last = tensor_slice[0]
@@ -58,7 +57,7 @@ def t5_std(leaf: str, fan_in: int, hidden_size: int, head_dim: int) -> float:
 
 
 def initial(name: str, shape: tuple[int, ...], tensor_slice: TensorSlice, config: RunConfig) -> Tensor:
-    """The slice of the initial value of a global parameter or buffer.
+    """A slice of the initial value of a global parameter or buffer.
 
     Matrices are normal with model.init_method_std, those that write into the residual stream (o_proj, down_proj)
     divided by sqrt(2 num_layers), those of arch t5 as `t5_std` says; norms are 1, the routers' balancing bias 0, AltUp
@@ -92,7 +91,7 @@ def initial(name: str, shape: tuple[int, ...], tensor_slice: TensorSlice, config
 
 
 def _dynamic(name: str, leaf: str, shape: tuple[int, ...], tensor_slice: TensorSlice, config: RunConfig) -> Tensor:
-    """A coefficient of `altup.dynamic`: a drawn router, and predictions and corrections that do not heed it yet."""
+    """A coefficient of `altup.dynamic`: the router is drawn; predictions and corrections start independent of it."""
     if leaf == "router":
         return normal(name, shape, tensor_slice, config.model.init_method_std, config.train.seed)
     value = torch.ones(shape) if leaf == "router_norm" else torch.zeros(shape)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from altup_moe.config import RunConfig
 from altup_moe.parallel.counts import ParameterCounts, count_parameters
-from altup_moe.parallel.parameter_mapping import is_buffer
+from altup_moe.parallel.parameter_names import is_buffer
 from altup_moe.parallel.rank_coordinates import RankCoordinates, all_rank_coordinates, held_tensors
 
 __all__ = [

@@ -64,7 +64,7 @@ def test_without_a_wide_stream(layout: str, backend: str) -> None:
 def _names(config: RunConfig) -> tuple[set[str], set[str]]:
     """On a rank: (names that the table lists, names that the model has) of its chunk."""
     from altup_moe.model.build import build_chunk, named_tensors
-    from altup_moe.parallel.parameter_mapping import local_names
+    from altup_moe.parallel.parameter_names import local_names
     from altup_moe.parallel.topology import topology
 
     with topology(config.parallel) as topo:

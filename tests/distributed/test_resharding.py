@@ -20,7 +20,7 @@ pytestmark = pytest.mark.distributed
 
 SOURCE = "tp2-pp2-ep2"
 CUT = 7
-SPECS: dict[str, dict[str, Any]] = {
+FORMS: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"train": {"precision": "bf16"}},
     "dynamic": {"altup": {"variant": "dynamic"}},
@@ -53,19 +53,19 @@ def source(directory: Path):
     """A run under SOURCE, saved at step CUT and trained on without a stop, by form; trained once."""
     known: dict[str, RunConfig] = {}
 
-    def trained(spec: str) -> RunConfig:
-        if spec not in known:
-            config = _run(SOURCE, directory, f"source-{spec}", spec, True)
+    def trained(form: str) -> RunConfig:
+        if form not in known:
+            config = _run(SOURCE, directory, f"source-{form}", form, True)
             config = replace(config, checkpoint=replace(config.checkpoint, save_interval=CUT, keep=9))
             assert set(train_on_ranks(SOURCE, config)) == {0}
-            known[spec] = config
-        return known[spec]
+            known[form] = config
+        return known[form]
 
     return trained
 
 
-def _run(layout: str, directory: Path, name: str, spec: str, distributed: bool, **train: object) -> RunConfig:
-    sections = {**SPECS[spec], "parallel": {"distributed_optimizer": distributed}}
+def _run(layout: str, directory: Path, name: str, form: str, distributed: bool, **train: object) -> RunConfig:
+    sections = {**FORMS[form], "parallel": {"distributed_optimizer": distributed}}
     sections["train"] = {**sections.get("train", {}), "steps": 12, **train}
     return text_run(layout, directory, name, **sections)
 
@@ -89,10 +89,10 @@ MOVES = [
 
 @pytest.mark.parametrize(("form", "layout", "distributed"), MOVES)
 def test_gathered_tensors_are_the_same_bytes(
-    layout: str, distributed: bool, spec: str, directory: Path, source, tmp_path: Path
+    layout: str, distributed: bool, form: str, directory: Path, source, tmp_path: Path
 ) -> None:
-    target = _run(layout, tmp_path, "target", spec, distributed)
-    expected = stored_bytes(give_checkpoint(source(spec), target, CUT))
+    target = _run(layout, tmp_path, "target", form, distributed)
+    expected = stored_bytes(give_checkpoint(source(form), target, CUT))
     again = tmp_path / "again" / "checkpoints"
     run_ranks(world_size(layout), load_and_save, target, again)
     got = stored_bytes(find_checkpoint(tmp_path / "again"))

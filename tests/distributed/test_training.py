@@ -82,7 +82,7 @@ def test_layout_follows_one_rank(layout: str, width: int, way: str, directory: P
     assert got[-1]["loss"] < got[0]["loss"] - (0.1 if early else 0.3)
 
 
-SPECS: dict[str, dict] = {
+FORMS: dict[str, dict] = {
     "attention": {"model": {"qk_layernorm": True, "kv_channels": 12, "rotary_scaling_factor": 8.0}},
     "dynamic": {"altup": {"variant": "dynamic", "width": 4}},
     "hc": {"altup": {"variant": "hc", "width": 4}},
@@ -95,8 +95,8 @@ SPECS: dict[str, dict] = {
     [("attention", "tp2-pp2-ep2"), ("attention", "cp2"), ("dynamic", "pp2"), ("dynamic", "tp2-ep1"), ("hc", "pp2"),
      ("partial", "ep2")],
 )  # fmt: skip
-def test_a_form_follows_one_rank(spec: str, layout: str, directory: Path) -> None:
-    one, split = (text_run(name, directory, f"{spec}-{name}", **SPECS[spec]) for name in ("one", layout))
+def test_a_form_follows_one_rank(form: str, layout: str, directory: Path) -> None:
+    one, split = (text_run(name, directory, f"{form}-{name}", **FORMS[form]) for name in ("one", layout))
     for name, config in (("one", one), (layout, split)):
         if not (Path(config.log.run_dir) / "metrics.jsonl").exists():
             assert set(train_on_ranks(name, config)) == {0}

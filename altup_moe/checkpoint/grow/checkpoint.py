@@ -16,7 +16,8 @@ from altup_moe.checkpoint.source import HALF_DTYPES, Checkpoint
 from altup_moe.checkpoint.tensors import TORCH_DTYPES, items, load_tensor
 from altup_moe.checkpoint.write import TensorSpec, single_process_plan, write_checkpoint
 from altup_moe.config.checks import smallest_world
-from altup_moe.parallel.parameter_mapping import TensorSlice, global_shapes, is_buffer
+from altup_moe.parallel.parameter_mapping import TensorSlice
+from altup_moe.parallel.parameter_names import global_shapes, is_buffer
 
 GRADIENT_POWER = {"exp_avg": 1, "exp_avg_sq": 2}
 """Adam's moments: to which power of the gradient they go."""

@@ -6,7 +6,7 @@ from altup_moe.checkpoint.grow.rules import Growth, has_experts
 from altup_moe.config import ConfigError, UserError
 from altup_moe.config.checks import check_config, smallest_world
 from altup_moe.config.ranges import NOT_NEGATIVE, Range
-from altup_moe.parallel.parameter_mapping import global_shapes
+from altup_moe.parallel.parameter_names import global_shapes
 
 GROWING_KEYS = {
     "model": {"num_layers"},

@@ -14,7 +14,8 @@ from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.tensors import TORCH_DTYPES, items
 from altup_moe.checkpoint.write import TensorSpec, single_process_plan, write_checkpoint
 from altup_moe.config import RunConfig
-from altup_moe.parallel.parameter_mapping import TensorSlice, global_shapes
+from altup_moe.parallel.parameter_mapping import TensorSlice
+from altup_moe.parallel.parameter_names import global_shapes
 
 START = "decoder_start_token_id"
 """What an encoder-decoder's answers begin with; where it is not named, the padding id."""

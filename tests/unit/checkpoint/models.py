@@ -14,7 +14,8 @@ from altup_moe.checkpoint.shards import item_type
 from altup_moe.checkpoint.slices import full_slice, slice_shape
 from altup_moe.checkpoint.write import NamedSlice, TensorSpec, WritePlan, plan_files, write_checkpoint
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig
-from altup_moe.parallel.parameter_mapping import TensorSlice, global_shapes
+from altup_moe.parallel.parameter_mapping import TensorSlice
+from altup_moe.parallel.parameter_names import global_shapes
 
 MODEL = ModelConfig(
     num_layers=2,

@@ -17,7 +17,8 @@ from altup_moe.checkpoint.write import TensorSpec, single_process_plan, write_ch
 from altup_moe.config import ParallelConfig, RunConfig
 from altup_moe.model.reference.config import AltUpMoEConfig
 from altup_moe.model.reference.gpt import AltUpMoEForCausalLM
-from altup_moe.parallel.parameter_mapping import TensorSlice, global_shapes, is_buffer
+from altup_moe.parallel.parameter_mapping import TensorSlice
+from altup_moe.parallel.parameter_names import global_shapes, is_buffer
 from altup_moe.parallel.seeds import normal
 from tests.distributed.cases import skewed, small
 

@@ -12,7 +12,7 @@ from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, ParallelConfig
 from altup_moe.config.checks import check_config, smallest_world
 from altup_moe.model.reference.config import AltUpMoEConfig
 from altup_moe.model.reference.gpt import AltUpMoEForCausalLM
-from altup_moe.parallel.parameter_mapping import global_shapes, is_buffer
+from altup_moe.parallel.parameter_names import global_shapes, is_buffer
 from altup_moe.parallel.rank_coordinates import all_rank_coordinates, chunk_layers, held_tensors
 
 MODEL = ModelConfig(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig
 from altup_moe.model.reference.config import AltUpMoEConfig
 from altup_moe.model.reference.gpt import AltUpMoEForCausalLM
-from altup_moe.parallel.parameter_mapping import is_buffer
+from altup_moe.parallel.parameter_names import is_buffer
 from altup_moe.parallel.rank_coordinates import all_rank_coordinates, held_tensors
 from altup_moe.plan.parameters import count_parameters, held_parameters, stage_parameters
 from tests.unit.plan.configs import runs

@@ -32,7 +32,7 @@ from tests.checkpoints import head, random_tensors, stored_bytes, write_tensors
 from tests.distributed.cases import LAYOUTS, small, with_layout, world_size
 
 ROOT = Path(__file__).parents[3]
-SPECS: dict[str, tuple[torch.dtype, dict[str, dict[str, Any]]]] = {
+FORMS: dict[str, tuple[torch.dtype, dict[str, dict[str, Any]]]] = {
     "fp32": (torch.float32, {}),
     "bf16, tied, shared expert, bias": (
         torch.bfloat16,
@@ -56,16 +56,16 @@ def saved(tmp_path_factory: pytest.TempPathFactory):
     root = tmp_path_factory.mktemp("saved")
 
     @cache
-    def whole(spec: str) -> Path:
-        dtype, sections = SPECS[spec]
+    def whole(form: str) -> Path:
+        dtype, sections = FORMS[form]
         config = small("one", **sections)
         tensors = random_tensors(config, dtype=dtype)
         tensors["rng/00000/cpu"] = torch.arange(9, dtype=torch.uint8)
-        return write_tensors(root / spec / "whole", head(config, 7), tensors)
+        return write_tensors(root / form / "whole", head(config, 7), tensors)
 
     @cache
-    def under(spec: str, layout: str) -> Path:
-        return reshard(whole(spec), layout, root / spec / layout)
+    def under(form: str, layout: str) -> Path:
+        return reshard(whole(form), layout, root / form / layout)
 
     return under
 
@@ -102,9 +102,9 @@ def check_ranks(directory: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("source", "form"), [*((name, HARDEST) for name in LAYOUTS), ("tp2-pp2-ep2", "fp32")])
-def test_any_layout_to_any_layout(saved, tmp_path: Path, source: str, spec: str) -> None:
-    expected = stored_bytes(saved(spec, "one"))
-    directory = saved(spec, source)
+def test_any_layout_to_any_layout(saved, tmp_path: Path, source: str, form: str) -> None:
+    expected = stored_bytes(saved(form, "one"))
+    directory = saved(form, source)
     check_ranks(directory)
     assert stored_bytes(directory) == expected
     for target in LAYOUTS:

@@ -17,7 +17,7 @@ from altup_moe.checkpoint.grow.rules import Growth, rule_of
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.tensors import load_tensor
 from altup_moe.config import RunConfig
-from altup_moe.parallel.parameter_mapping import global_shapes
+from altup_moe.parallel.parameter_names import global_shapes
 from tests.unit.checkpoint.models_for_tests import STEP, difference, reference, save, tiny, tokens
 
 Sections = dict[str, dict[str, Any]]
