@@ -1,4 +1,4 @@
-"""PREFIX.json: what a prepared token file holds, and the hashes that say it still does."""
+"""PREFIX.json: description of a prepared token file, with the hashes that detect damage."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _TYPES = {"str": str, "int": int}
 
 @dataclass(frozen=True)
 class DatasetManifest:
-    """What PREFIX.json says. ``bytes``: UTF-8 bytes of all documents; hashes are sha256.
+    """Content of PREFIX.json. ``bytes``: UTF-8 bytes of all documents; hashes are hex SHA-256.
 
-    ``source_key`` identifies texts and tokenizer of a named corpus; it is empty for other data.
+    ``source_key`` identifies the texts and the tokenizer of a named corpus; it is empty for other data.
     """
 
     corpus: str
@@ -39,10 +39,10 @@ def write_dataset_manifest(file: Path, manifest: DatasetManifest) -> None:
 
 
 def read_dataset_manifest(file: Path) -> DatasetManifest:
-    """Read a manifest, strictly: exactly its fields, each of its type.
+    """Read a manifest that has exactly the known fields, each of the right type.
 
     Raises:
-        DataError: it is missing, no JSON (with the byte offset), of another version, or a field is wrong.
+        DataError: the file is missing, is not JSON (with the byte offset), has another version, or a field is wrong.
     """
     try:
         text = file.read_text(encoding="utf-8")

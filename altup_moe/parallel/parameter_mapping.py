@@ -1,9 +1,9 @@
-"""Which piece of which global tensor a rank holds.
+"""Map the parameters of a rank to slices of global tensors.
 
 Global names are the reference model's (`altup_moe.model.reference.gpt`): one name, one tensor, whatever the layout.
-A Megatron parameter on a rank is a list of `Piece`s: fused projections (QKV, gate and up) hold several global
+A Megatron parameter on a rank is a list of `Piece`s: fused projections (QKV, gate and up) contain several global
 tensors, and tensor parallelism cuts each by rows (column-parallel linears) or columns (row-parallel ones).
-Initial weights, checkpoints and parity tests all read this one table.
+Initial weights, checkpoints and parity tests all use this table.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TensorSlice = tuple[tuple[int, int], ...]
-"""(start, stop) of each dimension."""
+"""A (start, stop) pair for each dimension of a tensor."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A slice of the global tensor `name` (of shape `shape`) and the slice of the local parameter that holds it."""
+    """A slice of a global tensor, and the slice of a local parameter that holds the same elements.
+
+    ``name``, ``shape``: of the whole global tensor.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -39,18 +42,18 @@ class Piece:
 
     @property
     def index(self) -> tuple[slice, ...]:
-        """Where the piece lies in the global tensor."""
+        """Index of the piece in the global tensor."""
         return tuple(slice(a, b) for a, b in self.global_slice)
 
     @property
     def local_index(self) -> tuple[slice, ...]:
-        """Where the piece lies in the local parameter."""
+        """Index of the piece in the local parameter."""
         return tuple(slice(a, b) for a, b in self.local_slice)
 
 
 @dataclass(frozen=True)
 class NamedTensor:
-    """A parameter or persistent buffer of a chunk, with the global pieces that it holds."""
+    """A parameter or persistent buffer of a model chunk, and the global pieces in it."""
 
     chunk: int
     name: str
@@ -59,13 +62,13 @@ class NamedTensor:
 
     @property
     def key(self) -> str:
-        """Name that is unique on this rank."""
+        """A name that is unique on this rank."""
         return f"{self.chunk}.{self.name}"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """This rank's place among those that share parameters: (rank, size) of each kind of parallelism."""
+    """This rank's (index, size) in each dimension of parallelism that shards parameters."""
 
     tensor: tuple[int, int] = (0, 1)
     expert: tuple[int, int] = (0, 1)
@@ -78,7 +81,7 @@ def _whole(name: str, *shape: int) -> list[Piece]:
 
 
 def _rows(name: str, rows: int, columns: int, part: tuple[int, int], offset: int = 0) -> Piece:
-    """This rank's rows of [rows, columns], standing in the local parameter from row `offset`."""
+    """This rank's rows of a [rows, columns] tensor; in the local parameter they start at row `offset`."""
     n = rows // part[1]
     return Piece(
         name,
@@ -124,7 +127,7 @@ def _fused_qkv(prefix: str, config: RunConfig, part: tuple[int, int]) -> list[Pi
 
 
 def _stacked_experts(prefix: str, which: str, shard: Shard, config: RunConfig) -> list[Piece]:
-    """All experts of a rank in one parameter, one below the other: `_gated_mlp`'s rows again and again."""
+    """All experts of a rank stacked along the rows of one parameter; each has the rows of `_gated_mlp`."""
     moe, hidden = config.moe, config.model.hidden_size
     rank, count = shard.expert[0], moe.num_experts // shard.expert[1]
     rows = hidden if which == "linear_fc2" else 2 * moe.ffn_hidden_size // shard.expert_tensor[1]
@@ -147,8 +150,8 @@ def _fused_kv(prefix: str, config: RunConfig, part: tuple[int, int]) -> list[Pie
         head = part[0] * heads + local
         for row, letter in ((2 * local, "k"), (2 * local + 1, "v")):
             tensor_slice = ((head * channels, (head + 1) * channels), (0, width))
-            place = ((row * channels, (row + 1) * channels), (0, width))
-            pieces.append(Piece(f"{prefix}.{letter}_proj.weight", (total, width), tensor_slice, place))
+            local_slice = ((row * channels, (row + 1) * channels), (0, width))
+            pieces.append(Piece(f"{prefix}.{letter}_proj.weight", (total, width), tensor_slice, local_slice))
     return pieces
 
 
@@ -159,15 +162,15 @@ _GROUPED = re.compile(r"mlp\.experts\.(linear_fc[12])\.weight(\d+)")  # Transfor
 
 
 def pieces(local_name: str, layer_offset: int, shard: Shard, config: RunConfig) -> list[Piece]:
-    """The global pieces that a Megatron parameter or buffer of our model holds on a rank.
+    """The global pieces in a Megatron parameter or buffer of our model on a rank.
 
     Args:
         local_name: its name inside the model chunk, e.g. ``decoder.layers.0.layer.self_attention.linear_qkv.weight``.
         layer_offset: global index of the chunk's first layer.
-        shard: this rank's place.
+        shard: this rank's coordinates.
         config: the run.
     Raises:
-        KeyError: a name that no rule covers (a new parameter needs one here).
+        KeyError: no rule covers the name (a new parameter needs a rule here).
     """
     m, a = config.model, config.altup
     two_stacks = m.arch == "t5"

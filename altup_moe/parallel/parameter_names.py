@@ -14,11 +14,11 @@ from altup_moe.parallel.parameter_mapping import Shard, pieces
 def local_names(config: RunConfig, layers: range, first: bool, last: bool, experts: int) -> Iterator[str]:
     """Names of the parameters and persistent buffers of one model chunk, as Megatron's modules have them.
 
-    Grouped experts (`train.transformer_engine`) have names of their own, and hold the same pieces as those listed.
+    Grouped experts (`train.transformer_engine`) have other names but contain the same pieces.
 
     Args:
-        layers: global indices of the chunk's layers; an encoder-decoder is one chunk, and these its encoder's.
-        first: whether it embeds. last: whether it puts out logits.
+        layers: global indices of the chunk's layers. An encoder-decoder is one chunk; these are its encoder layers.
+        first: whether the chunk has the embedding. last: whether it has the output layer.
         experts: experts of an MoE layer on one rank.
     """
     tied = config.model.share_embeddings_and_output_weights
@@ -84,11 +84,11 @@ def _layer_names(config: RunConfig, layer: int, experts: int) -> Iterator[str]:
 
 
 def global_shapes(config: RunConfig) -> dict[str, tuple[int, ...]]:
-    """Every global parameter and buffer of a run's model, and its shape."""
+    """Global name -> shape, of every parameter and buffer of a run's model."""
     names = local_names(config, range(config.model.num_layers), True, True, config.moe.num_experts)
     return {piece.name: piece.shape for name in names for piece in pieces(name, 0, Shard(), config)}
 
 
 def is_buffer(name: str) -> bool:
-    """Whether a global name is a buffer's, which no optimizer updates."""
+    """Whether a global name is that of a buffer, which no optimizer updates."""
     return name.endswith(".expert_bias")
