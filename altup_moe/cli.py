@@ -23,7 +23,7 @@ from altup_moe.config.command import Command
 from altup_moe.config.data_checks import check_corpus, check_task_files, task_directories, task_names
 from altup_moe.config.exit_codes import EXIT_USER_ERROR
 from altup_moe.config.flags import parse, print_help
-from altup_moe.config.keys import nearest
+from altup_moe.config.keys import nearest_key
 from altup_moe.config.load import load_config
 from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, Range
 from altup_moe.config.run_directory import config_file
@@ -224,7 +224,7 @@ def _dispatch(argv: list[str]) -> int:
         case _:
             raise UserError(f"name a command: {', '.join(COMMANDS)}; altup-moe --help says more")
     if name not in COMMANDS:
-        raise UserError(f"{name}: unknown command; nearest is {nearest(name, COMMANDS)}")
+        raise UserError(f"{name}: unknown command; nearest is {nearest_key(name, COMMANDS)}")
     if "-h" in args or "--help" in args:
         COMMANDS[name].show_help(args)
         return 0

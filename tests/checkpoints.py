@@ -11,11 +11,11 @@ from torch import Tensor
 
 from altup_moe.checkpoint.manifest import Manifest
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.tensors import STORED, items
-from altup_moe.checkpoint.write import Form, whole_tensors, write_checkpoint
+from altup_moe.checkpoint.tensors import DTYPE_NAMES, items
+from altup_moe.checkpoint.write import TensorSpec, single_process_plan, write_checkpoint
 from altup_moe.config import RunConfig
 from altup_moe.config.run_directory import checkpoints_dir
-from altup_moe.parallel.parameter_mapping import global_shapes, is_buffer
+from altup_moe.parallel.parameter_names import global_shapes, is_buffer
 
 
 def head(config: RunConfig, step: int, **fields: object) -> Manifest:
@@ -27,12 +27,12 @@ def head(config: RunConfig, step: int, **fields: object) -> Manifest:
 
 def write_tensors(run_dir: str | Path, manifest: Manifest, tensors: Mapping[str, Tensor]) -> Path:
     """A checkpoint of tensors by stored name (KIND/NAME). Returns its directory."""
-    forms = {name: Form(tuple(t.shape), STORED[t.dtype]) for name, t in tensors.items()}
+    specs = {name: TensorSpec(tuple(t.shape), DTYPE_NAMES[t.dtype]) for name, t in tensors.items()}
 
-    def read(name: str, box: tuple[tuple[int, int], ...]) -> np.ndarray:
-        return items(tensors[name])[tuple(slice(a, b) for a, b in box)]
+    def read(name: str, tensor_slice: tuple[tuple[int, int], ...]) -> np.ndarray:
+        return items(tensors[name])[tuple(slice(a, b) for a, b in tensor_slice)]
 
-    return write_checkpoint(checkpoints_dir(run_dir), manifest, forms, whole_tensors(forms), read)
+    return write_checkpoint(checkpoints_dir(run_dir), manifest, specs, single_process_plan(specs), read)
 
 
 def random_tensors(config: RunConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

@@ -27,9 +27,9 @@ from pathlib import Path
 
 from altup_moe.checkpoint.grow.checkpoint import Grown, grow_checkpoint
 from altup_moe.checkpoint.grow.checks import check_growth
-from altup_moe.checkpoint.grow.rules import Growth, stays_equal
-from altup_moe.checkpoint.sidecar_files import bring_along
-from altup_moe.checkpoint.source import HALF, Checkpoint
+from altup_moe.checkpoint.grow.rules import Growth, equal_copies_notes
+from altup_moe.checkpoint.sidecar_files import copy_sidecar_files
+from altup_moe.checkpoint.source import HALF_DTYPES, Checkpoint
 from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.config import ConfigError, ModelConfig, RunConfig, UserError
 from altup_moe.config.command import ended
@@ -40,14 +40,14 @@ from altup_moe.config.run_directory import checkpoints_dir, config_file
 from altup_moe.data.files import new_directory
 from altup_moe.inference.logits import logits_of, model_of
 
-TOLERANCE = 1e-5
+LOGIT_TOLERANCE = 1e-5
 """Largest difference of logits, relative to the largest logit, that fp32 rounding explains."""
-ROUNDED_TOLERANCE = 0.05
+ROUNDED_LOGIT_TOLERANCE = 0.05
 """The same where half-precision weights were multiplied by what is no power of two."""
 
 
 @dataclass(frozen=True)
-class Options:
+class GrowOptions:
     """Make a trained model larger without changing what it computes."""
 
     split_experts: bool = False
@@ -73,12 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if "-h" in args or "--help" in args:
         print(__doc__)
-        print_help(Options, "grow.py SRC DST [--SECTION.KEY VALUE ...]")
+        print_help(GrowOptions, "grow.py SRC DST [--SECTION.KEY VALUE ...]")
         return 0
 
     def work() -> int:
         try:
-            run(args)
+            run_grow(args)
         except Differs as error:
             print(f"grow: error: {error}", file=sys.stderr)
             return 1
@@ -87,14 +87,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return ended("grow", work)
 
 
-def run(args: Sequence[str]) -> None:
+def run_grow(args: Sequence[str]) -> None:
     """Do it. Raises UserError before anything is written; on any failure DST does not exist."""
-    own_hints = field_hints(Options)
+    own_hints = field_hints(GrowOptions)
     found, flags = read_flags(args, {**HINTS, **own_hints}, positionals=2)
     if len(found) < 2:
         raise UserError("name a run or checkpoint to grow and a directory to make: grow.py SRC DST [options]")
     src, dst = map(Path, found)
-    options = parse(Options, _words(flags, own_hints))
+    options = parse(GrowOptions, _words(flags, own_hints))
     if dst.exists() or dst.is_symlink():
         raise UserError(f"{dst}: exists already; name a directory to be made")
     if "log.run_dir" in flags:
@@ -114,24 +114,26 @@ def run(args: Sequence[str]) -> None:
         source.verify()
         with new_directory(dst) as made:
             grown = grow_checkpoint(source, growth, checkpoints_dir(made))
-            difference = compare(source.directory, grown.directory, source.config.model) if options.check else None
-            if difference is not None and growth.exact and not difference <= tolerance(source, growth):
+            difference = (
+                logit_difference(source.directory, grown.directory, source.config.model) if options.check else None
+            )
+            if difference is not None and growth.exact and not difference <= logit_tolerance(source, growth):
                 raise Differs(
                     f"logits differ by {difference:.1e} of the largest, though they should not; nothing is kept"
                 )
             save_config(target, config_file(made))
-            bring_along(source.directory, source.manifest.step, made)
+            copy_sidecar_files(source.directory, source.manifest.step, made)
     _say(source, growth, grown, difference)
 
 
-def tolerance(source: Checkpoint, growth: Growth) -> float:
+def logit_tolerance(source: Checkpoint, growth: Growth) -> float:
     """Relative difference of logits up to which an exact growth is one."""
-    half = source.manifest.tensors["weights/model.embed_tokens.weight"].dtype in HALF
+    half = source.manifest.tensors["weights/model.embed_tokens.weight"].dtype in HALF_DTYPES
     m = growth.expert_times
-    return ROUNDED_TOLERANCE if half and growth.split_experts and m & (m - 1) else TOLERANCE
+    return ROUNDED_LOGIT_TOLERANCE if half and growth.split_experts and m & (m - 1) else LOGIT_TOLERANCE
 
 
-def compare(source: Path, grown: Path, model: ModelConfig) -> float:
+def logit_difference(source: Path, grown: Path, model: ModelConfig) -> float:
     """Largest difference between both checkpoints' logits, relative to the source's largest."""
     before, after = (logits_of(partial(model_of, directory), model) for directory in (source, grown))
     return float((after - before).abs().max() / before.abs().max())
@@ -151,7 +153,7 @@ def _say(source: Checkpoint, growth: Growth, grown: Grown, difference: float | N
         print(f"optimizer state: carried for {grown.carried} tensors")
     for why, count in grown.reset.items():
         print(f"optimizer state: starts from zero for {count} tensors: {why}")
-    for line in stays_equal(growth):
+    for line in equal_copies_notes(growth):
         print(f"note: {line}")
     print(f"go on: altup-moe train {dst}/config.yaml (to step {growth.target.train.steps})")
 

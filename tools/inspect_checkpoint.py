@@ -20,9 +20,9 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from altup_moe.checkpoint.compare import counters, differences, matching, norms
-from altup_moe.checkpoint.layout import layout_text
-from altup_moe.checkpoint.listing import Row, entries, rows
+from altup_moe.checkpoint.compare import counter_differences, name_filter, norms, tensor_differences
+from altup_moe.checkpoint.layout import describe_layout
+from altup_moe.checkpoint.listing import ListingRow, listed_tensors, listing_rows
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.config import ConfigError
@@ -31,7 +31,7 @@ from altup_moe.config.flags import parse, print_help
 
 
 @dataclass(frozen=True)
-class Options:
+class InspectOptions:
     """Look inside a checkpoint, or compare two.
 
     Exit code 0: fine; with --diff, both are equal. 1: they differ. 2: one cannot be read or is damaged.
@@ -63,7 +63,7 @@ def summary(checkpoint: Checkpoint) -> dict[str, Any]:
         "optimizer_steps": m.optimizer_steps,
         "scheduler_steps": m.scheduler_steps,
         "world_size": m.world_size,
-        "layout": layout_text(checkpoint.config.parallel, m.world_size),
+        "layout": describe_layout(checkpoint.config.parallel, m.world_size),
         "libraries": m.libraries,
         "data_fingerprint": m.data_fingerprint,
         "files": len(m.files),
@@ -91,7 +91,7 @@ def _summary_lines(known: dict[str, Any]) -> Iterator[str]:
     )
 
 
-def _row_lines(found: Sequence[Row]) -> Iterator[str]:
+def _row_lines(found: Sequence[ListingRow]) -> Iterator[str]:
     group: str | None = None
     width = max((len(row.label) for row in found), default=0) + 2
     for row in found:
@@ -104,11 +104,11 @@ def _row_lines(found: Sequence[Row]) -> Iterator[str]:
         yield f"  {row.label:<{width}}{shape:<18} {'  '.join(kinds)}".rstrip()
 
 
-def _kinds(row: Row) -> list[tuple[str, str]]:
+def _kinds(row: ListingRow) -> list[tuple[str, str]]:
     return list(row.members[0].dtypes.items())
 
 
-def _norm(row: Row, kind: str) -> str:
+def _norm(row: ListingRow, kind: str) -> str:
     """Norm of a row, of several members the smallest and largest."""
     values = [member.norms[kind] for member in row.members if kind in member.norms]
     if not values:
@@ -117,9 +117,9 @@ def _norm(row: Row, kind: str) -> str:
     return f" {low}" if low == high else f" {low} .. {high}"
 
 
-def inspect(options: Options) -> int:
+def inspect(options: InspectOptions) -> int:
     """Print a checkpoint. Returns 0."""
-    wanted = matching(options.tensors)
+    wanted = name_filter(options.tensors)
     with Checkpoint(find_checkpoint(options.path)) as checkpoint:
         known = summary(checkpoint)
         if options.verify:
@@ -130,7 +130,7 @@ def inspect(options: Options) -> int:
                 "tensors", options.tensors, "matches no tensor; 'model.layers.0.*' would be all of a layer"
             )
         read = [name for name in chosen if options.norms and not name.startswith("rng/")]
-        found = entries(chosen, norms(checkpoint, read))
+        found = listed_tensors(chosen, norms(checkpoint, read))
     if options.json:
         listed = [asdict(entry) for entry in found]
         print(json.dumps({**known, "verified": options.verify, "entries": listed}))
@@ -139,22 +139,22 @@ def inspect(options: Options) -> int:
         print(line)
     if options.verify:
         print(f"  verified: all {known['files']:,} files are as they were saved (SHA-256)")
-    for line in _row_lines(rows(found)):
+    for line in _row_lines(listing_rows(found)):
         print(line)
     return 0
 
 
-def diff(options: Options, other: Path) -> int:
+def diff(options: InspectOptions, other: Path) -> int:
     """Print what two checkpoints do not share. Returns 0 if that is nothing, else 1."""
-    wanted = matching(options.tensors)
+    wanted = name_filter(options.tensors)
     with Checkpoint(find_checkpoint(options.path)) as a, Checkpoint(find_checkpoint(other)) as b:
         if not any(map(wanted, [*a.manifest.tensors, *b.manifest.tensors])):
             raise ConfigError("tensors", options.tensors, "matches no tensor of either")
         if options.verify:
             a.verify()
             b.verify()
-        counted = counters(a.manifest, b.manifest)
-        found = differences(a, b, wanted)
+        counted = counter_differences(a.manifest, b.manifest)
+        found = tensor_differences(a, b, wanted)
         names_of_both = {*a.manifest.tensors, *b.manifest.tensors}
         compared = sum(wanted(name) and not name.startswith("rng/") for name in names_of_both)
         names = (str(a.directory), str(b.directory))
@@ -176,11 +176,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line. Returns 0, 1 for a difference, or 2 with one line on standard error."""
     args = list(sys.argv[1:] if argv is None else argv)
     if "-h" in args or "--help" in args:
-        print_help(Options, "tools/inspect_checkpoint.py")
+        print_help(InspectOptions, "tools/inspect_checkpoint.py")
         return 0
 
     def work() -> int:
-        options = parse(Options, args, positional="path")
+        options = parse(InspectOptions, args, positional="path")
         return inspect(options) if options.diff is None else diff(options, options.diff)
 
     return ended("inspect_checkpoint", work)

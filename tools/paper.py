@@ -31,7 +31,7 @@ from altup_moe.config.exit_codes import EXIT_STOPPED
 from altup_moe.config.files import write_text
 from altup_moe.config.flags import parse, print_help
 from altup_moe.config.ranges import COUNT
-from altup_moe.data.tasks.metrics import answers
+from altup_moe.data.tasks.metrics import squad_scores
 from altup_moe.recipe.compare import Results, loss_line, results, results_table
 from altup_moe.recipe.recipe import ARMS, CONTROL, TUNED, PaperRecipe, load_recipe
 from altup_moe.recipe.run import (
@@ -123,7 +123,7 @@ def compare_answers(recipe: PaperRecipe) -> Results:
     if any(accepted != references for _, accepted in others):
         raise UserError(f"{recipe.run_dir}: runs answered different questions; remove their answers.jsonl")
     tuned, control = ([texts for texts, _ in found[arm]] for arm in (TUNED, CONTROL))
-    return results(recipe.evaluate.task, recipe.seeds, answers, references, tuned, control)
+    return results(recipe.evaluate.task, recipe.seeds, squad_scores, references, tuned, control)
 
 
 def _check_run_dir(run_dir: Path) -> None:

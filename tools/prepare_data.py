@@ -25,8 +25,8 @@ from altup_moe.data.corpora import CORPORA, load_corpus
 from altup_moe.data.document import Document
 from altup_moe.data.files import staging
 from altup_moe.data.indexed import refuse_existing, suffixed
-from altup_moe.data.manifest import Manifest
-from altup_moe.data.prepare import SUFFIXES, prepare
+from altup_moe.data.manifest import DatasetManifest
+from altup_moe.data.prepare import SUFFIXES, prepare_tokens
 from altup_moe.data.sources import hub_documents, local_documents, local_files
 from altup_moe.data.tokenizer import load_tokenizer, train_bpe
 
@@ -72,7 +72,7 @@ def documents(options: PrepareDataOptions, cache_dir: Path) -> Iterator[Document
         )
 
 
-def prepare_source(options: PrepareDataOptions) -> tuple[Manifest, float]:
+def prepare_source(options: PrepareDataOptions) -> tuple[DatasetManifest, float]:
     """Tokenise the source. Returns the manifest, and the seconds of reading and tokenising."""
     if options.tokenizer is not None and options.vocab_size is not None:
         raise ConfigError("--vocab-size", options.vocab_size, "is for a new tokenizer; --tokenizer brings its own")
@@ -92,7 +92,7 @@ def prepare_source(options: PrepareDataOptions) -> tuple[Manifest, float]:
             tokenizer = train_bpe(texts, options.vocab_size or DEFAULT_VOCAB, temporary / "bpe", options.sentinels or 0)
         started = time.monotonic()
         stream = _progress(documents(options, temporary / "cache"))
-        manifest = prepare(stream, tokenizer, options.out, options.source, overwrite=options.overwrite)
+        manifest = prepare_tokens(stream, tokenizer, options.out, options.source, overwrite=options.overwrite)
         return manifest, time.monotonic() - started
 
 

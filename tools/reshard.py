@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import sys
@@ -25,10 +24,11 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from altup_moe.checkpoint.digest import Proof, prove
-from altup_moe.checkpoint.layout import layout_text
+from altup_moe.checkpoint.digest import DigestComparison, compare_digests
+from altup_moe.checkpoint.layout import describe_layout
+from altup_moe.checkpoint.progress import Progress, peak_memory_bytes
 from altup_moe.checkpoint.reshard import Resharding, plan_resharding, write_resharded
-from altup_moe.checkpoint.sidecar_files import bring_along, companions
+from altup_moe.checkpoint.sidecar_files import copy_sidecar_files, sidecar_files
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.config import ConfigError, DataConfig, ParallelConfig, RunConfig, UserError
@@ -38,12 +38,12 @@ from altup_moe.config.load import save_config
 from altup_moe.config.run_directory import checkpoints_dir, config_file
 from altup_moe.data.files import new_directory
 
-SPARE_BYTES = 1 << 26
+MIN_FREE_BYTES = 1 << 26
 """Disk space for headers, the manifest and small files."""
 
 
 @dataclass(frozen=True)
-class Options:
+class ReshardOptions:
     """Rewrite a checkpoint for another layout; sizes that are not given are 1.
 
     Exit code 0: done. 1: --verify found a difference, DESTINATION was removed. 2: nothing was done, one line says why.
@@ -85,7 +85,7 @@ class Options:
     """Print one JSON object instead of text (with --verify, every tensor's hash)."""
 
 
-def target_config(options: Options, source: RunConfig) -> tuple[RunConfig, int]:
+def target_config(options: ReshardOptions, source: RunConfig) -> tuple[RunConfig, int]:
     """The source's run under the wanted layout, and the number of ranks, checked.
 
     Raises:
@@ -132,7 +132,7 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def check_place(destination: Path, needed: int) -> None:
+def check_destination(destination: Path, needed: int) -> None:
     """Raise UserError if the destination is there already, or its disk has fewer than `needed` bytes free."""
     if destination.exists() or destination.is_symlink():
         raise UserError(f"{destination}: exists; name a directory that does not")
@@ -146,23 +146,23 @@ def check_place(destination: Path, needed: int) -> None:
         )
 
 
-def described(source: Checkpoint, resharding: Resharding, options: Options) -> dict[str, Any]:
+def plan_record(source: Checkpoint, resharding: Resharding, options: ReshardOptions) -> dict[str, Any]:
     """The plan as a JSON-able record."""
     manifest, held = source.manifest, resharding.rank_bytes
     return {
         "source": str(source.directory),
         "destination": str(options.destination),
         "step": manifest.step,
-        "source_layout": layout_text(source.config.parallel, manifest.world_size),
-        "target_layout": layout_text(resharding.config.parallel, resharding.world_size),
+        "source_layout": describe_layout(source.config.parallel, manifest.world_size),
+        "target_layout": describe_layout(resharding.config.parallel, resharding.world_size),
         "world_size": resharding.world_size,
-        "tensors": len(resharding.forms),
+        "tensors": len(resharding.specs),
         "bytes": sum(held),
         "largest_tensor_bytes": resharding.largest_bytes,
         "files": resharding.file_bytes,
         "rank_bytes": held,
         "left_out": list(resharding.left_out),
-        "copied": companions(source.directory),
+        "copied": sidecar_files(source.directory),
     }
 
 
@@ -180,40 +180,13 @@ def _print_plan(plan: dict[str, Any]) -> None:
     print(f"copied    {', '.join([*plan['copied'], 'config.yaml (with the new layout)'])}", flush=True)
 
 
-class Progress:
-    """Says on standard error how far it is, every two seconds."""
-
-    def __init__(self, what: str, total: int) -> None:
-        self._what, self._total, self._done = what, total, 0
-        self._started = self._shown = time.monotonic()
-
-    def add(self, count: int) -> None:
-        """So many bytes more are done."""
-        self._done += count
-        now = time.monotonic()
-        if now - self._shown > 2 or self._done == self._total:
-            self._shown = now
-            rate = self._done / 1e6 / max(1e-9, now - self._started)
-            done = f"{self._done / 1e6:,.0f} of {self._total / 1e6:,.0f} MB"
-            print(f"{self._what} {done}, {rate:,.0f} MB/s", file=sys.stderr, flush=True)
-
-
-def peak_memory_bytes() -> int:
-    """Most memory this process has held."""
-    try:
-        return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0])
-    except (OSError, IndexError):
-        # Not Linux. (There it would count the process that started this one as well.)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def run(options: Options) -> int:
+def run_reshard(options: ReshardOptions) -> int:
     """Do it. Returns the exit code: 0, or 1 for a proof that failed."""
     with Checkpoint(find_checkpoint(options.source)) as source:
         config, world_size = target_config(options, source.config)
         resharding = plan_resharding(source, config, world_size)
-        plan = described(source, resharding, options)
-        check_place(options.destination, plan["bytes"] + SPARE_BYTES)
+        plan = plan_record(source, resharding, options)
+        check_destination(options.destination, plan["bytes"] + MIN_FREE_BYTES)
         if not options.json:
             _print_plan(plan)
         if options.verify_source:
@@ -230,7 +203,7 @@ def run(options: Options) -> int:
                 proof = _prove(source, new, plan["bytes"]) if options.verify else None
                 if proof and proof.different:
                     raise _Differs
-                check_place(options.destination, 0)
+                check_destination(options.destination, 0)
         except _Differs:
             pass
     return _report(plan, proof, seconds, options)
@@ -243,17 +216,17 @@ class _Differs(Exception):
 def _write(source: Checkpoint, resharding: Resharding, new: Path) -> None:
     progress = Progress("written", sum(resharding.rank_bytes))
     write_resharded(source, resharding, checkpoints_dir(new), progress.add)
-    bring_along(source.directory, source.manifest.step, new)
+    copy_sidecar_files(source.directory, source.manifest.step, new)
     save_config(resharding.config, config_file(new))
 
 
-def _prove(source: Checkpoint, new: Path, total: int) -> Proof:
+def _prove(source: Checkpoint, new: Path, total: int) -> DigestComparison:
     progress = Progress("hashed", total)
     with Checkpoint(find_checkpoint(new)) as target:
-        return prove(source, target, tell=progress.add)
+        return compare_digests(source, target, on_bytes=progress.add)
 
 
-def _report(plan: dict[str, Any], proof: Proof | None, seconds: float, options: Options) -> int:
+def _report(plan: dict[str, Any], proof: DigestComparison | None, seconds: float, options: ReshardOptions) -> int:
     peak = peak_memory_bytes()
     if options.json:
         known: dict[str, Any] = {**plan, "seconds": seconds, "peak_memory_bytes": peak}
@@ -276,12 +249,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line. Returns 0, 1 for a proof that failed, or 2 with one line on standard error."""
     args = list(sys.argv[1:] if argv is None else argv)
     if "-h" in args or "--help" in args:
-        print_help(Options, "tools/reshard.py")
+        print_help(ReshardOptions, "tools/reshard.py")
         return 0
     # What is half written is removed on the way out.
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        return run(parse(Options, args, positional=("source", "destination")))
+        return run_reshard(parse(ReshardOptions, args, positional=("source", "destination")))
     except UserError as error:
         problem = str(error)
     except OSError as error:

@@ -22,7 +22,7 @@ from tyro.conf import Positional
 from altup_moe.config import UserError
 from altup_moe.config.command import ended
 from altup_moe.config.flags import parse, print_help
-from altup_moe.config.keys import nearest
+from altup_moe.config.keys import nearest_key
 from altup_moe.config.ranges import COUNT
 from altup_moe.study.read_study import load_study
 from altup_moe.study.study_directory import StudyDirectory
@@ -102,7 +102,7 @@ def _dispatch(words: list[str]) -> int:
         return 0 if words else 2
     name, *args = words
     if name not in STUDY_COMMANDS:
-        raise UserError(f"{name}: unknown command; nearest is {nearest(name, STUDY_COMMANDS)}")
+        raise UserError(f"{name}: unknown command; nearest is {nearest_key(name, STUDY_COMMANDS)}")
     command, options = STUDY_COMMANDS[name]
     if options is not None and ("-h" in args or "--help" in args):
         print_help(options, f"study.py {name}")

@@ -17,10 +17,10 @@ where share_i = 1 / m for c != j. For c = j the block j' must be predicted in fu
 it; the other copies of j predict 0. Summed over the copies of c this is x^_c + g_c (y - x^_j), the old block. No other
 shares would do: of c = j the sum has (1 + sum of the others' shares) x^_j.
 
-Copies do not stay copies in training: the gradients of P' and g' differ, from the first step on, between blocks that a
-layer computes on and copies that are only carried along. But P' keeps each copy of the K blocks to itself, so two such
-sets of which no layer computes on any block (`twins`) are exchangeable: their gradients are equal forever, and only
-noise sets them apart.
+In training the copies come apart: from the first step on, the gradients of P' and g' differ between blocks that a
+layer computes on and copies that are only carried along. But P' never mixes two copies of the K blocks. Two copies
+of which no layer computes on any block (`identical_blocks`) have equal gradients in every step, so only noise
+separates them.
 
 A plain Transformer (K = 1) is P = [1], g = [1]: x' = x + (y - x) = y.
 
@@ -64,7 +64,7 @@ def widened_prediction(coefficient: str, value: Tensor, times: int, block: int, 
     """
     if coefficient == "predict":
         wide = torch.block_diag(*[value] * times)
-        return wide * shares(times, len(value), block)[:, None] if summed else wide
+        return wide * last_layer_shares(times, len(value), block)[:, None] if summed else wide
     return value.repeat(times) / (times if summed else 1)
 
 
@@ -83,13 +83,13 @@ def widened_connection(coefficient: str, value: Tensor, times: int, block: int, 
     return wide / (times if summed else 1)
 
 
-def shares(times: int, width: int, block: int) -> Tensor:
+def last_layer_shares(times: int, width: int, block: int) -> Tensor:
     """Of each new block [m K], the share of its old block that the last layer predicts in it: sums to 1 over copies."""
     of_block = torch.arange(times * width) % width == block % width
     return torch.where(of_block, one_hot(times * width, block), 1 / times)
 
 
-def twins(width: int, times: int, layers: int, select: str) -> list[int]:
+def identical_blocks(width: int, times: int, layers: int, select: str) -> list[int]:
     """Blocks among `times` * `width` that training without noise leaves copies of others: those of copies (of all
     `width` old blocks) that no layer computes on, if there are several.
     """

@@ -27,7 +27,7 @@ from altup_moe.bench.checkpoint_rivals import SavedBothWays, forget, head_of
 from altup_moe.bench.options import CheckpointBench
 from altup_moe.bench.stepper import Stepper
 from altup_moe.checkpoint.saver import Saver
-from altup_moe.checkpoint.state import held_tensors
+from altup_moe.checkpoint.state import local_tensors
 from altup_moe.checkpoint.store import step_name
 from altup_moe.config import CheckpointConfig, ParallelConfig
 from altup_moe.model.build import named_tensors
@@ -113,7 +113,7 @@ def measure_asynchronous(bench: SavedBothWays, repeats: int) -> list[CheckpointT
                 shutil.rmtree(root, ignore_errors=True)
                 os.sync()
                 named = named_tensors(list(stepper.chunks), config, topo)
-                saver.start(head_of(config), held_tensors(named, stepper.engine.optimizer), {})
+                saver.start(head_of(config), local_tensors(named, stepper.engine.optimizer), {})
                 taken = stepper.step(saver.settle)
                 saved = None
                 while saver.pending:
@@ -168,7 +168,7 @@ def bench_checkpoint(options: CheckpointBench) -> int:
         print(json.dumps({"bench": vars(options), "mb": size, "load": load, "rows": found, "reshard": peak}))
         return 0
     print(
-        f"{len(bench.forms)} tensors, {size:,.0f} MB (bf16 weights, fp32 copies, two moments), {options.threads} "
+        f"{len(bench.specs)} tensors, {size:,.0f} MB (bf16 weights, fp32 copies, two moments), {options.threads} "
         f"thread(s), median of {options.repeats} interleaved turns; load average at the start {load:.1f}"
     )
     print("                               MB/s    ms (min .. max)              beside     ratio   goal")

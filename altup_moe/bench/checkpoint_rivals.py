@@ -10,20 +10,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from altup_moe.checkpoint.manifest import Manifest
-from altup_moe.checkpoint.slices import whole
+from altup_moe.checkpoint.slices import full_slice
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import step_name
-from altup_moe.checkpoint.tensors import DTYPES, items
-from altup_moe.checkpoint.write import Form, whole_tensors, write_checkpoint
+from altup_moe.checkpoint.tensors import TORCH_DTYPES, items
+from altup_moe.checkpoint.write import TensorSpec, single_process_plan, write_checkpoint
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig
 from altup_moe.config.files import fsync
-from altup_moe.parallel.parameter_mapping import global_shapes, is_buffer
+from altup_moe.parallel.parameter_names import global_shapes, is_buffer
 
 LARGE = 128
 """From this size in megabytes on, the model is as wide as a small real one."""
 
 
-def benchmark_model(megabytes: int) -> tuple[RunConfig, dict[str, Form]]:
+def benchmark_model(megabytes: int) -> tuple[RunConfig, dict[str, TensorSpec]]:
     """An MoE run whose weights (bf16), fp32 copies and two moments take about `megabytes`, and all its tensors."""
     hidden, vocabulary = (256, 32_000) if megabytes >= LARGE else (32, 256)
     config = RunConfig(
@@ -37,29 +37,29 @@ def benchmark_model(megabytes: int) -> tuple[RunConfig, dict[str, Form]]:
         altup=AltUpConfig(width=2),
         moe=MoEConfig(num_experts=8, ffn_hidden_size=2 * hidden),
     )
-    forms: dict[str, Form] = {}
+    specs: dict[str, TensorSpec] = {}
     for layers in range(1, 10_000):
         config = replace(config, model=replace(config.model, num_layers=layers))
-        larger = _forms(config)
-        if forms and size_of(larger) > 1e6 * megabytes:
+        larger = _specs(config)
+        if specs and size_of(larger) > 1e6 * megabytes:
             break
-        chosen, forms = config, larger
-    return chosen, forms
+        chosen, specs = config, larger
+    return chosen, specs
 
 
-def _forms(config: RunConfig) -> dict[str, Form]:
-    forms = {}
+def _specs(config: RunConfig) -> dict[str, TensorSpec]:
+    specs = {}
     for name, shape in global_shapes(config).items():
         full = ".altup." in name or is_buffer(name)
-        forms[f"weights/{name}"] = Form(shape, "F32" if full else "BF16")
+        specs[f"weights/{name}"] = TensorSpec(shape, "F32" if full else "BF16")
         kinds = () if is_buffer(name) else ("exp_avg", "exp_avg_sq", *(() if full else ("main",)))
-        forms |= {f"{kind}/{name}": Form(shape, "F32") for kind in kinds}
-    return forms
+        specs |= {f"{kind}/{name}": TensorSpec(shape, "F32") for kind in kinds}
+    return specs
 
 
-def size_of(forms: dict[str, Form]) -> int:
+def size_of(specs: dict[str, TensorSpec]) -> int:
     """Bytes of all tensors."""
-    return sum(torch.Size(form.shape).numel() * DTYPES[form.dtype].itemsize for form in forms.values())
+    return sum(torch.Size(spec.shape).numel() * TORCH_DTYPES[spec.dtype].itemsize for spec in specs.values())
 
 
 def head_of(config: RunConfig, step: int = 1) -> Manifest:
@@ -79,18 +79,22 @@ class SavedBothWays:
     """The same tensors, saved and loaded by our checkpoints and by plain safetensors."""
 
     def __init__(self, directory: Path, megabytes: int) -> None:
-        self.config, self.forms = benchmark_model(megabytes)
-        self.bytes = size_of(self.forms)
+        self.config, self.specs = benchmark_model(megabytes)
+        self.bytes = size_of(self.specs)
         draw = torch.Generator().manual_seed(0)
-        self.tensors = {n: torch.randn(f.shape, generator=draw).to(DTYPES[f.dtype]) for n, f in self.forms.items()}
+        self.tensors = {
+            n: torch.randn(f.shape, generator=draw).to(TORCH_DTYPES[f.dtype]) for n, f in self.specs.items()
+        }
         self.targets = {name: torch.zeros_like(tensor) for name, tensor in self.tensors.items()}
         self.ours, self.plain = directory / "ours", directory / "plain"
 
     def save_ours(self) -> None:
         """Save with hashes, fsync, manifest, check and rename."""
-        plan = whole_tensors(self.forms)
+        plan = single_process_plan(self.specs)
         head = head_of(self.config)
-        write_checkpoint(self.ours, head, self.forms, plan, lambda name, box: items(self.tensors[name]), threads=2)
+        write_checkpoint(
+            self.ours, head, self.specs, plan, lambda name, tensor_slice: items(self.tensors[name]), threads=2
+        )
 
     def save_plain(self) -> None:
         """Save one safetensors file and flush it."""
@@ -103,7 +107,7 @@ class SavedBothWays:
         with Checkpoint(self.ours / step_name(1)) as checkpoint:
             checkpoint.verify()
             for name, tensor in self.targets.items():
-                checkpoint.read_into(name, whole(tensor.shape), items(tensor))
+                checkpoint.read_into(name, full_slice(tensor.shape), items(tensor))
 
     def load_plain(self) -> None:
         """Load the safetensors file and copy it into the tensors."""

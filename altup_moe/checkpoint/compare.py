@@ -1,4 +1,4 @@
-"""Stored tensors as numbers, without torch: norms, and how far two checkpoints are apart. Bounded memory."""
+"""Norms of stored tensors and differences between two checkpoints, without torch. Bounded memory."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from altup_moe.checkpoint.digest import read_bands
+from altup_moe.checkpoint.digest import read_row_bands
 from altup_moe.checkpoint.manifest import Manifest
 from altup_moe.checkpoint.source import Checkpoint
 
-BAND_BYTES = 1 << 21
-"""Bytes of items decoded at a time; in float64 they are up to eight times as many."""
+DECODE_BYTES = 1 << 21
+"""Bytes of items decoded at a time; as float64 they take up to eight times as much."""
 COUNTERS = ("step", "consumed_samples", "skipped_steps", "optimizer_steps", "scheduler_steps", "data_fingerprint")
-"""Fields of a manifest that say how far a run has come, and on what."""
+"""Fields of a manifest that describe the progress of a run and its data."""
 _NUMPY = {"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "U8": "u1", "BOOL": "u1"}
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Something of two checkpoints that is not the same.
+class TensorDifference:
+    """A tensor that differs between two checkpoints a and b.
 
-    ``relative``: largest |a - b| of a tensor over its largest |a| or |b|; infinite where one is no number, or where
-    `problem` says why they cannot be compared. ``count``: elements whose bits differ.
+    ``absolute``: largest |a - b|. ``relative``: ``absolute`` divided by the largest |a| or |b|. Both are infinite where
+    a value is NaN, or where the tensors cannot be compared: see ``problem``. ``count``: elements whose bits differ.
     """
 
     name: str
@@ -48,7 +48,7 @@ def norm(checkpoint: Checkpoint, name: str) -> float:
     """L2 norm of a stored tensor, summed in float64."""
     dtype = checkpoint.manifest.tensors[name].dtype
     total = 0.0
-    for items in read_bands(checkpoint, name, BAND_BYTES):
+    for items in read_row_bands(checkpoint, name, DECODE_BYTES):
         values = decode(items, dtype).reshape(-1)
         total += float(values @ values)
     return math.sqrt(total)
@@ -61,14 +61,14 @@ def norms(checkpoint: Checkpoint, names: Iterable[str], threads: int = 2) -> dic
         return dict(zip(wanted, pool.map(lambda name: norm(checkpoint, name), wanted), strict=True))
 
 
-def difference(a: Checkpoint, b: Checkpoint, name: str) -> Difference | None:
-    """How a tensor that both have differs; None if every bit is the same."""
+def tensor_difference(a: Checkpoint, b: Checkpoint, name: str) -> TensorDifference | None:
+    """The difference of a tensor that both checkpoints have; None if all bits are equal."""
     ours, theirs = a.manifest.tensors[name], b.manifest.tensors[name]
     if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
         what = f"{ours.dtype} {list(ours.shape)} and {theirs.dtype} {list(theirs.shape)}"
-        return Difference(name, math.inf, problem=what)
+        return TensorDifference(name, math.inf, problem=what)
     count, absolute, largest = 0, 0.0, 0.0
-    for left, right in zip(read_bands(a, name, BAND_BYTES), read_bands(b, name, BAND_BYTES), strict=True):
+    for left, right in zip(read_row_bands(a, name, DECODE_BYTES), read_row_bands(b, name, DECODE_BYTES), strict=True):
         unequal = left != right
         count += int(np.count_nonzero(unequal))
         x, y = decode(left, ours.dtype), decode(right, ours.dtype)
@@ -79,7 +79,7 @@ def difference(a: Checkpoint, b: Checkpoint, name: str) -> Difference | None:
             absolute = max(absolute, float(np.where(np.isnan(apart), math.inf, apart).max()))
     if not count:
         return None
-    return Difference(name, _ratio(absolute, largest), absolute, count)
+    return TensorDifference(name, _ratio(absolute, largest), absolute, count)
 
 
 def _largest(values: np.ndarray) -> float:
@@ -93,19 +93,19 @@ def _ratio(absolute: float, largest: float) -> float:
     return absolute / largest if largest else math.inf
 
 
-def differences(
+def tensor_differences(
     a: Checkpoint, b: Checkpoint, wanted: Callable[[str], bool] = lambda name: True, threads: int = 2
-) -> list[Difference]:
-    """What two checkpoints of any layouts do not share, the largest first. Random streams are not looked at.
+) -> list[TensorDifference]:
+    """Differences between two checkpoints of any layouts, the largest first; random states are not compared.
 
     Args:
-        wanted: says of a stored name whether it is compared.
+        wanted: whether the tensor of a stored name is compared.
     """
     ours, theirs = set(_compared(a.manifest, wanted)), set(_compared(b.manifest, wanted))
-    found = [Difference(name, math.inf, problem="only in the first") for name in ours - theirs]
-    found += [Difference(name, math.inf, problem="only in the second") for name in theirs - ours]
+    found = [TensorDifference(name, math.inf, problem="only in the first") for name in ours - theirs]
+    found += [TensorDifference(name, math.inf, problem="only in the second") for name in theirs - ours]
     with ThreadPoolExecutor(threads) as pool:
-        found += [d for d in pool.map(lambda name: difference(a, b, name), sorted(ours & theirs)) if d]
+        found += [d for d in pool.map(lambda name: tensor_difference(a, b, name), sorted(ours & theirs)) if d]
     return sorted(found, key=lambda d: (-d.relative, not d.problem, d.name))
 
 
@@ -113,14 +113,14 @@ def _compared(manifest: Manifest, wanted: Callable[[str], bool]) -> Iterator[str
     return (name for name in manifest.tensors if not name.startswith("rng/") and wanted(name))
 
 
-def counters(a: Manifest, b: Manifest) -> dict[str, tuple[object, object]]:
-    """Counters that differ: field -> both values."""
+def counter_differences(a: Manifest, b: Manifest) -> dict[str, tuple[object, object]]:
+    """Field -> both values, of the counters that differ."""
     pairs = {name: (getattr(a, name), getattr(b, name)) for name in COUNTERS}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def matching(pattern: str | None) -> Callable[[str], bool]:
-    """Whether a stored name (KIND/NAME), or its part after the kind, matches a glob; None matches everything."""
+def name_filter(pattern: str | None) -> Callable[[str], bool]:
+    """A test for stored names (KIND/NAME): whether the name, or NAME alone, matches a glob; None matches all."""
 
     def wanted(name: str) -> bool:
         return pattern is None or fnmatchcase(name, pattern) or fnmatchcase(name.partition("/")[2], pattern)

@@ -1,7 +1,7 @@
-"""The header of a safetensors file: what it holds and where. Written and strictly read.
+"""Write and strictly read the header of a safetensors file.
 
-8 bytes of length (little endian), a JSON object key -> {dtype, shape, data_offsets}, then the items in order, without
-gaps. Source of the format: https://github.com/huggingface/safetensors.
+Format (https://github.com/huggingface/safetensors): 8 bytes with the header's length (little endian), a JSON object
+key -> {dtype, shape, data_offsets}, then the items of all tensors without gaps.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from altup_moe.checkpoint.manifest import ITEM_BYTES
 from altup_moe.checkpoint.plain import strict_json
 
 MAX_HEADER = 100_000_000
-"""Bytes; the library's limit as well."""
+"""Limit of a header in bytes, that of the safetensors library."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One tensor of a file, as its header has it. ``offset``: bytes from the file's start."""
+class HeaderEntry:
+    """A tensor of a file. ``offset``: its first byte, from the start of the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -30,17 +30,20 @@ class Entry:
 
     @property
     def bytes(self) -> int:
-        """Bytes of its items."""
+        """Size of its items in bytes."""
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
 def header_bytes(
     entries: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
 ) -> tuple[bytes, list[int]]:
-    """The header of a file of these (key, dtype, shape) in order, and the bytes of each one's items.
+    """The header of a file, and the size in bytes of each tensor's items.
 
+    Args:
+        entries: (key, dtype, shape) of every tensor, in the file's order.
+        metadata: text values for ``__metadata__``.
     Raises:
-        ValueError: a key stands twice, or the library could not read so long a header.
+        ValueError: a key occurs twice, or the header exceeds `MAX_HEADER`.
     """
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     sizes, offset = [], 0
@@ -58,11 +61,11 @@ def header_bytes(
     return len(text).to_bytes(8, "little") + text, sizes
 
 
-def read_header(file: int) -> dict[str, Entry]:
-    """Entries of an open file by key, in the order of their items.
+def read_header(file: int) -> dict[str, HeaderEntry]:
+    """Key -> tensor of an open file, in the order of the items.
 
     Raises:
-        ValueError: no safetensors header, or one that does not fit the file's size. OSError: it cannot be read.
+        ValueError: no safetensors header, or it does not match the file's size. OSError: the file cannot be read.
     """
     size = os.fstat(file).st_size
     length = int.from_bytes(os.pread(file, 8, 0), "little")
@@ -74,9 +77,9 @@ def read_header(file: int) -> dict[str, Entry]:
     content.pop("__metadata__", None)
     spans = {key: _span(key, value) for key, value in content.items()}
     end = start = 8 + length
-    entries: dict[str, Entry] = {}
+    entries: dict[str, HeaderEntry] = {}
     for key, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
-        entry = Entry(content[key]["dtype"], tuple(content[key]["shape"]), start + first)
+        entry = HeaderEntry(content[key]["dtype"], tuple(content[key]["shape"]), start + first)
         if entry.offset != end or start + last != end + entry.bytes:
             raise ValueError(f"{key[:200]} does not follow the tensor before it")
         end += entry.bytes
@@ -87,7 +90,7 @@ def read_header(file: int) -> dict[str, Entry]:
 
 
 def _span(key: str, value: Any) -> tuple[int, int]:
-    """First and last byte (relative) that an entry of the JSON claims, once its fields are of the right types."""
+    """The data_offsets of an entry of the JSON object, after a check of all field types."""
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"the entry of {key[:200]} is not dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]

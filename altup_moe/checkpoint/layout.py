@@ -1,72 +1,74 @@
-"""The files of a checkpoint as the ranks of a layout would write it, worked out without starting any of them. Pure."""
+"""The files that the ranks of a layout would write for a checkpoint, computed without starting any rank. Pure."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from altup_moe.checkpoint.manifest import KINDS
-from altup_moe.checkpoint.optimizer_state_shapes import FACTORS
-from altup_moe.checkpoint.slices import joined, whole
-from altup_moe.checkpoint.write import Form, Part, Plan, cut_files
-from altup_moe.checkpoint.write_balancing import share
+from altup_moe.checkpoint.manifest import STATE_KINDS
+from altup_moe.checkpoint.optimizer_state_shapes import FACTORED_STATES
+from altup_moe.checkpoint.slices import full_slice, merge_slices
+from altup_moe.checkpoint.write import NamedSlice, TensorSpec, WritePlan, plan_files
+from altup_moe.checkpoint.write_balancing import balance_writes
 from altup_moe.config import ParallelConfig, RunConfig
-from altup_moe.parallel.parameter_mapping import Box
-from altup_moe.parallel.rank_coordinates import Place, held_tensors, places
+from altup_moe.parallel.parameter_mapping import TensorSlice
+from altup_moe.parallel.rank_coordinates import RankCoordinates, all_rank_coordinates, held_tensors
 
 
-def holders(config: RunConfig, world_size: int, forms: Mapping[str, Form]) -> dict[Part, list[int]]:
-    """Which ranks of a layout hold each box of the stored tensors, replicas included, weights first.
+def holding_ranks(config: RunConfig, world_size: int, specs: Mapping[str, TensorSpec]) -> dict[NamedSlice, list[int]]:
+    """Stored slice -> all ranks that hold it, replicas included; weights first.
 
-    Optimizer state is cut like its parameter. A distributed optimizer's ranks hold ranges of that; here all data ranks
-    of a parameter count as holders of its whole state, which `share` deals out between them.
+    Optimizer state is cut like its parameter. A distributed optimizer's rank holds only a range of that; here all data
+    ranks of a parameter count as holders of its state, and `balance_writes` distributes it among them.
 
     Args:
         config: a run that `check_config` accepted for `world_size` ranks.
-        forms: stored tensors by name (KIND/NAME, of `KINDS`).
+        specs: stored tensors by name (KIND/NAME, of `STATE_KINDS`).
     """
-    # Ranks that differ in data, context or expert-data rank alone hold the same.
-    alike: defaultdict[Place, list[int]] = defaultdict(list)
-    for place in places(config.parallel, world_size):
-        kept = Place(-1, place.tensor, -1, -1, place.pipeline, place.expert, place.expert_tensor, -1)
-        alike[kept].append(place.rank)
-    boxes: defaultdict[tuple[str, Box], set[int]] = defaultdict(set)
-    for place, ranks in alike.items():
-        for name, box in _boxes(config, place):
-            boxes[name, box].update(ranks)
+    # Ranks that differ only in their data, context or expert-data coordinate hold the same tensors.
+    alike: defaultdict[RankCoordinates, list[int]] = defaultdict(list)
+    for coordinates in all_rank_coordinates(config.parallel, world_size):
+        kept = RankCoordinates(
+            -1, coordinates.tensor, -1, -1, coordinates.pipeline, coordinates.expert, coordinates.expert_tensor, -1
+        )
+        alike[kept].append(coordinates.rank)
+    slices: defaultdict[tuple[str, TensorSlice], set[int]] = defaultdict(set)
+    for coordinates, ranks in alike.items():
+        for name, tensor_slice in _rank_slices(config, coordinates):
+            slices[name, tensor_slice].update(ranks)
     return {
-        # Factors of moments are whole: no layout that has them cuts their parameters.
-        Part(stored, whole(forms[stored].shape) if kind in FACTORS else box): sorted(ranks)
-        for kind in KINDS
-        for (name, box), ranks in boxes.items()
-        if (stored := f"{kind}/{name}") in forms
+        # Factored state is stored whole: no layout that uses it cuts its parameters.
+        NamedSlice(stored, full_slice(specs[stored].shape) if kind in FACTORED_STATES else tensor_slice): sorted(ranks)
+        for kind in STATE_KINDS
+        for (name, tensor_slice), ranks in slices.items()
+        if (stored := f"{kind}/{name}") in specs
     }
 
 
-def _boxes(config: RunConfig, place: Place) -> Iterator[tuple[str, Box]]:
-    """Boxes of global tensors that a rank holds. Query groups that lie side by side are one box."""
-    held: dict[str, set[Box]] = {}
-    for tensor in held_tensors(config, place):
+def _rank_slices(config: RunConfig, coordinates: RankCoordinates) -> Iterator[tuple[str, TensorSlice]]:
+    """(global name, slice) of everything that a rank holds; adjacent slices, such as query groups, are merged."""
+    held: dict[str, set[TensorSlice]] = {}
+    for tensor in held_tensors(config, coordinates):
         for piece in tensor.pieces:
-            held.setdefault(piece.name, set()).add(piece.box)
-    for name, boxes in held.items():
-        for box in joined(boxes):
-            yield name, box
+            held.setdefault(piece.name, set()).add(piece.global_slice)
+    for name, slices in held.items():
+        for tensor_slice in merge_slices(slices):
+            yield name, tensor_slice
 
 
-def layout_plan(config: RunConfig, world_size: int, forms: Mapping[str, Form]) -> Plan:
-    """Which file of which rank holds what: each element once, in a file of a rank that holds it."""
-    mine: defaultdict[int, list[Part]] = defaultdict(list)
-    for part, rank in share(holders(config, world_size, forms), forms).items():
+def layout_plan(config: RunConfig, world_size: int, specs: Mapping[str, TensorSpec]) -> WritePlan:
+    """The files of every rank: each element is in one file, written by a rank that holds it."""
+    mine: defaultdict[int, list[NamedSlice]] = defaultdict(list)
+    for part, rank in balance_writes(holding_ranks(config, world_size, specs), specs).items():
         mine[rank].append(part)
-    plan: Plan = {}
+    plan: WritePlan = {}
     for rank in sorted(mine):
-        plan |= cut_files(rank, mine[rank], forms)
+        plan |= plan_files(rank, mine[rank], specs)
     return plan
 
 
-def layout_text(parallel: ParallelConfig, world_size: int) -> str:
-    """A layout in words: every size above 1, and the ranks."""
+def describe_layout(parallel: ParallelConfig, world_size: int) -> str:
+    """A layout in words: every size above 1, and the number of ranks."""
     named = {
         "tensor": parallel.tensor,
         "pipeline": parallel.pipeline,

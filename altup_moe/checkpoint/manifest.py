@@ -1,7 +1,7 @@
-"""The manifest of a checkpoint: which global tensor lies where, and what run it is of. One JSON file, strictly read.
+"""The manifest of a checkpoint: the run it belongs to, and the file and key of every tensor. Strictly read JSON.
 
-`manifest.json` has a tensor a line, so that it can be read and compared by eye. `manifest.sha256` beside it holds its
-hash in the form of `sha256sum --check`; the manifest holds those of all other files.
+`manifest.json` has one line for each tensor. `manifest.sha256` holds its SHA-256 as `sha256sum --check` reads it; the
+manifest holds the hashes of all other files.
 """
 
 from __future__ import annotations
@@ -10,40 +10,45 @@ import hashlib
 import json
 import re
 import typing
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from altup_moe.checkpoint.plain import read_plain, strict_json
 from altup_moe.config import DataError
 from altup_moe.config.files import write_text
-from altup_moe.parallel.parameter_mapping import Box
+from altup_moe.parallel.parameter_mapping import TensorSlice
 
 FORMAT_VERSION = 2
+SLICE_KEY = "box"
+"""Key of a piece's slice in `manifest.json`; part of the format on disk, so it stays."""
 MANIFEST, DIGEST = "manifest.json", "manifest.sha256"
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
-"""Dtypes of stored tensors, in safetensors' names, and their bytes."""
+"""Dtype of a stored tensor, by safetensors' name -> bytes of one item."""
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
-"""Files that a manifest may name: bare names, never a path."""
-KINDS = ("weights", "exp_avg", "exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col", "main")
-"""How names of optimizer state begin."""
-LIMIT = 1 << 62
-"""Sizes and counts lie below it."""
+"""File names that a manifest may contain: never a path."""
+STATE_KINDS = ("weights", "exp_avg", "exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col", "main")
+"""First parts of the names of stored weights and optimizer state."""
+MAX_COUNT = 1 << 62
+"""Upper limit (excluded) of sizes and counts in a manifest."""
 
 
 @dataclass(frozen=True)
 class StoredPiece:
-    """A box of a global tensor, and the file and key that hold it."""
+    """A slice of a global tensor, and the file and the key in it that hold the slice.
 
-    box: Box
+    `manifest.json` calls the slice ``box``, as the first version of the format did.
+    """
+
+    tensor_slice: TensorSlice
     file: str
     key: str
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A global tensor: its shape, dtype (a key of `ITEM_BYTES`) and the pieces that make it up."""
+    """A global tensor: its shape, its dtype (a key of `ITEM_BYTES`), and the pieces that cover it exactly once."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -52,7 +57,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """Size in bytes and hex SHA-256 of a file."""
+    """A file's size in bytes and its hex SHA-256."""
 
     size: int
     sha256: str
@@ -60,10 +65,10 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint is of, and where everything lies.
+    """The state of a run at a step, and the files and tensors that a checkpoint stores of it.
 
     Tensor names are KIND/NAME: `weights`, `exp_avg`, `exp_avg_sq` (`_row` and `_col` where Adafactor keeps factors) and
-    `main` (fp32 copies of half-precision weights) of a parameter's global name, and `rng/RANK/STREAM`, which only the
+    `main` (fp32 copies of half-precision weights) with a parameter's global name, and `rng/RANK/STREAM`, which only the
     layout that wrote it can use. A checkpoint has optimizer state (fp32) for every parameter, or for none.
     """
 
@@ -75,54 +80,66 @@ class Manifest:
     scheduler_steps: int
     world_size: int
     data_fingerprint: str
-    """Hash of the tokens it was trained on; empty if it was not trained here."""
+    """Hash of the training tokens; empty for a model that was not trained here."""
     config: dict[str, Any]
     """The run's resolved configuration (its `parallel` section is the layout that wrote the checkpoint)."""
     libraries: dict[str, str] = field(default_factory=dict)
-    """Versions of what wrote it."""
+    """Library -> version, of the process that wrote the checkpoint."""
     files: dict[str, StoredFile] = field(default_factory=dict)
     tensors: dict[str, StoredTensor] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     @property
     def has_optimizer(self) -> bool:
-        """Whether it holds an optimizer's moments (an open checkpoint then holds all of them)."""
-        return any(name.partition("/")[0] in KINDS[1:] for name in self.tensors)
+        """Whether optimizer state is stored (`Checkpoint` checks that it is complete)."""
+        return any(name.partition("/")[0] in STATE_KINDS[1:] for name in self.tensors)
 
     def of_kind(self, kind: str) -> dict[str, StoredTensor]:
-        """Stored tensors of a kind by global name."""
+        """Global name -> stored tensor, of one kind."""
         prefix = f"{kind}/"
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
 
-def piece_key(name: str, shape: tuple[int, ...], box: Box) -> str:
-    """Key of a piece inside its file: the tensor's name, and the box unless it is the whole."""
-    if box == tuple((0, n) for n in shape):
+_MANIFEST_KEYS = [f.name for f in fields(Manifest)]
+_FILE_KEYS = [f.name for f in fields(StoredFile)]
+_TENSOR_KEYS = ("shape", "dtype", "pieces")
+_PIECE_KEYS = (SLICE_KEY, "file", "key")
+
+
+def slice_key(name: str, shape: tuple[int, ...], tensor_slice: TensorSlice) -> str:
+    """Key of a piece in its file: the tensor's name, followed by the slice unless it is the whole tensor."""
+    if tensor_slice == tuple((0, n) for n in shape):
         return name
-    return f"{name}[{','.join(f'{start}:{stop}' for start, stop in box)}]"
+    return f"{name}[{','.join(f'{start}:{stop}' for start, stop in tensor_slice)}]"
 
 
 def dump(manifest: Manifest) -> str:
-    """The manifest as JSON, a tensor a line."""
-    content = asdict(manifest)
-    tensors = content.pop("tensors")
+    """The manifest as JSON text, one line for each tensor."""
+    content = asdict(replace(manifest, tensors={}))
+    del content["tensors"]
     head = json.dumps(content, indent=1).removesuffix("\n}")
-    rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in tensors.items())
+    rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(_entry(t))}" for name, t in manifest.tensors.items())
     return f'{head},\n "tensors": {{\n{rows}\n }}\n}}\n'
 
 
+def _entry(stored: StoredTensor) -> dict[str, Any]:
+    """A tensor's entry of the JSON file."""
+    pieces = [{SLICE_KEY: piece.tensor_slice, "file": piece.file, "key": piece.key} for piece in stored.pieces]
+    return {"shape": stored.shape, "dtype": stored.dtype, "pieces": pieces}
+
+
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` and `manifest.sha256`, the first one last: a directory that has it is complete."""
+    """Write `manifest.sha256`, then `manifest.json`: a directory that contains the latter is complete."""
     text = dump(manifest)
     write_text(directory / DIGEST, f"{hashlib.sha256(text.encode()).hexdigest()}  {MANIFEST}\n")
     write_text(directory / MANIFEST, text)
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Read and check a manifest: its hash, every field's type, the names of files.
+    """Read a manifest; check its hash, the type of every field and the file names.
 
     Raises:
-        DataError: it names the file and what is wrong with it.
+        DataError: the manifest is missing, damaged or malformed; the error names the file and the problem.
     """
     path = directory / MANIFEST
     raw, digest = read_plain(path), read_plain(directory / DIGEST)
@@ -146,10 +163,10 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def _manifest(content: Mapping[str, Any]) -> Manifest:
-    known = _fields(Manifest, content)
+    known = _fields(_MANIFEST_KEYS, content)
     for name, kind in typing.get_type_hints(Manifest).items():
         plain = typing.get_origin(kind) or kind
-        if type(known[name]) is not plain or (plain is int and not 0 <= known[name] < LIMIT):
+        if type(known[name]) is not plain or (plain is int and not 0 <= known[name] < MAX_COUNT):
             raise ValueError(f"{name} is {str(known[name])[:60]}")
     known["libraries"] = {_text(k): _text(v) for k, v in known["libraries"].items()}
     known["files"] = {_file_name(name): _file(entry) for name, entry in known["files"].items()}
@@ -157,9 +174,9 @@ def _manifest(content: Mapping[str, Any]) -> Manifest:
     return Manifest(**known)
 
 
-def _fields(record: type, content: Any) -> dict[str, Any]:
-    names = {f.name for f in fields(record)}
-    if not isinstance(content, dict) or set(content) != names:
+def _fields(names: Collection[str], content: Any) -> dict[str, Any]:
+    """A JSON object that has exactly these keys."""
+    if not isinstance(content, dict) or set(content) != set(names):
         found = str(sorted(content) if isinstance(content, dict) else content)[:200]
         raise ValueError(f"an entry has {found} where {sorted(names)} belong")
     return dict(content)
@@ -172,7 +189,7 @@ def _text(value: Any) -> str:
 
 
 def _counts(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, list) or not all(type(n) is int and 0 <= n < LIMIT for n in values):
+    if not isinstance(values, list) or not all(type(n) is int and 0 <= n < MAX_COUNT for n in values):
         raise ValueError(f"{str(values)[:60]} are no sizes")
     return tuple(values)
 
@@ -184,27 +201,27 @@ def _file_name(name: Any) -> str:
 
 
 def _file(entry: Any) -> StoredFile:
-    known = _fields(StoredFile, entry)
+    known = _fields(_FILE_KEYS, entry)
     if not re.fullmatch(r"[0-9a-f]{64}", _text(known["sha256"])):
         raise ValueError(f"{known['sha256'][:80]!r} is no SHA-256")
     return StoredFile(_counts([known["size"]])[0], known["sha256"])
 
 
 def _tensor(name: str, entry: Any, files: Mapping[str, StoredFile]) -> StoredTensor:
-    known = _fields(StoredTensor, entry)
+    known = _fields(_TENSOR_KEYS, entry)
     if _text(known["dtype"]) not in ITEM_BYTES:
         raise ValueError(f"{name[:200]}: dtype {known['dtype'][:60]!r} is none of {', '.join(ITEM_BYTES)}")
     shape = _counts(known["shape"])
     pieces: list[StoredPiece] = []
     for piece in _each(known["pieces"]):
-        part = _fields(StoredPiece, piece)
+        part = _fields(_PIECE_KEYS, piece)
         if _file_name(part["file"]) not in files:
             raise ValueError(f"{name[:200]}: {part['file']} is not among the files")
-        ends = [_counts(pair) for pair in _each(part["box"])]
+        ends = [_counts(pair) for pair in _each(part[SLICE_KEY])]
         if any(len(pair) != 2 for pair in ends):
-            raise ValueError(f"{name[:200]}: {str(part['box'])[:60]} is no box")
-        box = tuple((start, stop) for start, stop in ends)
-        pieces.append(StoredPiece(box, part["file"], _text(part["key"])))
+            raise ValueError(f"{name[:200]}: {str(part[SLICE_KEY])[:60]} is no slice")
+        tensor_slice = tuple((start, stop) for start, stop in ends)
+        pieces.append(StoredPiece(tensor_slice, part["file"], _text(part["key"])))
     return StoredTensor(shape, known["dtype"], tuple(pieces))
 
 
@@ -214,5 +231,5 @@ def _each(values: Any) -> list[Any]:
     return values
 
 
-Reader = Callable[[str, Box], Any]
-"""(stored name, box) -> a contiguous numpy array of the box, items as unsigned integers of the dtype's size."""
+SliceReader = Callable[[str, TensorSlice], Any]
+"""(stored name, slice) -> contiguous numpy array of the slice's shape; items: unsigned integers of the dtype's size."""

@@ -1,9 +1,9 @@
-"""Where an optimizer keeps what it updates of a parameter: all of it, or this data-parallel rank's range.
+"""Which elements of each parameter the optimizer of this rank updates, and where it keeps them.
 
-Megatron's optimizers hold a tensor for each parameter. DeepSpeed's ZeRO 1 and 2 lay the parameters of a group one after
-the other, cut that line into one part a rank, and hold the part. ZeRO 3 cuts every parameter, its weights too, and lays
-the parts of a group one after the other. Their modules are not imported here: they are told apart by the attributes
-that are read.
+Megatron's optimizers hold one tensor for each parameter: the whole parameter, or this data-parallel rank's range of it.
+DeepSpeed's ZeRO 1 and 2 concatenate the parameters of a group, cut the result into one partition a rank, and hold that
+partition. ZeRO 3 cuts each parameter (and its weights) into one partition a rank and concatenates the partitions of a
+group. This module imports none of them: it tells optimizers apart by their attributes.
 """
 
 from __future__ import annotations
@@ -18,103 +18,106 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Updated:
-    """What an inner optimizer updates of a parameter: its elements [start, stop), flattened.
+class OptimizerShard:
+    """The elements [start, stop) of a flattened parameter that an inner optimizer updates.
 
-    ``tensor``: what the optimizer updates and has moments of; they stand in it from element ``at``.
+    ``tensor``: the tensor that the optimizer updates and keeps state for; the shard begins at its element ``offset``.
     """
 
     optimizer: torch.optim.Optimizer
     tensor: Tensor
     start: int
     stop: int
-    at: int = 0
+    offset: int = 0
 
-    def of(self, values: Tensor) -> Tensor:
-        """The parameter's elements of something that is laid out as `tensor` is, flat."""
-        return values.view(-1)[self.at : self.at + self.stop - self.start]
+    def elements_of(self, values: Tensor) -> Tensor:
+        """The shard's elements, flat, of a tensor with the layout of ``tensor`` (such as its optimizer state)."""
+        return values.view(-1)[self.offset : self.offset + self.stop - self.start]
 
 
-def updated(parameters: Iterable[Tensor], optimizer: Any) -> dict[int, Updated]:
-    """By parameter (its id): where its optimizer state on this rank is."""
+def optimizer_shards(parameters: Iterable[Tensor], optimizer: Any) -> dict[int, OptimizerShard]:
+    """``id(parameter)`` -> the shard of it that this rank updates; parameters without one are left out."""
     if hasattr(optimizer, "single_partition_of_fp32_groups"):
-        return _line_parts(optimizer)
+        return _zero12_shards(optimizer)
     if hasattr(optimizer, "fp32_partitioned_groups_flat"):
-        return _parameter_parts(optimizer)
-    found: dict[int, Updated] = {}
+        return _zero3_shards(optimizer)
+    found: dict[int, OptimizerShard] = {}
     known = list(parameters)
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         inner = getattr(part, "optimizer", None)
         if inner is not None and hasattr(part, "model_param_gbuf_map"):
-            found |= _ranges(part)
+            found |= _distributed_shards(part)
         elif inner is not None:
             targets = {id(p) for group in inner.param_groups for p in group["params"]}
             for parameter in known:
                 main = getattr(parameter, "main_param", None)
                 target = parameter if main is None else main
                 if id(target) in targets:
-                    found[id(parameter)] = Updated(inner, target, 0, parameter.numel())
+                    found[id(parameter)] = OptimizerShard(inner, target, 0, parameter.numel())
     return found
 
 
-def _ranges(part: Any) -> dict[int, Updated]:
-    """Megatron's distributed optimizer: which range of each parameter this rank updates."""
+def _distributed_shards(part: Any) -> dict[int, OptimizerShard]:
+    """Megatron's distributed optimizer: this rank updates a range of each parameter."""
     pairs = (
         (part.model_fp32_groups, part.shard_fp32_groups),
         (part.model_float16_groups, part.shard_fp32_from_float16_groups),
     )
     found = {}
     for models, shards in pairs:
-        for group, held in zip(models, shards, strict=True):
-            for parameter, shard in zip(group, held, strict=True):
+        for group, tensors in zip(models, shards, strict=True):
+            for parameter, tensor in zip(group, tensors, strict=True):
                 buffer, dtype, bucket = part.model_param_gbuf_map[parameter]
-                place = part.gbuf_ranges[buffer][dtype][bucket]["param_map"][parameter]["param"]
-                found[id(parameter)] = Updated(part.optimizer, shard, place.start, place.end)
+                ranges = part.gbuf_ranges[buffer][dtype][bucket]["param_map"][parameter]["param"]
+                found[id(parameter)] = OptimizerShard(part.optimizer, tensor, ranges.start, ranges.end)
     return found
 
 
-def cut_weights(parameter: Tensor) -> tuple[Tensor, int, int] | None:
-    """What ZeRO 3 leaves a rank of a parameter: elements [start, stop) and a flat view of them; None if it is whole."""
+def zero3_weight_shard(parameter: Tensor) -> tuple[Tensor, int, int] | None:
+    """(flat view of elements [start, stop), start, stop): what ZeRO 3 keeps of a parameter on this rank.
+
+    None for a parameter that the rank holds whole.
+    """
     kept: Tensor | None = getattr(parameter, "ds_tensor", None)
     if kept is None:
         return None
-    start, stop = _cut(parameter, parameter.ds_process_group)  # type: ignore[attr-defined]
+    start, stop = _partition(parameter, parameter.ds_process_group)  # type: ignore[attr-defined]
     return kept.detach().view(-1)[: stop - start], start, stop
 
 
-def _cut(parameter: Any, group: Any) -> tuple[int, int]:
-    """Equal parts, the last ones shorter or empty."""
+def _partition(parameter: Any, group: Any) -> tuple[int, int]:
+    """Elements [start, stop) of this rank. Partitions are equal; the last ones are shorter or empty."""
     size = parameter.partition_numel()
     start = min(size * dist.get_rank(group), parameter.ds_numel)
     return start, min(start + size, parameter.ds_numel)
 
 
-def _parameter_parts(optimizer: Any) -> dict[int, Updated]:
+def _zero3_shards(optimizer: Any) -> dict[int, OptimizerShard]:
     """DeepSpeed's ZeRO 3."""
     found = {}
     for index, parameters in enumerate(optimizer.fp16_groups):
-        at = 0
+        offset = 0
         for parameter in parameters:
-            start, stop = _cut(parameter, optimizer.sub_group_process_groups[index])
+            start, stop = _partition(parameter, optimizer.sub_group_process_groups[index])
             if start < stop:
-                held = optimizer.fp32_partitioned_groups_flat[index]
-                found[id(parameter)] = Updated(optimizer.optimizer, held, start, stop, at)
-            at += parameter.partition_numel()
+                flat = optimizer.fp32_partitioned_groups_flat[index]
+                found[id(parameter)] = OptimizerShard(optimizer.optimizer, flat, start, stop, offset)
+            offset += parameter.partition_numel()
     return found
 
 
-def _line_parts(optimizer: Any) -> dict[int, Updated]:
-    """DeepSpeed's ZeRO 1 and 2: the part of every group's line of parameters that this rank updates."""
+def _zero12_shards(optimizer: Any) -> dict[int, OptimizerShard]:
+    """DeepSpeed's ZeRO 1 and 2: this rank updates one partition of each group's concatenated parameters."""
     found = {}
     for index, parameters in enumerate(optimizer.round_robin_bit16_groups):
         size = int(optimizer.partition_size[index])
         begin = size * dist.get_rank(optimizer.real_dp_process_group[index])
-        offsets = optimizer.round_robin_bit16_offsets[index]
-        for parameter, offset in zip(parameters, offsets, strict=True):
-            start = max(begin - offset, 0)
-            stop = min(begin + size - offset, parameter.numel())
+        positions = optimizer.round_robin_bit16_offsets[index]
+        for parameter, position in zip(parameters, positions, strict=True):
+            start = max(begin - position, 0)
+            stop = min(begin + size - position, parameter.numel())
             if start < stop:
-                at = max(offset - begin, 0)
-                held = optimizer.single_partition_of_fp32_groups[index]
-                found[id(parameter)] = Updated(optimizer.optimizer, held, start, stop, at)
+                offset = max(position - begin, 0)
+                flat = optimizer.single_partition_of_fp32_groups[index]
+                found[id(parameter)] = OptimizerShard(optimizer.optimizer, flat, start, stop, offset)
     return found

@@ -1,4 +1,4 @@
-"""Files that somebody else may have touched: opened only if they are plain files, JSON taken only if it is strict."""
+"""Read untrusted files: open regular files only, and parse JSON strictly."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SYNC_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platfor
 
 
 def open_plain(path: Path) -> int:
-    """A read-only descriptor of a regular file; never waits, never follows a link in the file's own place.
+    """Open a regular file for reading; returns its descriptor. Does not block, and refuses a symbolic link.
 
     Raises:
-        DataError: there is none, or it is something else.
+        DataError: the file is missing, or is not a regular file.
     """
     try:
         # Opening a FIFO would wait for its writer.
@@ -35,10 +35,10 @@ def open_plain(path: Path) -> int:
 
 
 def read_plain(path: Path) -> bytes:
-    """All of a small regular file.
+    """The content of a small regular file.
 
     Raises:
-        DataError: as `open_plain`, or it cannot be read.
+        DataError: as `open_plain`, or the file cannot be read.
     """
     with os.fdopen(open_plain(path), "rb") as file:
         try:
@@ -48,16 +48,16 @@ def read_plain(path: Path) -> bytes:
 
 
 def start_flush(descriptor: int, offset: int, count: int) -> None:
-    """Ask the disk to begin writing a range; waits for nothing, promises nothing (Linux only)."""
+    """Ask the kernel to start writing a range of bytes to the disk. Returns at once; does nothing outside Linux."""
     if _SYNC_RANGE is not None:
         _SYNC_RANGE(descriptor, ctypes.c_int64(offset), ctypes.c_int64(count), ctypes.c_uint(2))
 
 
 def strict_json(raw: bytes) -> Any:
-    """A JSON value. Unlike `json.loads`: UTF-8 only, no key twice in an object, no NaN and no infinity.
+    """Parse JSON. Unlike `json.loads`: UTF-8 only, unique keys in an object, no NaN and no infinity.
 
     Raises:
-        ValueError: it is not that, or nested too deeply.
+        ValueError: the text breaks one of these rules or is nested too deeply.
     """
     try:
         return json.loads(

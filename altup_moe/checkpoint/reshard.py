@@ -1,4 +1,4 @@
-"""A checkpoint rewritten as another layout would have written it: planned first, then written a piece at a time."""
+"""Rewrite a checkpoint as another layout would have written it: plan the files, then write one slice at a time."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ import numpy as np
 from altup_moe.checkpoint.layout import layout_plan
 from altup_moe.checkpoint.manifest import ITEM_BYTES
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.write import Form, Plan, write_checkpoint
+from altup_moe.checkpoint.write import TensorSpec, WritePlan, write_checkpoint
 from altup_moe.checkpoint.write_balancing import part_bytes
 from altup_moe.config import RunConfig
-from altup_moe.parallel.parameter_mapping import Box
+from altup_moe.parallel.parameter_mapping import TensorSlice
 
 
 @dataclass(frozen=True)
 class Resharding:
-    """What will be written.
+    """The plan of a resharding.
 
-    ``config``: the run under the new layout; ``forms``: every tensor; ``files``: which file holds what; ``left_out``:
-    stored names that only the old layout can use.
+    ``config``: the run under the new layout; ``specs``: every tensor; ``files``: the slices of each file;
+    ``left_out``: stored names that only the old layout can use (random states).
     """
 
     config: RunConfig
     world_size: int
-    forms: dict[str, Form]
-    files: Plan
+    specs: dict[str, TensorSpec]
+    files: WritePlan
     left_out: tuple[str, ...]
 
     @property
     def file_bytes(self) -> dict[str, int]:
-        """Bytes of tensors in each file."""
-        return {name: sum(part_bytes(part, self.forms) for part in parts) for name, parts in self.files.items()}
+        """File name -> bytes of its tensors."""
+        return {name: sum(part_bytes(part, self.specs) for part in parts) for name, parts in self.files.items()}
 
     @property
     def rank_bytes(self) -> list[int]:
-        """Bytes of tensors in each rank's files."""
+        """Bytes of the tensors in each rank's files, by rank."""
         held = [0] * self.world_size
         for name, size in self.file_bytes.items():
             held[int(name.split("_")[1])] += size
@@ -48,36 +48,36 @@ class Resharding:
     @property
     def largest_bytes(self) -> int:
         """Bytes of the largest tensor."""
-        return max(math.prod(form.shape) * ITEM_BYTES[form.dtype] for form in self.forms.values())
+        return max(math.prod(spec.shape) * ITEM_BYTES[spec.dtype] for spec in self.specs.values())
 
 
 def plan_resharding(source: Checkpoint, config: RunConfig, world_size: int) -> Resharding:
-    """What the ranks of a layout would hold of a checkpoint's tensors. Reads nothing but its manifest.
+    """Plan the files of a checkpoint under another layout, from its manifest alone.
 
     Args:
         config: the checkpoint's run under the new layout, which `check_config` accepted for `world_size` ranks.
     """
     stored = source.manifest.tensors
     left_out = tuple(name for name in stored if name.startswith("rng/"))
-    forms = {name: Form(t.shape, t.dtype) for name, t in stored.items() if name not in left_out}
-    return Resharding(config, world_size, forms, layout_plan(config, world_size, forms), left_out)
+    specs = {name: TensorSpec(t.shape, t.dtype) for name, t in stored.items() if name not in left_out}
+    return Resharding(config, world_size, specs, layout_plan(config, world_size, specs), left_out)
 
 
 def write_resharded(
-    source: Checkpoint, resharding: Resharding, root: Path, tell: Callable[[int], None] = lambda count: None
+    source: Checkpoint, resharding: Resharding, root: Path, on_bytes: Callable[[int], None] = lambda count: None
 ) -> Path:
-    """Write the planned checkpoint; it becomes the latest of `root`. On failure nothing of it is left.
+    """Write the planned checkpoint; it becomes the latest of `root`. A failure leaves no files.
 
     Args:
         root: directory of checkpoints.
-        tell: called with the bytes of every piece that was read.
+        on_bytes: called with the size in bytes of every slice that was read.
     Returns:
         The checkpoint's directory.
     """
 
-    def read(name: str, box: Box) -> np.ndarray:
-        items = source.read(name, box)
-        tell(items.nbytes)
+    def read(name: str, tensor_slice: TensorSlice) -> np.ndarray:
+        items = source.read(name, tensor_slice)
+        on_bytes(items.nbytes)
         return items
 
     head = replace(
@@ -87,4 +87,4 @@ def write_resharded(
         files={},
         tensors={},
     )
-    return write_checkpoint(root, head, resharding.forms, resharding.files, read)
+    return write_checkpoint(root, head, resharding.specs, resharding.files, read)

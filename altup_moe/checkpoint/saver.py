@@ -1,12 +1,13 @@
-"""Saving from all ranks, in the background: each writes its share of the global tensors, and all agree on the end.
+"""Saves checkpoints from all ranks in the background: each rank writes its share of the global tensors.
 
-`start` (every rank, between two steps) agrees on who writes what. A thread copies this rank's share, then writes the
-files, flushes and hashes them. Weights and optimizer state change only when a step updates them, so the copying goes on
-beside the next step's forward and backward, and `settle`, called before the update, waits for the rest of it: no later
-step leaks into a checkpoint. (DataStates-LLM, arXiv 2406.10707, copies while the state stands still, too.)
-`advance` (every rank, once no thread is at work) brings the hashes together and sets rank 0's thread to make the
-checkpoint complete; called again after that, it ends the save. A failure anywhere ends it on all ranks with the same
-`SaveError`, and the checkpoint before it stays the latest.
+- `start` (every rank, between two steps) agrees on who writes what and starts a thread on each rank. The thread copies
+  the rank's share of the tensors, then writes, flushes and hashes its files.
+- `settle` (before the optimizer's update) waits for the copy. Only an update changes weights and optimizer state, so
+  the copy runs beside the next step's forward and backward passes, as in DataStates-LLM (arXiv 2406.10707).
+- `advance` (every rank, once no thread is busy) gathers the hashes and starts rank 0's thread that publishes the
+  checkpoint. The next call ends the save.
+
+If one rank fails, the save ends on all ranks with the same `SaveError`; the checkpoint before it stays the latest.
 """
 
 from __future__ import annotations
@@ -14,41 +15,46 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from altup_moe.checkpoint.manifest import Manifest, StoredFile
-from altup_moe.checkpoint.slices import whole
-from altup_moe.checkpoint.staging_buffer import Copies
-from altup_moe.checkpoint.state import Held
-from altup_moe.checkpoint.store import open_partial, prune, publish, step_name
-from altup_moe.checkpoint.tensors import STORED, items
-from altup_moe.checkpoint.write import Form, Part, Plan, cut_files, stored_tensors, write_files
-from altup_moe.checkpoint.write_balancing import part_bytes, share
+from altup_moe.checkpoint.save_threads import (
+    ThreadResult,
+    changes_in_forward,
+    copy_and_write,
+    publish_and_prune,
+    start_thread,
+)
+from altup_moe.checkpoint.slices import full_slice
+from altup_moe.checkpoint.staging_buffer import StagingBuffer
+from altup_moe.checkpoint.state import LocalTensor
+from altup_moe.checkpoint.store import open_partial, step_name
+from altup_moe.checkpoint.tensors import DTYPE_NAMES
+from altup_moe.checkpoint.write import NamedSlice, TensorSpec
+from altup_moe.checkpoint.write_balancing import WriteAssignment, assign_writes
 from altup_moe.config import CheckpointConfig, UserError
-from altup_moe.parallel.control_collectives import first_problem, gather
-from altup_moe.parallel.parameter_mapping import is_buffer
+from altup_moe.parallel.control_collectives import first_problem, gather_json
 from altup_moe.parallel.topology import Topology
 
 SPARE_BYTES = 1 << 24
-"""Free space asked for beyond the tensors: headers and the manifest."""
-
-THREADS = 2
-"""Files that a rank writes at a time."""
+"""Free disk space required beyond the tensors: for file headers and the manifest."""
 
 
 class SaveError(UserError):
-    """A checkpoint was not saved; every rank has the same message."""
+    """A checkpoint was not saved; every rank raises it with the same message."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A complete checkpoint. ``bytes``: of all ranks' tensors. ``waited``: seconds in which this rank did not train."""
+    """A complete checkpoint.
+
+    ``bytes``: of the tensors of all ranks. ``waited``: seconds for which the save blocked training on this rank.
+    ``seconds``: from `start` to the end.
+    """
 
     directory: Path
     bytes: int
@@ -57,48 +63,29 @@ class Saved:
 
 
 @dataclass(frozen=True)
-class _Division:
-    """Who writes what, the same on every rank: every file of the checkpoint, and those of this rank."""
+class _RunningSave:
+    """A save that has not ended. All ranks write first; then rank 0 alone has a thread, which publishes.
 
-    forms: dict[str, Form]
-    files: Plan
-    mine: Plan
-    bytes: int
-
-
-@dataclass
-class _Outcome:
-    """What a thread leaves: that it needs the live tensors no more, the files that it wrote, and what went wrong."""
-
-    settled: threading.Event = field(default_factory=threading.Event)
-    files: dict[str, StoredFile] = field(default_factory=dict)
-    problem: str | None = None
-
-
-@dataclass(frozen=True)
-class _Save:
-    """A save under way: writing, then ``publishing`` (on rank 0; the others have no thread then).
-
-    ``began``: when `start` was called; ``waited``: seconds of calls so far.
+    ``began``: time of the call of `start`; ``waited``: seconds spent in calls so far.
     """
 
     head: Manifest
     partial: Path
     thread: threading.Thread | None
-    outcome: _Outcome
+    result: ThreadResult
     began: float
     waited: float
     publishing: bool = False
 
 
 class Saver:
-    """The saves of one run on one rank, one at a time."""
+    """Saves checkpoints of one run on one rank, one at a time."""
 
     def __init__(self, root: Path, config: CheckpointConfig, topology: Topology) -> None:
         self.root, self.config, self.topology = root, config, topology
-        self._division: _Division | None = None
-        self._save: _Save | None = None
-        self._copies = Copies()
+        self._assignment: WriteAssignment | None = None
+        self._save: _RunningSave | None = None
+        self._staging = StagingBuffer()
 
     @property
     def pending(self) -> bool:
@@ -107,59 +94,61 @@ class Saver:
 
     @property
     def busy(self) -> bool:
-        """Whether this rank's thread is at work."""
+        """Whether a thread of this rank is running."""
         return self._save is not None and self._save.thread is not None and self._save.thread.is_alive()
 
-    def start(self, head: Manifest, held: Iterable[Held], streams: Mapping[str, Tensor]) -> None:
-        """Begin to save what `held` and the random `streams` are now. Collective.
+    def start(self, head: Manifest, held: Iterable[LocalTensor], streams: Mapping[str, Tensor]) -> None:
+        """Start to save the present values of `held` and of the random `streams`. Collective.
 
-        What an optimizer updates may be read until `settle` returns; buffers and streams are copied here.
+        The thread may read weights and optimizer state until `settle` returns. Buffers and streams are copied here.
 
         Args:
             head: everything of the manifest but files and tensors.
+            held: this rank's slices of weights, buffers and optimizer state.
+            streams: states of this rank's random generators, by name.
         Raises:
-            SaveError: no space, or the directory cannot be made.
+            SaveError: the disk is too full, or the directory cannot be made.
         """
         assert self._save is None, "conclude the save before the next one"
         began = time.perf_counter()
-        tensors = self._mine(held, streams)
-        division = self._division = self._division or self._divide(tensors)
+        tensors = self._rank_tensors(held, streams)
+        assignment = self._assignment = self._assignment or self._assign(tensors)
         partial = self.root / f"{step_name(head.step)}.partial"
-        self._all_succeed(head.step, self._prepare(head, division.bytes) if self.topology.is_first else None)
-        wanted = {part: tensors[part].tensor for parts in division.mine.values() for part in parts}
-        copies = self._copies if self.config.asynchronous else None
-        if copies is not None:
-            wanted |= copies.take({part: t for part, t in wanted.items() if _changes_in_forward(part.name)})
-        # The thread is handed all it needs: by the time it runs, this save may already be waited for.
-        outcome = _Outcome()
-        thread = _run(_write, outcome, partial, division, wanted, copies, self.topology.rank)
+        self._all_succeed(head.step, self._prepare(head, assignment.bytes) if self.topology.is_first else None)
+        wanted = {part: tensors[part].tensor for parts in assignment.mine.values() for part in parts}
+        staging = self._staging if self.config.asynchronous else None
+        if staging is not None:
+            wanted |= staging.stage({part: t for part, t in wanted.items() if changes_in_forward(part.name)})
+        # The thread gets its own references: it may still be starting when this save is waited for.
+        result = ThreadResult()
+        thread = start_thread(copy_and_write, result, partial, assignment, wanted, staging, self.topology.rank)
         if not self.config.asynchronous:
             thread.join()
-        self._save = _Save(head, partial, thread, outcome, began, time.perf_counter() - began)
+        self._save = _RunningSave(head, partial, thread, result, began, time.perf_counter() - began)
 
     def settle(self) -> None:
-        """Wait until this rank's share is copied: called before anything updates weights or optimizer state."""
+        """Wait until this rank's tensors are copied. Call it before weights or optimizer state are updated."""
         if self._save is None or self._save.publishing:
             return
         began = time.perf_counter()
-        self._save.outcome.settled.wait()
+        self._save.result.copied.wait()
         self._save = replace(self._save, waited=self._save.waited + time.perf_counter() - began)
 
     def advance(self) -> Saved | None:
-        """Take the save under way one part further, once no rank is busy; the checkpoint if that was the last.
+        """Take the running save to its next stage, once no rank is busy. Collective.
 
-        Collective.
-
+        Returns:
+            The checkpoint if this call ended the save, else None.
         Raises:
             SaveError: a rank could not write, or a file on the disk is not what was written.
         """
         save, self._save = self._save, None
         assert save is not None
-        assert self._division is not None
+        assert self._assignment is not None
         began = time.perf_counter()
-        mine = {name: asdict(file) for name, file in save.outcome.files.items()}
-        outcomes = gather([save.outcome.problem, mine], self.topology.device)
-        problem = next((found for found, _ in outcomes if found is not None), None)
+        mine = {name: asdict(file) for name, file in save.result.files.items()}
+        results = gather_json([save.result.problem, mine], self.topology.device)
+        problem = next((found for found, _ in results if found is not None), None)
         if problem is not None:
             if self.topology.is_first:
                 shutil.rmtree(save.partial, ignore_errors=True)
@@ -167,16 +156,18 @@ class Saver:
         now = time.perf_counter()
         waited = save.waited + now - began
         if save.publishing:
-            return Saved(save.partial.with_suffix(""), self._division.bytes, waited, now - save.began)
-        thread, outcome = None, _Outcome()
+            return Saved(save.partial.with_suffix(""), self._assignment.bytes, waited, now - save.began)
+        thread, result = None, ThreadResult()
         if self.topology.is_first:
-            written = {name: StoredFile(**entry) for _, files in outcomes for name, entry in files.items()}
-            thread = _run(_publish, outcome, save.partial, save.head, written, self._division, self.config)
-        self._save = replace(save, thread=thread, outcome=outcome, waited=waited, publishing=True)
+            written = {name: StoredFile(**entry) for _, files in results for name, entry in files.items()}
+            thread = start_thread(
+                publish_and_prune, result, save.partial, save.head, written, self._assignment, self.config
+            )
+        self._save = replace(save, thread=thread, result=result, waited=waited, publishing=True)
         return None
 
     def conclude(self) -> Saved | None:
-        """Wait for the save under way and return its checkpoint; None if there is none. Collective.
+        """Wait for the running save and return its checkpoint; None if there is none. Collective.
 
         Raises:
             SaveError: as `advance`.
@@ -190,34 +181,24 @@ class Saver:
             saved = self.advance()
         return saved
 
-    def _mine(self, held: Iterable[Held], streams: Mapping[str, Tensor]) -> dict[Part, Held]:
+    def _rank_tensors(
+        self, held: Iterable[LocalTensor], streams: Mapping[str, Tensor]
+    ) -> dict[NamedSlice, LocalTensor]:
+        """What this rank could write, by slice."""
         tensors = {each.part: each for each in held}
         for name, state in streams.items():
-            form = Form(tuple(state.shape), STORED[state.dtype])
-            part = Part(f"rng/{self.topology.rank:05d}/{name}", whole(form.shape))
-            tensors[part] = Held(part, form, state)
+            spec = TensorSpec(tuple(state.shape), DTYPE_NAMES[state.dtype])
+            part = NamedSlice(f"rng/{self.topology.rank:05d}/{name}", full_slice(spec.shape))
+            tensors[part] = LocalTensor(part, spec, state)
         return tensors
 
-    def _divide(self, tensors: Mapping[Part, Held]) -> _Division:
-        """Ask every rank what it holds, once: layouts do not change while a run lasts."""
-        described = [[part.name, part.box, each.form.shape, each.form.dtype] for part, each in tensors.items()]
-        forms: dict[str, Form] = {}
-        holders: dict[Part, list[int]] = {}
-        for rank, parts in enumerate(gather(described, self.topology.device)):
-            for name, box, shape, dtype in parts:
-                forms[name] = Form(tuple(shape), dtype)
-                holders.setdefault(Part(name, tuple((a, b) for a, b in box)), []).append(rank)
-        writers = share(holders, forms)
-        files: Plan = {}
-        for rank in range(self.topology.world_size):
-            written = cut_files(rank, (part for part, writer in writers.items() if writer == rank), forms)
-            files |= written
-            if rank == self.topology.rank:
-                mine = written
-        return _Division(forms, files, mine, sum(part_bytes(part, forms) for part in writers))
+    def _assign(self, tensors: Mapping[NamedSlice, LocalTensor]) -> WriteAssignment:
+        """Gather what every rank holds, once a run: layouts do not change while a run lasts."""
+        held = [[part.name, part.tensor_slice, each.spec.shape, each.spec.dtype] for part, each in tensors.items()]
+        return assign_writes(gather_json(held, self.topology.device), self.topology.rank)
 
     def _prepare(self, head: Manifest, needed: int) -> str | None:
-        """On rank 0, before anything is written. Returns what is wrong."""
+        """On rank 0: check the free space and make the directory. Returns the problem, if there is one."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.root).free
@@ -236,76 +217,3 @@ class Saver:
 
 def _not_saved(step: int, problem: str) -> str:
     return f"checkpoint of step {step} was not saved: {problem}"
-
-
-def _run(work: Callable[..., None], *args: object) -> threading.Thread:
-    thread = threading.Thread(target=work, args=args, name="checkpoint", daemon=True)
-    thread.start()
-    return thread
-
-
-def _changes_in_forward(name: str) -> bool:
-    """Whether a stored tensor may change before the next update: routers' biases and random streams do."""
-    return name.startswith("rng/") or is_buffer(name)
-
-
-def _write(
-    outcome: _Outcome,
-    partial: Path,
-    division: _Division,
-    tensors: dict[Part, Tensor],
-    copies: Copies | None,
-    rank: int,
-) -> None:
-    """In a thread: copy what was not copied yet, and write this rank's files; what happens is left in `outcome`."""
-    with _noted(outcome, f"rank {rank}: {partial}"):
-        try:
-            if copies is not None:
-                tensors |= copies.take({p: tensor for p, tensor in tensors.items() if not _changes_in_forward(p.name)})
-        finally:
-            outcome.settled.set()
-        outcome.files = write_files(
-            partial, division.mine, division.forms, lambda n, box: items(tensors[Part(n, box)].to("cpu")), THREADS
-        )
-
-
-def _publish(
-    outcome: _Outcome,
-    partial: Path,
-    head: Manifest,
-    files: Mapping[str, StoredFile],
-    division: _Division,
-    config: CheckpointConfig,
-) -> None:
-    """In rank 0's thread: make a written checkpoint complete, and remove old ones."""
-    with _noted(outcome, f"{partial}"):
-        # In the order of the plan: the same checkpoint has the same manifest.
-        ordered = {name: files[name] for name in division.files}
-        publish(partial, replace(head, files=ordered, tensors=stored_tensors(division.files, division.forms)))
-        prune(partial.parent, config.keep, config.keep_every)
-
-
-@contextmanager
-def _noted(outcome: _Outcome, where: str) -> Iterator[None]:
-    """Leave what goes wrong in the block as the outcome's problem: nobody catches what a thread raises."""
-    try:
-        yield
-    except OSError as error:
-        outcome.problem = f"{where}: {error.strerror}"
-    except UserError as error:
-        outcome.problem = f"{error}"
-    except BaseException as error:
-        outcome.problem = f"{where}: {type(error).__name__}: {error}"
-
-
-def libraries() -> dict[str, str]:
-    """Versions worth knowing of a checkpoint's writer."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for name in ("altup-moe", "torch", "megatron-core", "safetensors"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found | {"torch.cuda": torch.version.cuda or "none"}

@@ -1,10 +1,10 @@
-"""Safetensors files a piece at a time: written and hashed as they stream by, read box by box.
+"""Safetensors files, one tensor at a time: written and hashed in one pass, read slice by slice.
 
-The library reads and writes whole files; a resharder has one tensor in memory, and a hash that costs a second pass
-over a terabyte is one that gets turned off. So the format (see header.py) is written and read here, in bytes; files
-from here open with the library, and the other way round.
+The safetensors library reads and writes whole files. A resharder has memory for one tensor, and hashing in a second
+pass would double the reading, so this module implements the format (see header.py). The library can read these files,
+and this module can read the library's.
 
-Items are numpy unsigned integers of the dtype's size (numpy has no bfloat16): only whole items are moved.
+numpy has no bfloat16: items are unsigned integers of the dtype's size.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from typing import Any
 
 import numpy as np
 
-from altup_moe.checkpoint.header import Entry, header_bytes, read_header
+from altup_moe.checkpoint.header import HeaderEntry, header_bytes, read_header
 from altup_moe.checkpoint.manifest import ITEM_BYTES, StoredFile
 from altup_moe.checkpoint.plain import open_plain, start_flush
-from altup_moe.checkpoint.slices import box_shape, inside
+from altup_moe.checkpoint.slices import in_bounds, slice_shape
 from altup_moe.config import DataError
-from altup_moe.parallel.parameter_mapping import Box
+from altup_moe.parallel.parameter_mapping import TensorSlice
 
-CARRIERS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-"""Item size -> what stands for the items."""
-BAND_BYTES = 1 << 24
-"""Rows read at a time where a box is narrower than its tensor."""
-HASH_BLOCK = 1 << 20
-"""Bytes hashed at a time: they stay in the core's cache."""
+ITEM_TYPES = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+"""Size of an item in bytes -> numpy type that holds its bits."""
+READ_BYTES = 1 << 24
+"""Bytes read at a time where a slice is narrower than its tensor: whole rows, then the slice's columns are copied."""
+HASH_BLOCK_BYTES = 1 << 20
+"""Bytes hashed and written at a time; a block fits into the core's cache."""
 FLUSH_BYTES = 1 << 24
-"""Written bytes that the disk is asked to start on, so that the flush at the end has less to wait for."""
+"""After so many written bytes the disk is asked to start writing them, which shortens the flush at the end."""
 
 
-def carrier(dtype: str) -> Any:
-    """Numpy type that carries items of a stored dtype."""
-    return CARRIERS[ITEM_BYTES[dtype]]
+def item_type(dtype: str) -> Any:
+    """numpy type that holds the bits of a stored dtype's items."""
+    return ITEM_TYPES[ITEM_BYTES[dtype]]
 
 
-class Closes(AbstractContextManager):
-    """Something that is closed at the end of a `with` statement."""
+class Closeable(AbstractContextManager):
+    """Base of objects that a `with` statement closes."""
 
     def close(self) -> None:
-        """Give back what is held."""
+        """Release the resources."""
         raise NotImplementedError
 
     def __exit__(
@@ -56,10 +56,9 @@ class Closes(AbstractContextManager):
 
 
 class ShardWriter:
-    """Writes one file: declare every tensor, then hand each over in that order.
+    """Writes one file: the constructor takes the description of every tensor, `write` their items in the same order.
 
-    A block is hashed and written while the core's cache holds it, and the disk starts on it at once. To use more
-    cores write several files at a time: handing small pieces to a second thread costs more than it gains.
+    Each block is hashed and written while it is in the core's cache. To use more cores, write several files at a time.
 
     Raises:
         OSError: from the file system, a full disk above all. ValueError: a key is declared twice.
@@ -82,7 +81,7 @@ class ShardWriter:
             raise
 
     def write(self, items: np.ndarray) -> None:
-        """The next tensor's items; the array may be reused afterwards."""
+        """Write the next tensor's items. The array may be reused afterwards."""
         data = np.ascontiguousarray(items).reshape(-1).view(np.uint8).data
         if self._next >= len(self._sizes) or len(data) != self._sizes[self._next]:
             raise AssertionError(f"tensor {self._next} has {len(data)} bytes, which were not declared")
@@ -90,7 +89,7 @@ class ShardWriter:
         self._put(data)
 
     def close(self) -> StoredFile:
-        """Flush to the disk. Returns size and hash of what was written."""
+        """Flush to the disk and close. Returns the file's size and hash."""
         if self._next != len(self._sizes):
             raise AssertionError(f"{self._next} of {len(self._sizes)} declared tensors were written")
         os.fsync(self._file.fileno())
@@ -98,12 +97,12 @@ class ShardWriter:
         return StoredFile(self._written, self._hash.hexdigest())
 
     def abandon(self) -> None:
-        """Close without flushing; the file is the caller's to remove."""
+        """Close without flushing. The caller removes the file."""
         self._file.close()
 
     def _put(self, data: memoryview) -> None:
-        for start in range(0, len(data), HASH_BLOCK):
-            block = data[start : start + HASH_BLOCK]
+        for start in range(0, len(data), HASH_BLOCK_BYTES):
+            block = data[start : start + HASH_BLOCK_BYTES]
             self._hash.update(block)
             while block:
                 count = self._file.write(block)
@@ -120,10 +119,13 @@ def write_tensors(
     tensors: Iterable[np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> StoredFile:
-    """Write one file of (key, dtype, shape) from their items in order, one at a time, flushed to the disk.
+    """Write one file and flush it to the disk, one tensor at a time.
 
+    Args:
+        entries: (key, dtype, shape) of every tensor. tensors: their items, in the same order.
+        metadata: text values for the header's ``__metadata__``.
     Raises:
-        OSError: from the file system; what was written of the file is the caller's to remove.
+        OSError: from the file system; the caller removes the incomplete file.
     """
     writer = ShardWriter(path, entries, metadata)
     try:
@@ -135,7 +137,7 @@ def write_tensors(
         raise
 
 
-class ShardReader(Closes):
+class ShardReader(Closeable):
     """One open file and its checked header. Safe to read from several threads.
 
     Raises:
@@ -146,7 +148,7 @@ class ShardReader(Closes):
         self.path = path
         self._file = open_plain(path)
         try:
-            self.entries: dict[str, Entry] = read_header(self._file)
+            self.entries: dict[str, HeaderEntry] = read_header(self._file)
         except BaseException as error:
             os.close(self._file)
             if isinstance(error, OSError):
@@ -160,49 +162,50 @@ class ShardReader(Closes):
         os.close(self._file)
 
     def sha256(self) -> str:
-        """Hex SHA-256 of the open file's bytes: of those that `read_into` gives, whatever its name now stands for."""
-        digest, block, offset = hashlib.sha256(), np.empty(HASH_BLOCK, np.uint8), 0
+        """Hex SHA-256 of the open file, the one that `read_into` reads, even if its path now names another."""
+        digest, block, offset = hashlib.sha256(), np.empty(HASH_BLOCK_BYTES, np.uint8), 0
         while count := self._preadv(block.data, offset):
             digest.update(block.data[:count])
             offset += count
         return digest.hexdigest()
 
-    def read_into(self, key: str, box: Box, out: np.ndarray) -> None:
-        """Copy a box of a tensor into `out`: of the box's shape, items of the dtype's size; strides are its own.
+    def read_into(self, key: str, tensor_slice: TensorSlice, out: np.ndarray) -> None:
+        """Copy a slice of a tensor into `out`, an array of the slice's shape and `item_type`, with any strides.
 
         Raises:
-            ValueError: the box does not lie in the tensor, or `out` is another array. DataError: the file is cut.
+            ValueError: the slice does not lie in the tensor, or `out` has another shape or item size.
+            DataError: the file is truncated.
         """
         entry = self.entries[key]
-        if not inside(box, entry.shape):
-            raise ValueError(f"{key} has the shape {entry.shape}, which has no {box}")
-        if out.shape != box_shape(box) or out.dtype.itemsize != ITEM_BYTES[entry.dtype]:
-            raise ValueError(f"{out.dtype} {out.shape} cannot take {box} of {key} ({entry.dtype})")
+        if not in_bounds(tensor_slice, entry.shape):
+            raise ValueError(f"{key} has the shape {entry.shape}, which has no {tensor_slice}")
+        if out.shape != slice_shape(tensor_slice) or out.dtype.itemsize != ITEM_BYTES[entry.dtype]:
+            raise ValueError(f"{out.dtype} {out.shape} cannot take {tensor_slice} of {key} ({entry.dtype})")
         if out.size:
-            self._copy(entry.offset, entry.shape, box, out)
+            self._copy(entry.offset, entry.shape, tensor_slice, out)
 
-    def read(self, key: str, box: Box) -> np.ndarray:
-        """A box of a tensor, in an array of its own."""
-        out = np.empty(box_shape(box), carrier(self.entries[key].dtype))
-        self.read_into(key, box, out)
+    def read(self, key: str, tensor_slice: TensorSlice) -> np.ndarray:
+        """A slice of a tensor as a new array."""
+        out = np.empty(slice_shape(tensor_slice), item_type(self.entries[key].dtype))
+        self.read_into(key, tensor_slice, out)
         return out
 
-    def _copy(self, offset: int, shape: tuple[int, ...], box: Box, out: np.ndarray) -> None:
-        full_below = all(ends == (0, n) for ends, n in zip(box[1:], shape[1:], strict=True))
+    def _copy(self, offset: int, shape: tuple[int, ...], tensor_slice: TensorSlice, out: np.ndarray) -> None:
+        full_below = all(ends == (0, n) for ends, n in zip(tensor_slice[1:], shape[1:], strict=True))
         row = math.prod(shape[1:]) * out.dtype.itemsize
-        first, last = box[0] if box else (0, 1)
+        first, last = tensor_slice[0] if tensor_slice else (0, 1)
         if full_below and out.flags.c_contiguous:
             self._read(offset + first * row, out)
             return
-        if row > BAND_BYTES and len(box) > 1:
-            # Even one row is too much to hold: go into each.
-            for place, start in enumerate(range(first, last)):
-                self._copy(offset + start * row, shape[1:], box[1:], out[place])
+        if row > READ_BYTES and len(tensor_slice) > 1:
+            # One row exceeds the limit: read each row in parts.
+            for row_index, start in enumerate(range(first, last)):
+                self._copy(offset + start * row, shape[1:], tensor_slice[1:], out[row_index])
             return
-        # A band of whole rows at a time; what is outside the box is read and dropped.
-        step = max(1, BAND_BYTES // row)
+        # Read a band of whole rows, then copy the slice's columns.
+        step = max(1, READ_BYTES // row)
         band = np.empty((min(step, last - first), *shape[1:]), out.dtype)
-        columns = tuple(slice(start, stop) for start, stop in box[1:])
+        columns = tuple(slice(start, stop) for start, stop in tensor_slice[1:])
         for start in range(first, last, step):
             rows = band[: min(step, last - start)]
             self._read(offset + start * row, rows)
@@ -223,8 +226,8 @@ class ShardReader(Closes):
             raise DataError(self.path, f"cannot be read ({error.strerror})") from error
 
 
-class ShardReaders(Closes):
-    """Open files by name."""
+class ShardReaders(Closeable):
+    """A set of open files, by name."""
 
     def __init__(self) -> None:
         self._readers: dict[str, ShardReader] = {}

@@ -1,4 +1,4 @@
-"""What stands beside a checkpoint in its run directory and goes along when a tool makes a new run of it."""
+"""Files beside a checkpoint in its run directory that a tool copies when it makes a new run of the checkpoint."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from altup_moe.config.files import write_text
 from altup_moe.config.run_directory import METRICS, TOKENIZER, checkpoints_dir
 
 
-def companions(checkpoint: Path) -> list[str]:
-    """Names of what is there to bring along; none for a checkpoint that lies outside a run directory."""
+def sidecar_files(checkpoint: Path) -> list[str]:
+    """Names of the sidecar files and folders that exist; none for a checkpoint outside a run directory."""
     run_dir = checkpoint.parent.parent
     if checkpoint.parent != checkpoints_dir(run_dir):
         return []
     return [name for name in (METRICS, TOKENIZER) if (run_dir / name).exists()]
 
 
-def bring_along(checkpoint: Path, step: int, new: Path) -> None:
-    """Copy a checkpoint's companions into a new run directory, metrics up to the checkpoint's step."""
-    for name in companions(checkpoint):
+def copy_sidecar_files(checkpoint: Path, step: int, new: Path) -> None:
+    """Copy a checkpoint's sidecar files into the run directory `new`; of the metrics, the lines up to `step`."""
+    for name in sidecar_files(checkpoint):
         old = checkpoint.parent.parent / name
         if name == TOKENIZER:
             shutil.copytree(old, new / name)
         else:
             lines = old.read_text(encoding="utf-8").splitlines()
-            write_text(new / name, "".join(f"{line}\n" for line in lines if _done(line, step)))
+            write_text(new / name, "".join(f"{line}\n" for line in lines if _is_up_to(line, step)))
 
 
-def _done(line: str, step: int) -> bool:
+def _is_up_to(line: str, step: int) -> bool:
+    """Whether a line of metrics is of `step` or an earlier one; False for a damaged line."""
     try:
         return json.loads(line)["step"] <= step
     except (ValueError, KeyError, TypeError):

@@ -1,6 +1,7 @@
-"""Boxes of a tensor: what a rank holds, what a file holds, and where they meet. Pure integers.
+"""Arithmetic on slices of a tensor: intersect them, merge them, check that they cover the tensor. Pure integers.
 
-A box is a (start, stop) for each dimension; all boxes of a tensor are given in the whole tensor's coordinates.
+A `TensorSlice` has a (start, stop) pair for each dimension. All slices of a tensor are in the coordinates of the whole
+tensor. A scalar has one slice, the empty tuple.
 """
 
 from __future__ import annotations
@@ -8,81 +9,87 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from altup_moe.parallel.parameter_mapping import Box
+from altup_moe.parallel.parameter_mapping import TensorSlice
 
 
-def whole(shape: Sequence[int]) -> Box:
-    """The box of a whole tensor."""
+def full_slice(shape: Sequence[int]) -> TensorSlice:
+    """The slice that covers a tensor of this shape."""
     return tuple((0, n) for n in shape)
 
 
-def box_shape(box: Box) -> tuple[int, ...]:
-    """Sizes of a box."""
-    return tuple(stop - start for start, stop in box)
+def slice_shape(tensor_slice: TensorSlice) -> tuple[int, ...]:
+    """Size of a slice in each dimension."""
+    return tuple(stop - start for start, stop in tensor_slice)
 
 
-def volume(box: Box) -> int:
-    """Elements of a box; 1 for a scalar's."""
-    return math.prod(box_shape(box))
+def num_elements(tensor_slice: TensorSlice) -> int:
+    """Number of elements of a slice; 1 for a scalar."""
+    return math.prod(slice_shape(tensor_slice))
 
 
-def inside(box: Box, shape: Sequence[int]) -> bool:
-    """Whether a box has the tensor's dimensions and lies within it."""
-    return len(box) == len(shape) and all(0 <= a <= b <= n for (a, b), n in zip(box, shape, strict=True))
+def in_bounds(tensor_slice: TensorSlice, shape: Sequence[int]) -> bool:
+    """Whether a slice has as many dimensions as the tensor and lies inside it."""
+    return len(tensor_slice) == len(shape) and all(
+        0 <= a <= b <= n for (a, b), n in zip(tensor_slice, shape, strict=True)
+    )
 
 
-def meet(a: Box, b: Box) -> Box | None:
-    """What two boxes share, or None."""
+def intersect(a: TensorSlice, b: TensorSlice) -> TensorSlice | None:
+    """The elements that two slices share; None if they share none."""
     both = tuple((max(p, r), min(q, s)) for (p, q), (r, s) in zip(a, b, strict=True))
     return both if all(start < stop for start, stop in both) else None
 
 
-def within(box: Box, outer: Box) -> Box:
-    """The same box, counted from the corner of `outer`."""
-    return tuple((start - corner, stop - corner) for (start, stop), (corner, _) in zip(box, outer, strict=True))
+def relative_to(tensor_slice: TensorSlice, outer: TensorSlice) -> TensorSlice:
+    """The same elements in the coordinates of the slice `outer`, which contains them."""
+    pairs = zip(tensor_slice, outer, strict=True)
+    return tuple((start - origin, stop - origin) for (start, stop), (origin, _) in pairs)
 
 
-def flat_boxes(box: Box, start: int, stop: int) -> list[Box]:
-    """Elements [start, stop) of a box, counted row by row, as boxes in that order: for a matrix at most three.
+def flat_range_slices(tensor_slice: TensorSlice, start: int, stop: int) -> list[TensorSlice]:
+    """Elements [start, stop) of a slice, in row-major order, as a list of slices: at most three for a matrix.
 
-    The distributed optimizer cuts parameters at any element, not at rows.
+    The distributed optimizer cuts a parameter at any element, not only between rows.
     """
     if stop <= start:
         return []
-    if not box:
+    if not tensor_slice:
         return [()]
-    (first, _), *rest = box
-    row = volume(tuple(rest))
+    (first, _), *rest = tensor_slice
+    row = num_elements(tuple(rest))
     low, high = start // row, (stop - 1) // row
 
-    def part(n: int, a: int, b: int) -> list[Box]:
-        return [((first + n, first + n + 1), *inner) for inner in flat_boxes(tuple(rest), a, b)]
+    def part_of_row(n: int, a: int, b: int) -> list[TensorSlice]:
+        return [((first + n, first + n + 1), *inner) for inner in flat_range_slices(tuple(rest), a, b)]
 
     if low == high:
-        return part(low, start - low * row, stop - low * row)
-    head = part(low, start - low * row, row) if start % row else []
-    tail = part(high, 0, stop - high * row) if stop % row else []
+        return part_of_row(low, start - low * row, stop - low * row)
+    head = part_of_row(low, start - low * row, row) if start % row else []
+    tail = part_of_row(high, 0, stop - high * row) if stop % row else []
     full = (first + low + bool(head), first + high + (not tail))
     return [*head, *([(full, *rest)] if full[0] < full[1] else []), *tail]
 
 
-def joined(boxes: Iterable[Box]) -> list[Box]:
-    """The same elements in fewer boxes: those whose rows follow each other, and that are alike otherwise, become one.
+def merge_slices(slices: Iterable[TensorSlice]) -> list[TensorSlice]:
+    """The same elements in fewer slices: neighbours along dimension 0 that agree in all other dimensions become one.
 
-    Boxes are disjoint. In the order of their corners.
+    Args:
+        slices: disjoint, in any order.
+    Returns:
+        The merged slices, sorted.
     """
-    done: list[Box] = []
-    for box in sorted(boxes):
-        if done and box and done[-1][1:] == box[1:] and done[-1][0][1] == box[0][0]:
-            box = ((done.pop()[0][0], box[0][1]), *box[1:])
-        done.append(box)
+    done: list[TensorSlice] = []
+    for tensor_slice in sorted(slices):
+        if done and tensor_slice and done[-1][1:] == tensor_slice[1:] and done[-1][0][1] == tensor_slice[0][0]:
+            tensor_slice = ((done.pop()[0][0], tensor_slice[0][1]), *tensor_slice[1:])
+        done.append(tensor_slice)
     return done
 
 
-def bands(shape: Sequence[int], limit: int) -> Iterator[Box]:
-    """Boxes of whole rows that make up a tensor, in order: at most `limit` elements each, or one row.
+def row_bands(shape: Sequence[int], limit: int) -> Iterator[TensorSlice]:
+    """A tensor as slices of whole rows, in order: each at most `limit` elements, but at least one row.
 
-    A scalar is one box; a tensor without elements none.
+    A scalar gives one slice, a tensor without elements none.
     """
     if not shape:
         yield ()
@@ -90,22 +97,22 @@ def bands(shape: Sequence[int], limit: int) -> Iterator[Box]:
     row = math.prod(shape[1:])
     step = max(1, limit // max(1, row))
     for start in range(0, shape[0] if row else 0, step):
-        yield ((start, min(start + step, shape[0])), *whole(shape[1:]))
+        yield ((start, min(start + step, shape[0])), *full_slice(shape[1:]))
 
 
-def uncovered(shape: Sequence[int], boxes: Iterable[Box]) -> str | None:
-    """Why boxes do not make up a tensor, each element once; None if they do."""
-    held = sorted(boxes)
-    for box in held:
-        if not inside(box, shape):
-            return f"the piece {box} does not lie in {tuple(shape)}"
-    active: list[Box] = []
-    for box in held:
-        # Sorted by the first dimension: only boxes whose rows are not yet over can meet this one.
-        active = [other for other in active if not box or other[0][1] > box[0][0]]
-        # Two pieces of a scalar meet in (), which is an overlap too.
-        if any(meet(box, other) is not None for other in active):
-            return f"the piece {box} overlaps another"
-        active.append(box)
-    missing = math.prod(shape) - sum(map(volume, held))
+def coverage_problem(shape: Sequence[int], slices: Iterable[TensorSlice]) -> str | None:
+    """Why slices do not cover a tensor exactly once; None if they do."""
+    ordered = sorted(slices)
+    for tensor_slice in ordered:
+        if not in_bounds(tensor_slice, shape):
+            return f"the piece {tensor_slice} does not lie in {tuple(shape)}"
+    active: list[TensorSlice] = []
+    for tensor_slice in ordered:
+        # The slices are sorted by their first row: only those that end after this row can overlap this slice.
+        active = [other for other in active if not tensor_slice or other[0][1] > tensor_slice[0][0]]
+        # Two slices of a scalar intersect in (), which is an overlap too.
+        if any(intersect(tensor_slice, other) is not None for other in active):
+            return f"the piece {tensor_slice} overlaps another"
+        active.append(tensor_slice)
+    missing = math.prod(shape) - sum(map(num_elements, ordered))
     return f"{missing} of {math.prod(shape)} elements are missing" if missing else None

@@ -1,6 +1,7 @@
-"""A checkpoint opened for reading: its structure checked at once, its bytes by hash, its tensors box by box.
+"""Read a checkpoint: check its structure when it is opened, verify its hashes, read any slice of any tensor.
 
-Nothing here knows the layout that wrote it or the one that asks: a box is put together from the pieces that it meets.
+A slice is assembled from the stored pieces that intersect it. Neither the layout that wrote the checkpoint nor the
+layout of the reader matters.
 """
 
 from __future__ import annotations
@@ -13,24 +14,25 @@ from pathlib import Path
 
 import numpy as np
 
-from altup_moe.checkpoint.manifest import DIGEST, KINDS, MANIFEST, Manifest, StoredTensor, read_manifest
-from altup_moe.checkpoint.optimizer_state_shapes import moment_shapes
-from altup_moe.checkpoint.shards import ShardReader, ShardReaders, carrier
-from altup_moe.checkpoint.slices import box_shape, inside, meet, uncovered, whole, within
+from altup_moe.checkpoint.manifest import DIGEST, MANIFEST, STATE_KINDS, Manifest, StoredTensor, read_manifest
+from altup_moe.checkpoint.optimizer_state_shapes import state_shapes
+from altup_moe.checkpoint.shards import ShardReader, ShardReaders, item_type
+from altup_moe.checkpoint.slices import coverage_problem, full_slice, in_bounds, intersect, relative_to, slice_shape
 from altup_moe.config import DataError, RunConfig, UserError
 from altup_moe.config.load import from_dict
-from altup_moe.parallel.parameter_mapping import Box, global_shapes, is_buffer
+from altup_moe.parallel.parameter_mapping import TensorSlice
+from altup_moe.parallel.parameter_names import global_shapes, is_buffer
 
-HALF = ("BF16", "F16")
-"""Dtypes of weights that the optimizer keeps an fp32 copy of."""
+HALF_DTYPES = ("BF16", "F16")
+"""Half-precision dtypes: of such weights the optimizer keeps an fp32 copy."""
 
 
 class Checkpoint(ShardReaders):
     """An open checkpoint directory. Close it, or use it in a `with` statement.
 
     Raises:
-        DataError: files are missing, of another size, not named in the manifest, or no plain files; tensors are
-            incomplete, or not those of the configuration. It names the file.
+        DataError: a file is missing, has another size, is not in the manifest, or is no regular file; or the tensors
+            are incomplete or do not match the configuration. The error names the file.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -67,56 +69,55 @@ class Checkpoint(ShardReaders):
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def read_into(self, name: str, box: Box, out: np.ndarray) -> None:
-        """A box of a stored tensor into `out`: an array of the box's shape of `carrier` items.
-
-        Safe to call from several threads.
+    def read_into(self, name: str, tensor_slice: TensorSlice, out: np.ndarray) -> None:
+        """Copy a slice of a stored tensor into `out`, an array of the slice's shape and `item_type`. Thread-safe.
 
         Raises:
-            ValueError: the box does not lie in the tensor, or `out` is another array.
+            ValueError: the slice does not lie in the tensor, or `out` has another shape.
         """
         stored = self.manifest.tensors[name]
-        if not inside(box, stored.shape):
-            raise ValueError(f"{name} has the shape {stored.shape}, which has no {box}")
-        if out.shape != box_shape(box):
-            raise ValueError(f"an array of {out.shape} cannot take {box} of {name}")
+        if not in_bounds(tensor_slice, stored.shape):
+            raise ValueError(f"{name} has the shape {stored.shape}, which has no {tensor_slice}")
+        if out.shape != slice_shape(tensor_slice):
+            raise ValueError(f"an array of {out.shape} cannot take {tensor_slice} of {name}")
         for piece in stored.pieces:
-            common = meet(piece.box, box)
+            common = intersect(piece.tensor_slice, tensor_slice)
             if common is not None:
-                target = tuple(slice(a, b) for a, b in within(common, box))
+                target = tuple(slice(a, b) for a, b in relative_to(common, tensor_slice))
                 # A scalar's slice would be a copy, not a view.
                 part = out[target] if target else out
-                self._readers[piece.file].read_into(piece.key, within(common, piece.box), part)
+                self._readers[piece.file].read_into(piece.key, relative_to(common, piece.tensor_slice), part)
 
-    def read(self, name: str, box: Box | None = None) -> np.ndarray:
-        """A box of a stored tensor (None: all of it) as a new array of `carrier` items."""
+    def read(self, name: str, tensor_slice: TensorSlice | None = None) -> np.ndarray:
+        """A slice of a stored tensor (None: all of it) as a new array of `item_type` items."""
         stored = self.manifest.tensors[name]
-        box = whole(stored.shape) if box is None else box
-        out = np.empty(box_shape(box), carrier(stored.dtype))
-        self.read_into(name, box, out)
+        tensor_slice = full_slice(stored.shape) if tensor_slice is None else tensor_slice
+        out = np.empty(slice_shape(tensor_slice), item_type(stored.dtype))
+        self.read_into(name, tensor_slice, out)
         return out
 
     def _check_tensors(self) -> None:
         held = {(file, key) for file, reader in self._readers.items() for key in reader.entries}
         for name, stored in self.manifest.tensors.items():
-            problem = uncovered(stored.shape, (piece.box for piece in stored.pieces))
+            problem = coverage_problem(stored.shape, (piece.tensor_slice for piece in stored.pieces))
             if problem:
                 raise DataError(self.directory / MANIFEST, f"{name}: {problem}")
             for piece in stored.pieces:
-                place = (piece.file, piece.key)
-                if place not in held:
+                if (piece.file, piece.key) not in held:
                     raise DataError(self.directory / piece.file, f"lacks {piece.key}, or the manifest has it twice")
-                held.remove(place)
+                held.remove((piece.file, piece.key))
                 entry = self._readers[piece.file].entries[piece.key]
-                if (entry.dtype, entry.shape) != (stored.dtype, box_shape(piece.box)):
-                    found = f"{entry.dtype} {list(entry.shape)}, not {stored.dtype} {list(box_shape(piece.box))}"
+                if (entry.dtype, entry.shape) != (stored.dtype, slice_shape(piece.tensor_slice)):
+                    found = (
+                        f"{entry.dtype} {list(entry.shape)}, not {stored.dtype} {list(slice_shape(piece.tensor_slice))}"
+                    )
                     raise DataError(self.directory / piece.file, f"{piece.key} is {found}")
         for file, key in sorted(held):
             raise DataError(self.directory / file, f"holds {key}, which the manifest does not name")
 
 
 def _check_files(directory: Path, manifest: Manifest) -> None:
-    """Every file is there, plain and of the right size, and there is no other."""
+    """Raise DataError unless the directory contains exactly the manifest's files, regular and of the right sizes."""
     try:
         present = {entry.name: entry.stat(follow_symlinks=False) for entry in os.scandir(directory)}
     except OSError as error:
@@ -136,25 +137,29 @@ def _check_files(directory: Path, manifest: Manifest) -> None:
 
 
 def _check_model(directory: Path, manifest: Manifest, config: RunConfig) -> None:
-    """The tensors are those of the manifest's configuration: all weights, and optimizer state for all or for none."""
+    """Raise DataError unless the tensors are those of the configured model, with all optimizer state or none."""
     for name in manifest.tensors:
-        if name.partition("/")[0] not in (*KINDS, "rng"):
-            raise DataError(directory / MANIFEST, f"{name[:200]} is of no known kind ({', '.join(KINDS)}, rng)")
+        if name.partition("/")[0] not in (*STATE_KINDS, "rng"):
+            raise DataError(directory / MANIFEST, f"{name[:200]} is of no known kind ({', '.join(STATE_KINDS)}, rng)")
     shapes = _model_shapes(directory, manifest, config)
     trained = {name: shape for name, shape in shapes.items() if not is_buffer(name)}
     weights = manifest.of_kind("weights")
-    _same(directory, "weights", weights, shapes, ("F32", *HALF))
+    _same(directory, "weights", weights, shapes, ("F32", *HALF_DTYPES))
     if manifest.has_optimizer:
-        halves = {name: shape for name, shape in trained.items() if weights[name].dtype in HALF}
-        moments = {name: moment_shapes(config.optim.optimizer, shape) for name, shape in trained.items()}
-        for kind in KINDS[1:-1]:
-            expected = {name: shapes[kind] for name, shapes in moments.items() if kind in shapes}
+        halves = {name: shape for name, shape in trained.items() if weights[name].dtype in HALF_DTYPES}
+        states = {name: state_shapes(config.optim.optimizer, shape) for name, shape in trained.items()}
+        for kind in STATE_KINDS[1:-1]:
+            expected = {name: shapes[kind] for name, shapes in states.items() if kind in shapes}
             _same(directory, kind, manifest.of_kind(kind), expected, ("F32",))
         _same(directory, "main", manifest.of_kind("main"), halves, ("F32",))
 
 
 def _model_shapes(directory: Path, manifest: Manifest, config: RunConfig) -> dict[str, tuple[int, ...]]:
-    """The model's tensors. What could not be true of a file of this length is refused before it is counted out."""
+    """Global name -> shape of the configured model.
+
+    Sizes that the stored tensors cannot match are refused first: a damaged configuration must not make this loop run
+    for hours.
+    """
     m, tensors = config.model, manifest.tensors
     rows = max((size for stored in tensors.values() for size in stored.shape), default=0)
     limits = (

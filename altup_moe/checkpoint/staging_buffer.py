@@ -1,6 +1,6 @@
-"""The copy that an asynchronous save writes from, in memory that stays for the next one.
+"""CPU memory that an asynchronous save copies tensors into and writes the files from.
 
-To fault new memory in costs more than the copying, so a run's copies keep theirs.
+Allocating new pages takes longer than the copy itself, so the buffer is kept from one save to the next.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ import torch
 from torch import Tensor
 
 from altup_moe.checkpoint.tensors import items
-from altup_moe.checkpoint.write import Part
+from altup_moe.checkpoint.write import NamedSlice
 
-THREADS = 2
-"""Tensors that are copied at a time."""
+COPY_THREADS = 2
+"""Number of threads that copy tensors."""
 
 
-class Copies:
-    """Copies of a rank's tensors, the same parts each time."""
+class StagingBuffer:
+    """One CPU tensor for each tensor that this rank writes; every save reuses them."""
 
     def __init__(self) -> None:
-        self._kept: dict[Part, Tensor] = {}
+        self._buffers: dict[NamedSlice, Tensor] = {}
 
-    def take(self, tensors: Mapping[Part, Tensor]) -> dict[Part, Tensor]:
-        """Copies of `tensors`, on the CPU; they hold until the same parts are taken again."""
+    def stage(self, tensors: Mapping[NamedSlice, Tensor]) -> dict[NamedSlice, Tensor]:
+        """Copy `tensors` into the buffer. The copies are valid until the same slices are staged again."""
         for part, tensor in tensors.items():
-            if part not in self._kept:
-                self._kept[part] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-        pairs = [(self._kept[part], tensor) for part, tensor in tensors.items()]
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(_copy, [pairs[first::THREADS] for first in range(THREADS)]))
-        return {part: self._kept[part] for part in tensors}
+            if part not in self._buffers:
+                self._buffers[part] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        pairs = [(self._buffers[part], tensor) for part, tensor in tensors.items()]
+        with ThreadPoolExecutor(COPY_THREADS) as pool:
+            list(pool.map(_copy, [pairs[first::COPY_THREADS] for first in range(COPY_THREADS)]))
+        return {part: self._buffers[part] for part in tensors}
 
 
 def _copy(pairs: list[tuple[Tensor, Tensor]]) -> None:
-    """By numpy on a CPU: torch would wake its own threads for each tensor."""
-    for copy, tensor in pairs:
-        if tensor.device.type == "cpu":
-            np.copyto(items(copy), items(tensor))
+    """Copy each (target, source). numpy copies CPU tensors: torch would start its own threads for every tensor."""
+    for target, source in pairs:
+        if source.device.type == "cpu":
+            np.copyto(items(target), items(source))
         else:
-            copy.copy_(tensor)
+            target.copy_(source)

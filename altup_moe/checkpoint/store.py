@@ -1,12 +1,12 @@
-"""Where checkpoints lie and how they become complete.
+"""The directory of a run's checkpoints, and how a checkpoint becomes complete in it.
 
-    RUN/checkpoints/step_00000100/manifest.json               which tensor lies where (see manifest.py)
+    RUN/checkpoints/step_00000100/manifest.json               file and key of every tensor (see manifest.py)
                                   manifest.sha256
-                                  rank_00000_000.safetensors  what rank 0 wrote, some hundred megabytes a file
-    RUN/checkpoints/latest                                    name of the newest complete one
+                                  rank_00000_000.safetensors  tensors that rank 0 wrote, some hundred megabytes a file
+    RUN/checkpoints/latest                                    name of the newest complete checkpoint
 
-Files are written into `step_N.partial`. Once all are on the disk, the manifest is added, the directory is renamed, and
-`latest` moves last. A process killed at any moment leaves the previous checkpoint as the latest.
+Files are written into `step_N.partial`. Once all are flushed, the manifest is written, the directory is renamed, and
+`latest` is replaced last. If the process is killed at any moment, `latest` still names a complete checkpoint.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from altup_moe.config.run_directory import checkpoints_dir
 LATEST = "latest"
 _NAME = re.compile(r"step_[0-9]{8,}")
 _ASIDE = ".replaced"
-"""Ends the name of a directory that another took the place of, or that is being removed."""
+"""Suffix of a directory that was replaced by another, or that is being removed."""
 
 
 def step_name(step: int) -> str:
@@ -35,17 +35,17 @@ def step_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def complete(root: Path) -> list[Path]:
-    """Complete checkpoints below a directory of checkpoints, oldest first."""
+def complete_checkpoints(root: Path) -> list[Path]:
+    """Complete checkpoints in a directory of checkpoints, oldest first."""
     found = [path for path in root.glob("step_*") if _NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
-def latest(run_dir: str | Path) -> Path | None:
-    """The checkpoint to go on from: the one `latest` names; None before the first save.
+def latest_checkpoint(run_dir: str | Path) -> Path | None:
+    """The checkpoint that `latest` names; None before the first save.
 
     Raises:
-        DataError: `latest` is damaged, or names something that is not a checkpoint of this directory.
+        DataError: `latest` is damaged, or does not name a complete checkpoint of this directory.
     """
     return _pointed(checkpoints_dir(run_dir))
 
@@ -53,10 +53,10 @@ def latest(run_dir: str | Path) -> Path | None:
 def _pointed(root: Path) -> Path | None:
     pointer = root / LATEST
     if not os.path.lexists(pointer):
-        # A first save that was killed between its last two steps.
-        return next(reversed(complete(root)), None)
+        # The first save may have been killed after the rename and before `latest` was written.
+        return next(reversed(complete_checkpoints(root)), None)
     name = read_plain(pointer).decode("utf-8", errors="replace").strip()
-    # Aside: a save that replaces the latest was killed between its two renames.
+    # A save that replaces the latest checkpoint may have been killed between its two renames.
     for directory in (root / name, root / f"{name}{_ASIDE}"):
         if _NAME.fullmatch(name) and (directory / MANIFEST).is_file():
             return directory
@@ -64,21 +64,21 @@ def _pointed(root: Path) -> Path | None:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """A checkpoint's directory, given itself or its run's directory (then the latest).
+    """The directory of a checkpoint: `path` itself, or the latest checkpoint of the run directory `path`.
 
     Raises:
         UserError: there is none.
     """
     if (path / MANIFEST).is_file():
         return path
-    found = latest(path)
+    found = latest_checkpoint(path)
     if found is None:
         raise UserError(f"{path}: is no checkpoint (it has no {MANIFEST}), and no run directory that has one")
     return found
 
 
 def open_partial(root: Path, step: int) -> Path:
-    """A new, empty directory for the files of a checkpoint; what a killed save left there is removed."""
+    """Make an empty directory for the files of a checkpoint; remove what a killed save left there."""
     partial = root / f"{step_name(step)}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -86,13 +86,13 @@ def open_partial(root: Path, step: int) -> Path:
 
 
 def publish(partial: Path, manifest: Manifest) -> Path:
-    """Make a checkpoint whose files are all written complete: check, add the manifest, rename, move `latest`.
+    """Complete a checkpoint whose files are all written: write the manifest, check, rename, replace `latest`.
 
     Returns:
         Its directory.
     Raises:
         DataError: a file on the disk is not what the manifest says. OSError: the disk is full. After either, and
-        after a kill at any moment, `latest` gives a complete checkpoint: this one or the one before.
+        after a kill at any moment, `latest_checkpoint` gives a complete checkpoint: this one or the one before.
     """
     root, final = partial.parent, partial.with_suffix("")
     aside = root / f"{final.name}{_ASIDE}"
@@ -101,7 +101,7 @@ def publish(partial: Path, manifest: Manifest) -> Path:
     fsync(partial)
     replaces = final.exists()
     if replaces:
-        # One that was renamed but never became the latest, that `fallback` went behind, or a step saved twice.
+        # The step was saved before: it never became the latest, a fallback discarded it, or it was saved twice.
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(final, aside)
     try:
@@ -117,13 +117,13 @@ def publish(partial: Path, manifest: Manifest) -> Path:
 
 
 def move_latest(root: Path, name: str) -> None:
-    """Say which checkpoint is the latest."""
+    """Make `latest` name a checkpoint."""
     write_text(root / LATEST, f"{name}\n")
     fsync(root)
 
 
 def set_aside(root: Path, damaged: Iterable[Path], instead: Path) -> None:
-    """Go back to an older checkpoint: it becomes the latest; the damaged ones are kept under another name."""
+    """Make the older checkpoint `instead` the latest; keep the damaged ones as ``NAME.damaged``."""
     move_latest(root, instead.name)
     for path in damaged:
         aside = path.with_name(f"{path.name}.damaged")
@@ -132,15 +132,15 @@ def set_aside(root: Path, damaged: Iterable[Path], instead: Path) -> None:
 
 
 def prune(root: Path, keep: int, keep_every: int | None = None) -> None:
-    """Remove all but the newest `keep` checkpoints, every one whose step is a multiple of `keep_every`, and the latest.
+    """Remove old checkpoints; keep the newest `keep`, the steps that are multiples of `keep_every`, and the latest.
 
-    What killed saves left goes too, so no save may be under way.
+    Also removes what killed saves left, so no save may be running.
     """
-    found, pointed = complete(root), _pointed(root)
+    found, pointed = complete_checkpoints(root), _pointed(root)
     for path in found[: max(0, len(found) - keep)]:
         step = int(path.name.removeprefix("step_"))
         if path != pointed and not (keep_every and step % keep_every == 0):
-            # Renamed first: one of which half the files are gone must not look complete.
+            # Rename first: a checkpoint that is removed in part must not look complete.
             aside = root / f"{path.name}{_ASIDE}"
             shutil.rmtree(aside, ignore_errors=True)
             os.rename(path, aside)

@@ -1,4 +1,4 @@
-"""A checkpoint written from any source of boxes, a piece at a time; and the plan of which file holds what."""
+"""Plan the files of a checkpoint, and write them one slice at a time from any source of slices."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pathlib import Path
 from altup_moe.checkpoint.manifest import (
     ITEM_BYTES,
     Manifest,
-    Reader,
+    SliceReader,
     StoredFile,
     StoredPiece,
     StoredTensor,
-    piece_key,
+    slice_key,
 )
 from altup_moe.checkpoint.shards import write_tensors
-from altup_moe.checkpoint.slices import box_shape, volume, whole
+from altup_moe.checkpoint.slices import full_slice, num_elements, slice_shape
 from altup_moe.checkpoint.store import open_partial, publish
-from altup_moe.parallel.parameter_mapping import Box
+from altup_moe.parallel.parameter_mapping import TensorSlice
 
 FILE_BYTES = 1 << 28
-"""A file is closed once it holds this much: several are hashed at a time, and a damaged one is found sooner."""
+"""Size in bytes at which a new file begins: several files can be hashed in parallel, and damage is located sooner."""
 
 
 @dataclass(frozen=True)
-class Form:
+class TensorSpec:
     """Shape and dtype (safetensors' name) of a stored tensor."""
 
     shape: tuple[int, ...]
@@ -35,87 +35,96 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A box of a stored tensor that one file is to hold."""
+class NamedSlice:
+    """A slice of the stored tensor `name` (KIND/NAME): the unit that one file holds."""
 
     name: str
-    box: Box
+    tensor_slice: TensorSlice
 
 
-Plan = dict[str, list[Part]]
-"""File name -> what it holds, in order."""
+WritePlan = dict[str, list[NamedSlice]]
+"""File name -> the slices in it, in order."""
 
 
-def cut_files(rank: int, parts: Iterable[Part], forms: Mapping[str, Form], limit: int = FILE_BYTES) -> Plan:
-    """What a rank writes, cut into files of about `limit` bytes."""
-    plan: Plan = {}
+def plan_files(
+    rank: int, parts: Iterable[NamedSlice], specs: Mapping[str, TensorSpec], limit: int = FILE_BYTES
+) -> WritePlan:
+    """Distribute the slices that a rank writes over files of about `limit` bytes."""
+    plan: WritePlan = {}
     held = limit
     for part in parts:
         if held >= limit:
             held, current = 0, plan.setdefault(f"rank_{rank:05d}_{len(plan):03d}.safetensors", [])
         current.append(part)
-        held += volume(part.box) * ITEM_BYTES[forms[part.name].dtype]
+        held += num_elements(part.tensor_slice) * ITEM_BYTES[specs[part.name].dtype]
     return plan
 
 
-def write_file(path: Path, parts: Sequence[Part], forms: Mapping[str, Form], read: Reader) -> StoredFile:
-    """Write one file, flushed to the disk. Only one piece is held at a time."""
-    entries = [(piece_key(p.name, forms[p.name].shape, p.box), forms[p.name].dtype, box_shape(p.box)) for p in parts]
-    return write_tensors(path, entries, (read(part.name, part.box) for part in parts))
+def write_file(
+    path: Path, parts: Sequence[NamedSlice], specs: Mapping[str, TensorSpec], read: SliceReader
+) -> StoredFile:
+    """Write one file and flush it to the disk; one slice is in memory at a time."""
+    entries = [
+        (slice_key(p.name, specs[p.name].shape, p.tensor_slice), specs[p.name].dtype, slice_shape(p.tensor_slice))
+        for p in parts
+    ]
+    return write_tensors(path, entries, (read(part.name, part.tensor_slice) for part in parts))
 
 
 def write_files(
-    directory: Path, plan: Plan, forms: Mapping[str, Form], read: Reader, threads: int = 1
+    directory: Path, plan: WritePlan, specs: Mapping[str, TensorSpec], read: SliceReader, threads: int = 1
 ) -> dict[str, StoredFile]:
-    """Write every file of a plan, `threads` at a time (then `read` is called from all of them). In the plan's order.
+    """Write every file of a plan, `threads` at a time. `read` must be thread-safe if there are several.
 
+    Returns:
+        File name -> size and hash, in the plan's order.
     Raises:
-        OSError: the first one; files that were not begun are not written.
+        OSError: the first error; no further file is started.
     """
     pool = ThreadPoolExecutor(threads)
     try:
-        written = pool.map(lambda file: write_file(directory / file[0], file[1], forms, read), plan.items())
+        written = pool.map(lambda file: write_file(directory / file[0], file[1], specs, read), plan.items())
         return dict(zip(plan, written, strict=True))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def stored_tensors(plan: Plan, forms: Mapping[str, Form]) -> dict[str, StoredTensor]:
-    """The manifest's tensors for files written by `plan`."""
-    pieces: dict[str, list[StoredPiece]] = {name: [] for name in forms}
+def stored_tensors(plan: WritePlan, specs: Mapping[str, TensorSpec]) -> dict[str, StoredTensor]:
+    """The tensors of the manifest for the files of a plan."""
+    pieces: dict[str, list[StoredPiece]] = {name: [] for name in specs}
     for file, parts in plan.items():
         for part in parts:
-            key = piece_key(part.name, forms[part.name].shape, part.box)
-            pieces[part.name].append(StoredPiece(part.box, file, key))
+            key = slice_key(part.name, specs[part.name].shape, part.tensor_slice)
+            pieces[part.name].append(StoredPiece(part.tensor_slice, file, key))
     return {
-        name: StoredTensor(forms[name].shape, forms[name].dtype, tuple(sorted(held, key=lambda p: p.box)))
+        name: StoredTensor(specs[name].shape, specs[name].dtype, tuple(sorted(held, key=lambda p: p.tensor_slice)))
         for name, held in sorted(pieces.items())
     }
 
 
-def whole_tensors(forms: Mapping[str, Form]) -> Plan:
+def single_process_plan(specs: Mapping[str, TensorSpec]) -> WritePlan:
     """The plan of one process that writes every tensor whole."""
-    return cut_files(0, (Part(name, whole(form.shape)) for name, form in forms.items()), forms)
+    return plan_files(0, (NamedSlice(name, full_slice(spec.shape)) for name, spec in specs.items()), specs)
 
 
 def write_checkpoint(
-    root: Path, head: Manifest, forms: Mapping[str, Form], plan: Plan, read: Reader, threads: int = 1
+    root: Path, head: Manifest, specs: Mapping[str, TensorSpec], plan: WritePlan, read: SliceReader, threads: int = 1
 ) -> Path:
-    """Write a whole checkpoint from one process; on failure nothing of it is left.
+    """Write a whole checkpoint from one process. A failure leaves no files.
 
     Args:
         root: directory of checkpoints (`store.checkpoints_dir` of a run).
         head: everything of the manifest but `files` and `tensors`.
-        forms: every stored tensor.
-        plan: which file holds what; together each element once.
-        read: gives the items of a box.
-        threads: files written at a time, each holding one piece; `read` is called from all of them.
+        specs: every stored tensor.
+        plan: the slices of each file; together they cover each tensor once.
+        read: returns the items of a slice; thread-safe if `threads` > 1.
+        threads: files written at a time, each with one slice in memory.
     Returns:
         The checkpoint's directory, which is then the latest of `root`.
     """
     partial = open_partial(root, head.step)
     try:
-        files = write_files(partial, plan, forms, read, threads)
-        return publish(partial, replace(head, files=files, tensors=stored_tensors(plan, forms)))
+        files = write_files(partial, plan, specs, read, threads)
+        return publish(partial, replace(head, files=files, tensors=stored_tensors(plan, specs)))
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -48,7 +48,7 @@ def _expects_one(hint: Any) -> str:
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}[hint]
 
 
-def nearest(key: str, known: Iterable[str]) -> str:
+def nearest_key(key: str, known: Iterable[str]) -> str:
     """The known key most like `key`: one with the same last part if there is one, else by common words and spelling."""
     keys = list(known)
     leaf = key.rpartition(".")[2]
@@ -64,4 +64,4 @@ def nearest(key: str, known: Iterable[str]) -> str:
 
 def unknown_key(key: str, value: object, known: Iterable[str]) -> ConfigError:
     """The error for a key that does not exist."""
-    return ConfigError(key, value, f"unknown key; nearest is {nearest(key, known)}")
+    return ConfigError(key, value, f"unknown key; nearest is {nearest_key(key, known)}")

@@ -11,7 +11,7 @@ from altup_moe.config.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Package:
+class RequiredPackage:
     """An optional package: the modules that make it whole, and what to do to get it.
 
     ``versions``: of the distribution named like its first module: from one up to, not including, the other.
@@ -47,13 +47,13 @@ def _release(version: str) -> tuple[int, ...]:
 
 PACKAGES = {
     # Its MoE layer is called, and its process groups are filled, by private names.
-    "deepspeed": Package(("deepspeed",), "pip install 'deepspeed>=0.19.4,<0.20'", ("0.19.4", "0.20")),
+    "deepspeed": RequiredPackage(("deepspeed",), "pip install 'deepspeed>=0.19.4,<0.20'", ("0.19.4", "0.20")),
     # `import tutel` alone passes where its kernels were not built.
-    "tutel": Package(
+    "tutel": RequiredPackage(
         ("tutel", "tutel_custom_kernel"), "pip install --no-build-isolation git+https://github.com/microsoft/Tutel"
     ),
     # From 2.9 on as megatron-core 0.16.1 asks; 0.19.2 names no version.
-    "transformer_engine": Package(
+    "transformer_engine": RequiredPackage(
         ("transformer_engine",), "pip install --no-build-isolation -r requirements-gpu.txt", ("2.9", "3")
     ),
 }

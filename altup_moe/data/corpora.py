@@ -1,4 +1,4 @@
-"""The corpora that come by name, checked by hash."""
+"""Named corpora, each checked by its hash."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 
 from altup_moe.config.errors import ConfigError, DataError
 from altup_moe.data.document import Document
-from altup_moe.data.packages import Member, Package, package_files
+from altup_moe.data.packages import PackageFile, PinnedPackage, package_files
 from altup_moe.data.wikitext import CLEANING_VERSION, articles
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 # sha256 (`texts_sha256`) of the topics that CPython's releases carry.
 PYTHON_DOCS_SHA256 = {
@@ -35,10 +35,10 @@ class Corpus:
     """A corpus with a name.
 
     Args:
-        name: what `data.corpus` says.
+        name: value of `data.corpus`.
         description: one line.
-        fingerprint: identity of the texts, known without fetching them.
-        load: fetches into the directory given if need be, and returns the documents.
+        fingerprint: returns the identity of the texts without fetching them.
+        load: returns the documents; downloads into the directory if necessary.
     """
 
     name: str
@@ -52,12 +52,12 @@ def load_corpus(name: str, cache_dir: str | Path) -> list[Document]:
 
     Args:
         name: a key of `CORPORA`.
-        cache_dir: where a download is kept; nothing is written elsewhere.
+        cache_dir: directory for downloads; no other directory is written.
 
     Raises:
-        ConfigError: no corpus of that name.
-        DataError: the content's hash is not the known one.
-        UserError: it cannot be fetched.
+        ConfigError: there is no corpus of that name.
+        DataError: the content does not have the known hash.
+        UserError: the download failed.
     """
     if name not in CORPORA:
         fits = f"one of {', '.join(CORPORA)}, or a prefix written by tools/prepare_data.py"
@@ -66,14 +66,14 @@ def load_corpus(name: str, cache_dir: str | Path) -> list[Document]:
 
 
 def texts_sha256(documents: Iterable[Document]) -> str:
-    """Hex sha256 of the texts in order, each ended by a zero byte."""
+    """Hex SHA-256 of the texts in order, each followed by a zero byte."""
     digest = hashlib.sha256()
     for document in documents:
         digest.update(document.text.encode() + b"\0")
     return digest.hexdigest()
 
 
-@functools.cache  # the fingerprint and the texts are asked for one after the other; warn once
+@functools.cache  # called for the fingerprint and for the texts; warn once
 def python_docs() -> tuple[Document, ...]:
     """The language reference inside CPython's `pydoc_data`: one document a topic, sorted by topic.
 
@@ -90,16 +90,15 @@ def python_docs() -> tuple[Document, ...]:
 def check_python_docs(version: str, digest: str, file: str) -> None:
     """Compare with the hash of this CPython release.
 
-    The text is edited in every release, and new releases appear after this table was written, so an unknown version is
-    not an error: its hash is logged (and part of the prepared data's key, so two versions never mix). A known version
-    with another hash is one: somebody changed the file.
+    The text changes with every release. An unknown version is no error: its hash is logged, and is part of the prepared
+    data's key, so two versions never mix. A known version with another hash is an error: the file was changed.
 
     Raises:
         DataError: a known version whose hash differs.
     """
     known = PYTHON_DOCS_SHA256.get(version)
     if known is None:
-        logger.warning("python-docs: no known hash for Python %s; its text has sha256 %s", version, digest)
+        _logger.warning("python-docs: no known hash for Python %s; its text has sha256 %s", version, digest)
     elif known != digest:
         raise DataError(file, f"sha256 of the texts is {digest}, Python {version} has {known}")
 
@@ -111,8 +110,8 @@ def wikipedia_sample(cache_dir: Path) -> list[Document]:
         DataError: a file whose hash differs.
         UserError: the wheel cannot be downloaded.
     """
-    name, member = WIKIPEDIA_FILE, Member(WHEEL_MEMBER, WIKIPEDIA_SHA256)
-    path = package_files("wikipedia-sample", Package(WHEEL, {name: member}), cache_dir)[name]
+    name, member = WIKIPEDIA_FILE, PackageFile(WHEEL_MEMBER, WIKIPEDIA_SHA256)
+    path = package_files("wikipedia-sample", PinnedPackage(WHEEL, {name: member}), cache_dir)[name]
     return list(articles(path.read_bytes(), "wikipedia-sample", path))
 
 

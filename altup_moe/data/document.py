@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Document:
-    """One text and the name that errors give it.
+    """One text and its origin.
 
     Args:
-        source: where the text came from, e.g. ``python-docs:assert`` or ``/data/a.jsonl row 7``.
+        source: origin of the text for error messages, e.g. ``python-docs:assert`` or ``/data/a.jsonl row 7``.
         text: the text itself, non-empty.
     """
 

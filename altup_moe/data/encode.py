@@ -1,4 +1,4 @@
-"""Documents to token ids, in batches, with a check that the tokenizer can spell them."""
+"""Encode documents to token ids in batches, and check that the tokenizer can represent them."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ from altup_moe.data.tokenizer import Tokenizer, token_byte_lengths, unknown_id
 
 BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 1 << 22
-"""A batch is tokenised in parallel threads; it ends at whichever of the two comes first."""
+"""Limits of a batch, which is tokenised in parallel threads; it ends at the first limit reached."""
 
-LOSS = 0.01
-"""Share of a batch's bytes that tokens may lose or add. Unicode normalisation of a few characters stays below it; a
-tokenizer that cannot spell the data does not."""
+MAX_LOSS = 0.01
+"""Largest fraction of a batch's bytes by which tokens and texts may differ. Unicode normalisation of a few characters
+stays below it; a tokenizer that cannot represent the data exceeds it."""
 
 
 @dataclass
-class Tally:
-    """Counts while documents stream through. ``bytes``: UTF-8 bytes of their texts."""
+class ByteCount:
+    """Counter of the UTF-8 bytes of the documents encoded so far."""
 
     bytes: int = 0
 
 
-def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer, tally: Tally) -> Iterator[list[int]]:
-    """Token ids of each document, ended by the tokenizer's end token.
+def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer, tally: ByteCount) -> Iterator[list[int]]:
+    """Yield the token ids of each document, with the tokenizer's end token appended.
 
+    Args:
+        tally: its ``bytes`` grows with every batch.
     Raises:
-        DataError: naming the document and the byte offset in its text: an unknown token, or tokens that stand for
-            another number of bytes than the text has. Also a tokenizer whose tokens' bytes cannot be counted.
+        DataError: a text contains an unknown token, or its tokens represent another number of bytes than it has (with
+            the document and the byte offset); or the bytes of the tokenizer's tokens cannot be counted.
     """
     spelled, unknown = token_byte_lengths(tokenizer), unknown_id(tokenizer)
     for batch in _batches(documents):
@@ -47,7 +49,7 @@ def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer, tally:
                 lost += difference
                 first = first or (document, ids)
             size += written
-        if first is not None and lost > LOSS * size:
+        if first is not None and lost > MAX_LOSS * size:
             raise _lossy(*first, tokenizer, lost, size)
         tally.bytes += size
         for ids in encoded:

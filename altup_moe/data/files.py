@@ -1,4 +1,4 @@
-"""Durable files: hash, flush to disk, publish by rename."""
+"""Durable files: hash them, flush them to the disk, publish them by renaming."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pathlib import Path
 
 from altup_moe.config.files import fsync
 
-HASH_BLOCK = 1 << 22
+READ_BLOCK_BYTES = 1 << 22
 """Bytes read at a time while hashing."""
 
 
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file."""
     with path.open("rb", buffering=0) as file:
-        digest, block = hashlib.sha256(), memoryview(bytearray(HASH_BLOCK))
+        digest, block = hashlib.sha256(), memoryview(bytearray(READ_BLOCK_BYTES))
         while count := file.readinto(block):
             digest.update(block[:count])
     return digest.hexdigest()
 
 
 def fsync_tree(directory: Path) -> None:
-    """Flush every file below a directory, then the directories that hold them."""
+    """Flush every file below a directory, then the directories."""
     for folder, _, names in os.walk(directory, topdown=False):
         for name in names:
             fsync(Path(folder) / name)
@@ -35,7 +35,7 @@ def fsync_tree(directory: Path) -> None:
 
 @contextlib.contextmanager
 def staging(parent: Path, name: str) -> Iterator[Path]:
-    """A temporary directory beside what will be published (same file system, so a rename is atomic); always removed."""
+    """A temporary directory in `parent`, removed at the end: on the same file system, so that a rename is atomic."""
     parent.mkdir(parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=parent))
     try:
@@ -46,10 +46,10 @@ def staging(parent: Path, name: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_directory(target: Path) -> Iterator[Path]:
-    """An empty directory that becomes `target` once the block succeeds; else nothing is left, nor of new parents.
+    """An empty directory that is renamed to `target` if the block succeeds. A failure leaves no files or parents.
 
     Raises:
-        OSError: `target` is there by then and not an empty directory, or from the file system.
+        OSError: `target` exists by then and is not an empty directory, or an error of the file system.
     """
     target = target.absolute()
     parents = [parent for parent in target.parents if not parent.exists()]

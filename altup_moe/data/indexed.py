@@ -39,7 +39,7 @@ _CHUNK = 1 << 24  # bytes read at a time
 
 @dataclass(frozen=True)
 class IndexedTokens:
-    """A token file whose index was checked.
+    """A token file with a checked index.
 
     Args:
         prefix: path without ``.bin`` / ``.idx``.
@@ -55,12 +55,12 @@ class IndexedTokens:
 
     @property
     def bin(self) -> Path:
-        """Path of the token file."""
+        """Path of the .bin file."""
         return suffixed(self.prefix, ".bin")
 
     @property
     def tokens(self) -> int:
-        """Tokens of all documents."""
+        """Number of tokens of all documents."""
         return int(self.lengths.sum(dtype=np.int64))
 
     def __len__(self) -> int:
@@ -73,12 +73,12 @@ class IndexedTokens:
 
 
 def suffixed(prefix: str | Path, suffix: str) -> Path:
-    """``prefix + suffix`` (`Path.with_suffix` would eat a dot in the name)."""
+    """``prefix + suffix`` (`Path.with_suffix` would replace a part of a name with a dot)."""
     return Path(f"{prefix}{suffix}")
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Smallest of Megatron's dtypes that holds ids below ``vocab_size``."""
+    """The smallest of Megatron's dtypes that can hold ids below ``vocab_size``."""
     return _DTYPES[8] if vocab_size <= 2**16 else _DTYPES[4]
 
 
@@ -87,7 +87,7 @@ def write_indexed(
 ) -> IndexedTokens:
     """Write documents (token ids each) to ``PREFIX.bin`` and ``PREFIX.idx``.
 
-    Both files are written aside, flushed and renamed only when complete: after an error nothing has changed.
+    Both files are written to a temporary directory, flushed and then renamed: an error changes nothing.
 
     Raises:
         DataError: the prefix exists and ``overwrite`` is off; an id outside 0..vocab_size-1 (with the byte offset it
@@ -123,7 +123,7 @@ def read_index(prefix: str | Path) -> IndexedTokens:
     """Read and check ``PREFIX.idx`` against the format and against the size of ``PREFIX.bin``.
 
     Raises:
-        DataError: naming the file and the byte offset of the first thing that is wrong.
+        DataError: with the file and the byte offset of the first error.
     """
     bin_path, idx_path = suffixed(prefix, ".bin"), suffixed(prefix, ".idx")
     for path in (idx_path, bin_path):
@@ -187,14 +187,14 @@ def scan_tokens(indexed: IndexedTokens, vocab_size: int) -> str:
 
 
 def verify_indexed(prefix: str | Path, vocab_size: int) -> IndexedTokens:
-    """`read_index` and `scan_tokens`: everything that can be known wrong without the text. Raises DataError."""
+    """`read_index` and `scan_tokens`: all checks that are possible without the texts. Raises DataError."""
     indexed = read_index(prefix)
     scan_tokens(indexed, vocab_size)
     return indexed
 
 
 def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
-    """Raise DataError for the first path that exists, unless replacing was asked for."""
+    """Raise DataError for the first path that exists, unless `overwrite` is set."""
     for path in paths:
         if path.exists() and not overwrite:
             raise DataError(path, "exists already; ask for overwrite to replace it")

@@ -1,4 +1,4 @@
-"""A pair of inputs and targets as the fixed-length arrays that a model reads.
+"""Convert a pair of inputs and targets to the fixed-length arrays of a model.
 
 Shape suffixes: S tokens of the encoder, or of a decoder-only model; D tokens of the decoder.
 """
@@ -14,11 +14,11 @@ Arrays = dict[str, np.ndarray]
 
 
 def encoder_decoder(pair: Pair, encoder_length: int, decoder_length: int, pad: int) -> Arrays:
-    """What an encoder and a decoder read: inputs and targets side by side, padded, cut where they are too long.
+    """Arrays for an encoder-decoder: inputs to the encoder, targets to the decoder, both padded or shortened.
 
     Returns:
-        `encoder_tokens` int64 [S], `encoder_mask` float32 [S] (1 token, 0 padding); `tokens` int64 [D], the targets
-        moved on by one behind the start token (the pad id, as in T5), `labels` int64 [D], `loss_mask` float32 [D].
+        `encoder_tokens` int64 [S], `encoder_mask` float32 [S] (1 token, 0 padding); `tokens` int64 [D]: the start
+        token (the pad id, as in T5) and the targets without their last; `labels` int64 [D], `loss_mask` float32 [D].
     """
     inputs, targets = shortened(pair.inputs, encoder_length), shortened(pair.targets, decoder_length)
     return {
@@ -31,7 +31,7 @@ def encoder_decoder(pair: Pair, encoder_length: int, decoder_length: int, pad: i
 
 
 def decoder_only(pair: Pair, length: int, pad: int) -> Arrays:
-    """Inputs and targets in one sequence; only the targets' labels count. Inputs give way where both are too long.
+    """Inputs and targets in one sequence, with loss on the targets alone. If they are too long, inputs are cut first.
 
     Returns:
         `tokens`, `labels` int64 [S] and `loss_mask` float32 [S].
@@ -48,7 +48,7 @@ def decoder_only(pair: Pair, length: int, pad: int) -> Arrays:
 
 
 def shortened(ids: np.ndarray, length: int) -> np.ndarray:
-    """At most `length` ids, the last of which (the end token) stays."""
+    """At most `length` ids; the last one (the end token) is kept."""
     return ids if len(ids) <= length else np.append(ids[: length - 1], ids[-1])
 
 

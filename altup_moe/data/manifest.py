@@ -1,4 +1,4 @@
-"""PREFIX.json: what a prepared token file holds, and the hashes that say it still does."""
+"""PREFIX.json: description of a prepared token file, with the hashes that detect damage."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from altup_moe.config.errors import DataError
 from altup_moe.config.files import fsync
 
-FORMAT_VERSION = 1
+DATASET_FORMAT_VERSION = 1
 _TYPES = {"str": str, "int": int}
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """What PREFIX.json says. ``bytes``: UTF-8 bytes of all documents; hashes are sha256.
+class DatasetManifest:
+    """Content of PREFIX.json. ``bytes``: UTF-8 bytes of all documents; hashes are hex SHA-256.
 
-    ``source_key`` identifies texts and tokenizer of a named corpus; it is empty for other data.
+    ``source_key`` identifies the texts and the tokenizer of a named corpus; it is empty for other data.
     """
 
     corpus: str
@@ -29,20 +29,20 @@ class Manifest:
     bin_sha256: str
     idx_sha256: str
     tokenizer_sha256: str
-    format_version: int = FORMAT_VERSION
+    format_version: int = DATASET_FORMAT_VERSION
 
 
-def write_manifest(file: Path, manifest: Manifest) -> None:
+def write_dataset_manifest(file: Path, manifest: DatasetManifest) -> None:
     """Write the manifest and flush it to disk."""
     file.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
     fsync(file)
 
 
-def read_manifest(file: Path) -> Manifest:
-    """Read a manifest, strictly: exactly its fields, each of its type.
+def read_dataset_manifest(file: Path) -> DatasetManifest:
+    """Read a manifest that has exactly the known fields, each of the right type.
 
     Raises:
-        DataError: it is missing, no JSON (with the byte offset), of another version, or a field is wrong.
+        DataError: the file is missing, is not JSON (with the byte offset), has another version, or a field is wrong.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -56,12 +56,12 @@ def read_manifest(file: Path) -> Manifest:
         raise DataError(file, f"is not JSON ({error.msg})", len(text[: error.pos].encode())) from error
     if not isinstance(content, dict):
         raise DataError(file, f"holds a {type(content).__name__}, not the manifest of prepared data")
-    if (version := content.get("format_version")) != FORMAT_VERSION:
-        raise DataError(file, f"format version {version!r}; this program reads {FORMAT_VERSION}")
-    known = {field.name: _TYPES[str(field.type)] for field in fields(Manifest)}
+    if (version := content.get("format_version")) != DATASET_FORMAT_VERSION:
+        raise DataError(file, f"format version {version!r}; this program reads {DATASET_FORMAT_VERSION}")
+    known = {field.name: _TYPES[str(field.type)] for field in fields(DatasetManifest)}
     if odd := sorted(known.keys() ^ content.keys()):
         raise DataError(file, f"is no manifest of prepared data: missing or unknown {', '.join(odd)}")
     for name, kind in known.items():
         if type(content[name]) is not kind:
             raise DataError(file, f"{name} is {content[name]!r}, not of type {kind.__name__}")
-    return Manifest(**content)
+    return DatasetManifest(**content)

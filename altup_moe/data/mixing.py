@@ -1,4 +1,4 @@
-"""Which component of a mixture each sample comes from: exact shares over every prefix, by number alone."""
+"""Assign the samples of a mixture to its components by number, with exact shares in every prefix."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Order:
+class MixtureOrder:
     """A periodic assignment of sample numbers to components.
 
     Args:
-        component: [P] int64, the component of each number of one period.
-        index: [P] int64, how many earlier numbers of the period have the same component.
-        per_period: [C] int64, numbers of each component in one period.
+        component: [P] int64, component of each sample of one period.
+        index: [P] int64, number of earlier samples of the period with the same component.
+        per_period: [C] int64, samples of each component in one period.
     """
 
     component: np.ndarray
@@ -25,32 +25,32 @@ class Order:
     per_period: np.ndarray
 
     def __getitem__(self, number: int) -> tuple[int, int]:
-        """(component, its own sample number) of a sample."""
+        """(component, sample number within the component) of sample `number`."""
         period, at = divmod(number, len(self.component))
         component = int(self.component[at])
         return component, period * int(self.per_period[component]) + int(self.index[at])
 
     def counts(self, samples: int) -> list[int]:
-        """Samples of each component among the first `samples`."""
+        """Number of samples of each component among the first `samples`."""
         periods, rest = divmod(samples, len(self.component))
         counts = periods * self.per_period + np.bincount(self.component[:rest], minlength=len(self.per_period))
         return [int(count) for count in counts]
 
 
-def mixture_order(weights: Sequence[Fraction], longest: int) -> Order:
-    """Numbers 0, 1, ... to components, so that after n of them each has had its share of n to within one sample.
+def mixture_order(weights: Sequence[Fraction], longest: int) -> MixtureOrder:
+    """Assign samples 0, 1, ... to components, so that each component's count is within one sample of its exact share.
 
-    Tijdeman's answer to the chairman assignment problem (Discrete Mathematics 32, 1980): among the components that are
-    behind by 1 / (2C - 2) or more, the one that would next be behind by 1 - 1 / (2C - 2). No component is ever off by
-    more than that. Whole-number arithmetic: no rounding, one order on every machine. With weights p / q (q their sum in
-    whole numbers) all are even after q numbers, and the order repeats.
+    Tijdeman's algorithm for the chairman assignment problem (Discrete Mathematics 32, 1980): among the components that
+    lag by 1 / (2C - 2) or more, take the one that would be first to lag by 1 - 1 / (2C - 2). No component ever deviates
+    by more than that. The arithmetic is exact, so every machine gets the same order. With integer weights p and their
+    sum q, the order repeats after q samples.
 
     Args:
-        weights: positive, one a component, C of them; their sum is what they are shares of.
-        longest: numbers that will be asked for; an order whose period is longer is cut there.
+        weights: positive, one for each of the C components; shares are relative to their sum.
+        longest: number of samples that will be requested; a longer period is cut there.
     """
     if len(weights) == 1:
-        return Order(np.zeros(1, np.int64), np.zeros(1, np.int64), np.ones(1, np.int64))
+        return MixtureOrder(np.zeros(1, np.int64), np.zeros(1, np.int64), np.ones(1, np.int64))
     scale = math.lcm(*(weight.denominator for weight in weights))
     p = [int(weight * scale) for weight in weights]
     common = math.gcd(*p)
@@ -65,9 +65,9 @@ def mixture_order(weights: Sequence[Fraction], longest: int) -> Order:
         component[n], index[n] = chosen, had[chosen]
         had[chosen] += 1
         deadlines[chosen] = _deadline(had[chosen], p[chosen], q, slack)
-    return Order(component, index, np.array(had, np.int64))
+    return MixtureOrder(component, index, np.array(had, np.int64))
 
 
 def _deadline(had: int, share: int, q: int, slack: int) -> int:
-    """The first n at which a component that has had so many is behind by 1 - 1 / slack."""
+    """The first n at which a component with `had` samples lags by 1 - 1 / slack."""
     return -(-(slack * (had + 1) - 1) * q // (slack * share))

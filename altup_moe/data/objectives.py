@@ -1,8 +1,8 @@
 """Training objectives as pure functions of tokens and a random generator (numpy alone).
 
-Span corruption is T5's (Raffel et al. 2020, arXiv 1910.10683, section 3.1.4): spans of a window are dropped, sentinels
-stand in their places, and the targets spell what was dropped. Window lengths follow T5's arithmetic, so that inputs
-fill the encoder: 568 raw tokens are 512 of input and 114 of target. Shape suffixes: L tokens of a window.
+Span corruption is T5's (Raffel et al. 2020, arXiv 1910.10683, section 3.1.4): sentinels replace spans of a window, and
+the targets contain the replaced tokens. Window lengths follow T5's arithmetic, so that inputs fill the encoder: a
+window of 568 tokens gives 512 input and 114 target tokens. Shape suffix: L tokens of a window.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Pair:
-    """Tokens to read and tokens to write (int64), each ended by the end token."""
+    """Input and target token ids (int64), each with the end token appended."""
 
     inputs: np.ndarray
     targets: np.ndarray
@@ -23,7 +23,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class SpanCounts:
-    """How many of a window's tokens are dropped, in how many spans."""
+    """Numbers of dropped tokens (noise) and of the spans that they form in a window."""
 
     noise: int
     spans: int
@@ -31,7 +31,7 @@ class SpanCounts:
 
 @dataclass(frozen=True)
 class SpanLengths:
-    """Tokens of a raw window, and of the inputs and targets it becomes (sentinels and end tokens included)."""
+    """Numbers of tokens of a raw window and of its inputs and targets (with sentinels and end tokens)."""
 
     raw: int
     inputs: int
@@ -39,25 +39,24 @@ class SpanLengths:
 
 
 def sample_generator(*key: int) -> np.random.RandomState:
-    """The generator of one sample, by e.g. (seed, split, number): no other sample's draws disturb it.
+    """The random generator of one sample, seeded by e.g. (seed, split, number), independent of all other samples.
 
-    `RandomState`, whose stream numpy has frozen: no release can change what a number draws.
+    numpy guarantees the stream of `RandomState`: no release can change what a sample draws.
     """
     return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(key)))
 
 
 def span_counts(length: int, noise_density: float, mean_span: float) -> SpanCounts:
-    """Noise tokens and spans of a window of `length` >= 2 tokens; every span, and what lies between, has a token."""
+    """Noise tokens and spans of a window of `length` >= 2 tokens; neither spans nor the gaps between them are empty."""
     noise = min(max(round(length * noise_density), 1), length - 1)
     return SpanCounts(noise, min(max(round(noise / mean_span), 1), noise, length - noise))
 
 
 def longest_window(fits: Callable[[SpanLengths], bool], noise_density: float, mean_span: float) -> SpanLengths | None:
-    """The longest raw window whose inputs and targets fit (T5's `random_spans_helper`); None if none of 2 tokens does.
+    """The longest raw window whose inputs and targets fit (T5's `random_spans_helper`); None if 2 tokens do not fit.
 
-    A raw token more is at most one more of input, so what fits is filled exactly, as long as fewer tokens are dropped
-    than kept. Else kept tokens can be too few to part the spans: one more of them then brings a span with it, and one
-    place may stay empty.
+    If fewer tokens are dropped than kept, one more raw token adds at most one input token, so the inputs fill the
+    length exactly. Otherwise one more kept token can add a span as well, and one position may stay unused.
     """
     best, raw = None, 2
     while fits(lengths := _lengths(raw, noise_density, mean_span)):
@@ -71,9 +70,9 @@ def _lengths(raw: int, noise_density: float, mean_span: float) -> SpanLengths:
 
 
 def noise_mask(length: int, noise_density: float, mean_span: float, random: np.random.RandomState) -> np.ndarray:
-    """Which tokens are dropped, bool [L]: kept and dropped runs in turn, none empty, beginning with a kept one.
+    """Whether each token is dropped, bool [L]. Kept and dropped runs alternate; the first is kept; none is empty.
 
-    Their lengths are drawn uniformly among all ways to cut (T5's `random_spans_noise_mask`).
+    The lengths are uniform over all partitions (T5's `random_spans_noise_mask`).
     """
     counts = span_counts(length, noise_density, mean_span)
     dropped = _segments(counts.noise, counts.spans, random)
@@ -83,13 +82,13 @@ def noise_mask(length: int, noise_density: float, mean_span: float, random: np.r
 
 
 def _segments(items: int, segments: int, random: np.random.RandomState) -> np.ndarray:
-    """`items` cut into `segments` non-empty runs: their lengths."""
+    """Lengths of a random partition of `items` into `segments` non-empty runs."""
     cuts = np.sort(random.permutation(items - 1)[: segments - 1]) + 1
     return np.diff(np.concatenate([[0], cuts, [items]]))
 
 
 def corrupt_spans(tokens_L: np.ndarray, noise_L: np.ndarray, sentinels: Sequence[int], eos: int) -> Pair:
-    """Drop the noise: the k-th dropped run becomes sentinel k in the inputs, and follows sentinel k in the targets.
+    """Replace the k-th dropped run by sentinel k in the inputs; in the targets it follows sentinel k.
 
     Args:
         sentinels: at least as many ids as there are runs of noise.
@@ -105,7 +104,7 @@ def corrupt_spans(tokens_L: np.ndarray, noise_L: np.ndarray, sentinels: Sequence
 
 
 def split_prefix(tokens_L: np.ndarray, longest_target: int, eos: int, random: np.random.RandomState) -> Pair:
-    """A window read up to a random point and written from there; 1 to `longest_target` tokens are written.
+    """Split a window at a random point into inputs and targets; targets have 1 to `longest_target` tokens.
 
     Prefix language modelling for an encoder and a decoder (arXiv 1910.10683, section 3.2.3).
     """
@@ -116,8 +115,8 @@ def split_prefix(tokens_L: np.ndarray, longest_target: int, eos: int, random: np
 
 
 def prefix_loss_mask(length: int, random: np.random.RandomState) -> np.ndarray:
-    """Which labels of a decoder-only sample count, float32 [L]: those after a random point, at least one.
+    """Loss mask of a decoder-only sample, float32 [L]: 1 from a random point on, for at least one label.
 
-    Attention stays causal; only the loss knows of the prefix.
+    Attention stays causal; the prefix is only excluded from the loss.
     """
     return (np.arange(length) >= random.randint(0, length)).astype(np.float32)

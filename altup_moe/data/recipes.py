@@ -1,4 +1,4 @@
-"""Which objective a run trains on, as a recipe: how long a raw window is, and what becomes of it."""
+"""The training objective of a run as a `SampleRecipe`: the length of a raw window, and how it becomes a sample."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Layout = Callable[[Pair], Arrays]
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a sample is made of raw text.
+class SampleRecipe:
+    """How raw tokens become a sample.
 
     Args:
-        window: consecutive tokens that one sample takes.
-        make: (tokens int64 [window], this sample's generator) -> what the model reads.
+        window: number of consecutive tokens of one sample.
+        make: (tokens int64 [window], this sample's generator) -> the model's arrays.
     """
 
     window: int
@@ -50,18 +50,18 @@ def wants_sentinels(model: ModelConfig, data: DataConfig) -> bool:
 
 
 def layout_of(model: ModelConfig, tokenizer: Tokenizer) -> Layout:
-    """How this architecture reads a pair of inputs and targets."""
+    """The function that converts a pair of inputs and targets to this architecture's arrays."""
     pad = tokenizer.pad_id
     if model.encoder_decoder:
         return lambda pair: encoder_decoder(pair, model.seq_length, model.decoder_length, pad)
     return lambda pair: decoder_only(pair, model.seq_length, pad)
 
 
-def recipe_of(model: ModelConfig, data: DataConfig, tokenizer: Tokenizer) -> Recipe | None:
-    """The recipe of a run's corpora; None for plain next-token prediction, whose windows are the samples.
+def recipe_of(model: ModelConfig, data: DataConfig, tokenizer: Tokenizer) -> SampleRecipe | None:
+    """The recipe for a run's corpora; None for plain next-token prediction, where a window is a sample.
 
     Raises:
-        ConfigError: lengths that no window fills, or a tokenizer with too few sentinels.
+        ConfigError: no window fits the lengths, or the tokenizer has too few sentinels.
     """
     objective, layout, eos = objective_of(model, data), layout_of(model, tokenizer), tokenizer.eod
     if objective == "span_corruption":
@@ -69,7 +69,7 @@ def recipe_of(model: ModelConfig, data: DataConfig, tokenizer: Tokenizer) -> Rec
         lengths = corruption_lengths(model, data)
         spans = span_counts(lengths.raw, density, mean).spans
         sentinels = enough_sentinels(tokenizer, spans)
-        return Recipe(
+        return SampleRecipe(
             lengths.raw,
             lambda tokens, random: layout(
                 corrupt_spans(tokens, noise_mask(len(tokens), density, mean, random), sentinels, eos)
@@ -77,9 +77,9 @@ def recipe_of(model: ModelConfig, data: DataConfig, tokenizer: Tokenizer) -> Rec
         )
     if objective == "prefix" and model.encoder_decoder:
         longest = model.decoder_length - 1
-        return Recipe(model.seq_length, lambda tokens, random: layout(split_prefix(tokens, longest, eos, random)))
+        return SampleRecipe(model.seq_length, lambda tokens, random: layout(split_prefix(tokens, longest, eos, random)))
     if objective == "prefix":
-        return Recipe(model.seq_length + 1, _prefix)
+        return SampleRecipe(model.seq_length + 1, _prefix)
     return None
 
 
@@ -89,7 +89,7 @@ def _prefix(tokens: np.ndarray, random: np.random.RandomState) -> Arrays:
 
 
 def corruption_lengths(model: ModelConfig, data: DataConfig) -> SpanLengths:
-    """Window, input and target lengths of span corruption under a model's lengths.
+    """Window, input and target lengths of span corruption for a model.
 
     Raises:
         ConfigError: no window fits, or its targets do not fit into model.decoder_seq_length.
@@ -121,6 +121,6 @@ def enough_sentinels(tokenizer: Tokenizer, spans: int) -> Sequence[int]:
     return found[:spans]
 
 
-def sample_arrays(recipe: Recipe, tokens: np.ndarray, seed: int, split: int, number: int) -> Arrays:
-    """Sample `number`: its window's tokens and (seed, split, number) alone decide what it holds."""
+def sample_arrays(recipe: SampleRecipe, tokens: np.ndarray, seed: int, split: int, number: int) -> Arrays:
+    """The arrays of sample `number`: a function of its tokens and (seed, split, number) alone."""
     return recipe.make(tokens, sample_generator(seed, split, number))

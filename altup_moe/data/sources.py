@@ -1,4 +1,4 @@
-"""Documents of any text: local text, jsonl and parquet files, or a dataset of the Hugging Face hub, as a stream."""
+"""Stream documents from local text, jsonl and parquet files, or from a dataset of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -12,17 +12,24 @@ from typing import Any
 from altup_moe.config.errors import DataError, UserError
 from altup_moe.data.document import Document
 
-FORMATS = {".txt": "text", ".text": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-# A directory's .json files are more often settings (or our own manifests) than data: those must be named.
-_IN_DIRECTORIES = FORMATS.keys() - {".json"}
+TEXT_FILE_FORMATS = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".jsonl": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+}
+# A .json file in a directory is more often settings or a manifest than data, so it must be named explicitly.
+_IN_DIRECTORIES = TEXT_FILE_FORMATS.keys() - {".json"}
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def local_files(source: str) -> list[Path]:
-    """Files that a file name, directory (with those below it) or glob means, sorted; empty if it is none of them.
+    """Files of a file name, a directory (with its subdirectories) or a glob, sorted; empty if nothing matches.
 
     Raises:
-        DataError: a directory or file without a known format, or an empty file.
+        DataError: a directory or file has no known format, or a file is empty.
     """
     path = Path(source)
     if path.is_dir():
@@ -33,28 +40,28 @@ def local_files(source: str) -> list[Path]:
         files = [path] if path.is_file() else sorted(Path(f) for f in glob.glob(source, recursive=True))
         files = [file for file in files if file.is_file()]
     for file in files:
-        if file.suffix not in FORMATS:
-            raise DataError(file, f"unknown format {file.suffix!r}; known are {', '.join(FORMATS)}")
+        if file.suffix not in TEXT_FILE_FORMATS:
+            raise DataError(file, f"unknown format {file.suffix!r}; known are {', '.join(TEXT_FILE_FORMATS)}")
         if file.stat().st_size == 0:
             raise DataError(file, "is empty", 0)
     return files
 
 
 def local_documents(files: Iterable[Path], text_key: str, cache_dir: Path) -> Iterator[Document]:
-    """Documents of local files in order: a text file is one, a row of the others is one.
+    """Yield the documents of local files in order: a text file is one document, and so is a row of the other formats.
 
     Args:
-        text_key: column of the text in jsonl and parquet.
-        cache_dir: `datasets` puts its lock files there.
+        text_key: column of the text in jsonl and parquet files.
+        cache_dir: directory for the lock files of `datasets`.
 
     Raises:
-        DataError: an unreadable file, a row without text, a file without any (file, byte offset where there is one).
+        DataError: a file cannot be read, a row has no text, or a file has none (with the byte offset, if known).
     """
     from pyarrow import parquet  # type: ignore[import-untyped]
 
     datasets = _quiet_datasets()
     for file in files:
-        kind = FORMATS[file.suffix]
+        kind = TEXT_FILE_FORMATS[file.suffix]
         extra = {"sample_by": "document"} if kind == "text" else {}
         key = "text" if kind == "text" else text_key
         number, empty = -1, True
@@ -82,12 +89,13 @@ def local_documents(files: Iterable[Path], text_key: str, cache_dir: Path) -> It
 def hub_documents(
     name: str, text_key: str, cache_dir: Path, *, split: str = "train", config: str | None = None
 ) -> Iterator[Document]:
-    """Documents of a dataset of the hub; rows without text are left out.
+    """Yield the documents of a dataset of the hub; rows with empty text are skipped.
 
     Raises:
-        UserError: it cannot be opened, or the connection fails. DataError: a row whose column is missing or not text.
+        UserError: the dataset cannot be opened, or the connection fails.
+        DataError: the text column of a row is missing or is not text.
     """
-    if not _HUB_NAME.fullmatch(name) or Path(name).suffix in FORMATS:
+    if not _HUB_NAME.fullmatch(name) or Path(name).suffix in TEXT_FILE_FORMATS:
         raise UserError(f"{name}: no such file, and not the name of a corpus or a Hugging Face dataset")
     datasets = _quiet_datasets()
     empty = True
@@ -141,7 +149,7 @@ def _row_offset(file: Path, number: int) -> int | None:
 
 
 def _damage(file: Path, kind: str) -> int | None:
-    """Byte offset of the first byte that is not UTF-8 or not JSON; None if there is none to be found."""
+    """Offset of the first byte that is not UTF-8 or not JSON; None if there is none."""
     at = 0
     with file.open("rb") as lines:
         for line in lines if kind != "parquet" else ():

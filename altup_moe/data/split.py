@@ -1,4 +1,4 @@
-"""Which documents are held out."""
+"""Split documents into training and validation."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _KEY = "data.valid_fraction"
 def split_documents(lengths: Sequence[int] | np.ndarray, valid_fraction: float) -> tuple[np.ndarray, np.ndarray]:
     """Hold out whole documents until they carry ``valid_fraction`` of the tokens.
 
-    Documents are visited in an order fixed by a hash of their number (so they are spread over the corpus, and the same
-    corpus always splits alike) and taken while they fit; one too long for what is left is passed over.
+    Documents are visited in the order of a hash of their number, so they are spread over the corpus and the split is
+    deterministic. A document that exceeds the remaining tokens is skipped.
 
     Args:
         lengths: [documents], in tokens.
-        valid_fraction: share of the tokens to hold out, in (0, 1).
+        valid_fraction: fraction of the tokens to hold out, in (0, 1).
 
     Returns:
-        (train, valid): ascending document numbers, int64, disjoint, together all of them, neither empty. The validation
-        share never exceeds the fraction unless the shortest document alone does.
+        (train, valid): ascending document numbers, int64, disjoint and complete, neither empty. The validation share
+        exceeds the fraction only if the shortest document alone does.
 
     Raises:
-        ConfigError: data.valid_fraction outside (0, 1), or fewer than two documents.
+        ConfigError: data.valid_fraction is outside (0, 1), or there are fewer than two documents.
     """
     sizes = np.asarray(lengths, dtype=np.int64)
     if not 0.0 < valid_fraction < 1.0:

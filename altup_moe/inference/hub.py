@@ -25,12 +25,12 @@ from altup_moe.checkpoint.hf.convert import (
     special_tokens,
     torch_dtype,
 )
-from altup_moe.checkpoint.hf.files import GENERATION, HubWeights, read_json
+from altup_moe.checkpoint.hf.files import GENERATION, HubWeights, read_json_object
 from altup_moe.checkpoint.hf.plain import plain_config, plain_family
-from altup_moe.checkpoint.saver import libraries
+from altup_moe.checkpoint.library_versions import library_versions
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import find_checkpoint
-from altup_moe.checkpoint.tensors import DTYPES
+from altup_moe.checkpoint.tensors import TORCH_DTYPES
 from altup_moe.config import AltUpConfig, DataConfig, DataError, LogConfig, OptimConfig, RunConfig, TrainConfig
 from altup_moe.config.checks import check_config
 from altup_moe.config.files import write_text
@@ -40,7 +40,7 @@ from altup_moe.data.files import new_directory
 from altup_moe.data.tokenizer import load_tokenizer, save_tokenizer
 from altup_moe.inference.logits import logits_of, model_of
 from altup_moe.model.reference.build import class_of, reference_config
-from altup_moe.parallel.parameter_mapping import global_shapes
+from altup_moe.parallel.parameter_names import global_shapes
 
 TOLERANCE = 1e-4
 """Largest difference of logits that passes, as a share of the largest logit (fp32, other order of summation)."""
@@ -61,7 +61,7 @@ def import_run(
     Raises:
         ConfigError: something of the model that ours has not. DataError: its files. CheckFailed: logits differ.
     """
-    content = read_json(source / "config.json")
+    content = read_json_object(source / "config.json")
     hub = from_hub(content, seq_length)
     tokenizer = load_tokenizer(source)
     if tokenizer.vocab_size > hub.model.vocab_size:
@@ -82,7 +82,7 @@ def import_run(
         names = weights.match(global_shapes(config), hub.family, hub.model.share_embeddings_and_output_weights)
         exact = exact_precision(weights, names)
         config = replace(config, train=replace(config.train, precision=precision or exact))
-        directory = import_weights(weights, names, config, checkpoints_dir(staged), libraries())
+        directory = import_weights(weights, names, config, checkpoints_dir(staged), library_versions())
         save_tokenizer(tokenizer, tokenizer_dir(staged))
         for name in _SLOW_TOKENIZER:
             if (source / name).is_file():
@@ -95,7 +95,7 @@ def import_run(
             f"model.seq_length {config.model.seq_length} of {hub.positions} positions{limit}",
         ]
         if check:
-            dtype = DTYPES[STORED_AS[config.train.precision]]
+            dtype = TORCH_DTYPES[STORED_AS[config.train.precision]]
             theirs = logits_of(lambda: _rounded(_load_hub(source), dtype), config.model)
             lines.append(_compare(theirs, logits_of(lambda: model_of(directory), config.model)))
     return lines
@@ -143,7 +143,7 @@ def _compare(expected: Tensor, got: Tensor) -> str:
 
 
 def _load_hub(directory: Path) -> Any:
-    seq2seq = read_json(directory / "config.json").get("is_encoder_decoder") is True
+    seq2seq = read_json_object(directory / "config.json").get("is_encoder_decoder") is True
     model, info = (AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM).from_pretrained(
         directory,
         dtype=torch.float32,
@@ -168,7 +168,7 @@ def _rounded(model: Any, dtype: torch.dtype) -> Any:
 
 def _generation(source: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Settings of generation, with the special tokens that only config.json has."""
-    held = read_json(source / GENERATION) if (source / GENERATION).is_file() else {}
+    held = read_json_object(source / GENERATION) if (source / GENERATION).is_file() else {}
     names = ("bos_token_id", "eos_token_id", "pad_token_id", START)
     return {name: content[name] for name in names if content.get(name) is not None} | held
 
@@ -180,7 +180,7 @@ def _export_tokenizer(tokenizer: Path, out: Path) -> tuple[dict[str, Any], list[
     for file in sorted(tokenizer.iterdir()):
         if file.is_file() and file.name != GENERATION:
             shutil.copyfile(file, out / file.name)
-    held = read_json(tokenizer / GENERATION) if (tokenizer / GENERATION).is_file() else {}
+    held = read_json_object(tokenizer / GENERATION) if (tokenizer / GENERATION).is_file() else {}
     special = special_tokens(held, load_tokenizer(tokenizer).eod)
     _write_json(out / GENERATION, held | special)
     return special, []

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from altup_moe.checkpoint.hf.convert import START
-from altup_moe.checkpoint.hf.files import GENERATION, read_json
+from altup_moe.checkpoint.hf.files import GENERATION, read_json_object
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.store import latest
+from altup_moe.checkpoint.store import latest_checkpoint
 from altup_moe.checkpoint.tensors import load_weights
 from altup_moe.config import DataError, RunConfig, UserError
 from altup_moe.config.load import load_config
@@ -38,7 +38,7 @@ def load_run(run_dir: Path) -> FinishedRun:
     config = load_config(config_file(run_dir))
     # The directory may have been moved since it was written.
     config = replace(config, log=replace(config.log, run_dir=str(run_dir)))
-    directory = latest(run_dir)
+    directory = latest_checkpoint(run_dir)
     if directory is None:
         raise UserError(f"{run_dir}: has no checkpoint yet")
     tokenizer = load_tokenizer(tokenizer_dir(run_dir))
@@ -60,5 +60,5 @@ def load_run(run_dir: Path) -> FinishedRun:
 
 def _start(tokenizer: Path) -> dict[str, int]:
     """The id that an imported encoder-decoder's answers begin with; nothing of one that was trained here."""
-    held = read_json(tokenizer / GENERATION) if (tokenizer / GENERATION).is_file() else {}
+    held = read_json_object(tokenizer / GENERATION) if (tokenizer / GENERATION).is_file() else {}
     return {START: held[START]} if isinstance(held.get(START), int) else {}

@@ -14,14 +14,14 @@ from altup_moe.altup.lazy import load_object
 from altup_moe.config import RunConfig
 from altup_moe.model.specs import first_layer
 from altup_moe.parallel.compat import mark_expert_parameters
-from altup_moe.parallel.parameter_mapping import Box, NamedTensor, Shard, pieces
+from altup_moe.parallel.parameter_mapping import NamedTensor, Shard, TensorSlice, pieces
 from altup_moe.parallel.release import end_with_topology
 from altup_moe.parallel.rng import seed_dropout
 from altup_moe.parallel.seeds import initial
 from altup_moe.parallel.topology import Topology
 
-WeightSource = Callable[[str, tuple[int, ...], Box, RunConfig], Tensor]
-"""(global name, global shape, box, run) -> the box's values, as `parallel.seeds.initial` gives them."""
+WeightSource = Callable[[str, tuple[int, ...], TensorSlice, RunConfig], Tensor]
+"""(global name, global shape, slice, run) -> the slice's values, as `parallel.seeds.initial` gives them."""
 
 
 def shard_of(topology: Topology) -> Shard:
@@ -59,7 +59,7 @@ def set_weights(chunks: list[nn.Module], config: RunConfig, topology: Topology, 
     """Set every weight from its global name (by default as parallel.seeds does): any layout, no communication."""
     for entry in named_tensors(chunks, config, topology):
         for piece in entry.pieces:
-            entry.tensor[piece.local_index].copy_(value(piece.name, piece.shape, piece.box, config))
+            entry.tensor[piece.local_index].copy_(value(piece.name, piece.shape, piece.global_slice, config))
 
 
 def mark_sharded(chunks: list[nn.Module], config: RunConfig, topology: Topology) -> None:
@@ -69,8 +69,8 @@ def mark_sharded(chunks: list[nn.Module], config: RunConfig, topology: Topology)
     it draws weights itself, which we do not let it. Experts always count: each rank of their norm's group holds others.
     """
     for entry in named_tensors(chunks, config, topology):
-        boxes = [(piece.shape, tuple(stop - start for start, stop in piece.box)) for piece in entry.pieces]
-        part = any(shape != held for shape, held in boxes)
+        slices = [(piece.shape, tuple(stop - start for start, stop in piece.global_slice)) for piece in entry.pieces]
+        part = any(shape != held for shape, held in slices)
         entry.tensor.tensor_model_parallel = part or ".experts." in entry.name  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,4 @@
-"""What ranks must decide alike: flags, messages, failures. All of it travels as numbers or JSON, never as pickle."""
+"""Collectives for control flow: flags, messages and failures that all ranks must agree on. No pickle, JSON only."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-T = TypeVar("T")
+Problem = TypeVar("Problem")
 
 
-def any_of(flags: Sequence[bool], device: torch.device) -> list[bool]:
-    """For each flag, whether any rank has it set. Collective."""
+def any_rank(flags: Sequence[bool], device: torch.device) -> list[bool]:
+    """For each flag, whether it is set on any rank. Collective."""
     told = torch.tensor([float(flag) for flag in flags], device=device)
     dist.all_reduce(told, op=dist.ReduceOp.MAX)
     return [bool(flag) for flag in told]
 
 
-def gather(message: Any, device: torch.device) -> list[Any]:
-    """A JSON-able message of every rank, by rank. Collective; it is also a barrier."""
+def gather_json(message: Any, device: torch.device) -> list[Any]:
+    """Gather one JSON-serialisable message from every rank; returns them by rank. Collective, and a barrier."""
     data = torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8).to(device)
     sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
     dist.all_gather(sizes, torch.tensor([data.numel()], device=device))
@@ -32,6 +32,9 @@ def gather(message: Any, device: torch.device) -> list[Any]:
     return [json.loads(bytes(m[: int(size)].cpu().numpy())) for m, size in zip(messages, sizes, strict=True)]
 
 
-def first_problem(problem: T | None, device: torch.device) -> T | None:
-    """The problem (JSON-able) of the lowest rank that has one, the same on every rank; None if none has. Collective."""
-    return next((found for found in gather(problem, device) if found is not None), None)
+def first_problem(problem: Problem | None, device: torch.device) -> Problem | None:
+    """The problem (JSON-serialisable) of the lowest rank that has one; None if no rank has one. Collective.
+
+    Every rank gets the same result.
+    """
+    return next((found for found in gather_json(problem, device) if found is not None), None)

@@ -1,4 +1,4 @@
-"""How many parameters a run's model has, and how many of them a token meets."""
+"""Numbers of parameters of a run's model: all, those active for one token, and those of experts."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import math
 from dataclasses import dataclass
 
 from altup_moe.config import RunConfig
-from altup_moe.parallel.parameter_mapping import global_shapes, is_buffer
+from altup_moe.parallel.parameter_names import global_shapes, is_buffer
 
 
 @dataclass(frozen=True)
-class Parameters:
-    """Numbers of parameters. ``active``: those that one token meets. ``experts``: in all experts (a part of total)."""
+class ParameterCounts:
+    """Numbers of parameters. ``active``: those that process one token. ``experts``: those of all experts (in total)."""
 
     total: int
     active: int
     experts: int
 
 
-def parameters(config: RunConfig) -> Parameters:
-    """The model's, whatever the layout. A tied output layer is the embedding, and counts once."""
+def count_parameters(config: RunConfig) -> ParameterCounts:
+    """Parameters of the whole model, for any layout. A tied output layer is counted once, with the embedding."""
     shapes = {name: math.prod(shape) for name, shape in global_shapes(config).items() if not is_buffer(name)}
     total, experts = sum(shapes.values()), sum(size for name, size in shapes.items() if ".experts." in name)
-    unmet = max(0, config.moe.num_experts - config.moe.top_k)
-    return Parameters(total, total - experts * unmet // max(1, config.moe.num_experts), experts)
+    unused = max(0, config.moe.num_experts - config.moe.top_k)
+    return ParameterCounts(total, total - experts * unused // max(1, config.moe.num_experts), experts)

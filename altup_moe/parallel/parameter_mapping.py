@@ -1,15 +1,14 @@
-"""Which piece of which global tensor a rank holds.
+"""Map the parameters of a rank to slices of global tensors.
 
 Global names are the reference model's (`altup_moe.model.reference.gpt`): one name, one tensor, whatever the layout.
-A Megatron parameter on a rank is a list of `Piece`s: fused projections (QKV, gate and up) hold several global
+A Megatron parameter on a rank is a list of `Piece`s: fused projections (QKV, gate and up) contain several global
 tensors, and tensor parallelism cuts each by rows (column-parallel linears) or columns (row-parallel ones).
-Initial weights, checkpoints and parity tests all read this one table.
+Initial weights, checkpoints and parity tests all use this table.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,46 +16,44 @@ from altup_moe.altup.shape import (
     SEQUENCE_COEFFICIENTS,
     context_width,
     embedding_width,
-    has_projections,
-    is_moe_layer,
     output_width,
-    stream_width,
 )
 from altup_moe.altup.variants import find_variant
 from altup_moe.config import RunConfig
-from altup_moe.config.sequence import strided_decoder_layers, strided_layers
-from altup_moe.moe.backends import find_backend
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Box = tuple[tuple[int, int], ...]
-"""(start, stop) of each dimension."""
+TensorSlice = tuple[tuple[int, int], ...]
+"""A (start, stop) pair for each dimension of a tensor."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A box of the global tensor `name` (of shape `shape`) and the box of the local parameter that holds it."""
+    """A slice of a global tensor, and the slice of a local parameter that holds the same elements.
+
+    ``name``, ``shape``: of the whole global tensor.
+    """
 
     name: str
     shape: tuple[int, ...]
-    box: Box
-    local: Box
+    global_slice: TensorSlice
+    local_slice: TensorSlice
 
     @property
     def index(self) -> tuple[slice, ...]:
-        """Where the piece lies in the global tensor."""
-        return tuple(slice(a, b) for a, b in self.box)
+        """Index of the piece in the global tensor."""
+        return tuple(slice(a, b) for a, b in self.global_slice)
 
     @property
     def local_index(self) -> tuple[slice, ...]:
-        """Where the piece lies in the local parameter."""
-        return tuple(slice(a, b) for a, b in self.local)
+        """Index of the piece in the local parameter."""
+        return tuple(slice(a, b) for a, b in self.local_slice)
 
 
 @dataclass(frozen=True)
 class NamedTensor:
-    """A parameter or persistent buffer of a chunk, with the global pieces that it holds."""
+    """A parameter or persistent buffer of a model chunk, and the global pieces in it."""
 
     chunk: int
     name: str
@@ -65,13 +62,13 @@ class NamedTensor:
 
     @property
     def key(self) -> str:
-        """Name that is unique on this rank."""
+        """A name that is unique on this rank."""
         return f"{self.chunk}.{self.name}"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """This rank's place among those that share parameters: (rank, size) of each kind of parallelism."""
+    """This rank's (index, size) in each dimension of parallelism that shards parameters."""
 
     tensor: tuple[int, int] = (0, 1)
     expert: tuple[int, int] = (0, 1)
@@ -79,12 +76,12 @@ class Shard:
 
 
 def _whole(name: str, *shape: int) -> list[Piece]:
-    box = tuple((0, n) for n in shape)
-    return [Piece(name, shape, box, box)]
+    tensor_slice = tuple((0, n) for n in shape)
+    return [Piece(name, shape, tensor_slice, tensor_slice)]
 
 
 def _rows(name: str, rows: int, columns: int, part: tuple[int, int], offset: int = 0) -> Piece:
-    """This rank's rows of [rows, columns], standing in the local parameter from row `offset`."""
+    """This rank's rows of a [rows, columns] tensor; in the local parameter they start at row `offset`."""
     n = rows // part[1]
     return Piece(
         name,
@@ -122,15 +119,15 @@ def _fused_qkv(prefix: str, config: RunConfig, part: tuple[int, int]) -> list[Pi
             ("k", channels, m.num_query_groups * channels),
             ("v", channels, m.num_query_groups * channels),
         ):
-            box = ((group * rows, (group + 1) * rows), (0, hidden))
+            tensor_slice = ((group * rows, (group + 1) * rows), (0, hidden))
             local = ((row, row + rows), (0, hidden))
-            pieces.append(Piece(f"{prefix}.{letter}_proj.weight", (total, hidden), box, local))
+            pieces.append(Piece(f"{prefix}.{letter}_proj.weight", (total, hidden), tensor_slice, local))
             row += rows
     return pieces
 
 
 def _stacked_experts(prefix: str, which: str, shard: Shard, config: RunConfig) -> list[Piece]:
-    """All experts of a rank in one parameter, one below the other: `_gated_mlp`'s rows again and again."""
+    """All experts of a rank stacked along the rows of one parameter; each has the rows of `_gated_mlp`."""
     moe, hidden = config.moe, config.model.hidden_size
     rank, count = shard.expert[0], moe.num_experts // shard.expert[1]
     rows = hidden if which == "linear_fc2" else 2 * moe.ffn_hidden_size // shard.expert_tensor[1]
@@ -138,8 +135,8 @@ def _stacked_experts(prefix: str, which: str, shard: Shard, config: RunConfig) -
     for index in range(count):
         expert = f"{prefix}.{rank * count + index}"
         for piece in _gated_mlp(expert, which, hidden, moe.ffn_hidden_size, shard.expert_tensor):
-            (start, stop), columns = piece.local
-            stacked.append(replace(piece, local=((start + index * rows, stop + index * rows), columns)))
+            (start, stop), columns = piece.local_slice
+            stacked.append(replace(piece, local_slice=((start + index * rows, stop + index * rows), columns)))
     return stacked
 
 
@@ -152,9 +149,9 @@ def _fused_kv(prefix: str, config: RunConfig, part: tuple[int, int]) -> list[Pie
     for local in range(heads):
         head = part[0] * heads + local
         for row, letter in ((2 * local, "k"), (2 * local + 1, "v")):
-            box = ((head * channels, (head + 1) * channels), (0, width))
-            place = ((row * channels, (row + 1) * channels), (0, width))
-            pieces.append(Piece(f"{prefix}.{letter}_proj.weight", (total, width), box, place))
+            tensor_slice = ((head * channels, (head + 1) * channels), (0, width))
+            local_slice = ((row * channels, (row + 1) * channels), (0, width))
+            pieces.append(Piece(f"{prefix}.{letter}_proj.weight", (total, width), tensor_slice, local_slice))
     return pieces
 
 
@@ -165,15 +162,15 @@ _GROUPED = re.compile(r"mlp\.experts\.(linear_fc[12])\.weight(\d+)")  # Transfor
 
 
 def pieces(local_name: str, layer_offset: int, shard: Shard, config: RunConfig) -> list[Piece]:
-    """The global pieces that a Megatron parameter or buffer of our model holds on a rank.
+    """The global pieces in a Megatron parameter or buffer of our model on a rank.
 
     Args:
         local_name: its name inside the model chunk, e.g. ``decoder.layers.0.layer.self_attention.linear_qkv.weight``.
         layer_offset: global index of the chunk's first layer.
-        shard: this rank's place.
+        shard: this rank's coordinates.
         config: the run.
     Raises:
-        KeyError: a name that no rule covers (a new parameter needs one here).
+        KeyError: no rule covers the name (a new parameter needs a rule here).
     """
     m, a = config.model, config.altup
     stacks, embedding = m.architecture.stacks, m.architecture.embedding
@@ -251,86 +248,3 @@ def _layer_pieces(name: str, prefix: str, shard: Shard, config: RunConfig) -> li
             f"{prefix}.mlp.experts.{index}", expert[2], m.hidden_size, moe.ffn_hidden_size, shard.expert_tensor
         )
     raise KeyError(f"no global name for the layer parameter {name}")
-
-
-def local_names(config: RunConfig, layers: range, first: bool, last: bool, experts: int) -> Iterator[str]:
-    """Names of the parameters and persistent buffers of one model chunk, as Megatron's modules have them.
-
-    Grouped experts (`train.transformer_engine`) have names of their own, and hold the same pieces as those listed.
-
-    Args:
-        layers: global indices of the chunk's layers; an encoder-decoder is one chunk, and these its encoder's.
-        first: whether it embeds. last: whether it puts out logits.
-        experts: experts of an MoE layer on one rank.
-    """
-    tied = config.model.share_embeddings_and_output_weights
-    if first:
-        yield "embedding.word_embeddings.weight"
-    others = config.altup.width - 1 if has_projections(config.altup.width, config.altup.variant) else 0
-    if first:
-        yield from (f"expand.{index}.weight" for index in range(others))
-    if config.model.encoder_decoder:
-        yield from _stack_names(config, "encoder", layers, experts)
-        yield from ("encoder.final_layernorm.weight", "encoder_bias.weight", "decoder_bias.weight")
-        layers = range(config.model.decoder_layers)
-    yield from _stack_names(config, "decoder", layers, experts)
-    if last:
-        yield from (f"decoder.contract.{index}.weight" for index in range(others))
-        yield "decoder.final_layernorm.weight"
-    if last and not (first and tied):
-        yield "output_layer.weight"
-
-
-def _stack_names(config: RunConfig, stack: str, layers: range, experts: int) -> Iterator[str]:
-    wide = stream_width(config.altup.width, config.altup.variant) > 1
-    crossed = config.model.encoder_decoder and stack == "decoder"
-    if crossed:
-        strided = strided_decoder_layers(config.sequence, config.model.decoder_layers)
-    else:
-        strided = strided_layers(config.sequence, config.model.num_layers)
-    for index, layer in enumerate(layers):
-        inner = f"{stack}.layers.{index}.layer" if wide else f"{stack}.layers.{index}"
-        for coefficient in find_variant(config.altup.variant).coefficients if wide else ():
-            yield f"{stack}.layers.{index}.coefficients.{coefficient}"
-        if layer in strided:
-            yield from (f"{inner}.sequence.{c}" for c in SEQUENCE_COEFFICIENTS[config.sequence.method])
-            inner += ".layer"
-        if crossed:
-            yield f"{inner}.pre_cross_attn_layernorm.weight"
-            yield from (f"{inner}.cross_attention.linear_{which}.weight" for which in ("proj", "q", "kv"))
-        for name in _layer_names(config, layer, experts):
-            yield f"{inner}.{name}"
-
-
-def _layer_names(config: RunConfig, layer: int, experts: int) -> Iterator[str]:
-    moe = config.moe
-    yield "input_layernorm.weight"
-    yield "self_attention.linear_proj.weight"
-    yield "self_attention.linear_qkv.weight"
-    if config.model.qk_layernorm:
-        yield from ("self_attention.q_layernorm.weight", "self_attention.k_layernorm.weight")
-    yield "pre_mlp_layernorm.weight"
-    if not is_moe_layer(layer, moe.num_experts, moe.layer_freq):
-        yield from ("mlp.linear_fc1.weight", "mlp.linear_fc2.weight")
-        return
-    yield "mlp.router.weight"
-    if moe.expert_bias_update_rate > 0:
-        yield "mlp.router.expert_bias"
-    if find_backend(moe.backend).stacked:
-        yield from ("mlp.experts.fc1", "mlp.experts.fc2")
-        experts = 0
-    for expert in range(experts):
-        yield from (f"mlp.experts.local_experts.{expert}.linear_fc{n}.weight" for n in (1, 2))
-    if config.shared_expert_size:
-        yield from (f"mlp.shared_experts.linear_fc{n}.weight" for n in (1, 2))
-
-
-def global_shapes(config: RunConfig) -> dict[str, tuple[int, ...]]:
-    """Every global parameter and buffer of a run's model, and its shape."""
-    names = local_names(config, range(config.model.num_layers), True, True, config.moe.num_experts)
-    return {piece.name: piece.shape for name in names for piece in pieces(name, 0, Shard(), config)}
-
-
-def is_buffer(name: str) -> bool:
-    """Whether a global name is a buffer's, which no optimizer updates."""
-    return name.endswith(".expert_bias")

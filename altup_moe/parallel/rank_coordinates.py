@@ -1,4 +1,4 @@
-"""Where every rank of a layout stands and what it holds, worked out without starting any process.
+"""Coordinates of every rank of a layout and the tensors that it holds, computed without starting any process.
 
 Megatron numbers ranks tensor-fastest: tensor, context, data, pipeline; and, beside it, for the experts: expert-tensor,
 expert, expert-data, pipeline (`parallel_state.RankGenerator`, order "tp-cp-ep-dp-pp").
@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from altup_moe.config import ParallelConfig, RunConfig
 from altup_moe.config.checks import stage_layers
-from altup_moe.parallel.parameter_mapping import Piece, Shard, local_names, pieces
+from altup_moe.parallel.parameter_mapping import Piece, Shard, pieces
+from altup_moe.parallel.parameter_names import local_names
 
 
 @dataclass(frozen=True)
-class Place:
-    """A rank's number in each kind of parallelism, from 0."""
+class RankCoordinates:
+    """A rank's index in each dimension of parallelism, from 0."""
 
     rank: int
     tensor: int
@@ -29,8 +30,8 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """A model chunk: global indices of its layers, whether it embeds, whether it puts out logits."""
+class ChunkLayers:
+    """A model chunk: global indices of its layers, whether it has the embedding, whether it has the output layer."""
 
     layers: range
     first: bool
@@ -39,41 +40,41 @@ class Chunk:
 
 @dataclass(frozen=True)
 class HeldTensor:
-    """A parameter or persistent buffer of a rank: its chunk, its name there, and what it holds."""
+    """A parameter or persistent buffer of a rank: number of its chunk, local name, and the global pieces in it."""
 
     chunk: int
     name: str
     pieces: tuple[Piece, ...]
 
 
-def places(parallel: ParallelConfig, world_size: int) -> list[Place]:
-    """Every rank's place, by rank. ``parallel``: a layout that `check_config` accepts for this world size."""
-    return [_place(parallel, world_size, rank) for rank in range(world_size)]
+def all_rank_coordinates(parallel: ParallelConfig, world_size: int) -> list[RankCoordinates]:
+    """Coordinates of all ranks, by rank. ``parallel``: a layout that `check_config` accepts for this world size."""
+    return [_coordinates_of(parallel, world_size, rank) for rank in range(world_size)]
 
 
-def _place(parallel: ParallelConfig, world_size: int, rank: int) -> Place:
+def _coordinates_of(parallel: ParallelConfig, world_size: int, rank: int) -> RankCoordinates:
     stage_ranks = world_size // parallel.pipeline
     pipeline, inside = divmod(rank, stage_ranks)
     rest, tensor = divmod(inside, parallel.tensor)
     data, context = divmod(rest, parallel.context)
     expert_rest, expert_tensor = divmod(inside, parallel.expert_tensor)
     expert_data, expert = divmod(expert_rest, parallel.expert)
-    return Place(rank, tensor, context, data, pipeline, expert, expert_tensor, expert_data)
+    return RankCoordinates(rank, tensor, context, data, pipeline, expert, expert_tensor, expert_data)
 
 
-def shard_at(parallel: ParallelConfig, place: Place) -> Shard:
-    """A place among those that share parameters."""
+def shard_at(parallel: ParallelConfig, coordinates: RankCoordinates) -> Shard:
+    """The coordinates that decide which shard of the parameters a rank holds."""
     return Shard(
-        tensor=(place.tensor, parallel.tensor),
-        expert=(place.expert, parallel.expert),
-        expert_tensor=(place.expert_tensor, parallel.expert_tensor),
+        tensor=(coordinates.tensor, parallel.tensor),
+        expert=(coordinates.expert, parallel.expert),
+        expert_tensor=(coordinates.expert_tensor, parallel.expert_tensor),
     )
 
 
-def chunks(config: RunConfig, pipeline_rank: int) -> list[Chunk]:
+def chunk_layers(config: RunConfig, pipeline_rank: int) -> list[ChunkLayers]:
     """The model chunks of a pipeline rank, in order: one, or `parallel.virtual_pipeline` of them.
 
-    Interleaving deals out layers in rounds: each round gives every stage one chunk, in the stages' order.
+    Interleaving assigns layers in rounds: each round gives every stage one chunk, in the order of the stages.
     """
     p = config.parallel
     counts = stage_layers(config.model.num_layers, p.pipeline, p.first_stage_layers, p.last_stage_layers)
@@ -83,7 +84,7 @@ def chunks(config: RunConfig, pipeline_rank: int) -> list[Chunk]:
     before, own = sum(each[:pipeline_rank]), each[pipeline_rank]
     last_stage, last_round = pipeline_rank == p.pipeline - 1, p.virtual_pipeline - 1
     return [
-        Chunk(
+        ChunkLayers(
             layers=range(start := number * sum(each) + before, start + own),
             first=pipeline_rank == 0 and number == 0,
             last=last_stage and number == last_round,
@@ -92,10 +93,10 @@ def chunks(config: RunConfig, pipeline_rank: int) -> list[Chunk]:
     ]
 
 
-def held_tensors(config: RunConfig, place: Place) -> Iterator[HeldTensor]:
+def held_tensors(config: RunConfig, coordinates: RankCoordinates) -> Iterator[HeldTensor]:
     """Every parameter and persistent buffer of a rank's model chunks, as Megatron's modules name them."""
-    shard = shard_at(config.parallel, place)
+    shard = shard_at(config.parallel, coordinates)
     experts = config.moe.num_experts // config.parallel.expert
-    for number, chunk in enumerate(chunks(config, place.pipeline)):
+    for number, chunk in enumerate(chunk_layers(config, coordinates.pipeline)):
         for name in local_names(config, chunk.layers, chunk.first, chunk.last, experts):
             yield HeldTensor(number, name, tuple(pieces(name, chunk.layers.start, shard, config)))

@@ -1,4 +1,4 @@
-"""Random streams of a rank (dropout), and their state as tensors."""
+"""Random generators of a rank (for dropout), and their states as tensors."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from altup_moe.parallel.topology import Topology
 
 
 def seed_dropout(seed: int, topology: Topology) -> None:
-    """Seed this rank's streams: ranks that hold the same activations agree, all others differ."""
-    # Context ranks hold different tokens too: number them with the data ranks.
+    """Seed this rank's generators: equal on ranks with the same activations, different on all others."""
+    # Context ranks hold different tokens, as data ranks do, so both count.
     samples_rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
     stream = derived_seed(seed, "dropout", topology.pipeline_rank, samples_rank) % (1 << 31)
     torch.manual_seed(stream)
@@ -20,7 +20,7 @@ def seed_dropout(seed: int, topology: Topology) -> None:
 
 
 def rng_state() -> dict[str, Tensor]:
-    """State of every stream that a step may draw from: ``cpu``, ``cuda`` (on a GPU), ``tracker.NAME`` (Megatron's)."""
+    """Generator -> state, of all that a step may use: ``cpu``, ``cuda`` (on a GPU), ``tracker.NAME`` (Megatron's)."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -29,7 +29,7 @@ def rng_state() -> dict[str, Tensor]:
 
 
 def set_rng_state(states: dict[str, Tensor]) -> None:
-    """Put back what `rng_state` returned."""
+    """Restore what `rng_state` returned."""
     torch.set_rng_state(states["cpu"])
     if torch.cuda.is_available() and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"])

@@ -1,8 +1,7 @@
-"""One seed, one model: initial weights depend on the global name alone, never on the layout.
+"""Initial weights that depend on the seed and the global name alone: bit for bit equal under every layout.
 
-A tensor is drawn in blocks of rows; every block has a generator of its own, seeded by (seed, global name, block).
-A rank draws only the blocks that its pieces touch, so the cost shrinks with tensor and expert parallelism, and
-any two layouts agree bit for bit.
+A tensor is drawn in blocks of rows. Each block has its own generator, seeded by (seed, global name, block number). A
+rank draws only the blocks that intersect its slices, so the cost falls with tensor and expert parallelism.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from altup_moe.altup.sequence import initial_coefficients
 from altup_moe.altup.static import initial_value
 from altup_moe.altup.variants import find_variant, selected_block
 from altup_moe.config import RunConfig
-from altup_moe.parallel.parameter_mapping import Box
+from altup_moe.parallel.parameter_mapping import TensorSlice
 
 BLOCK_ELEMENTS = 1 << 18
-"""Elements of a block: large enough to hide the generator's set-up, small enough for a rank to skip most of them."""
+"""Elements of a block: large compared with the cost of a generator, small enough that a rank can skip most blocks."""
 
 
 def derived_seed(seed: int, *what: object) -> int:
@@ -30,17 +29,17 @@ def derived_seed(seed: int, *what: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
-def normal(name: str, shape: tuple[int, ...], box: Box, std: float, seed: int) -> Tensor:
-    """The box of N(0, std^2) values of the global tensor `name`, fp32 on the CPU."""
+def normal(name: str, shape: tuple[int, ...], tensor_slice: TensorSlice, std: float, seed: int) -> Tensor:
+    """A slice of the global tensor `name` with N(0, std^2) values, fp32 on the CPU."""
     rows, row_elements = shape[0], math.prod(shape[1:])
     step = max(1, BLOCK_ELEMENTS // max(1, row_elements))
-    first, last = box[0]
+    first, last = tensor_slice[0]
     drawn = []
     for start in range(first // step * step, last, step):
         generator = torch.Generator().manual_seed(derived_seed(seed, name, start // step))
         block = torch.randn(min(step, rows - start), *shape[1:], generator=generator)
         drawn.append(block[max(0, first - start) : last - start])
-    columns = tuple(slice(a, b) for a, b in box[1:])
+    columns = tuple(slice(a, b) for a, b in tensor_slice[1:])
     return torch.cat(drawn)[(slice(None), *columns)] * std
 
 
@@ -59,23 +58,23 @@ def t5_std(leaf: str, fan_in: int, hidden_size: int, head_dim: int) -> float:
     return (fan_in * (head_dim if leaf == "q_proj" else 1)) ** -0.5
 
 
-def initial(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> Tensor:
-    """The box of the initial value of a global parameter or buffer.
+def initial(name: str, shape: tuple[int, ...], tensor_slice: TensorSlice, config: RunConfig) -> Tensor:
+    """A slice of the initial value of a global parameter or buffer.
 
     Matrices are normal with model.init_method_std, those that write into the residual stream (o_proj, down_proj)
     divided by sqrt(2 num_layers), or as the architecture's row says; norms are 1, the routers' balancing bias 0, AltUp
     coefficients as their variant says. Projections at the ends of a dynamic stream are the identity and such a matrix:
     nearly equal blocks, so that the model is nearly the plain one, but no two that stay equal.
     """
-    index = tuple(slice(a, b) for a, b in box)
+    index = tuple(slice(a, b) for a, b in tensor_slice)
     leaf = name.split(".")[-2] if name.endswith(".weight") else name.split(".")[-1]
     if name.startswith(("model.altup_projections.", "model.altup_unembed_projections.")):
-        drawn = normal(name, shape, box, config.model.init_method_std, config.train.seed)
+        drawn = normal(name, shape, tensor_slice, config.model.init_method_std, config.train.seed)
         return torch.eye(*shape)[index] + drawn
     if ".altup." in name:
         start = find_variant(config.altup.variant).coefficients[leaf].initial
         if start == "normal":
-            return normal(name, shape, box, config.model.init_method_std, config.train.seed)
+            return normal(name, shape, tensor_slice, config.model.init_method_std, config.train.seed)
         block = selected_block(int(name.split(".")[2]), config.altup.width, config.altup.select)
         return initial_value(start, shape, block)[index]
     if ".sequence." in name:
@@ -87,8 +86,8 @@ def initial(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> T
     m = config.model
     if m.architecture.initial_std is not None:
         std = load_object(m.architecture.initial_std)(leaf, shape[1], m.hidden_size, m.head_dim)
-        return normal(name, shape, box, std, config.train.seed)
+        return normal(name, shape, tensor_slice, std, config.train.seed)
     std = m.init_method_std
     if leaf in ("o_proj", "down_proj"):
         std /= math.sqrt(2 * m.num_layers)
-    return normal(name, shape, box, std, config.train.seed)
+    return normal(name, shape, tensor_slice, std, config.train.seed)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from altup_moe.config import RunConfig
-from altup_moe.parallel.rank_coordinates import Place
+from altup_moe.parallel.rank_coordinates import RankCoordinates
 from altup_moe.plan.parameters import HeldParameter, held_parameters
 
 PARAMETER_BYTES = {"fp32": 4, "bf16": 2}
@@ -28,13 +28,15 @@ class Buffer:
     calls: int
 
 
-def buffers(config: RunConfig, place: Place, data_ranks: int, expert_data_ranks: int) -> Iterator[Buffer]:
+def buffers(
+    config: RunConfig, coordinates: RankCoordinates, data_ranks: int, expert_data_ranks: int
+) -> Iterator[Buffer]:
     """The buckets of a rank, one for each chunk, kind (dense or expert) and parameter type.
 
     Overlapped reduction splits large buckets. That changes only a few bytes of padding, so it is not counted.
     """
     own = PARAMETER_BYTES[config.train.precision]
-    held = list(held_parameters(config, place))
+    held = list(held_parameters(config, coordinates))
     for chunk in sorted({h.chunk for h in held}):
         for expert, ranks in ((False, data_ranks), (True, expert_data_ranks)):
             mine = [h for h in held if h.chunk == chunk and h.expert == expert]

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from altup_moe.config import RunConfig
-from altup_moe.parallel.rank_coordinates import Place
+from altup_moe.parallel.rank_coordinates import RankCoordinates
 from altup_moe.plan.buffers import PARAMETER_BYTES
 from altup_moe.plan.groups import Ranks, World
 from altup_moe.plan.routes import RouteCounts, local_tokens
 from altup_moe.plan.transfers import Transfer
 
 
-def router_transfers(config: RunConfig, world: World, place: Place, layer: int) -> Iterator[Transfer]:
+def router_transfers(config: RunConfig, world: World, coordinates: RankCoordinates, layer: int) -> Iterator[Transfer]:
     """Counts for the load-balancing loss (int64); with a capacity also probabilities and routing map (both fp32)."""
-    moe, ranks = config.moe, world.tensor_context(place)
+    moe, ranks = config.moe, world.tensor_context(coordinates)
     if moe.aux_loss_coeff > 0:
         yield Transfer("expert", "all_reduce", ranks, 1, 8 * moe.num_experts, layer=layer)
     if moe.capacity_factor is not None:
@@ -23,40 +23,40 @@ def router_transfers(config: RunConfig, world: World, place: Place, layer: int) 
 
 
 def expert_exchange(
-    config: RunConfig, world: World, place: Place, layer: int, routes: RouteCounts, micro_batch: int
+    config: RunConfig, world: World, coordinates: RankCoordinates, layer: int, routes: RouteCounts, micro_batch: int
 ) -> Iterator[Transfer]:
     """Dispatch and combine of the routes of one micro-batch, and their gradients."""
     if config.moe.dispatcher == "allgather":
-        yield from _gathered(config, world, place, layer)
+        yield from _gathered(config, world, coordinates, layer)
         return
     moe, p = config.moe, config.parallel
     local = moe.num_experts // p.expert
     halves = 2 if config.overlap.microbatch_halves else 1
-    group, both = world.expert(place), world.expert_and_tensor(place)
+    group, both = world.expert(coordinates), world.expert_and_tensor(coordinates)
     counts = {rank: routes(layer, rank, micro_batch) for rank in both}
     yield Transfer("expert", "all_gather", both, halves, halves * 8 * moe.num_experts, layer=layer)
     row = config.model.hidden_size * PARAMETER_BYTES[config.train.precision]
     if len(group) > 1:
         for index, other in enumerate(group):
-            if other == place.rank:
+            if other == coordinates.rank:
                 continue
-            out = sum(counts[place.rank][index * local : (index + 1) * local])
-            back = sum(counts[other][place.expert * local : (place.expert + 1) * local])
-            pair = (place.rank, other)
+            out = sum(counts[coordinates.rank][index * local : (index + 1) * local])
+            back = sum(counts[other][coordinates.expert * local : (coordinates.expert + 1) * local])
+            pair = (coordinates.rank, other)
             # Rows and probabilities (fp32) are sent to the expert, rows come back. The backward sends the reverse.
             base = Transfer("expert", "all_to_all", pair, 2 * halves, out * (row + 4), layer=layer)
             yield base
             yield replace(base, calls=halves, size=back * row)
             yield replace(base, calls=halves, size=out * row, phase="backward")
             yield replace(base, calls=2 * halves, size=back * (row + 4), phase="backward")
-    sharing = world.expert_tensor(place)
+    sharing = world.expert_tensor(coordinates)
     if len(sharing) > 1:
-        mine = range(place.expert * local, (place.expert + 1) * local)
+        mine = range(coordinates.expert * local, (coordinates.expert + 1) * local)
         arrived = {}
         for rank in sharing:
-            senders = world.expert(world.places[rank])
+            senders = world.expert(world.all_coordinates[rank])
             arrived[rank] = sum(counts[sender][expert] for sender in senders for expert in mine)
-        yield from _sharing(config, sharing, arrived, place.rank, row, layer)
+        yield from _sharing(config, sharing, arrived, coordinates.rank, row, layer)
 
 
 def _sharing(
@@ -79,9 +79,9 @@ def _sharing(
             yield replace(gather, phase="backward")
 
 
-def _gathered(config: RunConfig, world: World, place: Place, layer: int) -> Iterator[Transfer]:
+def _gathered(config: RunConfig, world: World, coordinates: RankCoordinates, layer: int) -> Iterator[Transfer]:
     """The all-gather dispatcher: it sends every token to every rank and sums the outputs in fp32."""
-    ranks, tokens, experts = world.expert_and_tensor(place), local_tokens(config), config.moe.num_experts
+    ranks, tokens, experts = world.expert_and_tensor(coordinates), local_tokens(config), config.moe.num_experts
     sizes = (
         tokens * experts,
         tokens * experts * 4,

@@ -9,7 +9,7 @@ from altup_moe.altup.shape import is_moe_layer, stream_width
 from altup_moe.config import RunConfig
 from altup_moe.model.flops import Parts, layer_products, output_products
 from altup_moe.moe.backends import defers_mixing
-from altup_moe.parallel.rank_coordinates import Chunk, Place
+from altup_moe.parallel.rank_coordinates import ChunkLayers, RankCoordinates
 from altup_moe.plan.buffers import PARAMETER_BYTES
 from altup_moe.plan.cluster import Cluster
 from altup_moe.plan.cpu_cost_model import (
@@ -126,7 +126,12 @@ def mixing_seconds(config: RunConfig, cluster: Cluster) -> ForwardBackward:
 
 
 def window(
-    config: RunConfig, world: World, cluster: Cluster, place: Place, layer: int, transfers: list[Transfer]
+    config: RunConfig,
+    world: World,
+    cluster: Cluster,
+    coordinates: RankCoordinates,
+    layer: int,
+    transfers: list[Transfer],
 ) -> Window:
     """A layer's window in one forward pass. ``transfers``: those of one micro-batch.
 
@@ -149,14 +154,14 @@ def layer_times(
     config: RunConfig,
     world: World,
     cluster: Cluster,
-    place: Place,
+    coordinates: RankCoordinates,
     layer: int,
     transfers: list[Transfer],
     factors: Factors,
 ) -> tuple[Times, Times]:
     """(forward, backward) of a layer and one micro-batch. ``transfers``: those of one micro-batch."""
     bases = compute_times(config, cluster, layer, factors)
-    opening = window(config, world, cluster, place, layer, transfers)
+    opening = window(config, world, cluster, coordinates, layer, transfers)
     forward = _with_communication(config, bases[0], opening, transfers, "forward", layer, cluster, factors)
     backward = _with_communication(config, bases[1], opening, transfers, "backward", layer, cluster, factors)
     if config.train.recompute == "full":
@@ -212,7 +217,7 @@ def output_times(
     return pairs[0], pairs[1]
 
 
-def chunk_times(config: RunConfig, model: CpuCostModel, chunk: Chunk, held: float) -> tuple[Times, Times]:
+def chunk_times(config: RunConfig, model: CpuCostModel, chunk: ChunkLayers, held: float) -> tuple[Times, Times]:
     """(forward, backward) of the rest of a chunk of layers for one micro-batch.
 
     The rest is the embedding and the accumulation of the gradients of `held` parameters. A plan with fused kernels

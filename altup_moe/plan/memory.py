@@ -13,7 +13,7 @@ from altup_moe.altup.shape import is_moe_layer, output_width, stream_width
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import num_microbatches
 from altup_moe.moe.backends import defers_mixing
-from altup_moe.parallel.rank_coordinates import Chunk, Place, chunks
+from altup_moe.parallel.rank_coordinates import ChunkLayers, RankCoordinates, chunk_layers
 from altup_moe.plan.buffers import PARAMETER_BYTES, buffers
 from altup_moe.plan.groups import World
 from altup_moe.plan.parameters import held_parameters
@@ -41,24 +41,24 @@ class Memory:
         return sum(astuple(self))
 
 
-def rank_memory(config: RunConfig, world: World, place: Place) -> Memory:
+def rank_memory(config: RunConfig, world: World, coordinates: RankCoordinates) -> Memory:
     """Planned memory of a rank."""
-    weights, gradients, optimizer = states(config, world, place)
-    kept, stream = held_activations(config, world, place)
-    last = any(chunk.last for chunk in chunks(config, place.pipeline))
+    weights, gradients, optimizer = states(config, world, coordinates)
+    kept, stream = held_activations(config, world, coordinates)
+    last = any(chunk.last for chunk in chunk_layers(config, coordinates.pipeline))
     return Memory(
-        weights, gradients, optimizer, kept, stream, _logits(config) if last else 0.0, _exchange(config, place)
+        weights, gradients, optimizer, kept, stream, _logits(config) if last else 0.0, _exchange(config, coordinates)
     )
 
 
-def states(config: RunConfig, world: World, place: Place) -> tuple[float, float, float]:
+def states(config: RunConfig, world: World, coordinates: RankCoordinates) -> tuple[float, float, float]:
     """(weights, gradients, optimizer state), bytes.
 
     Gradients and both moments are fp32. For bf16 weights the optimizer keeps fp32 copies.
     """
     own, p = PARAMETER_BYTES[config.train.precision], config.parallel
-    held = list(held_parameters(config, place))
-    data, expert_data = len(world.data(place)), len(world.expert_data(place))
+    held = list(held_parameters(config, coordinates))
+    data, expert_data = len(world.data(coordinates)), len(world.expert_data(coordinates))
     weights = sum(h.size * (4 if h.coefficient else own) for h in held)
 
     def shared(each: Callable[[bool], float]) -> float:
@@ -70,7 +70,7 @@ def states(config: RunConfig, world: World, place: Place) -> tuple[float, float,
         gradients = shared(lambda _: 4.0) if stage >= 2 else 4.0 * sum(h.size for h in held)
         kept = shared(lambda coefficient: 4.0 if coefficient else own) if stage == 3 else weights
         return kept, gradients, shared(lambda _: 12.0)
-    gradients = 4.0 * sum(b.size for b in buffers(config, place, data, expert_data))
+    gradients = 4.0 * sum(b.size for b in buffers(config, coordinates, data, expert_data))
 
     def moments(coefficient: bool) -> float:
         return 8.0 if own == 4 or coefficient else 12.0
@@ -87,9 +87,12 @@ def micro_batches_in_flight(config: RunConfig, world_size: int, stage: int) -> i
     return min(count * p.virtual_pipeline, 2 * (p.pipeline - stage - 1) + (p.virtual_pipeline - 1) * p.pipeline + 1)
 
 
-def held_activations(config: RunConfig, world: World, place: Place) -> tuple[float, float]:
+def held_activations(config: RunConfig, world: World, coordinates: RankCoordinates) -> tuple[float, float]:
     """(activations, the stream's part) of all micro-batches in flight, bytes."""
-    own, flying = chunks(config, place.pipeline), micro_batches_in_flight(config, world.size, place.pipeline)
+    own, flying = (
+        chunk_layers(config, coordinates.pipeline),
+        micro_batches_in_flight(config, world.size, coordinates.pipeline),
+    )
     # The interleaved schedule runs `pipeline` micro-batches through one chunk before it goes to the next chunk.
     turns = [0] * len(own)
     for index in range(flying):
@@ -104,7 +107,7 @@ def held_activations(config: RunConfig, world: World, place: Place) -> tuple[flo
     return kept, stream
 
 
-def chunk_activations(config: RunConfig, chunk: Chunk) -> tuple[float, float]:
+def chunk_activations(config: RunConfig, chunk: ChunkLayers) -> tuple[float, float]:
     """(activations, the stream's part) that one micro-batch keeps in a chunk of layers, bytes."""
     width, layers = stream_width(config.altup.width, config.altup.variant), len(chunk.layers)
     block = local_tokens(config) * config.model.hidden_size * PARAMETER_BYTES[config.train.precision]
@@ -120,7 +123,7 @@ def chunk_activations(config: RunConfig, chunk: Chunk) -> tuple[float, float]:
     return kept + _end(config, chunk), layers * (width + 1) * block if width > 1 else 0.0
 
 
-def _end(config: RunConfig, chunk: Chunk) -> float:
+def _end(config: RunConfig, chunk: ChunkLayers) -> float:
     """Bytes of the final norm. `Memory.logits` covers the loss."""
     if not chunk.last:
         return 0.0
@@ -184,9 +187,9 @@ def _logits(config: RunConfig) -> float:
     return _vocabulary_rows(config) * (12 + (e if e != 4 else 0))
 
 
-def _exchange(config: RunConfig, place: Place) -> float:
+def _exchange(config: RunConfig, coordinates: RankCoordinates) -> float:
     moe, e = config.moe, PARAMETER_BYTES[config.train.precision]
-    layers = [layer for chunk in chunks(config, place.pipeline) for layer in chunk.layers]
+    layers = [layer for chunk in chunk_layers(config, coordinates.pipeline) for layer in chunk.layers]
     if not any(is_moe_layer(layer, moe.num_experts, moe.layer_freq) for layer in layers):
         return 0.0
     routes = local_tokens(config) * moe.top_k * min(1.0, moe.capacity_factor or 1.0)

@@ -7,11 +7,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from altup_moe.config import RunConfig
-from altup_moe.parallel.counts import Parameters, parameters
-from altup_moe.parallel.parameter_mapping import is_buffer
-from altup_moe.parallel.rank_coordinates import Place, held_tensors, places
+from altup_moe.parallel.counts import ParameterCounts, count_parameters
+from altup_moe.parallel.parameter_names import is_buffer
+from altup_moe.parallel.rank_coordinates import RankCoordinates, all_rank_coordinates, held_tensors
 
-__all__ = ["HeldParameter", "Parameters", "held_parameters", "parameters", "stage_parameters", "stage_places"]
+__all__ = [
+    "HeldParameter",
+    "ParameterCounts",
+    "count_parameters",
+    "held_parameters",
+    "stage_coordinates",
+    "stage_parameters",
+]
 
 
 @dataclass(frozen=True)
@@ -30,23 +37,26 @@ class HeldParameter:
     coefficient: bool
 
 
-def held_parameters(config: RunConfig, place: Place) -> Iterator[HeldParameter]:
+def held_parameters(config: RunConfig, coordinates: RankCoordinates) -> Iterator[HeldParameter]:
     """The parameters of a rank, in the order of its modules."""
-    for tensor in held_tensors(config, place):
+    for tensor in held_tensors(config, coordinates):
         if any(is_buffer(piece.name) for piece in tensor.pieces):
             continue
-        boxes = [math.prod(stop - start for start, stop in piece.box) for piece in tensor.pieces]
+        slices = [math.prod(stop - start for start, stop in piece.global_slice) for piece in tensor.pieces]
         coefficient = ".coefficients." in tensor.name
         whole = coefficient or "norm" in tensor.name or ".router." in tensor.name
-        yield HeldParameter(tensor.chunk, tensor.name, sum(boxes), ".experts." in tensor.name, whole, coefficient)
+        yield HeldParameter(tensor.chunk, tensor.name, sum(slices), ".experts." in tensor.name, whole, coefficient)
 
 
-def stage_places(config: RunConfig, world_size: int) -> list[Place]:
+def stage_coordinates(config: RunConfig, world_size: int) -> list[RankCoordinates]:
     """The first rank of every pipeline stage. All ranks of a stage hold the same number of parameters."""
     stage = world_size // config.parallel.pipeline
-    return places(config.parallel, world_size)[::stage]
+    return all_rank_coordinates(config.parallel, world_size)[::stage]
 
 
 def stage_parameters(config: RunConfig, world_size: int) -> list[int]:
     """Number of parameters of one rank, by pipeline stage."""
-    return [sum(held.size for held in held_parameters(config, place)) for place in stage_places(config, world_size)]
+    return [
+        sum(held.size for held in held_parameters(config, coordinates))
+        for coordinates in stage_coordinates(config, world_size)
+    ]

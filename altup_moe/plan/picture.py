@@ -26,5 +26,5 @@ def recordings(plan: StepPlan) -> list[Recording]:
         reduced = min(end, begin + round(1e9 * stage.reduce))
         spans.append(Span("reduce", "flight", begin, reduced))
         spans.append(Span("update", "compute", reduced, min(end, reduced + round(1e9 * stage.update))))
-        found.append(Recording(stage.place.rank, "planned", spans, [Step(0, end)]))
+        found.append(Recording(stage.coordinates.rank, "planned", spans, [Step(0, end)]))
     return found

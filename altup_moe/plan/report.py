@@ -13,7 +13,7 @@ from altup_moe.model.flops import flops_per_token, model_products
 from altup_moe.plan.cluster import Cluster
 from altup_moe.plan.layer_time import Window
 from altup_moe.plan.memory import Memory
-from altup_moe.plan.parameters import parameters
+from altup_moe.plan.parameters import count_parameters
 from altup_moe.plan.published import PublishedRun
 from altup_moe.plan.routes import local_tokens, nodes_met
 from altup_moe.plan.search import Found, pareto_layouts
@@ -29,7 +29,7 @@ def plan_dict(config: RunConfig, cluster: Cluster, plan: StepPlan) -> dict[str, 
     return {
         "cluster": asdict(cluster),
         "gpus": plan.gpus,
-        "parameters": asdict(parameters(config)),
+        "parameters": asdict(count_parameters(config)),
         "products_per_token": asdict(model_products(config)),
         "flops_per_token": flops_per_token(config),
         "micro_batches": num_microbatches(config, plan.gpus),
@@ -59,7 +59,7 @@ def _nodes_met(config: RunConfig, cluster: Cluster) -> float | None:
 
 def plan_lines(config: RunConfig, cluster: Cluster, plan: StepPlan) -> Iterator[str]:
     """The plan as lines of text and tables."""
-    counts, products = parameters(config), model_products(config)
+    counts, products = count_parameters(config), model_products(config)
     yield f"{layout(config, plan.gpus)} on {cluster.name}, {plan.gpus // cluster.gpus_per_node or 1} node(s)"
     yield f"parameters  {counts.total:,} ({counts.active:,} active for a token, {counts.experts:,} in experts)"
     shares = [f"{name} {value / products.total:.1%}" for name, value in asdict(products).items() if value]
@@ -93,7 +93,7 @@ def _window(name: str, window: Window) -> str:
 
 def _stage_table(plan: StepPlan) -> Iterator[str]:
     parts = list(Memory.__dataclass_fields__)
-    yield f"{'stage':>6}{'parameters':>17}" + "".join(f"{part:>13}" for part in parts) + f"{'total':>9}  GiB"
+    yield f"{'stage':>6}{'count_parameters':>17}" + "".join(f"{part:>13}" for part in parts) + f"{'total':>9}  GiB"
     for number, stage in enumerate(plan.stages):
         sizes = "".join(f"{getattr(stage.memory, part) / GIB:>13.2f}" for part in parts)
         yield f"{number:>6}{stage.parameters:>17,}{sizes}{stage.memory.total / GIB:>9.2f}"

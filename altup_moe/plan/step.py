@@ -10,7 +10,7 @@ from altup_moe.config import RunConfig
 from altup_moe.config.checks import CHECKS, check_files, num_microbatches
 from altup_moe.config.units import GIB
 from altup_moe.model.flops import flops_per_token
-from altup_moe.parallel.rank_coordinates import Place, chunks
+from altup_moe.parallel.rank_coordinates import RankCoordinates, chunk_layers
 from altup_moe.plan.buffers import PARAMETER_BYTES
 from altup_moe.plan.cluster import Cluster
 from altup_moe.plan.groups import World
@@ -24,7 +24,7 @@ from altup_moe.plan.layer_time import (
     window,
 )
 from altup_moe.plan.memory import Memory, rank_memory
-from altup_moe.plan.parameters import held_parameters, stage_places
+from altup_moe.plan.parameters import held_parameters, stage_coordinates
 from altup_moe.plan.schedule import PipelineTask, Slot, busy, simulate
 from altup_moe.plan.traffic import boundary_bytes, step_transfers
 from altup_moe.plan.transfer_time import transfer_seconds
@@ -35,7 +35,7 @@ from altup_moe.plan.transfers import LinkBytes, Transfer, link_bytes
 class StagePlan:
     """One pipeline stage: what each of its ranks holds and sends, and its seconds of a step."""
 
-    place: Place
+    coordinates: RankCoordinates
     parameters: int
     memory: Memory
     links: list[LinkBytes]
@@ -109,8 +109,8 @@ def plan_step(config: RunConfig, cluster: Cluster, gpus: int, factors: Factors |
     if cluster.cpu_cost_model is not None and gpus == 1:
         cluster = replace(cluster, cpu_cost_model=cluster.cpu_cost_model.alone())
     world, count, p = World(config.parallel, gpus), num_microbatches(config, gpus), config.parallel
-    first = stage_places(config, gpus)
-    transfers = [step_transfers(config, world, place) for place in first]
+    first = stage_coordinates(config, gpus)
+    transfers = [step_transfers(config, world, coordinates) for coordinates in first]
     single = [per_micro_batch(found, count) for found in transfers]
     passes = [_passes(config, world, cluster, *pair, factors) for pair in zip(first, single, strict=True)]
 
@@ -129,8 +129,8 @@ def plan_step(config: RunConfig, cluster: Cluster, gpus: int, factors: Factors |
     computing = max(slot.end for slot in slots)
     undelayed = max(s.end for s in simulate(p.pipeline, p.virtual_pipeline, count, seconds)) if send else computing
     stages = [
-        _stage(config, world, cluster, place, found, spent, count)
-        for place, found, spent in zip(first, transfers, passes, strict=True)
+        _stage(config, world, cluster, coordinates, found, spent, count)
+        for coordinates, found, spent in zip(first, transfers, passes, strict=True)
     ]
     total = computing + max(stage.reduce + stage.update for stage in stages)
     tokens = config.train.global_batch_size * config.model.seq_length
@@ -151,26 +151,31 @@ def plan_step(config: RunConfig, cluster: Cluster, gpus: int, factors: Factors |
     )
 
 
-def _send_seconds(config: RunConfig, cluster: Cluster, world: World, place: Place) -> float:
-    pair = (place.rank, world.neighbour(place, 1))
+def _send_seconds(config: RunConfig, cluster: Cluster, world: World, coordinates: RankCoordinates) -> float:
+    pair = (coordinates.rank, world.neighbour(coordinates, 1))
     return transfer_seconds(Transfer("pipeline", "send", pair, 1, boundary_bytes(config)), cluster)
 
 
 def _passes(
-    config: RunConfig, world: World, cluster: Cluster, place: Place, transfers: list[Transfer], factors: Factors
+    config: RunConfig,
+    world: World,
+    cluster: Cluster,
+    coordinates: RankCoordinates,
+    transfers: list[Transfer],
+    factors: Factors,
 ) -> list[tuple[Times, Times]]:
     """(forward, backward) of each chunk of a stage for one micro-batch. Layers of the same kind cost the same."""
     known: dict[bool, tuple[Times, Times]] = {}
     found = []
-    for number, chunk in enumerate(chunks(config, place.pipeline)):
+    for number, chunk in enumerate(chunk_layers(config, coordinates.pipeline)):
         forward = backward = Times()
         for layer in chunk.layers:
             kind = is_moe_layer(layer, config.moe.num_experts, config.moe.layer_freq)
             if kind not in known:
-                known[kind] = layer_times(config, world, cluster, place, layer, transfers, factors)
+                known[kind] = layer_times(config, world, cluster, coordinates, layer, transfers, factors)
             forward, backward = forward + known[kind][0], backward + known[kind][1]
         if cluster.cpu_cost_model is not None:
-            held = sum(h.size for h in held_parameters(config, place) if h.chunk == number)
+            held = sum(h.size for h in held_parameters(config, coordinates) if h.chunk == number)
             beside = chunk_times(config, cluster.cpu_cost_model, chunk, held)
             forward, backward = forward + beside[0], backward + beside[1]
         if chunk.last:
@@ -184,29 +189,29 @@ def _stage(
     config: RunConfig,
     world: World,
     cluster: Cluster,
-    place: Place,
+    coordinates: RankCoordinates,
     transfers: list[Transfer],
     passes: list[tuple[Times, Times]],
     count: int,
 ) -> StagePlan:
-    held = list(held_parameters(config, place))
+    held = list(held_parameters(config, coordinates))
     once = [t for t in transfers if t.phase == "step"]
     reduce = sum(transfer_seconds(t, cluster) for t in once if t.operation == "reduce_scatter" or _is_gradient(t))
     rest = sum(transfer_seconds(t, cluster) for t in once) - reduce
     if config.parallel.overlap_grad_reduce:
         # The backward of the last micro-batch hides as much of the reduction as it lasts.
         reduce = max(0.0, reduce - sum(backward.total for _, backward in passes))
-    share = len(world.data(place)) if config.parallel.distributed_optimizer else 1
-    expert_share = len(world.expert_data(place)) if config.parallel.distributed_optimizer else 1
+    share = len(world.data(coordinates)) if config.parallel.distributed_optimizer else 1
+    expert_share = len(world.expert_data(coordinates)) if config.parallel.distributed_optimizer else 1
     updated = sum(h.size / (expert_share if h.expert else share) for h in held)
     # Reads gradient, weight and both moments; writes weight and moments, and the weight in its own type.
     moved = updated * (16 + 12 + PARAMETER_BYTES[config.train.precision])
     both = sum((forward + backward for forward, backward in passes), Times())
     model = cluster.cpu_cost_model
     return StagePlan(
-        place=place,
+        coordinates=coordinates,
         parameters=sum(h.size for h in held),
-        memory=rank_memory(config, world, place),
+        memory=rank_memory(config, world, coordinates),
         links=link_bytes(transfers, cluster.gpus_per_node),
         busy=both * count,
         reduce=reduce + rest,
@@ -222,14 +227,14 @@ def _window(
     config: RunConfig,
     world: World,
     cluster: Cluster,
-    first: list[Place],
+    first: list[RankCoordinates],
     transfers: list[list[Transfer]],
     experts: bool,
 ) -> Window | None:
     """The window of the first layer with or without experts; None if there is no such layer."""
-    for place, found in zip(first, transfers, strict=True):
-        for chunk in chunks(config, place.pipeline):
+    for coordinates, found in zip(first, transfers, strict=True):
+        for chunk in chunk_layers(config, coordinates.pipeline):
             for layer in chunk.layers:
                 if is_moe_layer(layer, config.moe.num_experts, config.moe.layer_freq) == experts:
-                    return window(config, world, cluster, place, layer, found)
+                    return window(config, world, cluster, coordinates, layer, found)
     return None

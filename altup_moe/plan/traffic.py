@@ -13,7 +13,7 @@ from altup_moe.altup.shape import embedding_width, is_moe_layer, output_width, s
 from altup_moe.altup.variants import find_variant
 from altup_moe.config import ConfigError, RunConfig
 from altup_moe.config.checks import num_microbatches
-from altup_moe.parallel.rank_coordinates import Chunk, Place, chunks
+from altup_moe.parallel.rank_coordinates import ChunkLayers, RankCoordinates, chunk_layers
 from altup_moe.plan.buffers import PARAMETER_BYTES
 from altup_moe.plan.expert_traffic import expert_exchange, router_transfers
 from altup_moe.plan.groups import Ranks, World
@@ -41,7 +41,9 @@ def check_modelled(config: RunConfig) -> None:
             raise ConfigError(key, value, f"is not planned yet; {fit} would fit")
 
 
-def step_transfers(config: RunConfig, world: World, place: Place, routes: RouteCounts | None = None) -> list[Transfer]:
+def step_transfers(
+    config: RunConfig, world: World, coordinates: RankCoordinates, routes: RouteCounts | None = None
+) -> list[Transfer]:
     """All transfers of a rank in one step. Groups of one rank are left out.
 
     Args:
@@ -50,11 +52,11 @@ def step_transfers(config: RunConfig, world: World, place: Place, routes: RouteC
         ConfigError: the configuration is not modelled (`check_modelled`).
     """
     check_modelled(config)
-    found = [*_layers(config, world, place, routes), *_ends(config, world, place)]
+    found = [*_layers(config, world, coordinates, routes), *_ends(config, world, coordinates)]
     found += [
-        *_pipeline(config, world, place),
-        *gradient_transfers(config, world, place),
-        *report_transfers(config, world, place),
+        *_pipeline(config, world, coordinates),
+        *gradient_transfers(config, world, coordinates),
+        *report_transfers(config, world, coordinates),
     ]
     return [t for t in found if len(t.ranks) > 1 and (t.calls or t.size)]
 
@@ -76,21 +78,25 @@ def _linears(
     yield replace(base, operation="reduce_scatter", calls=ins, size=ins * whole, phase="backward")
 
 
-def _layers(config: RunConfig, world: World, place: Place, routes: RouteCounts | None) -> Iterator[Transfer]:
+def _layers(
+    config: RunConfig, world: World, coordinates: RankCoordinates, routes: RouteCounts | None
+) -> Iterator[Transfer]:
     count, moe = num_microbatches(config, world.size), config.moe
-    for chunk in chunks(config, place.pipeline):
+    for chunk in chunk_layers(config, coordinates.pipeline):
         for layer in chunk.layers:
             experts = is_moe_layer(layer, moe.num_experts, moe.layer_freq)
-            per_batch = [*attention(config, world, place, layer)]
-            per_batch += [] if experts else _mlp(config, world, place, layer)
+            per_batch = [*attention(config, world, coordinates, layer)]
+            per_batch += [] if experts else _mlp(config, world, coordinates, layer)
             whole = list(times(per_batch, count))
             if experts:
-                whole += times(router_transfers(config, world, place, layer), count)
-                whole += times(_shared(config, world, place, layer), count)
+                whole += times(router_transfers(config, world, coordinates, layer), count)
+                whole += times(_shared(config, world, coordinates, layer), count)
                 if routes is None:
-                    whole += times(expert_exchange(config, world, place, layer, balanced(config), 0), count)
+                    whole += times(expert_exchange(config, world, coordinates, layer, balanced(config), 0), count)
                 else:
-                    whole += [t for n in range(count) for t in expert_exchange(config, world, place, layer, routes, n)]
+                    whole += [
+                        t for n in range(count) for t in expert_exchange(config, world, coordinates, layer, routes, n)
+                    ]
             yield from whole
             if config.train.recompute == "full":
                 # Recomputation repeats the transfers of the forward.
@@ -102,13 +108,13 @@ def activation_bytes(config: RunConfig) -> float:
     return local_tokens(config) * config.model.hidden_size * PARAMETER_BYTES[config.train.precision]
 
 
-def attention(config: RunConfig, world: World, place: Place, layer: int) -> Iterator[Transfer]:
+def attention(config: RunConfig, world: World, coordinates: RankCoordinates, layer: int) -> Iterator[Transfer]:
     """Attention of one layer and micro-batch: its linears over tensor ranks, keys and values over context ranks."""
-    yield from _linears("tensor", world.tensor(place), activation_bytes(config), layer)
+    yield from _linears("tensor", world.tensor(coordinates), activation_bytes(config), layer)
     m, p = config.model, config.parallel
     rows = config.train.micro_batch_size * m.seq_length // p.context
     part = rows * m.num_query_groups // p.tensor * m.head_dim * PARAMETER_BYTES[config.train.precision]
-    ranks = world.context(place)
+    ranks = world.context(coordinates)
     gather = Transfer("context", "all_gather", ranks, 2, 2 * part, layer=layer)
     yield gather
     if config.train.recompute == "selective":
@@ -116,22 +122,22 @@ def attention(config: RunConfig, world: World, place: Place, layer: int) -> Iter
     yield Transfer("context", "reduce_scatter", ranks, 2, 2 * part * p.context, "backward", layer)
 
 
-def _mlp(config: RunConfig, world: World, place: Place, layer: int) -> Iterator[Transfer]:
-    return _linears("tensor", world.tensor(place), activation_bytes(config), layer)
+def _mlp(config: RunConfig, world: World, coordinates: RankCoordinates, layer: int) -> Iterator[Transfer]:
+    return _linears("tensor", world.tensor(coordinates), activation_bytes(config), layer)
 
 
-def _shared(config: RunConfig, world: World, place: Place, layer: int) -> Iterator[Transfer]:
+def _shared(config: RunConfig, world: World, coordinates: RankCoordinates, layer: int) -> Iterator[Transfer]:
     if config.shared_expert_size:
-        yield from _mlp(config, world, place, layer)
+        yield from _mlp(config, world, coordinates, layer)
 
 
-def _ends(config: RunConfig, world: World, place: Place) -> Iterator[Transfer]:
+def _ends(config: RunConfig, world: World, coordinates: RankCoordinates) -> Iterator[Transfer]:
     """Embedding, output layer and loss. Tensor ranks shard the vocabulary."""
     count, m, a, p = num_microbatches(config, world.size), config.model, config.altup, config.parallel
-    ranks, size = world.tensor(place), PARAMETER_BYTES[config.train.precision]
+    ranks, size = world.tensor(coordinates), PARAMETER_BYTES[config.train.precision]
     if len(ranks) == 1:
         return
-    held = chunks(config, place.pipeline)
+    held = chunk_layers(config, coordinates.pipeline)
     if any(chunk.first for chunk in held):
         shard = local_tokens(config) * embedding_width(m.hidden_size, a.width, a.recycled) * size
         yield from times(_linears("tensor", ranks, shard, None, ins=0), count)
@@ -148,17 +154,21 @@ def boundary_bytes(config: RunConfig) -> float:
     return activation_bytes(config) * stream_width(config.altup.width, config.altup.variant)
 
 
-def _pipeline(config: RunConfig, world: World, place: Place) -> Iterator[Transfer]:
+def _pipeline(config: RunConfig, world: World, coordinates: RankCoordinates) -> Iterator[Transfer]:
     p = config.parallel
     if p.pipeline == 1:
         return
     count, size = num_microbatches(config, world.size), boundary_bytes(config)
-    for chunk in chunks(config, place.pipeline):
-        yield from _boundaries(chunk, place, world, count, size)
+    for chunk in chunk_layers(config, coordinates.pipeline):
+        yield from _boundaries(chunk, coordinates, world, count, size)
 
 
-def _boundaries(chunk: Chunk, place: Place, world: World, count: int, size: float) -> Iterator[Transfer]:
+def _boundaries(
+    chunk: ChunkLayers, coordinates: RankCoordinates, world: World, count: int, size: float
+) -> Iterator[Transfer]:
     if not chunk.last:
-        yield Transfer("pipeline", "send", (place.rank, world.neighbour(place, 1)), count, count * size)
+        yield Transfer("pipeline", "send", (coordinates.rank, world.neighbour(coordinates, 1)), count, count * size)
     if not chunk.first:
-        yield Transfer("pipeline", "send", (place.rank, world.neighbour(place, -1)), count, count * size, "backward")
+        yield Transfer(
+            "pipeline", "send", (coordinates.rank, world.neighbour(coordinates, -1)), count, count * size, "backward"
+        )

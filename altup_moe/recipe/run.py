@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from altup_moe.checkpoint.store import latest, step_name
+from altup_moe.checkpoint.store import latest_checkpoint, step_name
 from altup_moe.config import RunConfig, UserError
 from altup_moe.config.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
 from altup_moe.config.files import write_text
@@ -146,7 +146,7 @@ def _stages_of(recipe: PaperRecipe, seed: int, arm: str) -> list[Job]:
 def _training(name: str, config: RunConfig) -> Job:
     run_dir, last = Path(config.log.run_dir), step_name(config.train.steps)
     command = _command("train", str(_config_file(config)))
-    return Job(name, command, run_dir.with_suffix(".log"), lambda: (latest(run_dir) or run_dir).name == last)
+    return Job(name, command, run_dir.with_suffix(".log"), lambda: (latest_checkpoint(run_dir) or run_dir).name == last)
 
 
 def _evaluation(recipe: PaperRecipe, name: str, config: RunConfig) -> Job:

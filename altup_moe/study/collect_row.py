@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from altup_moe.model.flops import flops_per_token
-from altup_moe.parallel.counts import parameters
+from altup_moe.parallel.counts import count_parameters
 from altup_moe.parallel.start_ranks import ROOT
 from altup_moe.study.records import CurvePoint, Experts, Hardware, Latency, Quality, Spread, StudyRow
 from altup_moe.study.spec import MeasureSpec, RowSpec, Study
@@ -70,7 +70,7 @@ def _who(study: Study, row: RowSpec, device: str) -> dict[str, Any]:
 
 
 def _run(row: RowSpec, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    counts, steps = parameters(row.config), lines[-1]["step"] if lines else 0
+    counts, steps = count_parameters(row.config), lines[-1]["step"] if lines else 0
     return {
         "parameters": counts.total,
         "active_parameters": counts.active,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from altup_moe.checkpoint.restore import restore
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.state import held_tensors
+from altup_moe.checkpoint.state import local_tensors
 from altup_moe.config import RunConfig, UserError
 from altup_moe.config.load import load_config
 from altup_moe.inference.load_run import load_run
@@ -54,7 +54,7 @@ class TrainedSteps:
         if point is None:
             raise UserError(f"{config.log.run_dir}: has no checkpoint")
         with Checkpoint(point.directory) as checkpoint:
-            restore(checkpoint, held_tensors(named_tensors(list(self.engine.chunks), config, topo), None))
+            restore(checkpoint, local_tensors(named_tensors(list(self.engine.chunks), config, topo), None))
         self.engine.weights_loaded(False)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = 0.0

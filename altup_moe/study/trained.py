@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from altup_moe.checkpoint.store import latest
+from altup_moe.checkpoint.store import latest_checkpoint
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import check_config, world_size_from_env
 from altup_moe.config.load import load_config
@@ -80,7 +80,7 @@ def train_row(row_directory: RowDirectory, seconds: float | None) -> int:
 
 def _spent_already(row_directory: RowDirectory, seconds: float | None) -> bool:
     """Whether the run has used its budget of seconds already (it was killed after its last step)."""
-    directory = latest(row_directory.run_dir)
+    directory = latest_checkpoint(row_directory.run_dir)
     if seconds is None or directory is None:
         return False
     return spent(row_directory, int(directory.name.partition("_")[2].partition(".")[0])) >= seconds

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from altup_moe.checkpoint.optimizer_state_shapes import FACTORS, moment_shapes
+from altup_moe.checkpoint.optimizer_state_shapes import FACTORED_STATES, state_shapes
 from altup_moe.parallel.parameter_mapping import NamedTensor, Piece
 
 DECAY = 0.8
@@ -74,7 +74,7 @@ class Adafactor(torch.optim.Optimizer):
                 continue
             for piece in entry.pieces:
                 if piece.name not in self.tensors:
-                    shapes = moment_shapes("adafactor", piece.shape).items()
+                    shapes = state_shapes("adafactor", piece.shape).items()
                     dtype = torch.promote_types(target.dtype, torch.float32)
                     moments = {k: torch.zeros(shape, dtype=dtype, device=target.device) for k, shape in shapes}
                     self.tensors[piece.name] = GlobalTensor(piece.shape, [], moments)
@@ -101,8 +101,8 @@ def direction(gradient: Tensor, moments: dict[str, Tensor], step: int) -> Tensor
     """The clipped update of a tensor before its rate; `moments` move on. Algorithms 4 and 5, with means for sums."""
     decay = 1.0 - step**-DECAY
     square = gradient.square() + SQUARE_FLOOR
-    if FACTORS[0] in moments:
-        row, column = (moments[kind] for kind in FACTORS)
+    if FACTORED_STATES[0] in moments:
+        row, column = (moments[kind] for kind in FACTORED_STATES)
         row.lerp_(square.mean(-1), 1.0 - decay)
         column.lerp_(square.mean(-2), 1.0 - decay)
         update = gradient * (row / row.mean(-1, keepdim=True)).rsqrt().unsqueeze(-1) * column.rsqrt().unsqueeze(-2)

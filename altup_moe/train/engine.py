@@ -25,7 +25,7 @@ class Engine(Protocol):
     chunks: list[Any]
     """What Megatron's schedules run: modules whose gradients the engine catches, each with the bare one in `module`."""
     optimizer: Any
-    """What `build_scheduler` sets rates in (``param_groups``) and `held_tensors` finds optimizer state in."""
+    """What `build_scheduler` sets rates in (``param_groups``) and `local_tensors` finds optimizer state in."""
 
     def zero_grad(self) -> None:
         """Forget the gradients of the step before, also of one that was not taken."""

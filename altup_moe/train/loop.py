@@ -12,11 +12,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from altup_moe.checkpoint.library_versions import library_versions
 from altup_moe.checkpoint.manifest import Manifest
 from altup_moe.checkpoint.restore import random_streams, restore
-from altup_moe.checkpoint.saver import Saved, SaveError, Saver, libraries
+from altup_moe.checkpoint.saver import Saved, SaveError, Saver
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.state import held_tensors, optimizer_steps, set_optimizer_steps
+from altup_moe.checkpoint.state import local_tensors, optimizer_steps, set_optimizer_steps
 from altup_moe.config import ConfigError, RunConfig
 from altup_moe.config.exit_codes import EXIT_STOPPED
 from altup_moe.config.load import save_config
@@ -24,7 +25,7 @@ from altup_moe.config.run_directory import checkpoints_dir, config_file, kernels
 from altup_moe.model.build import named_tensors
 from altup_moe.model.flops import flops_per_token
 from altup_moe.moe.backends import find_backend, unavailable_overlap
-from altup_moe.parallel.control_collectives import any_of
+from altup_moe.parallel.control_collectives import any_rank
 from altup_moe.parallel.rng import rng_state, seed_dropout, set_rng_state
 from altup_moe.parallel.seeds import derived_seed
 from altup_moe.parallel.topology import Topology, rank_from_env, topology
@@ -134,7 +135,7 @@ def _restore(run: Run, resume: ResumePoint) -> None:
     with_optimizer = manifest.has_optimizer and not resume.weights_only
     with Checkpoint(resume.directory) as checkpoint:
         named = named_tensors(list(run.engine.chunks), config, topo)
-        restore(checkpoint, held_tensors(named, run.engine.optimizer if with_optimizer else None))
+        restore(checkpoint, local_tensors(named, run.engine.optimizer if with_optimizer else None))
         streams = random_streams(checkpoint, topo.rank) if resume.same_streams(config, topo.world_size) else {}
     run.engine.weights_loaded(with_optimizer)
     if resume.weights_only:
@@ -160,7 +161,7 @@ def _steps(
         for logger in loggers:
             logger.log(metrics)
         told = enough is not None and enough(metrics)
-        signalled, done, writing = any_of([stop.caught, told, run.saver.busy], run.topology.device)
+        signalled, done, writing = any_rank([stop.caught, told, run.saver.busy], run.topology.device)
         stopping = signalled or done
         if run.saver.pending and not writing:
             _end_save(run, run.saver.advance)
@@ -247,11 +248,11 @@ def _save(run: Run, leaving: bool) -> None:
         world_size=topo.world_size,
         data_fingerprint=run.samples.fingerprint,
         config=config.to_dict(),
-        libraries=libraries(),
+        libraries=library_versions(),
     )
     named = named_tensors(list(run.engine.chunks), config, topo)
     try:
-        run.saver.start(head, held_tensors(named, run.engine.optimizer), rng_state())
+        run.saver.start(head, local_tensors(named, run.engine.optimizer), rng_state())
     except SaveError as error:
         if leaving:
             raise

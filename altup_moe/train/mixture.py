@@ -13,7 +13,7 @@ from torch import Tensor
 
 from altup_moe.config import DataError, RunConfig
 from altup_moe.config.data_checks import TASK_NAMES, mixture_entries, task_directories
-from altup_moe.data.mixing import Order, mixture_order
+from altup_moe.data.mixing import MixtureOrder, mixture_order
 from altup_moe.data.named_tokenizers import tokenizer_directory
 from altup_moe.data.tasks.registry import TASKS, load_examples
 from altup_moe.data.tokenizer import Tokenizer, load_tokenizer
@@ -53,7 +53,7 @@ class Component:
 class MixtureSamples:
     """Samples of several components in a fixed order. ``rewind``: a component that is at its end begins again."""
 
-    def __init__(self, parts: Sequence[CountedSamples], order: Order, length: int, rewind: bool) -> None:
+    def __init__(self, parts: Sequence[CountedSamples], order: MixtureOrder, length: int, rewind: bool) -> None:
         self.parts, self.order, self.length, self.rewind = parts, order, length, rewind
 
     def __len__(self) -> int:

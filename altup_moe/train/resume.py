@@ -10,7 +10,7 @@ from typing import Any
 
 from altup_moe.checkpoint.manifest import Manifest
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.store import complete, find_checkpoint, latest, set_aside
+from altup_moe.checkpoint.store import complete_checkpoints, find_checkpoint, latest_checkpoint, set_aside
 from altup_moe.config import ConfigError, DataError, RunConfig
 from altup_moe.config.load import from_dict
 from altup_moe.config.run_directory import checkpoints_dir
@@ -123,9 +123,9 @@ def _usable(config: RunConfig) -> Iterator[ResumePoint]:
 
 
 def _candidates(config: RunConfig, root: Path) -> list[Path]:
-    older = complete(root)[::-1]
+    older = complete_checkpoints(root)[::-1]
     try:
-        newest = latest(config.log.run_dir)
+        newest = latest_checkpoint(config.log.run_dir)
     except DataError as error:
         if config.checkpoint.fallback and older:
             return older
@@ -136,7 +136,7 @@ def _candidates(config: RunConfig, root: Path) -> list[Path]:
 
 
 def _advice(root: Path, damaged: Path | None, fallback: bool) -> str:
-    others = [path for path in complete(root) if path != damaged]
+    others = [path for path in complete_checkpoints(root) if path != damaged]
     return f"; --checkpoint.fallback true goes back to {others[-1].name}" if others and not fallback else ""
 
 

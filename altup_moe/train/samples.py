@@ -20,7 +20,7 @@ from altup_moe.config import ConfigError, RunConfig
 from altup_moe.config.run_directory import data_dir
 from altup_moe.data.layouts import Arrays
 from altup_moe.data.prepare import Prepared, open_prepared, prepare_named
-from altup_moe.data.recipes import Recipe, recipe_of, sample_arrays, wants_sentinels
+from altup_moe.data.recipes import SampleRecipe, recipe_of, sample_arrays, wants_sentinels
 from altup_moe.data.split import split_documents
 from altup_moe.data.tokenizer import Tokenizer, load_tokenizer, token_byte_lengths
 from altup_moe.train.batches import SampleDataset
@@ -39,7 +39,7 @@ class CountedSamples(SampleDataset, Protocol):
 class ObjectiveSamples:
     """Windows of tokens as an objective makes them into samples."""
 
-    def __init__(self, windows: GPTDataset, recipe: Recipe, seed: int, split: int) -> None:
+    def __init__(self, windows: GPTDataset, recipe: SampleRecipe, seed: int, split: int) -> None:
         self.windows, self.recipe, self.seed, self.split = windows, recipe, seed, split
 
     def __len__(self) -> int:

@@ -22,7 +22,7 @@ from altup_moe.config import (
     RunConfig,
     TrainConfig,
 )
-from altup_moe.parallel.parameter_mapping import Box
+from altup_moe.parallel.parameter_mapping import TensorSlice
 from altup_moe.parallel.seeds import initial, normal
 from altup_moe.train.batches import Batch
 
@@ -96,20 +96,20 @@ SEED = 1237
 several ranks 7e-6."""
 
 
-def skewed(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> Tensor:
-    """Weights of a global tensor's box: as seeded, but routing and attention sharper, coefficients and norms random.
+def skewed(name: str, shape: tuple[int, ...], tensor_slice: TensorSlice, config: RunConfig) -> Tensor:
+    """Weights of a global tensor's slice: as seeded, but routing and attention sharper, coefficients and norms random.
 
     Top 1 prefers expert 0. Of four experts' top 2 each gets about half the tokens, whatever a router's rows: the two
     that are best for a state are the worst for its opposite. `lopsided` weights give states a common direction.
     """
-    value = initial(name, shape, box, replace(config, train=replace(config.train, seed=SEED)))
-    noise = normal(name, shape, box, 0.3, SEED + 1)
+    value = initial(name, shape, tensor_slice, replace(config, train=replace(config.train, seed=SEED)))
+    noise = normal(name, shape, tensor_slice, 0.3, SEED + 1)
     if name.endswith(("q_proj.weight", "k_proj.weight")):
         # Attention that prefers. Where it is flat, gradients of queries and keys are differences of nearly equals;
         # where it takes one token alone, hidden states are equal, and rounding decides whose is an expert's last place.
         return value * (0.5 if config.model.arch == "t5" else 2)
     if name.endswith("router.weight"):
-        rows = torch.arange(*box[0])[:, None]
+        rows = torch.arange(*tensor_slice[0])[:, None]
         return torch.where(rows == 0, 4 * value, value)
     if any(part in name for part in (".altup.", ".sequence.", "norm", "relative_attention_bias")):
         return value + noise
@@ -118,11 +118,11 @@ def skewed(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> Te
     return value
 
 
-def lopsided(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> Tensor:
+def lopsided(name: str, shape: tuple[int, ...], tensor_slice: TensorSlice, config: RunConfig) -> Tensor:
     """`skewed`, but all embeddings share a direction, the first of each block, and expert 0's router looks there."""
-    value = skewed(name, shape, box, config)
+    value = skewed(name, shape, tensor_slice, config)
     if name.endswith(("embed_tokens.weight", "router.weight")):
-        rows, columns = (torch.arange(*side) for side in box)
+        rows, columns = (torch.arange(*side) for side in tensor_slice)
         everyone = name.endswith("embed_tokens.weight")
         shared = (columns % config.model.hidden_size == 0) & (everyone | (rows == 0))[:, None]
         return value + shared

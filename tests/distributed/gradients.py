@@ -64,7 +64,7 @@ def reference_step(config: RunConfig, weights=skewed) -> tuple[float, dict[str, 
 
 
 def layout_step(config: RunConfig, weights=skewed) -> tuple[float, list[tuple[str, tuple, np.ndarray]]]:
-    """On a rank: (training loss, [(global name, box, gradient of the box)]) after one step's reduction."""
+    """On a rank: (training loss, [(global name, slice, gradient of the slice)]) after one step's reduction."""
     with topology(config.parallel) as topo:
         chunks = build_model(config, topo, weights)
         build_optimizer(chunks, config)
@@ -81,7 +81,7 @@ def layout_step(config: RunConfig, weights=skewed) -> tuple[float, list[tuple[st
         if config.parallel.distributed_optimizer:
             _gather_shards(chunks)
         gradients = [
-            (piece.name, piece.box, entry.tensor.main_grad[piece.local_index].numpy())
+            (piece.name, piece.global_slice, entry.tensor.main_grad[piece.local_index].numpy())
             for entry in named_tensors(list(chunks), config, topo)
             if entry.tensor.requires_grad
             for piece in entry.pieces
@@ -102,22 +102,22 @@ def _gather_shards(chunks) -> None:
 def worst_difference(expected: dict[str, Tensor], ranks: list) -> tuple[float, str]:
     """Largest relative difference from `reference_step`'s gradients, and where it is.
 
-    Differences are L2 norms over a box, relative to what the micro-batches add (the root of the sum of their squares,
+    Differences are L2 norms over a slice, relative to what the micro-batches add (the root of the sum of their squares,
     as large as their sum where they are independent): float32 rounds these terms. Where they nearly cancel, as those of
     a single coefficient now and then do, the sum's own norm would tell how well, and that differs between processors.
 
-    Every box of every rank is compared, replicas included, and together they must cover every parameter.
+    Every slice of every rank is compared, replicas included, and together they must cover every parameter.
     """
     worst, where, seen = 0.0, "", {name: torch.zeros(g.shape[1:], dtype=torch.bool) for name, g in expected.items()}
     for rank, (_, gradients) in enumerate(ranks):
-        for name, box, got in gradients:
-            index = tuple(slice(a, b) for a, b in box)
+        for name, tensor_slice, got in gradients:
+            index = tuple(slice(a, b) for a, b in tensor_slice)
             seen[name][index] = True
             terms = expected[name][:, *index]
             scale = max(terms.norm().item(), 1e-3 * expected[name].norm().item(), 1e-12)
             difference = (torch.from_numpy(got) - terms.sum(0)).norm().item() / scale
             if difference > worst:
-                worst, where = difference, f"{name} {box} on rank {rank}"
+                worst, where = difference, f"{name} {tensor_slice} on rank {rank}"
     missing = [name for name, mask in seen.items() if not mask.all()]
     assert not missing, f"no rank holds {missing}"
     return worst, where

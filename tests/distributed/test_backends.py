@@ -18,7 +18,7 @@ from torch import Tensor
 from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.config import RunConfig
 from altup_moe.moe.backends import BACKENDS
-from altup_moe.parallel.parameter_mapping import Box
+from altup_moe.parallel.parameter_mapping import TensorSlice
 from altup_moe.parallel.seeds import initial
 from tests.backends import installed, usable
 from tests.checkpoints import stored_bytes
@@ -64,7 +64,7 @@ def test_without_a_wide_stream(layout: str, backend: str) -> None:
 def _names(config: RunConfig) -> tuple[set[str], set[str]]:
     """On a rank: (names that the table lists, names that the model has) of its chunk."""
     from altup_moe.model.build import build_chunk, named_tensors
-    from altup_moe.parallel.parameter_mapping import local_names
+    from altup_moe.parallel.parameter_names import local_names
     from altup_moe.parallel.topology import topology
 
     with topology(config.parallel) as topo:
@@ -115,14 +115,14 @@ def test_halves_share_a_capacity(layout: str, backend: str) -> None:
     assert_parity(small(layout, moe=moe, overlap={"microbatch_halves": True}), world_size(layout))
 
 
-def idle(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> Tensor:
+def idle(name: str, shape: tuple[int, ...], tensor_slice: TensorSlice, config: RunConfig) -> Tensor:
     """Weights under which experts 0 and 1 take every token (top 1): their logits are opposite, the others' are 0."""
-    value = initial(name, shape, box, config)
+    value = initial(name, shape, tensor_slice, config)
     if not name.endswith("router.weight"):
         return value
     whole = initial(name, shape, tuple((0, n) for n in shape), config)
     rows = torch.stack([whole[0], -whole[0], *torch.zeros(shape[0] - 2, shape[1])])
-    return rows[tuple(slice(a, b) for a, b in box)]
+    return rows[tuple(slice(a, b) for a, b in tensor_slice)]
 
 
 @over(["one", "dp2", "ep2", "ep4", "tp2-ep2"], ["dp2", "ep4"])
@@ -137,13 +137,13 @@ def test_idle_experts_have_gradients_of_zero(layout: str, backend: str) -> None:
     seen = 0
     for got, gradients in run_ranks(world_size(layout), layout_step, config, idle):
         assert got == pytest.approx(loss, rel=1e-5)
-        for name, box, gradient in gradients:
+        for name, tensor_slice, gradient in gradients:
             if ".experts.2." in name or ".experts.3." in name:
-                assert not np.any(gradient), (name, box)
+                assert not np.any(gradient), (name, tensor_slice)
                 seen += 1
             elif ".experts." in name:
-                want = expected[name].sum(0)[tuple(slice(a, b) for a, b in box)]
-                assert (torch.from_numpy(gradient) - want).norm() <= 1e-5 * want.norm(), (name, box)
+                want = expected[name].sum(0)[tuple(slice(a, b) for a, b in tensor_slice)]
+                assert (torch.from_numpy(gradient) - want).norm() <= 1e-5 * want.norm(), (name, tensor_slice)
     assert seen
 
 

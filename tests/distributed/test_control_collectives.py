@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from altup_moe.parallel.control_collectives import any_of, first_problem, gather
+from altup_moe.parallel.control_collectives import any_rank, first_problem, gather_json
 from tests.distributed.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
@@ -15,8 +15,8 @@ CPU = torch.device("cpu")
 
 def _rank() -> tuple:
     rank = dist.get_rank()
-    flags = any_of([rank == 1, False, rank != 1, True], CPU)
-    messages = gather({"rank": rank, "text": "ü" * rank, "none": None}, CPU)
+    flags = any_rank([rank == 1, False, rank != 1, True], CPU)
+    messages = gather_json({"rank": rank, "text": "ü" * rank, "none": None}, CPU)
     problems = [first_problem(p, CPU) for p in (None, f"by {rank}" if rank else None, f"by {rank}")]
     return flags, messages, problems
 

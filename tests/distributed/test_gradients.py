@@ -177,8 +177,8 @@ def test_notices_a_missing_reduction(reduction: str) -> None:
 def test_differences_are_relative_to_what_the_micro_batches_add() -> None:
     expected = {"coefficient": torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], dtype=torch.float64)}
 
-    def difference(*boxes: tuple[int, int, list[float]]) -> float:
-        return worst_difference(expected, [(0.0, [("coefficient", ((a, b),), np.array(got))]) for a, b, got in boxes])[
+    def difference(*slices: tuple[int, int, list[float]]) -> float:
+        return worst_difference(expected, [(0.0, [("coefficient", ((a, b),), np.array(got))]) for a, b, got in slices])[
             0
         ]
 

@@ -12,7 +12,7 @@ import pytest
 
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import check_config
-from altup_moe.parallel.rank_coordinates import chunks
+from altup_moe.parallel.rank_coordinates import chunk_layers
 from altup_moe.plan.groups import World
 from altup_moe.plan.memory import chunk_activations, kept_by_loss, states
 from tests.distributed.cases import small, world_size
@@ -124,11 +124,11 @@ def test_memory_is_what_a_step_holds(case: str) -> None:
     size = world_size(layout)
     check_config(config, size)
     world = World(config.parallel, size)
-    for place, held in zip(world.places, run_ranks(size, hold, config), strict=True):
-        weights, gradients, optimizer = states(config, world, place)
+    for coordinates, held in zip(world.all_coordinates, run_ranks(size, hold, config), strict=True):
+        weights, gradients, optimizer = states(config, world, coordinates)
         assert (held.weights, held.gradients) == (weights, gradients)
         # A shard may end inside a parameter: padding is nobody's.
         assert held.optimizer == pytest.approx(optimizer, rel=0.02 if config.parallel.distributed_optimizer else 1e-12)
-        for chunk, kept in zip(chunks(config, place.pipeline), held.kept, strict=True):
+        for chunk, kept in zip(chunk_layers(config, coordinates.pipeline), held.kept, strict=True):
             planned = sum(chunk_activations(config, chunk)) + (kept_by_loss(config) if chunk.last else 0)
-            assert planned == pytest.approx(kept, rel=0.1), (place, chunk)
+            assert planned == pytest.approx(kept, rel=0.1), (coordinates, chunk)

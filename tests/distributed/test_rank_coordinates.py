@@ -9,7 +9,7 @@ import pytest
 
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import check_config
-from altup_moe.parallel.rank_coordinates import Place, held_tensors, places
+from altup_moe.parallel.rank_coordinates import RankCoordinates, all_rank_coordinates, held_tensors
 from tests.distributed.cases import LAYOUTS, small, small_t5, world_size
 from tests.distributed.ranks import run_ranks
 
@@ -40,7 +40,7 @@ MODELS: dict[str, dict[str, dict[str, Any]]] = {
 class Seen:
     """What a rank finds out about itself: its ranks, and its tensors by chunk and name, with shapes and pieces."""
 
-    place: Place
+    coordinates: RankCoordinates
     tensors: dict[tuple[int, str], tuple]
     shapes: dict[tuple[int, str], tuple[int, ...]]
 
@@ -58,7 +58,7 @@ def _look(config: RunConfig) -> Seen:
     with topology(config.parallel) as topo:
         stages = list(range(topo.virtual_size)) if topo.virtual_size > 1 else [None]
         named = list(named_tensors([build_chunk(config, topo, stage) for stage in stages], config, topo))
-        place = Place(
+        coordinates = RankCoordinates(
             rank=topo.rank,
             tensor=topo.tensor_rank,
             context=ps.get_context_parallel_rank(),
@@ -69,7 +69,7 @@ def _look(config: RunConfig) -> Seen:
             expert_data=ps.get_expert_data_parallel_rank(),
         )
         return Seen(
-            place,
+            coordinates,
             {(n.chunk, n.name): tuple(n.pieces) for n in named},
             {(n.chunk, n.name): tuple(n.tensor.shape) for n in named},
         )
@@ -81,13 +81,15 @@ def _check(configs: list[RunConfig], size: int) -> None:
         check_config(config, size)
     ranks = run_ranks(size, _look_at_all, configs)
     for number, config in enumerate(configs):
-        for place, seen in zip(places(config.parallel, size), (rank[number] for rank in ranks), strict=True):
-            assert place == seen.place
-            held = {(t.chunk, t.name): t.pieces for t in held_tensors(config, place)}
+        for coordinates, seen in zip(
+            all_rank_coordinates(config.parallel, size), (rank[number] for rank in ranks), strict=True
+        ):
+            assert coordinates == seen.coordinates
+            held = {(t.chunk, t.name): t.pieces for t in held_tensors(config, coordinates)}
             assert held == seen.tensors
             for key, shape in seen.shapes.items():
                 # The pieces fill the local tensor from corner to corner.
-                assert tuple(max(p.local[d][1] for p in held[key]) for d in range(len(shape))) == shape
+                assert tuple(max(p.local_slice[d][1] for p in held[key]) for d in range(len(shape))) == shape
 
 
 @pytest.mark.parametrize("layout", ["one", "tp2-ep2"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from altup_moe.checkpoint.manifest import read_manifest
-from altup_moe.checkpoint.slices import volume
+from altup_moe.checkpoint.slices import num_elements
 from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.config.load import load_config
 from tests.checkpoints import stored_bytes
@@ -50,6 +50,6 @@ def test_files_are_those_the_ranks_would_save(tmp_path: Path, capsys: pytest.Cap
             inside = [
                 p
                 for p in saved.tensors[name].pieces
-                if all(a <= c and d <= b for (a, b), (c, d) in zip(piece.box, p.box, strict=True))
+                if all(a <= c and d <= b for (a, b), (c, d) in zip(piece.global_slice, p.global_slice, strict=True))
             ]
-            assert sum(volume(p.box) for p in inside) == volume(piece.box), name
+            assert sum(num_elements(p.global_slice) for p in inside) == num_elements(piece.global_slice), name

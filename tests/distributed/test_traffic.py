@@ -10,7 +10,7 @@ from packaging.version import Version
 
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import check_config
-from altup_moe.parallel.rank_coordinates import Place
+from altup_moe.parallel.rank_coordinates import RankCoordinates
 from altup_moe.plan.groups import World
 from altup_moe.plan.traffic import step_transfers
 from altup_moe.plan.transfers import Transfer
@@ -33,20 +33,20 @@ def planned(config: RunConfig, size: int, counted: list[Counted]) -> list[Totals
         return [sum(part) for part in zip(*parts, strict=True)]
 
     totals: list[Totals] = []
-    for place in world.places:
+    for coordinates in world.all_coordinates:
         mine: Totals = {}
-        for t in [*step_transfers(config, world, place, routes), *_further(config, world, place)]:
+        for t in [*step_transfers(config, world, coordinates, routes), *_further(config, world, coordinates)]:
             calls, total = mine.get((t.operation, t.ranks), (0, 0.0))
             mine[t.operation, t.ranks] = (calls + t.calls, total + t.size)
         totals.append(mine)
     return totals
 
 
-def _further(config: RunConfig, world: World, place: Place) -> list[Transfer]:
+def _further(config: RunConfig, world: World, coordinates: RankCoordinates) -> list[Transfer]:
     """megatron-core 0.19 reduces one more number for each optimizer, 4 bytes that the plan leaves out."""
     if Version(version("megatron-core")) < Version("0.19"):
         return []
-    groups = [ranks for ranks in norm_groups(config, world, place) if len(ranks) > 1]
+    groups = [ranks for ranks in norm_groups(config, world, coordinates) if len(ranks) > 1]
     return [Transfer("report", "all_reduce", ranks, 1, 4, "step") for ranks in groups]
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.tensors import load
+from altup_moe.checkpoint.tensors import load_tensor
 from altup_moe.config.exit_codes import EXIT_STOPPED
 from altup_moe.config.load import save_config
 from altup_moe.config.run_directory import checkpoints_dir
@@ -126,15 +126,15 @@ def test_resume_is_exact(way: str, layout: str, directory: Path) -> None:
 
 
 def _train_with_slow_copies(config) -> int:
-    from altup_moe.checkpoint.staging_buffer import Copies
+    from altup_moe.checkpoint.staging_buffer import StagingBuffer
 
-    take = Copies.take
+    stage = StagingBuffer.stage
 
-    def slow(copies: Copies, wanted: dict) -> dict:
+    def slow(staging: StagingBuffer, wanted: dict) -> dict:
         time.sleep(0.3)  # several times a step
-        return take(copies, wanted)
+        return stage(staging, wanted)
 
-    Copies.take = slow
+    StagingBuffer.stage = slow
     return train_quietly(config, 1)
 
 
@@ -153,7 +153,7 @@ def test_a_checkpoint_has_nothing_of_the_steps_after_it(directory: Path) -> None
         place = f"checkpoints/step_{step:08d}"
         with Checkpoint(Path(slow.log.run_dir) / place) as a, Checkpoint(Path(still.log.run_dir) / place) as b:
             for name in b.manifest.tensors:
-                assert torch.equal(load(a, name), load(b, name)), (step, name)
+                assert torch.equal(load_tensor(a, name), load_tensor(b, name)), (step, name)
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from altup_moe.checkpoint.store import complete, latest
+from altup_moe.checkpoint.store import complete_checkpoints, latest_checkpoint
 from altup_moe.config import RunConfig
 from altup_moe.config.run_directory import checkpoints_dir
 from tests.distributed.ranks import run_ranks
@@ -47,7 +47,7 @@ def _config(directory: Path, name: str, **checkpoint: object) -> RunConfig:
 
 
 def _saved(config: RunConfig) -> list[int]:
-    return [int(path.name.removeprefix("step_")) for path in complete(checkpoints_dir(config.log.run_dir))]
+    return [int(path.name.removeprefix("step_")) for path in complete_checkpoints(checkpoints_dir(config.log.run_dir))]
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
@@ -67,7 +67,7 @@ def test_training_stops_where_asked_to(tmp_path: Path) -> None:
     assert answers[0] == answers[1]
     assert "checkpoint of step 4 was not saved: rank 1: " in str(answers[0])
     assert "No space left on device" in str(answers[0])
-    assert latest(config.log.run_dir).name == "step_00000002"
+    assert latest_checkpoint(config.log.run_dir).name == "step_00000002"
     # With space again the same command goes on from there.
     assert train_on_ranks("ep2", config) == [0, 0]
     assert [record["step"] for record in records(config)] == list(range(1, 9))

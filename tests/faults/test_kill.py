@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.store import latest
+from altup_moe.checkpoint.store import latest_checkpoint
 from altup_moe.config import RunConfig
 from altup_moe.config.run_directory import checkpoints_dir
 from tests.distributed.ranks import start_ranks
@@ -48,7 +48,7 @@ def _wait(condition: Callable[[], bool], ranks: list[mp.Process]) -> None:
 
 def _latest_is_whole(config: RunConfig) -> int:
     """Step of the latest checkpoint, which must be complete and hold what was saved; 0 before the first."""
-    directory = latest(config.log.run_dir)
+    directory = latest_checkpoint(config.log.run_dir)
     if directory is None:
         return 0
     with Checkpoint(directory) as checkpoint:

@@ -40,9 +40,9 @@ def bpe(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def prefix(bpe: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve documents, tokenised."""
     from altup_moe.data.document import Document
-    from altup_moe.data.prepare import prepare
+    from altup_moe.data.prepare import prepare_tokens
     from tests.unit.train.runs import TEXT
 
     path = tmp_path_factory.mktemp("data") / "tokens"
-    prepare((Document(f"d{n}", f"{n} {TEXT}") for n in range(12)), bpe, path, "mine")
+    prepare_tokens((Document(f"d{n}", f"{n} {TEXT}") for n in range(12)), bpe, path, "mine")
     return path

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from altup_moe.checkpoint.grow.rules import Growth, Rule, rule_of
-from altup_moe.checkpoint.source import HALF, Checkpoint
-from altup_moe.checkpoint.tensors import DTYPES, items, load
-from altup_moe.checkpoint.write import Form, whole_tensors, write_checkpoint
+from altup_moe.checkpoint.source import HALF_DTYPES, Checkpoint
+from altup_moe.checkpoint.tensors import TORCH_DTYPES, items, load_tensor
+from altup_moe.checkpoint.write import TensorSpec, single_process_plan, write_checkpoint
 from altup_moe.config.checks import smallest_world
-from altup_moe.parallel.parameter_mapping import Box, global_shapes, is_buffer
+from altup_moe.parallel.parameter_mapping import TensorSlice
+from altup_moe.parallel.parameter_names import global_shapes, is_buffer
 
-POWER = {"exp_avg": 1, "exp_avg_sq": 2}
+GRADIENT_POWER = {"exp_avg": 1, "exp_avg_sq": 2}
 """Adam's moments: to which power of the gradient they go."""
 
 
@@ -44,7 +45,7 @@ def grow_checkpoint(source: Checkpoint, growth: Growth, root: Path) -> Grown:
     shapes = global_shapes(growth.target)
     rules = {name: rule_of(name, shape, growth) for name, shape in shapes.items()}
     carried = _carries(source, growth)
-    forms = _forms(source, rules, shapes, carried)
+    specs = _specs(source, rules, shapes, carried)
     head = replace(
         source.manifest,
         config=growth.target.to_dict(),
@@ -53,15 +54,15 @@ def grow_checkpoint(source: Checkpoint, growth: Growth, root: Path) -> Grown:
         tensors={},
     )
 
-    def read(stored: str, box: Box) -> np.ndarray:
+    def read(stored: str, tensor_slice: TensorSlice) -> np.ndarray:
         # The plan has whole tensors only.
         kind, _, name = stored.partition("/")
         tensor = grown_tensor(source, rules[name], kind, shapes[name])
         if tuple(tensor.shape) != shapes[name]:
             raise AssertionError(f"the rule for {name} gives {tuple(tensor.shape)}, not {shapes[name]}")
-        return items(tensor.to(DTYPES[forms[stored].dtype]).contiguous())
+        return items(tensor.to(TORCH_DTYPES[specs[stored].dtype]).contiguous())
 
-    directory = write_checkpoint(root, head, forms, whole_tensors(forms), read)
+    directory = write_checkpoint(root, head, specs, single_process_plan(specs), read)
     trained = [rules[name] for name in shapes if not is_buffer(name)] if carried else []
     reset = Counter(rule.why for rule in trained if rule.gradient is None)
     return Grown(directory, len(trained) - reset.total(), reset)
@@ -69,16 +70,16 @@ def grow_checkpoint(source: Checkpoint, growth: Growth, root: Path) -> Grown:
 
 def grown_tensor(source: Checkpoint, rule: Rule, kind: str, shape: tuple[int, ...]) -> Tensor:
     """A stored tensor of the grown model, fp32. ``kind``: weights, main, exp_avg or exp_avg_sq."""
-    if kind in POWER:
+    if kind in GRADIENT_POWER:
         if rule.gradient is None:
             return torch.zeros(shape)
-        return rule.moment(load(source, f"{kind}/{rule.source}").float(), POWER[kind])
+        return rule.moment(load_tensor(source, f"{kind}/{rule.source}").float(), GRADIENT_POWER[kind])
     if rule.source is None:
         return rule.value(torch.empty(0))
     # Half-precision weights are roundings of their fp32 copies: noise must be added once, before rounding.
     precise = f"main/{rule.source}"
     stored = precise if precise in source.manifest.tensors else f"weights/{rule.source}"
-    return rule.value(load(source, stored).float())
+    return rule.value(load_tensor(source, stored).float())
 
 
 def _carries(source: Checkpoint, growth: Growth) -> bool:
@@ -87,9 +88,9 @@ def _carries(source: Checkpoint, growth: Growth) -> bool:
     return source.manifest.has_optimizer and optimizers == {"adamw"}
 
 
-def _forms(
+def _specs(
     source: Checkpoint, rules: Mapping[str, Rule], shapes: Mapping[str, tuple[int, ...]], carried: bool
-) -> dict[str, Form]:
+) -> dict[str, TensorSpec]:
     """Every tensor to be stored, in order of kinds."""
     stored = source.manifest.tensors
     usual = stored["weights/model.embed_tokens.weight"].dtype
@@ -100,10 +101,12 @@ def _forms(
             return stored[f"weights/{origin}"].dtype
         return "F32" if ".altup." in name or is_buffer(name) else usual
 
-    forms = {f"weights/{name}": Form(shape, dtype(name)) for name, shape in shapes.items()}
+    specs = {f"weights/{name}": TensorSpec(shape, dtype(name)) for name, shape in shapes.items()}
     trained = {name: shape for name, shape in shapes.items() if not is_buffer(name)}
     if carried:
-        halves = {name: shape for name, shape in trained.items() if dtype(name) in HALF}
-        forms |= {f"main/{name}": Form(shape, "F32") for name, shape in halves.items()}
-        forms |= {f"{kind}/{name}": Form(shape, "F32") for kind in POWER for name, shape in trained.items()}
-    return forms
+        halves = {name: shape for name, shape in trained.items() if dtype(name) in HALF_DTYPES}
+        specs |= {f"main/{name}": TensorSpec(shape, "F32") for name, shape in halves.items()}
+        specs |= {
+            f"{kind}/{name}": TensorSpec(shape, "F32") for kind in GRADIENT_POWER for name, shape in trained.items()
+        }
+    return specs

@@ -7,14 +7,14 @@ from altup_moe.checkpoint.grow.rules import Growth, has_experts
 from altup_moe.config import ConfigError, UserError
 from altup_moe.config.checks import check_config, smallest_world
 from altup_moe.config.ranges import NOT_NEGATIVE, Range
-from altup_moe.parallel.parameter_mapping import global_shapes
+from altup_moe.parallel.parameter_names import global_shapes
 
-GROWS = {
+GROWING_KEYS = {
     "model": {"num_layers"},
     "data": {"cache"},
 }
 """Keys that may differ, of sections of which others may not."""
-KEPT = {"train": {"precision", "seed", "global_batch_size"}}
+FIXED_KEYS = {"train": {"precision", "seed", "global_batch_size"}}
 """Keys that may not differ, of sections of which others may."""
 
 
@@ -53,7 +53,7 @@ def _kept(growth: Growth) -> None:
     old, new = growth.source.to_dict(), growth.target.to_dict()
     for section, values in new.items():
         for key, value in values.items():
-            fixed = key not in GROWS[section] if section in GROWS else key in KEPT.get(section, ())
+            fixed = key not in GROWING_KEYS[section] if section in GROWING_KEYS else key in FIXED_KEYS.get(section, ())
             if fixed and value != old[section][key]:
                 raise ConfigError(f"{section}.{key}", value, f"growing keeps it; {old[section][key]} would fit")
 

@@ -39,14 +39,14 @@ from torch import Tensor
 from altup_moe.altup.lazy import load_object
 from altup_moe.altup.shape import output_width, stream_width
 from altup_moe.altup.variants import find_variant, selected_block
-from altup_moe.altup.widening import neutral_value, twins
-from altup_moe.checkpoint.slices import whole
+from altup_moe.altup.widening import identical_blocks, neutral_value
+from altup_moe.checkpoint.slices import full_slice
 from altup_moe.config import RunConfig
 from altup_moe.parallel.seeds import initial, normal
 
 UNKNOWN_SHARE = "copies whose shares of the old gradient are not known"
-DENSE = "experts copied from a dense feed-forward, each of which sees tokens of its own"
-NEW = "new weights"
+COPIES_OF_DENSE = "experts copied from a dense feed-forward, each of which sees tokens of its own"
+NEW_WEIGHTS = "new weights"
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ class Growth:
         return self.expert_noise == 0 and self.coefficient_noise == 0
 
 
-def stays_equal(growth: Growth) -> list[str]:
+def equal_copies_notes(growth: Growth) -> list[str]:
     """What training will leave equal, a readable line each: copies whose gradients are equal in every step."""
     source, target, lines = growth.source, growth.target, []
     row = find_variant(target.altup.variant)
     copied = row.widening is not None and row.copies == "equal"
     if growth.width_times > 1 and copied and not growth.coefficient_noise:
-        blocks = twins(source.altup.width, growth.width_times, target.model.num_layers, target.altup.select)
+        blocks = identical_blocks(source.altup.width, growth.width_times, target.model.num_layers, target.altup.select)
         if blocks:
             which = ", ".join(map(str, blocks))
             lines.append(
@@ -155,8 +155,8 @@ def _same(old: Tensor) -> Tensor:
 def _drawn(name: str, shape: tuple[int, ...], growth: Growth) -> Rule:
     """As a new model draws it, but nothing is added to the residual stream yet."""
     if name.endswith((".o_proj.weight", ".down_proj.weight")):
-        return Rule(None, lambda _: torch.zeros(shape), why=NEW)
-    return Rule(None, lambda _: initial(name, shape, whole(shape), growth.seeded_target), why=NEW)
+        return Rule(None, lambda _: torch.zeros(shape), why=NEW_WEIGHTS)
+    return Rule(None, lambda _: initial(name, shape, full_slice(shape), growth.seeded_target), why=NEW_WEIGHTS)
 
 
 # ------------------------------------------------------------------------------------------------------------ stream
@@ -208,11 +208,11 @@ def _coefficient(name: str, layer: int, leaf: str, shape: tuple[int, ...], growt
             value = load_object(row.widening)(leaf, value, m, block, summed)
         return value + _noise(name, shape, growth.coefficient_noise if m > 1 else 0.0, growth.seed)
 
-    return Rule(name if known else None, grown, why=UNKNOWN_SHARE if known else NEW)
+    return Rule(name if known else None, grown, why=UNKNOWN_SHARE if known else NEW_WEIGHTS)
 
 
 def _noise(name: str, shape: tuple[int, ...], std: float, seed: int) -> Tensor:
-    return normal(f"noise/{name}", shape, whole(shape), std, seed) if std else torch.zeros(())
+    return normal(f"noise/{name}", shape, full_slice(shape), std, seed) if std else torch.zeros(())
 
 
 # ----------------------------------------------------------------------------------------------------------- experts
@@ -232,7 +232,7 @@ def _upcycled(name: str, mlp: str, rest: str, shape: tuple[int, ...], growth: Gr
         return _drawn(name, shape, growth) if shared == rest else Rule(f"{mlp}.{shared}", _same, _same)
     if expert is None:
         return _drawn(name, shape, growth)
-    return Rule(f"{mlp}.{expert[1]}", _copied(name, shape, growth, original=expert[0] == 0), why=DENSE)
+    return Rule(f"{mlp}.{expert[1]}", _copied(name, shape, growth, original=expert[0] == 0), why=COPIES_OF_DENSE)
 
 
 def _more_experts(name: str, mlp: str, rest: str, shape: tuple[int, ...], growth: Growth) -> Rule:

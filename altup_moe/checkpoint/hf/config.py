@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from altup_moe.checkpoint.hf.fields import HubModel, flag, number, refusal, whole_number
+from altup_moe.checkpoint.hf.fields import HubModel, bool_field, non_negative_field, positive_int_field, refusal
 from altup_moe.checkpoint.hf.t5 import from_t5
 from altup_moe.config import ConfigError, ModelConfig, MoEConfig
 
@@ -66,28 +66,28 @@ def from_hub(content: Mapping[str, Any], seq_length: int | None = None, at_most:
     fields = {**_COMMON, **_DEFAULTS[family], **content}
     _refuse_what_we_lack(fields)
     window = _window(family, fields)
-    positions = min(whole_number(fields, "max_position_embeddings"), window or math.inf)
+    positions = min(positive_int_field(fields, "max_position_embeddings"), window or math.inf)
     if seq_length is not None and not 1 <= seq_length <= positions:
         limit = f"config.json {'sliding_window' if positions == window else 'max_position_embeddings'}"
         raise ConfigError("--seq-length", seq_length, f"1 to {positions} would fit ({limit})")
-    heads, hidden = whole_number(fields, "num_attention_heads"), whole_number(fields, "hidden_size")
-    groups = heads if fields["num_key_value_heads"] is None else whole_number(fields, "num_key_value_heads")
-    channels = None if fields["head_dim"] is None else whole_number(fields, "head_dim")
+    heads, hidden = positive_int_field(fields, "num_attention_heads"), positive_int_field(fields, "hidden_size")
+    groups = heads if fields["num_key_value_heads"] is None else positive_int_field(fields, "num_key_value_heads")
+    channels = None if fields["head_dim"] is None else positive_int_field(fields, "head_dim")
     theta, factor = _rotary(fields)
     moe, dense = _experts(family, fields)
     model = ModelConfig(
-        num_layers=whole_number(fields, "num_hidden_layers"),
+        num_layers=positive_int_field(fields, "num_hidden_layers"),
         hidden_size=hidden,
         ffn_hidden_size=dense,
         num_attention_heads=heads,
         num_query_groups=groups,
         seq_length=seq_length or int(min(positions, at_most)),
-        vocab_size=whole_number(fields, "vocab_size"),
-        share_embeddings_and_output_weights=flag(fields, "tie_word_embeddings"),
+        vocab_size=positive_int_field(fields, "vocab_size"),
+        share_embeddings_and_output_weights=bool_field(fields, "tie_word_embeddings"),
         rotary_base=theta,
-        layernorm_epsilon=number(fields, "rms_norm_eps"),
-        init_method_std=number(fields, "initializer_range"),
-        attention_dropout=number(fields, "attention_dropout"),
+        layernorm_epsilon=non_negative_field(fields, "rms_norm_eps"),
+        init_method_std=non_negative_field(fields, "initializer_range"),
+        attention_dropout=non_negative_field(fields, "attention_dropout"),
         kv_channels=None if channels is not None and channels * heads == hidden else channels,
         qk_layernorm=family in QK_NORM,
         rotary_scaling_factor=factor,
@@ -97,7 +97,7 @@ def from_hub(content: Mapping[str, Any], seq_length: int | None = None, at_most:
 
 def _refuse_what_we_lack(fields: Mapping[str, Any]) -> None:
     for name in ("attention_bias", "mlp_bias"):
-        if flag(fields, name):
+        if bool_field(fields, name):
             raise refusal(name, True, "our layers have no biases; false would fit")
     if fields["hidden_act"] not in ("silu", "swish"):
         raise refusal("hidden_act", fields["hidden_act"], "silu would fit")
@@ -117,9 +117,9 @@ def _window(family: str, fields: Mapping[str, Any]) -> int | None:
     other = [kind for kind in kinds if kind not in ("full_attention", "sliding_attention")]
     if other:
         raise refusal("layer_types", other[0], "full_attention would fit")
-    if family in QK_NORM and not flag(fields, "use_sliding_window"):
+    if family in QK_NORM and not bool_field(fields, "use_sliding_window"):
         return None
-    return None if fields["sliding_window"] is None else whole_number(fields, "sliding_window")
+    return None if fields["sliding_window"] is None else positive_int_field(fields, "sliding_window")
 
 
 def _rotary(fields: Mapping[str, Any]) -> tuple[int, float | None]:
@@ -142,34 +142,34 @@ def _rotary(fields: Mapping[str, Any]) -> tuple[int, float | None]:
     for constant, value in LLAMA3.items():
         if rope.get(constant) != value:
             raise refusal(f"{name}.{constant}", rope.get(constant), f"{value} would fit, as in Llama 3.1")
-    return int(theta), number(rope, "factor")
+    return int(theta), non_negative_field(rope, "factor")
 
 
 def _experts(family: str, fields: Mapping[str, Any]) -> tuple[MoEConfig, int]:
     """(experts, inner width of dense layers)."""
-    inner = whole_number(fields, "intermediate_size")
+    inner = positive_int_field(fields, "intermediate_size")
     if family not in ("mixtral", "qwen3_moe"):
         return MoEConfig(), inner
     renamed = "num_local_experts" if "num_local_experts" in fields else "num_experts"
-    experts, top_k = whole_number(fields, renamed), whole_number(fields, "num_experts_per_tok")
+    experts, top_k = positive_int_field(fields, renamed), positive_int_field(fields, "num_experts_per_tok")
     # Ours normalises over the chosen experts, but for a single one keeps its share of all.
     if family == "mixtral" and top_k == 1:
         raise refusal("num_experts_per_tok", 1, "its one expert would always weigh 1; 2 or more would fit")
-    if family == "qwen3_moe" and flag(fields, "norm_topk_prob") != (top_k > 1):
+    if family == "qwen3_moe" and bool_field(fields, "norm_topk_prob") != (top_k > 1):
         raise refusal("norm_topk_prob", top_k == 1, f"{top_k > 1} would fit with num_experts_per_tok {top_k}")
     moe = MoEConfig(
         num_experts=experts,
         layer_freq=1 if family == "mixtral" else _layer_freq(fields),
         top_k=top_k,
-        ffn_hidden_size=inner if family == "mixtral" else whole_number(fields, "moe_intermediate_size"),
-        aux_loss_coeff=number(fields, "router_aux_loss_coef"),
+        ffn_hidden_size=inner if family == "mixtral" else positive_int_field(fields, "moe_intermediate_size"),
+        aux_loss_coeff=non_negative_field(fields, "router_aux_loss_coef"),
     )
     return moe, inner
 
 
 def _layer_freq(fields: Mapping[str, Any]) -> int:
     """Every which layer has experts."""
-    layers, step = whole_number(fields, "num_hidden_layers"), whole_number(fields, "decoder_sparse_step")
+    layers, step = positive_int_field(fields, "num_hidden_layers"), positive_int_field(fields, "decoder_sparse_step")
     dense = fields["mlp_only_layers"] or []
     with_experts = [n for n in range(layers) if n not in dense and (n + 1) % step == 0]
     for freq in range(1, layers + 1):

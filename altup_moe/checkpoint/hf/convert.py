@@ -11,10 +11,11 @@ from altup_moe.checkpoint.hf.files import HubWeights, write_weights
 from altup_moe.checkpoint.hf.names import hub_name
 from altup_moe.checkpoint.manifest import Manifest
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.tensors import DTYPES, items
-from altup_moe.checkpoint.write import Form, whole_tensors, write_checkpoint
+from altup_moe.checkpoint.tensors import TORCH_DTYPES, items
+from altup_moe.checkpoint.write import TensorSpec, single_process_plan, write_checkpoint
 from altup_moe.config import RunConfig
-from altup_moe.parallel.parameter_mapping import Box, global_shapes
+from altup_moe.parallel.parameter_mapping import TensorSlice
+from altup_moe.parallel.parameter_names import global_shapes
 
 START = "decoder_start_token_id"
 """What an encoder-decoder's answers begin with; where it is not named, the padding id."""
@@ -41,11 +42,11 @@ def import_weights(
         The checkpoint's directory.
     """
     dtype = STORED_AS[config.train.precision]
-    forms = {f"weights/{name}": Form(shape, dtype) for name, shape in global_shapes(config).items()}
+    specs = {f"weights/{name}": TensorSpec(shape, dtype) for name, shape in global_shapes(config).items()}
 
-    def read(name: str, box: Box) -> np.ndarray:
-        tensor = weights.read(names[name.removeprefix("weights/")], box)
-        return items(tensor.to(DTYPES[dtype]).contiguous())
+    def read(name: str, tensor_slice: TensorSlice) -> np.ndarray:
+        tensor = weights.read(names[name.removeprefix("weights/")], tensor_slice)
+        return items(tensor.to(TORCH_DTYPES[dtype]).contiguous())
 
     head = Manifest(
         step=0,
@@ -58,7 +59,7 @@ def import_weights(
         config=config.to_dict(),
         libraries=libraries,
     )
-    return write_checkpoint(root, head, forms, whole_tensors(forms), read)
+    return write_checkpoint(root, head, specs, single_process_plan(specs), read)
 
 
 def export_weights(checkpoint: Checkpoint, directory: Path, family: str | None, limit: int = SHARD_BYTES) -> None:
@@ -71,8 +72,8 @@ def export_weights(checkpoint: Checkpoint, directory: Path, family: str | None, 
     stored = checkpoint.manifest.of_kind("weights")
     theirs = {name: name if family is None else hub_name(name, family) for name in stored}
     ours = {hub: name for name, hub in theirs.items()}
-    forms = {theirs[name]: Form(tensor.shape, tensor.dtype) for name, tensor in stored.items()}
-    write_weights(directory, forms, lambda name: checkpoint.read(f"weights/{ours[name]}"), limit)
+    specs = {theirs[name]: TensorSpec(tensor.shape, tensor.dtype) for name, tensor in stored.items()}
+    write_weights(directory, specs, lambda name: checkpoint.read(f"weights/{ours[name]}"), limit)
 
 
 def torch_dtype(config: RunConfig) -> str:

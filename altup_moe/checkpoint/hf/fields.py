@@ -29,7 +29,7 @@ def refusal(field: str, value: object, why: str) -> ConfigError:
     return ConfigError(f"config.json {field}", value, why)
 
 
-def whole_number(fields: Mapping[str, Any], name: str) -> int:
+def positive_int_field(fields: Mapping[str, Any], name: str) -> int:
     """A whole number of at least 1."""
     value = fields.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -37,7 +37,7 @@ def whole_number(fields: Mapping[str, Any], name: str) -> int:
     return value
 
 
-def number(fields: Mapping[str, Any], name: str) -> float:
+def non_negative_field(fields: Mapping[str, Any], name: str) -> float:
     """A number of at least 0."""
     value = fields.get(name)
     if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
@@ -45,7 +45,7 @@ def number(fields: Mapping[str, Any], name: str) -> float:
     return float(value)
 
 
-def flag(fields: Mapping[str, Any], name: str) -> bool:
+def bool_field(fields: Mapping[str, Any], name: str) -> bool:
     """True or false."""
     if type(fields[name]) is not bool:
         raise refusal(name, fields[name], "true or false would fit")

@@ -11,16 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from altup_moe.checkpoint.hf.names import copies, hub_name, recomputed
+from altup_moe.checkpoint.header import HeaderEntry
+from altup_moe.checkpoint.hf.names import hub_name, is_redundant, tied_copies
 from altup_moe.checkpoint.manifest import FILE_NAME, ITEM_BYTES
 from altup_moe.checkpoint.plain import read_plain, strict_json
-from altup_moe.checkpoint.shards import Entry, ShardReader, ShardReaders, write_tensors
-from altup_moe.checkpoint.slices import whole
-from altup_moe.checkpoint.tensors import tensor_of
-from altup_moe.checkpoint.write import Form
+from altup_moe.checkpoint.shards import ShardReader, ShardReaders, write_tensors
+from altup_moe.checkpoint.slices import full_slice
+from altup_moe.checkpoint.tensors import as_tensor
+from altup_moe.checkpoint.write import TensorSpec
 from altup_moe.config import DataError
 from altup_moe.config.files import write_text
-from altup_moe.parallel.parameter_mapping import Box
+from altup_moe.parallel.parameter_mapping import TensorSlice
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 GENERATION = "generation_config.json"
@@ -29,7 +30,7 @@ FLOATS = ("F32", "BF16", "F16")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object.
 
     Raises:
@@ -69,14 +70,16 @@ class HubWeights(ShardReaders):
             self.close()
             raise
 
-    def entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> HeaderEntry:
         """Dtype and shape of a tensor."""
         return self._readers[self._places[name]].entries[name]
 
-    def read(self, name: str, box: Box | None = None) -> Tensor:
-        """A box of a tensor (None: all of it)."""
+    def read(self, name: str, tensor_slice: TensorSlice | None = None) -> Tensor:
+        """A slice of a tensor (None: all of it)."""
         entry, reader = self.entry(name), self._readers[self._places[name]]
-        return tensor_of(reader.read(name, whole(entry.shape) if box is None else box), entry.dtype)
+        return as_tensor(
+            reader.read(name, full_slice(entry.shape) if tensor_slice is None else tensor_slice), entry.dtype
+        )
 
     def match(self, shapes: Mapping[str, tuple[int, ...]], family: str, tied: bool) -> dict[str, str]:
         """Global name -> name in the files, of every tensor of a model.
@@ -95,9 +98,9 @@ class HubWeights(ShardReaders):
                 raise DataError(file, f"{theirs} is {list(entry.shape)}; by config.json it is {list(shapes[name])}")
             if entry.dtype not in FLOATS:
                 raise DataError(file, f"{theirs} is of {entry.dtype}; {', '.join(FLOATS)} would fit")
-        equal = copies(family, tied)
+        equal = tied_copies(family, tied)
         for extra in sorted(set(self._places) - set(names.values())):
-            if recomputed(extra) or (extra in equal and self._same(extra, names[equal[extra]])):
+            if is_redundant(extra) or (extra in equal and self._same(extra, names[equal[extra]])):
                 continue
             file = self.directory / self._places[extra]
             raise DataError(file, f"holds {extra}, which a model of its config.json has not")
@@ -109,7 +112,7 @@ class HubWeights(ShardReaders):
     def _files(self) -> list[str]:
         index = self.directory / INDEX
         if index.is_file():
-            held = read_json(index).get("weight_map")
+            held = read_json_object(index).get("weight_map")
             files = sorted(set(held.values())) if isinstance(held, dict) else []
             wrong = [name for name in files if not isinstance(name, str) or not FILE_NAME.fullmatch(name)]
             if wrong or not files:
@@ -123,12 +126,12 @@ class HubWeights(ShardReaders):
         raise DataError(self.directory, f"has neither {SINGLE} nor {INDEX}")
 
 
-def cut_shards(forms: Mapping[str, Form], limit: int) -> dict[str, list[str]]:
+def cut_shards(specs: Mapping[str, TensorSpec], limit: int) -> dict[str, list[str]]:
     """File name -> tensors in order, each file at most `limit` bytes (or one tensor), named as the hub does."""
     shards: list[list[str]] = []
     held = limit
-    for name, form in forms.items():
-        size = int(np.prod(form.shape)) * ITEM_BYTES[form.dtype]
+    for name, spec in specs.items():
+        size = int(np.prod(spec.shape)) * ITEM_BYTES[spec.dtype]
         if held + size > limit or not shards:
             held = 0
             shards.append([])
@@ -139,18 +142,20 @@ def cut_shards(forms: Mapping[str, Form], limit: int) -> dict[str, list[str]]:
     return {f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors": names for n, names in enumerate(shards)}
 
 
-def write_weights(directory: Path, forms: Mapping[str, Form], read: Callable[[str], np.ndarray], limit: int) -> None:
+def write_weights(
+    directory: Path, specs: Mapping[str, TensorSpec], read: Callable[[str], np.ndarray], limit: int
+) -> None:
     """Write tensors by their hub names, with an index if there is more than one file.
 
     Args:
         read: gives a tensor's items (see `checkpoint.tensors.items`). limit: bytes of a file.
     """
-    shards = cut_shards(forms, limit)
+    shards = cut_shards(specs, limit)
     for file, names in shards.items():
-        entries = [(name, forms[name].dtype, forms[name].shape) for name in names]
+        entries = [(name, specs[name].dtype, specs[name].shape) for name in names]
         write_tensors(directory / file, entries, map(read, names), {"format": "pt"})
     if len(shards) > 1:
-        total = sum(int(np.prod(form.shape)) * ITEM_BYTES[form.dtype] for form in forms.values())
+        total = sum(int(np.prod(spec.shape)) * ITEM_BYTES[spec.dtype] for spec in specs.values())
         places = {name: file for file, names in shards.items() for name in names}
         content = {"metadata": {"total_size": total}, "weight_map": places}
         write_text(directory / INDEX, json.dumps(content, indent=2) + "\n")

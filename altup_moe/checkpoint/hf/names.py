@@ -34,7 +34,7 @@ def hub_name(name: str, family: str) -> str:
     return name
 
 
-def recomputed(name: str) -> bool:
+def is_redundant(name: str) -> bool:
     """Whether a tensor of a file is not needed: RoPE's frequencies in old Llama files, in old T5 files a bias of
     cross-attention that nothing reads."""
     return _RECOMPUTED.fullmatch(name) is not None
@@ -60,7 +60,7 @@ def _t5_name(name: str) -> str:
     return f"{stack}.block.{number}.layer.{inside}.weight"
 
 
-def copies(family: str, tied: bool) -> dict[str, str]:
+def tied_copies(family: str, tied: bool) -> dict[str, str]:
     """Tensors that a file may hold once more: name in the file -> global name of what it must equal."""
     table = "shared.weight" if family == "t5" else "model.embed_tokens.weight"
     stacks = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight") if family == "t5" else ()

@@ -8,7 +8,7 @@ from altup_moe.checkpoint.hf.config import LLAMA3
 from altup_moe.checkpoint.hf.t5 import plain_t5_config
 from altup_moe.config import ConfigError, RunConfig
 
-CLASSES = {
+TRANSFORMERS_CLASSES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
@@ -68,7 +68,7 @@ def plain_config(config: RunConfig, dtype: str, special: dict[str, Any]) -> dict
     if family == "t5":
         return plain_t5_config(config, dtype, special)
     content: dict[str, Any] = {
-        "architectures": [CLASSES[family]],
+        "architectures": [TRANSFORMERS_CLASSES[family]],
         "model_type": family,
         "vocab_size": m.vocab_size,
         "hidden_size": m.hidden_size,

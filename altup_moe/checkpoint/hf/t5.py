@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from altup_moe.checkpoint.hf.fields import HubModel, number, refusal, whole_number
+from altup_moe.checkpoint.hf.fields import HubModel, non_negative_field, positive_int_field, refusal
 from altup_moe.config import ConfigError, ModelConfig, MoEConfig, RunConfig
 
 _DEFAULTS: dict[str, Any] = {
@@ -32,7 +32,7 @@ def from_t5(content: Mapping[str, Any], seq_length: int | None) -> HubModel:
     fields = {**_DEFAULTS, **content}
     if fields["feed_forward_proj"] != "gated-gelu":
         raise refusal("feed_forward_proj", fields["feed_forward_proj"], "gated-gelu would fit, as in T5 v1.1")
-    layers, heads = whole_number(fields, "num_layers"), whole_number(fields, "num_heads")
+    layers, heads = positive_int_field(fields, "num_layers"), positive_int_field(fields, "num_heads")
     given = fields["num_decoder_layers"]
     # transformers 5 writes the flag as true whatever it was, and beside it what it had meant.
     tied = fields.get("scale_decoder_outputs", fields["tie_word_embeddings"])
@@ -43,22 +43,22 @@ def from_t5(content: Mapping[str, Any], seq_length: int | None) -> HubModel:
         raise ConfigError("--seq-length", seq_length, "at least 1 would fit")
     model = ModelConfig(
         num_layers=layers,
-        hidden_size=whole_number(fields, "d_model"),
-        ffn_hidden_size=whole_number(fields, "d_ff"),
+        hidden_size=positive_int_field(fields, "d_model"),
+        ffn_hidden_size=positive_int_field(fields, "d_ff"),
         num_attention_heads=heads,
         num_query_groups=heads,
         seq_length=length,
-        vocab_size=whole_number(fields, "vocab_size"),
+        vocab_size=positive_int_field(fields, "vocab_size"),
         share_embeddings_and_output_weights=tied,
-        layernorm_epsilon=number(fields, "layer_norm_epsilon"),
+        layernorm_epsilon=non_negative_field(fields, "layer_norm_epsilon"),
         # T5 drops out in more places (inside the feed-forward, embeddings, stacks' outputs), which ours have not.
-        attention_dropout=number(fields, "dropout_rate"),
-        hidden_dropout=number(fields, "dropout_rate"),
-        kv_channels=whole_number(fields, "d_kv"),
+        attention_dropout=non_negative_field(fields, "dropout_rate"),
+        hidden_dropout=non_negative_field(fields, "dropout_rate"),
+        kv_channels=positive_int_field(fields, "d_kv"),
         arch="t5",
-        num_decoder_layers=None if given in (None, layers) else whole_number(fields, "num_decoder_layers"),
-        relative_attention_num_buckets=whole_number(fields, "relative_attention_num_buckets"),
-        relative_attention_max_distance=whole_number(fields, "relative_attention_max_distance"),
+        num_decoder_layers=None if given in (None, layers) else positive_int_field(fields, "num_decoder_layers"),
+        relative_attention_num_buckets=positive_int_field(fields, "relative_attention_num_buckets"),
+        relative_attention_max_distance=positive_int_field(fields, "relative_attention_max_distance"),
     )
     return HubModel("t5", model, MoEConfig(), length, None)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 
-from altup_moe.data.tasks.metrics import accuracy, correlations, f1, matthews, together
-from altup_moe.data.tasks.records import Example, Hub, Metric, Row, Task, choice, label
+from altup_moe.data.tasks.metrics import accuracy, combined_metrics, correlations, f1, matthews
+from altup_moe.data.tasks.records import Example, Hub, Task, TaskMetric, TaskRow, choice, label
 
 GLUE = "nyu-mll/glue"
 
@@ -16,28 +16,28 @@ def classification(
     source: Hub,
     columns: tuple[str, ...],
     classes: tuple[str, ...],
-    metrics: Metric,
+    metrics: TaskMetric,
     description: str,
     prefix: str | None = None,
 ) -> Task:
     """A task whose inputs are `prefix column: text column: text ...` and whose target is the name of a class."""
 
-    def examples(row: Row) -> list[Example]:
-        number = label(row, classes)
+    def examples(row: TaskRow) -> list[Example]:
+        parse_number = label(row, classes)
         parts = [prefix or name, *(f"{column}: {row[column]}" for column in columns)]
-        return [Example(" ".join(parts), classes[number], number)] if number >= 0 else []
+        return [Example(" ".join(parts), classes[parse_number], parse_number)] if parse_number >= 0 else []
 
     return Task(name, description, source, (*columns, "label"), examples, choice(classes), metrics)
 
 
-def _similarity(row: Row) -> list[Example]:
+def _similarity(row: TaskRow) -> list[Example]:
     """STS-B: a number from 0 to 5, rounded to a fifth, written out."""
     score = float(row["label"])
     text = f"stsb sentence1: {row['sentence1']} sentence2: {row['sentence2']}"
     return [Example(text, f"{math.floor(score * 5 + 0.5) / 5:.1f}", score)] if score >= 0 else []
 
 
-def number(text: str) -> float:
+def parse_number(text: str) -> float:
     """A number written out; -1 if the text is none."""
     with contextlib.suppress(ValueError):
         value = float(text)
@@ -60,7 +60,7 @@ TASKS = (
         Hub(GLUE, "mrpc"),
         _PAIR,
         ("not_equivalent", "equivalent"),
-        together(f1, accuracy),
+        combined_metrics(f1, accuracy),
         "do two sentences say the same",
     ),
     classification(
@@ -68,7 +68,7 @@ TASKS = (
         Hub(GLUE, "qqp"),
         ("question1", "question2"),
         ("not_duplicate", "duplicate"),
-        together(f1, accuracy),
+        combined_metrics(f1, accuracy),
         "do two questions ask the same",
     ),
     Task(
@@ -77,7 +77,7 @@ TASKS = (
         Hub(GLUE, "stsb"),
         (*_PAIR, "label"),
         _similarity,
-        number,
+        parse_number,
         correlations,
     ),
     classification(

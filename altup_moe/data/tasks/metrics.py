@@ -46,14 +46,14 @@ def correlations(predictions: Sequence[float], references: Sequence[float]) -> d
     return {"pearson": 100 * float(pearson.statistic), "spearman": 100 * float(spearman.statistic)}
 
 
-def together(*metrics: Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]) -> Callable:
+def combined_metrics(*metrics: Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]) -> Callable:
     """Several metrics of the same answers."""
     return lambda predictions, references: {
         name: value for metric in metrics for name, value in metric(predictions, references).items()
     }
 
 
-def grouped(predictions: Sequence[int], references: Sequence[tuple[Any, int]]) -> dict[str, float]:
+def multirc_scores(predictions: Sequence[int], references: Sequence[tuple[Any, int]]) -> dict[str, float]:
     """MultiRC: F1 over all answers (f1a), and the share of questions whose answers are all judged right (em).
 
     Args:
@@ -63,10 +63,10 @@ def grouped(predictions: Sequence[int], references: Sequence[tuple[Any, int]]) -
     for prediction, (question, truth) in zip(predictions, references, strict=True):
         right[question].append(prediction == truth)
     truths = [truth for _, truth in references]
-    return {"f1a": _f1(predictions, truths, [1]), "em": _share(all(answers) for answers in right.values())}
+    return {"f1a": _f1(predictions, truths, [1]), "em": _share(all(squad_scores) for squad_scores in right.values())}
 
 
-def answers(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+def squad_scores(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """SQuAD 1.1: exact match and word F1 after normalisation, each against the best of the accepted answers."""
     pairs = list(zip(predictions, references, strict=True))
     return {

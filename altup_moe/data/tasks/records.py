@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Row = Mapping[str, Any]
+TaskRow = Mapping[str, Any]
 """One row of a data set, by column."""
 Split = Literal["train", "validation"]
-Metric = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
+TaskMetric = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
 """(predictions, references) -> figures by name, in percent."""
 
 
@@ -43,7 +43,7 @@ class Hub:
     revision: str | None = None
 
 
-Loader = Callable[[Path, Split], Iterable[Row]]
+Loader = Callable[[Path, Split], Iterable[TaskRow]]
 """Rows of a split that come by name; downloads are kept in the directory given, checked by hash."""
 
 
@@ -62,9 +62,9 @@ class Task:
     description: str
     source: Hub | Loader
     columns: tuple[str, ...]
-    examples: Callable[[Row], list[Example]]
+    examples: Callable[[TaskRow], list[Example]]
     answer: Callable[[str], Any]
-    metrics: Metric
+    metrics: TaskMetric
 
 
 def choice(classes: Sequence[str]) -> Callable[[str], int]:
@@ -72,7 +72,7 @@ def choice(classes: Sequence[str]) -> Callable[[str], int]:
     return lambda text: classes.index(text.strip()) if text.strip() in classes else -1
 
 
-def label(row: Row, classes: Sequence[str], column: str = "label") -> int:
+def label(row: TaskRow, classes: Sequence[str], column: str = "label") -> int:
     """A row's class by number, as the hub stores it, or by name or truth value, as the original files do; -1: none."""
     value = row[column]
     if isinstance(value, str):

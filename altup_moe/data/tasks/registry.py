@@ -9,10 +9,10 @@ from typing import Any
 
 from altup_moe.config.errors import DataError, UserError
 from altup_moe.data.tasks import glue, sentiment, squad, superglue
-from altup_moe.data.tasks.records import Example, Hub, Row, Split, Task
+from altup_moe.data.tasks.records import Example, Hub, Split, Task, TaskRow
 
 TASKS: dict[str, Task] = {task.name: task for part in (squad, superglue, glue, sentiment) for task in part.TASKS}
-FORMATS = (".jsonl", ".json", ".parquet")
+ROW_FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 def load_examples(task: Task, split: Split, files: Mapping[str, Path], cache_dir: Path) -> list[Example]:
@@ -45,14 +45,16 @@ def load_examples(task: Task, split: Split, files: Mapping[str, Path], cache_dir
     return examples
 
 
-def _local(directory: Path, split: Split) -> tuple[Iterable[Row], str]:
-    found = [path for suffix in FORMATS if (path := directory / f"{split}{suffix}").is_file()]
+def _local(directory: Path, split: Split) -> tuple[Iterable[TaskRow], str]:
+    found = [path for suffix in ROW_FILE_SUFFIXES if (path := directory / f"{split}{suffix}").is_file()]
     if not found:
-        raise DataError(directory, f"holds no {split} file ({', '.join(split + suffix for suffix in FORMATS)})")
+        raise DataError(
+            directory, f"holds no {split} file ({', '.join(split + suffix for suffix in ROW_FILE_SUFFIXES)})"
+        )
     return local_rows(found[0]), str(found[0])
 
 
-def local_rows(file: Path) -> list[Row]:
+def local_rows(file: Path) -> list[TaskRow]:
     """Rows of a jsonl, json (a list, or SQuAD's nested format) or parquet file.
 
     Raises:
@@ -62,7 +64,7 @@ def local_rows(file: Path) -> list[Row]:
         from pyarrow import lib, parquet  # type: ignore[import-untyped]
 
         try:
-            rows: list[Row] = parquet.read_table(file).to_pylist()
+            rows: list[TaskRow] = parquet.read_table(file).to_pylist()
         except (lib.ArrowException, OSError) as error:
             raise DataError(file, f"is no parquet file ({error})") from error
         return rows
@@ -89,12 +91,12 @@ def local_rows(file: Path) -> list[Row]:
     return content
 
 
-def _hub(source: Hub, split: Split, cache_dir: Path) -> Iterable[Row]:
+def _hub(source: Hub, split: Split, cache_dir: Path) -> Iterable[TaskRow]:
     import datasets  # a second of import
 
     datasets.disable_progress_bars()
     try:
-        rows: Iterable[Row] = datasets.load_dataset(
+        rows: Iterable[TaskRow] = datasets.load_dataset(
             source.path,
             source.name,
             split=source.validation if split == "validation" else split,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from altup_moe.data.tasks.metrics import accuracy
 from altup_moe.data.tasks.named import rotten_tomatoes
-from altup_moe.data.tasks.records import Example, Row, Task, choice
+from altup_moe.data.tasks.records import Example, Task, TaskRow, choice
 
-CLASSES = ("negative", "positive")
+SENTIMENTS = ("negative", "positive")
 
 
-def _review(row: Row) -> list[Example]:
-    number = CLASSES.index(row["label"])
+def _review(row: TaskRow) -> list[Example]:
+    number = SENTIMENTS.index(row["label"])
     return [Example(f"sst2 sentence: {row['text']}", row["label"], number)]
 
 
@@ -21,7 +21,7 @@ TASKS = (
         rotten_tomatoes,
         ("text", "label"),
         _review,
-        choice(CLASSES),
+        choice(SENTIMENTS),
         accuracy,
     ),
 )

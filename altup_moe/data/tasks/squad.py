@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from altup_moe.data.tasks.metrics import answers
+from altup_moe.data.tasks.metrics import squad_scores
 from altup_moe.data.tasks.named import squad_shifts
-from altup_moe.data.tasks.records import Example, Hub, Row, Split, Task
+from altup_moe.data.tasks.records import Example, Hub, Split, Task, TaskRow
 
 COLUMNS = ("question", "context", "answers")
 _SENTENCES_MEET = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[A-Z0-9])")
 
 
-def nested_rows(content: Mapping[str, Any]) -> Iterator[Row]:
+def nested_rows(content: Mapping[str, Any]) -> Iterator[TaskRow]:
     """Rows of a file in SQuAD's own format (articles of paragraphs of questions), with the hub's columns."""
     for article in content["data"]:
         for paragraph in article["paragraphs"]:
@@ -42,28 +42,30 @@ def sentence(context: str, start: int, length: int) -> str:
     return context[first:last].strip()
 
 
-def _of_passage(row: Row) -> list[Example]:
+def _of_passage(row: TaskRow) -> list[Example]:
     return _question(row, row["context"])
 
 
-def _of_sentence(row: Row) -> list[Example]:
+def _of_sentence(row: TaskRow) -> list[Example]:
     found = row["answers"]
     if not found["text"]:
         return []
     return _question(row, sentence(row["context"], found["answer_start"][0], len(found["text"][0])))
 
 
-def _question(row: Row, context: str) -> list[Example]:
+def _question(row: TaskRow, context: str) -> list[Example]:
     accepted = list(row["answers"]["text"])
     text = f"question: {row['question'].strip()} context: {context.strip()}"
     return [Example(text, accepted[0], accepted)] if accepted else []
 
 
-def _squad(name: str, description: str, source: Any, examples: Callable[[Row], list[Example]] = _of_passage) -> Task:
-    return Task(name, description, source, COLUMNS, examples, str.strip, answers)
+def _squad(
+    name: str, description: str, source: Any, examples: Callable[[TaskRow], list[Example]] = _of_passage
+) -> Task:
+    return Task(name, description, source, COLUMNS, examples, str.strip, squad_scores)
 
 
-def _bigbench(cache_dir: Path, split: Split) -> list[Row]:
+def _bigbench(cache_dir: Path, split: Split) -> list[TaskRow]:
     return [row for file in squad_shifts(cache_dir, split) for row in nested_rows(file)]
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from altup_moe.data.tasks.glue import classification
-from altup_moe.data.tasks.metrics import accuracy, answers, grouped, macro_f1, normalised, together
-from altup_moe.data.tasks.records import Example, Hub, Row, Task, choice, label
+from altup_moe.data.tasks.metrics import accuracy, combined_metrics, macro_f1, multirc_scores, normalised, squad_scores
+from altup_moe.data.tasks.records import Example, Hub, Task, TaskRow, choice, label
 
-BOOLEANS = ("False", "True")
+BOOLEAN_CLASSES = ("False", "True")
 _CHOICES = ("choice1", "choice2")
 _TAG = re.compile(r"<[^>]+>")
 _HIGHLIGHT = re.compile(r"(\.|\?|!|\"|')?\s*@highlight\s*")
@@ -21,16 +21,16 @@ def _hub(name: str) -> Hub:
     return Hub("aps/super_glue", name, revision="refs/convert/parquet")
 
 
-def _paragraph(row: Row) -> list[Example]:
+def _paragraph(row: TaskRow) -> list[Example]:
     """MultiRC: is this answer to that question right; markup is dropped."""
-    truth = label(row, BOOLEANS)
+    truth = label(row, BOOLEAN_CLASSES)
     paragraph = " ".join(_TAG.sub(" ", row["paragraph"]).split())
     text = f"multirc question: {row['question']} answer: {row['answer']} paragraph: {paragraph}"
     question = (row["idx"]["paragraph"], row["idx"]["question"])
-    return [Example(text, BOOLEANS[truth], (question, truth))] if truth >= 0 else []
+    return [Example(text, BOOLEAN_CLASSES[truth], (question, truth))] if truth >= 0 else []
 
 
-def _cloze(row: Row) -> list[Example]:
+def _cloze(row: TaskRow) -> list[Example]:
     """ReCoRD: which entity fills the gap. Trained on every accepted one, scored once."""
     passage = _HIGHLIGHT.sub(lambda found: f"{found[1] or '.'} ", row["passage"]).strip()
     text = f"record query: {row['query']} entities: {', '.join(row['entities'])} passage: {passage}"
@@ -38,16 +38,16 @@ def _cloze(row: Row) -> list[Example]:
     return [Example(text, one, accepted, evaluates=n == 0) for n, one in enumerate(accepted)]
 
 
-def _sense(row: Row) -> list[Example]:
+def _sense(row: TaskRow) -> list[Example]:
     """WiC: is a word used in the same sense."""
-    truth = label(row, BOOLEANS)
+    truth = label(row, BOOLEAN_CLASSES)
     text = f"wic sentence1: {row['sentence1']} sentence2: {row['sentence2']} word: {row['word']}"
-    return [Example(text, BOOLEANS[truth], truth)] if truth >= 0 else []
+    return [Example(text, BOOLEAN_CLASSES[truth], truth)] if truth >= 0 else []
 
 
-def _pronoun(row: Row) -> list[Example]:
+def _pronoun(row: TaskRow) -> list[Example]:
     """WSC: what does the starred pronoun mean. Only rows whose noun is right have a text to train on."""
-    truth, words = label(row, BOOLEANS), row["text"].split()
+    truth, words = label(row, BOOLEAN_CLASSES), row["text"].split()
     first = int(row["span2_index"])
     size = len(row["span2_text"].split())
     words[first : first + size] = ["*", *words[first : first + size], "*"]
@@ -70,14 +70,19 @@ def _text(answer: str) -> Any:
 
 TASKS = (
     classification(
-        "boolq", _hub("boolq"), ("passage", "question"), BOOLEANS, accuracy, "yes-or-no questions about a passage"
+        "boolq",
+        _hub("boolq"),
+        ("passage", "question"),
+        BOOLEAN_CLASSES,
+        accuracy,
+        "yes-or-no questions about a passage",
     ),
     classification(
         "cb",
         _hub("cb"),
         ("hypothesis", "premise"),
         ("entailment", "contradiction", "neutral"),
-        together(accuracy, macro_f1(3)),
+        combined_metrics(accuracy, macro_f1(3)),
         "does a premise commit its author to a hypothesis",
     ),
     classification(
@@ -89,8 +94,8 @@ TASKS = (
         _hub("multirc"),
         ("paragraph", "question", "answer", "idx", "label"),
         _paragraph,
-        choice(BOOLEANS),
-        grouped,
+        choice(BOOLEAN_CLASSES),
+        multirc_scores,
     ),
     Task(
         "record",
@@ -99,7 +104,7 @@ TASKS = (
         ("passage", "query", "entities", "answers"),
         _cloze,
         _text,
-        answers,
+        squad_scores,
     ),
     classification(
         "rte",
@@ -115,7 +120,7 @@ TASKS = (
         _hub("wic"),
         ("word", "sentence1", "sentence2", "label"),
         _sense,
-        choice(BOOLEANS),
+        choice(BOOLEAN_CLASSES),
         accuracy,
     ),
     Task(

@@ -7,7 +7,7 @@ import torch
 
 from altup_moe.config import RunConfig
 from altup_moe.model.build import build_model
-from altup_moe.parallel.parameter_mapping import Box
+from altup_moe.parallel.parameter_mapping import TensorSlice
 from altup_moe.parallel.seeds import initial
 from altup_moe.parallel.topology import Topology
 from altup_moe.train.batches import Batch
@@ -15,9 +15,9 @@ from altup_moe.train.step import run_schedule
 from tests.distributed.cases import micro_batch, micro_batch_count, small
 
 
-def with_equal_blocks(name: str, shape: tuple[int, ...], box: Box, config: RunConfig) -> torch.Tensor:
+def with_equal_blocks(name: str, shape: tuple[int, ...], tensor_slice: TensorSlice, config: RunConfig) -> torch.Tensor:
     """The seeded weights, but for the random part of the projections at the ends of a dynamic stream."""
-    return torch.eye(*shape) if "projections" in name else initial(name, shape, box, config)
+    return torch.eye(*shape) if "projections" in name else initial(name, shape, tensor_slice, config)
 
 
 def first_loss(topo: Topology, width: int, epsilon: float, **altup: object) -> float:

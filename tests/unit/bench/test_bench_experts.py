@@ -12,7 +12,7 @@ from altup_moe.bench.bench_train import OUR_STEP, TrainRow, mixtral_step, train_
 from altup_moe.bench.expert_rivals import DENSE_MLP, OUR_LAYER, layer_contenders, planned_input, router_weight
 from altup_moe.bench.options import ExpertsBench, TrainBench
 from altup_moe.config import ParallelConfig
-from altup_moe.parallel.parameter_mapping import global_shapes
+from altup_moe.parallel.parameter_names import global_shapes
 from altup_moe.parallel.topology import Topology, topology
 
 SMALL = ExpertsBench(hidden_size=32, ffn_hidden_size=16, moe_experts=4, tokens=96)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from altup_moe.checkpoint.manifest import Manifest, Reader
-from altup_moe.checkpoint.shards import carrier
-from altup_moe.checkpoint.slices import box_shape, whole
-from altup_moe.checkpoint.write import Form, Part, Plan, cut_files, write_checkpoint
+from altup_moe.checkpoint.manifest import Manifest, SliceReader
+from altup_moe.checkpoint.shards import item_type
+from altup_moe.checkpoint.slices import full_slice, slice_shape
+from altup_moe.checkpoint.write import NamedSlice, TensorSpec, WritePlan, plan_files, write_checkpoint
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig
-from altup_moe.parallel.parameter_mapping import Box, global_shapes
+from altup_moe.parallel.parameter_mapping import TensorSlice
+from altup_moe.parallel.parameter_names import global_shapes
 
 MODEL = ModelConfig(
     num_layers=2,
@@ -31,25 +32,25 @@ CONFIG = RunConfig(
 COEFFICIENT = ".altup."
 
 
-def forms_of(config: RunConfig = CONFIG, weights: str = "BF16", optimizer: bool = True) -> dict[str, Form]:
+def forms_of(config: RunConfig = CONFIG, weights: str = "BF16", optimizer: bool = True) -> dict[str, TensorSpec]:
     """Every stored tensor of a run's model; coefficients are fp32 whatever the weights are."""
-    forms = {}
+    specs = {}
     for name, shape in global_shapes(config).items():
         dtype = "F32" if COEFFICIENT in name else weights
-        forms[f"weights/{name}"] = Form(shape, dtype)
+        specs[f"weights/{name}"] = TensorSpec(shape, dtype)
         kinds = ("exp_avg", "exp_avg_sq", *(("main",) if dtype != "F32" else ())) if optimizer else ()
-        forms |= {f"{kind}/{name}": Form(shape, "F32") for kind in kinds}
-    forms["rng/0/cpu"] = Form((40,), "U8")
-    return forms
+        specs |= {f"{kind}/{name}": TensorSpec(shape, "F32") for kind in kinds}
+    specs["rng/0/cpu"] = TensorSpec((40,), "U8")
+    return specs
 
 
-def values_of(forms: Mapping[str, Form], seed: int = 0) -> dict[str, np.ndarray]:
+def values_of(specs: Mapping[str, TensorSpec], seed: int = 0) -> dict[str, np.ndarray]:
     """Random items of every tensor; a name's do not depend on the others."""
     values = {}
-    for name, form in forms.items():
+    for name, spec in specs.items():
         draw = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        kind = carrier(form.dtype)
-        values[name] = draw.integers(0, np.iinfo(kind).max, form.shape, kind, endpoint=True)
+        kind = item_type(spec.dtype)
+        values[name] = draw.integers(0, np.iinfo(kind).max, spec.shape, kind, endpoint=True)
     return values
 
 
@@ -68,32 +69,34 @@ def head_of(step: int = 3, config: RunConfig = CONFIG) -> Manifest:
     )
 
 
-def two_ranks(forms: Mapping[str, Form], limit: int = 4096) -> Plan:
+def two_ranks(specs: Mapping[str, TensorSpec], limit: int = 4096) -> WritePlan:
     """Weights of rank 0 whole; what the optimizer holds in halves of rows on two ranks."""
-    plan: dict[int, list[Part]] = {0: [], 1: []}
-    for name, form in forms.items():
-        half = form.shape[0] // 2
+    plan: dict[int, list[NamedSlice]] = {0: [], 1: []}
+    for name, spec in specs.items():
+        half = spec.shape[0] // 2
         if name.startswith(("weights/", "rng/")) or not half:
-            plan[0].append(Part(name, whole(form.shape)))
+            plan[0].append(NamedSlice(name, full_slice(spec.shape)))
             continue
-        for rank, rows in enumerate(((0, half), (half, form.shape[0]))):
-            plan[rank].append(Part(name, (rows, *whole(form.shape[1:]))))
-    return {file: held for rank, parts in plan.items() for file, held in cut_files(rank, parts, forms, limit).items()}
+        for rank, rows in enumerate(((0, half), (half, spec.shape[0]))):
+            plan[rank].append(NamedSlice(name, (rows, *full_slice(spec.shape[1:]))))
+    return {file: held for rank, parts in plan.items() for file, held in plan_files(rank, parts, specs, limit).items()}
 
 
-def reader_of(values: Mapping[str, np.ndarray]) -> Reader:
+def reader_of(values: Mapping[str, np.ndarray]) -> SliceReader:
     """What `write_checkpoint` reads from."""
 
-    def read(name: str, box: Box) -> np.ndarray:
-        return np.ascontiguousarray(values[name][tuple(slice(a, b) for a, b in box)]).reshape(box_shape(box))
+    def read(name: str, tensor_slice: TensorSlice) -> np.ndarray:
+        return np.ascontiguousarray(values[name][tuple(slice(a, b) for a, b in tensor_slice)]).reshape(
+            slice_shape(tensor_slice)
+        )
 
     return read
 
 
-def save(root: Path, step: int = 3, seed: int = 0, **form: object) -> Path:
+def save(root: Path, step: int = 3, seed: int = 0, **spec: object) -> Path:
     """A whole checkpoint in several files."""
-    forms = forms_of(**form)  # type: ignore[arg-type]
-    return write_checkpoint(root, head_of(step), forms, two_ranks(forms), reader_of(values_of(forms, seed)))
+    specs = forms_of(**spec)  # type: ignore[arg-type]
+    return write_checkpoint(root, head_of(step), specs, two_ranks(specs), reader_of(values_of(specs, seed)))
 
 
 def with_model(**changes: object) -> RunConfig:

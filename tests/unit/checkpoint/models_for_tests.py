@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from altup_moe.checkpoint.manifest import Manifest
-from altup_moe.checkpoint.slices import whole
+from altup_moe.checkpoint.slices import full_slice
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.tensors import DTYPES, items, load_weights
-from altup_moe.checkpoint.write import Form, whole_tensors, write_checkpoint
+from altup_moe.checkpoint.tensors import TORCH_DTYPES, items, load_weights
+from altup_moe.checkpoint.write import TensorSpec, single_process_plan, write_checkpoint
 from altup_moe.config import ParallelConfig, RunConfig
 from altup_moe.model.reference.config import AltUpMoEConfig
 from altup_moe.model.reference.gpt import AltUpMoEForCausalLM
-from altup_moe.parallel.parameter_mapping import Box, global_shapes, is_buffer
+from altup_moe.parallel.parameter_mapping import TensorSlice
+from altup_moe.parallel.parameter_names import global_shapes, is_buffer
 from altup_moe.parallel.seeds import normal
 from tests.distributed.cases import skewed, small
 
@@ -34,35 +35,35 @@ def tiny(**sections: dict) -> RunConfig:
 
 def weight(name: str, shape: tuple[int, ...], config: RunConfig) -> Tensor:
     """A global tensor of the tiny model, fp32. Embeddings are small, so that the final norm feels its epsilon."""
-    value = skewed(name, shape, whole(shape), config)
+    value = skewed(name, shape, full_slice(shape), config)
     return value * 0.1 if name == "model.embed_tokens.weight" else value
 
 
 def save(run: Path, config: RunConfig, optimizer: bool = True) -> Path:
     """Write a checkpoint of `config` into a run directory, as training would; returns its directory."""
     half = config.train.precision == "bf16"
-    forms: dict[str, Form] = {RNG: Form((5,), "U8")}
+    specs: dict[str, TensorSpec] = {RNG: TensorSpec((5,), "U8")}
     for name, shape in global_shapes(config).items():
         in_half = half and ".altup." not in name and not is_buffer(name)
-        forms[f"weights/{name}"] = Form(shape, "BF16" if in_half else "F32")
+        specs[f"weights/{name}"] = TensorSpec(shape, "BF16" if in_half else "F32")
         if optimizer and not is_buffer(name):
             kinds = ("exp_avg", "exp_avg_sq", *(("main",) if in_half else ()))
-            forms |= {f"{kind}/{name}": Form(shape, "F32") for kind in kinds}
+            specs |= {f"{kind}/{name}": TensorSpec(shape, "F32") for kind in kinds}
 
-    def read(stored: str, box: Box) -> np.ndarray:
+    def read(stored: str, tensor_slice: TensorSlice) -> np.ndarray:
         kind, _, name = stored.partition("/")
         if kind == "rng":
             return np.arange(5, dtype=np.uint8)
-        shape = forms[stored].shape
+        shape = specs[stored].shape
         if kind in ("weights", "main"):
             value = weight(name, shape, config)
         else:
-            value = normal(f"{kind}/{name}", shape, whole(shape), 1.0, seed=3)
+            value = normal(f"{kind}/{name}", shape, full_slice(shape), 1.0, seed=3)
             value = value.square() if kind == "exp_avg_sq" else value
-        return items(value.to(DTYPES[forms[stored].dtype]).contiguous())
+        return items(value.to(TORCH_DTYPES[specs[stored].dtype]).contiguous())
 
     head = Manifest(STEP, 56, 1, 6, 7, 1, "fingerprint", config.to_dict(), {"torch": "x"})
-    return write_checkpoint(run / "checkpoints", head, forms, whole_tensors(forms), read)
+    return write_checkpoint(run / "checkpoints", head, specs, single_process_plan(specs), read)
 
 
 def reference(directory: Path, dtype: torch.dtype) -> AltUpMoEForCausalLM:

@@ -1,4 +1,4 @@
-"""Bands and joined boxes: the same elements, fewer or smaller boxes."""
+"""Bands and joined slices: the same elements, fewer or smaller slices."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ import random
 
 import pytest
 
-from altup_moe.checkpoint.slices import bands, joined, uncovered, volume
+from altup_moe.checkpoint.slices import coverage_problem, merge_slices, num_elements, row_bands
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (5, 3), (4, 3, 2), (0,), (3, 0)])
 @pytest.mark.parametrize("limit", [1, 3, 6, 100])
 def test_bands_make_up_the_tensor_in_order(shape: tuple[int, ...], limit: int) -> None:
-    boxes = list(bands(shape, limit))
-    assert uncovered(shape, boxes) is None
-    assert boxes == sorted(boxes)
-    row = volume(tuple((0, n) for n in shape[1:]))
-    assert all(volume(box) <= max(limit, row) for box in boxes)
+    slices = list(row_bands(shape, limit))
+    assert coverage_problem(shape, slices) is None
+    assert slices == sorted(slices)
+    row = num_elements(tuple((0, n) for n in shape[1:]))
+    assert all(num_elements(tensor_slice) <= max(limit, row) for tensor_slice in slices)
 
 
 def test_boxes_whose_rows_follow_each_other_are_joined() -> None:
-    assert joined([((2, 4), (0, 3)), ((0, 2), (0, 3)), ((5, 6), (0, 3))]) == [((0, 4), (0, 3)), ((5, 6), (0, 3))]
-    assert joined([((0, 2), (0, 3)), ((2, 4), (0, 2))]) == [((0, 2), (0, 3)), ((2, 4), (0, 2))]
-    assert joined([((0, 2),), ((2, 3),)]) == [((0, 3),)]
-    assert joined([()]) == [()]
+    assert merge_slices([((2, 4), (0, 3)), ((0, 2), (0, 3)), ((5, 6), (0, 3))]) == [((0, 4), (0, 3)), ((5, 6), (0, 3))]
+    assert merge_slices([((0, 2), (0, 3)), ((2, 4), (0, 2))]) == [((0, 2), (0, 3)), ((2, 4), (0, 2))]
+    assert merge_slices([((0, 2),), ((2, 3),)]) == [((0, 3),)]
+    assert merge_slices([()]) == [()]
 
 
 def test_joined_boxes_hold_the_same_elements() -> None:
-    def elements(boxes: list) -> list[tuple[int, ...]]:
-        return sorted(e for box in boxes for e in itertools.product(*(range(a, b) for a, b in box)))
+    def elements(slices: list) -> list[tuple[int, ...]]:
+        return sorted(e for tensor_slice in slices for e in itertools.product(*(range(a, b) for a, b in tensor_slice)))
 
     cells = [((r, r + 1), (c, c + 2)) for r in range(6) for c in (0, 2)]
     for seed in range(20):
         some = random.Random(seed).sample(cells, 7)
-        assert elements(joined(some)) == elements(some)
+        assert elements(merge_slices(some)) == elements(some)

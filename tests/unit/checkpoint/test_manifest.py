@@ -21,8 +21,8 @@ from altup_moe.checkpoint.manifest import (
     StoredPiece,
     StoredTensor,
     dump,
-    piece_key,
     read_manifest,
+    slice_key,
     write_manifest,
 )
 from altup_moe.config import DataError
@@ -58,7 +58,7 @@ def put(directory: Path, text: str | bytes) -> None:
 def test_round_trip(tmp_path: Path) -> None:
     write_manifest(tmp_path, FULL)
     assert read_manifest(tmp_path) == FULL
-    assert read_manifest(tmp_path).tensors["exp_avg/a"].pieces[1].box == ((1, 4), (0, 2))
+    assert read_manifest(tmp_path).tensors["exp_avg/a"].pieces[1].tensor_slice == ((1, 4), (0, 2))
     assert sorted(path.name for path in tmp_path.iterdir()) == [MANIFEST, DIGEST]
     raw = (tmp_path / MANIFEST).read_bytes()
     assert (tmp_path / DIGEST).read_text() == f"{hashlib.sha256(raw).hexdigest()}  {MANIFEST}\n"
@@ -81,9 +81,9 @@ def test_kinds() -> None:
 
 
 def test_keys_of_pieces() -> None:
-    assert piece_key("a", (4, 2), ((0, 4), (0, 2))) == "a"
-    assert piece_key("a", (4, 2), ((0, 4), (0, 1))) == "a[0:4,0:1]"
-    assert piece_key("a", (), ()) == "a"
+    assert slice_key("a", (4, 2), ((0, 4), (0, 2))) == "a"
+    assert slice_key("a", (4, 2), ((0, 4), (0, 1))) == "a[0:4,0:1]"
+    assert slice_key("a", (), ()) == "a"
 
 
 Change = Callable[[dict[str, Any]], object]

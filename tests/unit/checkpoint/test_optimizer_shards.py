@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from altup_moe.checkpoint import optimizer_shards as module
-from altup_moe.checkpoint.optimizer_shards import cut_weights, updated
+from altup_moe.checkpoint.optimizer_shards import optimizer_shards, zero3_weight_shard
 
 SHAPES = [(3, 5), (7,), (2, 2), (1,), (4, 6)]
 
@@ -79,13 +79,13 @@ def test_every_element_is_updated_once(make: Any, ranks: int) -> None:
     seen = [torch.zeros(shape).view(-1) for shape in SHAPES]
     for rank in range(ranks):
         held = parameters()
-        found = updated(held, make(held, rank, ranks))
+        found = optimizer_shards(held, make(held, rank, ranks))
         for parameter, counts in zip(held, seen, strict=True):
-            share = found.get(id(parameter))
-            if share is None:
+            shard = found.get(id(parameter))
+            if shard is None:
                 continue
-            assert torch.equal(share.of(share.tensor), parameter.view(-1)[share.start : share.stop])
-            counts[share.start : share.stop] += 1
+            assert torch.equal(shard.elements_of(shard.tensor), parameter.view(-1)[shard.start : shard.stop])
+            counts[shard.start : shard.stop] += 1
     assert all((counts == 1).all() for counts in seen)
 
 
@@ -96,7 +96,7 @@ def test_every_weight_is_kept_once(ranks: int) -> None:
         held = parameters()
         cut_optimizer(held, rank, ranks)
         for parameter, counts in zip(held, seen, strict=True):
-            cut = cut_weights(parameter)
+            cut = zero3_weight_shard(parameter)
             assert cut is not None
             values, start, stop = cut
             assert torch.equal(values, parameter.view(-1)[start:stop])
@@ -105,4 +105,4 @@ def test_every_weight_is_kept_once(ranks: int) -> None:
 
 
 def test_a_whole_weight_is_not_cut() -> None:
-    assert cut_weights(torch.zeros(3)) is None
+    assert zero3_weight_shard(torch.zeros(3)) is None

@@ -12,15 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from altup_moe.checkpoint import save_threads
 from altup_moe.checkpoint import saver as module
 from altup_moe.checkpoint.saver import Saved, SaveError, Saver
-from altup_moe.checkpoint.slices import whole
+from altup_moe.checkpoint.slices import full_slice
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.staging_buffer import Copies
-from altup_moe.checkpoint.state import Held
-from altup_moe.checkpoint.store import complete, latest
-from altup_moe.checkpoint.tensors import STORED, load
-from altup_moe.checkpoint.write import Form, Part
+from altup_moe.checkpoint.staging_buffer import StagingBuffer
+from altup_moe.checkpoint.state import LocalTensor
+from altup_moe.checkpoint.store import complete_checkpoints, latest_checkpoint
+from altup_moe.checkpoint.tensors import DTYPE_NAMES, load_tensor
+from altup_moe.checkpoint.write import NamedSlice, TensorSpec
 from altup_moe.config import CheckpointConfig
 from altup_moe.config.run_directory import checkpoints_dir
 from altup_moe.parallel.topology import Topology
@@ -40,20 +41,21 @@ def tensors() -> dict[str, Tensor]:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Files are written only once it is set."""
-    opened, write = threading.Event(), module.write_files
+    opened, write = threading.Event(), save_threads.write_files
 
     def held_back(*args: object) -> object:
         opened.wait(30)
         return write(*args)
 
-    monkeypatch.setattr(module, "write_files", held_back)
+    monkeypatch.setattr(save_threads, "write_files", held_back)
     yield opened
     opened.set()
 
 
-def held(tensors: dict[str, Tensor]) -> list[Held]:
+def held(tensors: dict[str, Tensor]) -> list[LocalTensor]:
     return [
-        Held(Part(name, whole(tuple(t.shape))), Form(tuple(t.shape), STORED[t.dtype]), t) for name, t in tensors.items()
+        LocalTensor(NamedSlice(name, full_slice(tuple(t.shape))), TensorSpec(tuple(t.shape), DTYPE_NAMES[t.dtype]), t)
+        for name, t in tensors.items()
     ]
 
 
@@ -67,11 +69,11 @@ def save(saver: Saver, step: int, tensors: dict[str, Tensor]) -> Saved | None:
 
 
 def table(run: Path) -> Tensor:
-    directory = latest(run)
+    directory = latest_checkpoint(run)
     assert directory is not None
     with Checkpoint(directory) as checkpoint:
         checkpoint.verify()
-        return load(checkpoint, TABLE)
+        return load_tensor(checkpoint, TABLE)
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
@@ -83,10 +85,10 @@ def test_everything_comes_back(asynchronous: bool, tensors: dict[str, Tensor], t
     with Checkpoint(saved.directory) as checkpoint:
         checkpoint.verify()
         for name, value in tensors.items():
-            assert torch.equal(load(checkpoint, name), value), name
-        assert load(checkpoint, "rng/00000/cpu").tolist() == [0, 1, 2, 3, 4]
+            assert torch.equal(load_tensor(checkpoint, name), value), name
+        assert load_tensor(checkpoint, "rng/00000/cpu").tolist() == [0, 1, 2, 3, 4]
         assert checkpoint.manifest.step == 7
-    assert latest(tmp_path) == saved.directory
+    assert latest_checkpoint(tmp_path) == saved.directory
     assert [path.name for path in saved.directory.parent.glob("*.partial")] == []
 
 
@@ -99,7 +101,7 @@ def test_a_later_step_never_leaks_in(
     saver.start(head(CONFIG, 1), held(tensors), {"cpu": stream})
     assert saver.pending
     assert saver.busy
-    assert latest(tmp_path) is None
+    assert latest_checkpoint(tmp_path) is None
     stream.add_(1)  # random streams move on at once, weights in the next update
     saver.settle()
     for value in tensors.values():
@@ -109,8 +111,8 @@ def test_a_later_step_never_leaks_in(
     assert not saver.pending
     with Checkpoint(saved.directory) as checkpoint:
         for name, value in before.items():
-            assert torch.equal(load(checkpoint, name), value), name
-        assert load(checkpoint, "rng/00000/cpu").tolist() == [0, 1, 2, 3, 4]
+            assert torch.equal(load_tensor(checkpoint, name), value), name
+        assert load_tensor(checkpoint, "rng/00000/cpu").tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("problem", [None, MemoryError("no memory for the copy")])
@@ -123,17 +125,17 @@ def test_an_update_waits_for_the_copy(
 ) -> None:
     """`start` does not wait for it, `settle` does; also where there will be none."""
     copying, goes_on = threading.Event(), threading.Event()
-    take = Copies.take
+    stage = StagingBuffer.stage
 
-    def held_back(copies: Copies, wanted: dict[Part, Tensor]) -> dict[Part, Tensor]:
+    def held_back(staging: StagingBuffer, wanted: dict[NamedSlice, Tensor]) -> dict[NamedSlice, Tensor]:
         if any(part.name == TABLE for part in wanted):
             copying.set()
             goes_on.wait(30)
             if problem:
                 raise problem
-        return take(copies, wanted)
+        return stage(staging, wanted)
 
-    monkeypatch.setattr(Copies, "take", held_back)
+    monkeypatch.setattr(StagingBuffer, "stage", held_back)
     saver, before = new_saver(tmp_path, alone), tensors[TABLE].clone()
     saver.start(head(CONFIG, 1), held(tensors), {})
     assert copying.wait(30)
@@ -164,10 +166,10 @@ def test_a_routers_bias_is_copied_before_the_next_forward(
     """It moves after the backward pass, before `settle`."""
     bias = "weights/model.layers.0.mlp.router.expert_bias"
     tensors[bias] = torch.arange(4.0)
-    monkeypatch.setattr(module, "_write", lambda outcome, *rest: outcome.settled.set())
+    monkeypatch.setattr(module, "copy_and_write", lambda result, *rest: result.copied.set())
     saver = new_saver(tmp_path, alone)
     saver.start(head(CONFIG, 1), held(tensors), {})
-    (copied,) = (tensor for part, tensor in saver._copies._kept.items() if part.name == bias)
+    (copied,) = (tensor for part, tensor in saver._staging._buffers.items() if part.name == bias)
     tensors[bias].add_(1)
     assert copied.tolist() == [0, 1, 2, 3]
 
@@ -186,7 +188,7 @@ def test_old_ones_go_as_configured(tensors: dict[str, Tensor], tmp_path: Path, a
     saver = new_saver(tmp_path, alone, keep=2, keep_every=10)
     for step in (5, 10, 15, 20, 25, 30, 33):
         save(saver, step, tensors)
-    assert [int(path.name[5:]) for path in complete(checkpoints_dir(tmp_path))] == [10, 20, 30, 33]
+    assert [int(path.name[5:]) for path in complete_checkpoints(checkpoints_dir(tmp_path))] == [10, 20, 30, 33]
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
@@ -208,7 +210,7 @@ def test_a_full_disk_leaves_the_last_one(
 
     tensors[TABLE].add_(1)
     with monkeypatch.context() as patch:
-        patch.setattr(module, where, full)
+        patch.setattr(module if hasattr(module, where) else save_threads, where, full)
         with pytest.raises(SaveError, match=r"step 2 was not saved.*No space left"):
             save(saver, 2, tensors)
     assert not saver.pending
@@ -234,7 +236,7 @@ def test_too_little_space_is_found_before_writing(
 def test_what_reaches_the_disk_is_checked(
     tensors: dict[str, Tensor], tmp_path: Path, alone: Topology, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = module.write_files
+    write = save_threads.write_files
 
     def torn(directory: Path, *args: object) -> object:
         written = write(directory, *args)
@@ -243,10 +245,10 @@ def test_what_reaches_the_disk_is_checked(
             file.truncate(written[name].size - 3)
         return written
 
-    monkeypatch.setattr(module, "write_files", torn)
+    monkeypatch.setattr(save_threads, "write_files", torn)
     with pytest.raises(SaveError, match=r"rank_00000_000\.safetensors"):
         save(new_saver(tmp_path, alone), 1, tensors)
-    assert latest(tmp_path) is None
+    assert latest_checkpoint(tmp_path) is None
 
 
 def test_a_thread_that_starts_late_writes_all_the_same(
@@ -259,7 +261,7 @@ def test_a_thread_that_starts_late_writes_all_the_same(
             time.sleep(0.2)
             super().run()
 
-    monkeypatch.setattr(module.threading, "Thread", Late)
+    monkeypatch.setattr(save_threads.threading, "Thread", Late)
     saver = new_saver(tmp_path, alone)
     saver.start(head(CONFIG, 1), held(tensors), {})
     assert saver.conclude() is not None

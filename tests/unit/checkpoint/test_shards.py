@@ -18,18 +18,18 @@ from safetensors.torch import load_file, save_file
 from altup_moe.checkpoint import shards
 from altup_moe.checkpoint.header import header_bytes
 from altup_moe.checkpoint.manifest import ITEM_BYTES, StoredFile
-from altup_moe.checkpoint.shards import ShardReader, ShardWriter, carrier
-from altup_moe.checkpoint.slices import box_shape, whole
-from altup_moe.checkpoint.tensors import DTYPES, items, tensor_of
+from altup_moe.checkpoint.shards import ShardReader, ShardWriter, item_type
+from altup_moe.checkpoint.slices import full_slice, slice_shape
+from altup_moe.checkpoint.tensors import TORCH_DTYPES, as_tensor, items
 from altup_moe.config import DataError
-from altup_moe.parallel.parameter_mapping import Box
+from altup_moe.parallel.parameter_mapping import TensorSlice
 from tests.processes import open_below
 
 SHAPES: list[tuple[int, ...]] = [(), (0,), (5,), (3, 0, 2), (3, 4), (2, 3, 4)]
 
 
 def draw(dtype: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    kind = carrier(dtype)
+    kind = item_type(dtype)
     top = 1 if dtype == "BOOL" else np.iinfo(kind).max
     return np.random.default_rng(seed).integers(0, top, shape, kind, endpoint=True)
 
@@ -58,7 +58,7 @@ def test_round_trip_and_hash(tmp_path: Path, everything: dict[str, tuple[str, np
         assert reader.sha256() == stored.sha256
         for key, (dtype, array) in everything.items():
             assert (reader.entries[key].dtype, reader.entries[key].bytes) == (dtype, array.nbytes)
-            assert np.array_equal(reader.read(key, whole(array.shape)), array)
+            assert np.array_equal(reader.read(key, full_slice(array.shape)), array)
 
 
 def test_the_library_reads_ours(tmp_path: Path, everything: dict[str, tuple[str, np.ndarray]]) -> None:
@@ -66,17 +66,17 @@ def test_the_library_reads_ours(tmp_path: Path, everything: dict[str, tuple[str,
     loaded = load_file(tmp_path / "a.safetensors")
     assert loaded.keys() == everything.keys()
     for key, (dtype, array) in everything.items():
-        assert loaded[key].dtype == DTYPES[dtype]
+        assert loaded[key].dtype == TORCH_DTYPES[dtype]
         assert np.array_equal(items(loaded[key]), array)
 
 
 def test_we_read_the_librarys(tmp_path: Path, everything: dict[str, tuple[str, np.ndarray]]) -> None:
-    tensors = {key: tensor_of(array, dtype) for key, (dtype, array) in everything.items()}
+    tensors = {key: as_tensor(array, dtype) for key, (dtype, array) in everything.items()}
     save_file(tensors, tmp_path / "a.safetensors", metadata={"format": "pt"})
     with ShardReader(tmp_path / "a.safetensors") as reader:
         assert reader.entries.keys() == everything.keys()
         for key, (_, array) in everything.items():
-            assert np.array_equal(reader.read(key, whole(array.shape)), array)
+            assert np.array_equal(reader.read(key, full_slice(array.shape)), array)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -84,7 +84,7 @@ def test_we_read_the_librarys(tmp_path: Path, everything: dict[str, tuple[str, n
 def test_any_box_into_any_array(tmp_path: Path, data: st.DataObject) -> None:
     shape = data.draw(st.lists(st.integers(1, 6), max_size=4).map(tuple))
     ends = [sorted((data.draw(st.integers(0, n)), data.draw(st.integers(0, n)))) for n in shape]
-    box: Box = tuple((a, b) for a, b in ends)
+    tensor_slice: TensorSlice = tuple((a, b) for a, b in ends)
     dtype = data.draw(st.sampled_from(["U8", "BF16", "F32", "I64"]))
     values = draw(dtype, shape)
     path = tmp_path / "a.safetensors"
@@ -92,18 +92,18 @@ def test_any_box_into_any_array(tmp_path: Path, data: st.DataObject) -> None:
     write(path, {"before": ("U8", draw("U8", (3,))), "x": (dtype, values)})
     order = data.draw(st.permutations(range(len(shape))))
     # An array whose memory lies in another order of dimensions, and with gaps.
-    sizes = [2 * box_shape(box)[d] for d in order]
-    out = np.zeros(sizes, carrier(dtype)).transpose(np.argsort(order)) if shape else np.zeros((), carrier(dtype))
+    sizes = [2 * slice_shape(tensor_slice)[d] for d in order]
+    out = np.zeros(sizes, item_type(dtype)).transpose(np.argsort(order)) if shape else np.zeros((), item_type(dtype))
     out = out[tuple(slice(None, None, 2) for _ in shape)] if shape else out
     with pytest.MonkeyPatch.context() as patch, ShardReader(path) as reader:
         patch.setattr(shards, "BAND_BYTES", data.draw(st.sampled_from([1, 16, 1 << 24])))
-        reader.read_into("x", box, out)
-        assert np.array_equal(out, values[tuple(slice(a, b) for a, b in box)])
-        assert np.array_equal(reader.read("x", box), out)
+        reader.read_into("x", tensor_slice, out)
+        assert np.array_equal(out, values[tuple(slice(a, b) for a, b in tensor_slice)])
+        assert np.array_equal(reader.read("x", tensor_slice), out)
 
 
 @pytest.mark.parametrize(
-    ("box", "out"),
+    ("tensor_slice", "out"),
     [
         (((0, 4), (0, 4)), np.zeros((4, 4), np.uint32)),
         (((0, 3), (2, 1)), np.zeros((3, 0), np.uint32)),
@@ -112,10 +112,10 @@ def test_any_box_into_any_array(tmp_path: Path, data: st.DataObject) -> None:
         (((0, 3), (0, 4)), np.zeros((3, 4), np.uint16)),
     ],
 )
-def test_a_box_or_an_array_that_does_not_fit(tmp_path: Path, box: Box, out: np.ndarray) -> None:
+def test_a_box_or_an_array_that_does_not_fit(tmp_path: Path, tensor_slice: TensorSlice, out: np.ndarray) -> None:
     write(tmp_path / "a.safetensors", {"x": ("F32", draw("F32", (3, 4)))})
     with ShardReader(tmp_path / "a.safetensors") as reader, pytest.raises(ValueError, match="x"):
-        reader.read_into("x", box, out)
+        reader.read_into("x", tensor_slice, out)
 
 
 def test_a_file_cut_while_it_is_open(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Any box over any partition, bit for bit; hashes; and what a checkpoint must consist of."""
+"""Any slice over any partition, bit for bit; hashes; and what a checkpoint must consist of."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from altup_moe.checkpoint.shards import carrier
-from altup_moe.checkpoint.slices import box_shape, volume, whole
+from altup_moe.checkpoint.shards import item_type
+from altup_moe.checkpoint.slices import full_slice, num_elements, slice_shape
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.write import Part, Plan, write_checkpoint
+from altup_moe.checkpoint.write import NamedSlice, WritePlan, write_checkpoint
 from altup_moe.config import DataError
 from tests.processes import open_below
 from tests.unit.checkpoint.models import CONFIG, forms_of, head_of, reader_of, save, values_of, with_model
-from tests.unit.checkpoint.test_slices import boxes, index, partitions
+from tests.unit.checkpoint.test_slices import index, partitions, slices
 
-FORMS = forms_of()
-VALUES = values_of(FORMS)
+SPECS = forms_of()
+VALUES = values_of(SPECS)
 
 
 @pytest.fixture(scope="module")
@@ -44,31 +44,31 @@ def test_everything_whole(good: Path) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(st.data())
 def test_any_box_over_any_partition(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    names = data.draw(st.lists(st.sampled_from(sorted(FORMS)), min_size=1, max_size=6, unique=True))
-    plan: Plan = {f"f{n}.safetensors": [] for n in range(3)}
-    for name, form in FORMS.items():
-        pieces = data.draw(partitions(whole(form.shape))) if name in names else [whole(form.shape)]
+    names = data.draw(st.lists(st.sampled_from(sorted(SPECS)), min_size=1, max_size=6, unique=True))
+    plan: WritePlan = {f"f{n}.safetensors": [] for n in range(3)}
+    for name, spec in SPECS.items():
+        pieces = data.draw(partitions(full_slice(spec.shape))) if name in names else [full_slice(spec.shape)]
         for piece in pieces:
-            plan[f"f{data.draw(st.integers(0, 2)) if name in names else 0}.safetensors"].append(Part(name, piece))
+            plan[f"f{data.draw(st.integers(0, 2)) if name in names else 0}.safetensors"].append(NamedSlice(name, piece))
     root = tmp_path_factory.mktemp("any")
-    with Checkpoint(write_checkpoint(root, head_of(), FORMS, plan, reader_of(VALUES))) as checkpoint:
+    with Checkpoint(write_checkpoint(root, head_of(), SPECS, plan, reader_of(VALUES))) as checkpoint:
         for name in names:
-            box = data.draw(boxes(FORMS[name].shape))
-            assert np.array_equal(checkpoint.read(name, box), VALUES[name][index(box)])
-            # Into the middle of something larger: nothing beside the box is touched.
-            large = np.full([n + 2 for n in box_shape(box)], 7, carrier(FORMS[name].dtype))
-            middle = tuple(slice(1, -1) for _ in box)
-            checkpoint.read_into(name, box, large[middle])
-            assert np.array_equal(large[middle], VALUES[name][index(box)])
-            assert (large == 7).sum() >= large.size - volume(box)
+            tensor_slice = data.draw(slices(SPECS[name].shape))
+            assert np.array_equal(checkpoint.read(name, tensor_slice), VALUES[name][index(tensor_slice)])
+            # Into the middle of something larger: nothing beside the slice is touched.
+            large = np.full([n + 2 for n in slice_shape(tensor_slice)], 7, item_type(SPECS[name].dtype))
+            middle = tuple(slice(1, -1) for _ in tensor_slice)
+            checkpoint.read_into(name, tensor_slice, large[middle])
+            assert np.array_equal(large[middle], VALUES[name][index(tensor_slice)])
+            assert (large == 7).sum() >= large.size - num_elements(tensor_slice)
 
 
 def test_boxes_and_arrays_that_do_not_fit(good: Path) -> None:
     name = "weights/model.norm.weight"
     with Checkpoint(good) as checkpoint:
-        for box in (((0, 9),), ((3, 2),), (), ((0, 8), (0, 1))):
+        for tensor_slice in (((0, 9),), ((3, 2),), (), ((0, 8), (0, 1))):
             with pytest.raises(ValueError, match=name):
-                checkpoint.read_into(name, box, np.empty(8, np.uint16))
+                checkpoint.read_into(name, tensor_slice, np.empty(8, np.uint16))
         for out in (np.empty(7, np.uint16), np.empty((8, 1), np.uint16), np.empty(8, np.uint32)):
             with pytest.raises(ValueError, match=name):
                 checkpoint.read_into(name, ((0, 8),), out)
@@ -139,8 +139,8 @@ def test_weights_alone_and_fp32(tmp_path: Path) -> None:
 @pytest.mark.timeout(20)
 def test_a_configuration_of_another_model(tmp_path: Path, changes: dict[str, int], says: str) -> None:
     head = head_of(config=with_model(**changes))
-    plan: Plan = {"a.safetensors": [Part(name, whole(form.shape)) for name, form in FORMS.items()]}
+    plan: WritePlan = {"a.safetensors": [NamedSlice(name, full_slice(spec.shape)) for name, spec in SPECS.items()]}
     with pytest.raises(DataError, match=says) as caught:
-        write_checkpoint(tmp_path, head, FORMS, plan, reader_of(VALUES))
+        write_checkpoint(tmp_path, head, SPECS, plan, reader_of(VALUES))
     assert caught.value.file.endswith("manifest.json")
     assert list(tmp_path.iterdir()) == [], "what cannot be opened is never published"

@@ -1,4 +1,4 @@
-"""A rank's state as boxes of global tensors: weights, moments and fp32 copies, whole or in ranges, and put back."""
+"""A rank's state as slices of global tensors: weights, moments and fp32 copies, whole or in ranges, and put back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.state import Held, held_tensors, optimizer_steps, set_optimizer_steps
+from altup_moe.checkpoint.state import LocalTensor, local_tensors, optimizer_steps, set_optimizer_steps
 from altup_moe.parallel.parameter_mapping import NamedTensor, Piece
 
 
@@ -30,14 +30,14 @@ class Run:
 
     def named(self) -> list[NamedTensor]:
         values = {"a": self.a, "b": self.b, "c": self.c, "bias": self.bias}
-        boxes = {name: tuple((0, n) for n in value.shape) for name, value in values.items()}
+        slices = {name: tuple((0, n) for n in value.shape) for name, value in values.items()}
         return [
-            NamedTensor(0, name, value, [Piece(f"global.{name}", tuple(value.shape), boxes[name], boxes[name])])
+            NamedTensor(0, name, value, [Piece(f"global.{name}", tuple(value.shape), slices[name], slices[name])])
             for name, value in values.items()
         ]
 
-    def held(self) -> list[Held]:
-        return held_tensors(self.named(), self.optimizer)
+    def held(self) -> list[LocalTensor]:
+        return local_tensors(self.named(), self.optimizer)
 
     def train(self, steps: int) -> list[float]:
         losses = []
@@ -96,12 +96,12 @@ def test_names_shapes_and_kinds() -> None:
     held = {each.part.name: each for each in run.held()}
     kinds = {f"{kind}/global.{name}" for kind in ("weights", "exp_avg", "exp_avg_sq") for name in "abc"}
     assert set(held) == kinds | {"weights/global.bias"}
-    assert held["weights/global.a"].form == held["exp_avg/global.a"].form
-    assert (held["weights/global.a"].form.shape, held["weights/global.a"].form.dtype) == ((3, 4), "F32")
+    assert held["weights/global.a"].spec == held["exp_avg/global.a"].spec
+    assert (held["weights/global.a"].spec.shape, held["weights/global.a"].spec.dtype) == ((3, 4), "F32")
 
 
 def test_weights_alone() -> None:
-    assert {each.part.name.partition("/")[0] for each in held_tensors(Run(1).named(), None)} == {"weights"}
+    assert {each.part.name.partition("/")[0] for each in local_tensors(Run(1).named(), None)} == {"weights"}
 
 
 def test_an_optimizer_that_is_not_chained() -> None:
@@ -113,16 +113,16 @@ def test_half_precision_weights_have_a_main_copy() -> None:
     weight = nn.Parameter(torch.randn(3, 2).bfloat16())
     weight.main_param = weight.detach().float() + 1e-4
     optimizer = SimpleNamespace(optimizer=torch.optim.AdamW([weight.main_param]))
-    box = ((0, 3), (0, 2))
-    held = held_tensors([NamedTensor(0, "w", weight, [Piece("w", (3, 2), box, box)])], optimizer)
+    tensor_slice = ((0, 3), (0, 2))
+    held = local_tensors([NamedTensor(0, "w", weight, [Piece("w", (3, 2), tensor_slice, tensor_slice)])], optimizer)
     by_name = {each.part.name: each for each in held}
-    assert by_name["weights/w"].form.dtype == "BF16"
-    assert by_name["main/w"].form.dtype == "F32"
+    assert by_name["weights/w"].spec.dtype == "BF16"
+    assert by_name["main/w"].spec.dtype == "F32"
     assert by_name["main/w"].tensor.data_ptr() == weight.main_param.data_ptr()
 
 
 def distributed(parameter: nn.Parameter, start: int, stop: int) -> Any:
-    """What `held_tensors` reads of Megatron's distributed optimizer that has a range of one parameter."""
+    """What `local_tensors` reads of Megatron's distributed optimizer that has a range of one parameter."""
     updated = parameter.detach().view(-1)[start:stop]
     place = {"param_map": {parameter: {"param": SimpleNamespace(start=start, end=stop)}}}
     return SimpleNamespace(
@@ -145,7 +145,7 @@ def test_a_range_of_a_fused_parameter_is_boxes_of_its_tensors(start: int, stop: 
         Piece("up", (4, 5), ((0, 3), (0, 5)), ((3, 6), (0, 5))),
     ]
     optimizer = distributed(parameter, start, stop)
-    held = held_tensors([NamedTensor(0, "fc1", parameter, pieces)], optimizer)
+    held = local_tensors([NamedTensor(0, "fc1", parameter, pieces)], optimizer)
     moments = optimizer.optimizer.state[optimizer.optimizer.param_groups[0]["params"][0]] if stop > start else {}
     whole = {"gate": torch.full((6, 5), -1.0), "up": torch.full((4, 5), -1.0)}
     if stop > start:
@@ -153,7 +153,7 @@ def test_a_range_of_a_fused_parameter_is_boxes_of_its_tensors(start: int, stop: 
     for each in held:
         kind, name = each.part.name.split("/")
         if kind == "exp_avg":
-            whole[name][tuple(slice(a, b) for a, b in each.part.box)] = each.tensor
+            whole[name][tuple(slice(a, b) for a, b in each.part.tensor_slice)] = each.tensor
     local = torch.cat([whole["gate"][2:5], whole["up"][0:3]]).view(-1)
     expected = torch.full((30,), -1.0)
     expected[start:stop] = torch.arange(float(start), float(stop))

@@ -1,4 +1,4 @@
-"""Where checkpoints lie: whatever moment a save dies at, `latest` gives a complete one that verifies."""
+"""Where checkpoints lie: whatever moment a save dies at, `latest_checkpoint` gives a complete one that verifies."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import (
     LATEST,
     checkpoints_dir,
-    complete,
+    complete_checkpoints,
     find_checkpoint,
-    latest,
+    latest_checkpoint,
     move_latest,
     open_partial,
     prune,
@@ -91,16 +91,16 @@ def test_killed_at_every_moment_of_a_save(run: Path, step: int) -> None:
                 break
             except Killed:
                 pass
-        found = latest(run)
+        found = latest_checkpoint(run)
         assert found is not None
         seen.append(seed_of(found))
         assert seed_of(find_checkpoint(run)) == seen[-1]
-        for path in complete(root):
+        for path in complete_checkpoints(root):
             seed_of(path)
         # The next save and the clean-up after it go through, whatever was left.
         save(root, 4, seed=4)
         prune(root, keep=9)
-        assert seed_of(latest(run) or root) == 4
+        assert seed_of(latest_checkpoint(run) or root) == 4
         assert all("." not in path.name for path in root.iterdir())
         shutil.rmtree(root)
         shutil.copytree(run / "kept", root)
@@ -109,7 +109,7 @@ def test_killed_at_every_moment_of_a_save(run: Path, step: int) -> None:
     assert moment == len(operations) >= 10
     assert set(seen) == {2, 5}
     assert seen == sorted(seen), "once the new one is the latest it stays so"
-    assert seed_of(latest(run) or root) == 5
+    assert seed_of(latest_checkpoint(run) or root) == 5
     assert all("." not in path.name for path in root.iterdir())
 
 
@@ -124,7 +124,7 @@ def test_the_first_save_killed_at_every_moment(tmp_path: Path) -> None:
                 break
             except Killed:
                 moment += 1
-        there = latest(run)
+        there = latest_checkpoint(run)
         found.append(0 if there is None else seed_of(there))
         save(checkpoints_dir(run), 1, seed=1)
         assert seed_of(find_checkpoint(run)) == 1
@@ -153,17 +153,17 @@ def test_a_full_disk(run: Path, monkeypatch: pytest.MonkeyPatch, name: str, step
                 break
             except OSError:
                 pass
-        found = latest(run)
+        found = latest_checkpoint(run)
         assert found is not None
         assert seed_of(found) in ((2, 5) if name in ("fsync", "replace") else (2,))
         assert not list(root.glob("*.partial")), "nothing half written is left"
-        for path in complete(root):
+        for path in complete_checkpoints(root):
             seed_of(path)
         shutil.rmtree(root)
         shutil.copytree(run / "kept", root)
         number += 5 if name == "write" else 1
     assert number >= len(calls) > 0
-    assert seed_of(latest(run) or root) == 5
+    assert seed_of(latest_checkpoint(run) or root) == 5
 
 
 def failing(original: Callable[..., Any], number: int, calls: list[int]) -> Callable[..., Any]:
@@ -180,14 +180,14 @@ def failing(original: Callable[..., Any], number: int, calls: list[int]) -> Call
 
 def test_latest(run: Path) -> None:
     root = checkpoints_dir(run)
-    assert latest(run) == root / "step_00000002"
+    assert latest_checkpoint(run) == root / "step_00000002"
     move_latest(root, "step_00000001")
-    assert latest(run) == root / "step_00000001"
+    assert latest_checkpoint(run) == root / "step_00000001"
     assert (root / LATEST).read_text() == "step_00000001\n"
     (root / LATEST).unlink()
-    assert latest(run) == root / "step_00000002", "killed between rename and latest"
-    assert latest(run / "nowhere") is None
-    assert [path.name for path in complete(root)] == ["step_00000001", "step_00000002"]
+    assert latest_checkpoint(run) == root / "step_00000002", "killed between rename and latest"
+    assert latest_checkpoint(run / "nowhere") is None
+    assert [path.name for path in complete_checkpoints(root)] == ["step_00000001", "step_00000002"]
 
 
 NO_LATEST = [
@@ -213,7 +213,7 @@ def test_a_damaged_latest(run: Path, content: bytes) -> None:
     shutil.copytree(root / "step_00000002", root / "step_00000002.partial")
     (root / LATEST).write_bytes(content)
     with pytest.raises(DataError, match="latest: names"):
-        latest(run)
+        latest_checkpoint(run)
     with pytest.raises(DataError, match="latest: names"):
         find_checkpoint(run)
 
@@ -224,7 +224,7 @@ def test_latest_is_no_file(run: Path, make: Callable[[Path], object]) -> None:
     (checkpoints_dir(run) / LATEST).unlink()
     make(checkpoints_dir(run) / LATEST)
     with pytest.raises(DataError, match="latest"):
-        latest(run)
+        latest_checkpoint(run)
 
 
 def test_find_checkpoint(run: Path) -> None:
@@ -243,7 +243,7 @@ def test_prune(tmp_path: Path) -> None:
         save(root, step)
 
     def steps() -> list[int]:
-        return [int(path.name[5:]) for path in complete(root)]
+        return [int(path.name[5:]) for path in complete_checkpoints(root)]
 
     prune(root, keep=5)
     assert steps() == [3, 4, 5, 6, 7]
@@ -272,7 +272,7 @@ def test_a_clean_up_that_is_killed(run: Path) -> None:
         with pytest.raises(Killed):
             prune(root, keep=1)
     assert shutil.rmtree is real
-    assert [seed_of(path) for path in complete(root)] == [2]
+    assert [seed_of(path) for path in complete_checkpoints(root)] == [2]
     prune(root, keep=1)
     assert sorted(path.name for path in root.iterdir()) == [LATEST, "step_00000002"]
 

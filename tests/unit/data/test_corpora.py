@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from altup_moe.config import ConfigError, DataError, UserError
-from altup_moe.config.data_checks import CORPUS_NAMES as CHECKED
+from altup_moe.config.data_checks import CORPUS_NAMES
 from altup_moe.data import corpora
 from altup_moe.data.corpora import CORPORA, check_python_docs, load_corpus, python_docs, texts_sha256
 from altup_moe.data.wikitext import articles, clean
@@ -31,7 +31,7 @@ DUMP = "<mediawiki xmlns='http://www.mediawiki.org/xml/export-0.10/'>" + "".join
 
 
 def test_the_names_are_those_that_the_configuration_knows() -> None:
-    assert set(CORPORA) == set(CHECKED)
+    assert set(CORPORA) == set(CORPUS_NAMES)
     with pytest.raises(ConfigError, match=r"data\.corpus='none'"):
         load_corpus("none", "unused")
 

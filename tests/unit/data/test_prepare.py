@@ -15,8 +15,8 @@ from altup_moe.config import ConfigError, DataError
 from altup_moe.data.corpora import load_corpus, texts_sha256
 from altup_moe.data.document import Document
 from altup_moe.data.indexed import write_indexed
-from altup_moe.data.manifest import Manifest, read_manifest
-from altup_moe.data.prepare import open_prepared, prepare, prepare_named, tokenizer_dir
+from altup_moe.data.manifest import DatasetManifest, read_dataset_manifest
+from altup_moe.data.prepare import open_prepared, prepare_named, prepare_tokens, prepared_tokenizer_dir
 from altup_moe.data.split import split_documents
 from altup_moe.data.tokenizer import Tokenizer, load_tokenizer, token_byte_lengths, train_bpe
 from tests.unit.data.tokenizers_for_tests import forgetful, metaspace, word_level
@@ -35,7 +35,7 @@ def _content(directory: Path) -> dict[str, bytes]:
 
 
 def test_prepared_data_holds_the_documents(bpe: Tokenizer, tmp_path: Path) -> None:
-    manifest = prepare(DOCUMENTS, bpe, tmp_path / "sub" / "a.b", "mine")
+    manifest = prepare_tokens(DOCUMENTS, bpe, tmp_path / "sub" / "a.b", "mine")
     prepared = open_prepared(tmp_path / "sub" / "a.b", 300)
     assert prepared.manifest == manifest
     assert (manifest.corpus, manifest.documents, manifest.vocab_size) == ("mine", 3, bpe.vocab_size)
@@ -56,18 +56,18 @@ def test_many_batches_keep_the_order(bpe: Tokenizer, tmp_path: Path, monkeypatch
     monkeypatch.setattr("altup_moe.data.encode.BATCH_DOCUMENTS", 7)
     monkeypatch.setattr("altup_moe.data.encode.BATCH_CHARACTERS", 40)
     texts = [f"{number} {'x' * (number % 11)}" for number in range(100)]
-    prepare((Document("d", text) for text in texts), bpe, tmp_path / "p", "mine")
+    prepare_tokens((Document("d", text) for text in texts), bpe, tmp_path / "p", "mine")
     index = open_prepared(tmp_path / "p", 300).index
     assert [bpe.decode(index.document(i).tolist()) for i in range(len(index))] == texts
 
 
 def test_an_existing_prefix_is_kept_unless_asked(bpe: Tokenizer, tmp_path: Path) -> None:
-    prepare(DOCUMENTS, bpe, tmp_path / "p", "mine")
+    prepare_tokens(DOCUMENTS, bpe, tmp_path / "p", "mine")
     before = _content(tmp_path)
     with pytest.raises(DataError, match="exists already"):
-        prepare(DOCUMENTS[:1], bpe, tmp_path / "p", "mine")
+        prepare_tokens(DOCUMENTS[:1], bpe, tmp_path / "p", "mine")
     assert _content(tmp_path) == before
-    prepare(DOCUMENTS[:1], bpe, tmp_path / "p", "mine", overwrite=True)
+    prepare_tokens(DOCUMENTS[:1], bpe, tmp_path / "p", "mine", overwrite=True)
     assert open_prepared(tmp_path / "p", 300).manifest.documents == 1
 
 
@@ -81,7 +81,7 @@ def _failing() -> list[Document]:
 def test_failure_leaves_everything_as_it_was(
     bpe: Tokenizer, tmp_path: Path, documents: Callable[[], list[Document]], error: str
 ) -> None:
-    prepare(DOCUMENTS, bpe, tmp_path / "p", "mine")
+    prepare_tokens(DOCUMENTS, bpe, tmp_path / "p", "mine")
     before = _content(tmp_path)
 
     def stream() -> object:
@@ -89,7 +89,7 @@ def test_failure_leaves_everything_as_it_was(
         yield from documents()
 
     with pytest.raises(Exception, match=error) as caught:
-        prepare(stream(), bpe, tmp_path / "p", "mine", overwrite=True)  # type: ignore[arg-type]
+        prepare_tokens(stream(), bpe, tmp_path / "p", "mine", overwrite=True)  # type: ignore[arg-type]
     if isinstance(caught.value, DataError):
         assert caught.value.file == str(tmp_path / "p.bin")
     assert _content(tmp_path) == before
@@ -98,10 +98,12 @@ def test_failure_leaves_everything_as_it_was(
 def test_a_tokenizer_without_the_characters_is_named(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(metaspace(tmp_path / "m", "the cat sat on the mat", byte_fallback=False))
     with pytest.raises(DataError, match="has no token for 'é'") as caught:
-        prepare([Document("f.txt", "日 the cat é")], load_tokenizer(_with(tmp_path, "日")), tmp_path / "p", "mine")
+        prepare_tokens(
+            [Document("f.txt", "日 the cat é")], load_tokenizer(_with(tmp_path, "日")), tmp_path / "p", "mine"
+        )
     assert caught.value.file == "f.txt"
     assert caught.value.offset == len("日 the cat ".encode())
-    assert prepare([Document("f.txt", "the cat sat")], tokenizer, tmp_path / "p", "mine").documents == 1
+    assert prepare_tokens([Document("f.txt", "the cat sat")], tokenizer, tmp_path / "p", "mine").documents == 1
 
 
 def _with(tmp_path: Path, letters: str) -> Path:
@@ -111,10 +113,12 @@ def _with(tmp_path: Path, letters: str) -> Path:
 def test_a_tokenizer_that_loses_text_is_named(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(forgetful(tmp_path / "f", "e"))
     with pytest.raises(DataError, match="differ by 4 of 13 bytes") as caught:
-        prepare([Document("f.txt", "日e eel eggs")], tokenizer, tmp_path / "p", "mine")
+        prepare_tokens([Document("f.txt", "日e eel eggs")], tokenizer, tmp_path / "p", "mine")
     assert (caught.value.file, caught.value.offset) == ("f.txt", 3)
     with pytest.raises(DataError, match="neither byte-level nor metaspace"):
-        prepare([Document("f.txt", "a b")], load_tokenizer(word_level(tmp_path / "w", "a b")), tmp_path / "p", "mine")
+        prepare_tokens(
+            [Document("f.txt", "a b")], load_tokenizer(word_level(tmp_path / "w", "a b")), tmp_path / "p", "mine"
+        )
     assert not list(tmp_path.glob("*p.*"))
 
 
@@ -138,7 +142,7 @@ def test_named_corpora_are_prepared_once(tmp_path: Path, monkeypatch: pytest.Mon
         raise AssertionError("prepared again")
 
     before = _content(tmp_path)
-    monkeypatch.setattr("altup_moe.data.prepare.prepare", never)
+    monkeypatch.setattr("altup_moe.data.prepare.prepare_tokens", never)
     assert prepare_named("python-docs", 2048, None, tmp_path) == prefix
     assert _content(tmp_path) == before
     with pytest.raises(AssertionError, match="prepared again"):
@@ -162,22 +166,22 @@ def test_a_damaged_named_corpus_is_prepared_anew(
 
 
 def test_another_process_may_be_first(bpe: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, done = prepare, []
+    real, done = prepare_tokens, []
 
-    def overtaken(*args: object, **kwargs: object) -> Manifest:
+    def overtaken(*args: object, **kwargs: object) -> DatasetManifest:
         if not done:
             done.append(True)
             done.append(prepare_named("python-docs", 300, bpe.directory, tmp_path))
         return real(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("altup_moe.data.prepare.prepare", overtaken)
+    monkeypatch.setattr("altup_moe.data.prepare.prepare_tokens", overtaken)
     assert prepare_named("python-docs", 300, bpe.directory, tmp_path) == done[1]
     assert open_prepared(done[1], 300).manifest.corpus == "python-docs"
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_vocabulary_sizes_are_checked(bpe: Tokenizer, tmp_path: Path) -> None:
-    prepare(DOCUMENTS, bpe, tmp_path / "p", "mine")
+    prepare_tokens(DOCUMENTS, bpe, tmp_path / "p", "mine")
     with pytest.raises(ConfigError, match=r"model\.vocab_size=269: .*270"):
         open_prepared(tmp_path / "p", 269)
     with pytest.raises(ConfigError, match=r"model\.vocab_size=269: .*270"):
@@ -189,18 +193,18 @@ def test_vocabulary_sizes_are_checked(bpe: Tokenizer, tmp_path: Path) -> None:
 
 def test_a_foreign_tokenizer_is_named(bpe: Tokenizer, tmp_path: Path) -> None:
     prefix = tmp_path / "p"
-    prepare(DOCUMENTS, bpe, prefix, "mine")
+    prepare_tokens(DOCUMENTS, bpe, prefix, "mine")
     other = train_bpe(["completely other words"], 265, tmp_path / "other")
     assert prepare_named(str(prefix), 300, bpe.directory, tmp_path) == prefix
     with pytest.raises(DataError, match=r"other.tokenizer\.json: is not the tokenizer that made"):
         prepare_named(str(prefix), 300, other.directory, tmp_path)
-    (tokenizer_dir(prefix) / "tokenizer.json").write_bytes(other.serialized)
+    (prepared_tokenizer_dir(prefix) / "tokenizer.json").write_bytes(other.serialized)
     with pytest.raises(DataError, match=r"p\.tokenizer.tokenizer\.json: sha256"):
         open_prepared(prefix, 300)
 
 
 def test_a_flipped_bit_is_named(bpe: Tokenizer, tmp_path: Path) -> None:
-    prepare(DOCUMENTS, bpe, tmp_path / "p", "mine")
+    prepare_tokens(DOCUMENTS, bpe, tmp_path / "p", "mine")
     raw = bytearray((tmp_path / "p.bin").read_bytes())
     raw[0] ^= 1  # still a token of the vocabulary
     (tmp_path / "p.bin").write_bytes(raw)
@@ -214,7 +218,7 @@ def test_a_flipped_bit_is_named(bpe: Tokenizer, tmp_path: Path) -> None:
 
 
 def test_an_index_of_other_data_is_named(bpe: Tokenizer, tmp_path: Path) -> None:
-    manifest = prepare(DOCUMENTS, bpe, tmp_path / "p", "mine")
+    manifest = prepare_tokens(DOCUMENTS, bpe, tmp_path / "p", "mine")
     write_indexed(tmp_path / "q", [np.zeros(manifest.tokens)], 300)  # as long, but one document
     (tmp_path / "q.idx").replace(tmp_path / "p.idx")
     with pytest.raises(DataError, match=r"p\.idx: sha256"):
@@ -234,14 +238,14 @@ def test_an_index_of_other_data_is_named(bpe: Tokenizer, tmp_path: Path) -> None
 def test_bad_manifests_are_named(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "p.json").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=rf"p\.json.*{problem}"):
-        read_manifest(tmp_path / "p.json")
+        read_dataset_manifest(tmp_path / "p.json")
 
 
 def test_manifest_fields_have_types(tmp_path: Path) -> None:
-    good = dataclasses.asdict(Manifest("c", "", 1, 1, 1, 1, "", "", ""))
+    good = dataclasses.asdict(DatasetManifest("c", "", 1, 1, 1, 1, "", "", ""))
     for key, value in (("tokens", "7"), ("vocab_size", True), ("corpus", None)):
         (tmp_path / "p.json").write_text(json.dumps({**good, key: value}))
         with pytest.raises(DataError, match=f"{key} is"):
-            read_manifest(tmp_path / "p.json")
+            read_dataset_manifest(tmp_path / "p.json")
     with pytest.raises(DataError, match=r"missing\.json: cannot be read .*tools/prepare_data\.py"):
-        read_manifest(tmp_path / "missing.json")
+        read_dataset_manifest(tmp_path / "missing.json")

@@ -16,7 +16,7 @@ import torch
 from altup_moe.config import AltUpConfig, RunConfig
 from altup_moe.config.load import load_config
 from altup_moe.model.reference.build import reference_model
-from altup_moe.parallel.parameter_mapping import global_shapes
+from altup_moe.parallel.parameter_names import global_shapes
 
 PAPER = AltUpConfig(width=2, recycled=False, cross_attention="wide")
 # size: (others, embeddings at both ends), plain and with AltUp

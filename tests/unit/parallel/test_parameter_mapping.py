@@ -164,8 +164,8 @@ def check_tiling(config: RunConfig, layout: Layout) -> None:
                 local = torch.zeros(shape, dtype=torch.int)
                 for piece in pieces(local_name, first, shard, config):
                     assert piece.shape == shapes[piece.name], piece.name
-                    extent = [b - a for a, b in piece.box]
-                    assert extent == [b - a for a, b in piece.local]
+                    extent = [b - a for a, b in piece.global_slice]
+                    assert extent == [b - a for a, b in piece.local_slice]
                     fill(held[piece.name], piece.index)
                     fill(local, piece.local_index)
                 assert (local == 1).all(), local_name
@@ -226,7 +226,10 @@ def test_fused_qkv_is_queries_key_value_of_each_group() -> None:
     """8 query heads in 4 groups of 2 channels a head; tensor rank 1 of 2 holds groups 2 and 3."""
     config = run("dense", "altup", False)
     name = "decoder.layers.1.layer.self_attention.linear_qkv.weight"
-    got = [(p.name.rsplit(".", 2)[1], p.box[0], p.local[0]) for p in pieces(name, 2, Shard(tensor=(1, 2)), config)]
+    got = [
+        (p.name.rsplit(".", 2)[1], p.global_slice[0], p.local_slice[0])
+        for p in pieces(name, 2, Shard(tensor=(1, 2)), config)
+    ]
     assert got == [
         ("q_proj", (8, 12), (0, 4)),
         ("k_proj", (4, 6), (4, 6)),
@@ -240,8 +243,12 @@ def test_fused_qkv_is_queries_key_value_of_each_group() -> None:
 
 def test_gate_stands_above_up() -> None:
     gate, up = pieces("decoder.layers.0.mlp.linear_fc1.weight", 0, Shard(tensor=(1, 2)), run("dense", "plain", False))
-    assert (gate.name, gate.box[0], gate.local[0]) == ("model.layers.0.mlp.gate_proj.weight", (12, 24), (0, 12))
-    assert (up.name, up.box[0], up.local[0]) == ("model.layers.0.mlp.up_proj.weight", (12, 24), (12, 24))
+    assert (gate.name, gate.global_slice[0], gate.local_slice[0]) == (
+        "model.layers.0.mlp.gate_proj.weight",
+        (12, 24),
+        (0, 12),
+    )
+    assert (up.name, up.global_slice[0], up.local_slice[0]) == ("model.layers.0.mlp.up_proj.weight", (12, 24), (12, 24))
 
 
 def test_expert_ranks_hold_consecutive_experts() -> None:
@@ -249,7 +256,7 @@ def test_expert_ranks_hold_consecutive_experts() -> None:
     name = "decoder.layers.0.mlp.experts.local_experts.1.linear_fc2.weight"
     (piece,) = pieces(name, 0, Shard(expert=(1, 2), expert_tensor=(1, 2)), config)
     assert piece.name == "model.layers.0.mlp.experts.3.down_proj.weight"
-    assert piece.box == ((0, 16), (10, 20))
+    assert piece.global_slice == ((0, 16), (10, 20))
 
 
 @pytest.mark.parametrize(

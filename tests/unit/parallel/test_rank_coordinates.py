@@ -12,8 +12,8 @@ from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, ParallelConfig
 from altup_moe.config.checks import check_config, smallest_world
 from altup_moe.model.reference.config import AltUpMoEConfig
 from altup_moe.model.reference.gpt import AltUpMoEForCausalLM
-from altup_moe.parallel.parameter_mapping import global_shapes, is_buffer
-from altup_moe.parallel.rank_coordinates import chunks, held_tensors, places
+from altup_moe.parallel.parameter_names import global_shapes, is_buffer
+from altup_moe.parallel.rank_coordinates import all_rank_coordinates, chunk_layers, held_tensors
 
 MODEL = ModelConfig(
     num_layers=4,
@@ -70,7 +70,7 @@ def test_global_shapes_are_the_reference_models(stream: str, experts: str, tied:
 
 def test_ranks_are_numbered_tensor_fastest_and_pipeline_slowest() -> None:
     parallel = ParallelConfig(tensor=2, context=2, data=3, pipeline=2)
-    ranks = places(parallel, smallest_world(parallel))
+    ranks = all_rank_coordinates(parallel, smallest_world(parallel))
     assert len(ranks) == 24
     assert [(p.tensor, p.context, p.data, p.pipeline) for p in ranks] == [
         (t, c, d, s) for s in range(2) for d in range(3) for c in range(2) for t in range(2)
@@ -79,7 +79,7 @@ def test_ranks_are_numbered_tensor_fastest_and_pipeline_slowest() -> None:
 
 def test_experts_have_an_order_of_their_own() -> None:
     parallel = ParallelConfig(tensor=4, expert=2, expert_tensor=2, pipeline=2)
-    ranks = places(parallel, 16)
+    ranks = all_rank_coordinates(parallel, 16)
     assert [(p.expert_tensor, p.expert, p.expert_data, p.pipeline) for p in ranks] == [
         (t, e, d, s) for s in range(2) for d in range(2) for e in range(2) for t in range(2)
     ]
@@ -119,7 +119,7 @@ def test_the_smallest_world(parallel: dict[str, int], expected: int) -> None:
 )
 def test_layers_of_chunks(layers: int, parallel: dict[str, int], expected: list[list[tuple[int, int]]]) -> None:
     config = RunConfig(model=replace(MODEL, num_layers=layers), parallel=ParallelConfig(**parallel))
-    got = [chunks(config, stage) for stage in range(config.parallel.pipeline)]
+    got = [chunk_layers(config, stage) for stage in range(config.parallel.pipeline)]
     assert [[(c.layers.start, c.layers.stop) for c in stage] for stage in got] == expected
     assert [(s, n) for s, stage in enumerate(got) for n, c in enumerate(stage) if c.first] == [(0, 0)]
     assert [(s, n) for s, stage in enumerate(got) for n, c in enumerate(stage) if c.last] == [
@@ -131,9 +131,9 @@ def test_a_tied_output_layer_is_a_copy_of_the_embedding_on_the_last_stage() -> N
     model = replace(MODEL, share_embeddings_and_output_weights=True)
     config = RunConfig(model=model, parallel=ParallelConfig(pipeline=2, tensor=2))
     holders = {
-        (place.rank, tensor.name, tensor.pieces[0].box)
-        for place in places(config.parallel, 4)
-        for tensor in held_tensors(config, place)
+        (coordinates.rank, tensor.name, tensor.pieces[0].global_slice)
+        for coordinates in all_rank_coordinates(config.parallel, 4)
+        for tensor in held_tensors(config, coordinates)
         for piece in tensor.pieces
         if piece.name == "model.embed_tokens.weight"
     }

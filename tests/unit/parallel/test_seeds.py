@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from altup_moe.altup.static import one_hot
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig, SequenceConfig, TrainConfig
 from altup_moe.model.reference.build import reference_model
-from altup_moe.parallel.parameter_mapping import Box
+from altup_moe.parallel.parameter_mapping import TensorSlice
 from altup_moe.parallel.seeds import BLOCK_ELEMENTS, derived_seed, initial, normal
 
 CONFIG = RunConfig(ModelConfig(num_layers=8, init_method_std=0.03), AltUpConfig(width=4))
 
 
-def whole(shape: tuple[int, ...]) -> Box:
+def whole(shape: tuple[int, ...]) -> TensorSlice:
     return tuple((0, n) for n in shape)
 
 
@@ -28,22 +28,22 @@ def whole(shape: tuple[int, ...]) -> Box:
 @given(data=st.data(), rows=st.integers(1, 40), columns=st.integers(1, 12), block=st.sampled_from([1, 7, 24, 10_000]))
 def test_a_box_is_the_slice_of_the_whole(data: st.DataObject, rows: int, columns: int, block: int) -> None:
     """Also when it begins or ends inside a block of rows: blocks are made small here."""
-    box = tuple(
+    tensor_slice = tuple(
         tuple(sorted(data.draw(st.lists(st.integers(0, n), min_size=2, max_size=2, unique=True))))
         for n in (rows, columns)
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("altup_moe.parallel.seeds.BLOCK_ELEMENTS", block)
         full = normal("x", (rows, columns), whole((rows, columns)), 1.0, 3)
-        part = normal("x", (rows, columns), box, 1.0, 3)
-    assert torch.equal(part, full[slice(*box[0]), slice(*box[1])])
+        part = normal("x", (rows, columns), tensor_slice, 1.0, 3)
+    assert torch.equal(part, full[slice(*tensor_slice[0]), slice(*tensor_slice[1])])
 
 
 def test_a_box_beyond_the_first_real_block() -> None:
     shape = (BLOCK_ELEMENTS // 64 + 100, 64)
     full = normal("x", shape, whole(shape), 1.0, 3)
-    box = ((shape[0] - 150, shape[0] - 50), (10, 20))
-    assert torch.equal(normal("x", shape, box, 1.0, 3), full[-150:-50, 10:20])
+    tensor_slice = ((shape[0] - 150, shape[0] - 50), (10, 20))
+    assert torch.equal(normal("x", shape, tensor_slice, 1.0, 3), full[-150:-50, 10:20])
     # Blocks are drawn from generators of their own: the second does not repeat the first.
     assert not torch.equal(full[:100], full[-100:])
 

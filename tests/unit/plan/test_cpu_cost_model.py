@@ -13,7 +13,7 @@ from altup_moe.model.flops import flops_per_token, layer_products
 from altup_moe.plan.calibrate.compare_steps import Compared, verdict
 from altup_moe.plan.cluster import Cluster, cluster_from, cluster_yaml
 from altup_moe.plan.cpu_cost_model import CALLS, OPERATIONS, PIECES, SIZES, CpuCostModel, products
-from altup_moe.plan.parameters import parameters
+from altup_moe.plan.parameters import count_parameters
 from altup_moe.plan.published import PUBLISHED_RUNS, planned
 from altup_moe.plan.routes import local_tokens, rank_imbalance
 from altup_moe.plan.step import StepPlan, plan_step
@@ -107,8 +107,8 @@ def test_calls_of_a_step() -> None:
 @pytest.mark.parametrize(
     ("piece", "numbers"),
     [
-        ("gradient", lambda c: BATCHES * parameters(c).total),
-        ("update", lambda c: parameters(c).total),
+        ("gradient", lambda c: BATCHES * count_parameters(c).total),
+        ("update", lambda c: count_parameters(c).total),
         ("norm", lambda c: BATCHES * TOKENS * 128 * (2 * LAYERS + 1)),
         ("gate", lambda c: BATCHES * TOKENS * LAYERS / 2 * (256 + 2 * 96 + 64)),
         ("permute", lambda c: BATCHES * TOKENS * LAYERS / 2 * 2 * 128),

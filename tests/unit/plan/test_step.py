@@ -124,8 +124,8 @@ def test_balanced_routes_arrive_as_many_as_are_sent() -> None:
     config = run({"expert": 8})
     world = World(config.parallel, 16)
     pairs: dict[tuple[int, ...], float] = {}
-    for place in world.places:
-        for t in step_transfers(config, world, place):
+    for coordinates in world.all_coordinates:
+        for t in step_transfers(config, world, coordinates):
             if t.operation == "all_to_all":
                 pairs[t.ranks] = pairs.get(t.ranks, 0.0) + t.size
     assert pairs

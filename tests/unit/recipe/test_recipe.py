@@ -20,8 +20,8 @@ import yaml
 from altup_moe.config import ConfigError, UserError
 from altup_moe.config.load import load_config
 from altup_moe.data.document import Document
-from altup_moe.data.prepare import prepare
-from altup_moe.data.tasks.metrics import answers
+from altup_moe.data.prepare import prepare_tokens
+from altup_moe.data.tasks.metrics import squad_scores
 from altup_moe.data.tasks.registry import TASKS
 from altup_moe.data.tokenizer import train_bpe
 from altup_moe.recipe.compare import loss_line, paired_difference, results, results_table
@@ -170,7 +170,7 @@ def test_answers_become_figures_and_a_table() -> None:
     references = [["the red cat", "cat"], ["two"], ["two"], ["Ann Lee"]]
     tuned = [["red cat", "two", "2", "Ann"], ["cat", "two", "two", "Bob"]]
     control = [["two"] * 4, ["", "two", "x", ""]]
-    found = results("squad", [4, 9], answers, references, tuned, control)
+    found = results("squad", [4, 9], squad_scores, references, tuned, control)
     assert found.majority_answer == "two"
     # F1 of "Ann" for "Ann Lee" is 2/3; "red cat" is "the red cat" without its article.
     assert found.f1.tuned == pytest.approx((100 * (1 + 1 + 0 + 2 / 3) / 4, 75.0))
@@ -300,7 +300,7 @@ def test_a_signal_stops_them(tmp_path: Path) -> None:
 def tiny(tmp_path: Path) -> Path:
     """A recipe of a model and data that need seconds."""
     bpe = train_bpe([TEXT + "question context Where is the? 0123456789"], 320, tmp_path / "bpe", 20)
-    prepare((Document(f"d{n}", f"{n} {TEXT}" * 4) for n in range(12)), bpe, tmp_path / "tokens", "mine")
+    prepare_tokens((Document(f"d{n}", f"{n} {TEXT}" * 4) for n in range(12)), bpe, tmp_path / "tokens", "mine")
     rows = [
         {"question": f"Where is the {word}?", "context": TEXT, "answers": {"text": [word, "the " + word]}}
         for word in WORDS

@@ -11,7 +11,7 @@ import torch
 from altup_moe.config import RunConfig
 from altup_moe.config.load import save_config
 from altup_moe.data.document import Document
-from altup_moe.data.prepare import prepare
+from altup_moe.data.prepare import prepare_tokens
 from altup_moe.data.tokenizer import Tokenizer, train_bpe
 from altup_moe.inference.evaluate import evaluate_samples
 from altup_moe.inference.load_run import load_run
@@ -29,7 +29,7 @@ from tests.unit.train.runs import TEXT, tiny, write_run
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Path]:
     directory = tmp_path_factory.mktemp("data")
     bpe = train_bpe([TEXT], 280, directory / "bpe")
-    prepare((Document(f"d{n}", f"{n} {TEXT}") for n in range(12)), bpe, directory / "tokens", "mine")
+    prepare_tokens((Document(f"d{n}", f"{n} {TEXT}") for n in range(12)), bpe, directory / "tokens", "mine")
     return bpe, directory / "tokens"
 
 

@@ -18,7 +18,7 @@ import altup_moe.checkpoint.hf.convert as hf_convert
 import altup_moe.inference.hub as hub
 from altup_moe.checkpoint.manifest import Manifest
 from altup_moe.checkpoint.tensors import items
-from altup_moe.checkpoint.write import Form, whole_tensors, write_checkpoint
+from altup_moe.checkpoint.write import TensorSpec, single_process_plan, write_checkpoint
 from altup_moe.config import AltUpConfig, LogConfig, ModelConfig, MoEConfig, RunConfig
 from altup_moe.config.load import load_config, save_config
 from altup_moe.config.run_directory import checkpoints_dir
@@ -73,9 +73,11 @@ def write_run(run_dir: Path, config: RunConfig) -> AltUpMoEForCausalLM:
         if ".altup." in name or "norm" in name or "expert_bias" in name:
             tensor.add_(0.3 * torch.randn_like(tensor))
     state = {f"weights/{name}": tensor for name, tensor in model.state_dict().items()}
-    forms = {name: Form(tuple(tensor.shape), "F32") for name, tensor in state.items()}
+    specs = {name: TensorSpec(tuple(tensor.shape), "F32") for name, tensor in state.items()}
     head = Manifest(7, 0, 0, 7, 7, 1, "", config.to_dict())
-    write_checkpoint(checkpoints_dir(run_dir), head, forms, whole_tensors(forms), lambda name, _: items(state[name]))
+    write_checkpoint(
+        checkpoints_dir(run_dir), head, specs, single_process_plan(specs), lambda name, _: items(state[name])
+    )
     save_config(config, run_dir / "config.yaml")
     train_bpe([TEXT], 290, tokenizer_dir(run_dir))
     return model

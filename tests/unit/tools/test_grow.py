@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.store import latest
+from altup_moe.checkpoint.store import latest_checkpoint
 from altup_moe.cli import main as altup_moe
 from altup_moe.config.load import load_config, save_config
-from altup_moe.data.prepare import prepare
+from altup_moe.data.prepare import prepare_tokens
 from altup_moe.data.sources import local_documents
 from altup_moe.data.tokenizer import train_bpe
 from tests.unit.checkpoint.models_for_tests import STEP, save, tiny
@@ -34,7 +34,7 @@ def source(tmp_path: Path) -> Path:
     text = tmp_path / "a.txt"
     text.write_text(TEXT * 200)
     tokenizer = train_bpe([TEXT], 262, tmp_path / "bpe")
-    prepare(local_documents([text] * 4, "text", tmp_path / "cache"), tokenizer, tmp_path / "data", "a.txt")
+    prepare_tokens(local_documents([text] * 4, "text", tmp_path / "cache"), tokenizer, tmp_path / "data", "a.txt")
     run = tmp_path / "source"
     config = tiny(
         model={"vocab_size": 264},
@@ -80,7 +80,7 @@ def test_a_grown_run_evaluates_as_its_source(source: Path, capsys: pytest.Captur
 
 
 def test_a_checkpoint_directory_is_a_source_too(source: Path) -> None:
-    directory = latest(source)
+    directory = latest_checkpoint(source)
     assert directory is not None
     assert grow(directory, source.parent / "grown", "--altup.width", 4, "--no-check") == 0
     assert (source.parent / "grown" / "tokenizer").is_dir()
@@ -94,7 +94,7 @@ def test_noise_and_seeds(source: Path, capsys: pytest.CaptureFixture[str]) -> No
     weights = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert grow(source, source.parent / name, *words, "--seed", seed) == 0
-        found = latest(source.parent / name)
+        found = latest_checkpoint(source.parent / name)
         assert found is not None
         with Checkpoint(found) as checkpoint:
             key = "weights/model.layers.1.mlp.experts.{}.up_proj.weight"
@@ -109,7 +109,7 @@ def test_a_function_that_changed_is_not_kept(
     source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "altup_moe.checkpoint.grow.rules.widened",
+        "altup_moe.checkpoint.grow.rules.widened_coefficient",
         lambda _, leaf, value, times, *__: value.repeat(*[times] * value.ndim),
     )
     assert grow(source, source.parent / "x" / "y", "--altup.width", 4) == 1

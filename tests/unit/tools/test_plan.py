@@ -12,7 +12,7 @@ import pytest
 from altup_moe.config.load import read_yaml
 from altup_moe.plan.calibrate.compare_steps import LAYOUTS, Compared, pairs_in_order
 from altup_moe.plan.cluster import cluster_from, cluster_yaml
-from altup_moe.plan.parameters import parameters
+from altup_moe.plan.parameters import count_parameters
 from altup_moe.plan.step import plan_step
 from tools.plan import load_cluster, load_config, main
 
@@ -23,7 +23,7 @@ CONFIG = str(ROOT / "configs" / "altup_k4_gpu.yaml")
 def test_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([CONFIG, "--nodes", "4", "--set", "parallel.expert=16"]) == 0
     text = capsys.readouterr().out
-    assert f"{parameters(load_config(CONFIG)).total:,}" in text
+    assert f"{count_parameters(load_config(CONFIG)).total:,}" in text
     for word in ("MFU", "bubble", "exposed", "an MoE layer's pass is hidden", "nodes in the mean", "fits", "pipeline"):
         assert word in text
 

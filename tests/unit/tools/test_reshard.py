@@ -19,15 +19,15 @@ import torch
 import tools.reshard as tool
 from altup_moe.checkpoint.manifest import read_manifest
 from altup_moe.checkpoint.reshard import plan_resharding, write_resharded
-from altup_moe.checkpoint.slices import meet, volume
+from altup_moe.checkpoint.slices import intersect, num_elements
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.store import find_checkpoint, latest
+from altup_moe.checkpoint.store import find_checkpoint, latest_checkpoint
 from altup_moe.checkpoint.write import FILE_BYTES
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import check_config
 from altup_moe.config.load import from_dict, load_config, save_config
 from altup_moe.config.run_directory import checkpoints_dir
-from altup_moe.parallel.rank_coordinates import held_tensors, places
+from altup_moe.parallel.rank_coordinates import all_rank_coordinates, held_tensors
 from tests.checkpoints import head, random_tensors, stored_bytes, write_tensors
 from tests.distributed.cases import LAYOUTS, small, with_layout, world_size
 
@@ -85,17 +85,17 @@ def check_ranks(directory: Path) -> None:
     manifest = read_manifest(directory)
     config = from_dict(manifest.config)
     held: dict[tuple[int, str], list] = {}
-    for place in places(config.parallel, manifest.world_size):
-        for tensor in held_tensors(config, place):
+    for coordinates in all_rank_coordinates(config.parallel, manifest.world_size):
+        for tensor in held_tensors(config, coordinates):
             for piece in tensor.pieces:
-                held.setdefault((place.rank, piece.name), []).append(piece.box)
+                held.setdefault((coordinates.rank, piece.name), []).append(piece.global_slice)
     writers = set()
     for stored, tensor in manifest.tensors.items():
         for piece in tensor.pieces:
             rank = int(piece.file.split("_")[1])
-            boxes = set(held.get((rank, stored.partition("/")[2]), []))
-            common = [both for box in boxes if (both := meet(box, piece.box))]
-            assert sum(map(volume, common)) == volume(piece.box), (stored, piece)
+            slices = set(held.get((rank, stored.partition("/")[2]), []))
+            common = [both for tensor_slice in slices if (both := intersect(tensor_slice, piece.tensor_slice))]
+            assert sum(map(num_elements, common)) == num_elements(piece.tensor_slice), (stored, piece)
             writers.add(rank)
     assert writers == set(range(manifest.world_size))
 
@@ -157,7 +157,7 @@ def test_a_run_directory_that_can_be_gone_on_with(run_dir: Path, capsys: pytest.
     assert replace(config, parallel=old_config.parallel, log=old_config.log) == old_config
     assert sorted(path.name for path in new.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl", "tokenizer"]
     assert (new / "tokenizer" / "tokenizer.json").read_text() == "{}"
-    directory = latest(new)
+    directory = latest_checkpoint(new)
     assert directory == new / "checkpoints" / "step_00000007"
     old, manifest = read_manifest(find_checkpoint(run_dir)), read_manifest(directory)
     assert (manifest.world_size, manifest.config) == (4, config.to_dict())
@@ -275,7 +275,9 @@ def test_a_proof_that_fails_leaves_nothing(
 ) -> None:
     def wrong(source: Checkpoint, *rest: Any) -> Path:
         read = source.read
-        monkeypatch.setattr(source, "read", lambda name, box: read(name, box) ^ (name == "exp_avg/model.norm.weight"))
+        monkeypatch.setattr(
+            source, "read", lambda name, tensor_slice: read(name, tensor_slice) ^ (name == "exp_avg/model.norm.weight")
+        )
         try:
             return write_resharded(source, *rest)
         finally:
@@ -300,10 +302,10 @@ def test_an_interrupted_run_leaves_nothing(run_dir: Path, monkeypatch: pytest.Mo
 def _interrupt(run_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     read, count = Checkpoint.read, iter(range(1000))
 
-    def stopped(self: Checkpoint, name: str, box: Any = None) -> Any:
+    def stopped(self: Checkpoint, name: str, tensor_slice: Any = None) -> Any:
         if next(count) == 20:
             os.kill(os.getpid(), number)
-        return read(self, name, box)
+        return read(self, name, tensor_slice)
 
     monkeypatch.setattr(Checkpoint, "read", stopped)
     if number == signal.SIGTERM:

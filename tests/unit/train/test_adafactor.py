@@ -101,10 +101,10 @@ def test_rates_are_the_groups_and_decay_is_decoupled() -> None:
 
 def test_small_matrices_are_not_factored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizer_state_shapes, "FACTORED_FROM", 128)
-    moment_shapes = optimizer_state_shapes.moment_shapes
-    assert moment_shapes("adafactor", (128, 256)) == {
+    shapes = optimizer_state_shapes.state_shapes
+    assert shapes("adafactor", (128, 256)) == {
         "exp_avg_sq_row": (128,),
         "exp_avg_sq_col": (256,),
     }
-    assert moment_shapes("adafactor", (127, 256)) == {"exp_avg_sq": (127, 256)}
-    assert moment_shapes("adamw", (4,)) == {"exp_avg": (4,), "exp_avg_sq": (4,)}
+    assert shapes("adafactor", (127, 256)) == {"exp_avg_sq": (127, 256)}
+    assert shapes("adamw", (4,)) == {"exp_avg": (4,), "exp_avg_sq": (4,)}

@@ -11,7 +11,7 @@ import torch
 
 from altup_moe.config import ConfigError, DataError, RunConfig
 from altup_moe.data.document import Document
-from altup_moe.data.prepare import prepare
+from altup_moe.data.prepare import prepare_tokens
 from altup_moe.data.recipes import corruption_lengths
 from altup_moe.data.tokenizer import Tokenizer, train_bpe
 from altup_moe.train.batches import micro_batches
@@ -35,7 +35,7 @@ def with_sentinels(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def corpus(with_sentinels: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve documents, each of its own text, in tokens of a tokenizer with sentinels."""
     path = tmp_path_factory.mktemp("data") / "tokens"
-    prepare((Document(f"d{n}", f"{n} {TEXT}") for n in range(12)), with_sentinels, path, "mine")
+    prepare_tokens((Document(f"d{n}", f"{n} {TEXT}") for n in range(12)), with_sentinels, path, "mine")
     return path
 
 

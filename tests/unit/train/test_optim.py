@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from altup_moe.config import AltUpConfig, MoEConfig, OptimConfig, RunConfig
-from altup_moe.parallel.parameter_mapping import Shard, local_names, pieces
+from altup_moe.parallel.parameter_mapping import Shard, pieces
+from altup_moe.parallel.parameter_names import local_names
 from altup_moe.train.optim import group_overrides
 
 OPTIM = OptimConfig(learning_rate=2e-3, min_learning_rate=2e-4, coefficient_lr_mult=3.0)

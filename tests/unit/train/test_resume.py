@@ -10,7 +10,7 @@ import pytest
 
 from altup_moe.checkpoint.manifest import MANIFEST, write_manifest
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.store import latest
+from altup_moe.checkpoint.store import latest_checkpoint
 from altup_moe.config import (
     AltUpConfig,
     ConfigError,
@@ -167,7 +167,7 @@ def test_damage_is_named_and_fallback_goes_behind_it(what: str, config: RunConfi
     assert point is not None
     assert verified(wanted, point, alone).manifest.step == 10
     root = checkpoints_dir(config.log.run_dir)
-    assert latest(config.log.run_dir) == root / "step_00000010"
+    assert latest_checkpoint(config.log.run_dir) == root / "step_00000010"
     assert {path.name for path in root.iterdir()} == {"latest", "step_00000010", "step_00000020.damaged"}
     assert find_resume_point(config).manifest.step == 10
 

@@ -9,7 +9,7 @@ import torch
 
 from altup_moe.config import ConfigError, DataError
 from altup_moe.data.document import Document
-from altup_moe.data.prepare import open_prepared, prepare
+from altup_moe.data.prepare import open_prepared, prepare_tokens
 from altup_moe.data.split import split_documents
 from altup_moe.data.tokenizer import Tokenizer, token_byte_lengths, train_bpe
 from altup_moe.train.samples import open_corpus, open_samples, prepared_prefix
@@ -80,7 +80,7 @@ def test_a_vocabulary_that_is_too_small_is_refused(prefix: Path) -> None:
 
 
 def test_damage_is_found_by_the_scanning_rank(bpe: Tokenizer, tmp_path: Path) -> None:
-    prepare([Document(str(n), TEXT) for n in range(8)], bpe, tmp_path / "tokens", "mine")
+    prepare_tokens([Document(str(n), TEXT) for n in range(8)], bpe, tmp_path / "tokens", "mine")
     content = bytearray((tmp_path / "tokens.bin").read_bytes())
     content[10] ^= 1
     (tmp_path / "tokens.bin").write_bytes(bytes(content))

@@ -15,9 +15,9 @@ from altup_moe.checkpoint.grow.checkpoint import Grown, grow_checkpoint
 from altup_moe.checkpoint.grow.checks import check_growth
 from altup_moe.checkpoint.grow.rules import Growth, rule_of
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.tensors import load
+from altup_moe.checkpoint.tensors import load_tensor
 from altup_moe.config import RunConfig
-from altup_moe.parallel.parameter_mapping import global_shapes
+from altup_moe.parallel.parameter_names import global_shapes
 from tests.unit.checkpoint.models_for_tests import STEP, difference, reference, save, tiny, tokens
 
 Sections = dict[str, dict[str, Any]]
@@ -142,7 +142,9 @@ def test_bf16_and_its_fp32_copies(tmp_path: Path, case: str) -> None:
         assert {weights[name].dtype for name in main} == {"BF16"}
         assert {t.dtype for name, t in weights.items() if ".altup." in name} == {"F32"}
         for name in main:
-            assert torch.equal(load(checkpoint, f"main/{name}").bfloat16(), load(checkpoint, f"weights/{name}")), name
+            assert torch.equal(
+                load_tensor(checkpoint, f"main/{name}").bfloat16(), load_tensor(checkpoint, f"weights/{name}")
+            ), name
 
 
 def test_noise_is_added_before_rounding(tmp_path: Path) -> None:
@@ -152,10 +154,10 @@ def test_noise_is_added_before_rounding(tmp_path: Path) -> None:
     assert difference(source, grown.directory, torch.float64) > 1e-4
     name = "model.layers.1.mlp.experts.{}.up_proj.weight"
     with Checkpoint(source) as old, Checkpoint(grown.directory) as new:
-        precise = load(new, f"main/{name.format(5)}")
-        assert torch.equal(precise.bfloat16(), load(new, f"weights/{name.format(5)}"))
-        original = load(old, f"main/{name.format(1)}")
-        assert torch.equal(load(new, f"main/{name.format(1)}"), original)
+        precise = load_tensor(new, f"main/{name.format(5)}")
+        assert torch.equal(precise.bfloat16(), load_tensor(new, f"weights/{name.format(5)}"))
+        original = load_tensor(old, f"main/{name.format(1)}")
+        assert torch.equal(load_tensor(new, f"main/{name.format(1)}"), original)
         assert float((precise - original).std() / original.std()) == pytest.approx(0.1, rel=0.1)
 
 
@@ -206,12 +208,12 @@ def test_optimizer_state_is_carried_where_the_gradient_is_known(tmp_path: Path) 
         assert new.manifest.step == STEP
         for kind, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
             same = f"{kind}/model.layers.0.self_attn.q_proj.weight"
-            assert torch.equal(load(new, same), load(old, same))
-            expert = load(old, f"{kind}/model.layers.1.mlp.experts.1.down_proj.weight")
-            part = load(new, f"{kind}/model.layers.1.mlp.experts.5.down_proj.weight")
+            assert torch.equal(load_tensor(new, same), load_tensor(old, same))
+            expert = load_tensor(old, f"{kind}/model.layers.1.mlp.experts.1.down_proj.weight")
+            part = load_tensor(new, f"{kind}/model.layers.1.mlp.experts.5.down_proj.weight")
             assert torch.equal(part, expert[:, 12:] / 2**power)
             for fresh in ("model.layers.0.altup.predict", "model.layers.4.self_attn.q_proj.weight"):
-                assert not load(new, f"{kind}/{fresh}").any()
+                assert not load_tensor(new, f"{kind}/{fresh}").any()
     trained = len(global_shapes(growth.target))
     assert grown.carried + sum(grown.reset.values()) == trained
     assert set(grown.reset) == {"copies whose shares of the old gradient are not known", "new weights"}

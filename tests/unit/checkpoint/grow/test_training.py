@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from altup_moe.altup.widening import twins, widened_prediction
-from altup_moe.checkpoint.grow.rules import Growth, stays_equal
+from altup_moe.altup.widening import identical_blocks, widened_prediction
+from altup_moe.checkpoint.grow.rules import Growth, equal_copies_notes
 from altup_moe.model.reference.gpt import AltUpMoEForCausalLM
 from tests.unit.checkpoint.grow.test_grow import CASES, EXPERTS, Sections, grow, growth_of
 from tests.unit.checkpoint.models_for_tests import reference, tokens
@@ -103,14 +103,16 @@ def test_copies_of_blocks_come_apart_but_for_those_named(
     growth = growth_of(before, after)
     model, _ = trained(tmp_path, growth, steps=3)
     target = growth.target
-    named = twins(growth.source.altup.width, growth.width_times, target.model.num_layers, target.altup.select)
+    named = identical_blocks(
+        growth.source.altup.width, growth.width_times, target.model.num_layers, target.altup.select
+    )
     assert equal_blocks(model, growth) == set(named) == equal
-    assert bool(stays_equal(growth)) == bool(equal)
+    assert bool(equal_copies_notes(growth)) == bool(equal)
 
 
 def test_noise_on_coefficients_sets_all_apart(tmp_path: Path) -> None:
     growth = growth_of({}, {"altup": {"width": 8}}, coefficient_noise=1e-3)
-    assert stays_equal(growth) == []
+    assert equal_copies_notes(growth) == []
     assert equal_blocks(trained(tmp_path, growth, steps=2)[0], growth) == set()
 
 
@@ -129,4 +131,4 @@ def test_copies_of_experts(tmp_path: Path, before: Sections, after: Sections, op
     experts = model.model.layers[1].mlp.experts
     first, copy = experts[0].up_proj.weight, experts[4 if len(experts) > 4 else 1].up_proj.weight
     assert ((first - copy).norm() <= 1e-9 * first.norm()) == equal
-    assert bool(stays_equal(growth)) == equal
+    assert bool(equal_copies_notes(growth)) == equal

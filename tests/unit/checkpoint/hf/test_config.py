@@ -11,7 +11,7 @@ from altup_moe.checkpoint.hf.convert import special_tokens
 from altup_moe.checkpoint.hf.files import cut_shards
 from altup_moe.checkpoint.hf.names import hub_name
 from altup_moe.checkpoint.hf.plain import plain_config, plain_family
-from altup_moe.checkpoint.write import Form
+from altup_moe.checkpoint.write import TensorSpec
 from altup_moe.config import AltUpConfig, RunConfig, SequenceConfig
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}
@@ -66,11 +66,11 @@ def test_dense_layers_that_are_every_other() -> None:
 
 
 def test_files_are_cut_at_a_limit() -> None:
-    forms = {name: Form((10,), "F32") for name in "abc"}
-    assert cut_shards(forms, 120) == {"model.safetensors": ["a", "b", "c"]}
+    specs = {name: TensorSpec((10,), "F32") for name in "abc"}
+    assert cut_shards(specs, 120) == {"model.safetensors": ["a", "b", "c"]}
     two = {"model-00001-of-00002.safetensors": ["a", "b"], "model-00002-of-00002.safetensors": ["c"]}
-    assert cut_shards(forms, 119) == two
-    assert len(cut_shards({**forms, "d": Form((99,), "BF16")}, 1)) == 4
+    assert cut_shards(specs, 119) == two
+    assert len(cut_shards({**specs, "d": TensorSpec((99,), "BF16")}, 1)) == 4
 
 
 def test_special_tokens_are_the_generations_else_the_end_of_a_document() -> None:

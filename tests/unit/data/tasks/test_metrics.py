@@ -6,14 +6,14 @@ import pytest
 
 from altup_moe.data.tasks.metrics import (
     accuracy,
-    answers,
+    combined_metrics,
     correlations,
     f1,
-    grouped,
     macro_f1,
     matthews,
+    multirc_scores,
     normalised,
-    together,
+    squad_scores,
     word_f1,
 )
 
@@ -48,7 +48,7 @@ def test_word_f1(text: str, accepted: str, value: float) -> None:
 
 
 def test_answers_take_the_best_of_those_accepted() -> None:
-    figures = answers(["Denver", "gold"], [["the Denver Broncos", "Denver!"], ["gold color", "golden"]])
+    figures = squad_scores(["Denver", "gold"], [["the Denver Broncos", "Denver!"], ["gold color", "golden"]])
     assert figures == {"em": 50.0, "f1": pytest.approx(100 * (1 + 2 / 3) / 2)}
 
 
@@ -61,7 +61,7 @@ def test_classification() -> None:
     assert matthews([1, 1, 0, 0], [1, 0, 1, 0]) == {"matthews": 0.0}
     assert matthews([1, 1, 0, 1], [1, 1, 0, 0]) == {"matthews": pytest.approx(100 * 2 / 12**0.5)}
     assert matthews([1, 1, 1], [1, 0, 1]) == {"matthews": 0.0}
-    assert together(accuracy, f1)([1], [1]) == {"accuracy": 100.0, "f1": 100.0}
+    assert combined_metrics(accuracy, f1)([1], [1]) == {"accuracy": 100.0, "f1": 100.0}
 
 
 def test_correlations() -> None:
@@ -72,5 +72,5 @@ def test_correlations() -> None:
 
 
 def test_grouped_answers() -> None:
-    figures = grouped([1, 0, 1, 1], [("q", 1), ("q", 0), ("r", 1), ("r", 0)])
+    figures = multirc_scores([1, 0, 1, 1], [("q", 1), ("q", 0), ("r", 1), ("r", 0)])
     assert figures == {"f1a": pytest.approx(80.0), "em": 50.0}

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from altup_moe.config import DataError, UserError
-from altup_moe.config.data_checks import TOKENIZER_NAMES as CHECKED
+from altup_moe.config.data_checks import TOKENIZER_NAMES
 from altup_moe.data.named_tokenizers import TOKENIZERS, tokenizer_directory
-from altup_moe.data.packages import Member, Package, package_files
+from altup_moe.data.packages import PackageFile, PinnedPackage, package_files
 from altup_moe.data.tasks import named
 from altup_moe.data.tasks.registry import TASKS, load_examples
 from altup_moe.data.tokenizer import load_tokenizer, unknown_id
@@ -27,20 +27,23 @@ CSV = (
     "category,text,movie_name,has_plot_and_reviews\nplot,long,x,True\n"
     'fresh," good,\nfine ",{a},True\nrotten,b\x85ad,{b},True\n'
 )
-SOURCE = Package(
-    "thing==1.0", {"sub/a.json": Member("thing-1.0/a.json", hashlib.sha256(b"[]").hexdigest())}, source=True
+SOURCE = PinnedPackage(
+    "thing==1.0", {"sub/a.json": PackageFile("thing-1.0/a.json", hashlib.sha256(b"[]").hexdigest())}, source=True
 )
 
 
 def films() -> dict[str, str]:
     """A film that is trained on, and one that is held out."""
     names = [f"film {n}" for n in range(100)]
-    return {"a": next(n for n in names if not named.held_out(n)), "b": next(n for n in names if named.held_out(n))}
+    return {
+        "a": next(n for n in names if not named.in_validation_split(n)),
+        "b": next(n for n in names if named.in_validation_split(n)),
+    }
 
 
-def known(package: Package, contents: dict[str, bytes]) -> Package:
+def known(package: PinnedPackage, contents: dict[str, bytes]) -> PinnedPackage:
     """The package with the hashes of other contents."""
-    files = {name: Member(m.path, hashlib.sha256(contents[name]).hexdigest()) for name, m in package.files.items()}
+    files = {name: PackageFile(m.path, hashlib.sha256(contents[name]).hexdigest()) for name, m in package.files.items()}
     return replace(package, files=files)
 
 
@@ -109,7 +112,7 @@ def test_the_real_reviews(tmp_path: Path) -> None:
 
 def test_the_real_t5_tokenizer(tmp_path: Path) -> None:
     """Downloads 12 MB from the package index; fails with the one-line remedy where there is none."""
-    assert tuple(TOKENIZERS) == CHECKED
+    assert tuple(TOKENIZERS) == TOKENIZER_NAMES
     directory = tokenizer_directory("t5", tmp_path)
     t5 = load_tokenizer(directory)
     assert (t5.vocab_size, t5.pad_id, t5.eod, unknown_id(t5)) == (32_100, 0, 1, 2)

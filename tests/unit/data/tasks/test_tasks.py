@@ -10,14 +10,14 @@ import pyarrow.parquet
 import pytest
 
 from altup_moe.config import DataError, UserError
-from altup_moe.config.data_checks import TASK_NAMES as CHECKED
+from altup_moe.config.data_checks import TASK_NAMES
 from altup_moe.data.tasks.registry import TASKS, load_examples
 from altup_moe.data.tasks.squad import sentence
 from tests.unit.data.tasks.rows import ROWS, SQUAD
 
 
 def test_the_names_are_those_that_the_configuration_knows() -> None:
-    assert tuple(TASKS) == CHECKED
+    assert tuple(TASKS) == TASK_NAMES
     assert set(ROWS) == set(TASKS)
     assert all(name == task.name and task.description for name, task in TASKS.items())
 

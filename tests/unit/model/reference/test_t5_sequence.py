@@ -16,7 +16,7 @@ from altup_moe.config import AltUpConfig, ConfigError, ModelConfig, RunConfig, S
 from altup_moe.model.reference.sequence import StridedEncoder
 from altup_moe.model.reference.t5 import AltUpMoEForConditionalGeneration, T5Attention, T5Layer
 from altup_moe.model.reference.t5_config import AltUpMoET5Config
-from altup_moe.parallel.parameter_mapping import global_shapes
+from altup_moe.parallel.parameter_names import global_shapes
 from tests.models import assert_same_model
 from tests.unit.model.reference.test_t5 import EXPERTS, T5, sample
 
