@@ -96,7 +96,7 @@ def test_any_box_into_any_array(tmp_path: Path, data: st.DataObject) -> None:
     out = np.zeros(sizes, item_type(dtype)).transpose(np.argsort(order)) if shape else np.zeros((), item_type(dtype))
     out = out[tuple(slice(None, None, 2) for _ in shape)] if shape else out
     with pytest.MonkeyPatch.context() as patch, ShardReader(path) as reader:
-        patch.setattr(shards, "BAND_BYTES", data.draw(st.sampled_from([1, 16, 1 << 24])))
+        patch.setattr(shards, "READ_BYTES", data.draw(st.sampled_from([1, 16, 1 << 24])))
         reader.read_into("x", tensor_slice, out)
         assert np.array_equal(out, values[tuple(slice(a, b) for a, b in tensor_slice)])
         assert np.array_equal(reader.read("x", tensor_slice), out)

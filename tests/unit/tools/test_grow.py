@@ -109,8 +109,8 @@ def test_a_function_that_changed_is_not_kept(
     source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "altup_moe.checkpoint.grow.rules.widened_coefficient",
-        lambda _, leaf, value, times, *__: value.repeat(*[times] * value.ndim),
+        "altup_moe.altup.widening.widened_prediction",
+        lambda leaf, value, times, *_: value.repeat(*[times] * value.ndim),
     )
     assert grow(source, source.parent / "x" / "y", "--altup.width", 4) == 1
     error = capsys.readouterr().err
