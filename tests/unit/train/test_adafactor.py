@@ -16,7 +16,7 @@ STEPS, RATE, DECAY = 8, 0.3, 0.1
 
 @pytest.fixture(autouse=True)
 def _factor_small_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizer_state_shapes, "FACTORED_FROM", 1)
+    monkeypatch.setattr(optimizer_state_shapes, "FACTORED_MIN_SIZE", 1)
 
 
 def piece(name: str, shape: tuple[int, ...], rows: tuple[int, int] | None = None, at: int = 0) -> Piece:
@@ -100,7 +100,7 @@ def test_rates_are_the_groups_and_decay_is_decoupled() -> None:
 
 
 def test_small_matrices_are_not_factored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizer_state_shapes, "FACTORED_FROM", 128)
+    monkeypatch.setattr(optimizer_state_shapes, "FACTORED_MIN_SIZE", 128)
     shapes = optimizer_state_shapes.state_shapes
     assert shapes("adafactor", (128, 256)) == {
         "exp_avg_sq_row": (128,),
