@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Models in from Hugging Face, and out to it.
+"""Import models from Hugging Face directories, and export runs to them.
 
     python tools/convert.py import HF_DIR RUN_DIR     llama, mistral, qwen3, mixtral, qwen3_moe, t5 -> a run, K = 1
     python tools/convert.py export RUN_DIR HF_DIR     any run or checkpoint -> AutoModelForCausalLM's directory

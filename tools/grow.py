@@ -65,7 +65,7 @@ class GrowOptions:
 
 
 class Differs(Exception):
-    """The grown model does not put out what the source does, though it should."""
+    """The grown model's logits differ from the source's, though the growth is exact."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_grow(args: Sequence[str]) -> None:
-    """Do it. Raises UserError before anything is written; on any failure DST does not exist."""
+    """Grow a checkpoint. Raises UserError before anything is written; after any failure DST does not exist."""
     own_hints = field_hints(GrowOptions)
     found, flags = read_flags(args, {**HINTS, **own_hints}, positionals=2)
     if len(found) < 2:
@@ -127,7 +127,7 @@ def run_grow(args: Sequence[str]) -> None:
 
 
 def logit_tolerance(source: Checkpoint, growth: Growth) -> float:
-    """Relative difference of logits up to which an exact growth is one."""
+    """Largest relative difference of logits that rounding explains in an exact growth."""
     half = source.manifest.tensors["weights/model.embed_tokens.weight"].dtype in HALF_DTYPES
     m = growth.expert_times
     return ROUNDED_LOGIT_TOLERANCE if half and growth.split_experts and m & (m - 1) else LOGIT_TOLERANCE

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Look inside a checkpoint, or at what two have different. Reads only, needs no torch.
+"""Show the content of a checkpoint, or the differences between two. Reads only, needs no torch.
 
     python tools/inspect_checkpoint.py PATH [--verify] [--tensors GLOB] [--no-norms] [--json]
     python tools/inspect_checkpoint.py PATH --diff OTHER
@@ -32,7 +32,7 @@ from altup_moe.config.flags import parse, print_help
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """Look inside a checkpoint, or compare two.
+    """Show the content of a checkpoint, or compare two.
 
     Exit code 0: fine; with --diff, both are equal. 1: they differ. 2: one cannot be read or is damaged.
     """
@@ -52,7 +52,7 @@ class InspectOptions:
 
 
 def summary(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a checkpoint is of, as a JSON-able record."""
+    """Description of a checkpoint as a JSON-serialisable record."""
     m = checkpoint.manifest
     return {
         "checkpoint": str(checkpoint.directory),
@@ -109,7 +109,7 @@ def _kinds(row: ListingRow) -> list[tuple[str, str]]:
 
 
 def _norm(row: ListingRow, kind: str) -> str:
-    """Norm of a row, of several members the smallest and largest."""
+    """The norm of a row; for several members the smallest and the largest."""
     values = [member.norms[kind] for member in row.members if kind in member.norms]
     if not values:
         return ""
@@ -145,7 +145,7 @@ def inspect(options: InspectOptions) -> int:
 
 
 def diff(options: InspectOptions, other: Path) -> int:
-    """Print what two checkpoints do not share. Returns 0 if that is nothing, else 1."""
+    """Print the differences between two checkpoints. Returns 0 if there are none, else 1."""
     wanted = name_filter(options.tensors)
     with Checkpoint(find_checkpoint(options.path)) as a, Checkpoint(find_checkpoint(other)) as b:
         if not any(map(wanted, [*a.manifest.tensors, *b.manifest.tensors])):

@@ -39,7 +39,7 @@ from altup_moe.config.run_directory import checkpoints_dir, config_file
 from altup_moe.data.files import new_directory
 
 MIN_FREE_BYTES = 1 << 26
-"""Disk space for headers, the manifest and small files."""
+"""Free disk space in bytes required beyond the tensors: for headers, the manifest and small files."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ class ReshardOptions:
 
 
 def target_config(options: ReshardOptions, source: RunConfig) -> tuple[RunConfig, int]:
-    """The source's run under the wanted layout, and the number of ranks, checked.
+    """The source's run configuration under the requested layout, and its world size, both checked.
 
     Raises:
-        ConfigError: values that do not fit; its key is the flag at fault, where there is one.
+        ConfigError: values do not fit; its key is the flag to change, if there is one.
     """
     known = {field.name for field in fields(ParallelConfig)}
     sizes = {name: value for name, value in asdict(options).items() if name in known}
@@ -104,7 +104,7 @@ def target_config(options: ReshardOptions, source: RunConfig) -> tuple[RunConfig
         log=replace(source.log, run_dir=str(options.destination)),
     )
     try:
-        # Where the text lies is for the machine that trains to check.
+        # Data files may only exist on the machine that trains, so they are not checked here.
         check_config(replace(config, data=DataConfig()), world_size)
     except ConfigError as error:
         raise _flagged(error, config, world_size) from None
@@ -112,7 +112,7 @@ def target_config(options: ReshardOptions, source: RunConfig) -> tuple[RunConfig
 
 
 def _flagged(error: ConfigError, config: RunConfig, world_size: int) -> ConfigError:
-    """The same error in the words of this command line."""
+    """The same error with this command's flags instead of dotted keys."""
     fits = re.sub(r"parallel\.(\w+)", lambda found: _flag(found[1]), error.fits)
     fits = re.sub(r"start with torchrun --nproc-per-node (\d+)", r"\1 ranks would fit", fits)
     section, _, name = error.key.partition(".")
@@ -133,7 +133,7 @@ def _flag(name: str) -> str:
 
 
 def check_destination(destination: Path, needed: int) -> None:
-    """Raise UserError if the destination is there already, or its disk has fewer than `needed` bytes free."""
+    """Raise UserError if the destination exists, or its disk has fewer than `needed` bytes free."""
     if destination.exists() or destination.is_symlink():
         raise UserError(f"{destination}: exists; name a directory that does not")
     above = next(path for path in destination.absolute().parents if path.exists())
@@ -147,7 +147,7 @@ def check_destination(destination: Path, needed: int) -> None:
 
 
 def plan_record(source: Checkpoint, resharding: Resharding, options: ReshardOptions) -> dict[str, Any]:
-    """The plan as a JSON-able record."""
+    """The plan as a JSON-serialisable record."""
     manifest, held = source.manifest, resharding.rank_bytes
     return {
         "source": str(source.directory),
@@ -181,7 +181,7 @@ def _print_plan(plan: dict[str, Any]) -> None:
 
 
 def run_reshard(options: ReshardOptions) -> int:
-    """Do it. Returns the exit code: 0, or 1 for a proof that failed."""
+    """Reshard a checkpoint. Returns the exit code: 0, or 1 if --verify found a difference."""
     with Checkpoint(find_checkpoint(options.source)) as source:
         config, world_size = target_config(options, source.config)
         resharding = plan_resharding(source, config, world_size)
@@ -200,17 +200,17 @@ def run_reshard(options: ReshardOptions) -> int:
             with new_directory(options.destination) as new:
                 _write(source, resharding, new)
                 seconds = time.monotonic() - started
-                proof = _prove(source, new, plan["bytes"]) if options.verify else None
-                if proof and proof.different:
+                digests = _compare_digests(source, new, plan["bytes"]) if options.verify else None
+                if digests and digests.different:
                     raise _Differs
                 check_destination(options.destination, 0)
         except _Differs:
             pass
-    return _report(plan, proof, seconds, options)
+    return _report(plan, digests, seconds, options)
 
 
 class _Differs(Exception):
-    """The proof failed: what was made is not kept."""
+    """--verify found a difference, so the destination is removed."""
 
 
 def _write(source: Checkpoint, resharding: Resharding, new: Path) -> None:
@@ -220,38 +220,38 @@ def _write(source: Checkpoint, resharding: Resharding, new: Path) -> None:
     save_config(resharding.config, config_file(new))
 
 
-def _prove(source: Checkpoint, new: Path, total: int) -> DigestComparison:
+def _compare_digests(source: Checkpoint, new: Path, total: int) -> DigestComparison:
     progress = Progress("hashed", total)
     with Checkpoint(find_checkpoint(new)) as target:
         return compare_digests(source, target, on_bytes=progress.add)
 
 
-def _report(plan: dict[str, Any], proof: DigestComparison | None, seconds: float, options: ReshardOptions) -> int:
+def _report(plan: dict[str, Any], digests: DigestComparison | None, seconds: float, options: ReshardOptions) -> int:
     peak = peak_memory_bytes()
     if options.json:
         known: dict[str, Any] = {**plan, "seconds": seconds, "peak_memory_bytes": peak}
-        if proof:
-            known |= {"sha256": proof.target, "combined_sha256": proof.combined, "different": proof.different}
+        if digests:
+            known |= {"sha256": digests.target, "combined_sha256": digests.combined, "different": digests.different}
         print(json.dumps(known))
-    if proof and proof.different:
-        more = f" (and {len(proof.different) - 1} more)" if len(proof.different) > 1 else ""
-        print(f"reshard: {proof.different[0]}{more} differs; {options.destination} was removed", file=sys.stderr)
+    if digests and digests.different:
+        more = f" (and {len(digests.different) - 1} more)" if len(digests.different) > 1 else ""
+        print(f"reshard: {digests.different[0]}{more} differs; {options.destination} was removed", file=sys.stderr)
         return 1
     if not options.json:
         rate = plan["bytes"] / 1e6 / seconds
         print(f"written   {options.destination} in {seconds:.1f} s, {rate:,.0f} MB/s; peak memory {peak / 1e6:,.0f} MB")
-        if proof:
-            print(f"verified  {len(proof.target):,} tensors are the same in both, SHA-256 of all {proof.combined}")
+        if digests:
+            print(f"verified  {len(digests.target):,} tensors are the same in both, SHA-256 of all {digests.combined}")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line. Returns 0, 1 for a proof that failed, or 2 with one line on standard error."""
+    """Command line. Returns 0; 1 if --verify found a difference; 2 with one line on standard error for an error."""
     args = list(sys.argv[1:] if argv is None else argv)
     if "-h" in args or "--help" in args:
         print_help(ReshardOptions, "tools/reshard.py")
         return 0
-    # What is half written is removed on the way out.
+    # Turn SIGTERM into an exception, so that incomplete files are removed.
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         return run_reshard(parse(ReshardOptions, args, positional=("source", "destination")))

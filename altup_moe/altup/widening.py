@@ -1,21 +1,21 @@
-"""What a wider stream does to the coefficients of a layer. Pure functions of one tensor.
+"""AltUp coefficients of a layer when the stream becomes wider. Pure functions of one tensor.
 
 A stream of K blocks becomes one of K' = m K: new block i is a copy of old block i mod K. Of a block's m copies the
-layer computes on one, j' = l mod K' (or 0), and j' mod K = j, so it sees what it saw.
+layer computes on one, j' = l mod K' (or 0). Since j' mod K = j, the layer gets the same input as before.
 
-Every layer but the last: P' = I_m (x) P and g' = (g, g, ..., g). Copy t predicts from the blocks of copy t and is
-corrected as before, so copies stay copies. (Rows that average over copies, P / m everywhere, would preserve the
-function as well, but have rank K: whatever later sets copies apart would be averaged away in the next layer.
-I_m (x) P has m times P's rank, and makes P = I the I that a new model starts with.)
+Every layer but the last: P' = I_m (x) P and g' = (g, g, ..., g). Copy t is predicted from the blocks of copy t and
+corrected as before, so the copies stay equal. (P / m everywhere would preserve the function too, but it has rank K: the
+next layer would average away any later difference between copies. I_m (x) P has m times the rank of P, and turns P = I
+into the I of a new model.)
 
-The last layer of a recycled stream: blocks are summed before the final norm, and m equal copies would give m times the
-old sum, which the norm takes away only up to its epsilon. So each copy carries a share of its block,
+The last layer of a recycled stream: the final norm reads the sum of the blocks. The sum of m equal copies is m times
+the old sum, and the norm cancels that factor only up to its epsilon. So each copy carries a share of its block,
 
     x'_i = share_i x^_c + (g_c / m) (y - x^_j)      c = i mod K
 
-where share_i = 1 / m for c != j. For c = j the block j' must be predicted in full, since the correction takes x^_j from
-it; the other copies of j predict 0. Summed over the copies of c this is x^_c + g_c (y - x^_j), the old block. No other
-shares would do: of c = j the sum has (1 + sum of the others' shares) x^_j.
+where share_i = 1 / m for c != j. For c = j, block j' must be predicted in full, since the correction subtracts x^_j;
+the other copies of j predict 0. The sum over the copies of c is x^_c + g_c (y - x^_j), the old block. Other shares are
+impossible: for c = j the sum is (1 + sum of the other shares) x^_j.
 
 In training the copies come apart: from the first step on, the gradients of P' and g' differ between blocks that a
 layer computes on and copies that are only carried along. But P' never mixes two copies of the K blocks. Two copies
@@ -24,12 +24,12 @@ separates them.
 
 A plain Transformer (K = 1) is P = [1], g = [1]: x' = x + (y - x) = y.
 
-`round_robin` adds to one block and has no correction, so copies cannot stay equal. What it reads and what it puts out
-are sums over blocks, though: copies that SUM to the old block do as well. The recycled embedding is divided by m, the
-read row repeated, and each write lands in one of the copies.
+`round_robin` adds to one block and has no correction, so copies cannot stay equal. But its input and the model's
+output are sums over blocks, so it suffices that the copies SUM to the old block: the recycled embedding is divided by
+m, the read row is repeated, and each write goes to one of the copies.
 
-`hc` reads what the correction needs by itself (u = r X), so its layers read the set of copies that j' is in, and in the
-last layer of a recycled stream every copy has its share: M' = (I_m (x) M) / m, g' = (g, ..., g) / m.
+`hc` reads the correction's input by itself (u = r X), so its layers read the set of copies that contains j'. In the
+last layer of a recycled stream every copy has an equal share: M' = (I_m (x) M) / m, g' = (g, ..., g) / m.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def widened_connection(coefficient: str, value: Tensor, times: int, block: int, 
 
 
 def last_layer_shares(times: int, width: int, block: int) -> Tensor:
-    """Of each new block [m K], the share of its old block that the last layer predicts in it: sums to 1 over copies."""
+    """The share of its old block that the last layer predicts in each new block, [m K]; shares of copies sum to 1."""
     of_block = torch.arange(times * width) % width == block % width
     return torch.where(of_block, one_hot(times * width, block), 1 / times)
 

@@ -1,4 +1,4 @@
-"""What an architecture does not have: a table each. Ranges and divisors that all share are in `checks.py`."""
+"""Tables of the options that an architecture does not support. `checks.py` has the checks common to all."""
 
 from __future__ import annotations
 

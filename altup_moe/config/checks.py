@@ -1,4 +1,4 @@
-"""Which values fit together, and with the world size: checked before any process group exists.
+"""Check that the values of a configuration fit each other and the world size, before any process group exists.
 
 Every check is a pure function of (config, world size) that raises `ConfigError` with the dotted key, the value and
 what would fit. `check_config` runs them in order; each may rely on the ones before it.

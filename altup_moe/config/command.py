@@ -1,4 +1,4 @@
-"""A command of a program, and how one ends: its exit code, a mistake in one line, or a reader that has seen enough."""
+"""A command of a program, and the conversion of its errors to exit codes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from altup_moe.config.exit_codes import EXIT_USER_ERROR
 
 @dataclass(frozen=True)
 class Command:
-    """What one command is called, takes and does."""
+    """A command: its usage line, one-line summary, and the functions that run it and print its help."""
 
     usage: str
     summary: str
@@ -22,10 +22,10 @@ class Command:
 
 
 def ended(name: str, work: Callable[[], int]) -> int:
-    """The exit code of a tool's work; 2 with one line on standard error for a `UserError`.
+    """Run a tool and return its exit code; for a `UserError` 2, after one line on standard error.
 
     Args:
-        name: what the line begins with.
+        name: first word of that line.
     """
     try:
         code = work()

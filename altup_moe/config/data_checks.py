@@ -1,4 +1,4 @@
-"""What a run reads: names and shares of a mixture, tasks' files, and objectives that fit the architecture."""
+"""Checks of the section `data`: corpora, mixtures, files of tasks, and objectives that fit the architecture."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from altup_moe.config.errors import ConfigError
 from altup_moe.config.schema import RunConfig
 
 CORPUS_NAMES = ("python-docs", "wikipedia-sample")
-"""Corpora that come by name (`altup_moe.data.corpora` holds them)."""
+"""Names of corpora (of `altup_moe.data.corpora.CORPORA`, which this layer cannot import)."""
 TOKENIZER_NAMES = ("t5",)
-"""Tokenizers that come by name (`altup_moe.data.named_tokenizers` holds them)."""
+"""Names of tokenizers (of `altup_moe.data.named_tokenizers.TOKENIZERS`)."""
 TASK_NAMES = (
     *("squad", "squad-bigbench", "squad-bigbench-sentences", "boolq", "cb", "copa", "multirc", "record", "rte", "wic"),
     *("wsc", "cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "glue_rte", "wnli", "rotten-tomatoes"),
 )
-"""Tasks by name (`altup_moe.data.tasks.registry` holds them)."""
+"""Names of tasks (of `altup_moe.data.tasks.registry.TASKS`)."""
 
 
 def check_data(config: RunConfig, world_size: int) -> None:
@@ -48,10 +48,10 @@ def check_corpus(key: str, corpus: str, others: str = "") -> None:
 
 
 def mixture_entries(entries: Sequence[str]) -> dict[str, Fraction | None]:
-    """Components of a mixture and their weights, None where there is none.
+    """Component -> weight of a mixture; the weight is None where none is given.
 
     Raises:
-        ConfigError: a name that stands twice, a weight that is not above 0, or weights for some only.
+        ConfigError: a name occurs twice, a weight is not above 0, or only some components have weights.
     """
     found: dict[str, Fraction | None] = {}
     for entry in entries:
@@ -71,7 +71,7 @@ def mixture_entries(entries: Sequence[str]) -> dict[str, Fraction | None]:
 
 
 def task_directories(entries: Iterable[str]) -> dict[str, Path]:
-    """Directories of local data by task."""
+    """Task -> directory of local data."""
     return {name: Path(directory) for name, _, directory in (entry.partition("=") for entry in entries)}
 
 

@@ -1,4 +1,4 @@
-"""Small files that are there whole or not at all. The lowest layer has them, since every other one writes some."""
+"""Write small files atomically. In the lowest layer, since every other layer uses it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def fsync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text beside its place, flush it, rename it there. Its directory must exist."""
+    """Write UTF-8 text atomically: to a temporary file beside `path`, flushed, then renamed. The directory exists."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """The same of bytes."""
+    """Write bytes atomically, as `write_text` does."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Dotted keys of nested dataclasses: which exist, what type they have, and which one was probably meant."""
+"""Dotted keys of nested dataclasses: their types, and the nearest key to a misspelled one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from altup_moe.config.errors import ConfigError
 
 
 def field_hints(record: type) -> dict[str, Any]:
-    """Type of every leaf field by dotted key, in file order; fields that are dataclasses are sections."""
+    """Dotted key -> type of every leaf field, in file order; fields that are dataclasses are sections."""
     hints: dict[str, Any] = {}
     resolved = typing.get_type_hints(record)
     for field in dataclasses.fields(record):
@@ -28,14 +28,14 @@ def field_hints(record: type) -> dict[str, Any]:
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
-    """Members of a union, or the type alone."""
+    """Members of a union type; any other type alone."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return typing.get_args(hint)
     return (hint,)
 
 
 def expects(hint: Any) -> str:
-    """What a field of this type takes, in words."""
+    """The values of a type, in words."""
     words = [_expects_one(member) for member in alternatives(hint) if member is not types.NoneType]
     return " or ".join([*words, "null"] if types.NoneType in alternatives(hint) else words)
 
@@ -49,7 +49,7 @@ def _expects_one(hint: Any) -> str:
 
 
 def nearest_key(key: str, known: Iterable[str]) -> str:
-    """The known key most like `key`: one with the same last part if there is one, else by common words and spelling."""
+    """The known key most similar to `key`, by last part if one agrees, else by common words and spelling."""
     keys = list(known)
     leaf = key.rpartition(".")[2]
     same_leaf = [candidate for candidate in keys if candidate.rpartition(".")[2] == leaf]

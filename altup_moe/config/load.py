@@ -1,4 +1,4 @@
-"""How files and command lines become a `RunConfig`: defaults <- YAML <- dotted flags, strict at every step."""
+"""Read a `RunConfig`: defaults, overridden by a YAML file, overridden by dotted flags; strict at every step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HINTS = field_hints(RunConfig)
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of a run. Values are of the right type; `check_config` says whether they fit together.
+    """The configuration of a run, with values of the right types; `check_config` checks that they fit together.
 
     Args:
         path: YAML file, a mapping of sections; None starts from the defaults.
@@ -38,7 +38,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
 
 
 def from_dict(content: dict[Any, Any]) -> RunConfig:
-    """A nested mapping, section -> key -> value, as a `RunConfig`; what is missing takes its default.
+    """Convert a nested mapping (section -> key -> value) to a `RunConfig`; missing keys take their defaults.
 
     Raises:
         ConfigError: an unknown key, or a value of the wrong type.
@@ -122,7 +122,7 @@ def read_yaml(path: str | Path) -> dict[Any, Any]:
 
 
 def _check_duplicates(node: yaml.Node | None, prefix: str = "") -> None:
-    """PyYAML keeps the last of equal keys and says nothing."""
+    """Raise ConfigError for a key that occurs twice; PyYAML would silently keep the last one."""
     if not isinstance(node, yaml.MappingNode):
         return
     lines: dict[str, int] = {}
@@ -138,7 +138,7 @@ def _check_duplicates(node: yaml.Node | None, prefix: str = "") -> None:
 def save_config(config: RunConfig, path: str | Path) -> None:
     """Write the resolved configuration as YAML; `load_config` of the file gives an equal one.
 
-    The file appears whole or not at all (written beside its place, then renamed). Its directory is made.
+    The file is written atomically, and its directory is made.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

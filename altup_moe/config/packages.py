@@ -1,4 +1,4 @@
-"""Packages that only some runs need: what makes each whole, which versions are known, and how to get it."""
+"""Optional packages that only some runs need: their modules, supported versions and how to install them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from altup_moe.config.errors import ConfigError
 
 @dataclass(frozen=True)
 class RequiredPackage:
-    """An optional package: the modules that make it whole, and what to do to get it.
+    """An optional package.
 
-    ``versions``: of the distribution named like its first module: from one up to, not including, the other.
+    ``modules``: all must be present; the first is also the distribution's name. ``install``: command that installs it.
+    ``versions``: supported versions, from the first up to but excluding the second.
     """
 
     modules: tuple[str, ...]
@@ -22,17 +23,17 @@ class RequiredPackage:
     versions: tuple[str, str] | None = None
 
     def found(self) -> bool:
-        """Whether it can be used; nothing is imported."""
+        """Whether the package can be used. Does not import it."""
         return self.problem() is None
 
     def problem(self) -> str | None:
-        """What keeps it from being used, or None."""
+        """Why the package cannot be used; None if it can."""
         if not all(find_spec(module) for module in self.modules):
             return "is not installed"
         try:
             version = importlib.metadata.version(self.modules[0])
         except importlib.metadata.PackageNotFoundError:
-            # A source tree on the path: it may be the right one.
+            # A source tree on the path has no version; accept it.
             return None
         if self.versions and not _release(self.versions[0]) <= _release(version) < _release(self.versions[1]):
             return f"{version} is installed, which this was not written for"
@@ -40,7 +41,7 @@ class RequiredPackage:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """The numbers of a version as written, without what follows them (0.19.8+cpu, 1.0rc1)."""
+    """The leading numbers of a version, without suffixes (0.19.8+cpu, 1.0rc1)."""
     numbers = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(n) for n in numbers[0].split(".")) if numbers else ()
 
@@ -57,14 +58,14 @@ PACKAGES = {
         ("transformer_engine",), "pip install --no-build-isolation -r requirements-gpu.txt", ("2.9", "3")
     ),
 }
-"""What a moe.backend, a train.engine or fused layers need beside requirements.txt."""
+"""moe.backend, train.engine or fused layers -> the package they need beside requirements.txt."""
 
 
 def check_installed(key: str, value: str, name: str | None = None, instead: str = "megatron") -> None:
-    """Raise ConfigError for a key whose value needs a package that cannot be used; nothing is imported.
+    """Raise ConfigError if the value of a key needs a package that cannot be used. Imports nothing.
 
     Args:
-        name: the package's row, where it is not the value. instead: a value that needs none.
+        name: key of `PACKAGES`; None for `value` itself. instead: a value that needs no package, for the message.
     """
     package = PACKAGES.get(name or value)
     if package and (problem := package.problem()):

@@ -1,4 +1,4 @@
-"""Which values a numeric field takes by itself: a table. Values that must fit each other are in `checks.py`."""
+"""Table of the range of every numeric field. `checks.py` checks values against each other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from altup_moe.config.errors import ConfigError
 
 @dataclass(frozen=True)
 class Range:
-    """An interval of finite numbers; the ends belong to it unless they are open."""
+    """An interval of finite numbers, closed unless an end is marked open."""
 
     low: float
     high: float = math.inf
@@ -109,4 +109,4 @@ RANGES: dict[str, Range] = {
     "log.interval": COUNT,
     "log.profile_steps": COUNT_OR_ZERO,
 }
-"""Every numeric field's range; a field that may be null is checked when it is not."""
+"""Dotted key -> range, of every numeric field; null is not checked."""

@@ -1,10 +1,10 @@
-"""Names of a run directory: every file and folder that a run keeps, in one place.
+"""Names of all files and folders in a run directory.
 
 RUN/config.yaml     the resolved configuration
-    metrics.jsonl   one object a step
+    metrics.jsonl   one JSON object for each step
     tokenizer/      the run's own copy of its tokenizer
     checkpoints/    see checkpoint/store.py
-    data/           tokens, where data.cache names no other place
+    data/           tokens, if data.cache does not name another directory
     tensorboard/    event files
     profile/        traces of log.profile_steps
     kernels/        compiled kernels
@@ -23,7 +23,7 @@ def config_file(run_dir: str | Path) -> Path:
 
 
 def metrics_file(run_dir: str | Path) -> Path:
-    """The run's records, one JSON object a step."""
+    """The run's metrics, one JSON object for each step."""
     return Path(run_dir) / METRICS
 
 
@@ -38,7 +38,7 @@ def checkpoints_dir(run_dir: str | Path) -> Path:
 
 
 def data_dir(run_dir: str | Path) -> Path:
-    """Directory of the run's tokens, where ``data.cache`` names no other."""
+    """Directory of the run's tokens, if ``data.cache`` does not name another."""
     return Path(run_dir) / "data"
 
 
@@ -53,5 +53,5 @@ def profile_dir(run_dir: str | Path) -> Path:
 
 
 def kernels_dir(run_dir: str | Path) -> Path:
-    """Directory where torch.compile keeps what it compiled."""
+    """Directory of torch.compile's cache."""
     return Path(run_dir) / "kernels"

@@ -1,7 +1,7 @@
-"""The one truth of a run: frozen dataclasses in Megatron's names, a section a file key.
+"""The configuration of a run: frozen dataclasses with Megatron's names, one for each section of `config.yaml`.
 
-Every field's docstring is what ``altup-moe train --help`` prints, with its unit. Which values fit together is
-said in `checks.py`; how files and command lines become a `RunConfig`, in `load.py`.
+``altup-moe train --help`` prints the docstring of every field, with its unit. `checks.py` checks that values fit each
+other; `load.py` reads a `RunConfig` from files and command lines.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which layers Sequence-AltUp strides: the ranges of `sequence` in terms of a model's layers."""
+"""The layers that Sequence-AltUp strides, from the ranges of the section `sequence`."""
 
 from __future__ import annotations
 

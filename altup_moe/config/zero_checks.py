@@ -1,4 +1,4 @@
-"""What train.engine deepspeed does not train: a table. Whether its package is there is checked in `checks.py`."""
+"""Table of the options that train.engine deepspeed does not support. `checks.py` checks that it is installed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_zero(config: RunConfig) -> None:
     # Where attention is recomputed, so is the bias on its scores, whose table all layers of a stack read.
     shared = config.model.architecture.shared_bias and t.recompute != "none"
     refused: list[tuple[bool, str, object, str]] = [
-        # Its clipping takes the experts of all expert-parallel ranks for copies of the same ones.
+        # Its gradient clipping treats the experts of all expert-parallel ranks as replicas of each other.
         (
             stage not in get_args(ZeroStage),
             "parallel.zero_stage",

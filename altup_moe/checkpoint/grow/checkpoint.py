@@ -1,4 +1,4 @@
-"""A checkpoint of a larger model from a smaller one's, a tensor at a time. `grow_rules` says what each tensor is."""
+"""Write the checkpoint of a larger model from a smaller model's, one tensor at a time, by the rules of `rules.py`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ from altup_moe.parallel.parameter_mapping import TensorSlice
 from altup_moe.parallel.parameter_names import global_shapes, is_buffer
 
 GRADIENT_POWER = {"exp_avg": 1, "exp_avg_sq": 2}
-"""Adam's moments: to which power of the gradient they go."""
+"""Adam's state -> the power of the gradient that it is proportional to."""
 
 
 @dataclass(frozen=True)
 class Grown:
-    """What was written. ``carried``: trained tensors whose moments were carried; ``reset``: how many were not, by
-    reason (both empty without optimizer state).
+    """A grown checkpoint.
+
+    ``carried``: number of tensors whose optimizer state was kept; ``reset``: reason -> number of tensors whose state
+    starts from zero. Both are empty without optimizer state.
     """
 
     directory: Path
@@ -40,7 +42,7 @@ def grow_checkpoint(source: Checkpoint, growth: Growth, root: Path) -> Grown:
     Counters and the fingerprint of the data are the source's; random streams are dropped.
 
     Raises:
-        OSError: from the file system; nothing is left then.
+        OSError: from the file system; no files remain then.
     """
     shapes = global_shapes(growth.target)
     rules = {name: rule_of(name, shape, growth) for name, shape in shapes.items()}
@@ -83,7 +85,7 @@ def grown_tensor(source: Checkpoint, rule: Rule, kind: str, shape: tuple[int, ..
 
 
 def _carries(source: Checkpoint, growth: Growth) -> bool:
-    """Whether there are moments to carry over: Adam's. How Adafactor's factors grow is not worked out."""
+    """Whether optimizer state is kept: only Adam's. No rule exists for Adafactor's factored state."""
     optimizers = {source.manifest.config.get("optim", {}).get("optimizer", "adamw"), growth.target.optim.optimizer}
     return source.manifest.has_optimizer and optimizers == {"adamw"}
 
@@ -91,7 +93,7 @@ def _carries(source: Checkpoint, growth: Growth) -> bool:
 def _specs(
     source: Checkpoint, rules: Mapping[str, Rule], shapes: Mapping[str, tuple[int, ...]], carried: bool
 ) -> dict[str, TensorSpec]:
-    """Every tensor to be stored, in order of kinds."""
+    """Stored name -> shape and dtype, ordered by kind."""
     stored = source.manifest.tensors
     usual = stored["weights/model.embed_tokens.weight"].dtype
 

@@ -1,4 +1,4 @@
-"""What growth is possible: every reason against one, before anything is written. Pure functions of a `Growth`."""
+"""Check that a growth is possible before anything is written. Pure functions of a `Growth`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ GROWING_KEYS = {
     "model": {"num_layers"},
     "data": {"cache"},
 }
-"""Keys that may differ, of sections of which others may not."""
+"""Section -> the only keys that may differ between source and target."""
 FIXED_KEYS = {"train": {"precision", "seed", "global_batch_size"}}
-"""Keys that may not differ, of sections of which others may."""
+"""Section -> keys that may not differ; all others of the section may."""
 
 
 def check_growth(growth: Growth) -> None:
-    """Raise a ConfigError for the first value that cannot be grown to, or that no run could have.
+    """Raise a ConfigError for the first value that cannot be reached by growing, or that `check_config` refuses.
 
-    The grown configuration is checked for the smallest world that its layout needs.
+    `check_config` runs with the smallest world size of the target's layout.
     """
     for check in (_noise, _arch, _strided, _kept, _widths, _stream, _layers, _more_experts):
         check(growth)

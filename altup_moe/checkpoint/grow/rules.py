@@ -1,8 +1,8 @@
-"""How each tensor of a grown model comes from the source's: one rule a tensor. All of them preserve the function.
+"""One rule for each tensor of a grown model: how its value and its gradient follow from the source's tensor.
 
-A rule also says what the tensor's gradient is: where it is a known multiple of the source's, Adam's moments are carried
-with that multiple (squared for the second), elsewhere they start from zero. A tensor that is merely kept has the
-gradient it had, whatever grows around it, since the loss is the same function of it. (Losses of the routers set aside.)
+All rules preserve the function that the model computes. If the gradient is a known multiple of the source's, Adam's
+state is kept with that multiple (squared for the second moment); otherwise it starts from zero. A tensor that is kept
+unchanged keeps its gradient, since the loss is the same function of it (router losses excepted).
 
 | grown | tensors | value | gradient |
 |---|---|---|---|
@@ -24,7 +24,8 @@ gradient it had, whatever grows around it, since the loss is the same function o
 | new shared expert | gate, up; down | drawn; 0 | |
 | layers, after the last | o_proj, down_proj; P, g; others | 0; I, 1; drawn | |
 
-Chosen probabilities are normalised, so E equal experts give what one gives, and m copies of an expert p / m each.
+The chosen probabilities are normalised, so E equal experts compute what one computes, and each of m copies of an
+expert with probability p gets p / m.
 """
 
 from __future__ import annotations
@@ -51,9 +52,11 @@ NEW_WEIGHTS = "new weights"
 
 @dataclass(frozen=True)
 class Growth:
-    """What grows into what. ``expert_noise``: of copied experts, relative to a tensor's standard deviation;
-    ``coefficient_noise``: standard deviation of what is added to the coefficients of a wider stream.
-    ``seed``: of new weights and noise. ``split_experts``: more experts are parts, not copies.
+    """A growth from one run configuration to another.
+
+    ``seed``: of new weights and noise. ``split_experts``: additional experts are parts of the old ones, not copies.
+    ``expert_noise``: on copied experts, relative to a tensor's standard deviation. ``coefficient_noise``: standard
+    deviation of the noise on the coefficients of a wider stream.
     """
 
     source: RunConfig
@@ -65,12 +68,12 @@ class Growth:
 
     @property
     def width_times(self) -> int:
-        """m of the stream."""
+        """Factor m by which the stream becomes wider."""
         return self.target.altup.width // self.source.altup.width
 
     @property
     def expert_times(self) -> int:
-        """m of the experts; 1 where there were none."""
+        """Factor m by which the number of experts grows; 1 if the source has none."""
         before = self.source.moe.num_experts
         return self.target.moe.num_experts // before if before else 1
 
@@ -81,12 +84,12 @@ class Growth:
 
     @property
     def exact(self) -> bool:
-        """Whether the grown model is to put out what the source does."""
+        """Whether the grown model computes exactly what the source computes (no noise)."""
         return self.expert_noise == 0 and self.coefficient_noise == 0
 
 
 def equal_copies_notes(growth: Growth) -> list[str]:
-    """What training will leave equal, a readable line each: copies whose gradients are equal in every step."""
+    """One readable line for each set of copies that training leaves equal, since their gradients are always equal."""
     source, target, lines = growth.source, growth.target, []
     row = find_variant(target.altup.variant)
     copied = row.widening is not None and row.copies == "equal"
@@ -106,9 +109,9 @@ def equal_copies_notes(growth: Growth) -> list[str]:
 class Rule:
     """One tensor of the grown model.
 
-    ``value(old)``: it, fp32, from the source's tensor of the global name `source` (fp32; an empty tensor for None).
-    ``gradient``: its gradient from the source tensor's; linear, so that it turns the first moment into the first.
-    ``gradient_times``: the multiple to apply after it. None for `gradient`: not known, and ``why`` says so.
+    ``source``: global name of the source's tensor; None for new weights. ``value(old)``: the tensor in fp32, from the
+    source's tensor in fp32 (an empty one for None). ``gradient``: the linear function from the old gradient to the new
+    one, up to the factor ``gradient_times``; None if it is not known, and then ``why`` gives the reason.
     """
 
     source: str | None
@@ -118,7 +121,7 @@ class Rule:
     why: str = ""
 
     def moment(self, old: Tensor, power: int) -> Tensor:
-        """Adam's first (power 1) or second (2) moment from the source's."""
+        """Adam's first (power 1) or second (power 2) moment, from that of the source's tensor."""
         assert self.gradient is not None
         return self.gradient(old) * self.gradient_times**power
 
@@ -153,7 +156,7 @@ def _same(old: Tensor) -> Tensor:
 
 
 def _drawn(name: str, shape: tuple[int, ...], growth: Growth) -> Rule:
-    """As a new model draws it, but nothing is added to the residual stream yet."""
+    """Initial weights of a new model, but zero for those that write into the residual stream."""
     if name.endswith((".o_proj.weight", ".down_proj.weight")):
         return Rule(None, lambda _: torch.zeros(shape), why=NEW_WEIGHTS)
     return Rule(None, lambda _: initial(name, shape, full_slice(shape), growth.seeded_target), why=NEW_WEIGHTS)
@@ -224,10 +227,10 @@ def _expert(rest: str) -> tuple[int, str] | None:
 
 
 def _upcycled(name: str, mlp: str, rest: str, shape: tuple[int, ...], growth: Growth) -> Rule:
-    """Every expert is the dense MLP; expert 0 without noise."""
+    """Every expert is a copy of the dense MLP; expert 0 gets no noise."""
     expert = _expert(rest)
     if growth.target.moe.partial:
-        # The dense MLP stays, and is called the shared expert; experts beside it add nothing yet.
+        # The dense MLP becomes the shared expert; the new experts beside it add zero at first.
         shared = rest.removeprefix("shared_expert.")
         return _drawn(name, shape, growth) if shared == rest else Rule(f"{mlp}.{shared}", _same, _same)
     if expert is None:

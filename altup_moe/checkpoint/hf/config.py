@@ -1,4 +1,4 @@
-"""Other people's models in our terms: what a Hugging Face `config.json` says, as sections of a run. Pure.
+"""Convert a Hugging Face `config.json` to sections of a run configuration. Pure.
 
 Families: llama, mistral, qwen3 (dense), mixtral, qwen3_moe, and t5 (v1.1; `hf_t5`). Whatever their layers have and ours
 lack is refused by the name of its field, never left out silently. Fields that are absent have transformers' defaults
@@ -16,7 +16,7 @@ from altup_moe.checkpoint.hf.t5 import from_t5
 from altup_moe.config import ConfigError, ModelConfig, MoEConfig
 
 LLAMA3 = {"low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
-"""Constants of Llama 3.1's stretched RoPE; only its `factor` is free."""
+"""Constants of Llama 3.1's RoPE scaling; only its `factor` is configurable."""
 
 _COMMON: dict[str, Any] = {
     "num_key_value_heads": None,
@@ -43,9 +43,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     | {"norm_topk_prob": False, "mlp_only_layers": None},
 }
 FAMILIES = (*_DEFAULTS, "t5")
-"""`model_type` of what can be imported."""
+"""Values of `model_type` that can be imported."""
 QK_NORM = ("qwen3", "qwen3_moe")
-"""Families with norms of queries and keys."""
+"""Families that normalise queries and keys."""
 
 
 def from_hub(content: Mapping[str, Any], seq_length: int | None = None, at_most: int = 4096) -> HubModel:
@@ -112,7 +112,7 @@ def _refuse_what_nobody_reads(fields: Mapping[str, Any]) -> None:
 
 
 def _window(family: str, fields: Mapping[str, Any]) -> int | None:
-    """Tokens that a position sees; None is all of them."""
+    """Size of the sliding attention window in tokens; None for full attention."""
     kinds = fields.get("layer_types") or ["full_attention"]
     other = [kind for kind in kinds if kind not in ("full_attention", "sliding_attention")]
     if other:
@@ -123,7 +123,7 @@ def _window(family: str, fields: Mapping[str, Any]) -> int | None:
 
 
 def _rotary(fields: Mapping[str, Any]) -> tuple[int, float | None]:
-    """(base, factor of Llama 3.1's stretching or None), from `rope_parameters` (new) or `rope_scaling` (old)."""
+    """(RoPE base, factor of Llama 3.1's scaling or None), from `rope_parameters` (new) or `rope_scaling` (old)."""
     name = "rope_parameters" if fields.get("rope_parameters") is not None else "rope_scaling"
     rope = fields.get(name) or {}
     if not isinstance(rope, dict):
@@ -168,7 +168,7 @@ def _experts(family: str, fields: Mapping[str, Any]) -> tuple[MoEConfig, int]:
 
 
 def _layer_freq(fields: Mapping[str, Any]) -> int:
-    """Every which layer has experts."""
+    """Period of the MoE layers, in layers."""
     layers, step = positive_int_field(fields, "num_hidden_layers"), positive_int_field(fields, "decoder_sparse_step")
     dense = fields["mlp_only_layers"] or []
     with_experts = [n for n in range(layers) if n not in dense and (n + 1) % step == 0]

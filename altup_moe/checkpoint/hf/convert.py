@@ -1,4 +1,4 @@
-"""Weights through the door, a tensor at a time: a hub's directory to a checkpoint, and the other way."""
+"""Convert weights between Hugging Face directories and checkpoints, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from altup_moe.parallel.parameter_mapping import TensorSlice
 from altup_moe.parallel.parameter_names import global_shapes
 
 START = "decoder_start_token_id"
-"""What an encoder-decoder's answers begin with; where it is not named, the padding id."""
+"""Key of the token that an encoder-decoder's outputs begin with; without it, the padding token is used."""
 STORED_AS = {"fp32": "F32", "bf16": "BF16"}
-"""`train.precision` as the dtype of stored weights."""
+"""`train.precision` -> dtype of stored weights."""
 SHARD_BYTES = 5_000_000_000
-"""Largest file of an export, as is usual on the hub."""
+"""Largest file of an export in bytes, as is usual on the hub."""
 
 
 def exact_precision(weights: HubWeights, names: dict[str, str]) -> Literal["fp32", "bf16"]:
-    """The `train.precision` that loses nothing: bf16 if all tensors are, else fp32 (which holds every half type)."""
+    """The `train.precision` that represents all weights exactly: bf16 if all tensors are bf16, else fp32."""
     return "bf16" if all(weights.entry(name).dtype == "BF16" for name in names.values()) else "fp32"
 
 
 def import_weights(
     weights: HubWeights, names: dict[str, str], config: RunConfig, root: Path, libraries: dict[str, str]
 ) -> Path:
-    """Write a hub's weights as checkpoint 0 of a run; on failure nothing of it is left.
+    """Write Hugging Face weights as checkpoint 0 of a run. A failure leaves no files.
 
     Args:
         names: global name -> name in the files (`HubWeights.match`).
@@ -66,8 +66,8 @@ def export_weights(checkpoint: Checkpoint, directory: Path, family: str | None, 
     """Write a checkpoint's weights as safetensors, bit for bit.
 
     Args:
-        family: whose names they get; None keeps the global names, which our own class has.
-        limit: bytes of a file.
+        family: family that gives the tensors' names; None keeps the global names, which our own class uses.
+        limit: largest file in bytes.
     """
     stored = checkpoint.manifest.of_kind("weights")
     theirs = {name: name if family is None else hub_name(name, family) for name in stored}
@@ -77,12 +77,12 @@ def export_weights(checkpoint: Checkpoint, directory: Path, family: str | None, 
 
 
 def torch_dtype(config: RunConfig) -> str:
-    """Torch's name of the weights' type, for a `config.json`."""
+    """torch's name of the weights' dtype, for a `config.json`."""
     return {"fp32": "float32", "bf16": "bfloat16"}[config.train.precision]
 
 
 def special_tokens(generation: dict[str, Any], eod: int | None) -> dict[str, Any]:
-    """Ids of special tokens: those of a `generation_config.json`, the end-of-document id where it says nothing."""
+    """Ids of special tokens: from a `generation_config.json`, or the end-of-document id where it has none."""
     held = {name: generation.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     start = {name: generation[name] for name in (START,) if generation.get(name) is not None}
     return {name: eod if value is None else value for name, value in held.items()} | start

@@ -1,4 +1,4 @@
-"""Fields of a hub's `config.json`, read strictly. Pure."""
+"""Strict reading of the fields of a Hugging Face `config.json`. Pure."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from altup_moe.config import ConfigError, ModelConfig, MoEConfig
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model of a hub, in our terms.
+    """A Hugging Face model as sections of a run configuration.
 
-    ``positions``: tokens it was made for; model.seq_length is at most that. ``window``: None, or the tokens that a
-    position sees, which limited `positions`.
+    ``positions``: longest sequence of the model in tokens, the limit of model.seq_length. ``window``: the sliding
+    attention window in tokens that limited ``positions``, or None.
     """
 
     family: str
@@ -25,12 +25,12 @@ class HubModel:
 
 
 def refusal(field: str, value: object, why: str) -> ConfigError:
-    """The error for a field of `config.json` that we cannot hold."""
+    """The error for a field of `config.json` whose value is not supported."""
     return ConfigError(f"config.json {field}", value, why)
 
 
 def positive_int_field(fields: Mapping[str, Any], name: str) -> int:
-    """A whole number of at least 1."""
+    """The value of a field that must be an integer of at least 1. Raises ConfigError."""
     value = fields.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise refusal(name, value, "a whole number of at least 1 would fit")
@@ -38,7 +38,7 @@ def positive_int_field(fields: Mapping[str, Any], name: str) -> int:
 
 
 def non_negative_field(fields: Mapping[str, Any], name: str) -> float:
-    """A number of at least 0."""
+    """The value of a field that must be a number of at least 0. Raises ConfigError."""
     value = fields.get(name)
     if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
         raise refusal(name, value, "a number of at least 0 would fit")
@@ -46,7 +46,7 @@ def non_negative_field(fields: Mapping[str, Any], name: str) -> float:
 
 
 def bool_field(fields: Mapping[str, Any], name: str) -> bool:
-    """True or false."""
+    """The value of a field that must be true or false. Raises ConfigError."""
     if type(fields[name]) is not bool:
         raise refusal(name, fields[name], "true or false would fit")
     return fields[name]

@@ -1,4 +1,4 @@
-"""A directory of a hub: `config.json` and safetensors, read and written a tensor at a time, never a pickle."""
+"""Read and write a Hugging Face directory (`config.json`, safetensors), one tensor at a time; refuse pickles."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+    """The content of a JSON file that contains an object. Symbolic links are followed.
 
     Raises:
-        DataError: it cannot be read, or holds something else.
+        DataError: the file cannot be read, or its content is not an object.
     """
-    # A hub's cache holds links.
+    # The hub's cache contains symbolic links.
     raw = read_plain(path.resolve())
     try:
         content = strict_json(raw)
@@ -57,26 +57,26 @@ class HubWeights(ShardReaders):
     def __init__(self, directory: Path) -> None:
         super().__init__()
         self.directory = directory
-        self._places: dict[str, str] = {}
+        self._file_of: dict[str, str] = {}
         try:
             for file in self._files():
-                # A hub's cache holds links.
+                # The hub's cache contains symbolic links.
                 self._readers[file] = ShardReader((directory / file).resolve())
                 for name in self._readers[file].entries:
-                    if name in self._places:
-                        raise DataError(directory / file, f"holds {name}, as {self._places[name]} does")
-                    self._places[name] = file
+                    if name in self._file_of:
+                        raise DataError(directory / file, f"holds {name}, as {self._file_of[name]} does")
+                    self._file_of[name] = file
         except BaseException:
             self.close()
             raise
 
     def entry(self, name: str) -> HeaderEntry:
         """Dtype and shape of a tensor."""
-        return self._readers[self._places[name]].entries[name]
+        return self._readers[self._file_of[name]].entries[name]
 
     def read(self, name: str, tensor_slice: TensorSlice | None = None) -> Tensor:
-        """A slice of a tensor (None: all of it)."""
-        entry, reader = self.entry(name), self._readers[self._places[name]]
+        """A slice of a tensor; None reads the whole tensor."""
+        entry, reader = self.entry(name), self._readers[self._file_of[name]]
         return as_tensor(
             reader.read(name, full_slice(entry.shape) if tensor_slice is None else tensor_slice), entry.dtype
         )
@@ -85,24 +85,25 @@ class HubWeights(ShardReaders):
         """Global name -> name in the files, of every tensor of a model.
 
         Args:
-            shapes: every global parameter and its shape. tied: whether the output layer is the embedding table.
+            shapes: global name -> shape, of every parameter. family: key of `hub_name`.
+            tied: whether the output layer is the embedding table.
         Raises:
-            DataError: a tensor is missing, left over, of another shape, or not of floating-point numbers.
+            DataError: a tensor is missing, unknown, of another shape, or not of a floating-point dtype.
         """
         names = {name: hub_name(name, family) for name in shapes}
         for name, theirs in names.items():
-            if theirs not in self._places:
+            if theirs not in self._file_of:
                 raise DataError(self.directory, f"lacks the tensor {theirs}")
-            entry, file = self.entry(theirs), self.directory / self._places[theirs]
+            entry, file = self.entry(theirs), self.directory / self._file_of[theirs]
             if entry.shape != shapes[name]:
                 raise DataError(file, f"{theirs} is {list(entry.shape)}; by config.json it is {list(shapes[name])}")
             if entry.dtype not in FLOATS:
                 raise DataError(file, f"{theirs} is of {entry.dtype}; {', '.join(FLOATS)} would fit")
         equal = tied_copies(family, tied)
-        for extra in sorted(set(self._places) - set(names.values())):
+        for extra in sorted(set(self._file_of) - set(names.values())):
             if is_redundant(extra) or (extra in equal and self._same(extra, names[equal[extra]])):
                 continue
-            file = self.directory / self._places[extra]
+            file = self.directory / self._file_of[extra]
             raise DataError(file, f"holds {extra}, which a model of its config.json has not")
         return names
 
@@ -127,7 +128,7 @@ class HubWeights(ShardReaders):
 
 
 def cut_shards(specs: Mapping[str, TensorSpec], limit: int) -> dict[str, list[str]]:
-    """File name -> tensors in order, each file at most `limit` bytes (or one tensor), named as the hub does."""
+    """File name (as on the hub) -> tensors in order; each file has at most `limit` bytes, or one tensor."""
     shards: list[list[str]] = []
     held = limit
     for name, spec in specs.items():
@@ -145,10 +146,10 @@ def cut_shards(specs: Mapping[str, TensorSpec], limit: int) -> dict[str, list[st
 def write_weights(
     directory: Path, specs: Mapping[str, TensorSpec], read: Callable[[str], np.ndarray], limit: int
 ) -> None:
-    """Write tensors by their hub names, with an index if there is more than one file.
+    """Write tensors under their hub names, with an index if there are several files.
 
     Args:
-        read: gives a tensor's items (see `checkpoint.tensors.items`). limit: bytes of a file.
+        read: hub name -> the tensor's items (see `checkpoint.tensors.items`). limit: largest file in bytes.
     """
     shards = cut_shards(specs, limit)
     for file, names in shards.items():
@@ -156,6 +157,6 @@ def write_weights(
         write_tensors(directory / file, entries, map(read, names), {"format": "pt"})
     if len(shards) > 1:
         total = sum(int(np.prod(spec.shape)) * ITEM_BYTES[spec.dtype] for spec in specs.values())
-        places = {name: file for file, names in shards.items() for name in names}
-        content = {"metadata": {"total_size": total}, "weight_map": places}
+        weight_map = {name: file for file, names in shards.items() for name in names}
+        content = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_text(directory / INDEX, json.dumps(content, indent=2) + "\n")

@@ -1,6 +1,6 @@
-"""Names of tensors in the files of a hub. Pure.
+"""Names of tensors in Hugging Face files. Pure.
 
-Ours are Llama's, only experts and routers are called differently; those of the encoder-decoder are our own.
+Our global names are Llama's except for experts and routers; the encoder-decoder has names of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _T5_MLP = {"g": "wi_0", "u": "wi_1", "d": "wo"}
 
 
 def hub_name(name: str, family: str) -> str:
-    """The name of a global tensor in the files of a family (`hf_config.FAMILIES`, or ``t5``)."""
+    """The name of a global tensor in the files of a family (`hf.config.FAMILIES`, or ``t5``)."""
     if family == "t5":
         return _t5_name(name)
     router, expert = _ROUTER.fullmatch(name), _EXPERT.fullmatch(name)
@@ -35,8 +35,8 @@ def hub_name(name: str, family: str) -> str:
 
 
 def is_redundant(name: str) -> bool:
-    """Whether a tensor of a file is not needed: RoPE's frequencies in old Llama files, in old T5 files a bias of
-    cross-attention that nothing reads."""
+    """Whether a tensor of a file is not needed: RoPE frequencies in old Llama files, and in old T5 files a bias of
+    cross-attention that the model does not use."""
     return _RECOMPUTED.fullmatch(name) is not None
 
 
@@ -61,7 +61,7 @@ def _t5_name(name: str) -> str:
 
 
 def tied_copies(family: str, tied: bool) -> dict[str, str]:
-    """Tensors that a file may hold once more: name in the file -> global name of what it must equal."""
+    """Name in the file -> global name of the tensor it must equal, for tied tensors that a file may repeat."""
     table = "shared.weight" if family == "t5" else "model.embed_tokens.weight"
     stacks = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight") if family == "t5" else ()
     return dict.fromkeys((*stacks, *(("lm_head.weight",) if tied else ())), table)

@@ -1,4 +1,4 @@
-"""Our models as other people's: which family of transformers is the same function, and its `config.json`. Pure."""
+"""Find the transformers family that computes the same function as a run's model, and write its `config.json`. Pure."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ TRANSFORMERS_CLASSES = {
 
 
 def plain_family(config: RunConfig) -> str:
-    """The family whose model computes the same.
+    """The family (`model_type`) whose model computes the same function.
 
     Raises:
-        ConfigError: there is none; it names the key that no family has.
+        ConfigError: there is none; the error names the key that no family supports.
     """
     m, a, moe = config.model, config.altup, config.moe
     if a.width > 1:
@@ -56,7 +56,7 @@ def plain_family(config: RunConfig) -> str:
 
 
 def plain_config(config: RunConfig, dtype: str, special: dict[str, Any]) -> dict[str, Any]:
-    """The `config.json` of a plain model, RoPE in the older form, which every version of transformers reads.
+    """The `config.json` of a plain model, with RoPE in the older form that every version of transformers reads.
 
     Args:
         dtype: torch's name of the weights' type.

@@ -1,4 +1,4 @@
-"""T5 v1.1 (`model_type: t5`) in our terms and ours in its, K = 1. Pure."""
+"""Convert the configuration of a T5 v1.1 (`model_type: t5`) to a run's and back, for K = 1. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DEFAULTS: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 LENGTH = 512
-"""Tokens of a sample where nothing is asked for: what T5 was trained on. Its biases take any length."""
+"""Default sample length in tokens, that of T5's training; its position biases support any length."""
 
 
 def from_t5(content: Mapping[str, Any], seq_length: int | None) -> HubModel:
@@ -64,7 +64,7 @@ def from_t5(content: Mapping[str, Any], seq_length: int | None) -> HubModel:
 
 
 def plain_t5_config(config: RunConfig, dtype: str, special: dict[str, Any]) -> dict[str, Any]:
-    """The `config.json` of a plain dense encoder-decoder; arguments as of `hf_plain.plain_config`."""
+    """The `config.json` of a plain dense encoder-decoder; arguments as of `hf.plain.plain_config`."""
     m = config.model
     start = special.get("decoder_start_token_id", special.get("pad_token_id"))
     return {

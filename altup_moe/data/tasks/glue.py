@@ -20,7 +20,7 @@ def classification(
     description: str,
     prefix: str | None = None,
 ) -> Task:
-    """A task whose inputs are `prefix column: text column: text ...` and whose target is the name of a class."""
+    """A classification task: inputs are `prefix column: text column: text ...`, the target is the name of a class."""
 
     def examples(row: TaskRow) -> list[Example]:
         parse_number = label(row, classes)
@@ -38,7 +38,7 @@ def _similarity(row: TaskRow) -> list[Example]:
 
 
 def parse_number(text: str) -> float:
-    """A number written out; -1 if the text is none."""
+    """The number that a text spells; -1 if it is not a finite number."""
     with contextlib.suppress(ValueError):
         value = float(text)
         return value if math.isfinite(value) else -1.0

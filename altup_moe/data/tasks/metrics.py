@@ -1,4 +1,4 @@
-"""Figures of answers, in percent: scikit-learn's and scipy's where they have them, SQuAD's by its official rules."""
+"""Metrics of answers in percent: from scikit-learn and scipy where they exist, SQuAD's by its official rules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def accuracy(predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
-    """Share of answers that are right."""
+    """Fraction of correct answers."""
     return {"accuracy": _share(p == r for p, r in zip(predictions, references, strict=True))}
 
 
@@ -25,7 +25,7 @@ def f1(predictions: Sequence[int], references: Sequence[int]) -> dict[str, float
 
 
 def macro_f1(classes: int) -> Callable[[Sequence[int], Sequence[int]], dict[str, float]]:
-    """Mean over the classes of their F1s; an answer that is no class counts against those it should have been."""
+    """Mean F1 over the classes; an answer that names no class is a false negative of its reference class."""
     return lambda predictions, references: {"f1": _f1(predictions, references, list(range(classes)))}
 
 
@@ -47,7 +47,7 @@ def correlations(predictions: Sequence[float], references: Sequence[float]) -> d
 
 
 def combined_metrics(*metrics: Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]) -> Callable:
-    """Several metrics of the same answers."""
+    """One metric that computes all of `metrics`."""
     return lambda predictions, references: {
         name: value for metric in metrics for name, value in metric(predictions, references).items()
     }
@@ -76,12 +76,12 @@ def squad_scores(predictions: Sequence[str], references: Sequence[Sequence[str]]
 
 
 def normalised(text: str) -> str:
-    """An answer in lower case without punctuation, articles and runs of white space (SQuAD's official rules)."""
+    """An answer in lower case, without punctuation, articles and repeated white space (SQuAD's official rules)."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def word_f1(text: str, accepted: str) -> float:
-    """Harmonic mean of the shares of words that two answers have in common, in [0, 1]."""
+    """F1 of the words of two answers, in [0, 1]."""
     ours, theirs = normalised(text).split(), normalised(accepted).split()
     common = sum((Counter(ours) & Counter(theirs)).values())
     return 2 * common / (len(ours) + len(theirs)) if common else 0.0

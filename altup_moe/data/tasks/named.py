@@ -1,4 +1,4 @@
-"""Data of tasks that come by name, out of pinned packages: nothing of a hub is needed."""
+"""Data of tasks that pinned packages contain, so that no hub is needed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ROTTEN_TOMATOES = PinnedPackage(
 
 
 def squad_shifts(cache_dir: Path, split: Split) -> list[dict[str, Any]]:
-    """Files in SQuAD's format: the development set of SQuAD 1.1, or the four sets from elsewhere."""
+    """Files in SQuAD's format: for validation the development set of SQuAD 1.1, for training the four SQuAD-Shifts."""
     paths = package_files("squad-bigbench", SQUAD_SHIFTS, cache_dir)
     return [
         json.loads(path.read_text(encoding="utf-8"))
@@ -53,7 +53,7 @@ def squad_shifts(cache_dir: Path, split: Split) -> list[dict[str, Any]]:
 
 
 def rotten_tomatoes(cache_dir: Path, split: Split) -> list[TaskRow]:
-    """Lines of reviews that the site calls fresh (positive) or rotten (negative). Films do not cross the splits."""
+    """Lines of film reviews labelled fresh (positive) or rotten (negative); all lines of a film are in one split."""
     (path,) = package_files("rotten-tomatoes", ROTTEN_TOMATOES, cache_dir).values()
     rows = csv.DictReader(io.StringIO(bz2.decompress(path.read_bytes()).decode("utf-8"), newline=""))
     labels = {"fresh": "positive", "rotten": "negative"}
@@ -65,5 +65,5 @@ def rotten_tomatoes(cache_dir: Path, split: Split) -> list[TaskRow]:
 
 
 def in_validation_split(name: str) -> bool:
-    """Whether what has this name is in the tenth that is held out."""
+    """Whether a name belongs to the tenth (by hash) that is held out for validation."""
     return hashlib.sha256(name.encode()).digest()[0] % 10 == 0

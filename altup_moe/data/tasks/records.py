@@ -1,4 +1,4 @@
-"""What a task is: where its rows come from, how they are read and written as text, and how answers are scored."""
+"""Records of a task: the source of its rows, their conversion to text, and the metrics of its answers."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 TaskRow = Mapping[str, Any]
-"""One row of a data set, by column."""
+"""One row of a data set: column -> value."""
 Split = Literal["train", "validation"]
 TaskMetric = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
-"""(predictions, references) -> figures by name, in percent."""
+"""(predictions, references) -> value by name, in percent."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One text to read and one to write.
+    """An input text and a target text.
 
     Args:
-        reference: what metrics compare an answer with: a class's number, the accepted answers, ...
-        trains, evaluates: whether it is trained on, and scored (a question with several answers is scored once).
+        reference: value that metrics compare an answer with: a class index, the accepted answers, ...
+        trains: whether the example is used for training.
+        evaluates: whether it is used for evaluation (a question with several answers is scored once).
     """
 
     inputs: str
@@ -34,7 +35,7 @@ class Example:
 class Hub:
     """A data set of the Hugging Face hub.
 
-    ``validation``: its name for that split. ``revision``: a branch, where its main one has no data files.
+    ``validation``: its name of the validation split. ``revision``: branch, if the main one has no data files.
     """
 
     path: str
@@ -44,18 +45,18 @@ class Hub:
 
 
 Loader = Callable[[Path, Split], Iterable[TaskRow]]
-"""Rows of a split that come by name; downloads are kept in the directory given, checked by hash."""
+"""(cache directory, split) -> rows of a named data set; downloads are kept in the directory and checked by hash."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task by name.
+    """A text-to-text task.
 
     Args:
-        columns: what a row must have.
-        examples: a row as its examples (several where it has several answers; none for rows without a label).
-        answer: the text that a model wrote, as what metrics compare; it is never refused.
-        metrics: predictions and references to figures.
+        columns: columns that a row must have.
+        examples: converts a row to examples: several for several answers, none for a row without a label.
+        answer: converts a model's output text to the value that metrics compare; accepts any text.
+        metrics: computes metrics from predictions and references.
     """
 
     name: str
@@ -68,12 +69,12 @@ class Task:
 
 
 def choice(classes: Sequence[str]) -> Callable[[str], int]:
-    """Answers of a classification: the class that the text names exactly, else -1, which is always wrong."""
+    """A parser of classification answers: the index of the class named by the text, else -1, which is always wrong."""
     return lambda text: classes.index(text.strip()) if text.strip() in classes else -1
 
 
 def label(row: TaskRow, classes: Sequence[str], column: str = "label") -> int:
-    """A row's class by number, as the hub stores it, or by name or truth value, as the original files do; -1: none."""
+    """Class index of a row, from an index (the hub's files), a name or a boolean (the original files); -1 for none."""
     value = row[column]
     if isinstance(value, str):
         return classes.index(value) if value in classes else -1

@@ -1,4 +1,7 @@
-"""All tasks by name, and how their examples are had: by name, from local files, or from the hub."""
+"""All tasks by name, and loading of their examples from a package, from local files or from the hub.
+
+Each module of a benchmark has a table of its tasks called ``TASKS``; ``TASKS`` here joins them.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ def load_examples(task: Task, split: Split, files: Mapping[str, Path], cache_dir
     """A split's examples, in the order of its rows.
 
     Args:
-        files: directory of local data by task (`data.task_files`).
-        cache_dir: where downloads are kept.
+        files: task -> directory of local data (`data.task_files`).
+        cache_dir: directory for downloads.
 
     Raises:
-        DataError: a file that is damaged or lacks a column (file and row), or a split without any example.
-        UserError: it can be had neither by name nor from the hub.
+        DataError: a file is damaged or lacks a column (with file and row), or the split has no examples.
+        UserError: the data can be loaded neither from a package nor from the hub.
     """
     if task.name in files:
         rows, source = _local(files[task.name], split)

@@ -1,4 +1,4 @@
-"""Sentiment of film reviews that come with a package, so that a task can be trained without a hub."""
+"""Sentiment of film reviews from a package: a task that can be trained without a hub."""
 
 from __future__ import annotations
 

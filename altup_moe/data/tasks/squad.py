@@ -16,7 +16,7 @@ _SENTENCES_MEET = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[A-Z0-9])")
 
 
 def nested_rows(content: Mapping[str, Any]) -> Iterator[TaskRow]:
-    """Rows of a file in SQuAD's own format (articles of paragraphs of questions), with the hub's columns."""
+    """Rows of a file in SQuAD's nested format (articles, paragraphs, questions), with the hub's columns."""
     for article in content["data"]:
         for paragraph in article["paragraphs"]:
             for question in paragraph["qas"]:
@@ -31,10 +31,10 @@ def nested_rows(content: Mapping[str, Any]) -> Iterator[TaskRow]:
 
 
 def sentence(context: str, start: int, length: int) -> str:
-    """The sentence that holds `length` characters from `start` on; sentences that only together hold them, together.
+    """The sentence, or consecutive sentences, that contain the `length` characters from `start` on.
 
-    One ends with a mark behind which white space and a capital or a digit stand. So does "Dr. No": such a one is cut
-    shorter than it is.
+    A sentence ends with a mark that is followed by white space and a capital letter or a digit. Abbreviations such as
+    "Dr. No" therefore cut a sentence too short.
     """
     edges = [0, *(between.end() for between in _SENTENCES_MEET.finditer(context)), len(context)]
     first = max(edge for edge in edges if edge <= start)

@@ -81,7 +81,7 @@ def test_we_read_the_librarys(tmp_path: Path, everything: dict[str, tuple[str, n
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_any_box_into_any_array(tmp_path: Path, data: st.DataObject) -> None:
+def test_any_slice_into_any_array(tmp_path: Path, data: st.DataObject) -> None:
     shape = data.draw(st.lists(st.integers(1, 6), max_size=4).map(tuple))
     ends = [sorted((data.draw(st.integers(0, n)), data.draw(st.integers(0, n)))) for n in shape]
     tensor_slice: TensorSlice = tuple((a, b) for a, b in ends)
@@ -112,7 +112,7 @@ def test_any_box_into_any_array(tmp_path: Path, data: st.DataObject) -> None:
         (((0, 3), (0, 4)), np.zeros((3, 4), np.uint16)),
     ],
 )
-def test_a_box_or_an_array_that_does_not_fit(tmp_path: Path, tensor_slice: TensorSlice, out: np.ndarray) -> None:
+def test_a_slice_or_an_array_that_does_not_fit(tmp_path: Path, tensor_slice: TensorSlice, out: np.ndarray) -> None:
     write(tmp_path / "a.safetensors", {"x": ("F32", draw("F32", (3, 4)))})
     with ShardReader(tmp_path / "a.safetensors") as reader, pytest.raises(ValueError, match="x"):
         reader.read_into("x", tensor_slice, out)

@@ -48,7 +48,7 @@ def partitions(draw: st.DrawFn, tensor_slice: TensorSlice, depth: int = 4) -> li
 
 
 @given(st.data())
-def test_flat_boxes_are_the_elements_in_order(data: st.DataObject) -> None:
+def test_flat_slices_are_the_elements_in_order(data: st.DataObject) -> None:
     shape = data.draw(SHAPES)
     tensor_slice = data.draw(slices(shape))
     numbers = np.arange(int(np.prod(shape))).reshape(shape)
@@ -60,7 +60,7 @@ def test_flat_boxes_are_the_elements_in_order(data: st.DataObject) -> None:
     assert len(found) <= max(1, 2 * len(shape) - 1)
 
 
-def test_flat_boxes_of_a_matrix() -> None:
+def test_flat_slices_of_a_matrix() -> None:
     assert flat_range_slices(((2, 6), (0, 3)), 2, 10) == [((2, 3), (2, 3)), ((3, 5), (0, 3)), ((5, 6), (0, 1))]
     assert flat_range_slices((), 0, 1) == [()]
     assert flat_range_slices(((2, 6), (0, 3)), 4, 4) == []
@@ -98,7 +98,7 @@ def test_a_partition_covers_and_a_spoilt_one_does_not(data: st.DataObject) -> No
 
 
 @given(st.data())
-def test_any_boxes_are_judged_as_by_counting(data: st.DataObject) -> None:
+def test_any_slices_are_judged_as_by_counting(data: st.DataObject) -> None:
     shape = data.draw(st.lists(st.integers(1, 3), max_size=3).map(tuple))
     pieces = data.draw(st.lists(slices(shape), max_size=5))
     counts = np.zeros(shape, int)

@@ -43,7 +43,7 @@ def test_everything_whole(good: Path) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(st.data())
-def test_any_box_over_any_partition(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_any_slice_over_any_partition(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     names = data.draw(st.lists(st.sampled_from(sorted(SPECS)), min_size=1, max_size=6, unique=True))
     plan: WritePlan = {f"f{n}.safetensors": [] for n in range(3)}
     for name, spec in SPECS.items():
@@ -63,7 +63,7 @@ def test_any_box_over_any_partition(tmp_path_factory: pytest.TempPathFactory, da
             assert (large == 7).sum() >= large.size - num_elements(tensor_slice)
 
 
-def test_boxes_and_arrays_that_do_not_fit(good: Path) -> None:
+def test_slices_and_arrays_that_do_not_fit(good: Path) -> None:
     name = "weights/model.norm.weight"
     with Checkpoint(good) as checkpoint:
         for tensor_slice in (((0, 9),), ((3, 2),), (), ((0, 8), (0, 1))):

@@ -137,7 +137,7 @@ def distributed(parameter: nn.Parameter, start: int, stop: int) -> Any:
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 30), (0, 1), (7, 8), (3, 29), (10, 25), (29, 30), (15, 15)])
-def test_a_range_of_a_fused_parameter_is_boxes_of_its_tensors(start: int, stop: int) -> None:
+def test_a_range_of_a_fused_parameter_is_slices_of_its_tensors(start: int, stop: int) -> None:
     """Two tensors of 5 features lie in one parameter: rows 2..5 of one (6 rows), rows 0..2 of the other (4 rows)."""
     parameter = nn.Parameter(torch.arange(30.0).view(6, 5))
     pieces = [

@@ -14,7 +14,7 @@ def part(n: int) -> NamedSlice:
     return NamedSlice(f"weights/t{n}", ((0, n), (0, 4)))
 
 
-def test_bytes_count_the_box_and_the_dtype() -> None:
+def test_bytes_count_the_slice_and_the_dtype() -> None:
     assert part_bytes(NamedSlice("weights/t2", ((1, 2), (0, 3))), SPECS) == 12
     assert part_bytes(NamedSlice("weights/t3", ((1, 2), (0, 3))), SPECS) == 6
 

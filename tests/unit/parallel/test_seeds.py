@@ -26,7 +26,7 @@ def whole(shape: tuple[int, ...]) -> TensorSlice:
 
 @settings(max_examples=60)
 @given(data=st.data(), rows=st.integers(1, 40), columns=st.integers(1, 12), block=st.sampled_from([1, 7, 24, 10_000]))
-def test_a_box_is_the_slice_of_the_whole(data: st.DataObject, rows: int, columns: int, block: int) -> None:
+def test_a_slice_of_the_values_is_drawn_alone(data: st.DataObject, rows: int, columns: int, block: int) -> None:
     """Also when it begins or ends inside a block of rows: blocks are made small here."""
     tensor_slice = tuple(
         tuple(sorted(data.draw(st.lists(st.integers(0, n), min_size=2, max_size=2, unique=True))))
@@ -39,7 +39,7 @@ def test_a_box_is_the_slice_of_the_whole(data: st.DataObject, rows: int, columns
     assert torch.equal(part, full[slice(*tensor_slice[0]), slice(*tensor_slice[1])])
 
 
-def test_a_box_beyond_the_first_real_block() -> None:
+def test_a_slice_beyond_the_first_real_block() -> None:
     shape = (BLOCK_ELEMENTS // 64 + 100, 64)
     full = normal("x", shape, whole(shape), 1.0, 3)
     tensor_slice = ((shape[0] - 150, shape[0] - 50), (10, 20))

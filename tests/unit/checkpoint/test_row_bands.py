@@ -1,4 +1,4 @@
-"""Bands and joined slices: the same elements, fewer or smaller slices."""
+"""Row bands and merged slices: the same elements, fewer or smaller slices."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def test_bands_make_up_the_tensor_in_order(shape: tuple[int, ...], limit: int) -
     assert all(num_elements(tensor_slice) <= max(limit, row) for tensor_slice in slices)
 
 
-def test_boxes_whose_rows_follow_each_other_are_joined() -> None:
+def test_slices_whose_rows_follow_each_other_are_merged() -> None:
     assert merge_slices([((2, 4), (0, 3)), ((0, 2), (0, 3)), ((5, 6), (0, 3))]) == [((0, 4), (0, 3)), ((5, 6), (0, 3))]
     assert merge_slices([((0, 2), (0, 3)), ((2, 4), (0, 2))]) == [((0, 2), (0, 3)), ((2, 4), (0, 2))]
     assert merge_slices([((0, 2),), ((2, 3),)]) == [((0, 3),)]
     assert merge_slices([()]) == [()]
 
 
-def test_joined_boxes_hold_the_same_elements() -> None:
+def test_merged_slices_hold_the_same_elements() -> None:
     def elements(slices: list) -> list[tuple[int, ...]]:
         return sorted(e for tensor_slice in slices for e in itertools.product(*(range(a, b) for a, b in tensor_slice)))
 
