@@ -39,19 +39,28 @@ SLOTS = ("deepspeed", "tutel")
 
 
 def over(layouts: Iterable[str], for_slots: Iterable[str]) -> pytest.MarkDecorator:
-    """Every backend over layouts, those with slots over some of them."""
-    cases = [(name, layout) for name in OTHERS for layout in (for_slots if name in SLOTS else layouts)]
+    """Every backend over layouts, those with slots over some of them.
+
+    What stands in for a package that is not here starts ranks for every case: `make test` has its last layout alone.
+    """
     params = []
-    for name, layout in cases:
-        row = installed(name)
-        params.append(pytest.param(name, layout, marks=row.marks, id=f"{layout}-{row.id or name}"))
+    for name in OTHERS:
+        row, chosen = installed(name), list(for_slots if name in SLOTS else layouts)
+        for layout in chosen:
+            long = [pytest.mark.long] if row.id and layout != chosen[-1] else []
+            params.append(pytest.param(name, layout, marks=[*row.marks, *long], id=f"{layout}-{row.id or name}"))
     return pytest.mark.parametrize(("backend", "layout"), params)
 
 
-each_backend = pytest.mark.parametrize("backend", [installed(name) for name in OTHERS])
+def _long_if_stand_in(name: str) -> Any:
+    row = installed(name)
+    return pytest.param(name, marks=[*row.marks, pytest.mark.long], id=row.id) if row.id else row
 
 
-@over(LAYOUTS, ["one", "ep2", "ep4", "tp2-ep1", "tp2-pp2-ep2", "cp2", "dp4-ep2-etp2"])
+each_backend = pytest.mark.parametrize("backend", [_long_if_stand_in(name) for name in OTHERS])
+
+
+@over(LAYOUTS, ["one", "ep4", "tp2-ep1", "tp2-pp2-ep2", "cp2", "dp4-ep2-etp2", "ep2"])
 def test_layouts(layout: str, backend: str) -> None:
     assert_parity(small(layout, moe={"backend": backend}), world_size(layout))
 

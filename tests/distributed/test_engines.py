@@ -89,22 +89,35 @@ WAYS: dict[str, dict] = {
 }
 
 EQUAL = [
-    *((layout, "plain", stage) for layout in ("one", "dp2", "ep2") for stage in ("zero1", "zero2")),
-    # Data beside expert parallelism; tensor and sequence parallelism; whole experts on every tensor rank.
-    *((layout, "plain", "zero1") for layout in ("dp4-ep2-etp2", "tp2", "tp2-ep1", "cp2")),
-    *(("tp2-ep2", "plain", stage) for stage in ("zero1", "zero2")),
-    *(("ep2", way, "zero1") for way in ("one block", "dropout", "recompute", "halves")),
-    *(("ep2", way, "zero2") for way in ("clipped", "balanced", "recompute, inline", "dynamic, recompute")),
-    *(("dp2", way, "zero3") for way in ("dense", "dense, tied", "dense, halves", "dense, dynamic", "dense, strided")),
+    *(("one", "plain", "zero1"), ("dp2", "plain", "zero2"), ("ep2", "plain", "zero2")),
+    # Data beside expert parallelism; whole experts on every tensor rank; tensor and sequence parallelism.
+    *((layout, "plain", "zero1") for layout in ("dp4-ep2-etp2", "tp2-ep1", "cp2", "tp2-ep2")),
+    *(("ep2", way, "zero1") for way in ("dropout", "halves")),
+    *(("ep2", way, "zero2") for way in ("clipped", "balanced", "recompute, inline")),
+    *(("dp2", way, "zero3") for way in ("dense, tied", "dense, dynamic")),
     ("tp2-ep2", "strided", "zero2"),
     ("tp2-ep1", "dense", "zero3"),
     ("ep2", "torch experts", "zero2"),
     ("tp2-ep2", "deepspeed experts", "zero1"),
-    *(("tp2-ep2", way, "zero1") for way in ("clipped", "tied", "dynamic")),
+    ("tp2-ep2", "dynamic", "zero1"),
+]
+# Other stages of the same layouts and ways.
+EQUAL_LONG = [
+    *(("one", "plain", "zero2"), ("dp2", "plain", "zero1"), ("ep2", "plain", "zero1")),
+    *(("tp2", "plain", "zero1"), ("tp2-ep2", "plain", "zero2")),
+    *(("ep2", way, "zero1") for way in ("one block", "recompute")),
+    ("ep2", "dynamic, recompute", "zero2"),
+    *(("dp2", way, "zero3") for way in ("dense", "dense, halves", "dense, strided")),
+    *(("tp2-ep2", way, "zero1") for way in ("clipped", "tied")),
 ]
 
 
-@pytest.mark.parametrize(("layout", "way", "engine"), EQUAL)
+def with_long(cases: list, long: list) -> list:
+    """Cases, and others that `make test-all` has as well."""
+    return [*cases, *(pytest.param(*case, marks=pytest.mark.long) for case in long)]
+
+
+@pytest.mark.parametrize(("layout", "way", "engine"), with_long(EQUAL, EQUAL_LONG))
 def test_zero_follows_megatron(layout: str, way: str, engine: str, directory: Path, megatron) -> None:
     config = with_engine(layout, directory, f"{engine}-{layout}-{way}", engine, **WAYS[way])
     assert set(train_on_ranks(layout, config)) == {0}
@@ -149,6 +162,7 @@ def test_half_precision(engine: str, directory: Path, megatron) -> None:
     assert losses(config) == pytest.approx([r["loss"] for r in wanted], rel=LOSS)
 
 
+RESUMES_LONG = ("one, dropout", "experts, bf16")
 RESUMES = {
     "one, dropout": ("one", "zero1", DROPOUT),
     "experts, dropout": ("ep2", "zero2", DROPOUT),
@@ -159,7 +173,10 @@ RESUMES = {
 }
 
 
-@pytest.mark.parametrize("way", RESUMES)
+@pytest.mark.parametrize(
+    "way",
+    with_long([way for way in RESUMES if way not in RESUMES_LONG], [(way,) for way in RESUMES_LONG]),
+)
 def test_resume_is_exact(way: str, directory: Path) -> None:
     layout, engine, sections = RESUMES[way]
     whole, cut = (with_engine(layout, directory, f"{way}-{name}", engine, **sections) for name in ("whole", "cut"))
@@ -172,22 +189,24 @@ def test_resume_is_exact(way: str, directory: Path) -> None:
 
 # (layout, engine) that begins and that goes on, what is trained, layout of the run that is left alone.
 MOVES = [
-    ("ep2", "megatron", "ep2", "zero1", "plain", "ep2"),
-    ("ep2", "zero1", "ep2", "megatron", "plain", "ep2"),
     ("one", "megatron", "dp4-ep2-etp2", "zero2", "plain", "ep2"),
     ("tp2-ep2", "zero2", "tp2-pp2-ep2", "megatron", "plain", "ep2"),
     ("ep2", "zero2", "dp2", "zero1", "plain", "ep2"),
-    ("dp2", "zero1", "tp2-ep1", "zero2", "dense", "dp2"),
     ("dp2", "zero3", "one", "megatron", "dense", "dp2"),
     ("one", "megatron", "tp2-ep1", "zero3", "dense", "dp2"),
-    ("tp2-ep1", "zero3", "dp2", "zero2", "dense", "dp2"),
     # In bf16 another layout rounds other sums, under either engine.
-    ("ep2", "megatron", "ep2", "zero2", "bf16", "ep2"),
     ("ep2", "zero1", "ep2", "megatron", "bf16", "ep2"),
+]
+MOVES_LONG = [
+    ("ep2", "megatron", "ep2", "zero1", "plain", "ep2"),
+    ("ep2", "zero1", "ep2", "megatron", "plain", "ep2"),
+    ("dp2", "zero1", "tp2-ep1", "zero2", "dense", "dp2"),
+    ("tp2-ep1", "zero3", "dp2", "zero2", "dense", "dp2"),
+    ("ep2", "megatron", "ep2", "zero2", "bf16", "ep2"),
 ]
 
 
-@pytest.mark.parametrize(("first", "engine", "then", "other", "way", "alone"), MOVES)
+@pytest.mark.parametrize(("first", "engine", "then", "other", "way", "alone"), with_long(MOVES, MOVES_LONG))
 def test_an_engine_goes_on_from_the_other(
     first: str, engine: str, then: str, other: str, way: str, alone: str, directory: Path, megatron
 ) -> None:
