@@ -23,7 +23,7 @@ from types import FrameType
 from altup_moe.doctor.network import MASTER_PORT
 from launch.common import LaunchError, Parser, find_program, found_command, run_main, whole_number_within
 from launch.hosts import Host, check_host, read_hosts
-from launch.node import FORWARDED, children, told_already
+from launch.node import FORWARDED, child_processes, told_already
 from launch.packed import pack
 
 DEEPSPEED_SH = "deepspeed.sh"
@@ -130,7 +130,11 @@ class LauncherProcess:
         if self.process is None or told:
             return
         # DeepSpeed's runner starts a launcher, which starts the ranks. Without ranks, the runner is stopped.
-        ranks = [rank for launcher in children(self.process.pid) for rank in children(launcher)] if self.past else []
+        ranks = (
+            [rank for launcher in child_processes(self.process.pid) for rank in child_processes(launcher)]
+            if self.past
+            else []
+        )
         for pid in ranks or [self.process.pid]:
             with suppress(ProcessLookupError):
                 os.kill(pid, FORWARDED[signal.Signals(number)])

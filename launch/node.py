@@ -29,7 +29,7 @@ PARENT = os.getppid()
 _received: list[int] = []
 
 
-def children(parent: int) -> list[int]:
+def child_processes(parent: int) -> list[int]:
     """Running child processes of a process."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
@@ -57,7 +57,7 @@ def forward_signal(number: int, frame: FrameType | None) -> None:
     _received.append(number)
     if told:
         return
-    ranks = children(os.getpid())
+    ranks = child_processes(os.getpid())
     if not ranks:
         raise SystemExit(128 + number)
     for rank in ranks:
