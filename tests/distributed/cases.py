@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -158,3 +159,8 @@ def micro_batch_count(config: RunConfig) -> int:
 def with_layout(config: RunConfig, layout: str) -> RunConfig:
     """The same run under another layout."""
     return dataclasses.replace(config, parallel=LAYOUTS[layout])
+
+
+def with_long(cases: list, long: list) -> list:
+    """Cases, and others that `make test-all` has as well."""
+    return [*cases, *(pytest.param(*case, marks=pytest.mark.long) for case in long)]

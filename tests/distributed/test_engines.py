@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from altup_moe.config import RunConfig
-from tests.distributed.cases import small
+from tests.distributed.cases import small, with_long
 from tests.distributed.ranks import run_ranks
 from tests.distributed.runs import losses, records, text_run, train_on_ranks
 
@@ -110,11 +110,6 @@ EQUAL_LONG = [
     *(("dp2", way, "zero3") for way in ("dense", "dense, halves", "dense, strided")),
     *(("tp2-ep2", way, "zero1") for way in ("clipped", "tied")),
 ]
-
-
-def with_long(cases: list, long: list) -> list:
-    """Cases, and others that `make test-all` has as well."""
-    return [*cases, *(pytest.param(*case, marks=pytest.mark.long) for case in long)]
 
 
 @pytest.mark.parametrize(("layout", "way", "engine"), with_long(EQUAL, EQUAL_LONG))

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 REASON = netlab.unavailable()
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.distributed,
     pytest.mark.timeout(240),
     pytest.mark.skipif(REASON is not None, reason=str(REASON)),

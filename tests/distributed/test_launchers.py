@@ -100,6 +100,7 @@ def test_the_same_losses_under_deepspeed(expected: list[float], cache: Path, tmp
     assert not running(tmp_path / "run")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(REASON is not None, reason=str(REASON))
 def test_the_same_losses_on_two_nodes(expected: list[float], cache: Path, tmp_path: Path) -> None:
     assert netlab.run_on_netlab(2, None, command(tmp_path / "run", cache), env=environment(), timeout=120) == 0
@@ -120,7 +121,7 @@ def _nodes(count: int, argv: list[str], output: Path) -> list[int]:
         return [node.wait(120) for node in nodes]
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_ranks_start_again_after_one_has_died_and_lose_nothing(
     nodes: int, expected: list[float], cache: Path, tmp_path: Path
 ) -> None:
@@ -135,7 +136,7 @@ def test_ranks_start_again_after_one_has_died_and_lose_nothing(
     assert not running(run_dir)
 
 
-@pytest.mark.parametrize("launcher", ["torchrun.sh", "deepspeed.sh"])
+@pytest.mark.parametrize("launcher", ["torchrun.sh", pytest.param("deepspeed.sh", marks=pytest.mark.long)])
 def test_a_signal_saves_stops_and_the_same_command_goes_on(launcher: str, cache: Path, tmp_path: Path) -> None:
     if launcher == "deepspeed.sh" and not HAS_DEEPSPEED:
         pytest.skip("deepspeed is not installed")

@@ -90,6 +90,7 @@ def test_a_sum_over_two_nodes_passes_the_links_at_their_rate(tmp_path: Path) -> 
     assert not list(Path("/run").glob(f"altup-{os.getpid()}-*"))
 
 
+@pytest.mark.long
 def test_two_netlabs_at_once_measure_their_own_rates() -> None:
     rates = (50, 100)
     labs = [

@@ -104,6 +104,7 @@ def _sharded(config: RunConfig) -> RunConfig:
     return replace(config, parallel=replace(config.parallel, distributed_optimizer=True, overlap_grad_reduce=True))
 
 
+@pytest.mark.long
 def test_every_layout_has_one_curve(tmp_path: Path) -> None:
     """On one rank, and on four sharded and recomputed; stopped there, it goes on as it would have."""
     sharded = {"checkpoint": {"save_interval": 10}, "train": {"recompute": "full"}}

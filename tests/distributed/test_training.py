@@ -20,6 +20,7 @@ from altup_moe.checkpoint.tensors import load_tensor
 from altup_moe.config.exit_codes import EXIT_STOPPED
 from altup_moe.config.load import save_config
 from altup_moe.config.run_directory import checkpoints_dir
+from tests.distributed.cases import with_long
 from tests.distributed.ranks import run_fresh_ranks
 from tests.distributed.runs import losses, records, text_run, train_on_ranks, train_quietly
 
@@ -96,12 +97,14 @@ FORMS: dict[str, dict] = {
      ("partial", "ep2")],
 )  # fmt: skip
 def test_a_form_follows_one_rank(form: str, layout: str, directory: Path) -> None:
-    one, split = (text_run(name, directory, f"{form}-{name}", **FORMS[form]) for name in ("one", layout))
+    sections = {**FORMS[form], "train": BEGINNING[True]}
+    one, split = (text_run(name, directory, f"{form}-{name}", **sections) for name in ("one", layout))
     for name, config in (("one", one), (layout, split)):
         if not (Path(config.log.run_dir) / "metrics.jsonl").exists():
             assert set(train_on_ranks(name, config)) == {0}
     assert losses(split) == pytest.approx(losses(one), rel=TOLERANCE)
-    assert losses(one)[-1] < losses(one)[0] - 0.3
+    assert len(losses(split)) == 8
+    assert losses(one)[-1] < losses(one)[0] - 0.1
 
 
 RESUMES = {
@@ -112,8 +115,11 @@ RESUMES = {
 }
 
 
-@pytest.mark.parametrize("layout", ["one", "ep2", "tp2-pp2-ep2"])
-@pytest.mark.parametrize("way", RESUMES)
+RESUMED = [("fp32, dropout", "one"), ("fp32, dropout", "ep2"), *((way, "tp2-pp2-ep2") for way in RESUMES)]
+RESUMED_LONG = [(way, layout) for way in RESUMES for layout in ("one", "ep2") if (way, layout) not in RESUMED]
+
+
+@pytest.mark.parametrize(("way", "layout"), with_long(RESUMED, RESUMED_LONG))
 def test_resume_is_exact(way: str, layout: str, directory: Path) -> None:
     name = f"resume-{layout}-{way.replace(' ', '-').replace(',', '')}"
     sections = {**RESUMES[way], "train": {**RESUMES[way].get("train", {}), "steps": 8}}

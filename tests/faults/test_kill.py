@@ -23,7 +23,6 @@ from tests.distributed.runs import losses, text_run, train_on_ranks, train_quiet
 pytestmark = pytest.mark.distributed
 
 LAYOUT, RANKS = "ep2", 2
-KILLS = 20
 STEPS = 120
 
 
@@ -57,7 +56,8 @@ def _latest_is_whole(config: RunConfig) -> int:
 
 
 @pytest.mark.timeout(900)
-def test_twenty_kills(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.long)])
+def test_kills(kills: int, tmp_path: Path) -> None:
     choose = random.Random(4)
     whole, cut = (
         text_run(LAYOUT, tmp_path, name, train={"steps": STEPS, "eval_interval": 0}) for name in ("whole", "cut")
@@ -66,7 +66,7 @@ def test_twenty_kills(tmp_path: Path) -> None:
     assert train_on_ranks(LAYOUT, whole) == [0, 0]
     root = checkpoints_dir(cut.log.run_dir)
     reached, inside = 0, 0
-    for kill in range(KILLS):
+    for kill in range(kills):
         with start_ranks(RANKS, train_quietly, cut, RANKS) as ranks:
             _wait(_after(1, cut), ranks)
             if kill % 2:
@@ -84,7 +84,7 @@ def test_twenty_kills(tmp_path: Path) -> None:
         step = _latest_is_whole(cut)
         assert step >= reached, "latest went back"
         reached = step
-    assert inside >= 3
+    assert inside >= kills // 6
     assert train_on_ranks(LAYOUT, cut) == [0, 0]
     assert losses(cut) == losses(whole)
     assert _latest_is_whole(cut) == STEPS

@@ -89,6 +89,7 @@ def steps_of(directory: Path, row: str) -> int:
     return files[0].read_bytes().count(b"\n") if files else 0
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_study_killed_three_times_ends_as_one_left_alone(tmp_path: Path) -> None:
     whole = subprocess.run(command(tmp_path, "whole"), env=environment(), capture_output=True, text=True)

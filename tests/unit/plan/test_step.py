@@ -166,7 +166,7 @@ def test_layouts_that_cannot_be_are_refused(config: RunConfig, key: str) -> None
         planned_on(config)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_search_keeps_what_fits_and_sorts() -> None:
     config, cluster = run(), load_cluster("h100x8")
     found = search(config, cluster, 8, keep=5)
