@@ -52,4 +52,4 @@ def test_files_are_those_the_ranks_would_save(tmp_path: Path, capsys: pytest.Cap
                 for p in saved.tensors[name].pieces
                 if all(a <= c and d <= b for (a, b), (c, d) in zip(piece.tensor_slice, p.tensor_slice, strict=True))
             ]
-            assert sum(num_elements(p.global_slice) for p in inside) == num_elements(piece.global_slice), name
+            assert sum(num_elements(p.tensor_slice) for p in inside) == num_elements(piece.tensor_slice), name
