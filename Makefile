@@ -13,7 +13,8 @@ export OMP_NUM_THREADS ?= 1
 PYTHON312 ?= python3.12
 # Ranks of distributed tests fill both cores by themselves; two workers keep them filled.
 # A file's tests stay on one worker: what they share (reference gradients, runs to compare with) is made once.
-PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
+# In the order of the folders: the long files come first, so that both workers end together.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install install-test demo quick test test-all test-312 lint clean
 
@@ -50,7 +51,7 @@ test-all: install-test
 
 test-312:
 	$(MAKE) install-test PYTHON=$(PYTHON312) VENV=$(VENV)-312
-	$(VENV)-312/bin/python -m pytest -n 2 --dist loadfile --durations 10
+	$(VENV)-312/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10
 
 lint: install-test
 	$(BIN)/ruff check .
