@@ -25,7 +25,7 @@ from altup_moe.bench.options import OverlapBench, StepBench
 from altup_moe.bench.stepper import Stepper, milliseconds_text, run_config
 from altup_moe.config import OverlapConfig, ParallelConfig, RunConfig
 from altup_moe.config.checks import check_config
-from altup_moe.config.schema import Width
+from altup_moe.config.model_schema import Width
 from altup_moe.parallel.topology import Topology, topology
 from altup_moe.timeline.chrome import write_trace
 from altup_moe.timeline.overlap import OverlapReport, median_overlap, overlap_by_step

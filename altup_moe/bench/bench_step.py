@@ -17,7 +17,7 @@ import torch
 from altup_moe.bench.options import StepBench
 from altup_moe.bench.stepper import Stepper, interleaved, milliseconds_text, run_config
 from altup_moe.config.checks import check_config
-from altup_moe.config.schema import Width
+from altup_moe.config.model_schema import Width
 from altup_moe.parallel.start_ranks import on_ranks, write_result
 from altup_moe.parallel.topology import topology
 from altup_moe.train.metrics import peak_memory_gib

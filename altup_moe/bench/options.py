@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from altup_moe.config.schema import ArchName, Width
+from altup_moe.config.model_schema import ArchName, Width
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 
 from altup_moe.bench.options import SequenceBench, StepBench
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig, TrainConfig
-from altup_moe.config.schema import Width
+from altup_moe.config.model_schema import Width
 from altup_moe.parallel.topology import Topology
 from altup_moe.train.batches import Batch
 from altup_moe.train.engine import build_engine

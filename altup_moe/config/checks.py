@@ -16,9 +16,10 @@ from altup_moe.altup.variants import VARIANTS
 from altup_moe.config.arch_checks import check_arch
 from altup_moe.config.data_checks import check_data
 from altup_moe.config.errors import ConfigError
+from altup_moe.config.model_schema import Width
 from altup_moe.config.packages import check_installed
 from altup_moe.config.ranges import RANGES
-from altup_moe.config.schema import ParallelConfig, RunConfig, Width
+from altup_moe.config.schema import ParallelConfig, RunConfig
 from altup_moe.config.sequence import strided_decoder_layers, strided_layers
 from altup_moe.config.zero_checks import check_zero
 

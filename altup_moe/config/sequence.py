@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from altup_moe.config.errors import ConfigError
-from altup_moe.config.schema import SequenceConfig
+from altup_moe.config.model_schema import SequenceConfig
 
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from altup_moe.config import DataConfig, ModelConfig
 from altup_moe.config.errors import ConfigError
-from altup_moe.config.schema import DataConfig, ModelConfig
 from altup_moe.data.layouts import Arrays, decoder_only, encoder_decoder
 from altup_moe.data.objectives import (
     Pair,

@@ -15,6 +15,7 @@ from typing import Any
 from altup_moe.config import ConfigError, RunConfig
 from altup_moe.config.checks import check_config
 from altup_moe.config.data_checks import mixture_entries
+from altup_moe.config.identity import identity
 from altup_moe.config.keys import field_hints, unknown_key
 from altup_moe.config.load import SECTIONS, coerce, from_dict, read_yaml
 from altup_moe.config.ranges import COUNT, RANGES
@@ -87,7 +88,7 @@ class PaperRecipe:
 
     def identity(self) -> dict[str, Any]:
         """What all results in one run directory share. Seeds, paths, logging and checkpoints are left out."""
-        runs = {part: config.to_dict() for part, config in {"pretrain": self.pretrain, **self.finetune}.items()}
+        runs = {part: identity(config) for part, config in {"pretrain": self.pretrain, **self.finetune}.items()}
         for sections in runs.values():
             del sections["log"], sections["checkpoint"], sections["data"]["cache"]
         return {**runs, "evaluate": asdict(self.evaluate)}

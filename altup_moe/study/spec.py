@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from altup_moe.config import RunConfig
+from altup_moe.config.identity import identity
 
 Launcher = Literal["torchrun", "netlab"]
 
@@ -63,7 +64,7 @@ class RowSpec:
     @property
     def config_hash(self) -> str:
         """SHA-256 of everything that the row's figures depend on; paths, logging and saving are left out."""
-        content: dict[str, Any] = self.config.to_dict()
+        content: dict[str, Any] = identity(self.config)
         path = content.pop("checkpoint")["initial_load_path"]
         del content["log"], content["data"]["cache"]
         run = {"ranks": self.ranks, "launcher": self.launcher, "rate": self.rate, "threads": self.threads}

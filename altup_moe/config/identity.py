@@ -1,0 +1,24 @@
+"""What makes two runs the same: the configuration as it is compared, or hashed, with one of an older version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from altup_moe.config.schema import RunConfig
+
+ADDED_KEYS: frozenset[str] = frozenset()
+"""Keys that came after results were first kept under a configuration's hash. The default of each is what code without
+the key did, so that a finished row or stage of older code stays the same one. A new key is entered here."""
+
+
+def identity(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """The configuration by section and key, without `ADDED_KEYS` that have their default."""
+    defaults = RunConfig().to_dict()
+    return {
+        section: {
+            key: value
+            for key, value in values.items()
+            if f"{section}.{key}" not in ADDED_KEYS or value != defaults[section][key]
+        }
+        for section, values in config.to_dict().items()
+    }
