@@ -30,7 +30,7 @@ from altup_moe.model.build import build_model
 from altup_moe.moe.records import RecordsRouting
 from altup_moe.parallel.topology import Topology, topology
 from altup_moe.train.optim import build_optimizer
-from altup_moe.train.routing import clear_routing
+from altup_moe.train.routing import begin_step
 from tests.distributed.cases import skewed, world_size
 from tests.distributed.gradients import batch_of
 from tests.spmd_rules import axes, checking, spanned
@@ -120,15 +120,16 @@ def _loss_types(config: RunConfig, layout: str, fault: Callable[[DistributedData
             (chunk,) = build_model(config, topo, skewed)
             build_optimizer([chunk], config)
             fault(chunk)
-            clear_routing([chunk])
-            batch = batch_of(config, 0).on_context_rank(topo.context_size)
+            batch = batch_of(config, 2)
+            begin_step([chunk], [batch], config, topo)
+            batch = batch.on_context_rank(topo.context_size)
             with spmd.set_current_mesh({name: spmd.MeshAxis.of(group) for name, group in axes().items()}):
                 type_parameters(chunk, topo)
                 type_the_rest(chunk)
-                for tensor in (batch.tokens, batch.labels, batch.loss_mask, *batch.encoder.values()):
+                for tensor in (batch.tokens, batch.labels, batch.loss_mask, *batch.model_inputs.values()):
                     spmd.assert_type(tensor, {name: V if name == "cp" else R for name in axes()})
                 with checking():
-                    loss = (chunk.module(batch.tokens, batch.labels, **batch.encoder) * batch.loss_mask).sum()
+                    loss = (chunk.module(batch.tokens, batch.labels, **batch.model_inputs) * batch.loss_mask).sum()
             types = spmd.get_local_type(loss)
             return {name: types[spmd.normalize_axis(group)] for name, group in axes().items()}
     finally:

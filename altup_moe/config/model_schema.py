@@ -163,11 +163,15 @@ class MoEConfig:
     ffn_hidden_size: int = 352
     """Inner width of one expert's gated MLP, in features."""
     capacity_factor: float | None = None
-    """Tokens an expert takes of one micro-batch, as a multiple of tokens * top_k / num_experts; None is dropless."""
+    """Tokens an expert takes of one micro-batch, as a multiple of tokens * top_k / num_experts; None is dropless.
+    Padding is no token: it takes no place and counts nowhere."""
     score_function: Literal["softmax", "sigmoid"] = "softmax"
     """Router scores; softmax is taken over the chosen top_k, sigmoid is normalised over them."""
     aux_loss_coeff: float = 0.01
     """Weight of the load-balancing loss (Switch, arXiv 2101.03961 eq. 4); 0 turns it off."""
+    load_balancing_type: Literal["aux_loss", "global_aux_loss"] = "aux_loss"
+    """Whose loads the load-balancing loss sees: aux_loss a micro-batch's, so that it depends on train.micro_batch_size;
+    global_aux_loss those of all tokens of the optimizer step before (arXiv 2501.11873)."""
     z_loss_coeff: float = 0.0
     """Weight of the router z-loss (ST-MoE, arXiv 2202.08906 eq. 5); 0 turns it off."""
     expert_bias_update_rate: float = 0.0

@@ -10,7 +10,7 @@ import numpy as np
 from altup_moe.data.objectives import Pair
 
 Arrays = dict[str, np.ndarray]
-"""`tokens`, `labels`, `loss_mask`; with an encoder also `encoder_tokens` and `encoder_mask`."""
+"""`tokens`, `labels`, `loss_mask`, `padding_mask`; with an encoder also `encoder_tokens` and `encoder_mask`."""
 
 
 def encoder_decoder(pair: Pair, encoder_length: int, decoder_length: int, pad: int) -> Arrays:
@@ -18,7 +18,8 @@ def encoder_decoder(pair: Pair, encoder_length: int, decoder_length: int, pad: i
 
     Returns:
         `encoder_tokens` int64 [S], `encoder_mask` float32 [S] (1 token, 0 padding); `tokens` int64 [D]: the start
-        token (the pad id, as in T5) and the targets without their last; `labels` int64 [D], `loss_mask` float32 [D].
+        token (the pad id, as in T5) and the targets without their last; `labels` int64 [D], `loss_mask` float32 [D],
+        `padding_mask` bool [D] (True on padding).
     """
     inputs, targets = shortened(pair.inputs, encoder_length), shortened(pair.targets, decoder_length)
     return {
@@ -27,6 +28,7 @@ def encoder_decoder(pair: Pair, encoder_length: int, decoder_length: int, pad: i
         "tokens": _padded(np.append(pad, targets[:-1]), decoder_length, pad),
         "labels": _padded(targets, decoder_length, pad),
         "loss_mask": _ones(len(targets), decoder_length),
+        "padding_mask": _ones(len(targets), decoder_length) == 0,
     }
 
 
@@ -34,7 +36,7 @@ def decoder_only(pair: Pair, length: int, pad: int) -> Arrays:
     """Inputs and targets in one sequence, with loss on the targets alone. If they are too long, inputs are cut first.
 
     Returns:
-        `tokens`, `labels` int64 [S] and `loss_mask` float32 [S].
+        `tokens`, `labels` int64 [S], `loss_mask` float32 [S] and `padding_mask` bool [S] (True on padding).
     """
     targets = shortened(pair.targets, length)
     inputs = shortened(pair.inputs, length + 1 - len(targets))
@@ -44,6 +46,7 @@ def decoder_only(pair: Pair, length: int, pad: int) -> Arrays:
         "tokens": _padded(sequence[:-1], length, pad),
         "labels": _padded(sequence[1:], length, pad),
         "loss_mask": _ones(used, length) - _ones(len(inputs) - 1, length),
+        "padding_mask": _ones(used, length) == 0,
     }
 
 

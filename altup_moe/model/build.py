@@ -15,6 +15,7 @@ from altup_moe.config import RunConfig
 from altup_moe.model.specs import first_layer
 from altup_moe.parallel.compat import mark_expert_parameters
 from altup_moe.parallel.parameter_mapping import NamedTensor, Shard, TensorSlice, pieces
+from altup_moe.parallel.parameter_names import is_buffer
 from altup_moe.parallel.release import end_with_topology
 from altup_moe.parallel.rng import seed_dropout
 from altup_moe.parallel.seeds import initial
@@ -49,7 +50,7 @@ def named_tensors(chunks: list[nn.Module], config: RunConfig, topology: Topology
     for index, chunk in enumerate(chunks):
         module: Any = getattr(chunk, "module", chunk)
         offset = first_layer(module.config, topology.pipeline_rank, module.vp_stage)
-        buffers = {name: b for name, b in module.named_buffers() if name.endswith("expert_bias")}
+        buffers = {name: b for name, b in module.named_buffers() if is_buffer(name)}
         for name, tensor in (*module.named_parameters(), *buffers.items()):
             yield NamedTensor(index, name, tensor, pieces(name, offset, shard, config))
 

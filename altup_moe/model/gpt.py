@@ -17,6 +17,7 @@ from altup_moe.altup.stream import widen
 from altup_moe.config import ModelConfig, RunConfig
 from altup_moe.model.altup_block import AltUpBlock
 from altup_moe.model.dynamic import Expand
+from altup_moe.model.padding import on_tensor_rank
 from altup_moe.model.specs import stage_spec
 from altup_moe.model.transformer_config import AltUpTransformerConfig, transformer_config
 from altup_moe.parallel.topology import Topology
@@ -81,11 +82,12 @@ class AltUpGPT(LanguageModule):
         """Megatron's schedules hand over what the previous stage sent: the stream [K*S, B, D]."""
         self.decoder.set_input_tensor(input_tensor[0] if isinstance(input_tensor, list) else input_tensor)
 
-    def forward(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, labels: Tensor | None = None, padding_mask: Tensor | None = None) -> Tensor:
         """One micro-batch through this chunk.
 
         Args:
-            tokens: [B, S] ids. labels: [B, S], the next tokens, or None.
+            tokens: [B, S] ids. labels: [B, S], the next tokens, or None. padding_mask: bool [B, S], True on padding,
+                which ends rows and goes to no expert; None has none.
         Returns:
             Last chunk: loss of every token [B, S] fp32, or without labels logits [B, S, V / tensor ranks].
             Other chunks: the stream.
@@ -96,7 +98,11 @@ class AltUpGPT(LanguageModule):
             embedded = self.embedding(input_ids=tokens, position_ids=None)
             stream = widen(embedded, *self.stream_shape) if self.expand is None else self.expand(embedded)
         rotary = self.rotary_pos_emb(tokens.shape[1] * self.config.context_parallel_size)
-        hidden = self.decoder(hidden_states=stream, attention_mask=None, rotary_pos_emb=rotary)
+        if padding_mask is not None:
+            padding_mask = on_tensor_rank(padding_mask, self.config, self.tp_group)
+        hidden = self.decoder(
+            hidden_states=stream, attention_mask=None, rotary_pos_emb=rotary, padding_mask=padding_mask
+        )
         if not self.post_process:
             return hidden
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None

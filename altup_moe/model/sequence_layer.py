@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from altup_moe.altup.sequence import all_padding, initial_coefficients, pick, place, pools
 from altup_moe.model.attention import HeadParallelRelativeBias
+from altup_moe.model.padding import on_tensor_rank
 from altup_moe.model.transformer_config import AltUpTransformerConfig
+from altup_moe.moe.records import RecordsRouting
 
 
 class SequenceLayer(MegatronModule, BaseTransformerLayer):
@@ -31,6 +33,9 @@ class SequenceLayer(MegatronModule, BaseTransformerLayer):
     ) -> None:
         super().__init__(config=config)
         self.layer = TransformerLayer(config=config, submodules=submodules, pg_collection=pg_collection, **kwargs)
+        for module in self.layer.modules():
+            if isinstance(module, RecordsRouting):
+                module.stride = config.sequence_stride
         self.stride, self.method, self.causal = config.sequence_stride, config.sequence_method, causal
         self.tp_group = pg_collection.tp
         device = torch.cuda.current_device()
@@ -51,6 +56,7 @@ class SequenceLayer(MegatronModule, BaseTransformerLayer):
         rotary_pos_emb: Tensor | None = None,
         attention_mask: Tensor | None = None,
         attention_bias: HeadParallelRelativeBias | None = None,
+        padding_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Any]:
         """x [S, B, D] -> (y [S, B, D], context). Other arguments go to the layer as they are: in a decoder an encoder's
@@ -61,8 +67,11 @@ class SequenceLayer(MegatronModule, BaseTransformerLayer):
             attention_mask: bool [B, 1, 1, positions], True on padding, which ends samples. The layer gets a mask of
                 windows without a token.
             attention_bias: the layer gets one for positions that stand a stride apart.
+            padding_mask: bool [B, S], True on padding, which ends samples. The layer gets the anchors'.
         """
-        padding = None if attention_mask is None else self._share(attention_mask, len(hidden_states))
+        padding = None
+        if attention_mask is not None:
+            padding = on_tensor_rank(attention_mask[:, 0, 0], self.config, self.tp_group).T
         u = pick(hidden_states, self.method, self.stride, self.causal, self._before(hidden_states), padding)
         if rotary_pos_emb is not None:
             rotary_pos_emb = rotary_pos_emb[:: self.stride]
@@ -74,14 +83,10 @@ class SequenceLayer(MegatronModule, BaseTransformerLayer):
             rotary_pos_emb=rotary_pos_emb,
             attention_mask=attention_mask,
             attention_bias=strided_bias,
+            padding_mask=None if padding_mask is None else padding_mask[:, :: self.stride],
             **kwargs,
         )
         return place(hidden_states, u, y, self.method, self.stride, dict(self.sequence.items())), context
-
-    def _share(self, attention_mask: Tensor, count: int) -> Tensor:
-        """Padding [S, B] of this tensor rank's slice of the sequence, which has `count` positions."""
-        first = self.tp_group.rank() * count if self.config.sequence_parallel else 0
-        return attention_mask[:, 0, 0, first : first + count].T
 
     def _before(self, x: Tensor) -> Tensor | None:
         """The s - 1 tokens before this tensor rank's slice, where pooling asks for them."""

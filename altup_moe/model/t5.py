@@ -17,6 +17,7 @@ from altup_moe.config import AltUpConfig, ModelConfig, RunConfig
 from altup_moe.model.altup_block import AltUpBlock
 from altup_moe.model.attention import HeadParallelRelativeBias
 from altup_moe.model.flops import StackKind
+from altup_moe.model.padding import on_tensor_rank
 from altup_moe.model.specs import stack_spec
 from altup_moe.model.transformer_config import AltUpTransformerConfig, transformer_config
 from altup_moe.moe.records import RecordsRouting
@@ -58,6 +59,9 @@ class AltUpT5(LanguageModule):
         for module in self.decoder.modules():
             if isinstance(module, RecordsRouting):
                 module.layer_number += model.num_layers  # layers are counted through both stacks
+        for module in self.encoder.modules():
+            if isinstance(module, RecordsRouting):
+                module.in_encoder = True
         features = output_width(config.hidden_size, *self.stream_shape)
         # T5's embeddings have unit variance: tied, they would make logits of the root of the width.
         self.output_scale = features**-0.5 if self.share_embeddings_and_output_weights else 1.0
@@ -80,25 +84,39 @@ class AltUpT5(LanguageModule):
     def set_input_tensor(self, input_tensor: Any) -> None:
         """Megatron's schedules ask for it; there is no stage before this one."""
 
-    def forward(self, tokens: Tensor, labels: Tensor | None, encoder_tokens: Tensor, encoder_mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        labels: Tensor | None,
+        encoder_tokens: Tensor,
+        encoder_mask: Tensor,
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
         """One micro-batch.
 
         Args:
             tokens: the decoder's input [B, S], which begins with the start token. labels: [B, S], or None.
             encoder_tokens: [B, T]. encoder_mask: [B, T], 1 on tokens and 0 on padding.
+            padding_mask: the decoder's, bool [B, S], True on padding. No expert sees padding, the encoder's neither.
         Returns:
             Loss of every label [B, S] fp32, or without labels logits [B, S, V / tensor ranks].
         """
         padding = (encoder_mask == 0)[:, None, None, :]
+        if padding_mask is not None:
+            padding_mask = on_tensor_rank(padding_mask, self.config, self.tp_group)
         # Under sequence parallelism both are this rank's slices, and the linear layers that read them gather them.
         context_TBE = self.encoder(
-            hidden_states=self._widened(encoder_tokens), attention_mask=padding, attention_bias=self.encoder_bias
+            hidden_states=self._widened(encoder_tokens),
+            attention_mask=padding,
+            attention_bias=self.encoder_bias,
+            padding_mask=on_tensor_rank(encoder_mask == 0, self.config, self.tp_group),
         )
         hidden = self.decoder(
             hidden_states=self._widened(tokens),
             context=context_TBE,
             context_mask=padding,
             attention_bias=self.decoder_bias,
+            padding_mask=padding_mask,
         )
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         logits_SBV, _ = self.output_layer(hidden * self.output_scale, weight=weight)

@@ -39,6 +39,7 @@ class AltUpTransformerConfig(TransformerConfig):
     overlap_mixing: bool = True
     overlap_exchange: bool = True
     overlap_two_batch: bool = False
+    balance_over_step: bool = False
 
 
 def uses_transformer_engine(asked: str) -> bool:
@@ -136,7 +137,9 @@ def _experts(config: RunConfig) -> dict:
         "moe_aux_loss_coeff": moe.aux_loss_coeff,
         "moe_z_loss_coeff": moe.z_loss_coeff or None,
         "moe_router_enable_expert_bias": moe.expert_bias_update_rate > 0,
-        "moe_router_bias_update_rate": moe.expert_bias_update_rate or 1e-3,
+        # Moved once a step is taken (train.routing), not while gradients are reduced: it may be skipped.
+        "moe_router_bias_update_rate": 0.0,
+        "balance_over_step": moe.aux_loss_coeff > 0 and moe.load_balancing_type == "global_aux_loss",
         "moe_expert_capacity_factor": moe.capacity_factor,
         "moe_shared_expert_intermediate_size": config.shared_expert_size or None,
         "moe_token_dispatcher_type": moe.dispatcher,

@@ -31,7 +31,7 @@ from deepspeed.moe.sharded_moe import MOELayer
 
 from altup_moe.moe.activations import ACTIVATIONS
 from altup_moe.moe.megatron_backend import OverlappedMoELayer
-from altup_moe.moe.slots import routes_of, slots_of
+from altup_moe.moe.slots import positions_first, routes_of, slots_of
 from altup_moe.overlap.deferred_work import Later
 from altup_moe.overlap.expert_exchange import exchange_slots, with_sharing_ranks
 
@@ -136,10 +136,12 @@ class DeepSpeedMoELayer(OverlappedMoELayer):
         # In a tuple, so that the experts are not registered a second time.
         self._moe = (moe,)
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        """[S, B, D] -> ([S, B, D], no bias)."""
+    def forward(
+        self, hidden_states: Tensor, *args: Any, padding_mask: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        """[S, B, D] -> ([S, B, D], no bias). ``padding_mask``: bool [B, S], True on padding."""
         shared = self.shared_experts_compute(hidden_states)
-        decision = self.route(hidden_states)
+        decision = self.route(hidden_states, positions_first(padding_mask))
         # Each call has an exchange of its own, and so each half of a micro-batch has.
         run = with_names(
             MOELayer.forward,

@@ -44,6 +44,12 @@ class OverlappedDispatcher(MoEAlltoAllTokenDispatcher):
         # The parent's phases keep their bookkeeping and exchange over nobody; the exchange itself is ours.
         self.exchange_group: Any = self.ep_group
         self.ep_group: Any = _NoGroup()
+        self.config: Any = copy.copy(self.config)
+
+    def allow_fewer_routes(self, fewer: bool) -> None:
+        """Whether the next tokens may have fewer than top_k routes, as padding has: rows are then counted."""
+        # Megatron counts them where a capacity is set, which asks a GPU once more.
+        self.config.moe_expert_capacity_factor = 1.0 if fewer else None
 
     def token_dispatch(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and their probabilities to the ranks of their experts."""
@@ -108,6 +114,13 @@ class OverlappedMoELayer(MoELayer):
     @token_dispatcher.setter
     def token_dispatcher(self, dispatcher: Any) -> None:
         self._dispatchers[0] = dispatcher
+
+    def route(self, hidden_states: Tensor, padding_mask: Tensor | None = None) -> Any:
+        """Megatron's; the dispatcher hears of padding, which has no routes."""
+        if isinstance(self.token_dispatcher, OverlappedDispatcher):
+            fewer = padding_mask is not None or self.config.moe_expert_capacity_factor is not None
+            self.token_dispatcher.allow_fewer_routes(fewer)
+        return super().route(hidden_states, padding_mask)
 
     def shared_experts_compute(self, hidden_states: Tensor) -> Any:
         """The shared expert's output, once somebody has time for it."""

@@ -37,7 +37,18 @@ class RecordsRouting:
     record: RoutingRecord
     layer_number: int
     """Global number of its layer, from 1."""
+    stride: int = 1
+    """It sees every n-th token (Sequence-AltUp)."""
+    in_encoder: bool = False
+    """Whether the tokens are the encoder's."""
+    tokens_of_micro_batch: float | None = None
+    """Tokens that it routes in a micro-batch of this step, on average over the step: what its losses over a step's
+    tokens are divided by. None is as many as there are in each."""
 
     def clear_record(self) -> None:
         """Forget what was recorded."""
+        raise NotImplementedError
+
+    def step_taken(self, counts_E: Tensor, bias_update_rate: float) -> None:
+        """An optimizer step was taken; ``counts_E``: routes to each expert in it, of all micro-batches and ranks."""
         raise NotImplementedError

@@ -29,6 +29,11 @@ class Routes(NamedTuple):
     """Its combine probability; 0 where there is no route."""
 
 
+def positions_first(padding_mask_BS: Tensor | None) -> Tensor | None:
+    """A layer's padding mask as its router takes it, bool [S, B]."""
+    return None if padding_mask_BS is None else padding_mask_BS.transpose(0, 1).bool()
+
+
 def routes_of(probs_TE: Tensor, map_TE: Tensor, top_k: int) -> Routes:
     """The routes of a decision: probabilities (with gradients) and a bool map with at most K True in a row."""
     # A stable sort brings a token's experts to the front, in order.

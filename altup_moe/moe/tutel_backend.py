@@ -22,7 +22,7 @@ from tutel.moe import fast_decode, fast_encode
 
 from altup_moe.moe.activations import ACTIVATIONS
 from altup_moe.moe.megatron_backend import OverlappedMoELayer
-from altup_moe.moe.slots import Routes, routes_of, slots_of
+from altup_moe.moe.slots import Routes, positions_first, routes_of, slots_of
 from altup_moe.moe.torch_backend import StackedWeights
 from altup_moe.overlap.deferred_work import Later
 from altup_moe.overlap.expert_exchange import exchange_slots, with_sharing_ranks
@@ -53,10 +53,12 @@ class TutelMoELayer(OverlappedMoELayer):
         super().__init__(config, submodules, *args, pg_collection=pg_collection, **kwargs)
         self._groups = pg_collection
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        """[S, B, D] -> ([S, B, D], no bias)."""
+    def forward(
+        self, hidden_states: Tensor, *args: Any, padding_mask: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        """[S, B, D] -> ([S, B, D], no bias). ``padding_mask``: bool [B, S], True on padding."""
         shared = self.shared_experts_compute(hidden_states)
-        probs_TE, map_TE = self.route(hidden_states)
+        probs_TE, map_TE = self.route(hidden_states, positions_first(padding_mask))
         rows_TD = hidden_states.reshape(-1, hidden_states.shape[-1])
         slots = slots_of(map_TE, self.config, self._groups, self.training)
         routes = tutel_routes(routes_of(probs_TE, map_TE, self.config.moe_router_topk), map_TE.shape[1], int(slots))

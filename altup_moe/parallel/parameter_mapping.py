@@ -230,8 +230,8 @@ def _layer_pieces(name: str, prefix: str, shard: Shard, config: RunConfig) -> li
             return _whole(f"{prefix}.self_attn.{which[0]}_norm.weight", m.head_dim)
         case ["mlp", "router", "weight"]:
             return _whole(f"{prefix}.mlp.router.weight", moe.num_experts, m.hidden_size)
-        case ["mlp", "router", "expert_bias"]:
-            return _whole(f"{prefix}.mlp.router.expert_bias", moe.num_experts)
+        case ["mlp", "router", ("expert_bias" | "expert_load") as buffer]:
+            return _whole(f"{prefix}.mlp.router.{buffer}", moe.num_experts)
         case ["mlp", "shared_experts", which, "weight"]:
             return _gated_mlp(
                 f"{prefix}.mlp.shared_expert", which, m.hidden_size, config.shared_expert_size, shard.tensor

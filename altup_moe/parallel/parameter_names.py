@@ -11,6 +11,9 @@ from altup_moe.config.sequence import strided_decoder_layers, strided_layers
 from altup_moe.moe.backends import find_backend
 from altup_moe.parallel.parameter_mapping import Shard, pieces
 
+ROUTER_BUFFERS = (".expert_bias", ".expert_load")
+"""Ends of the names of a router's state that no optimizer updates."""
+
 
 def local_names(config: RunConfig, layers: range, first: bool, last: bool, experts: int) -> Iterator[str]:
     """Names of the parameters and persistent buffers of one model chunk, as Megatron's modules have them.
@@ -75,6 +78,8 @@ def _layer_names(config: RunConfig, layer: int, experts: int) -> Iterator[str]:
     yield "mlp.router.weight"
     if moe.expert_bias_update_rate > 0:
         yield "mlp.router.expert_bias"
+    if moe.aux_loss_coeff > 0 and moe.load_balancing_type == "global_aux_loss":
+        yield "mlp.router.expert_load"
     if find_backend(moe.backend).stacked:
         yield from ("mlp.experts.fc1", "mlp.experts.fc2")
         experts = 0
@@ -92,4 +97,4 @@ def global_shapes(config: RunConfig) -> dict[str, tuple[int, ...]]:
 
 def is_buffer(name: str) -> bool:
     """Whether a global name is that of a buffer, which no optimizer updates."""
-    return name.endswith(".expert_bias")
+    return name.endswith(ROUTER_BUFFERS)

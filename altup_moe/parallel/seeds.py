@@ -81,6 +81,8 @@ def initial(name: str, shape: tuple[int, ...], tensor_slice: TensorSlice, config
         return initial_coefficients(config.sequence.method)[leaf][index]
     if leaf == "expert_bias":
         return torch.zeros(shape)[index]
+    if leaf == "expert_load":
+        return torch.full(shape, 1 / config.moe.num_experts)[index]
     if leaf.endswith("norm"):
         return torch.ones(shape)[index]
     m = config.model

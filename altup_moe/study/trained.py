@@ -124,7 +124,7 @@ def routing_of(run: FinishedRun, samples: Samples, count: int) -> Experts:
 def _losses(run: FinishedRun, batch: Batch) -> Any:
     model: Any = run.model
     encoder = () if batch.encoder_tokens is None else (batch.encoder_tokens, batch.encoder_mask)
-    return model.losses(*encoder, batch.tokens, batch.labels, batch.loss_mask)
+    return model.losses(*encoder, batch.tokens, batch.labels, batch.loss_mask, batch.padding_mask)
 
 
 def expert_shares(config: RunConfig, counts: dict[int, Tensor], dropped: int) -> Experts:

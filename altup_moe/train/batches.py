@@ -20,7 +20,8 @@ from altup_moe.parallel.compat import batch_on_context_rank
 class SampleDataset(Protocol):
     """Samples by number, each a mapping with `tokens`, `labels` and `loss_mask` of shape [S].
 
-    For an encoder-decoder these are the decoder's, and with them come `encoder_tokens` and `encoder_mask` of [T].
+    Those that may be padded have `padding_mask` of [S] as well. For an encoder-decoder these are the decoder's, and
+    with them come `encoder_tokens` and `encoder_mask` of [T].
     """
 
     def __getitem__(self, number: int) -> Mapping[str, Tensor]:
@@ -31,12 +32,14 @@ class SampleDataset(Protocol):
 class Batch:
     """One micro-batch: tokens, labels (the next tokens) and the mask of labels that count, all [B, S].
 
-    An encoder-decoder's has an encoder's tokens and their mask as well (1 on tokens, 0 on padding), both [B, T].
+    ``padding_mask``: bool, True on padding, whose outputs nobody reads; None has none. An encoder-decoder's has an
+    encoder's tokens and their mask as well (1 on tokens, 0 on padding), both [B, T].
     """
 
     tokens: Tensor
     labels: Tensor
     loss_mask: Tensor
+    padding_mask: Tensor | None = None
     encoder_tokens: Tensor | None = None
     encoder_mask: Tensor | None = None
 
@@ -50,9 +53,18 @@ class Batch:
         return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
     @property
-    def encoder(self) -> dict[str, Tensor]:
-        """The encoder's tensors by name, if it has one."""
-        return {name: tensor for name, tensor in self.tensors.items() if name.startswith("encoder")}
+    def model_inputs(self) -> dict[str, Tensor]:
+        """What a model takes beside tokens and labels, by name."""
+        return {name: tensor for name, tensor in self.tensors.items() if name not in ("tokens", "labels", "loss_mask")}
+
+    def tokens_routed(self, in_encoder: bool, stride: int) -> int:
+        """Tokens that an MoE layer routes, padding left out: all of a stack's, or every stride-th."""
+        tokens, padding = self.tokens, self.padding_mask
+        if in_encoder:
+            assert self.encoder_tokens is not None
+            assert self.encoder_mask is not None
+            tokens, padding = self.encoder_tokens, self.encoder_mask == 0
+        return tokens[:, ::stride].numel() - (0 if padding is None else int(padding[:, ::stride].sum()))
 
     def on_context_rank(self, context_size: int) -> Batch:
         """This context-parallel rank's part of the sequence (Megatron's zigzag), for each [B, S / context_size]."""
@@ -65,6 +77,9 @@ def _collate(dataset: SampleDataset, numbers: range, end: int) -> Batch:
     """Samples by number; those past `end` repeat the last one with nothing to count."""
     rows = [dataset[min(n, end - 1)] for n in numbers]
     counts = torch.tensor([[1.0 if n < end else 0.0] for n in numbers])
+    if any("padding_mask" in row for row in rows):
+        # In a mixture some samples are never padded.
+        rows = [{"padding_mask": torch.zeros_like(row["tokens"], dtype=torch.bool), **row} for row in rows]
     names = [field.name for field in fields(Batch) if field.name in rows[0]]
     stacked = {name: torch.stack([row[name] for row in rows]) for name in names}
     return Batch(**{**stacked, "loss_mask": stacked["loss_mask"] * counts})

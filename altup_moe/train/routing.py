@@ -11,6 +11,7 @@ from torch import nn
 from altup_moe.config import RunConfig
 from altup_moe.moe.records import RecordsRouting
 from altup_moe.parallel.topology import Topology
+from altup_moe.train.batches import Batch
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,33 @@ def _routers(chunks: list[nn.Module]) -> list[RecordsRouting]:
     return [m for chunk in chunks for m in chunk.modules() if isinstance(m, RecordsRouting)]
 
 
-def clear_routing(chunks: list[nn.Module]) -> None:
-    """Forget the last step's records."""
-    for router in _routers(chunks):
+def begin_step(chunks: list[nn.Module], batches: list[Batch], config: RunConfig, topology: Topology) -> None:
+    """Forget the last step's records, and tell routers how many tokens this one has.
+
+    Args:
+        batches: this data rank's micro-batches, whole.
+    """
+    routers = _routers(chunks)
+    for router in routers:
         router.clear_record()
+    if not routers or not (config.moe.z_loss_coeff or config.moe.load_balancing_type == "global_aux_loss"):
+        return
+    kinds = sorted({(router.in_encoder, router.stride) for router in routers})
+    tokens = torch.tensor([sum(batch.tokens_routed(*kind) for batch in batches) for kind in kinds], dtype=torch.float64)
+    tokens = tokens.to(topology.device)
+    dist.all_reduce(tokens, group=topology.groups.dp)
+    means = dict(zip(kinds, (tokens / (len(batches) * topology.data_size)).tolist(), strict=True))
+    for router in routers:
+        router.tokens_of_micro_batch = means[router.in_encoder, router.stride]
+
+
+def step_taken(chunks: list[nn.Module], summary: RoutingSummary | None, config: RunConfig) -> None:
+    """Expert biases and loads follow the routes of a step that has updated the weights."""
+    if summary is None:
+        return
+    for router in _routers(chunks):
+        counts_E = torch.tensor(summary.counts[router.layer_number - 1])
+        router.step_taken(counts_E, config.moe.expert_bias_update_rate)
 
 
 def summarise_routing(chunks: list[nn.Module], config: RunConfig, topology: Topology) -> RoutingSummary | None:

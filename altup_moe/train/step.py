@@ -18,14 +18,14 @@ from altup_moe.config import RunConfig
 from altup_moe.parallel.topology import Topology
 from altup_moe.train.batches import Batch, SampleDataset, micro_batches
 from altup_moe.train.engine import Engine
-from altup_moe.train.routing import RoutingSummary, clear_routing, summarise_routing
+from altup_moe.train.routing import RoutingSummary, begin_step, step_taken, summarise_routing
 
 
 @dataclass(frozen=True)
 class StepResult:
     """What one optimizer step did, the same on every rank.
 
-    Losses are means over the step's tokens (lm) or micro-batches (aux, z, weighted by their coefficients), in nats.
+    Losses are means over the step's labels (lm) or micro-batches (aux, z, weighted by their coefficients), in nats.
     """
 
     lm_loss: float
@@ -53,19 +53,37 @@ class Validation:
         return math.exp(min(self.loss, 700.0))
 
 
-def _loss_func(batch: Batch, byte_lengths: Tensor | None, losses_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Megatron's contract: (sum to differentiate, tokens it is over, what to report)."""
+def _loss_func(
+    batch: Batch, weight: Tensor, byte_lengths: Tensor | None, losses_BS: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Megatron's contract: (sum to differentiate, what to divide it by, what to report)."""
     mask = batch.loss_mask.to(losses_BS.dtype)
     total, tokens = (losses_BS * mask).sum(), mask.sum()
     sums = [total.detach(), tokens]
     if byte_lengths is not None:
         sums.append((byte_lengths[batch.labels] * mask).sum())
-    return total, tokens.to(torch.int), torch.stack([s.double() for s in sums])
+    nothing = torch.ones((), dtype=torch.int, device=total.device)
+    return total * weight, nothing, torch.stack([s.double() for s in sums])
 
 
-def _forward_step(byte_lengths: Tensor | None, iterator: Iterator[Batch], model: Any) -> tuple[Tensor, Callable]:
+def _forward_step(
+    weight: Tensor, byte_lengths: Tensor | None, iterator: Iterator[Batch], model: Any
+) -> tuple[Tensor, Callable]:
     batch = next(iterator)
-    return model(batch.tokens, batch.labels, **batch.encoder), partial(_loss_func, batch, byte_lengths)
+    return model(batch.tokens, batch.labels, **batch.model_inputs), partial(_loss_func, batch, weight, byte_lengths)
+
+
+def _label_weight(batches: list[Batch], topology: Topology) -> Tensor:
+    """The weight of a label's loss with which the step's gradient is that of the sum over all its labels divided by
+    their number, whatever micro-batch or rank holds them.
+
+    Megatron's schedule divides a micro-batch's loss by the number of micro-batches, and gradients are averaged over
+    data and context ranks. (Its own way, `calculate_per_token_loss`, scales the routers' losses as well.)
+    """
+    labels = torch.stack([batch.loss_mask.sum(dtype=torch.float64) for batch in batches]).sum().to(topology.device)
+    dist.all_reduce(labels, group=topology.groups.dp)
+    averaged = len(batches) * topology.data_size * topology.context_size
+    return (averaged / labels.clamp(min=1.0)).float()
 
 
 def run_schedule(
@@ -76,17 +94,18 @@ def run_schedule(
     forward_only: bool = False,
     byte_lengths: Tensor | None = None,
 ) -> Tensor:
-    """Forward (and backward) of this rank's micro-batches.
+    """Forward (and backward) of this rank's micro-batches; gradients are those of the mean over the step's labels.
 
     Returns:
         Sums over the micro-batches of all ranks, float64: loss, tokens, and bytes if asked for.
     """
+    weight = torch.ones((), device=topology.device) if forward_only else _label_weight(batches, topology)
     batches = [batch.on_context_rank(topology.context_size).to(topology.device) for batch in batches]
     # Every chunk of an interleaved schedule reads the same micro-batches in its own time.
     iterators = [iter(batches) for _ in chunks]
     width = stream_width(config.altup.width, config.altup.variant)
     reported = get_forward_backward_func()(
-        forward_step_func=partial(_forward_step, byte_lengths),
+        forward_step_func=partial(_forward_step, weight, byte_lengths),
         data_iterator=iterators if len(chunks) > 1 else iterators[0],
         model=chunks if len(chunks) > 1 else chunks[0],
         num_microbatches=len(batches),
@@ -110,7 +129,10 @@ def train_step(
     topology: Topology,
     before_update: Callable[[], None] = lambda: None,
 ) -> StepResult:
-    """Forward, backward, reduce, clip, update. A step with a non-finite loss or gradient updates nothing.
+    """Forward, backward, reduce, clip, update.
+
+    A step with a non-finite loss or gradient is skipped: weights, optimizer state, expert biases and loads stay. Its
+    samples count as consumed, it has its place in the learning rate's schedule, and dropout has drawn for it.
 
     ``before_update`` is called once nothing but the update is left: whoever still reads the weights comes to an end.
     """
@@ -118,14 +140,16 @@ def train_step(
     for chunk in chunks:
         chunk.train()
     engine.zero_grad()
-    clear_routing(chunks)
+    begin_step(chunks, batches, config, topology)
     loss, tokens = run_schedule(chunks, batches, config, topology).tolist()
     routing = summarise_routing(chunks, config, topology)
     lm_loss = loss / max(tokens, 1.0)
     if not (math.isfinite(lm_loss) and engine.gradients_are_finite()):
         return StepResult(lm_loss, math.nan, True, routing)
     before_update()
-    return StepResult(lm_loss, engine.step(), False, routing)
+    grad_norm = engine.step()
+    step_taken(chunks, routing, config)
+    return StepResult(lm_loss, grad_norm, False, routing)
 
 
 @torch.no_grad()

@@ -39,6 +39,7 @@ LAYOUTS: dict[str, ParallelConfig] = {
     "tp2-ep1": ParallelConfig(tensor=2),
     "tp2-ep2": ParallelConfig(tensor=2, expert=2),
     "cp2": ParallelConfig(context=2),
+    "cp4": ParallelConfig(context=4),
     "tp2-pp2-ep2": ParallelConfig(tensor=2, pipeline=2, expert=2),
     "dp2-pp2": ParallelConfig(pipeline=2, data=2),
     "dp4-ep2-etp2": ParallelConfig(expert=2, expert_tensor=2),
@@ -116,6 +117,8 @@ def skewed(name: str, shape: tuple[int, ...], tensor_slice: TensorSlice, config:
         return value + noise
     if name.endswith("expert_bias"):
         return noise
+    if name.endswith("expert_load"):
+        return value * (1 + noise)
     return value
 
 
@@ -138,17 +141,39 @@ def micro_batch(config: RunConfig, index: int) -> tuple[Tensor, Tensor]:
     return ids[:, :-1], ids[:, 1:]
 
 
+def uneven(shape: tuple[int, int], index: int) -> tuple[Tensor, Tensor]:
+    """(loss mask, padding mask) [B, S] of micro-batch `index`: unlike in each, and none of the second's labels counts.
+
+    With two data ranks or more, one has a micro-batch without labels; with four, one has no other.
+    """
+    generator = torch.Generator().manual_seed(500 + index)
+    size, length = shape
+    lengths = torch.randint(length // 2, length + 1, (size, 1), generator=generator)
+    padding = (torch.arange(length) >= lengths) & (index >= 2)
+    counts = [
+        torch.ones(shape),
+        torch.zeros(shape),
+        (torch.arange(length) >= length // 3).float().expand(shape),
+        (torch.rand(shape, generator=generator) < 0.4).float(),
+    ]
+    return counts[index % 4] * ~padding, padding
+
+
+def gpt_batch(config: RunConfig, index: int) -> Batch:
+    """Micro-batch `index` of a decoder."""
+    tokens, labels = micro_batch(config, index)
+    return Batch(tokens, labels, *uneven(labels.shape, index))
+
+
 def t5_batch(config: RunConfig, index: int) -> Batch:
-    """Micro-batch `index` of an encoder-decoder: encoder tokens of many lengths, and two labels that do not count."""
+    """Micro-batch `index` of an encoder-decoder: encoder tokens of many lengths."""
     generator = torch.Generator().manual_seed(100 + index)
     b, s, t = config.train.micro_batch_size, config.model.decoder_length, config.model.seq_length
     ids = (torch.rand(b, s + t, generator=generator) ** 2 * config.model.vocab_size).long()
     lengths = torch.randint(t // 3, t + 1, (b, 1), generator=generator)
-    loss_mask = torch.ones(b, s)
-    loss_mask[:, -2:] = 0
     tokens = ids[:, :s].roll(1, dims=1)
     tokens[:, 0] = 0
-    return Batch(tokens, ids[:, :s], loss_mask, ids[:, s:], (torch.arange(t) < lengths).float())
+    return Batch(tokens, ids[:, :s], *uneven((b, s), index), ids[:, s:], (torch.arange(t) < lengths).float())
 
 
 def micro_batch_count(config: RunConfig) -> int:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from altup_moe.config import RunConfig
 from altup_moe.model.build import build_model, named_tensors
+from altup_moe.parallel.parameter_names import ROUTER_BUFFERS
 from altup_moe.parallel.topology import topology
 from altup_moe.train.batches import Batch
 from altup_moe.train.optim import build_optimizer
-from altup_moe.train.routing import clear_routing, summarise_routing
+from altup_moe.train.routing import begin_step, summarise_routing
 from altup_moe.train.step import run_schedule
-from tests.distributed.cases import micro_batch, micro_batch_count, skewed, t5_batch
+from tests.distributed.cases import gpt_batch, micro_batch_count, skewed, t5_batch
 
 
 def reference_model(config: RunConfig, weights=skewed):
@@ -25,7 +28,7 @@ def reference_model(config: RunConfig, weights=skewed):
     model = reference_model(config)
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            if name.endswith("expert_bias") or isinstance(tensor, torch.nn.Parameter):
+            if name.endswith(ROUTER_BUFFERS) or isinstance(tensor, torch.nn.Parameter):
                 shape = tuple(tensor.shape)
                 tensor.copy_(weights(name, shape, tuple((0, n) for n in shape), config))
     return model.train()
@@ -33,15 +36,12 @@ def reference_model(config: RunConfig, weights=skewed):
 
 def batch_of(config: RunConfig, index: int) -> Batch:
     """Micro-batch `index` of a step."""
-    if config.model.arch == "t5":
-        return t5_batch(config, index)
-    tokens, labels = micro_batch(config, index)
-    return Batch(tokens, labels, torch.ones(labels.shape))
+    return (t5_batch if config.model.arch == "t5" else gpt_batch)(config, index)
 
 
 def reference_losses(model, batch: Batch):
     """The reference's losses of a micro-batch."""
-    inputs = (batch.tokens, batch.labels, batch.loss_mask)
+    inputs = (batch.tokens, batch.labels, batch.loss_mask, batch.padding_mask)
     if batch.encoder_tokens is None:
         return model.losses(*inputs)
     return model.losses(batch.encoder_tokens, batch.encoder_mask, *inputs)
@@ -52,18 +52,29 @@ def reference_step(config: RunConfig, weights=skewed) -> tuple[float, dict[str, 
 
     The reference computes in float64, free of rounding.
     """
+    from altup_moe.model.reference.gpt import StepTotals
+
     model, count = reference_model(config, weights).double(), micro_batch_count(config)
-    total, added = 0.0, []
-    for index in range(count):
-        losses = reference_losses(model, batch_of(config, index))
-        loss = (losses.lm_sum / losses.num_tokens + losses.aux + losses.z) / count
-        added.append(torch.autograd.grad(loss, list(model.parameters())))
-        total += float(loss.detach())
+    batches = [batch_of(config, index) for index in range(count)]
+    losses = [reference_losses(model, batch) for batch in batches]
+    shares = [one.share(StepTotals.of(losses)) for one in losses]
+    added = [torch.autograd.grad(share, list(model.parameters()), materialize_grads=True) for share in shares]
+    total = sum(float(share) for share in shares)
     names = [name for name, _ in model.named_parameters()]
     return total, {name: torch.stack(terms) for name, terms in zip(names, zip(*added, strict=True), strict=True)}
 
 
-def layout_step(config: RunConfig, weights=skewed) -> tuple[float, list[tuple[str, tuple, np.ndarray]]]:
+def longer_batch_of(config: RunConfig, index: int) -> Batch:
+    """`batch_of` the run whose samples are half as long, with padding behind every sample."""
+    half = replace(config.model, seq_length=config.model.seq_length // 2)
+    if config.model.arch == "t5":
+        half = replace(half, decoder_seq_length=config.model.decoder_length // 2)
+    short = batch_of(replace(config, model=half), index)
+    pad = {"padding_mask": True}
+    return Batch(**{n: F.pad(t, (0, t.shape[1]), value=pad.get(n, 0)) for n, t in short.tensors.items()})
+
+
+def layout_step(config: RunConfig, weights=skewed, make=batch_of) -> tuple[float, list[tuple[str, tuple, np.ndarray]]]:
     """On a rank: (training loss, [(global name, slice, gradient of the slice)]) after one step's reduction."""
     with topology(config.parallel) as topo:
         chunks = build_model(config, topo, weights)
@@ -71,10 +82,10 @@ def layout_step(config: RunConfig, weights=skewed) -> tuple[float, list[tuple[st
         for chunk in chunks:
             chunk.train()
             chunk.zero_grad_buffer()
-        clear_routing(chunks)
         batches = []
         for index in range(topo.data_rank, micro_batch_count(config), topo.data_size):
-            batches.append(batch_of(config, index))
+            batches.append(make(config, index))
+        begin_step(chunks, batches, config, topo)
         lm_sum, tokens = run_schedule(chunks, batches, config, topo).tolist()
         routing = summarise_routing(chunks, config, topo)
         loss = lm_sum / tokens + (routing.aux_loss + routing.z_loss if routing else 0.0)

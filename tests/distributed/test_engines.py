@@ -231,6 +231,7 @@ def test_engine_and_experts_change_at_once(
 def _poisoned(config: RunConfig) -> None:
     import torch
 
+    from altup_moe.checkpoint.state import local_tensors, optimizer_steps
     from altup_moe.model.build import named_tensors
     from altup_moe.parallel.topology import topology
     from altup_moe.train.batches import Batch
@@ -241,27 +242,48 @@ def _poisoned(config: RunConfig) -> None:
         engine = build_engine(config, topo)
         tokens = torch.arange(32).view(2, 16) % config.model.vocab_size
         batches = [Batch(tokens, tokens.roll(-1, 1), torch.ones(2, 16)) for _ in range(2)]
-        weights = {
-            name: next(e.tensor for e in named_tensors(engine.chunks, config, topo) if e.name.endswith(name))
-            for name in ("input_layernorm.weight", "experts.0.linear_fc1.weight")
-        }
-        before = {name: weight.detach().clone() for name, weight in weights.items()}
-        for name, weight in weights.items():
+
+        def state() -> dict[str, torch.Tensor]:
+            """Weights, routers' state and moments, whatever a checkpoint would hold of them."""
+            held = local_tensors(named_tensors(engine.chunks, config, topo), engine.optimizer)
+            return {f"{one.part}": one.tensor.detach().clone() for one in held}
+
+        assert not train_step(engine, batches, config, topo).skipped
+        before, updates = state(), optimizer_steps(engine.optimizer)
+        assert any("exp_avg" in name for name in before)
+        for end in ("input_layernorm.weight", "experts.0.linear_fc1.weight"):
+            weight = next(e.tensor for e in named_tensors(engine.chunks, config, topo) if e.name.endswith(end))
             # On one rank only: the others must hear of it.
             hook = weight.register_hook(lambda grad: grad * float("nan")) if topo.rank == 1 else None
             result = train_step(engine, batches, config, topo)
-            assert result.skipped, name
-            assert all(torch.equal(weights[key], before[key]) for key in before)
+            assert result.skipped, end
+            after = state()
+            assert not [name for name, tensor in before.items() if not torch.equal(after[name], tensor)]
+            assert optimizer_steps(engine.optimizer) == updates
             if hook is not None:
                 hook.remove()
         result = train_step(engine, batches, config, topo)
         assert not result.skipped
         assert 0 < result.grad_norm < 100
-        assert not any(torch.equal(weights[key], before[key]) for key in before)
+        after = state()
+        for part in ("input_layernorm.weight", "down_proj.weight", "expert_bias", "expert_load"):
+            assert any(part in name and not torch.equal(after[name], before[name]) for name in before), part
 
 
-@pytest.mark.parametrize("engine", ["zero1", "zero2"])
-def test_a_step_without_finite_gradients_is_skipped_by_all(engine: str) -> None:
-    config = small("ep2", train={"engine": "deepspeed"})
+@pytest.mark.parametrize("engine", ["megatron", "zero1", "zero2"])
+def test_a_step_without_finite_gradients_changes_nothing_on_any_rank(engine: str) -> None:
+    """Experts' biases and loads are part of what it leaves alone."""
+    moe = {
+        "score_function": "sigmoid",
+        "expert_bias_update_rate": 0.01,
+        "load_balancing_type": "global_aux_loss",
+    }
+    config = small("ep2", moe=moe, optim={"warmup_steps": 0})
+    if engine != "megatron":
+        config = replace(
+            config,
+            train=replace(config.train, engine="deepspeed"),
+            parallel=replace(config.parallel, zero_stage=int(engine[-1])),
+        )
     # Rank 1's experts are 2 and 3: what is wrong with them is only on that rank.
-    run_ranks(2, _poisoned, replace(config, parallel=replace(config.parallel, zero_stage=int(engine[-1]))))
+    run_ranks(2, _poisoned, config)

@@ -23,10 +23,18 @@ from altup_moe.train.routing import summarise_routing
 from altup_moe.train.step import run_schedule
 from tests.backends import installed
 from tests.distributed.cases import micro_batch_count, skewed, small_t5, world_size
-from tests.distributed.gradients import batch_of, reference_losses, reference_model
+from tests.distributed.gradients import (
+    batch_of,
+    layout_step,
+    longer_batch_of,
+    reference_losses,
+    reference_model,
+    reference_step,
+    worst_difference,
+)
 from tests.distributed.ranks import run_ranks
 from tests.distributed.runs import give_checkpoint, losses, text_run, train_on_ranks
-from tests.distributed.test_gradients import assert_parity
+from tests.distributed.test_gradients import TOLERANCE, assert_parity
 
 pytestmark = pytest.mark.distributed
 
@@ -81,6 +89,24 @@ def test_features(feature: str) -> None:
 def test_backends(backend: str) -> None:
     """Every one has the encoder-decoder's activation."""
     assert_parity(small_t5("tp2-ep2", moe={"backend": backend}), 4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_padding_takes_no_place_and_counts_nowhere(stride: int) -> None:
+    """The encoder's and the decoder's; of strided layers the anchors'."""
+    ways: dict[str, Any] = {
+        "moe": {"capacity_factor": 1.0, "layer_freq": 1},
+        "sequence": {"stride": stride, "layers": "1..-1", "decoder_layers": "1..-1"} if stride > 1 else {},
+    }
+    short = small_t5("one", **ways)
+    lengths = {"seq_length": 2 * short.model.seq_length, "decoder_seq_length": 2 * short.model.decoder_length}
+    longer = small_t5("tp2-ep2", model=lengths, **ways)
+    loss, expected = reference_step(short)
+    ranks = run_ranks(4, layout_step, longer, skewed, longer_batch_of)
+    for got, _ in ranks:
+        assert got == pytest.approx(loss, rel=TOLERANCE)
+    difference, where = worst_difference(expected, ranks)
+    assert difference <= TOLERANCE, f"{where}: relative difference {difference:.2e}"
 
 
 def _routes(config: RunConfig) -> list[list[float]]:

@@ -59,6 +59,7 @@ class AltUpMoEConfig(PretrainedConfig):
     moe_capacity_factor: float | None = None
     moe_score_function: str = "softmax"
     moe_aux_loss_coeff: float = 0.01
+    moe_load_balancing_type: str = "aux_loss"
     moe_z_loss_coeff: float = 0.0
     moe_expert_bias_update_rate: float = 0.0
 
@@ -105,6 +106,11 @@ class AltUpMoEConfig(PretrainedConfig):
     def output_width(self) -> int:
         """Features that the final norm and the output layer see."""
         return self.hidden_size * (1 if self.altup_recycled else self.stream_width)
+
+    @property
+    def balances_steps(self) -> bool:
+        """Whether the balance loss sees the loads of whole optimizer steps."""
+        return self.moe_aux_loss_coeff > 0 and self.moe_load_balancing_type == "global_aux_loss"
 
     def selected_block(self, layer: int) -> int:
         """Block j that layer `layer` (from 0) computes on."""
@@ -160,6 +166,7 @@ class AltUpMoEConfig(PretrainedConfig):
             moe_capacity_factor=moe.capacity_factor,
             moe_score_function=moe.score_function,
             moe_aux_loss_coeff=moe.aux_loss_coeff,
+            moe_load_balancing_type=moe.load_balancing_type,
             moe_z_loss_coeff=moe.z_loss_coeff,
             moe_expert_bias_update_rate=moe.expert_bias_update_rate,
             **special_tokens,

@@ -9,7 +9,7 @@ Shape legend: B samples, S positions, D width of a layer, K blocks of the stream
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from altup_moe.altup.variants import find_variant
 from altup_moe.model.reference.config import AltUpMoEConfig
 from altup_moe.model.reference.layers import (
+    DROPLESS,
     Attention,
     GatedMLP,
     MoE,
@@ -29,9 +30,9 @@ from altup_moe.model.reference.layers import (
     RMSNorm,
     Router,
     Routing,
+    RoutingInput,
     attention_mask,
     full,
-    updated_expert_bias,
 )
 from altup_moe.model.reference.sequence import Anchors, Strided, token_order
 from altup_moe.model.reference.streams import BlockProjection, Stream, projections, stream_around
@@ -53,15 +54,15 @@ class Layer(nn.Module):
         self.sequence = Strided(config, layer) if config.is_strided(layer) else None
 
     def compute(
-        self, x_BSD: Tensor, capacity_factor: float | None, *attention: Any, order_BS: Tensor | None = None
+        self, x_BSD: Tensor, given: RoutingInput, *attention: Any, order_BS: Tensor | None = None
     ) -> tuple[Tensor, Routing | None]:
         """y = F(x) on all tokens, or by way of the anchors; `order_BS` as `Strided` takes it."""
         if self.sequence is None:
-            return self.transform(x_BSD, capacity_factor, *attention)
+            return self.transform(x_BSD, given, *attention)
         positions_BS, _, cache = attention
 
         def run(u_BAD: Tensor, where: Anchors) -> tuple[Tensor, Routing | None]:
-            return self.transform(u_BAD, capacity_factor, where.positions_BA, where.visible, cache)
+            return self.transform(u_BAD, given.at(where.positions_BA), where.positions_BA, where.visible, cache)
 
         return self.sequence(x_BSD, run, positions_BS, cache, order_BS)
 
@@ -70,24 +71,24 @@ class Layer(nn.Module):
         branch = self.self_attn(self.input_layernorm(x_BSD), *attention)
         return x_BSD + F.dropout(branch, self.dropout, self.training)
 
-    def transform(self, x_BSD: Tensor, capacity_factor: float | None, *attention: Any) -> tuple[Tensor, Routing | None]:
+    def transform(self, x_BSD: Tensor, given: RoutingInput, *attention: Any) -> tuple[Tensor, Routing | None]:
         """The Transformer layer, residual included."""
         h_BSD = self.attend(x_BSD, *attention)
         normed, routing = self.post_attention_layernorm(h_BSD), None
         if isinstance(self.mlp, MoE):
-            branch, routing = self.mlp(normed, capacity_factor)
+            branch, routing = self.mlp(normed, given)
         else:
             branch = self.mlp(normed)
         return h_BSD + F.dropout(branch, self.dropout, self.training), routing
 
     def forward(
-        self, x_KBSD: Tensor, capacity_factor: float | None, *attention: Any, **order: Any
+        self, x_KBSD: Tensor, given: RoutingInput, *attention: Any, **order: Any
     ) -> tuple[Tensor, Routing | None]:
         if self.altup is None:
-            y_BSD, routing = self.compute(x_KBSD[0], capacity_factor, *attention, **order)
+            y_BSD, routing = self.compute(x_KBSD[0], given, *attention, **order)
             return y_BSD[None], routing
         u_BSD, predicted_KBSD = self.altup.before(x_KBSD)
-        y_BSD, routing = self.compute(u_BSD, capacity_factor, *attention, **order)
+        y_BSD, routing = self.compute(u_BSD, given, *attention, **order)
         return self.altup.after(predicted_KBSD, y_BSD), routing
 
 
@@ -150,12 +151,13 @@ class Decoder(nn.Module):
         padding: Tensor | None = None,
         positions_BS: Tensor | None = None,
         cache: DynamicCache | None = None,
-        capacity_factor: float | None = None,
+        given: RoutingInput = DROPLESS,
     ) -> tuple[Tensor, dict[int, Routing]]:
         """Features for the output layer [B, S, D or K*D], and what each MoE layer decided.
 
         Args:
             padding: [B, past + S], 1 on tokens and 0 on padding; positions then count tokens only.
+            given: what MoE layers are told.
         """
         s, past = tokens_BS.shape[1], 0 if cache is None else cache.get_seq_length()
         if positions_BS is None and padding is not None:
@@ -165,33 +167,66 @@ class Decoder(nn.Module):
         mask = attention_mask(padding, s, past, tokens_BS.device)
         order_BS = token_order(padding, s, past, tokens_BS.device) if self.config.sequence_stride > 1 else None
         x_KBSD = self.widen(self.embed_tokens(tokens_BS))
-        x_KBSD, routings = walk(self.layers, x_KBSD, capacity_factor, positions_BS, mask, cache, order_BS=order_BS)
+        x_KBSD, routings = walk(self.layers, x_KBSD, given, positions_BS, mask, cache, order_BS=order_BS)
         return self.norm(self.narrow(x_KBSD)), routings
 
 
 class Losses(NamedTuple):
-    """Training losses of one micro-batch, which is trained on lm_sum / num_tokens + aux + z.
+    """Training losses of one micro-batch. A step is trained on those of all its micro-batches (`share`).
 
-    ``lm_sum``: summed cross-entropy in nats; ``num_tokens``: tokens it was summed over (scalars).
-    ``aux``, ``z``: summed over MoE layers, coefficients included (scalars).
-    ``counts``: layer -> int64 [E], tokens routed to each expert before dropping. ``dropped``: layer -> routes lost.
+    ``lm_sum``: summed cross-entropy in nats; ``num_tokens``: labels it was summed over (scalars).
+    ``routings``: layer -> what its experts' router decided.
     """
 
     lm_sum: Tensor
     num_tokens: Tensor
-    aux: Tensor
-    z: Tensor
-    counts: dict[int, Tensor]
-    dropped: dict[int, int]
+    routings: Mapping[int, Routing]
 
     @classmethod
     def of(cls, nats_BS: Tensor, loss_mask_BS: Tensor | None, routings: Mapping[int, Routing]) -> Losses:
         """From every target's cross-entropy, its weight (None counts all), and what each MoE layer decided."""
         mask_BS = torch.ones_like(nats_BS) if loss_mask_BS is None else loss_mask_BS.to(nats_BS.dtype)
-        aux = sum((r.aux for r in routings.values()), nats_BS.new_zeros(()))
-        z = sum((r.z for r in routings.values()), nats_BS.new_zeros(()))
-        counts, dropped = {n: r.counts_E for n, r in routings.items()}, {n: r.dropped for n, r in routings.items()}
-        return cls((nats_BS * mask_BS).sum(), mask_BS.sum(), aux, z, counts, dropped)
+        return cls((nats_BS * mask_BS).sum(), mask_BS.sum(), routings)
+
+    @property
+    def counts(self) -> dict[int, Tensor]:
+        """Layer -> int64 [E], tokens routed to each expert before dropping."""
+        return {layer: routing.counts_E for layer, routing in self.routings.items()}
+
+    @property
+    def dropped(self) -> dict[int, int]:
+        """Layer -> routes lost."""
+        return {layer: routing.dropped for layer, routing in self.routings.items()}
+
+    def share(self, step: StepTotals) -> Tensor:
+        """This micro-batch's part of what an optimizer step minimises; the parts of all of them add up to it."""
+        routers = [r.share(step.tokens[layer], step.micro_batches) for layer, r in self.routings.items()]
+        return self.lm_sum / max(step.labels, 1.0) + sum(routers)
+
+
+class StepTotals(NamedTuple):
+    """What the losses of an optimizer step are divided by.
+
+    Cross-entropy by the labels of the whole step, so that it does not matter which micro-batch, or rank, holds a label;
+    the z-loss by the tokens that a layer routes in it. A balance loss of micro-batches' own loads is their mean.
+    """
+
+    labels: float
+    micro_batches: int
+    tokens: Mapping[int, int]
+
+    @classmethod
+    def of(cls, micro_batches: Sequence[Losses]) -> StepTotals:
+        """Those of all micro-batches of a step."""
+        layers = micro_batches[0].routings
+        tokens = {layer: sum(losses.routings[layer].tokens for losses in micro_batches) for layer in layers}
+        return cls(sum(float(losses.num_tokens) for losses in micro_batches), len(micro_batches), tokens)
+
+
+def step_loss(micro_batches: Sequence[Losses]) -> Tensor:
+    """What an optimizer step minimises."""
+    totals = StepTotals.of(micro_batches)
+    return torch.stack([losses.share(totals) for losses in micro_batches]).sum()
 
 
 class AltUpMoEForCausalLM(PreTrainedModel, GenerationMixin):
@@ -202,7 +237,7 @@ class AltUpMoEForCausalLM(PreTrainedModel, GenerationMixin):
     _no_split_modules = ("Layer",)
     _skip_keys_device_placement = ("past_key_values",)
     _supports_sdpa = True
-    _keep_in_fp32_modules_strict = (r"\.altup\.", "sequence", "expert_bias")
+    _keep_in_fp32_modules_strict = (r"\.altup\.", "sequence", "expert_bias", "expert_load")
 
     def __init__(self, config: AltUpMoEConfig) -> None:
         super().__init__(config)
@@ -225,6 +260,8 @@ class AltUpMoEForCausalLM(PreTrainedModel, GenerationMixin):
             module.reset()
         if isinstance(module, Router) and module.expert_bias is not None:
             init.zeros_(module.expert_bias)
+        if isinstance(module, Router) and module.expert_load is not None:
+            init.constant_(module.expert_load, 1 / self.config.num_experts)
 
     def _logits(self, features: Tensor) -> Tensor:
         table = self.model.embed_tokens if self.lm_head is None else self.lm_head
@@ -255,28 +292,32 @@ class AltUpMoEForCausalLM(PreTrainedModel, GenerationMixin):
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 
-    def losses(self, tokens_BS: Tensor, targets_BS: Tensor, loss_mask_BS: Tensor | None = None) -> Losses:
+    def losses(
+        self,
+        tokens_BS: Tensor,
+        targets_BS: Tensor,
+        loss_mask_BS: Tensor | None = None,
+        padding_BS: Tensor | None = None,
+    ) -> Losses:
         """What one micro-batch is trained on, capacity included.
 
         Args:
             targets_BS: the next token of each, already shifted (as Megatron's `GPTDataset` gives them).
-            loss_mask_BS: weight of each position, 0 or 1; None counts all. Routing sees all positions regardless.
+            loss_mask_BS: weight of each position, 0 or 1; None counts all.
+            padding_BS: bool, True on padding, which ends rows and is not routed; None has none.
         """
-        features, routings = self.model(tokens_BS, capacity_factor=self.config.moe_capacity_factor)
+        given = RoutingInput(self.config.moe_capacity_factor, padding_BS)
+        features, routings = self.model(tokens_BS, given=given)
         logits = full(self._logits(features))
         nats_BS = F.cross_entropy(logits.flatten(0, 1), targets_BS.flatten(), reduction="none").view_as(targets_BS)
         return Losses.of(nats_BS, loss_mask_BS, routings)
 
     @torch.no_grad()
-    def update_expert_bias(self, counts_per_layer: Mapping[int, Tensor]) -> None:
-        """After an optimizer step: move every router's bias towards balance.
-
-        Args:
-            counts_per_layer: layer -> [E], tokens routed to each (before dropping), summed over the global batch.
-        """
+    def step_taken(self, counts_per_layer: Mapping[int, Tensor]) -> None:
+        """After an optimizer step: routers' biases and loads follow (`Router.step_taken`). Layer -> counts [E]."""
         for n, counts_E in counts_per_layer.items():
-            bias_E = self.get_buffer(f"model.layers.{n}.mlp.router.expert_bias")
-            bias_E.copy_(updated_expert_bias(bias_E, counts_E, self.config.moe_expert_bias_update_rate))
+            layer: Any = self.model.layers[n]
+            layer.mlp.router.step_taken(counts_E, self.config.moe_expert_bias_update_rate)
 
 
 AutoModelForCausalLM.register(AltUpMoEConfig, AltUpMoEForCausalLM, exist_ok=True)

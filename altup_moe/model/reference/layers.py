@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -173,9 +174,10 @@ def route(logits_TE: Tensor, bias_E: Tensor | None, top_k: int, score_function: 
     return probs_TE, torch.zeros_like(logits_TE, dtype=torch.bool).scatter(1, experts_Tk, True)
 
 
-def load_balancing_loss(logits_TE: Tensor, top_k: int, score_function: str) -> Tensor:
+def load_balancing_loss(logits_TE: Tensor, top_k: int, score_function: str, load_E: Tensor | None = None) -> Tensor:
     """E / (k T^2) sum_e (sum_t score[t, e]) count[e], before any drop and without the bias; 1 when balanced.
 
+    ``load_E``: the share of routes of each expert that stands for count[e] / (k T), where it is known otherwise.
     Source: Switch, arXiv 2101.03961 eq. 4, as Megatron-Core's `switch_load_balancing_loss_func`. Scalar.
     """
     t, e = logits_TE.shape
@@ -184,6 +186,8 @@ def load_balancing_loss(logits_TE: Tensor, top_k: int, score_function: str) -> T
     else:
         scores_TE = logits_TE.sigmoid()
         scores_TE = scores_TE / (scores_TE.sum(-1, keepdim=True) + 1e-20)
+    if load_E is not None:
+        return e * (scores_TE.sum(0) / t * load_E).sum()
     counts_E = torch.zeros_like(scores_TE).scatter(1, scores_TE.topk(top_k, dim=1).indices, 1.0).sum(0)
     return e / (top_k * t * t) * (scores_TE.sum(0) * counts_E).sum()
 
@@ -204,35 +208,83 @@ class Routing:
     """What one MoE layer decided in one forward pass.
 
     ``counts_E``: tokens routed to each expert, before dropping (int64 [E]). ``dropped``: routes lost to capacity.
-    ``aux``, ``z``: the layer's losses with their coefficients, scalars.
+    ``tokens``: that were routed. ``aux``, ``z``: the layer's losses with their coefficients, means over them (scalars).
+    ``over_step``: whether the balance loss is that of a step's tokens, not the mean over its micro-batches.
     """
 
     counts_E: Tensor
     dropped: int
+    tokens: int
     aux: Tensor
     z: Tensor
+    over_step: bool
+
+    def share(self, tokens: int, micro_batches: int) -> Tensor:
+        """This micro-batch's part of a step's routers' losses. ``tokens``: that the layer routes in the step."""
+        weight = self.tokens / max(tokens, 1)
+        return weight * self.z + (weight if self.over_step else 1 / micro_batches) * self.aux
+
+
+class RoutingInput(NamedTuple):
+    """What an MoE layer is told of a micro-batch beside its hidden states.
+
+    ``capacity_factor``: None is dropless. ``padding_BS``: bool, True on padding, which goes to no expert and counts in
+    no loss; None has none.
+    """
+
+    capacity_factor: float | None = None
+    padding_BS: Tensor | None = None
+
+    def at(self, positions_BA: Tensor) -> RoutingInput:
+        """The same for some positions of each row."""
+        if self.padding_BS is None:
+            return self
+        rows = self.padding_BS.shape[0]
+        return self._replace(padding_BS=self.padding_BS.gather(1, positions_BA.expand(rows, -1)))
+
+
+DROPLESS = RoutingInput()
 
 
 class Router(nn.Module):
-    """Logits in fp32; under aux-loss-free balancing also the bias, which is no parameter and never rounded."""
+    """Logits in fp32, and state that is no parameter and never rounded.
+
+    ``expert_bias`` [E]: under aux-loss-free balancing. ``expert_load`` [E]: each expert's share of the routes of the
+    step before, where the balance loss sees whole steps.
+    """
 
     expert_bias: Tensor | None
+    expert_load: Tensor | None
 
     def __init__(self, config: AltUpMoEConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
         biased = config.moe_expert_bias_update_rate > 0
         self.register_buffer("expert_bias", torch.zeros(config.num_experts, dtype=torch.float32) if biased else None)
+        equal = torch.full((config.num_experts,), 1 / config.num_experts, dtype=torch.float32)
+        self.register_buffer("expert_load", equal if config.balances_steps else None)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
-        bias = self.expert_bias
+        kept = {name: buffer for name, buffer in self.named_buffers(recurse=False) if buffer is not None}
         super()._apply(fn, recurse)
-        if bias is not None:
-            self.expert_bias = never_halved(fn)(bias)
+        for name, buffer in kept.items():
+            setattr(self, name, never_halved(fn)(buffer))
         return self
 
     def forward(self, x_TD: Tensor) -> Tensor:
         return full(x_TD) @ full(self.weight).t()
+
+    @torch.no_grad()
+    def step_taken(self, counts_E: Tensor, bias_update_rate: float) -> None:
+        """After an optimizer step: the bias moves towards balance, and the loads are those of the step.
+
+        Args:
+            counts_E: tokens routed to each expert (before dropping), summed over the global batch.
+        """
+        if self.expert_bias is not None:
+            self.expert_bias.copy_(updated_expert_bias(self.expert_bias, counts_E, bias_update_rate))
+        if self.expert_load is not None:
+            self.expert_load.copy_(counts_E / counts_E.sum())
 
 
 class MoE(nn.Module):
@@ -248,18 +300,23 @@ class MoE(nn.Module):
         shared = config.moe_shared_expert_size
         self.shared_expert = GatedMLP(d, shared, act) if shared else None
 
-    def forward(self, x_BSD: Tensor, capacity_factor: float | None) -> tuple[Tensor, Routing]:
+    def forward(self, x_BSD: Tensor, given: RoutingInput) -> tuple[Tensor, Routing]:
         config, (b, s, d) = self.config, x_BSD.shape
         x_TD = x_BSD.transpose(0, 1).reshape(s * b, d)
         logits_TE = self.router(x_TD)
         bias_E, k, scoring = self.router.expert_bias, config.num_experts_per_tok, config.moe_score_function
         probs_TE, map_TE = route(logits_TE, bias_E, k, scoring)
+        if given.padding_BS is None:
+            real_T = torch.ones(s * b, dtype=torch.bool, device=x_BSD.device)
+        else:
+            real_T = ~given.padding_BS.expand(b, s).t().reshape(-1)
+        map_TE = map_TE & real_T[:, None]
         counts_E, dropped = map_TE.sum(0), 0
-        if capacity_factor is not None:
-            capacity = expert_capacity(s * b, k, config.num_experts, capacity_factor)
+        if given.capacity_factor is not None:
+            capacity = expert_capacity(int(real_T.sum()), k, config.num_experts, given.capacity_factor)
             kept_TE = keep_within_capacity(probs_TE, map_TE, capacity)
             dropped = int((map_TE & ~kept_TE).sum())
-            probs_TE, map_TE = probs_TE * kept_TE, kept_TE
+            map_TE = kept_TE
 
         y_TD = torch.zeros_like(x_TD)
         for e, expert in enumerate(self.experts):  # an idle expert runs on no tokens: its gradient is 0, not None
@@ -268,6 +325,11 @@ class MoE(nn.Module):
         if self.shared_expert is not None:
             y_TD = y_TD + self.shared_expert(x_TD)
 
-        aux = config.moe_aux_loss_coeff * load_balancing_loss(logits_TE, k, scoring)
-        z = config.moe_z_loss_coeff * router_z_loss(logits_TE)
-        return y_TD.view(s, b, d).transpose(0, 1), Routing(counts_E, dropped, aux, z)
+        logits_TE = logits_TE[real_T]
+        aux, z = logits_TE.sum(), logits_TE.sum()  # of no tokens: zero, with a gradient
+        if len(logits_TE):
+            aux = config.moe_aux_loss_coeff * load_balancing_loss(logits_TE, k, scoring, self.router.expert_load)
+            z = config.moe_z_loss_coeff * router_z_loss(logits_TE)
+        return y_TD.view(s, b, d).transpose(0, 1), Routing(
+            counts_E, dropped, len(logits_TE), aux, z, config.balances_steps
+        )

@@ -25,7 +25,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from altup_moe.model.reference.gpt import Decoder, Layer, Losses, sum_or_concatenate, walk
-from altup_moe.model.reference.layers import RMSNorm, Router, Routing, attention_mask, full, updated_expert_bias
+from altup_moe.model.reference.layers import DROPLESS, RMSNorm, Router, Routing, RoutingInput, attention_mask, full
 from altup_moe.model.reference.sequence import (
     Anchors,
     Strided,
@@ -108,21 +108,22 @@ class T5Layer(Layer):
     def compute(
         self,
         x_BSD: Tensor,
-        capacity_factor: float | None,
+        given: RoutingInput,
         *attention: Any,
         order_BS: Tensor | None = None,
         relative: RelativeBias | None = None,
     ) -> tuple[Tensor, Routing | None]:
         """y = F(x) on all tokens, or by way of the anchors, which have biases of their own and all of the context."""
         if self.sequence is None:
-            return self.transform(x_BSD, capacity_factor, *attention)
+            return self.transform(x_BSD, given, *attention)
         *_, context_BTE, context_visible, cache = attention
         assert order_BS is not None
         assert relative is not None
 
         def run(u_BAD: Tensor, where: Anchors) -> tuple[Tensor, Routing | None]:
             bias = relative(where.positions_BA, where.keys_BT)
-            return self.transform(u_BAD, capacity_factor, bias, where.visible, context_BTE, context_visible, cache)
+            anchors = given.at(where.positions_BA)
+            return self.transform(u_BAD, anchors, bias, where.visible, context_BTE, context_visible, cache)
 
         own = None if cache is None else cache.self_attention_cache
         return self.sequence(x_BSD, run, order_BS, own, order_BS)
@@ -176,7 +177,7 @@ class Stack(nn.Module):
         context_BTE: Tensor | None = None,
         context_padding_BT: Tensor | None = None,
         cache: EncoderDecoderCache | None = None,
-        capacity_factor: float | None = None,
+        given: RoutingInput = DROPLESS,
     ) -> tuple[Tensor, dict[int, Routing]]:
         """Embedded tokens [B, S, D or K*D] -> normed features [B, S, ...], and what each MoE layer decided.
 
@@ -202,7 +203,7 @@ class Stack(nn.Module):
         bias = self.relative_attention_bias(positions[:, past:], positions)
         x_KBSD: Tensor = Decoder.widen(self, embedded)  # type: ignore[arg-type]
         x_KBSD, routings = walk(
-            self.layers, x_KBSD, capacity_factor, bias, visible, context_BTE, context_visible, cache,
+            self.layers, x_KBSD, given, bias, visible, context_BTE, context_visible, cache,
             order_BS=token_order(padding_BS, s, past, device) if self.strides else None,
             relative=self.relative_attention_bias,
         )  # fmt: skip
@@ -238,7 +239,7 @@ class AltUpMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _no_split_modules = ("T5Layer",)
     _skip_keys_device_placement = ("past_key_values",)
     _supports_sdpa = True
-    _keep_in_fp32_modules_strict = (r"\.altup\.", r"\.sequence\.", "expert_bias")
+    _keep_in_fp32_modules_strict = (r"\.altup\.", r"\.sequence\.", "expert_bias", "expert_load")
 
     def __init__(self, config: AltUpMoET5Config) -> None:
         super().__init__(config)
@@ -260,6 +261,8 @@ class AltUpMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
             module.reset()
         if isinstance(module, Router) and module.expert_bias is not None:
             init.zeros_(module.expert_bias)
+        if isinstance(module, Router) and module.expert_load is not None:
+            init.constant_(module.expert_load, 1 / self.config.num_experts)
 
     def get_encoder(self, modality: str | None = None) -> Any:
         """What computes the encoder's output of tokens."""
@@ -325,32 +328,35 @@ class AltUpMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
         tokens_BS: Tensor,
         targets_BS: Tensor,
         loss_mask_BS: Tensor | None = None,
+        padding_BS: Tensor | None = None,
     ) -> Losses:
         """What one micro-batch is trained on, capacity included.
 
         Args:
-            encoder_mask_BS: 1 on tokens, 0 on padding, which attention does not see (routing does).
+            encoder_mask_BS: 1 on tokens, 0 on padding, which neither attention nor experts see.
             tokens_BS: the decoder's input, which begins with the start token; targets_BS: what follows each.
-            loss_mask_BS: weight of each target; None counts all.
+            loss_mask_BS: weight of each target; None counts all. padding_BS: the decoder's, bool, True on padding.
         Returns:
             Counts and drops by layer: the encoder's from 0, then the decoder's.
         """
         factor, layers = self.config.moe_capacity_factor, self.config.num_hidden_layers
-        context, encoded = self.encoder(self.shared(encoder_tokens_BS), encoder_mask_BS, capacity_factor=factor)
+        read = RoutingInput(factor, encoder_mask_BS == 0)
+        context, encoded = self.encoder(self.shared(encoder_tokens_BS), encoder_mask_BS, given=read)
         embedded = self.shared(tokens_BS)
-        features, decoded = self.decoder(embedded, None, context, encoder_mask_BS, None, factor)
+        features, decoded = self.decoder(
+            embedded, None, context, encoder_mask_BS, None, RoutingInput(factor, padding_BS)
+        )
         routings = encoded | {layers + n: routing for n, routing in decoded.items()}
         logits = full(self._logits(features))
         nats_BS = F.cross_entropy(logits.flatten(0, 1), targets_BS.flatten(), reduction="none").view_as(targets_BS)
         return Losses.of(nats_BS, loss_mask_BS, routings)
 
     @torch.no_grad()
-    def update_expert_bias(self, counts_per_layer: Mapping[int, Tensor]) -> None:
-        """After an optimizer step: move every router's bias towards balance. Layers as in `losses`."""
+    def step_taken(self, counts_per_layer: Mapping[int, Tensor]) -> None:
+        """After an optimizer step: routers' biases and loads follow (`Router.step_taken`). Layers as in `losses`."""
         layers = [*self.encoder.layers, *self.decoder.layers]
         for n, counts_E in counts_per_layer.items():
-            bias_E = layers[n].mlp.router.expert_bias
-            bias_E.copy_(updated_expert_bias(bias_E, counts_E, self.config.moe_expert_bias_update_rate))
+            layers[n].mlp.router.step_taken(counts_E, self.config.moe_expert_bias_update_rate)
 
 
 AutoModelForSeq2SeqLM.register(AltUpMoET5Config, AltUpMoEForConditionalGeneration, exist_ok=True)

@@ -160,9 +160,9 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_every_field_is_documented() -> None:
     import inspect
 
-    from altup_moe.config import schema
+    from altup_moe.config import model_schema, schema
 
-    source = inspect.getsource(schema)
+    source = inspect.getsource(model_schema) + inspect.getsource(schema)
     for key in HINTS:
         name = key.partition(".")[2]
         after = source.split(f"\n    {name}: ", 1)[1].split("\n", 2)[1]

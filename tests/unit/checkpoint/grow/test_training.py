@@ -9,7 +9,7 @@ import torch
 
 from altup_moe.altup.widening import identical_blocks, widened_prediction
 from altup_moe.checkpoint.grow.rules import Growth, equal_copies_notes
-from altup_moe.model.reference.gpt import AltUpMoEForCausalLM
+from altup_moe.model.reference.gpt import AltUpMoEForCausalLM, step_loss
 from tests.unit.checkpoint.grow.test_grow import CASES, EXPERTS, Sections, grow, growth_of
 from tests.unit.checkpoint.models_for_tests import reference, tokens
 
@@ -29,7 +29,7 @@ def trained(tmp_path: Path, growth: Growth, steps: int = 6) -> tuple[AltUpMoEFor
     for _ in range(steps):
         optimizer.zero_grad()
         result = model.losses(ids[:, :-1], ids[:, 1:])
-        loss = result.lm_sum / result.num_tokens + result.aux + result.z
+        loss = step_loss([result])
         loss.backward()
         optimizer.step()
         losses.append(loss.item())

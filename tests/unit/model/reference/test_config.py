@@ -21,7 +21,7 @@ def test_from_run_carries_every_field() -> None:
     run = RunConfig(
         ModelConfig(3, 48, 80, 6, 2, 40, 99, False, 777, 1e-4, 0.03, 0.1, 0.2, 18, True, 4.5),
         AltUpConfig(4, "gemma", "same", False, coef_clip=0.7),
-        MoEConfig(6, 3, 1, 56, 1.5, "sigmoid", 0.04, 0.05, 0.06, 24, "allgather"),
+        MoEConfig(6, 3, 1, 56, 1.5, "sigmoid", 0.04, "global_aux_loss", 0.05, 0.06, 24, "allgather"),
         sequence=SequenceConfig(4, "0..1", "average_pool"),
     )
     config = AltUpMoEConfig.from_run(run, eos_token_id=7)

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig, Qwen3Config
 
 from altup_moe.altup.variants import VARIANTS
-from altup_moe.model.reference.gpt import AltUpMoEConfig, AltUpMoEForCausalLM
+from altup_moe.model.reference.gpt import AltUpMoEConfig, AltUpMoEForCausalLM, step_loss
+from altup_moe.model.reference.layers import DROPLESS
 from tests.models import assert_same_model
 
 TINY: dict[str, Any] = {
@@ -138,7 +139,7 @@ def one_line_form(model: AltUpMoEForCausalLM, ids: Tensor) -> Tensor:
             g, m = c["correct"], (torch.eye(k) - torch.outer(c["correct"], e_j)) @ c["predict"]
             r = e_j if config.altup_variant == "altup" else e_j @ c["predict"]
         u_BSD = torch.einsum("k,bskd->bsd", r, x_BSKD)
-        y_BSD, _ = layer.compute(u_BSD, None, positions, None, None)
+        y_BSD, _ = layer.compute(u_BSD, DROPLESS, positions, None, None)
         x_BSKD = torch.einsum("ik,bskd->bsid", m, x_BSKD) + torch.einsum("i,bsd->bsid", g, y_BSD)
     out = x_BSKD.sum(2) if config.altup_recycled else x_BSKD.reshape(b, s, k * d)
     return model.model.norm(out) @ model.model.embed_tokens.weight.t()
@@ -213,7 +214,7 @@ def test_prompts_of_unequal_length_generate_as_alone() -> None:
 @pytest.mark.parametrize("stream", STREAMS)
 def test_saved_and_loaded_through_the_auto_classes(stream: dict[str, Any], tmp_path: Path) -> None:
     model = build(**SIGMOID, **stream)
-    model.update_expert_bias({1: torch.tensor([9, 1, 5, 5])})
+    model.step_taken({1: torch.tensor([9, 1, 5, 5])})
     model.save_pretrained(tmp_path)
     assert not list(tmp_path.glob("*.bin"))
     assert AutoConfig.from_pretrained(tmp_path).to_diff_dict() == model.config.to_diff_dict()
@@ -225,7 +226,7 @@ def test_saved_and_loaded_through_the_auto_classes(stream: dict[str, Any], tmp_p
 @pytest.mark.parametrize(("variant", "count"), [("altup", 7), ("dynamic", 13)])
 def test_half_precision_leaves_coefficients_and_bias_alone(variant: str, count: int, tmp_path: Path) -> None:
     model = build(**SIGMOID, altup_width=2, altup_variant=variant)
-    model.update_expert_bias({1: torch.tensor([9, 1, 5, 5])})
+    model.step_taken({1: torch.tensor([9, 1, 5, 5])})
     kept = {k: v.clone() for k, v in model.state_dict().items() if ".altup." in k or "expert_bias" in k}
     assert len(kept) == count
     model.save_pretrained(tmp_path)
@@ -323,12 +324,12 @@ def test_coefficient_gradients_are_finite_differences(stream: dict[str, Any]) ->
 
 def test_every_parameter_has_a_gradient_though_an_expert_is_idle() -> None:
     model = build(**SIGMOID, altup_width=2)
-    model.update_expert_bias({1: torch.tensor([0, 1, 2, 10**6])})
+    model.step_taken({1: torch.tensor([0, 1, 2, 10**6])})
     for _ in range(300):  # pushes expert 3 out of every choice
-        model.update_expert_bias({1: torch.tensor([0, 0, 0, 9])})
+        model.step_taken({1: torch.tensor([0, 0, 0, 9])})
     losses = model.losses(tokens(), tokens())
     assert losses.counts[1][3] == 0
-    (losses.lm_sum / losses.num_tokens + losses.aux + losses.z).backward()
+    step_loss([losses]).backward()
     for name, p in model.named_parameters():
         assert p.grad is not None, name
         assert torch.isfinite(p.grad).all(), name

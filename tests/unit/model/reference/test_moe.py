@@ -10,7 +10,15 @@ from megatron.core.transformer.moe import moe_utils
 from torch import Tensor
 
 from altup_moe.model.reference.gpt import AltUpMoEConfig, AltUpMoEForCausalLM
-from altup_moe.model.reference.layers import MoE, load_balancing_loss, route, router_z_loss, updated_expert_bias
+from altup_moe.model.reference.layers import (
+    DROPLESS,
+    MoE,
+    RoutingInput,
+    load_balancing_loss,
+    route,
+    router_z_loss,
+    updated_expert_bias,
+)
 
 
 def block(**fields: object) -> MoE:
@@ -82,7 +90,7 @@ def dense(mlp: MoE, x_TD: Tensor, weights_TE: Tensor) -> Tensor:
 def test_experts_are_weighted_and_the_shared_one_added() -> None:
     mlp = block(moe_shared_expert_size=8, moe_aux_loss_coeff=0.5, moe_z_loss_coeff=0.25)
     x = torch.randn(2, 5, 16)
-    y, routing = mlp(x, None)
+    y, routing = mlp(x, DROPLESS)
     x_TD = x.transpose(0, 1).reshape(10, 16)
     scores = x_TD @ mlp.router.weight.t()
     probs, routed = route(scores, None, 2, "softmax")
@@ -95,7 +103,7 @@ def test_experts_are_weighted_and_the_shared_one_added() -> None:
 
 def test_capacity_drops_the_least_probable_and_renormalises_nothing() -> None:
     mlp, x = block(), torch.randn(2, 8, 16)
-    free, (y, routing) = mlp(x, None), mlp(x, 0.75)
+    free, (y, routing) = mlp(x, DROPLESS), mlp(x, RoutingInput(0.75))
     x_TD = x.transpose(0, 1).reshape(16, 16)
     probs, _ = route(x_TD @ mlp.router.weight.t(), None, 2, "softmax")
     for e in range(4):  # C = ceil(16 * 2 / 4 * 0.75) = 6
@@ -109,7 +117,7 @@ def test_capacity_drops_the_least_probable_and_renormalises_nothing() -> None:
 
 def test_capacity_keeps_the_earlier_of_equal_tokens_in_position_order() -> None:
     mlp = block(num_experts=2, num_experts_per_tok=1)
-    y, routing = mlp(torch.randn(16).expand(2, 3, 16), 1.0)  # six equal tokens, C = 3
+    y, routing = mlp(torch.randn(16).expand(2, 3, 16), RoutingInput(1.0))  # six equal tokens, C = 3
     assert (routing.counts_E.max(), routing.dropped) == (6, 3)
     assert (y.abs().sum(-1) > 0).tolist() == [[True, True, False], [True, False, False]]  # [B, S]; order is s*B + b
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from altup_moe.config import ConfigError, ModelConfig, RunConfig, SequenceConfig
 from altup_moe.model.reference.gpt import AltUpMoEConfig, AltUpMoEForCausalLM
-from altup_moe.model.reference.layers import Attention
+from altup_moe.model.reference.layers import DROPLESS, Attention
 from tests.models import assert_same_model
 from tests.unit.model.reference.test_gpt import MOE, TINY, tokens
 
@@ -52,7 +52,7 @@ def by_hiding(layer: Any, x_BSD: Tensor) -> Tensor:
     s = x_BSD.shape[1]
     at = torch.arange(s)
     mask = ((at <= at[:, None]) & (at % 4 == 0)) | torch.eye(s, dtype=torch.bool)
-    everywhere, _ = layer.transform(x_BSD, None, at[None], mask[None, None], None)
+    everywhere, _ = layer.transform(x_BSD, DROPLESS, at[None], mask[None, None], None)
     (a1, a2), b, anchor = layer.sequence.predict, layer.sequence.correct, at // 4 * 4
     predicted = a1 * x_BSD + a2 * x_BSD[:, anchor]
     return predicted + b * (everywhere - predicted)[:, anchor]
@@ -61,7 +61,7 @@ def by_hiding(layer: Any, x_BSD: Tensor) -> Tensor:
 def test_anchors_are_tokens_that_others_do_not_hear() -> None:
     layer = build().model.layers[1]
     x_BSD = torch.randn(2, 13, 32, dtype=torch.float64)
-    got, _ = layer.compute(x_BSD, None, torch.arange(13)[None], None, None)
+    got, _ = layer.compute(x_BSD, DROPLESS, torch.arange(13)[None], None, None)
     torch.testing.assert_close(got, by_hiding(layer, x_BSD))
 
 

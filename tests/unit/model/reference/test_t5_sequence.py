@@ -13,6 +13,7 @@ from transformers import AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCach
 from transformers.modeling_outputs import BaseModelOutput
 
 from altup_moe.config import AltUpConfig, ConfigError, ModelConfig, RunConfig, SequenceConfig
+from altup_moe.model.reference.layers import DROPLESS
 from altup_moe.model.reference.sequence import StridedEncoder
 from altup_moe.model.reference.t5 import AltUpMoEForConditionalGeneration, T5Attention, T5Layer
 from altup_moe.model.reference.t5_config import AltUpMoET5Config
@@ -53,7 +54,7 @@ def loop(layer: T5Layer, x_SD: Tensor, bias: Any, count: int, context_TE: Tensor
     biases = torch.stack([torch.stack([bias(q, k) for k in anchors]) for q in anchors]).permute(2, 0, 1)[None]
     visible = at <= at[:, None] if decodes else (at * s < count).expand(len(u), -1)
     whole = None if context_TE is None else context_TE[None]
-    y, _ = layer.transform(u[None], None, biases, visible[None, None], whole, torch.ones(1, dtype=torch.bool), None)
+    y, _ = layer.transform(u[None], DROPLESS, biases, visible[None, None], whole, torch.ones(1, dtype=torch.bool), None)
     out = []
     for i in range(len(x_SD)):
         w, x, ua, ya = i // s, x_SD[i], u[i // s], y[0, i // s]
@@ -201,9 +202,12 @@ def test_only_anchors_run_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_experts_see_and_count_anchors_alone() -> None:
+    """Of them no padding."""
     model, given = build(sequence_decoder_layers=None), sample()
-    losses = model.losses(given["input_ids"], given["attention_mask"].float(), given["labels"], given["labels"])
-    assert {n: int(counts.sum()) for n, counts in losses.counts.items()} == {1: 2 * 2 * 6, 4: 2 * 2 * 17}
+    mask = given["attention_mask"]
+    losses = model.losses(given["input_ids"], mask.float(), given["labels"], given["labels"])
+    expected = {1: 2 * int(mask[:, ::4].sum()), 4: 2 * 2 * 17}
+    assert {n: int(counts.sum()) for n, counts in losses.counts.items()} == expected
 
 
 @pytest.mark.parametrize("method", METHODS)
