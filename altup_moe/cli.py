@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
+import platform
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,9 +30,12 @@ from altup_moe.config.load import load_config
 from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, Range
 from altup_moe.config.run_directory import config_file
 from altup_moe.doctor.options import DoctorOptions
+from altup_moe.train.stop_signal import WARNING, StopSignal
 
 PROFILE = ["--log.profile_steps", "3"]
 """What --profile stands for."""
+OWN_MISTAKE_SECONDS = 1.0
+"""How long a rank other than 0 waits before it prints a mistake."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +86,13 @@ def train(args: Sequence[str]) -> int:
         raise UserError("train: name a configuration file first, as in altup-moe train configs/quickstart.yaml")
     # The one flag without a dot: what people look for.
     overrides = [part for arg in args[1:] for part in (PROFILE if arg == "--profile" else [arg])]
-    config = load_config(args[0], overrides)
-    check_config(config, world_size_from_env())
-    from altup_moe.train import loop
+    # A warning of SLURM that comes before the first step is heeded after it; it must not end the process.
+    with StopSignal((WARNING,)):
+        config = load_config(args[0], overrides)
+        check_config(config, world_size_from_env())
+        from altup_moe.train import loop
 
-    return loop.train(config)
+        return loop.train(config)
 
 
 def evaluate(args: Sequence[str]) -> int:
@@ -191,15 +198,27 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (without the program's name; None takes the process's) and return its exit code.
 
-    Under a launcher all ranks find the same mistake; only rank 0 prints it.
+    Under a launcher all ranks mostly find the same mistake. Rank 0 prints it; the others only what is theirs.
     """
     _quiet_libraries()
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"altup-moe: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        print(f"altup-moe: error: {_whose()}{' '.join(str(error).splitlines())}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
+
+
+def _whose() -> str:
+    """Names this rank, unless it is rank 0, which speaks at once.
+
+    The others wait first: if rank 0, or the first rank of this node, has the same mistake, its launcher ends them
+    meanwhile, and the line stands there once. A mistake that is a rank's own is printed by it.
+    """
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
+        return ""
+    time.sleep(OWN_MISTAKE_SECONDS * (1 if os.environ.get("LOCAL_RANK") == "0" else 2))
+    return f"on rank {rank} ({platform.node()}): "
 
 
 def _quiet_libraries() -> None:

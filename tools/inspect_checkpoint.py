@@ -28,6 +28,7 @@ from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.config import ConfigError
 from altup_moe.config.command import ended
 from altup_moe.config.flags import parse, print_help
+from altup_moe.config.resume_keys import spelled_changes
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def summary(checkpoint: Checkpoint) -> dict[str, Any]:
         "layout": describe_layout(checkpoint.config.parallel, m.world_size),
         "libraries": m.libraries,
         "data_fingerprint": m.data_fingerprint,
+        "changes": m.changes,
         "files": len(m.files),
         "bytes": sum(file.size for file in m.files.values()),
         "parameters": sum(math.prod(t.shape) for t in m.of_kind("weights").values()),
@@ -83,6 +85,9 @@ def _summary_lines(known: dict[str, Any]) -> Iterator[str]:
     )
     yield f"  saved by {known['layout']}"
     yield f"  libraries {', '.join(f'{name} {v}' for name, v in sorted(known['libraries'].items())) or 'unknown'}"
+    for change in known["changes"]:
+        keys = {key: (before, now) for key, (before, now) in change["keys"].items()}
+        yield f"  changed after step {change['step']}: {spelled_changes(keys)}"
     yield f"  data {known['data_fingerprint'] or 'none: it was not trained here'}"
     yield (
         f"  {known['parameters']:,} parameters, {known['tensors']:,} tensors in {known['files']:,} files, "

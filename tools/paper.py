@@ -30,6 +30,7 @@ from altup_moe.config.command import ended
 from altup_moe.config.exit_codes import EXIT_STOPPED
 from altup_moe.config.files import write_text
 from altup_moe.config.flags import parse, print_help
+from altup_moe.config.locks import locked_directory
 from altup_moe.config.ranges import COUNT
 from altup_moe.data.tasks.metrics import squad_scores
 from altup_moe.recipe.compare import Results, loss_line, results, results_table
@@ -88,6 +89,11 @@ def run_paper(options: PaperOptions) -> int:
     COUNT.check("jobs", options.jobs)
     recipe = load_recipe(options.recipe, options.run_dir)
     _check_run_dir(recipe.run_dir)
+    with locked_directory(recipe.run_dir, "recipe", "name another --run_dir"):
+        return _run_locked(options, recipe, started)
+
+
+def _run_locked(options: PaperOptions, recipe: PaperRecipe, started: float) -> int:
     todo = stages(recipe)
     claim(recipe)
     fresh = not any(stage.done() for stage in todo)

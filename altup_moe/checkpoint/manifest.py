@@ -87,6 +87,8 @@ class Manifest:
     """Library -> version, of the process that wrote the checkpoint."""
     files: dict[str, StoredFile] = field(default_factory=dict)
     tensors: dict[str, StoredTensor] = field(default_factory=dict)
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    """What the run has changed on its way, oldest first: ``{"step": N, "keys": {KEY: [before, after step N]}}``."""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -101,6 +103,8 @@ class Manifest:
 
 
 _MANIFEST_KEYS = [f.name for f in fields(Manifest)]
+_LATER_KEYS: dict[str, Any] = {"changes": []}
+"""Keys that older manifests lack, with what they mean then; not written where they say nothing else."""
 _FILE_KEYS = [f.name for f in fields(StoredFile)]
 _TENSOR_KEYS = ("shape", "dtype", "pieces")
 _PIECE_KEYS = (SLICE_KEY, "file", "key")
@@ -116,7 +120,8 @@ def slice_key(name: str, shape: tuple[int, ...], tensor_slice: TensorSlice) -> s
 def dump(manifest: Manifest) -> str:
     """The manifest as JSON text, one line for each tensor."""
     content = asdict(replace(manifest, tensors={}))
-    del content["tensors"]
+    for key in ("tensors", *(key for key, empty in _LATER_KEYS.items() if content[key] == empty)):
+        del content[key]
     head = json.dumps(content, indent=1).removesuffix("\n}")
     rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(_entry(t))}" for name, t in manifest.tensors.items())
     return f'{head},\n "tensors": {{\n{rows}\n }}\n}}\n'
@@ -163,11 +168,12 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def _manifest(content: Mapping[str, Any]) -> Manifest:
-    known = _fields(_MANIFEST_KEYS, content)
+    known = _fields(_MANIFEST_KEYS, {**_LATER_KEYS, **content})
     for name, kind in typing.get_type_hints(Manifest).items():
         plain = typing.get_origin(kind) or kind
         if type(known[name]) is not plain or (plain is int and not 0 <= known[name] < MAX_COUNT):
             raise ValueError(f"{name} is {str(known[name])[:60]}")
+    known["changes"] = [_change(entry) for entry in known["changes"]]
     known["libraries"] = {_text(k): _text(v) for k, v in known["libraries"].items()}
     known["files"] = {_file_name(name): _file(entry) for name, entry in known["files"].items()}
     known["tensors"] = {name: _tensor(name, entry, known["files"]) for name, entry in known["tensors"].items()}
@@ -192,6 +198,14 @@ def _counts(values: Any) -> tuple[int, ...]:
     if not isinstance(values, list) or not all(type(n) is int and 0 <= n < MAX_COUNT for n in values):
         raise ValueError(f"{str(values)[:60]} are no sizes")
     return tuple(values)
+
+
+def _change(entry: Any) -> dict[str, Any]:
+    known = _fields(("step", "keys"), entry)
+    _counts([known["step"]])
+    if not isinstance(known["keys"], dict) or any(len(_each(values)) != 2 for values in known["keys"].values()):
+        raise ValueError(f"{str(known['keys'])[:60]} are no changed keys")
+    return known
 
 
 def _file_name(name: Any) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.write import TensorSpec, WritePlan, write_checkpoint
 from altup_moe.checkpoint.write_balancing import part_bytes
 from altup_moe.config import RunConfig
+from altup_moe.config.resume_keys import changes_record, differing
 from altup_moe.parallel.parameter_mapping import TensorSlice
 
 
@@ -63,6 +65,12 @@ def plan_resharding(source: Checkpoint, config: RunConfig, world_size: int) -> R
     return Resharding(config, world_size, specs, layout_plan(config, world_size, specs), left_out)
 
 
+def changed_on_the_way(source: Checkpoint, config: RunConfig) -> list[dict[str, Any]]:
+    """What a manifest says of a configuration that differs from its source's in more than the layout; [] of none."""
+    found = differing(source.config, config, ("model", "run", "recorded"))
+    return [changes_record(source.manifest.step, found)] if found else []
+
+
 def write_resharded(
     source: Checkpoint, resharding: Resharding, root: Path, on_bytes: Callable[[int], None] = lambda count: None
 ) -> Path:
@@ -84,6 +92,7 @@ def write_resharded(
         source.manifest,
         world_size=resharding.world_size,
         config=resharding.config.to_dict(),
+        changes=[*source.manifest.changes, *changed_on_the_way(source, resharding.config)],
         files={},
         tensors={},
     )

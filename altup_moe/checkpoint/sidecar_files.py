@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
-from altup_moe.config.files import write_text
+from altup_moe.config.files import write_bytes
+from altup_moe.config.metrics_lines import split_metrics
 from altup_moe.config.run_directory import METRICS, TOKENIZER, checkpoints_dir
 
 
@@ -19,19 +19,12 @@ def sidecar_files(checkpoint: Path) -> list[str]:
 
 
 def copy_sidecar_files(checkpoint: Path, step: int, new: Path) -> None:
-    """Copy a checkpoint's sidecar files into the run directory `new`; of the metrics, the lines up to `step`."""
+    """Copy a checkpoint's sidecar files into the run directory `new`; of the metrics, readable lines up to `step`."""
     for name in sidecar_files(checkpoint):
         old = checkpoint.parent.parent / name
         if name == TOKENIZER:
             shutil.copytree(old, new / name)
         else:
-            lines = old.read_text(encoding="utf-8").splitlines()
-            write_text(new / name, "".join(f"{line}\n" for line in lines if _is_up_to(line, step)))
-
-
-def _is_up_to(line: str, step: int) -> bool:
-    """Whether a line of metrics is of `step` or an earlier one; False for a damaged line."""
-    try:
-        return json.loads(line)["step"] <= step
-    except (ValueError, KeyError, TypeError):
-        return False
+            lines = split_metrics(old.read_bytes())
+            kept = [line.raw + b"\n" for line in lines if line.step is not None and line.step <= step]
+            write_bytes(new / name, b"".join(kept))

@@ -20,6 +20,7 @@ from altup_moe.checkpoint.shards import ShardReader, ShardReaders, item_type
 from altup_moe.checkpoint.slices import coverage_problem, full_slice, in_bounds, intersect, relative_to, slice_shape
 from altup_moe.config import DataError, RunConfig, UserError
 from altup_moe.config.load import from_dict
+from altup_moe.config.locks import hold_for_reading
 from altup_moe.parallel.parameter_mapping import TensorSlice
 from altup_moe.parallel.parameter_names import global_shapes, is_buffer
 
@@ -38,20 +39,32 @@ class Checkpoint(ShardReaders):
     def __init__(self, directory: Path) -> None:
         super().__init__()
         self.directory = directory
+        # `prune` keeps a checkpoint that somebody reads.
+        self._held = hold_for_reading(directory / MANIFEST)
+        try:
+            self._open(directory)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, directory: Path) -> None:
         self.manifest: Manifest = read_manifest(directory)
         try:
             self.config: RunConfig = from_dict(self.manifest.config)
         except UserError as error:
             raise DataError(directory / MANIFEST, f"its configuration is of no run ({error})") from error
         _check_files(directory, self.manifest)
-        try:
-            for name in self.manifest.files:
-                self._readers[name] = ShardReader(directory / name)
-            self._check_tensors()
-            _check_model(directory, self.manifest, self.config)
-        except BaseException:
-            self.close()
-            raise
+        for name in self.manifest.files:
+            self._readers[name] = ShardReader(directory / name)
+        self._check_tensors()
+        _check_model(directory, self.manifest, self.config)
+
+    def close(self) -> None:
+        """Close the files."""
+        super().close()
+        held, self._held = self._held, None
+        if held is not None:
+            os.close(held)
 
     def verify(self, files: Iterable[str] | None = None, threads: int | None = None) -> None:
         """Compare files (all, or the named ones) with their hashes.

@@ -22,6 +22,7 @@ from altup_moe.checkpoint.plain import read_plain
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.config import DataError, UserError
 from altup_moe.config.files import fsync, write_text
+from altup_moe.config.locks import unread
 from altup_moe.config.run_directory import checkpoints_dir
 
 LATEST = "latest"
@@ -134,12 +135,13 @@ def set_aside(root: Path, damaged: Iterable[Path], instead: Path) -> None:
 def prune(root: Path, keep: int, keep_every: int | None = None) -> None:
     """Remove old checkpoints; keep the newest `keep`, the steps that are multiples of `keep_every`, and the latest.
 
-    Also removes what killed saves left, so no save may be running.
+    One that is being read stays until the next call. Also removes what killed saves left, so no save may be running.
     """
     found, pointed = complete_checkpoints(root), _pointed(root)
     for path in found[: max(0, len(found) - keep)]:
         step = int(path.name.removeprefix("step_"))
-        if path != pointed and not (keep_every and step % keep_every == 0):
+        kept = path == pointed or (keep_every and step % keep_every == 0)
+        if not kept and unread(path / MANIFEST):
             # Rename first: a checkpoint that is removed in part must not look complete.
             aside = root / f"{path.name}{_ASIDE}"
             shutil.rmtree(aside, ignore_errors=True)

@@ -2,6 +2,8 @@
 
 RUN/config.yaml     the resolved configuration
     metrics.jsonl   one JSON object for each step
+    metrics.removed.jsonl  lines that a resumed run has moved out of it
+    lock            held while a run trains here (see locks.py)
     tokenizer/      the run's own copy of its tokenizer
     checkpoints/    see checkpoint/store.py
     data/           tokens, if data.cache does not name another directory
@@ -25,6 +27,11 @@ def config_file(run_dir: str | Path) -> Path:
 def metrics_file(run_dir: str | Path) -> Path:
     """The run's metrics, one JSON object for each step."""
     return Path(run_dir) / METRICS
+
+
+def removed_metrics_file(metrics: Path) -> Path:
+    """Lines that a resumed run has moved out of its metrics: of steps done again, and what cannot be read."""
+    return metrics.with_suffix(".removed.jsonl")
 
 
 def tokenizer_dir(run_dir: str | Path) -> Path:

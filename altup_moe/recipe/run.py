@@ -19,6 +19,7 @@ from altup_moe.config import RunConfig, UserError
 from altup_moe.config.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
 from altup_moe.config.files import write_text
 from altup_moe.config.load import save_config
+from altup_moe.config.metrics_lines import read_metrics
 from altup_moe.config.run_directory import metrics_file
 from altup_moe.parallel.start_ranks import last_line
 from altup_moe.recipe.recipe import ARMS, TUNED, PaperRecipe
@@ -115,13 +116,15 @@ def answers_of(recipe: PaperRecipe, seed: int, arm: str) -> tuple[list[str], lis
 
 def train_seconds(run_dir: Path) -> float:
     """Seconds of all steps of a run, without validation and start."""
-    lines = (metrics_file(run_dir)).read_text(encoding="utf-8").splitlines()
-    return sum(json.loads(line)["step_seconds"] for line in lines)
+    return sum(line["step_seconds"] for line in read_metrics(metrics_file(run_dir)))
 
 
 def valid_loss(run_dir: Path) -> float:
-    """Loss of a finished run after its last step, nats a token on held-out samples."""
-    last = json.loads((metrics_file(run_dir)).read_text(encoding="utf-8").splitlines()[-1])
+    """Loss of a finished run after its last step, nats a token on held-out samples. Raises UserError without one."""
+    file = metrics_file(run_dir)
+    last = max(read_metrics(file), key=lambda line: line["step"], default={})
+    if last.get("valid_loss") is None:
+        raise UserError(f"{file}: its last line has no valid_loss; remove {run_dir} to have the stage done again")
     return float(last["valid_loss"])
 
 

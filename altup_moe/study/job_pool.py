@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Protocol, TypeVar
 
 from altup_moe.parallel.start_ranks import kill_processes, start_process
+from altup_moe.train.stop_signal import TWICE_SECONDS, WARNING
 
 Item = TypeVar("Item")
 SAVE_SECONDS = 60.0
@@ -213,14 +214,21 @@ def startable(waiting: Sequence[tuple[Item, int]], running: Sequence[int], most:
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Inside, note SIGTERM, SIGINT and SIGHUP in a list instead of obeying them; ignored ones stay ignored."""
+    """Inside, note SIGTERM, SIGINT, SIGHUP and SIGUSR1 in a list instead of obeying them; ignored ones stay ignored.
+
+    What only repeats the first one is not noted: SLURM's warning (SIGUSR1), and what comes within `TWICE_SECONDS`.
+    """
     received: list[int] = []
+    first: list[float] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
+        now = time.monotonic()
+        if not received or (WARNING not in (number, received[0]) and now - first[0] >= TWICE_SECONDS):
+            received.append(number)
+            first.append(now)
 
     previous = {}
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, WARNING):
         if signal.getsignal(number) != signal.SIG_IGN:
             previous[number] = signal.signal(number, note)
     try:

@@ -14,7 +14,6 @@ DIR/rows/NAME-sSEED-HASH/   config.yaml   what the row trains
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -30,6 +29,8 @@ import yaml
 from altup_moe.config import RunConfig, UserError
 from altup_moe.config.files import write_text
 from altup_moe.config.load import load_config, read_yaml, save_config
+from altup_moe.config.locks import locked_directory
+from altup_moe.config.metrics_lines import read_metrics
 from altup_moe.config.run_directory import config_file, metrics_file
 from altup_moe.study.records import StudyRow, read_rows
 from altup_moe.study.spec import Budget, MeasureSpec, RowSpec, Study
@@ -75,16 +76,16 @@ class RowDirectory:
         return self.root / f"{kind}-{number}.json"
 
     def metrics(self) -> tuple[dict[str, Any], ...]:
-        """The run's metrics of each step so far; an incomplete last line is left out."""
-        return whole_lines(metrics_file(self.run_dir))
+        """The run's metrics of each step so far; a damaged or incomplete line is left out."""
+        return metrics_lines(metrics_file(self.run_dir))
 
     def clear(self) -> None:
         """Remove the row's files; it begins anew."""
         shutil.rmtree(self.root, ignore_errors=True)
 
 
-def whole_lines(path: Path) -> tuple[dict[str, Any], ...]:
-    """Read a file of JSON lines up to the first incomplete line; () if there is no file."""
+def metrics_lines(path: Path) -> tuple[dict[str, Any], ...]:
+    """The records of a metrics file that can be read; () if there is no file."""
     try:
         found = path.stat()
     except OSError:
@@ -95,13 +96,7 @@ def whole_lines(path: Path) -> tuple[dict[str, Any], ...]:
 @lru_cache(maxsize=1024)
 def _lines(path: Path, size: int, changed: int) -> tuple[dict[str, Any], ...]:
     # The table is drawn every second: only a file that has changed is read again.
-    found = []
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            found.append(json.loads(line))
-    except (OSError, ValueError):
-        pass
-    return tuple(found)
+    return tuple(read_metrics(path))
 
 
 def read_json_or_none(path: Path) -> dict[str, Any] | None:
@@ -134,16 +129,7 @@ class StudyDirectory:
         Raises:
             UserError: another study runs here, or it cannot be written.
         """
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            file = open(self.root / "lock", "a")  # noqa: SIM115 (open while the study runs)
-        except OSError as error:
-            raise UserError(f"{self.root}: {error.strerror or error}") from None
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"{self.root}: another study runs here; wait for it, or name another --dir") from None
+        with locked_directory(self.root, "study", "name another --dir"):
             yield
 
     def config(self, row: RowSpec) -> RunConfig:

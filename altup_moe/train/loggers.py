@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from altup_moe.config import ConfigError, LogConfig, RunConfig
-from altup_moe.config.files import write_text
-from altup_moe.config.run_directory import metrics_file, tensorboard_dir
+from altup_moe.config.files import write_bytes
+from altup_moe.config.metrics_lines import split_metrics
+from altup_moe.config.resume_keys import Changes
+from altup_moe.config.run_directory import metrics_file, removed_metrics_file, tensorboard_dir
 from altup_moe.train.metrics import StepMetrics
 
 
@@ -37,28 +39,49 @@ def check_loggers(log: LogConfig) -> None:
 
 
 class JsonLines:
-    """metrics.jsonl, one object a step. Lines of steps that will be done again are cut off first."""
+    """metrics.jsonl, one object a step. Lines of steps that will be done again are moved beside it first.
 
-    def __init__(self, path: Path, first_step: int) -> None:
-        kept = []
-        if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    if json.loads(line)["step"] < first_step:
-                        kept.append(line)
-                except (ValueError, KeyError):
-                    break  # a line cut short by a crash: it and all after it are redone
-        write_text(path, "".join(line + "\n" for line in kept))
+    Args:
+        changed: keys of the configuration that this step changes, key -> (before, now); the first line holds them.
+    """
+
+    def __init__(self, path: Path, first_step: int, changed: Changes | None = None) -> None:
+        self._changed = changed or {}
+        _go_on(path, first_step)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
 
     def log(self, metrics: StepMetrics) -> None:
         # JSON has no word for infinity or NaN: null says that the step had no such number.
-        finite = {k: v if math.isfinite(v) else None for k, v in metrics.to_dict().items()}
-        self._file.write(json.dumps(finite) + "\n")
+        line: dict[str, Any] = {k: v if math.isfinite(v) else None for k, v in metrics.to_dict().items()}
+        if self._changed:
+            line["changed"], self._changed = self._changed, {}
+        self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+
+def _go_on(path: Path, first_step: int) -> None:
+    """Leave in the file the lines before `first_step`; append the others, and what cannot be read, to the one beside.
+
+    Nothing is lost: one damaged line costs no other.
+    """
+    lines = split_metrics(path.read_bytes()) if path.is_file() else []
+    kept = [line for line in lines if line.step is not None and line.step < first_step]
+    unreadable = [line for line in lines if line.step is None]
+    again = len(lines) - len(kept) - len(unreadable)
+    if len(kept) < len(lines):
+        beside = removed_metrics_file(path)
+        with open(beside, "ab") as file:
+            file.write(b"".join(line.raw + b"\n" for line in lines if line.step is None or line.step >= first_step))
+            file.flush()
+            os.fsync(file.fileno())
+        numbers = ", ".join(str(line.number) for line in unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
+        what = [f"{again} line(s) of steps from {first_step} on"] if again else []
+        what += [f"{len(unreadable)} line(s) that cannot be read ({numbers})"] if unreadable else []
+        print(f"{path.name}: {' and '.join(what)} moved to {beside.name}", flush=True)
+    write_bytes(path, b"".join(line.raw + b"\n" for line in kept))
 
 
 class Console:
@@ -119,6 +142,8 @@ class WandB:
             name=run_dir.name,
             dir=str(run_dir),
             config=config.to_dict(),
+            # A run that goes on may have changed keys.
+            allow_val_change=True,
             resume="allow",
             id=run_dir.name,
         )
@@ -152,11 +177,11 @@ class MLflow:
         self._mlflow.end_run()
 
 
-def open_loggers(config: RunConfig, first_step: int) -> list[Logger]:
-    """All loggers of a run that begins with step `first_step`."""
+def open_loggers(config: RunConfig, first_step: int, changed: Changes | None = None) -> list[Logger]:
+    """All loggers of a run that begins with step `first_step`, and changes keys there."""
     run_dir, log = Path(config.log.run_dir), config.log
     loggers: list[Logger] = [
-        JsonLines(metrics_file(run_dir), first_step),
+        JsonLines(metrics_file(run_dir), first_step, changed),
         Console(config.train.steps, log.interval, first_step),
     ]
     if log.tensorboard:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
 from shutil import copytree
 from typing import Any
 
@@ -21,6 +23,7 @@ from altup_moe.checkpoint.state import local_tensors, optimizer_steps, set_optim
 from altup_moe.config import ConfigError, RunConfig
 from altup_moe.config.exit_codes import EXIT_STOPPED
 from altup_moe.config.load import save_config
+from altup_moe.config.locks import locked_directory
 from altup_moe.config.run_directory import checkpoints_dir, config_file, kernels_dir, profile_dir, tokenizer_dir
 from altup_moe.model.build import named_tensors
 from altup_moe.model.flops import flops_per_token
@@ -38,6 +41,7 @@ from altup_moe.train.optim import build_scheduler, learning_rate
 from altup_moe.train.profile import Profile
 from altup_moe.train.resume import ResumePoint, find_resume_point, verified
 from altup_moe.train.samples import Samples
+from altup_moe.train.start_notes import resume_notes
 from altup_moe.train.step import StepResult, Validation, train_step, validate
 from altup_moe.train.stop_signal import StopSignal
 
@@ -55,6 +59,8 @@ class Run:
     saver: Saver
     step: int = 0
     skipped: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Keys that the run has changed on its way (`Manifest.changes`)."""
 
     @property
     def consumed_samples(self) -> int:
@@ -76,6 +82,18 @@ def train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None = None
     check_loggers(config.log)
     if config.moe.num_experts:
         find_backend(config.moe.backend)
+    with _run_lock(config):
+        return _train(config, enough)
+
+
+def _run_lock(config: RunConfig) -> AbstractContextManager[None]:
+    """Rank 0, which writes the records, holds the run directory for all."""
+    if rank_from_env():
+        return nullcontext()
+    return locked_directory(Path(config.log.run_dir), "training", "name another log.run_dir")
+
+
+def _train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None) -> int:
     keep_compiled_code(config)
     resume = find_resume_point(config)
     # Rank 0 prepares and verifies the data first: whatever is wrong with it ends the run before the others meet it.
@@ -90,8 +108,8 @@ def train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None = None
         if topo.is_first:
             save_config(config, config_file(config.log.run_dir))
             copytree(samples.tokenizer_dir, tokenizer_dir(config.log.run_dir), dirs_exist_ok=True)
-            loggers = open_loggers(config, run.step + 1)
             _say_start(run, resume)
+            loggers = open_loggers(config, run.step + 1, resume.changes if resume else None)
         try:
             code = _steps(run, loggers, stop, enough if topo.is_first else None)
             # A run shorter than its profile writes what it has.
@@ -142,7 +160,7 @@ def _restore(run: Run, resume: ResumePoint) -> None:
         return
     set_optimizer_steps(run.engine.optimizer, manifest.optimizer_steps)
     run.scheduler.step(manifest.scheduler_steps - run.scheduler.num_steps)
-    run.step, run.skipped = manifest.step, manifest.skipped_steps
+    run.step, run.skipped, run.history = manifest.step, manifest.skipped_steps, resume.history
     if streams:
         set_rng_state(streams)
     else:
@@ -249,6 +267,7 @@ def _save(run: Run, leaving: bool) -> None:
         data_fingerprint=run.samples.fingerprint,
         config=config.to_dict(),
         libraries=library_versions(),
+        changes=run.history,
     )
     named = named_tensors(list(run.engine.chunks), config, topo)
     try:
@@ -292,6 +311,8 @@ def _say_start(run: Run, resume: ResumePoint | None) -> None:
         + (f"going on from step {run.step} ({resume.directory.name})" if resume else "from step 0"),
         flush=True,
     )
+    for line in resume_notes(config, resume, topo.world_size) if resume else []:
+        print(line, flush=True)
     shut = unavailable_overlap(config)
     if shut:
         print(shut, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -123,6 +124,14 @@ def build_scheduler(optimizer: Any, config: RunConfig) -> OptimizerParamSchedule
         wsd_decay_steps=(o.decay_steps or max(1, steps // 10)) if wsd else None,
         lr_wsd_decay_style="cosine" if wsd else None,
     )
+
+
+def rate_of_step(config: RunConfig, number: int) -> float:
+    """Learning rate of the default group in a step, from 1, whatever optimizer there is."""
+    group = {"params": [], "lr": 0.0, "weight_decay": 0.0, "wd_mult": 1.0}
+    scheduler = build_scheduler(SimpleNamespace(param_groups=[group]), config)
+    scheduler.step(number)
+    return float(group["lr"])
 
 
 def learning_rate(optimizer: Any) -> float:

@@ -4,7 +4,7 @@ bytes by all ranks together once they can talk."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +13,10 @@ from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import complete_checkpoints, find_checkpoint, latest_checkpoint, set_aside
 from altup_moe.config import ConfigError, DataError, RunConfig
 from altup_moe.config.load import from_dict
+from altup_moe.config.resume_keys import Changes, changes_record, differing
 from altup_moe.config.run_directory import checkpoints_dir
 from altup_moe.parallel.control_collectives import first_problem
 from altup_moe.parallel.topology import Topology
-
-SAME = {
-    "model": None,
-    "altup": {"kernel"},
-    "sequence": None,
-    "moe": {"backend"},
-    "data": {"cache"},
-    "train": {
-        "eval_interval",
-        "eval_samples",
-        "stop_after",
-        "recompute",
-        "micro_batch_size",
-        "engine",
-        "transformer_engine",
-    },
-}
-"""Sections whose keys must be the checkpoint's, but for the named ones: else the run would not be the same run.
-The layout is not among them."""
-
-SAME_WEIGHTS = {
-    "model": {"seq_length", "decoder_seq_length", "init_method_std", "attention_dropout", "hidden_dropout"},
-    "altup": {"kernel"},
-    "sequence": None,
-    "moe": {"capacity_factor", "aux_loss_coeff", "z_loss_coeff", "expert_bias_update_rate", "dispatcher", "backend"},
-}
-"""The same for a run that takes over only weights."""
 
 STREAMS = ("tensor", "pipeline", "virtual_pipeline", "expert", "expert_tensor", "context")
 """Keys of `parallel` that say which rank draws what (dropout)."""
@@ -50,11 +24,21 @@ STREAMS = ("tensor", "pipeline", "virtual_pipeline", "expert", "expert_tensor", 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """The checkpoint a run starts from. ``weights_only``: a new run that takes over its weights."""
+    """The checkpoint a run starts from.
+
+    ``weights_only``: a new run that takes over its weights. ``changes``: keys that the run changes there.
+    """
 
     directory: Path
     manifest: Manifest
     weights_only: bool = False
+    changes: Changes = field(default_factory=dict)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What later checkpoints' manifests say of changed keys."""
+        own = [changes_record(self.manifest.step, self.changes)] if self.changes else []
+        return [*self.manifest.changes, *own]
 
     def same_streams(self, config: RunConfig, world_size: int) -> bool:
         """Whether every rank of this layout stands where the rank that saved its random state stood."""
@@ -116,8 +100,7 @@ def _usable(config: RunConfig) -> Iterator[ResumePoint]:
             if fallback and directory != candidates[-1]:
                 continue
             raise DataError(error.file, error.problem + _advice(root, directory, fallback)) from error
-        _check(config, manifest, directory, SAME, "use that, or another log.run_dir")
-        yield ResumePoint(directory, manifest)
+        yield ResumePoint(directory, manifest, changes=_changes(config, manifest, directory))
         if not fallback:
             return
 
@@ -146,9 +129,8 @@ def _initial(config: RunConfig) -> ResumePoint | None:
         return None
     directory = find_checkpoint(Path(path))
     with Checkpoint(directory) as checkpoint:
-        _check(
-            config, checkpoint.manifest, directory, SAME_WEIGHTS, "use that, or another checkpoint.initial_load_path"
-        )
+        other = differing(checkpoint.config, config, ("model",))
+        _refuse(other, directory, "use that, or another checkpoint.initial_load_path")
         return ResumePoint(directory, checkpoint.manifest, weights_only=True)
 
 
@@ -163,12 +145,28 @@ def _damage(directory: Path, topology: Topology) -> list[str] | None:
     return None
 
 
-def _check(config: RunConfig, manifest: Manifest, directory: Path, same: dict[str, Any], instead: str) -> None:
+def _changes(config: RunConfig, manifest: Manifest, directory: Path) -> Changes:
+    """Keys that the run changes when it goes on from a checkpoint. Raises ConfigError for one that it cannot change."""
     # What was written before a field existed has its default.
-    current, written = config.to_dict(), from_dict(manifest.config).to_dict()
-    for section, exempt in same.items():
-        for key, value in current[section].items():
-            stored = written[section][key]
-            if key not in (exempt or ()) and stored != value:
-                fits = f"{directory} was written with {stored!r}; {instead}"
-                raise ConfigError(f"{section}.{key}", value, fits)
+    written = from_dict(manifest.config)
+    refused, changes = (differing(written, config, kinds) for kinds in (("model", "run"), ("recorded",)))
+    if not manifest.has_optimizer and (other := refused.pop("optim.optimizer", None)):
+        # No state of the other optimizer is there.
+        changes["optim.optimizer"] = other
+    _refuse(refused, directory, "use that, or another log.run_dir")
+    if config.train.steps < manifest.step:
+        fits = f"{directory} has done {manifest.step} steps; at least {manifest.step} would fit, or another log.run_dir"
+        raise ConfigError("train.steps", config.train.steps, fits)
+    if "checkpoint.initial_load_path" in changes:
+        before, path = changes["checkpoint.initial_load_path"]
+        if path is None:  # the run has started, so it is of no use any more
+            del changes["checkpoint.initial_load_path"]
+        elif before is None:
+            fits = f"the run goes on from its own checkpoint {directory}; null would fit, or another log.run_dir"
+            raise ConfigError("checkpoint.initial_load_path", path, fits)
+    return changes
+
+
+def _refuse(other: Changes, directory: Path, instead: str) -> None:
+    for key, (before, now) in other.items():
+        raise ConfigError(key, now, f"{directory} was written with {before!r}; {instead}")

@@ -131,6 +131,51 @@ def test_resume_is_exact(way: str, layout: str, directory: Path) -> None:
     assert records(cut)[-1]["valid_loss"] == records(whole)[-1]["valid_loss"]
 
 
+def test_a_finished_run_gets_longer_and_says_what_it_changed(directory: Path) -> None:
+    """Without a decay to stretch, the longer run is the one that was that long from the start; a rate is recorded."""
+    optim = {"schedule": "constant"}
+    whole, run = (text_run("one", directory, f"longer-{n}", optim=optim, train={"steps": n}) for n in (8, 5))
+    assert train_on_ranks("one", whole) == [0]
+    assert train_on_ranks("one", run) == [0]
+    assert train_on_ranks("one", run) == [0]
+    assert len(records(run)) == 5
+    longer = replace(run, train=replace(run.train, steps=8))
+    assert train_on_ranks("one", longer) == [0]
+    assert losses(longer) == losses(whole)
+    assert [record.get("changed") for record in records(longer)] == [*[None] * 5, {"train.steps": [5, 8]}, None, None]
+    faster = replace(longer, optim=replace(run.optim, learning_rate=0.03), train=replace(run.train, steps=9))
+    assert train_on_ranks("one", faster) == [0]
+    rate = {"optim.learning_rate": [run.optim.learning_rate, 0.03]}
+    assert records(faster)[8]["changed"] == {**rate, "train.steps": [8, 9]}
+    assert records(faster)[8]["learning_rate"] == 0.03
+    with Checkpoint(checkpoints_dir(run.log.run_dir) / "step_00000009") as checkpoint:
+        assert checkpoint.manifest.changes == [
+            {"step": 5, "keys": {"train.steps": [5, 8]}},
+            {"step": 8, "keys": {**rate, "train.steps": [8, 9]}},
+        ]
+
+
+def test_a_second_run_in_the_directory_is_refused_while_the_first_one_is_there(tmp_path: Path) -> None:
+    """The one that trains is not disturbed: its directory has what a run alone there leaves."""
+    runs = [text_run("one", tmp_path, "both", train={"steps": 40, "seed": seed}) for seed in (1234, 7)]
+    alone = text_run("one", tmp_path, "alone", train={"steps": 40})
+    for config in (*runs, alone):
+        save_config(config, tmp_path / f"{config.train.seed}-{Path(config.log.run_dir).name}.yaml")
+    first = _started(tmp_path / "1234-both.yaml")
+    deadline = time.monotonic() + 60
+    while not (Path(runs[0].log.run_dir) / "lock").is_file():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    second = _started(tmp_path / "7-both.yaml", stderr=subprocess.PIPE)
+    said = second.communicate(timeout=60)[1].decode()
+    assert second.returncode == 2
+    holder = rf"{re.escape(runs[0].log.run_dir)}: another training runs here \(process {first.pid} on \S+\)"
+    assert re.fullmatch(rf"altup-moe: error: {holder}; wait for it, or name another log\.run_dir\n", said)
+    assert first.wait(timeout=100) == 0
+    assert _started(tmp_path / "1234-alone.yaml").wait(timeout=100) == 0
+    assert losses(runs[0]) == losses(alone)
+
+
 def _train_with_slow_copies(config) -> int:
     from altup_moe.checkpoint.staging_buffer import StagingBuffer
 
@@ -162,7 +207,8 @@ def test_a_checkpoint_has_nothing_of_the_steps_after_it(directory: Path) -> None
                 assert torch.equal(load_tensor(a, name), load_tensor(b, name)), (step, name)
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.long)])
+def test_a_signal_saves_and_the_same_command_goes_on(number: int, tmp_path: Path) -> None:
     whole, cut = (text_run("one", tmp_path, name, train={"steps": 40}) for name in ("whole", "cut"))
     for config in (whole, cut):
         save_config(config, Path(f"{config.log.run_dir}.yaml"))
@@ -174,7 +220,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     assert process.wait(timeout=60) == EXIT_STOPPED
     assert 3 <= len(losses(cut)) < 40
     assert _command(cut).wait(timeout=100) == 0
@@ -182,9 +228,13 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
 
 
 def _command(config) -> subprocess.Popen:
+    return _started(Path(f"{config.log.run_dir}.yaml"))
+
+
+def _started(file: Path, stderr: int | None = None) -> subprocess.Popen:
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    command = [sys.executable, "-m", "altup_moe.cli", "train", f"{config.log.run_dir}.yaml"]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "altup_moe.cli", "train", str(file)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
 
 
 def test_golden_curve(directory: Path, one_rank) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 import subprocess
 import sys
 import types
@@ -100,9 +102,35 @@ def test_bad_files(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert err.count("\n") == 1
 
 
-def test_only_rank_0_speaks(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")
+def test_a_rank_names_itself_after_it_has_waited_for_rank_0(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its launcher ends it meanwhile if rank 0, or the first rank of its node, has the same mistake."""
+    waits: list[float] = []
+    monkeypatch.setattr("altup_moe.cli.time.sleep", waits.append)
+    for local in ("0", "1"):
+        monkeypatch.setenv("RANK", "9")
+        monkeypatch.setenv("LOCAL_RANK", local)
+        assert main(["train", QUICKSTART, "--train.steps", "many"]) == 2
+        line = rf"altup-moe: error: on rank 9 \({re.escape(platform.node())}\): train\.steps='many': .*\n"
+        assert re.fullmatch(line, capfd.readouterr().err)
+    assert 0 < waits[0] < waits[1]
+    monkeypatch.setenv("RANK", "0")
     assert main(["train", QUICKSTART, "--train.steps", "many"]) == 2
+    assert capfd.readouterr().err.startswith("altup-moe: error: train.steps='many': ")
+    assert len(waits) == 2
+
+
+def test_a_rank_that_is_ended_while_it_waits_says_nothing(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("altup_moe.cli.time.sleep", ended)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(KeyboardInterrupt):
+        main(["train", QUICKSTART, "--train.steps", "many"])
     assert capfd.readouterr() == ("", "")
 
 

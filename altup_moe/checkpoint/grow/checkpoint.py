@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from altup_moe.checkpoint.grow.rules import Growth, Rule, rule_of
+from altup_moe.checkpoint.reshard import changed_on_the_way
 from altup_moe.checkpoint.source import HALF_DTYPES, Checkpoint
 from altup_moe.checkpoint.tensors import TORCH_DTYPES, items, load_tensor
 from altup_moe.checkpoint.write import TensorSpec, single_process_plan, write_checkpoint
@@ -51,6 +52,7 @@ def grow_checkpoint(source: Checkpoint, growth: Growth, root: Path) -> Grown:
     head = replace(
         source.manifest,
         config=growth.target.to_dict(),
+        changes=[*source.manifest.changes, *changed_on_the_way(source, growth.target)],
         world_size=smallest_world(growth.target.parallel),
         files={},
         tensors={},

@@ -270,4 +270,24 @@ def test_hashes_have_the_form_of_sha256sum(tmp_path: Path) -> None:
 
 
 def test_a_manifest_has_no_defaults_left_out() -> None:
-    assert set(json.loads(dump(head_of()))) == set(Manifest.__dataclass_fields__)
+    """But for keys that programs of their time do not know, where they say nothing."""
+    assert set(json.loads(dump(head_of()))) == set(Manifest.__dataclass_fields__) - {"changes"}
+
+
+CHANGES = [{"step": 3, "keys": {"train.steps": [9, 12], "optim.decay_steps": [None, 4]}}, {"step": 5, "keys": {}}]
+
+
+def test_changed_keys_are_read_back(tmp_path: Path) -> None:
+    changed = replace(FULL, changes=CHANGES)
+    write_manifest(tmp_path, changed)
+    assert read_manifest(tmp_path) == changed
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, [3], [{"step": 3}], [{"step": "3", "keys": {}}], [{"step": 3, "keys": []}], [{"step": 3, "keys": {"a": [1]}}]],
+)
+def test_damaged_changes(changes: object, tmp_path: Path) -> None:
+    write_manifest(tmp_path, replace(FULL, changes=changes))
+    with pytest.raises(DataError, match="is no checkpoint manifest"):
+        read_manifest(tmp_path)

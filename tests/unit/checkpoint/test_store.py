@@ -257,6 +257,19 @@ def test_prune(tmp_path: Path) -> None:
     assert sorted(path.name for path in root.iterdir()) == [LATEST, "step_00000004"]
 
 
+def test_a_checkpoint_that_is_read_stays(tmp_path: Path) -> None:
+    """An export opens its checkpoint a second time to compare logits, while the run that is training prunes."""
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    with Checkpoint(tmp_path / "step_00000001"):
+        prune(tmp_path, keep=1)
+        assert [path.name for path in complete_checkpoints(tmp_path)] == ["step_00000001", "step_00000003"]
+        with Checkpoint(tmp_path / "step_00000001") as again:
+            again.verify()
+    prune(tmp_path, keep=1)
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step_00000003"]
+
+
 def test_a_clean_up_that_is_killed(run: Path) -> None:
     """What is half removed is no checkpoint any more."""
     root = checkpoints_dir(run)

@@ -77,6 +77,18 @@ def test_nodes_meet_on_the_first_and_words_stay_words(job: dict[str, str], tmp_p
     assert (tmp_path / "scontrol").read_text() == "show hostnames node[7-8]\n"
 
 
+ARRAY = {"SLURM_ARRAY_JOB_ID": "4240", "SLURM_ARRAY_TASK_ID": "3"}
+
+
+@pytest.mark.parametrize(("array", "name"), [({}, "4242"), (ARRAY, "4240_3")])
+def test_the_task_of_an_array_is_queued_again_alone(
+    array: dict[str, str], name: str, job: dict[str, str], tmp_path: Path
+) -> None:
+    """`scontrol requeue 4242` of the last task, whose number is the array's, would repeat the finished ones too."""
+    assert run(job | array | {"CODE": "75"}, "true").returncode == 75
+    assert (tmp_path / "scontrol").read_text().splitlines()[1:] == [f"requeue {name}"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_warning_lets_ranks_save_and_the_job_is_queued_again(
     number: int, job: dict[str, str], tmp_path: Path

@@ -186,7 +186,7 @@ def interrupted(pool: JobPool, job: Job, up: Path, number: int = signal.SIGTERM)
 
 
 @pytest.mark.usefixtures("signals_are_heard")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_has_jobs_save(make: Make, tmp_path: Path, number: int) -> None:
     with noted_signals() as signals:
         pool = JobPool(signals)
@@ -202,11 +202,21 @@ def test_a_job_that_does_not_save_is_killed(
 ) -> None:
     # After its time; or at once, when the signal is repeated.
     monkeypatch.setattr(job_pool, "SAVE_SECONDS", 3600.0 if repeated else 0.2)
+    monkeypatch.setattr(job_pool, "TWICE_SECONDS", 0.0)
     with noted_signals() as signals:
         if repeated:
             threading.Timer(0.0, lambda: _second_signal(signals)).start()
         interrupted(JobPool(signals), make("deaf", code=long_code(tmp_path, "signal.SIG_IGN")), tmp_path / "up")
     assert [pid for pid in running(tmp_path) if pid != os.getpid()] == []
+
+
+@pytest.mark.usefixtures("signals_are_heard")
+def test_an_echo_of_the_first_signal_is_no_second_one() -> None:
+    """Under srun a warning reaches every process, and the launcher above gives SIGTERM beside it."""
+    with noted_signals() as signals:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+        assert signals == [signal.SIGTERM]
 
 
 def _second_signal(signals: list[int]) -> None:

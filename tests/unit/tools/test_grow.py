@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from altup_moe.checkpoint.manifest import read_manifest
 from altup_moe.checkpoint.source import Checkpoint
-from altup_moe.checkpoint.store import latest_checkpoint
+from altup_moe.checkpoint.store import find_checkpoint, latest_checkpoint
 from altup_moe.cli import main as altup_moe
 from altup_moe.config.load import load_config, save_config
 from altup_moe.data.prepare import prepare_tokens
@@ -65,9 +66,17 @@ def test_a_grown_run_evaluates_as_its_source(source: Path, capsys: pytest.Captur
     assert "starts from zero for" in printed
     assert sorted(file.name for file in dst.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl", "tokenizer"]
     assert [file.name for file in dst.parent.iterdir()] == ["grown"]
-    config = load_config(dst / "config.yaml")
+    config, source_config = load_config(dst / "config.yaml"), load_config(source / "config.yaml")
     assert (config.altup.width, config.moe.num_experts, config.model.num_layers) == (4, 4, 5)
     assert (config.log.run_dir, config.train.steps) == (str(dst), 12)
+    (change,) = read_manifest(find_checkpoint(dst)).changes
+    assert change["step"] == STEP
+    assert change["keys"] == {
+        "model.num_layers": [source_config.model.num_layers, 5],
+        "altup.width": [source_config.altup.width, 4],
+        "moe.num_experts": [source_config.moe.num_experts, 4],
+        "train.steps": [9, 12],
+    }
     steps = [json.loads(line)["step"] for line in (dst / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, STEP + 1))
 

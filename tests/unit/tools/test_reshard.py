@@ -30,6 +30,7 @@ from altup_moe.config.run_directory import checkpoints_dir
 from altup_moe.parallel.rank_coordinates import all_rank_coordinates, held_tensors
 from tests.checkpoints import head, random_tensors, stored_bytes, write_tensors
 from tests.distributed.cases import LAYOUTS, small, with_layout, world_size
+from tools import inspect_checkpoint
 
 ROOT = Path(__file__).parents[3]
 FORMS: dict[str, tuple[torch.dtype, dict[str, dict[str, Any]]]] = {
@@ -142,6 +143,18 @@ def run_dir(tmp_path: Path) -> Path:
 
 def run(*arguments: object) -> int:
     return tool.main([str(argument) for argument in arguments])
+
+
+def test_another_micro_batch_is_recorded(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The layout changes nothing that is computed; a micro-batch does (capacity, balance losses)."""
+    other, same = run_dir.parent / "other", run_dir.parent / "same"
+    assert run(run_dir, other, "--micro-batch-size", 4) == 0
+    assert run(run_dir, same, "--pipeline", 2) == 0
+    recorded = [{"step": 7, "keys": {"train.micro_batch_size": [2, 4]}}]
+    assert [read_manifest(find_checkpoint(new)).changes for new in (other, same)] == [recorded, []]
+    capsys.readouterr()
+    assert inspect_checkpoint.main([str(other)]) == 0
+    assert "changed after step 7: train.micro_batch_size 2 -> 4" in capsys.readouterr().out
 
 
 def left(run_dir: Path) -> list[str]:

@@ -58,14 +58,65 @@ def test_a_fresh_start_begins_an_empty_file(tmp_path: Path) -> None:
     assert path.read_text() == ""
 
 
-@pytest.mark.parametrize("torn", ['{"step": 4, "loss": 2.', '{"step": 4', "{", '{"loss": 2.5}', "\x00\x00\x00"])
-def test_a_torn_line_and_what_follows_is_cut(torn: str, tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
+UNREADABLE = {
+    "cut short": b'{"step": 4, "loss": 2.',
+    "no step": b'{"loss": 2.5}',
+    "a step that is no number": b'{"step": true}',
+    "zeros": b"\x00\x00\x00",
+    "null": b"null",
+    "a list": b"[1]",
+    "not UTF-8": b'{"step": 4, "note": "\xff"}',
+    "deep": b"[" * 100_000,
+    "two lines in one": b'{"step": 4, "lo{"step": 5}',
+}
+
+
+@pytest.mark.parametrize("where", [0, 2, 9])
+@pytest.mark.parametrize("damage", UNREADABLE.values(), ids=UNREADABLE)
+def test_a_damaged_line_costs_no_other(
+    damage: bytes, where: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever can be read up to the resumed step stays as it is, byte for byte; the rest is beside."""
+    path, beside = tmp_path / "metrics.jsonl", tmp_path / "metrics.removed.jsonl"
+    write(path, 1, 12, loss=1.0)
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines.insert(where, damage + b"\n")
+    lines.insert(1, b"\n")
+    path.write_bytes(b"".join(lines))
+    write(path, 11, 11, loss=2.0)
+    whole = b"".join(line for line in lines if line not in (damage + b"\n", b"\n"))
+    assert path.read_bytes().splitlines(keepends=True)[:10] == whole.splitlines(keepends=True)[:10]
+    assert [(line["step"], line["loss"]) for line in read(path)] == [*((n, 1.0) for n in range(1, 11)), (11, 2.0)]
+    assert beside.read_bytes() == damage + b"\n" + b"".join(whole.splitlines(keepends=True)[10:])
+    number = where + 2 if where else 1
+    assert capsys.readouterr().out == (
+        f"metrics.jsonl: 2 line(s) of steps from 11 on and 1 line(s) that cannot be read ({number})"
+        " moved to metrics.removed.jsonl\n"
+    )
+
+
+def test_what_is_moved_is_added_to_what_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, beside = tmp_path / "metrics.jsonl", tmp_path / "metrics.removed.jsonl"
     write(path, 1, 3)
-    with open(path, "a") as file:
-        file.write(torn + "\n" + json.dumps({"step": 5}) + "\n")
-    write(path, 9, 9)
-    assert [line["step"] for line in read(path)] == [1, 2, 3, 9]
+    assert not beside.exists()
+    assert capsys.readouterr().out == ""
+    write(path, 3, 4)
+    write(path, 3, 3)
+    assert [line["step"] for line in read(beside)] == [3, 3, 4]
+    assert [line["step"] for line in read(path)] == [1, 2, 3]
+
+
+def test_the_first_line_holds_what_the_run_has_changed(tmp_path: Path) -> None:
+    """Every line stays one step's: who reads steps needs to know nothing of it."""
+    path = tmp_path / "metrics.jsonl"
+    write(path, 1, 2)
+    logger = JsonLines(path, 3, {"optim.learning_rate": (0.1, 0.2), "train.steps": (9, 12)})
+    for step in (3, 4):
+        logger.log(record(step))
+    logger.close()
+    changed = {"optim.learning_rate": [0.1, 0.2], "train.steps": [9, 12]}
+    assert read(path) == [record(1).to_dict(), record(2).to_dict(), {**record(3).to_dict(), "changed": changed},
+                          record(4).to_dict()]  # fmt: skip
 
 
 def test_a_line_without_its_end_is_kept_apart_from_the_next(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+import typing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +12,25 @@ import pytest
 from altup_moe.checkpoint.manifest import MANIFEST, write_manifest
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import latest_checkpoint
-from altup_moe.config import (
-    AltUpConfig,
-    ConfigError,
-    DataConfig,
-    DataError,
-    LogConfig,
-    ModelConfig,
-    MoEConfig,
-    RunConfig,
-    SequenceConfig,
-    TrainConfig,
-)
+from altup_moe.config import ConfigError, DataError, LogConfig, RunConfig
+from altup_moe.config.load import HINTS
+from altup_moe.config.resume_keys import KEY_CLASSES, KeyClass
 from altup_moe.config.run_directory import checkpoints_dir
 from altup_moe.parallel.topology import Topology
 from altup_moe.train.resume import find_resume_point, verified
+from altup_moe.train.start_notes import resume_notes
 from tests.checkpoints import head, random_tensors, write_tensors
 from tests.distributed.cases import LAYOUTS, small
 
-SECTIONS = {
-    "model": ModelConfig, "altup": AltUpConfig, "moe": MoEConfig, "data": DataConfig,
-    "train": TrainConfig, "sequence": SequenceConfig,
-}  # fmt: skip
-MAY_DIFFER = {
-    "data.cache", "train.eval_interval", "train.eval_samples", "train.stop_after",
-    "train.recompute", "train.micro_batch_size", "train.engine",
-    "train.transformer_engine",
-    "altup.kernel", "moe.backend",
-}  # fmt: skip
-KEYS = [f"{section}.{field.name}" for section, kind in SECTIONS.items() for field in fields(kind)]
+REFUSED = [key for key, kind in KEY_CLASSES.items() if kind in ("model", "run")]
+RECORDED = [key for key, kind in KEY_CLASSES.items() if kind == "recorded" and key != "checkpoint.initial_load_path"]
+FREE = [key for key, kind in KEY_CLASSES.items() if kind == "free" and key not in ("log.run_dir", "checkpoint.resume")]
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
     """A run that has saved steps 10 and 20."""
-    config = replace(small("one"), log=LogConfig(run_dir=str(tmp_path / "run")))
+    config = replace(small("one", train={"steps": 60}), log=LogConfig(run_dir=str(tmp_path / "run")))
     for step in (10, 20):
         write_tensors(config.log.run_dir, head(config, step), random_tensors(config, step))
     return config
@@ -58,8 +43,14 @@ def changed(config: RunConfig, key: str) -> RunConfig:
     match value:
         case bool():
             other: Any = not value
-        case int() | float():
+        case int():
             other = value + 1
+        case float():
+            other = value / 2 or 1.0
+        case None if name == "decay_steps":
+            other = 30
+        case "cosine":
+            other = "constant"
         case _:
             other = f"not {value}"
     return replace(config, **{section: replace(getattr(config, section), **{name: other})})
@@ -77,7 +68,13 @@ def test_the_newest_checkpoint_is_found(config: RunConfig) -> None:
     assert (point.manifest.step, point.manifest.skipped_steps) == (20, 1)
 
 
-@pytest.mark.parametrize("key", [key for key in KEYS if key not in MAY_DIFFER])
+def test_every_key_has_a_class() -> None:
+    """A new key is entered in KEY_CLASSES: whether a run may change it on its way is decided once, for all to read."""
+    assert sorted(KEY_CLASSES) == sorted(HINTS)
+    assert set(KEY_CLASSES.values()) == set(typing.get_args(KeyClass))
+
+
+@pytest.mark.parametrize("key", REFUSED)
 def test_another_value_is_refused_by_name(key: str, config: RunConfig) -> None:
     other = changed(config, key)
     with pytest.raises(ConfigError) as error:
@@ -89,14 +86,105 @@ def test_another_value_is_refused_by_name(key: str, config: RunConfig) -> None:
     assert "step_00000020" in error.value.fits
 
 
-@pytest.mark.parametrize("key", sorted(MAY_DIFFER))
+@pytest.mark.parametrize("key", RECORDED)
+def test_what_changes_the_course_is_recorded(key: str, config: RunConfig) -> None:
+    section, _, name = key.partition(".")
+    other = changed(config, key)
+    values = (config.to_dict()[section][name], other.to_dict()[section][name])
+    point = find_resume_point(other)
+    assert point is not None
+    assert point.changes == {key: values}
+    assert point.history == [{"step": 20, "keys": {key: list(values)}}]
+    (note,) = resume_notes(other, point, 1)
+    assert note.startswith(f"changed after step 20: {key} {values[0]} -> {values[1]}")
+
+
+@pytest.mark.parametrize("key", FREE)
 def test_what_does_not_change_the_run_may_differ(key: str, config: RunConfig) -> None:
-    assert find_resume_point(changed(config, key)) is not None
+    point = find_resume_point(changed(config, key))
+    assert point is not None
+    assert point.changes == {}
+    assert point.history == []
 
 
-@pytest.mark.parametrize("key", ["optim.learning_rate", "checkpoint.keep", "checkpoint.save_interval", "log.interval"])
-def test_other_sections_may_differ(key: str, config: RunConfig) -> None:
-    assert find_resume_point(changed(config, key)) is not None
+def test_a_checkpoint_says_all_that_was_changed_before_it(config: RunConfig) -> None:
+    other = changed(config, "optim.weight_decay")
+    point = find_resume_point(other)
+    assert point is not None
+    write_tensors(config.log.run_dir, head(other, 25, changes=point.history), random_tensors(config))
+    last = find_resume_point(changed(other, "train.micro_batch_size"))
+    assert last is not None
+    assert [(entry["step"], list(entry["keys"])) for entry in last.history] == [
+        (20, ["optim.weight_decay"]),
+        (25, ["train.micro_batch_size"]),
+    ]
+    # What is named once is not named again by the same command.
+    same = find_resume_point(other)
+    assert same is not None
+    assert same.changes == {}
+
+
+def test_a_run_gets_longer_but_not_shorter_than_it_is(config: RunConfig) -> None:
+    def of(**train: object) -> RunConfig:
+        return replace(config, train=replace(config.train, **train))
+
+    point = find_resume_point(of(steps=20))
+    assert point is not None
+    assert resume_notes(of(steps=20), point, 1)[-1] == "all 20 steps are done; a larger train.steps goes on"
+    assert point.changes == {"train.steps": (60, 20)}
+    longer = find_resume_point(of(steps=40))
+    assert longer is not None
+    assert longer.changes == {"train.steps": (60, 40)}
+    with pytest.raises(ConfigError, match=r"train\.steps=19: .* has done 20 steps; at least 20 would fit"):
+        find_resume_point(of(steps=19))
+    stopped = of(steps=40, stop_after=20)
+    assert "nothing is left to do" in resume_notes(stopped, find_resume_point(stopped), 1)[-1]
+
+
+def test_the_next_learning_rate_is_said_where_the_schedule_changes(config: RunConfig) -> None:
+    optim = {"learning_rate": 0.5, "min_learning_rate": 0.1, "warmup_steps": 4, "schedule": "constant"}
+    other = replace(config, optim=replace(config.optim, **optim))
+    point = find_resume_point(other)
+    assert point is not None
+    (note,) = resume_notes(other, point, 1)
+    assert "; learning rate of the next step 0.5 instead of " in note
+    decay = changed(config, "optim.weight_decay")
+    assert "rate of the next step" not in resume_notes(decay, find_resume_point(decay), 1)[0]
+
+
+def test_another_optimizer_fits_where_none_has_left_its_state(config: RunConfig, tmp_path: Path) -> None:
+    weights = {name: value for name, value in random_tensors(config).items() if name.startswith("weights/")}
+    imported = replace(config, log=LogConfig(run_dir=str(tmp_path / "imported")))
+    write_tensors(imported.log.run_dir, head(imported, 0), weights)
+    other = replace(imported, optim=replace(imported.optim, optimizer="adafactor"))
+    point = find_resume_point(other)
+    assert point is not None
+    assert point.changes == {"optim.optimizer": ("adamw", "adafactor")}
+
+
+def test_initial_weights_beside_a_checkpoint_are_not_passed_over(config: RunConfig, tmp_path: Path) -> None:
+    def starting(path: str | None) -> RunConfig:
+        return replace(config, checkpoint=replace(config.checkpoint, initial_load_path=path))
+
+    with pytest.raises(ConfigError, match=r"initial_load_path='other': .* goes on from its own checkpoint .*20"):
+        find_resume_point(starting("other"))
+    write_tensors(config.log.run_dir, head(starting("old/place"), 30), random_tensors(config))
+    for same in ("old/place", None):
+        point = find_resume_point(starting(same))
+        assert point is not None
+        assert point.changes == {}
+    moved = find_resume_point(starting("new/place"))
+    assert moved is not None
+    assert "initial_load_path is not read" in resume_notes(starting("new/place"), moved, 1)[0]
+
+
+def test_other_dropout_masks_are_said(config: RunConfig) -> None:
+    dropout = replace(config, model=replace(config.model, hidden_dropout=0.1))
+    write_tensors(config.log.run_dir, head(dropout, 30), random_tensors(config))
+    point = find_resume_point(dropout)
+    assert point is not None
+    assert resume_notes(dropout, point, 1) == []
+    assert "dropout draws other masks" in resume_notes(dropout, point, 2)[0]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -8,9 +8,9 @@ import signal
 import pytest
 
 from altup_moe.config.exit_codes import EXIT_STOPPED
-from altup_moe.train.stop_signal import StopSignal
+from altup_moe.train.stop_signal import TWICE_SECONDS, WARNING, StopSignal
 
-SIGNALS = [signal.SIGTERM, signal.SIGINT]
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1]
 
 
 @pytest.fixture
@@ -32,13 +32,57 @@ def test_a_signal_is_noted_and_goes_no_further(number: int, noted: list[int]) ->
     assert noted == []
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_a_second_one_acts_as_usual(number: int, noted: list[int]) -> None:
-    with StopSignal() as stop:
+class Clock:
+    """Seconds that stand still unless they are set."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("number", [n for n in SIGNALS if n != signal.SIGUSR1])
+def test_a_second_one_acts_as_usual_once_it_is_no_echo(number: int, noted: list[int]) -> None:
+    """srun signals every process of a step, and the launcher among them passes the same request on to its ranks."""
+    clock = Clock()
+    with StopSignal(clock=clock) as stop:
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)
         assert stop.caught
+        assert noted == []
+        clock.now += TWICE_SECONDS
+        os.kill(os.getpid(), number)
     assert noted == [number]
+
+
+def test_a_warning_never_does_more_than_ask(noted: list[int]) -> None:
+    clock = Clock()
+    with StopSignal(clock=clock) as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            clock.now += 60
+        assert stop.caught
+    assert noted == []
+
+
+def test_a_warning_before_the_run_is_known_inside_it(noted: list[int]) -> None:
+    with StopSignal((WARNING,)) as early:
+        with StopSignal() as stop:
+            assert not stop.caught
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert early.caught
+        with StopSignal() as stop:
+            assert stop.caught
+    assert noted == []
+
+
+def test_an_ignored_hangup_stays_ignored(noted: list[int]) -> None:
+    """Under nohup a run outlives its terminal."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.caught
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def test_two_different_ones_are_both_noted(noted: list[int]) -> None:
