@@ -292,6 +292,8 @@ def _say_start(run: Run, resume: ResumePoint | None) -> None:
         + (f"going on from step {run.step} ({resume.directory.name})" if resume else "from step 0"),
         flush=True,
     )
+    for note in run.samples.notes:
+        print(note, flush=True)
     shut = unavailable_overlap(config)
     if shut:
         print(shut, flush=True)
