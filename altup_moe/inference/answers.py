@@ -4,35 +4,53 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from altup_moe.config import UserError
-from altup_moe.data.layouts import shortened
+from altup_moe.config import ConfigError
+from altup_moe.data.tasks.fit import Room, encoded, fitted_inputs
 from altup_moe.data.tasks.records import Example, Task
 from altup_moe.data.tokenizer import Tokenizer
 from altup_moe.inference.load_run import FinishedRun
-from altup_moe.train.task_samples import encoded
 
 
 @dataclass(frozen=True)
 class Score:
-    """A task's metrics in percent: the run's, and those of always giving the most frequent target."""
+    """A task's metrics in percent: the run's, and those of always giving the most frequent target.
+
+    Args:
+        cut: examples whose passage was cut to what the model can read.
+        unread: examples that do not fit even without their passage: never asked, and wrong.
+        unlabelled: rows without a label, which are no examples.
+    """
 
     task: str
     examples: int
     metrics: dict[str, float]
     majority: dict[str, float]
     majority_answer: str
+    cut: int = 0
+    unread: int = 0
+    unlabelled: int = 0
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Texts in the order of the examples; an example that could not be read has an empty one. Counts as in `Score`."""
+
+    texts: list[str]
+    cut: int
+    unread: int
 
 
 def score(run: FinishedRun, task: Task, examples: Sequence[Example], batch_size: int) -> Score:
     """Generate an answer to every example that is scored, and compare."""
     scored = [example for example in examples if example.evaluates]
-    return compared(task, scored, answers(run, scored, batch_size))
+    found = answers(run, scored, batch_size)
+    return replace(compared(task, scored, found.texts), cut=found.cut, unread=found.unread)
 
 
 def compared(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> Score:
@@ -49,30 +67,30 @@ def compared(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> S
 
 
 @torch.no_grad()
-def answers(run: FinishedRun, examples: Sequence[Example], batch_size: int) -> list[str]:
-    """Greedy answers, in the order of the examples, at most as long as the longest target.
+def answers(run: FinishedRun, examples: Sequence[Example], batch_size: int) -> Answers:
+    """Greedy answers, at most as long as the longest target.
 
-    Examples of like length share a batch. Inputs are cut as in training.
+    Examples of like length share a batch. Passages are cut as in training, here so that the longest target has room.
 
     Raises:
-        UserError: inputs and answer do not fit into model.seq_length at all.
+        ConfigError: no example fits into model.seq_length.
     """
-    m, reads = run.config.model, bool(getattr(run.model.config, "is_encoder_decoder", False))
+    reads, room = bool(getattr(run.model.config, "is_encoder_decoder", False)), Room.of(run.config.model)
     pairs = [encoded(example, run.tokenizer) for example in examples]
-    longest = max(len(pair.targets) for pair in pairs)
-    room = m.decoder_length if reads else m.seq_length - 1
-    new = min(longest, room)
-    inputs = [shortened(pair.inputs, m.seq_length if reads else max(1, m.seq_length + 1 - new)) for pair in pairs]
-    if new < 1:
-        raise UserError(f"model.seq_length {m.seq_length} has no room for an answer")
-    texts = [""] * len(examples)
-    order = np.argsort([len(ids) for ids in inputs], kind="stable")
+    new = min(max(len(pair.targets) for pair in pairs), room.targets)
+    fitted = [fitted_inputs(example, run.tokenizer, room.inputs(new)) for example in examples]
+    inputs = {n: ids for n, ids in enumerate(fitted) if ids is not None}
+    if not inputs:
+        fits = f"none of {len(examples):,} examples fits beside an answer of {new} tokens"
+        raise ConfigError("model.seq_length", run.config.model.seq_length, fits)
+    texts, order = [""] * len(examples), sorted(inputs, key=lambda n: len(inputs[n]))
     for first in range(0, len(order), batch_size):
         numbers = order[first : first + batch_size]
         written = _generate(run, [inputs[n] for n in numbers], new, reads)
         for n, ids in zip(numbers, written, strict=True):
             texts[n] = run.tokenizer.decode(_until_end(ids, run.tokenizer))
-    return texts
+    cut = sum(len(ids) < len(pairs[n].inputs) for n, ids in inputs.items())
+    return Answers(texts, cut, len(examples) - len(inputs))
 
 
 def _generate(run: FinishedRun, inputs: Sequence[np.ndarray], new: int, reads: bool) -> list[list[int]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from altup_moe.config.data_checks import task_directories
 from altup_moe.config.files import write_text
-from altup_moe.data.tasks.registry import TASKS, load_examples
+from altup_moe.data.tasks.fit import check_classes
+from altup_moe.data.tasks.registry import TASKS, load_task
 from altup_moe.inference.answers import Score, answers, compared
 from altup_moe.inference.load_run import load_run
 from altup_moe.train.samples import data_cache
@@ -34,11 +36,13 @@ def evaluate_tasks_command(
     known = {**task_directories(run.config.data.task_files), **files}
     scores, lines = [], []
     for name in tasks:
-        examples = load_examples(TASKS[name], "validation", known, data_cache(run.config))
-        scored = [example for example in examples if example.evaluates][:limit]
-        texts = answers(run, scored, batch_size)
-        scores.append(compared(TASKS[name], scored, texts))
-        for text, example in zip(texts, scored, strict=True):
+        check_classes(TASKS[name], run.tokenizer, run.config.model)
+        loaded = load_task(TASKS[name], "validation", known, data_cache(run.config))
+        scored = [example for example in loaded.examples if example.evaluates][:limit]
+        found = answers(run, scored, batch_size)
+        one = compared(TASKS[name], scored, found.texts)
+        scores.append(replace(one, cut=found.cut, unread=found.unread, unlabelled=loaded.unlabelled))
+        for text, example in zip(found.texts, scored, strict=True):
             lines.append(json.dumps({"task": name, "answer": text, "reference": example.reference}) + "\n")
         if not as_json:
             print(line(scores[-1]), flush=True)
@@ -50,6 +54,14 @@ def evaluate_tasks_command(
 
 
 def line(one: Score) -> str:
-    """A score in one line."""
+    """A score in one line, and what was cut or left out in a second."""
     figures = ", ".join(f"{name} {value:.1f} ({one.majority[name]:.1f})" for name, value in one.metrics.items())
-    return f"{one.task}: {figures} | {one.examples:,} examples | in brackets: always {one.majority_answer!r}"
+    counts = {
+        f"{one.cut:,} passages cut to what the model reads": one.cut,
+        f"{one.unread:,} examples too long even without their passage, counted as wrong": one.unread,
+        f"{one.unlabelled:,} rows without a label left out": one.unlabelled,
+    }
+    notes = "; ".join(text for text, count in counts.items() if count)
+    return f"{one.task}: {figures} | {one.examples:,} examples | in brackets: always {one.majority_answer!r}" + (
+        f"\n  {notes}" if notes else ""
+    )

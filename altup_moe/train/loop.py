@@ -313,6 +313,8 @@ def _say_start(run: Run, resume: ResumePoint | None) -> None:
     )
     for line in resume_notes(config, resume, topo.world_size) if resume else []:
         print(line, flush=True)
+    for note in run.samples.notes:
+        print(note, flush=True)
     shut = unavailable_overlap(config)
     if shut:
         print(shut, flush=True)

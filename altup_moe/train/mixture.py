@@ -15,7 +15,7 @@ from altup_moe.config import DataError, RunConfig
 from altup_moe.config.data_checks import TASK_NAMES, mixture_entries, task_directories
 from altup_moe.data.mixing import MixtureOrder, mixture_order
 from altup_moe.data.named_tokenizers import tokenizer_directory
-from altup_moe.data.tasks.registry import TASKS, load_examples
+from altup_moe.data.tasks.registry import TASKS, TaskData, load_task
 from altup_moe.data.tokenizer import Tokenizer, load_tokenizer
 from altup_moe.train.samples import (
     CountedSamples,
@@ -33,7 +33,10 @@ from altup_moe.train.task_samples import TaskSamples, examples_sha256
 
 @dataclass(frozen=True)
 class Component:
-    """One part of a mixture: a corpus' token file or a task's samples. ``size``: samples of one epoch."""
+    """One part of a mixture: a corpus' token file or a task's samples.
+
+    ``size``: samples of one epoch; ``notes``: what was left out or cut.
+    """
 
     name: str
     weight: Fraction | None
@@ -41,6 +44,7 @@ class Component:
     fingerprint: str
     corpus: TokenFile | None = None
     task: dict[Split, TaskSamples] | None = None
+    notes: tuple[str, ...] = ()
 
     def samples(self, config: RunConfig, split: Split, count: int | None) -> CountedSamples:
         """`count` samples, or None for one epoch."""
@@ -94,6 +98,7 @@ def run_samples(config: RunConfig, *, scan: bool = True) -> Samples:
         tokenizer_dir=directory,
         byte_lengths=byte_lengths(tokenizer),
         fingerprint=hashlib.sha256("".join(c.fingerprint for c in components).encode()).hexdigest(),
+        notes=tuple(note for c in components for note in c.notes),
     )
 
 
@@ -108,22 +113,47 @@ def _component(
     config: RunConfig, name: str, weight: Fraction | None, directory: Path, tokenizer: Tokenizer, scan: bool
 ) -> Component:
     if name in TASK_NAMES:
-        files, cache = task_directories(config.data.task_files), data_cache(config)
-        task = TASKS[name]
-        examples = {
-            Split.train: [e for e in load_examples(task, "train", files, cache) if e.trains],
-            Split.valid: [e for e in load_examples(task, "validation", files, cache) if e.trains],
-        }
-        samples = {
-            split: TaskSamples(part, tokenizer, config.model, config.train.seed, shuffled=split is Split.train)
-            for split, part in examples.items()
-        }
-        return Component(name, weight, len(samples[Split.train]), examples_sha256(examples[Split.train]), task=samples)
+        return _task(config, name, weight, tokenizer, scan)
     file = open_token_file(config, prepared_prefix(config, name, directory), scan=scan)
     if file.tokenizer.sha256 != tokenizer.sha256:
         raise DataError(file.prepared.tokenizer_dir, f"is not the tokenizer of the mixture, which is {directory}")
     size = len(corpus_samples(config, file, Split.train, None))
     return Component(name, weight, size, file.prepared.manifest.bin_sha256, corpus=file)
+
+
+def _task(config: RunConfig, name: str, weight: Fraction | None, tokenizer: Tokenizer, scan: bool) -> Component:
+    """A task's splits. With ``scan``, what is cut is counted."""
+    files, cache, task = task_directories(config.data.task_files), data_cache(config), TASKS[name]
+    loaded = {
+        Split.train: load_task(task, "train", files, cache),
+        Split.valid: load_task(task, "validation", files, cache),
+    }
+    samples = {
+        split: TaskSamples(
+            task,
+            [e for e in part.examples if e.trains],
+            tokenizer,
+            config.model,
+            config.train.seed,
+            shuffled=split is Split.train,
+        )
+        for split, part in loaded.items()
+    }
+    train = samples[Split.train]
+    notes = [_note(f"{name}, {split.name}", part, samples[split]) for split, part in loaded.items()] if scan else []
+    sha256 = examples_sha256(train.examples, train.room)
+    return Component(name, weight, len(train), sha256, task=samples, notes=tuple(filter(None, notes)))
+
+
+def _note(part: str, loaded: TaskData, samples: TaskSamples) -> str:
+    """What of a task's split was left out or cut; empty if nothing."""
+    counts = {
+        f"{loaded.unlabelled:,} of {loaded.rows:,} rows have no label and are left out": loaded.unlabelled,
+        f"{samples.left_out:,} examples are left out: question or answer are too long": samples.left_out,
+        f"{(cut := samples.cut()):,} of {len(samples):,} examples have their passage cut": cut,
+    }
+    found = [text for text, count in counts.items() if count]
+    return f"{part}: {'; '.join(found)} (model.seq_length {samples.room.sequence})" if found else ""
 
 
 def _weight(component: Component, cap: int | None) -> Fraction:

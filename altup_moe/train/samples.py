@@ -60,6 +60,7 @@ class Samples:
     """The training and validation samples of a run, and what is needed to speak of them.
 
     ``byte_lengths`` [V]: UTF-8 bytes that each token id stands for; ``fingerprint``: hash of the token files.
+    ``notes``: what of the data was left out or cut, a line each.
     """
 
     train: CountedSamples
@@ -68,6 +69,7 @@ class Samples:
     tokenizer_dir: Path
     byte_lengths: Tensor
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
     def valid_count(self, config: RunConfig) -> int:
         """Validation samples that one validation reads."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 
+import numpy as np
+
 from altup_moe.data.tasks.metrics import accuracy, combined_metrics, correlations, f1, matthews
-from altup_moe.data.tasks.records import Example, Hub, Task, TaskMetric, TaskRow, choice, label
+from altup_moe.data.tasks.records import Example, Hub, Passage, Task, TaskMetric, TaskRow, choice, example
+from altup_moe.data.tasks.rows import RowError, has_label, label, text
 
 GLUE = "nyu-mll/glue"
 
@@ -19,22 +22,47 @@ def classification(
     metrics: TaskMetric,
     description: str,
     prefix: str | None = None,
+    passages: tuple[str, ...] | None = None,
 ) -> Task:
-    """A classification task: inputs are `prefix column: text column: text ...`, the target is the name of a class."""
+    """A classification task: inputs are `prefix column: text column: text ...`, the target is the name of a class.
+
+    Args:
+        passages: columns that may be cut where the inputs are too long; None is all of them.
+    """
+    cut = columns if passages is None else passages
 
     def examples(row: TaskRow) -> list[Example]:
-        parse_number = label(row, classes)
-        parts = [prefix or name, *(f"{column}: {row[column]}" for column in columns)]
-        return [Example(" ".join(parts), classes[parse_number], parse_number)] if parse_number >= 0 else []
+        number = label(row, classes)
+        if number is None:
+            return []
+        parts: list[str | Passage] = [prefix or name]
+        for column in columns:
+            content = text(row, column)
+            parts += [f"{column}:", Passage(content) if column in cut else content]
+        return [example(parts, classes[number], number)]
 
-    return Task(name, description, source, (*columns, "label"), examples, choice(classes), metrics)
+    return Task(name, description, source, (*columns, "label"), examples, choice(classes), metrics, classes)
+
+
+def similarity(score: float) -> str:
+    """STS-B's target: the score rounded to a fifth, in float32 and halves to even as T5's preprocessor, written out."""
+    fifths = np.round(np.float32(score) * np.float32(5))
+    return f"{fifths / np.float32(5):.1f}"
 
 
 def _similarity(row: TaskRow) -> list[Example]:
-    """STS-B: a number from 0 to 5, rounded to a fifth, written out."""
-    score = float(row["label"])
-    text = f"stsb sentence1: {row['sentence1']} sentence2: {row['sentence2']}"
-    return [Example(text, f"{math.floor(score * 5 + 0.5) / 5:.1f}", score)] if score >= 0 else []
+    """STS-B: a number from 0 to 5."""
+    value = row["label"]
+    if not isinstance(value, bool) and not has_label(value):
+        return []
+    try:
+        score = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        score = math.nan
+    if not 0 <= score <= 5:
+        raise RowError("label", value, "no number from 0 to 5")
+    first, second = (Passage(text(row, column)) for column in _PAIR)
+    return [example(["stsb sentence1:", first, "sentence2:", second], similarity(score), score)]
 
 
 def parse_number(text: str) -> float:
@@ -79,6 +107,7 @@ TASKS = (
         _similarity,
         parse_number,
         correlations,
+        tuple(similarity(number / 5) for number in range(26)),
     ),
     classification(
         "mnli",
@@ -87,6 +116,7 @@ TASKS = (
         ("entailment", "neutral", "contradiction"),
         accuracy,
         "does a premise entail a hypothesis",
+        passages=("premise",),
     ),
     classification(
         "qnli",
@@ -95,6 +125,7 @@ TASKS = (
         _ENTAILMENT,
         accuracy,
         "does a sentence answer a question",
+        passages=("sentence",),
     ),
     classification(
         "glue_rte",
@@ -104,6 +135,7 @@ TASKS = (
         accuracy,
         "does a sentence entail another (GLUE's rows)",
         prefix="rte",
+        passages=("sentence1",),
     ),
     classification(
         "wnli",
@@ -112,5 +144,6 @@ TASKS = (
         ("not_entailment", "entailment"),
         accuracy,
         "is a pronoun resolved rightly",
+        passages=("sentence1",),
     ),
 )

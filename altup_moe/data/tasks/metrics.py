@@ -20,8 +20,9 @@ def accuracy(predictions: Sequence[Any], references: Sequence[Any]) -> dict[str,
 
 
 def f1(predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
-    """F1 of class 1."""
-    return {"f1": _f1(predictions, references, [1])}
+    """F1 of class 1 of two. An answer that is no class counts as the wrong one, as in T5's `f1_score_with_invalid`."""
+    said = [p if p in (0, 1) else 1 - r for p, r in zip(predictions, references, strict=True)]
+    return {"f1": _f1(said, references, [1])}
 
 
 def macro_f1(classes: int) -> Callable[[Sequence[int], Sequence[int]], dict[str, float]]:
@@ -30,7 +31,7 @@ def macro_f1(classes: int) -> Callable[[Sequence[int], Sequence[int]], dict[str,
 
 
 def matthews(predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
-    """Matthews' correlation coefficient; 0 for a constant answer."""
+    """Matthews' correlation coefficient; 0 for a constant answer. An answer that is no class is a third one."""
     from sklearn.metrics import matthews_corrcoef  # half a second of import
 
     return {"matthews": 100 * float(matthews_corrcoef(references, predictions))}
@@ -63,7 +64,7 @@ def multirc_scores(predictions: Sequence[int], references: Sequence[tuple[Any, i
     for prediction, (question, truth) in zip(predictions, references, strict=True):
         right[question].append(prediction == truth)
     truths = [truth for _, truth in references]
-    return {"f1a": _f1(predictions, truths, [1]), "em": _share(all(squad_scores) for squad_scores in right.values())}
+    return {"f1a": f1(predictions, truths)["f1"], "em": _share(all(answers) for answers in right.values())}
 
 
 def squad_scores(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:

@@ -7,26 +7,43 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from altup_moe.config.errors import DataError, UserError
 from altup_moe.data.tasks import glue, sentiment, squad, superglue
 from altup_moe.data.tasks.records import Example, Hub, Split, Task, TaskRow
+from altup_moe.data.tasks.rows import RowError
 
 TASKS: dict[str, Task] = {task.name: task for part in (squad, superglue, glue, sentiment) for task in part.TASKS}
 ROW_FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
+@dataclass(frozen=True)
+class TaskData:
+    """A split's examples in the order of its rows, and how many of the rows have no label and so no example."""
+
+    examples: list[Example]
+    rows: int
+    unlabelled: int
+
+
 def load_examples(task: Task, split: Split, files: Mapping[str, Path], cache_dir: Path) -> list[Example]:
-    """A split's examples, in the order of its rows.
+    """The examples of `load_task`."""
+    return load_task(task, split, files, cache_dir).examples
+
+
+def load_task(task: Task, split: Split, files: Mapping[str, Path], cache_dir: Path) -> TaskData:
+    """Load a split.
 
     Args:
         files: task -> directory of local data (`data.task_files`).
         cache_dir: directory for downloads.
 
     Raises:
-        DataError: a file is damaged or lacks a column (with file and row), or the split has no examples.
+        DataError: a file is damaged, lacks a column or has a label that is not known (with file, row and value), or the
+            split has no examples.
         UserError: the data can be loaded neither from a package nor from the hub.
     """
     if task.name in files:
@@ -36,16 +53,22 @@ def load_examples(task: Task, split: Split, files: Mapping[str, Path], cache_dir
     else:
         rows, source = task.source(cache_dir, split), task.name
     examples: list[Example] = []
-    for number, row in enumerate(rows):
+    number = unlabelled = 0
+    for number, row in enumerate(rows, 1):
         if missing := [column for column in task.columns if column not in row]:
-            raise DataError(source, f"row {number} has no {missing[0]}, which {task.name} reads")
+            raise DataError(source, f"row {number - 1} has no {missing[0]}, which {task.name} reads")
         try:
-            examples += task.examples(row)
+            made = task.examples(row)
+        except RowError as error:
+            raise DataError(source, f"row {number - 1} is no row of {task.name}: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise DataError(source, f"row {number} is no row of {task.name}: {error!r}") from error
+            raise DataError(source, f"row {number - 1} is no row of {task.name}: {error!r}") from error
+        examples += made
+        unlabelled += not made
     if not examples:
-        raise DataError(source, f"has no examples of {task.name} for {split}")
-    return examples
+        without = f": none of its {number:,} rows has a label" if number else ""
+        raise DataError(source, f"has no examples of {task.name} for {split}{without}")
+    return TaskData(examples, number, unlabelled)
 
 
 def _local(directory: Path, split: Split) -> tuple[Iterable[TaskRow], str]:
@@ -54,6 +77,8 @@ def _local(directory: Path, split: Split) -> tuple[Iterable[TaskRow], str]:
         raise DataError(
             directory, f"holds no {split} file ({', '.join(split + suffix for suffix in ROW_FILE_SUFFIXES)})"
         )
+    if len(found) > 1:
+        raise DataError(directory, f"holds {' and '.join(path.name for path in found)}: which of them is {split}?")
     return local_rows(found[0]), str(found[0])
 
 

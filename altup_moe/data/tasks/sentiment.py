@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from altup_moe.data.tasks.metrics import accuracy
 from altup_moe.data.tasks.named import rotten_tomatoes
-from altup_moe.data.tasks.records import Example, Task, TaskRow, choice
+from altup_moe.data.tasks.records import Example, Passage, Task, TaskRow, choice, example
+from altup_moe.data.tasks.rows import label, text
 
 SENTIMENTS = ("negative", "positive")
 
 
 def _review(row: TaskRow) -> list[Example]:
-    number = SENTIMENTS.index(row["label"])
-    return [Example(f"sst2 sentence: {row['text']}", row["label"], number)]
+    number = label(row, SENTIMENTS)
+    if number is None:
+        return []
+    return [example(["sst2 sentence:", Passage(text(row, "text"))], SENTIMENTS[number], number)]
 
 
 TASKS = (
@@ -23,5 +26,6 @@ TASKS = (
         _review,
         choice(SENTIMENTS),
         accuracy,
+        SENTIMENTS,
     ),
 )

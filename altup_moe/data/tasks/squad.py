@@ -9,7 +9,8 @@ from typing import Any
 
 from altup_moe.data.tasks.metrics import squad_scores
 from altup_moe.data.tasks.named import squad_shifts
-from altup_moe.data.tasks.records import Example, Hub, Split, Task, TaskRow
+from altup_moe.data.tasks.records import Example, Hub, Passage, Split, Task, TaskRow, example
+from altup_moe.data.tasks.rows import RowError, text, texts
 
 COLUMNS = ("question", "context", "answers")
 _SENTENCES_MEET = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[A-Z0-9])")
@@ -43,20 +44,29 @@ def sentence(context: str, start: int, length: int) -> str:
 
 
 def _of_passage(row: TaskRow) -> list[Example]:
-    return _question(row, row["context"])
+    return _question(row, text(row, "context"))
 
 
 def _of_sentence(row: TaskRow) -> list[Example]:
-    found = row["answers"]
-    if not found["text"]:
+    accepted, starts = _accepted(row), row["answers"]["answer_start"]
+    if not accepted:
         return []
-    return _question(row, sentence(row["context"], found["answer_start"][0], len(found["text"][0])))
+    start = starts[0] if isinstance(starts, list | tuple) else starts
+    return _question(row, sentence(text(row, "context"), start, len(accepted[0])))
 
 
 def _question(row: TaskRow, context: str) -> list[Example]:
-    accepted = list(row["answers"]["text"])
-    text = f"question: {row['question'].strip()} context: {context.strip()}"
-    return [Example(text, accepted[0], accepted)] if accepted else []
+    accepted = _accepted(row)
+    parts: list[str | Passage] = ["question:", text(row, "question").strip(), "context:", Passage(context.strip())]
+    return [example(parts, accepted[0], accepted)] if accepted else []
+
+
+def _accepted(row: TaskRow) -> list[str]:
+    """The accepted answers. Raises RowError where they are no texts; a text alone is one answer."""
+    answers = row["answers"]
+    if not isinstance(answers, Mapping) or "text" not in answers:
+        raise RowError("answers", answers, "no table of text and answer_start")
+    return texts(answers["text"], "answers.text")
 
 
 def _squad(

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from altup_moe.data.tasks.glue import classification
-from altup_moe.data.tasks.metrics import accuracy, combined_metrics, macro_f1, multirc_scores, normalised, squad_scores
-from altup_moe.data.tasks.records import Example, Hub, Task, TaskRow, choice, label
+from altup_moe.data.tasks.metrics import accuracy, combined_metrics, macro_f1, multirc_scores, squad_scores
+from altup_moe.data.tasks.records import Example, Hub, Passage, Task, TaskRow, choice, example
+from altup_moe.data.tasks.rows import BOOLEAN_CLASSES, RowError, label, text, texts
+from altup_moe.data.tasks.wsc import marked, same_noun
 
-BOOLEAN_CLASSES = ("False", "True")
 _CHOICES = ("choice1", "choice2")
-_TAG = re.compile(r"<[^>]+>")
-_HIGHLIGHT = re.compile(r"(\.|\?|!|\"|')?\s*@highlight\s*")
+_SENTENCE_ENDS = re.compile(r"([.?!\"'])\n@highlight\n")
 
 
 def _hub(name: str) -> Hub:
@@ -21,46 +21,63 @@ def _hub(name: str) -> Hub:
     return Hub("aps/super_glue", name, revision="refs/convert/parquet")
 
 
+def _without_markup(text: str) -> str:
+    """MultiRC's texts without `<br>` (a space), `<b>` and `</b>`; any other `<` is the text's own."""
+    return re.sub("</?b>", "", text.replace("<br>", " "))
+
+
 def _paragraph(row: TaskRow) -> list[Example]:
-    """MultiRC: is this answer to that question right; markup is dropped."""
+    """MultiRC: is this answer to that question right."""
     truth = label(row, BOOLEAN_CLASSES)
-    paragraph = " ".join(_TAG.sub(" ", row["paragraph"]).split())
-    text = f"multirc question: {row['question']} answer: {row['answer']} paragraph: {paragraph}"
-    question = (row["idx"]["paragraph"], row["idx"]["question"])
-    return [Example(text, BOOLEAN_CLASSES[truth], (question, truth))] if truth >= 0 else []
+    if truth is None:
+        return []
+    question, answer, paragraph = (_without_markup(text(row, name)) for name in ("question", "answer", "paragraph"))
+    parts: list[str | Passage] = ["multirc question:", question, "answer:", answer, "paragraph:", Passage(paragraph)]
+    key = (row["idx"]["paragraph"], row["idx"]["question"])
+    return [example(parts, BOOLEAN_CLASSES[truth], (key, truth))]
 
 
 def _cloze(row: TaskRow) -> list[Example]:
     """ReCoRD: which entity fills the gap. Trained on every accepted one, scored once."""
-    passage = _HIGHLIGHT.sub(lambda found: f"{found[1] or '.'} ", row["passage"]).strip()
-    text = f"record query: {row['query']} entities: {', '.join(row['entities'])} passage: {passage}"
-    accepted = list(dict.fromkeys(row["answers"]))
-    return [Example(text, one, accepted, evaluates=n == 0) for n, one in enumerate(accepted)]
+    passage = _SENTENCE_ENDS.sub(r"\1 ", text(row, "passage")).replace("\n@highlight\n", ". ")
+    if isinstance(row["entities"], str):
+        raise RowError("entities", row["entities"], "no list of texts")
+    # Each once and sorted, as in the files that T5 read.
+    entities, accepted = sorted(set(texts(row["entities"], "entities"))), sorted(set(texts(row["answers"], "answers")))
+    parts: list[str | Passage] = [
+        "record query:",
+        text(row, "query"),
+        "entities:",
+        ", ".join(entities),
+        "passage:",
+        Passage(passage),
+    ]
+    return [example(parts, one, accepted, evaluates=n == 0) for n, one in enumerate(accepted)]
 
 
 def _sense(row: TaskRow) -> list[Example]:
     """WiC: is a word used in the same sense."""
     truth = label(row, BOOLEAN_CLASSES)
-    text = f"wic sentence1: {row['sentence1']} sentence2: {row['sentence2']} word: {row['word']}"
-    return [Example(text, BOOLEAN_CLASSES[truth], truth)] if truth >= 0 else []
+    if truth is None:
+        return []
+    first, second = Passage(text(row, "sentence1")), Passage(text(row, "sentence2"))
+    parts: list[str | Passage] = ["wic sentence1:", first, "sentence2:", second, "word:", text(row, "word")]
+    return [example(parts, BOOLEAN_CLASSES[truth], truth)]
 
 
 def _pronoun(row: TaskRow) -> list[Example]:
     """WSC: what does the starred pronoun mean. Only rows whose noun is right have a text to train on."""
-    truth, words = label(row, BOOLEAN_CLASSES), row["text"].split()
-    first = int(row["span2_index"])
-    size = len(row["span2_text"].split())
-    words[first : first + size] = ["*", *words[first : first + size], "*"]
-    text, noun = "wsc: " + " ".join(words), row["span1_text"]
-    return [Example(text, noun, (noun, truth), trains=truth == 1)] if truth >= 0 else []
+    truth, noun = label(row, BOOLEAN_CLASSES), text(row, "span1_text")
+    if truth is None:
+        return []
+    before, after = marked(text(row, "text"), text(row, "span2_text"), int(row["span2_index"]))
+    parts: list[str | Passage] = ["wsc:", before, *([Passage(after)] if after else [])]
+    return [example(parts, noun, (noun, truth), trains=truth == 1)]
 
 
 def _same_noun(predictions: Sequence[str], references: Sequence[tuple[str, int]]) -> dict[str, float]:
-    """WSC's accuracy: the written noun is the row's if the words of one are among the other's."""
-    said = []
-    for text, (noun, _) in zip(predictions, references, strict=True):
-        ours, theirs = set(normalised(text).split()), set(normalised(noun).split())
-        said.append(int(bool(ours) and (ours <= theirs or theirs <= ours)))
+    """WSC's accuracy: whether the written noun is the row's should be as the label says; no noun is never right."""
+    said = [same_noun(text, noun) for text, (noun, _) in zip(predictions, references, strict=True)]
     return accuracy(said, [truth for _, truth in references])
 
 
@@ -76,6 +93,7 @@ TASKS = (
         BOOLEAN_CLASSES,
         accuracy,
         "yes-or-no questions about a passage",
+        passages=("passage",),
     ),
     classification(
         "cb",
@@ -84,9 +102,16 @@ TASKS = (
         ("entailment", "contradiction", "neutral"),
         combined_metrics(accuracy, macro_f1(3)),
         "does a premise commit its author to a hypothesis",
+        passages=("premise",),
     ),
     classification(
-        "copa", _hub("copa"), ("choice1", "choice2", "premise", "question"), _CHOICES, accuracy, "cause or effect"
+        "copa",
+        _hub("copa"),
+        ("choice1", "choice2", "premise", "question"),
+        _CHOICES,
+        accuracy,
+        "cause or effect",
+        passages=("premise",),
     ),
     Task(
         "multirc",
@@ -96,6 +121,7 @@ TASKS = (
         _paragraph,
         choice(BOOLEAN_CLASSES),
         multirc_scores,
+        BOOLEAN_CLASSES,
     ),
     Task(
         "record",
@@ -113,6 +139,7 @@ TASKS = (
         ("entailment", "not_entailment"),
         accuracy,
         "does a premise entail a hypothesis",
+        passages=("premise",),
     ),
     Task(
         "wic",
@@ -122,11 +149,12 @@ TASKS = (
         _sense,
         choice(BOOLEAN_CLASSES),
         accuracy,
+        BOOLEAN_CLASSES,
     ),
     Task(
         "wsc",
         "what a pronoun refers to",
-        _hub("wsc"),
+        _hub("wsc.fixed"),
         ("text", "span1_text", "span2_text", "span2_index", "label"),
         _pronoun,
         _text,

@@ -132,6 +132,37 @@ def test_a_mixture_keeps_its_shares_under_every_layout(
         assert not ranks or torch.equal(torch.cat(together), alone)
 
 
+def test_what_is_left_out_or_cut_is_told(corpus: Path, tmp_path: Path) -> None:
+    question = {"question": "is it so", "passage": "the cat sat on the mat " * 9, "label": "true"}
+    rows = [question, {**question, "passage": "the cat"}, {**question, "label": None}]
+    rows += [{**question, "question": "why " * 60}, {**question, "label": "No"}]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows[: 5 if split == "train" else 2])))
+    config = mixed(corpus, (f"boolq={tmp_path}",), ("boolq",), model={"seq_length": 64})
+    data = run_samples(config)
+    assert data.notes == (
+        "boolq, train: 1 of 5 rows have no label and are left out; 1 examples are left out: question or answer are too "
+        "long; 2 of 3 examples have their passage cut (model.seq_length 64)",
+        "boolq, valid: 1 of 2 examples have their passage cut (model.seq_length 64)",
+    )
+    assert run_samples(config, scan=False).notes == ()
+    assert run_samples(config, scan=False).fingerprint == data.fingerprint
+    read = sorted({text(data, n) for n in range(3)})
+    assert [one.partition(" question: ")[2] for one in read] == ["is it soTrue", "is it soFalse", "is it soTrue"]
+    learned = {
+        data.tokenizer.decode(s["labels"][s["loss_mask"].bool()].tolist())
+        for s in map(data.train.__getitem__, range(3))
+    }
+    assert learned == {"True", "False"}
+    with pytest.raises(ConfigError, match=r"model\.seq_length=24: of 4 examples of boolq none fits"):
+        run_samples(mixed(corpus, (f"boolq={tmp_path}",), ("boolq",)))
+
+
+def test_a_class_that_does_not_fit_is_refused(corpus: Path, files: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"model\.decoder_seq_length=6: sst2 answers 'positive', \d+ tokens"):
+        run_samples(mixed(corpus, files, ("sst2",), model={**T5, "seq_length": 48, "decoder_seq_length": 6}))
+
+
 def test_weights_from_numbers_of_samples(corpus: Path, files: tuple[str, ...]) -> None:
     """Examples-proportional: 5 reviews to 3 pairs, until a cap of 3 makes them even."""
     steps = {"steps": 2, "global_batch_size": 8, "micro_batch_size": 8}

@@ -43,7 +43,7 @@ ROWS: dict[str, tuple[dict[str, Any], str, str]] = {
             "idx": {"paragraph": 3, "question": 5, "answer": 7},
             "label": 1,
         },
-        "multirc question: Who? answer: Ann paragraph: Sent 1: Ann won.",
+        "multirc question: Who? answer: Ann paragraph: Sent 1: Ann won. ",
         "True",
     ),
     "record": (
@@ -70,7 +70,7 @@ ROWS: dict[str, tuple[dict[str, Any], str, str]] = {
             "span2_index": 5,
             "label": 1,
         },
-        "wsc: Mark told Pete lies, and * he * hid them.",
+        "wsc: Mark told Pete lies, and *he* hid them.",
         "Mark",
     ),
     "cola": ({"sentence": "It rains.", "label": 1}, "cola sentence: It rains.", "acceptable"),
@@ -81,7 +81,7 @@ ROWS: dict[str, tuple[dict[str, Any], str, str]] = {
         "qqp question1: Who? question2: Who is it?",
         "duplicate",
     ),
-    "stsb": ({**PAIR, "label": 3.7}, "stsb sentence1: It rains. sentence2: It is wet.", "3.8"),
+    "stsb": ({**PAIR, "label": 3.7}, "stsb sentence1: It rains. sentence2: It is wet.", "3.6"),
     "mnli": ({**NLI, "label": 2}, "mnli hypothesis: It is wet. premise: It rains.", "contradiction"),
     "qnli": (
         {"question": "Who?", "sentence": "Ann.", "label": 1},

@@ -54,8 +54,9 @@ def test_answers_take_the_best_of_those_accepted() -> None:
 
 def test_classification() -> None:
     assert accuracy([1, 0, -1, 1], [1, 1, 0, 1]) == {"accuracy": 50.0}
-    # Class 1: precision 2/3, recall 2/3; an answer that is no class is wrong, no more.
+    # Class 1: precision 2/3, recall 2/3; an answer that is no class is the wrong one.
     assert f1([1, 1, 1, -1], [1, 1, 0, 1]) == {"f1": pytest.approx(200 / 3)}
+    assert f1([1, 1, 1, -1, -1], [1, 1, 0, 1, 0]) == {"f1": pytest.approx(400 / 7)}
     # F1s 2/3, 0 and 1: never answering class 1 is not hidden by the others.
     assert macro_f1(3)([0, 0, 2], [0, 1, 2]) == {"f1": pytest.approx(100 * (2 / 3 + 0 + 1) / 3)}
     assert matthews([1, 1, 0, 0], [1, 0, 1, 0]) == {"matthews": 0.0}
