@@ -35,16 +35,16 @@ PARQUET_BATCH_ROWS = 1024
 
 
 def _zstd(file: Path) -> BinaryIO:
-    import pyarrow
+    import pyarrow  # type: ignore[import-untyped]
 
     return cast(BinaryIO, io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd")))
 
 
 _OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
     "": lambda file: file.open("rb"),
-    ".gz": lambda file: cast(BinaryIO, gzip.open(file)),
-    ".bz2": lambda file: cast(BinaryIO, bz2.open(file)),
-    ".xz": lambda file: cast(BinaryIO, lzma.open(file)),
+    ".gz": lambda file: cast(BinaryIO, gzip.GzipFile(file)),
+    ".bz2": lambda file: cast(BinaryIO, bz2.BZ2File(file)),
+    ".xz": lambda file: cast(BinaryIO, lzma.LZMAFile(file)),  # noqa: SIM115 (the caller closes it)
     ".zst": _zstd,
 }
 KNOWN = f"{', '.join(FORMATS)}; all but .parquet also with {', '.join(list(_OPENERS)[1:])} after it"
@@ -168,7 +168,7 @@ def _lines(stream: BinaryIO, plain: bool) -> Iterator[Row]:
 
 
 def _parquet(file: Path, key: str) -> Iterator[Row]:
-    from pyarrow import parquet  # type: ignore[import-untyped]
+    from pyarrow import parquet
 
     with parquet.ParquetFile(file) as table:
         if table.metadata.num_rows and key not in (names := table.schema_arrow.names):

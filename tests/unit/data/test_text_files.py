@@ -9,11 +9,12 @@ import lzma
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow
+import pyarrow  # type: ignore[import-untyped]
 import pytest
 from pyarrow import parquet
 
 from altup_moe.config import DataError
+from altup_moe.data.pieces import LONGEST_WORD, pieces
 from altup_moe.data.sources import LeftOut, local_documents, local_files
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -122,3 +123,13 @@ def test_what_cannot_be_read_is_named(name: str, raw: bytes, says: str, tmp_path
     (tmp_path / name).write_bytes(raw)
     with pytest.raises(DataError, match=says):
         texts(tmp_path / name)
+
+
+@pytest.mark.parametrize("size", [0, 1, LONGEST_WORD - 1, LONGEST_WORD, LONGEST_WORD + 1, 5 * LONGEST_WORD, 10_000])
+def test_only_long_words_are_cut_for_a_tokenizer(size: int) -> None:
+    text = f"a few words\n {'x' * size} and {'yz' * size}"
+    cut = list(pieces(text))
+    assert "".join(cut) == text
+    assert (len(cut) == 1) == (2 * size < LONGEST_WORD)
+    assert max(len(word) for piece in cut for word in piece.split()) <= LONGEST_WORD
+    assert list(pieces("")) == [""]
