@@ -5,6 +5,7 @@
 
 SOURCE is a named corpus (python-docs, wikipedia-sample), a Hugging Face dataset name, or local text, jsonl or parquet:
 a file, a directory of such files, or a glob in quotes. A text file is one document, as is a row of jsonl or parquet.
+Files of text and JSON may be compressed (.gz, .bz2, .xz, .zst). Rows and files that are left out are named at the end.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from altup_moe.data.files import staging
 from altup_moe.data.indexed import refuse_existing, suffixed
 from altup_moe.data.manifest import DatasetManifest
 from altup_moe.data.prepare import SUFFIXES, prepare_tokens
-from altup_moe.data.sources import hub_documents, local_documents, local_files
+from altup_moe.data.sources import LeftOut, hub_documents, local_documents, local_files
 from altup_moe.data.tokenizer import load_tokenizer, train_bpe
 
 DEFAULT_VOCAB = 4096
@@ -60,20 +61,20 @@ class PrepareDataOptions:
     """Replace existing files at OUT_PREFIX."""
 
 
-def documents(options: PrepareDataOptions, cache_dir: Path) -> Iterator[Document]:
-    """The documents of the source. Each call reads them again."""
+def documents(options: PrepareDataOptions, cache_dir: Path, left_out: LeftOut) -> Iterator[Document]:
+    """The documents of the source. Each call reads them again; ``left_out`` gets what became none."""
     if options.source in CORPORA:
         yield from load_corpus(options.source, options.out.parent)
-    elif files := local_files(options.source):
-        yield from local_documents(files, options.text_key, cache_dir)
+    elif files := local_files(options.source, left_out):
+        yield from local_documents(files, options.text_key, left_out)
     else:
         yield from hub_documents(
-            options.source, options.text_key, cache_dir, split=options.split, config=options.config
+            options.source, options.text_key, cache_dir, left_out, split=options.split, config=options.config
         )
 
 
-def prepare_source(options: PrepareDataOptions) -> tuple[DatasetManifest, float]:
-    """Tokenise the source. Returns the manifest, and the seconds of reading and tokenising."""
+def prepare_source(options: PrepareDataOptions) -> tuple[DatasetManifest, float, LeftOut]:
+    """Tokenise the source. Returns the manifest, the seconds of reading and tokenising, and what was left out."""
     if options.tokenizer is not None and options.vocab_size is not None:
         raise ConfigError("--vocab-size", options.vocab_size, "is for a new tokenizer; --tokenizer brings its own")
     if options.tokenizer is not None and options.sentinels is not None:
@@ -88,12 +89,12 @@ def prepare_source(options: PrepareDataOptions) -> tuple[DatasetManifest, float]
         if options.tokenizer is not None:
             tokenizer = load_tokenizer(options.tokenizer)
         else:
-            texts = (d.text for d in documents(options, temporary / "cache"))
+            texts = (d.text for d in documents(options, temporary / "cache", LeftOut()))
             tokenizer = train_bpe(texts, options.vocab_size or DEFAULT_VOCAB, temporary / "bpe", options.sentinels or 0)
-        started = time.monotonic()
-        stream = _progress(documents(options, temporary / "cache"))
+        started, left_out = time.monotonic(), LeftOut()
+        stream = _progress(documents(options, temporary / "cache", left_out))
         manifest = prepare_tokens(stream, tokenizer, options.out, options.source, overwrite=options.overwrite)
-        return manifest, time.monotonic() - started
+        return manifest, time.monotonic() - started, left_out
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -103,12 +104,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _work(options: PrepareDataOptions) -> int:
-    manifest, seconds = prepare_source(options)
+    manifest, seconds, left_out = prepare_source(options)
     print(
         f"{options.out}: {manifest.documents:,} documents, {manifest.tokens:,} tokens of {manifest.vocab_size}, "
         f"{manifest.bytes:,} bytes ({manifest.bytes / manifest.tokens:.2f} a token), "
         f"{manifest.bytes / 1e6 / seconds:.2f} MB/s"
     )
+    for line in left_out.lines():
+        print(line)
     return 0
 
 

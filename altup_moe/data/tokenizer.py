@@ -17,6 +17,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from altup_moe.config.errors import ConfigError, DataError
+from altup_moe.data.pieces import pieces
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<pad>"
@@ -219,7 +220,7 @@ def _some(texts: Iterable[str], name: Path) -> Iterator[str]:
     empty = True
     for text in texts:
         empty = empty and not text
-        yield text
+        yield from pieces(text)
     if empty:
         raise DataError(name, "no text to train a tokenizer on")
 

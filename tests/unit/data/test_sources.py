@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 from altup_moe.config import DataError, UserError
-from altup_moe.data.sources import hub_documents
+from altup_moe.data.sources import LeftOut, hub_documents
 
 
 def _answer(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]] | Exception) -> list[tuple[Any, ...]]:
@@ -27,7 +27,7 @@ def _answer(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]] | Except
 
 def test_rows_of_a_hub_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = _answer(monkeypatch, [{"body": "a"}, {"body": ""}, {"body": "b"}])
-    found = list(hub_documents("some/set", "body", tmp_path, split="test", config="raw"))
+    found = list(hub_documents("some/set", "body", tmp_path, LeftOut(), split="test", config="raw"))
     assert [(d.source, d.text) for d in found] == [("some/set (test) row 0", "a"), ("some/set (test) row 2", "b")]
     assert asked == [(("some/set", "raw"), {"split": "test", "streaming": True, "cache_dir": str(tmp_path)})]
 
@@ -50,12 +50,12 @@ def test_failures_are_named(
 ) -> None:
     _answer(monkeypatch, rows)
     with pytest.raises(error, match=problem):
-        list(hub_documents("some/set", "text", tmp_path))
+        list(hub_documents("some/set", "text", tmp_path, LeftOut()))
 
 
 @pytest.mark.parametrize("name", ["./missing", "a/b/c", "missing.jsonl", "data/*"])
 def test_paths_never_ask_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     asked = _answer(monkeypatch, [])
     with pytest.raises(UserError, match="no such file"):
-        list(hub_documents(name, "text", tmp_path))
+        list(hub_documents(name, "text", tmp_path, LeftOut()))
     assert asked == []

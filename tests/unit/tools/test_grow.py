@@ -15,7 +15,7 @@ from altup_moe.checkpoint.store import find_checkpoint, latest_checkpoint
 from altup_moe.cli import main as altup_moe
 from altup_moe.config.load import load_config, save_config
 from altup_moe.data.prepare import prepare_tokens
-from altup_moe.data.sources import local_documents
+from altup_moe.data.sources import LeftOut, local_documents
 from altup_moe.data.tokenizer import train_bpe
 from tests.unit.checkpoint.models_for_tests import STEP, save, tiny
 from tools.grow import main
@@ -35,7 +35,7 @@ def source(tmp_path: Path) -> Path:
     text = tmp_path / "a.txt"
     text.write_text(TEXT * 200)
     tokenizer = train_bpe([TEXT], 262, tmp_path / "bpe")
-    prepare_tokens(local_documents([text] * 4, "text", tmp_path / "cache"), tokenizer, tmp_path / "data", "a.txt")
+    prepare_tokens(local_documents([text] * 4, "text", LeftOut()), tokenizer, tmp_path / "data", "a.txt")
     run = tmp_path / "source"
     config = tiny(
         model={"vocab_size": 264},

@@ -73,6 +73,18 @@ def test_a_directory_and_a_glob(tmp_path: Path) -> None:
     assert _texts(tmp_path / "q") == [TEXTS[0], TEXTS[2]]
 
 
+def test_what_was_left_out_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [f"text {number}" if number % 3 else "" for number in range(100)]
+    _write(tmp_path / "in" / "a.jsonl", texts)
+    (tmp_path / "in" / "image.png").write_bytes(b"\x89PNG")
+    assert main([str(tmp_path / "in"), str(tmp_path / "p"), "--vocab-size", "280"]) == 0
+    printed = capsys.readouterr().out
+    assert "66 documents" in printed
+    assert f"left out, empty: 34 rows of {tmp_path / 'in' / 'a.jsonl'}, first row 0\n" in printed
+    assert "left out, of no known format: image.png\n" in printed
+    assert _texts(tmp_path / "p") == [text for text in texts if text]
+
+
 def test_a_given_tokenizer_and_another_column(tmp_path: Path) -> None:
     file = _write(tmp_path / "a.jsonl", TEXTS, key="body")
     tokenizer = train_bpe(["other words"], 262, tmp_path / "bpe")
@@ -115,7 +127,7 @@ def test_what_cannot_be_prepared_is_named(tmp_path: Path, capsys: pytest.Capture
     later.write_text('{"text": "é"}\n\n{"text": null}\n', encoding="utf-8")
     assert f"{later} at byte 16: row 1 column 'text' is empty" in _fails(capsys, later, out)
     later.write_text('{"text": "é"}\n{"text": "b" "c"}\n', encoding="utf-8")
-    assert f"{later} at byte 28: cannot be read after 0 rows" in _fails(capsys, later, out)
+    assert f"{later} at byte 28: cannot be read after 1 rows" in _fails(capsys, later, out)
     latin = tmp_path / "latin.txt"
     latin.write_bytes("two\nligne à\n".encode("latin-1"))
     assert f"{latin} at byte 10: cannot be read after 0 rows" in _fails(capsys, latin, out)
