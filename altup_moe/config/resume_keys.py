@@ -33,7 +33,11 @@ KEY_CLASSES: dict[str, KeyClass] = {
     **_each("altup", "free", "kernel"),
     **_each("sequence", "model", "stride layers method decoder_layers"),
     **_each("moe", "model", "num_experts layer_freq top_k ffn_hidden_size score_function shared_expert_size partial"),
-    **_each("moe", "run", "capacity_factor aux_loss_coeff z_loss_coeff expert_bias_update_rate dispatcher"),
+    **_each(
+        "moe",
+        "run",
+        "capacity_factor aux_loss_coeff load_balancing_type z_loss_coeff expert_bias_update_rate dispatcher",
+    ),
     **_each("moe", "free", "backend"),
     **_each("parallel", "free", "tensor pipeline virtual_pipeline first_stage_layers last_stage_layers expert"),
     **_each("parallel", "free", "expert_tensor context data distributed_optimizer overlap_grad_reduce zero_stage"),

@@ -128,7 +128,7 @@ def build_scheduler(optimizer: Any, config: RunConfig) -> OptimizerParamSchedule
 
 def rate_of_step(config: RunConfig, number: int) -> float:
     """Learning rate of the default group in a step, from 1, whatever optimizer there is."""
-    group = {"params": [], "lr": 0.0, "weight_decay": 0.0, "wd_mult": 1.0}
+    group: dict[str, Any] = {"params": [], "lr": 0.0, "weight_decay": 0.0, "wd_mult": 1.0}
     scheduler = build_scheduler(SimpleNamespace(param_groups=[group]), config)
     scheduler.step(number)
     return float(group["lr"])
