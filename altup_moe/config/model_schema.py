@@ -185,3 +185,8 @@ class MoEConfig:
     partial: bool = False
     """Experts stand beside each MoE layer's dense MLP of model.ffn_hidden_size, which becomes the shared expert (the
     AltUp paper's partial experts: small ones, top_k 1); excludes shared_expert_size."""
+
+    @property
+    def balances_steps(self) -> bool:
+        """Whether there is a balance loss that sees the loads of whole optimizer steps."""
+        return self.aux_loss_coeff > 0 and self.load_balancing_type == "global_aux_loss"

@@ -139,7 +139,7 @@ def _experts(config: RunConfig) -> dict:
         "moe_router_enable_expert_bias": moe.expert_bias_update_rate > 0,
         # Moved once a step is taken (train.routing), not while gradients are reduced: it may be skipped.
         "moe_router_bias_update_rate": 0.0,
-        "balance_over_step": moe.aux_loss_coeff > 0 and moe.load_balancing_type == "global_aux_loss",
+        "balance_over_step": moe.balances_steps,
         "moe_expert_capacity_factor": moe.capacity_factor,
         "moe_shared_expert_intermediate_size": config.shared_expert_size or None,
         "moe_token_dispatcher_type": moe.dispatcher,

@@ -78,7 +78,7 @@ def _layer_names(config: RunConfig, layer: int, experts: int) -> Iterator[str]:
     yield "mlp.router.weight"
     if moe.expert_bias_update_rate > 0:
         yield "mlp.router.expert_bias"
-    if moe.aux_loss_coeff > 0 and moe.load_balancing_type == "global_aux_loss":
+    if moe.balances_steps:
         yield "mlp.router.expert_load"
     if find_backend(moe.backend).stacked:
         yield from ("mlp.experts.fc1", "mlp.experts.fc2")

@@ -244,6 +244,8 @@ def _more_experts(name: str, mlp: str, rest: str, shape: tuple[int, ...], growth
         return _kept(name) if growth.source.shared_expert_size else _drawn(name, shape, growth)
     if rest == "router.expert_bias":
         return Rule(name, lambda old: old.repeat(m)) if moe.expert_bias_update_rate else _drawn(name, shape, growth)
+    if rest == "router.expert_load":
+        return Rule(name, lambda old: old.repeat(m) / m) if moe.balances_steps else _drawn(name, shape, growth)
     if m == 1:
         return _kept(name)
     if expert is None:

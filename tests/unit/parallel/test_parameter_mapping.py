@@ -28,6 +28,7 @@ MODELS = {
     "stacked experts": {"num_experts": 4, "layer_freq": 2, "backend": "torch"},
     "shared expert": {"num_experts": 4, "layer_freq": 2, "shared_expert_size": 32},
     "partial experts": {"num_experts": 4, "layer_freq": 2, "partial": True},
+    "expert load": {"num_experts": 4, "load_balancing_type": "global_aux_loss"},
     "expert bias": {"num_experts": 4, "score_function": "sigmoid", "expert_bias_update_rate": 0.01},
 }
 STREAMS = {
@@ -121,6 +122,8 @@ def local_shapes(config: RunConfig, layout: Layout, first: int, count: int) -> I
         yield f"{layer}.mlp.router.weight", (moe.num_experts, d)
         if moe.expert_bias_update_rate:
             yield f"{layer}.mlp.router.expert_bias", (moe.num_experts,)
+        if moe.load_balancing_type == "global_aux_loss":
+            yield f"{layer}.mlp.router.expert_load", (moe.num_experts,)
         shared = m.ffn_hidden_size if moe.partial else moe.shared_expert_size
         if shared:
             yield f"{layer}.mlp.shared_experts.linear_fc1.weight", (2 * shared // tp, d)

@@ -45,6 +45,7 @@ EXPERTS: dict[str, dict[str, Any]] = {
     "every second": {"num_experts": 4, "layer_freq": 2},
     "every third, shared": {"num_experts": 4, "layer_freq": 3, "shared_expert_size": 32},
     "partial": {"num_experts": 4, "layer_freq": 2, "partial": True},
+    "load": {"num_experts": 4, "load_balancing_type": "global_aux_loss"},
     "bias": {"num_experts": 4, "score_function": "sigmoid", "expert_bias_update_rate": 0.01},
 }
 

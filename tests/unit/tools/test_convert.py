@@ -35,7 +35,7 @@ MODEL = ModelConfig(
     vocab_size=300, init_method_std=0.2,
 )  # fmt: skip
 MOE = MoEConfig(num_experts=4, layer_freq=2, ffn_hidden_size=24, shared_expert_size=16)
-SIGMOID = replace(MOE, score_function="sigmoid", expert_bias_update_rate=0.01)
+SIGMOID = replace(MOE, score_function="sigmoid", expert_bias_update_rate=0.01, load_balancing_type="global_aux_loss")
 OURS: dict[str, RunConfig] = {
     "plain": RunConfig(MODEL, AltUpConfig(width=1)),
     "altup 2": RunConfig(MODEL, AltUpConfig(width=2), SIGMOID),
@@ -70,7 +70,7 @@ def write_run(run_dir: Path, config: RunConfig) -> AltUpMoEForCausalLM:
     config = replace(config, log=LogConfig(run_dir=str(run_dir)))
     model = AltUpMoEForCausalLM(AltUpMoEConfig.from_run(config)).eval()
     for name, tensor in model.state_dict().items():
-        if ".altup." in name or "norm" in name or "expert_bias" in name:
+        if ".altup." in name or "norm" in name or "router.expert_" in name:
             tensor.add_(0.3 * torch.randn_like(tensor))
     state = {f"weights/{name}": tensor for name, tensor in model.state_dict().items()}
     specs = {name: TensorSpec(tuple(tensor.shape), "F32") for name, tensor in state.items()}

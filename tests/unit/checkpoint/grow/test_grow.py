@@ -72,6 +72,10 @@ CASES: dict[str, tuple[Sections, Sections]] = {
         {"moe": {**EXPERTS, **SIGMOID, "shared_expert_size": 8}},
         {"moe": {"num_experts": 12, "top_k": 6}},
     ),
+    "more experts, loads of steps": (
+        {"moe": {**EXPERTS, "load_balancing_type": "global_aux_loss"}},
+        {"moe": {"num_experts": 8, "top_k": 4}},
+    ),
     "split experts": ({"moe": EXPERTS}, {"moe": {"num_experts": 8, "top_k": 4, "ffn_hidden_size": 12}}),
     "new shared expert and biases": (
         {"moe": {**EXPERTS, "score_function": "sigmoid"}},

@@ -10,6 +10,7 @@ import torch
 from altup_moe.altup.widening import identical_blocks, widened_prediction
 from altup_moe.checkpoint.grow.rules import Growth, equal_copies_notes
 from altup_moe.model.reference.gpt import AltUpMoEForCausalLM, step_loss
+from altup_moe.model.reference.layers import DROPLESS
 from tests.unit.checkpoint.grow.test_grow import CASES, EXPERTS, Sections, grow, growth_of
 from tests.unit.checkpoint.models_for_tests import reference, tokens
 
@@ -42,7 +43,7 @@ def equal_blocks(model: AltUpMoEForCausalLM, growth: Growth) -> set[int]:
     stream = model.model.widen(model.model.embed_tokens(tokens(growth.target)))
     positions = torch.arange(stream.shape[2])[None]
     for layer in list(model.model.layers)[:-1]:
-        stream, _ = layer(stream, None, positions, None, None)
+        stream, _ = layer(stream, DROPLESS, positions, None, None)
     blocks = range(len(stream))
     old = growth.source.altup.width
     return {
