@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from altup_moe.config import ConfigError, ModelConfig
 from altup_moe.data.objectives import Pair
 from altup_moe.data.tasks.records import Example, Span, Task
 from altup_moe.data.tokenizer import Tokenizer
+
+_SEAM = 8
+"""Tokens by which a text and its two parts may differ in number: at most one word is spelled otherwise."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +85,22 @@ def fitting(examples: Sequence[Example], tokenizer: Tokenizer, room: Room) -> li
 
 
 def count_cut(examples: Sequence[Example], tokenizer: Tokenizer, room: Room) -> int:
-    """How many of the examples are too long as they are."""
+    """How many of the examples are too long as they are.
+
+    A passage is often that of many questions: it is tokenised once, and the whole only where the sum is near the room.
+    """
     long = [e for e in examples if tokens_at_most(e.inputs) > room.inputs(tokens_at_most(e.targets))]
-    inputs, targets = (tokenizer.encode_batch([getattr(e, side) for e in long]) for side in ("inputs", "targets"))
-    return sum(
-        len(_whole(read, tokenizer)) > room.inputs(len(_whole(written, tokenizer)))
-        for read, written in zip(inputs, targets, strict=True)
-    )
+    distinct = list(dict.fromkeys(text for e in long for text in (*_parts(e), e.targets)))
+    tokens = dict(zip(distinct, map(len, tokenizer.encode_batch(distinct)), strict=True))
+    around = len(_whole([], tokenizer))
+    count = 0
+    for e in long:
+        parts = _parts(e)
+        surplus = sum(tokens[text] for text in parts) + around - room.inputs(tokens[e.targets] + around)
+        if abs(surplus) <= _SEAM * len(parts):
+            surplus += len(tokenizer.encode(e.inputs)) - sum(tokens[text] for text in parts)
+        count += surplus > 0
+    return count
 
 
 def cut_between(examples: Sequence[Example], room: Room) -> bool:
@@ -126,10 +139,14 @@ def _surely_fits(example: Example, room: Room) -> bool:
     targets = tokens_at_most(example.targets)
     if targets > room.targets:
         return False
-    fixed, end = "", 0
-    for start, stop in _passages(example):
-        fixed, end = fixed + example.inputs[end:start], stop
-    return tokens_at_most(fixed + example.inputs[end:]) <= room.inputs(targets)
+    fixed = "".join(_parts(example)[::2])
+    return tokens_at_most(fixed) <= room.inputs(targets)
+
+
+def _parts(example: Example) -> list[str]:
+    """What may not be cut and what may, in turns."""
+    edges = [0, *(edge for span in _passages(example) for edge in span), len(example.inputs)]
+    return [example.inputs[start:stop] for start, stop in pairwise(edges)]
 
 
 def _passages(example: Example) -> tuple[Span, ...]:
