@@ -23,6 +23,9 @@ from altup_moe.config.schema import ParallelConfig, RunConfig
 from altup_moe.config.sequence import strided_decoder_layers, strided_layers
 from altup_moe.config.zero_checks import check_zero
 
+ENDLESS = ("constant", "inverse_sqrt")
+"""Schedules in which a step's rate does not depend on how many steps there are."""
+
 
 def check_config(config: RunConfig, world_size: int) -> None:
     """Raise ConfigError for the first value that does not fit; return silently if the run can start.
@@ -318,6 +321,9 @@ def _schedule(config: RunConfig, world_size: int) -> None:
     if o.min_learning_rate > o.learning_rate:
         fits = f"at most optim.learning_rate ({o.learning_rate}) would fit"
         raise ConfigError("optim.min_learning_rate", o.min_learning_rate, fits)
+    if o.decay_steps is not None and o.schedule in ENDLESS:
+        fits = f"optim.schedule {o.schedule} has no end that it would move; null would fit"
+        raise ConfigError("optim.decay_steps", o.decay_steps, fits)
     if o.decay_steps is not None and o.schedule == "wsd" and o.warmup_steps + o.decay_steps > steps:
         fits = f"at most train.steps - optim.warmup_steps ({steps - o.warmup_steps}) would fit schedule wsd"
         raise ConfigError("optim.decay_steps", o.decay_steps, fits)

@@ -8,7 +8,8 @@ from altup_moe.config.schema import RunConfig
 
 ADDED_KEYS: frozenset[str] = frozenset({"moe.load_balancing_type"})
 """Keys that came after results were first kept under a configuration's hash. The default of each is what code without
-the key did, so that a finished row or stage of older code stays the same one. A new key is entered here."""
+the key did, so that a finished row or stage of older code stays the same one. A new key is entered here, and in
+`resume_keys.KEY_CLASSES`."""
 
 
 def identity(config: RunConfig) -> dict[str, dict[str, Any]]:

@@ -166,7 +166,8 @@ class MoEConfig:
     """Tokens an expert takes of one micro-batch, as a multiple of tokens * top_k / num_experts; None is dropless.
     Padding is no token: it takes no place and counts nowhere."""
     score_function: Literal["softmax", "sigmoid"] = "softmax"
-    """Router scores; softmax is taken over the chosen top_k, sigmoid is normalised over them."""
+    """Router scores; softmax is taken over the chosen top_k, sigmoid is normalised over them. With top_k 1, where both
+    would always be 1, the weight is the score itself: the softmax over all experts, or the sigmoid."""
     aux_loss_coeff: float = 0.01
     """Weight of the load-balancing loss (Switch, arXiv 2101.03961 eq. 4); 0 turns it off."""
     load_balancing_type: Literal["aux_loss", "global_aux_loss"] = "aux_loss"

@@ -109,7 +109,7 @@ class OptimConfig:
     sqrt(warmup_steps / step), as T5 was trained (but for its warm-up, which was constant)."""
     decay_steps: int | None = None
     """cosine: steps until min_learning_rate (None: train.steps). wsd: steps of the final decay (None: a tenth of
-    train.steps)."""
+    train.steps). null with constant and inverse_sqrt, which have no end."""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices; norms and AltUp coefficients have none."""
     adam_beta1: float = 0.9
@@ -132,7 +132,8 @@ class TrainConfig:
     """Who reduces gradients and updates weights. deepspeed (ZeRO, parallel.zero_stage) needs its package and no
     pipeline. One model and one checkpoint format, whichever."""
     steps: int = 200
-    """Optimizer steps."""
+    """Optimizer steps. A larger number lengthens a run, a finished one too; a schedule that ends with the run (cosine,
+    wsd) is stretched."""
     micro_batch_size: int = 4
     """Samples of one forward pass on one data-parallel rank."""
     global_batch_size: int = 8
@@ -149,7 +150,7 @@ class TrainConfig:
     eval_interval: int = 100
     """Steps between validations; 0 validates only at the end."""
     eval_samples: int = 64
-    """Validation samples of one validation."""
+    """Validation samples of one validation, at most; the run says at its start if there are fewer."""
     stop_after: int | None = None
     """Stop (saving) after this step while the schedule still runs to train.steps; None runs through."""
 

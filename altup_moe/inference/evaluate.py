@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import torch
@@ -49,6 +50,8 @@ def evaluate_command(run_dir: Path, corpus: str | None, samples: int | None, as_
     else:
         dataset, lengths = open_corpus(config, corpus, tokenizer_dir(run_dir))
         count, name = len(dataset), corpus
+    if samples is not None and samples > len(dataset):
+        print(f"samples={samples}: {name} has {len(dataset)}; all are read", file=sys.stderr, flush=True)
     result = evaluate_samples(run, dataset, min(samples or count, len(dataset)), lengths)
     figures = {
         "run": str(run_dir),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,10 @@ def evaluate_tasks_command(
     for name in tasks:
         check_classes(TASKS[name], run.tokenizer, run.config.model)
         loaded = load_task(TASKS[name], "validation", known, data_cache(run.config))
-        scored = [example for example in loaded.examples if example.evaluates][:limit]
+        scored = [example for example in loaded.examples if example.evaluates]
+        if limit is not None and limit > len(scored):
+            print(f"limit={limit}: {name} has {len(scored)} examples; all are answered", file=sys.stderr, flush=True)
+        scored = scored[:limit]
         found = answers(run, scored, batch_size)
         one = compared(TASKS[name], scored, found.texts)
         scores.append(replace(one, cut=found.cut, unread=found.unread, unlabelled=loaded.unlabelled))

@@ -41,7 +41,7 @@ from altup_moe.train.optim import build_scheduler, learning_rate
 from altup_moe.train.profile import Profile
 from altup_moe.train.resume import ResumePoint, find_resume_point, verified
 from altup_moe.train.samples import Samples
-from altup_moe.train.start_notes import resume_notes
+from altup_moe.train.start_notes import resume_notes, run_notes
 from altup_moe.train.step import StepResult, Validation, train_step, validate
 from altup_moe.train.stop_signal import StopSignal
 
@@ -311,7 +311,8 @@ def _say_start(run: Run, resume: ResumePoint | None) -> None:
         + (f"going on from step {run.step} ({resume.directory.name})" if resume else "from step 0"),
         flush=True,
     )
-    for line in resume_notes(config, resume, topo.world_size) if resume else []:
+    notes = resume_notes(config, resume, topo.world_size) if resume else []
+    for line in [*notes, *run_notes(config, len(run.samples.valid), run.step + 1)]:
         print(line, flush=True)
     for note in run.samples.notes:
         print(note, flush=True)

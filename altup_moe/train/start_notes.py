@@ -5,8 +5,47 @@ from __future__ import annotations
 from altup_moe.config import RunConfig
 from altup_moe.config.load import from_dict
 from altup_moe.config.resume_keys import spelled_changes
+from altup_moe.data.objectives import SpanCounts, span_counts
+from altup_moe.data.recipes import corruption_lengths, objective_of
 from altup_moe.train.optim import rate_of_step
+from altup_moe.train.profile import WARM_UP
 from altup_moe.train.resume import ResumePoint
+
+
+def run_notes(config: RunConfig, valid_samples: int, first_step: int) -> list[str]:
+    """Values that are larger than what there is of it.
+
+    Args:
+        valid_samples: samples of the validation part. first_step: the first one that is taken, from 1.
+    """
+    t, o, notes = config.train, config.optim, []
+    if t.eval_samples > valid_samples:
+        notes.append(f"train.eval_samples={t.eval_samples}: the validation part has {valid_samples}; all are read")
+    if t.steps < o.warmup_steps:
+        reached = f"the rate reaches {rate_of_step(config, t.steps):.3g} of {o.learning_rate:.3g}"
+        notes.append(f"optim.warmup_steps={o.warmup_steps}: train.steps ({t.steps}) end inside it; {reached}")
+    last = min(t.steps, t.stop_after or t.steps)
+    recorded = max(0, last - first_step + 1 - WARM_UP)
+    if config.log.profile_steps > recorded:
+        fits = f"the run takes {max(0, last - first_step + 1)} more step(s), the first {WARM_UP} unrecorded"
+        notes.append(f"log.profile_steps={config.log.profile_steps}: {fits}; {recorded} are recorded")
+    return notes + _spans(config)
+
+
+def _spans(config: RunConfig) -> list[str]:
+    """Where a window is too short for the noise that is asked for."""
+    if objective_of(config.model, config.data) != "span_corruption":
+        return []
+    density, mean = config.data.noise_density, config.data.mean_noise_span
+    length = corruption_lengths(config.model, config.data).raw
+    counts = span_counts(length, density, mean)
+    asked = SpanCounts(round(length * density), round(counts.noise / mean))
+    if counts == asked:
+        return []
+    made = f"a window of {length} tokens drops {counts.noise} in {counts.spans} span(s)"
+    return [
+        f"data.noise_density={density:g}, data.mean_noise_span={mean:g}: {made}, not {asked.noise} in {asked.spans}"
+    ]
 
 
 def resume_notes(config: RunConfig, resume: ResumePoint, world_size: int) -> list[str]:

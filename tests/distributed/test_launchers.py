@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -134,6 +135,16 @@ def test_ranks_start_again_after_one_has_died_and_lose_nothing(
     assert "going on from step 6" in said or "going on from step 3" in said
     assert losses(run_dir) == pytest.approx(expected, abs=1e-4)
     assert not running(run_dir)
+
+
+def test_a_mistake_that_one_rank_has_is_said_by_it() -> None:
+    """As where a file or a package is missing on one node."""
+    script = 'if [ $RANK = 1 ]; then exec "$PYTHON" -m altup_moe.cli train nowhere.yaml; fi; exec sleep 100'
+    done = subprocess.run([*launched("torchrun.sh"), "sh", "-c", script], env=environment(), capture_output=True,
+                          text=True, timeout=100)  # fmt: skip
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if "altup-moe: error: " in line]
+    assert re.search(r"altup-moe: error: on rank 1 \(\S+\): nowhere\.yaml: No such file", line)
 
 
 @pytest.mark.parametrize("launcher", ["torchrun.sh", pytest.param("deepspeed.sh", marks=pytest.mark.long)])

@@ -225,6 +225,8 @@ WRONG = [
     ({"optim__min_learning_rate": 1.0}, 1, "optim.min_learning_rate", "at most optim.learning_rate"),
     ({"optim__schedule": "wsd", "optim__decay_steps": 181}, 1, "optim.decay_steps", "(180)"),
     ({"optim__decay_steps": 20}, 1, "optim.decay_steps", "optim.warmup_steps (20)"),
+    ({"optim__decay_steps": 8, "optim__schedule": "inverse_sqrt"}, 1, "optim.decay_steps", "null would fit"),
+    ({"optim__decay_steps": 8, "optim__schedule": "constant"}, 1, "optim.decay_steps", "null would fit"),
     ({"train__stop_after": 201}, 1, "train.stop_after", "at most train.steps (200)"),
     ({"data__corpus": "python-doc"}, 1, "data.corpus", "python-docs or wikipedia-sample"),
     ({"data__tokenizer": "nowhere"}, 1, "data.tokenizer", "not a directory"),

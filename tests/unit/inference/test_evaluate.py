@@ -75,6 +75,11 @@ def test_command_prints_what_the_directory_holds(
     assert evaluate_command(tmp_path / "run", None, 2, False) == 0
     fewer = evaluate_samples(run, data.valid, 2, data.byte_lengths)
     assert f"step 3 on {prefix} (validation part): loss {fewer.loss:.4f} nats/token" in capsys.readouterr().out
+    assert evaluate_command(tmp_path / "run", None, 10_000, True) == 0
+    said = capsys.readouterr()
+    assert said.err == f"samples=10000: {prefix} (validation part) has {len(data.valid)}; all are read\n"
+    every = evaluate_samples(run, data.valid, len(data.valid), data.byte_lengths)
+    assert json.loads(said.out)["tokens"] == every.tokens
     assert sorted((tmp_path / "run").rglob("*")) == before
 
 
