@@ -14,10 +14,10 @@ from altup_moe.plan.transfers import Transfer
 
 
 def router_transfers(config: RunConfig, world: World, coordinates: RankCoordinates, layer: int) -> Iterator[Transfer]:
-    """Counts for the load-balancing loss (int64); with a capacity also probabilities and routing map (both fp32)."""
+    """Tokens and routes for the routers' losses; with a capacity also probabilities and routing map (all fp32)."""
     moe, ranks = config.moe, world.tensor_context(coordinates)
-    if moe.aux_loss_coeff > 0:
-        yield Transfer("expert", "all_reduce", ranks, 1, 8 * moe.num_experts, layer=layer)
+    if moe.aux_loss_coeff or moe.z_loss_coeff:
+        yield Transfer("expert", "all_reduce", ranks, 1, 4 * (1 + moe.num_experts), layer=layer)
     if moe.capacity_factor is not None:
         yield Transfer("expert", "all_gather", ranks, 2, 2 * 4 * local_tokens(config) * moe.num_experts, layer=layer)
 

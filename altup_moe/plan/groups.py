@@ -52,6 +52,10 @@ class World:
         """Data and context ranks: they hold the same dense weights."""
         return self._alike(coordinates, "pipeline", "tensor")
 
+    def data_alone(self, coordinates: RankCoordinates) -> Ranks:
+        """Data ranks: they hold different samples, and the same part of each."""
+        return self._alike(coordinates, "pipeline", "tensor", "context")
+
     def expert(self, coordinates: RankCoordinates) -> Ranks:
         """Expert group: its ranks divide the experts among them."""
         return self._alike(coordinates, "pipeline", "expert_data", "expert_tensor")

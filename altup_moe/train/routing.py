@@ -42,7 +42,7 @@ def begin_step(chunks: list[nn.Module], batches: list[Batch], config: RunConfig,
     routers = _routers(chunks)
     for router in routers:
         router.clear_record()
-    if not routers or not (config.moe.z_loss_coeff or config.moe.load_balancing_type == "global_aux_loss"):
+    if not routers or not (config.moe.z_loss_coeff or config.moe.balances_steps):
         return
     kinds = sorted({(router.in_encoder, router.stride) for router in routers})
     tokens = torch.tensor([sum(batch.tokens_routed(*kind) for batch in batches) for kind in kinds], dtype=torch.float64)
