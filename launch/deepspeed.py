@@ -117,8 +117,11 @@ class LauncherProcess:
         for number in FORWARDED:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._forward)
-        # A group of its own: Ctrl-C reaches the ranks once, through here.
-        self.process = subprocess.Popen(self.argv, start_new_session=True)
+        # A group of its own: Ctrl-C reaches the ranks once, through here. srun gives its warning to every process, and
+        # DeepSpeed's own would die of it.
+        self.process = subprocess.Popen(
+            self.argv, start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        )
         if self.received:
             self.process.terminate()
         code = self.process.wait()

@@ -18,7 +18,8 @@ class StopSignal:
     """Notes SIGTERM, SIGINT, SIGHUP (unless it is ignored, as under nohup) and SIGUSR1 while open.
 
     A second one of the same kind acts as usual once `TWICE_SECONDS` have passed since the first; SIGUSR1 never
-    does more than ask. One that opens inside another knows what that one has noted.
+    does more than ask. One that opens inside another, the command's, knows what that one has noted; once it has noted
+    a signal itself, the command is about to end, and what other ways tell too late is ignored from then on.
 
     Args:
         signals: which ones. clock: seconds.
@@ -31,6 +32,8 @@ class StopSignal:
         self._signals, self._clock = signals, clock
         self._first: dict[int, float] = {}
         self._previous: dict[int, object] = {}
+        self._outer: StopSignal | None = None
+        self._ending = False
 
     def __enter__(self) -> StopSignal:
         for number in self._signals:
@@ -39,14 +42,18 @@ class StopSignal:
             previous = signal.signal(number, self._note)
             self._previous[number] = previous
             outer = getattr(previous, "__self__", None)
-            self.caught |= isinstance(outer, StopSignal) and outer.caught
+            if isinstance(outer, StopSignal):
+                self._outer, self.caught = outer, self.caught or outer.caught
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._outer is not None and self.caught:
+            self._ending = self._outer._ending = True
         for number, previous in self._previous.items():
-            signal.signal(number, previous)  # type: ignore[arg-type]
+            late = self._ending and number != signal.SIGINT
+            signal.signal(number, signal.SIG_IGN if late else previous)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.caught = True

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from launch import netlab
+from launch.node import child_processes
 from tests.processes import running, started
 
 ROOT = Path(__file__).parents[2]
@@ -147,8 +148,26 @@ def test_a_mistake_that_one_rank_has_is_said_by_it() -> None:
     assert re.search(r"altup-moe: error: on rank 1 \(\S+\): nowhere\.yaml: No such file", line)
 
 
-@pytest.mark.parametrize("launcher", ["torchrun.sh", pytest.param("deepspeed.sh", marks=pytest.mark.long)])
-def test_a_signal_saves_stops_and_the_same_command_goes_on(launcher: str, cache: Path, tmp_path: Path) -> None:
+def _below(pid: int) -> list[int]:
+    """All processes that a process has started, directly or through others."""
+    own = child_processes(pid)
+    return own + [found for each in own for found in _below(each)]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "number", "told"),
+    [
+        ("torchrun.sh", signal.SIGTERM, "launcher"),
+        ("torchrun.sh", signal.SIGUSR1, "every process"),
+        pytest.param("torchrun.sh", signal.SIGTERM, "every process", marks=pytest.mark.long),
+        pytest.param("deepspeed.sh", signal.SIGTERM, "launcher", marks=pytest.mark.long),
+        pytest.param("deepspeed.sh", signal.SIGUSR1, "every process", marks=pytest.mark.long),
+    ],
+)
+def test_a_signal_saves_stops_and_the_same_command_goes_on(
+    launcher: str, number: int, told: str, cache: Path, tmp_path: Path
+) -> None:
+    """srun tells every process of a step at once: the launcher, which tells its ranks, and the ranks."""
     if launcher == "deepspeed.sh" and not HAS_DEEPSPEED:
         pytest.skip("deepspeed is not installed")
     run_dir = tmp_path / "run"
@@ -159,7 +178,8 @@ def test_a_signal_saves_stops_and_the_same_command_goes_on(launcher: str, cache:
         metrics = run_dir / "metrics.jsonl"
         while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < give_up:
             time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
+        for pid in [process.pid, *(_below(process.pid) if told == "every process" else [])]:
+            os.kill(pid, number)
         assert process.wait(60) == 75
     assert (run_dir / "checkpoints" / "latest").exists()
     assert not running(run_dir)

@@ -76,6 +76,15 @@ def test_a_warning_before_the_run_is_known_inside_it(noted: list[int]) -> None:
     assert noted == []
 
 
+def test_what_is_told_too_late_does_not_change_the_exit_code(noted: list[int]) -> None:
+    """The run has saved and its process is ending; its launcher's SIGTERM comes behind srun's SIGUSR1."""
+    with StopSignal((WARNING,)), StopSignal():
+        os.kill(os.getpid(), signal.SIGUSR1)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT):
+        os.kill(os.getpid(), number)
+    assert noted == [signal.SIGINT]
+
+
 def test_an_ignored_hangup_stays_ignored(noted: list[int]) -> None:
     """Under nohup a run outlives its terminal."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
