@@ -44,7 +44,8 @@ KEY_CLASSES: dict[str, KeyClass] = {
     **_each("overlap", "free", "mixing exchange microbatch_halves"),
     **_each("data", "run", "corpus tokenizer valid_fraction objective noise_density mean_noise_span sentinels"),
     **_each("data", "run", "mixture mixture_cap task_files"),
-    **_each("data", "free", "cache"),
+    # The order is the checkpoint's (train.sample_order).
+    **_each("data", "free", "cache shuffle"),
     # Another optimizer has other state; see `class_of` for a checkpoint that has none.
     **_each("optim", "run", "optimizer"),
     **_each("optim", "recorded", "learning_rate min_learning_rate warmup_steps schedule decay_steps weight_decay"),

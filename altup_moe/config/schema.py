@@ -69,7 +69,12 @@ class DataConfig:
     """Directory of a Hugging Face tokenizer, or t5 (the real one, downloaded at first use). None: the one beside
     prepared data; for a named corpus, a byte-level BPE of model.vocab_size tokens trained on it."""
     valid_fraction: float = 0.05
-    """Share of the documents' tokens held out for validation."""
+    """Share of the tokens held out for validation: whole documents, or where these are too few or too long, the end of
+    the corpus."""
+    shuffle: Literal["epoch", "run"] | None = None
+    """Order of training samples. epoch: every epoch reads every window once, in an order of its own, whatever the
+    number of steps. run: windows of all epochs of the run are shuffled together, as older versions did. None is epoch
+    for a new run, and for one that goes on the order of its checkpoint."""
     objective: Literal["causal", "prefix", "span_corruption"] | None = None
     """What is made of a window of text. causal: every next token. prefix: those after a random point. span_corruption:
     dropped spans (T5, arXiv 1910.10683). None is causal for arch gpt and span_corruption for t5."""

@@ -50,6 +50,22 @@ def decoder_only(pair: Pair, length: int, pad: int) -> Arrays:
     }
 
 
+def next_tokens(ids: np.ndarray, mask: np.ndarray, length: int, pad: int) -> Arrays:
+    """Arrays in which every token but the first is the label of the one before it.
+
+    Args:
+        ids: at most length + 1 tokens. mask: [len(ids) - 1], 1 for labels that count.
+
+    Returns:
+        `tokens`, `labels` int64 [S] and `loss_mask` float32 [S]; nothing counts in the padding.
+    """
+    return {
+        "tokens": _padded(ids[:-1], length, pad),
+        "labels": _padded(ids[1:], length, pad),
+        "loss_mask": np.pad(mask, (0, length - len(mask))).astype(np.float32),
+    }
+
+
 def shortened(ids: np.ndarray, length: int) -> np.ndarray:
     """At most `length` ids; the last one (the end token) is kept."""
     return ids if len(ids) <= length else np.append(ids[: length - 1], ids[-1])

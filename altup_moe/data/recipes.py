@@ -9,7 +9,7 @@ import numpy as np
 
 from altup_moe.config import DataConfig, ModelConfig
 from altup_moe.config.errors import ConfigError
-from altup_moe.data.layouts import Arrays, decoder_only, encoder_decoder
+from altup_moe.data.layouts import Arrays, decoder_only, encoder_decoder, next_tokens
 from altup_moe.data.objectives import (
     Pair,
     SpanLengths,
@@ -32,11 +32,14 @@ class SampleRecipe:
 
     Args:
         window: number of consecutive tokens of one sample.
-        make: (tokens int64 [window], this sample's generator) -> the model's arrays.
+        make: (tokens int64 [window + overlap], this sample's generator) -> the model's arrays. The last window of a
+            validation has fewer tokens, at least 2; its arrays are padded.
+        overlap: 1 if the token after the window is read as well, as the label of its last one.
     """
 
     window: int
     make: Callable[[np.ndarray, np.random.RandomState], Arrays]
+    overlap: int = 0
 
 
 def objective_of(model: ModelConfig, data: DataConfig) -> str:
@@ -57,8 +60,8 @@ def layout_of(model: ModelConfig, tokenizer: Tokenizer) -> Layout:
     return lambda pair: decoder_only(pair, model.seq_length, pad)
 
 
-def recipe_of(model: ModelConfig, data: DataConfig, tokenizer: Tokenizer) -> SampleRecipe | None:
-    """The recipe for a run's corpora; None for plain next-token prediction, where a window is a sample.
+def recipe_of(model: ModelConfig, data: DataConfig, tokenizer: Tokenizer) -> SampleRecipe:
+    """The recipe for a run's corpora.
 
     Raises:
         ConfigError: no window fits the lengths, or the tokenizer has too few sentinels.
@@ -78,14 +81,15 @@ def recipe_of(model: ModelConfig, data: DataConfig, tokenizer: Tokenizer) -> Sam
     if objective == "prefix" and model.encoder_decoder:
         longest = model.decoder_length - 1
         return SampleRecipe(model.seq_length, lambda tokens, random: layout(split_prefix(tokens, longest, eos, random)))
+    length, pad = model.seq_length, tokenizer.pad_id
     if objective == "prefix":
-        return SampleRecipe(model.seq_length + 1, _prefix)
-    return None
-
-
-def _prefix(tokens: np.ndarray, random: np.random.RandomState) -> Arrays:
-    mask = prefix_loss_mask(len(tokens) - 1, random)
-    return {"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": mask}
+        return SampleRecipe(
+            length + 1,
+            lambda tokens, random: next_tokens(tokens, prefix_loss_mask(len(tokens) - 1, random), length, pad),
+        )
+    return SampleRecipe(
+        length, lambda tokens, _: next_tokens(tokens, np.ones(len(tokens) - 1, np.float32), length, pad), overlap=1
+    )
 
 
 def corruption_lengths(model: ModelConfig, data: DataConfig) -> SpanLengths:

@@ -17,6 +17,7 @@ from altup_moe.config.load import load_config
 from altup_moe.config.run_directory import config_file, tokenizer_dir
 from altup_moe.data.tokenizer import Tokenizer, load_tokenizer
 from altup_moe.model.reference.build import ReferenceModel, reference_model
+from altup_moe.train.sample_order import with_sample_order
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def load_run(run_dir: Path) -> FinishedRun:
     with Checkpoint(directory) as checkpoint:
         checkpoint.verify()
         step = checkpoint.manifest.step
+        config = with_sample_order(config, checkpoint.manifest)
         try:
             model.load_state_dict(load_weights(checkpoint), strict=True)
         except RuntimeError as error:

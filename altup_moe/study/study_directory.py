@@ -164,9 +164,10 @@ class StudyDirectory:
             for row in study.rows
         ]
         for row in study.rows:
-            # A row that is finished stays as it was written.
-            if not self.of_row(row).trained.exists():
-                save_config(self.config(row), self.of_row(row).config)
+            # A row that is finished stays as it was written, and so does a file without keys that were added later.
+            file, config = self.of_row(row).config, self.config(row)
+            if not self.of_row(row).trained.exists() and not (file.is_file() and load_config(file) == config):
+                save_config(config, file)
         content = {"name": study.name, "measure": dict(vars(study.measure)), "rows": rows}
         write_text(self.root / "study.yaml", yaml.safe_dump(content, sort_keys=False))
 

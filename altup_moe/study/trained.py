@@ -71,7 +71,8 @@ def train_row(row_directory: RowDirectory, seconds: float | None) -> int:
             return code
     if rank_from_env() == 0:
         problem = not_finite(row_directory)
-        figures = {} if problem else held_out_figures(load_run(row_directory.run_dir), run_samples(config, scan=False))
+        run = None if problem else load_run(row_directory.run_dir)
+        figures = {} if run is None else held_out_figures(run, run_samples(run.config, scan=False))
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         wall = time.perf_counter() - began
         write_json(row_directory.trained, {**figures, "problem": problem, "device": device, "wall_seconds": wall})

@@ -40,6 +40,7 @@ from altup_moe.train.mixture import run_samples
 from altup_moe.train.optim import build_scheduler, learning_rate
 from altup_moe.train.profile import Profile
 from altup_moe.train.resume import ResumePoint, find_resume_point, verified
+from altup_moe.train.sample_order import ordered
 from altup_moe.train.samples import Samples
 from altup_moe.train.start_notes import resume_notes, run_notes
 from altup_moe.train.step import StepResult, Validation, train_step, validate
@@ -95,6 +96,7 @@ def _run_lock(config: RunConfig) -> AbstractContextManager[None]:
 
 def _train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None) -> int:
     keep_compiled_code(config)
+    config = ordered(config)
     resume = find_resume_point(config)
     # Rank 0 prepares and verifies the data first: whatever is wrong with it ends the run before the others meet it.
     samples = run_samples(config) if rank_from_env() == 0 else None
@@ -316,6 +318,8 @@ def _say_start(run: Run, resume: ResumePoint | None) -> None:
         print(line, flush=True)
     for note in run.samples.notes:
         print(note, flush=True)
+    if config.data.shuffle == "run":
+        print("samples are in the order of older versions: all epochs of the run shuffled together (data.shuffle run)")
     shut = unavailable_overlap(config)
     if shut:
         print(shut, flush=True)

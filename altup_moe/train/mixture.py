@@ -98,7 +98,10 @@ def run_samples(config: RunConfig, *, scan: bool = True) -> Samples:
         tokenizer_dir=directory,
         byte_lengths=byte_lengths(tokenizer),
         fingerprint=hashlib.sha256("".join(c.fingerprint for c in components).encode()).hexdigest(),
-        notes=tuple(note for c in components for note in c.notes),
+        notes=(
+            *(f"{c.name}: {c.corpus.held_out}" for c in components if c.corpus),
+            *(note for c in components for note in c.notes),
+        ),
     )
 
 

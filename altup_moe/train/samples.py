@@ -1,6 +1,6 @@
-"""The samples of a run: windows of Megatron's GPTDataset over prepared data, and what the objective makes of them.
+"""The samples of a run: windows over prepared data, and what the objective makes of them.
 
-A sample's number alone says what it holds.
+A sample's number and the seed alone say what it holds.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from altup_moe.config.run_directory import data_dir
 from altup_moe.data.layouts import Arrays
 from altup_moe.data.prepare import Prepared, open_prepared, prepare_named
 from altup_moe.data.recipes import SampleRecipe, recipe_of, sample_arrays, wants_sentinels
-from altup_moe.data.split import split_documents
+from altup_moe.data.split import TextPart, split_documents, split_summary, split_text, whole_documents
 from altup_moe.data.tokenizer import Tokenizer, load_tokenizer, token_byte_lengths
+from altup_moe.data.windows import EpochWindows, TokenWindows
 from altup_moe.train.batches import SampleDataset
 
 SPLITS = {Split.train: 0, Split.valid: 1}
@@ -39,15 +40,14 @@ class CountedSamples(SampleDataset, Protocol):
 class ObjectiveSamples:
     """Windows of tokens as an objective makes them into samples."""
 
-    def __init__(self, windows: GPTDataset, recipe: SampleRecipe, seed: int, split: int) -> None:
+    def __init__(self, windows: TokenWindows, recipe: SampleRecipe, seed: int, split: int) -> None:
         self.windows, self.recipe, self.seed, self.split = windows, recipe, seed, split
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        tokens = self.windows[number]["tokens"].numpy()
-        return as_tensors(sample_arrays(self.recipe, tokens, self.seed, self.split, number))
+        return as_tensors(sample_arrays(self.recipe, self.windows[number], self.seed, self.split, number))
 
 
 def as_tensors(arrays: Arrays) -> dict[str, Tensor]:
@@ -60,7 +60,7 @@ class Samples:
     """The training and validation samples of a run, and what is needed to speak of them.
 
     ``byte_lengths`` [V]: UTF-8 bytes that each token id stands for; ``fingerprint``: hash of the token files.
-    ``notes``: what of the data was left out or cut, a line each.
+    ``notes``: what of the data is held out, was left out or cut, a line each.
     """
 
     train: CountedSamples
@@ -78,13 +78,13 @@ class Samples:
 
 @dataclass(frozen=True)
 class TokenFile:
-    """A verified token file, its documents divided for training and validation."""
+    """A verified token file, and its parts for training and validation with what is held out in words."""
 
     prefix: Path
     prepared: Prepared
     tokenizer: Tokenizer
-    dataset: IndexedDataset
-    documents: dict[Split, np.ndarray]
+    parts: dict[Split, TextPart]
+    held_out: str = ""
 
 
 def data_cache(config: RunConfig) -> Path:
@@ -103,13 +103,23 @@ def prepared_prefix(config: RunConfig, corpus: str | None = None, tokenizer: Pat
     return Path(prepare_named(name, config.model.vocab_size, chosen, data_cache(config), sentinels))
 
 
-def open_token_file(config: RunConfig, prefix: Path, *, scan: bool = True) -> TokenFile:
-    """Verify the data at `prefix`. Raises as `open_samples` does."""
+def open_token_file(config: RunConfig, prefix: Path, *, scan: bool = True, whole: bool = False) -> TokenFile:
+    """Verify the data at `prefix`. Raises as `open_samples` does.
+
+    Args:
+        whole: do not split it; all of it is the validation part.
+    """
     prepared = open_prepared(prefix, config.model.vocab_size, scan=scan)
-    dataset = IndexedDataset(str(prefix), mmap=True)
-    train, valid = split_documents(dataset.sequence_lengths, config.data.valid_fraction)
+    lengths, fraction = prepared.index.lengths, config.data.valid_fraction
     tokenizer = load_tokenizer(prepared.tokenizer_dir)
-    return TokenFile(prefix, prepared, tokenizer, dataset, {Split.train: train, Split.valid: valid})
+    if whole:
+        return TokenFile(prefix, prepared, tokenizer, {Split.valid: whole_documents(lengths)})
+    if config.data.shuffle == "run":
+        train, valid = split_documents(lengths, fraction)
+        parts = {Split.train: whole_documents(lengths, train), Split.valid: whole_documents(lengths, valid)}
+        return TokenFile(prefix, prepared, tokenizer, parts, split_summary(lengths, valid))
+    split = split_text(lengths, fraction)
+    return TokenFile(prefix, prepared, tokenizer, {Split.train: split.train, Split.valid: split.valid}, split.summary)
 
 
 def open_samples(config: RunConfig, prefix: Path, *, scan: bool = True) -> Samples:
@@ -131,6 +141,7 @@ def open_samples(config: RunConfig, prefix: Path, *, scan: bool = True) -> Sampl
         tokenizer_dir=file.prepared.tokenizer_dir,
         byte_lengths=byte_lengths(file.tokenizer),
         fingerprint=file.prepared.manifest.bin_sha256,
+        notes=(file.held_out,),
     )
 
 
@@ -142,9 +153,10 @@ def open_corpus(config: RunConfig, corpus: str, tokenizer_dir: Path) -> tuple[Co
     Raises:
         DataError: prepared data of another tokenizer.
     """
-    file = open_token_file(config, prepared_prefix(config, corpus, tokenizer_dir))
-    whole = replace(file, documents={Split.valid: np.arange(len(file.prepared.index))})
-    return corpus_samples(config, whole, Split.valid, None), byte_lengths(file.tokenizer)
+    file = open_token_file(config, prepared_prefix(config, corpus, tokenizer_dir), whole=True)
+    # The order of older versions leaves out the end of what it reads.
+    in_epochs = replace(config, data=replace(config.data, shuffle="epoch"))
+    return corpus_samples(in_epochs, file, Split.valid, None), byte_lengths(file.tokenizer)
 
 
 def byte_lengths(tokenizer: Tokenizer) -> Tensor:
@@ -153,37 +165,59 @@ def byte_lengths(tokenizer: Tokenizer) -> Tensor:
 
 
 def corpus_samples(config: RunConfig, file: TokenFile, split: Split, samples: int | None) -> CountedSamples:
-    """Samples of a part of a token file; `samples` of them, or None for one epoch."""
+    """Samples of a part of a token file: for training any number of them, for validation all of the part.
+
+    Args:
+        samples: number of training samples that will be asked for (None: one epoch); only the order of older versions
+            (data.shuffle run) depends on it.
+    Raises:
+        ConfigError: too few tokens: less than one training window, or no label for a validation.
+    """
     recipe = recipe_of(config.model, config.data, file.tokenizer)
-    if recipe is None:
-        return _windows(config, file, split, samples, config.model.seq_length, labels=True)
-    windows = _windows(config, file, split, samples, recipe.window, labels=False)
+    tokens, needed = file.parts[split].tokens, recipe.window + recipe.overlap
+    # A sample of a validation may be short.
+    if tokens < (needed if split is Split.train or config.data.shuffle == "run" else 2):
+        needs = "seq_length + 1" if recipe.overlap else f"{needed} for the objective"
+        fits = f"the {split.name} part of the data has {tokens} tokens; a sample needs {needs} of them"
+        raise ConfigError("model.seq_length", config.model.seq_length, fits)
+    windows: TokenWindows
+    if config.data.shuffle == "run":
+        windows = RunWindows(config, file, split, samples, recipe)
+    else:
+        part, index, tail = file.parts[split], file.prepared.index, split is Split.valid
+        windows = EpochWindows(index, part, recipe.window, recipe.overlap, config.train.seed, tail=tail)
     return ObjectiveSamples(windows, recipe, config.train.seed, SPLITS[split])
 
 
-def _windows(
-    config: RunConfig, file: TokenFile, split: Split, samples: int | None, length: int, labels: bool
-) -> GPTDataset:
-    """Windows of `length` tokens; with labels, each needs the token that comes next."""
-    documents = file.documents[split]
-    tokens = int(np.asarray(file.dataset.sequence_lengths)[documents].sum())
-    if tokens < length + labels:
-        needs = "seq_length + 1" if labels else f"{length} for the objective"
-        fits = f"the {split.name} part of the data has {tokens} tokens; a sample needs {needs} of them"
-        raise ConfigError("model.seq_length", config.model.seq_length, fits)
-    dataset_config = GPTDatasetConfig(
-        random_seed=config.train.seed,
-        sequence_length=length,
-        blend=([str(file.prefix)], None),
-        split="1,0,0",
-        # An empty path keeps the index in memory: Megatron's cache would write beside the user's data and load
-        # arrays with pickling allowed.
-        path_to_cache="",
-        tokenizer=file.tokenizer,
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
-        add_extra_token_to_sequence=labels,
-    )
-    return GPTDataset(file.dataset, str(file.prefix), documents.astype(np.int32), samples, split, dataset_config)
+class RunWindows:
+    """Windows in the order of older versions: Megatron's GPTDataset, which shuffles all epochs of a run together."""
+
+    def __init__(
+        self, config: RunConfig, file: TokenFile, split: Split, samples: int | None, recipe: SampleRecipe
+    ) -> None:
+        dataset_config = GPTDatasetConfig(
+            random_seed=config.train.seed,
+            sequence_length=recipe.window,
+            blend=([str(file.prefix)], None),
+            split="1,0,0",
+            # An empty path keeps the index in memory: Megatron's cache would write beside the user's data and load
+            # arrays with pickling allowed.
+            path_to_cache="",
+            tokenizer=file.tokenizer,
+            reset_position_ids=False,
+            reset_attention_mask=False,
+            eod_mask_loss=False,
+            create_attention_mask=False,
+            add_extra_token_to_sequence=bool(recipe.overlap),
+        )
+        dataset, documents = IndexedDataset(str(file.prefix), mmap=True), file.parts[split].documents.astype(np.int32)
+        self._dataset = GPTDataset(dataset, str(file.prefix), documents, samples, split, dataset_config)
+        self._overlap = recipe.overlap
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        sample = self._dataset[number]
+        tokens = sample["tokens"].numpy()
+        return np.append(tokens, sample["labels"].numpy()[-1:]) if self._overlap else tokens

@@ -6,15 +6,18 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from altup_moe.data.document import Document
+from altup_moe.data.prepare import prepare_tokens
 from altup_moe.data.tokenizer import Tokenizer
 from altup_moe.inference.evaluate import evaluate_command, evaluate_samples
 from altup_moe.train.samples import open_samples
 from altup_moe.train.step import Validation
-from tests.unit.train.runs import finished, tiny, write_run
+from tests.unit.train.runs import TEXT, finished, tiny, write_run
 
 
 class Random:
@@ -81,6 +84,31 @@ def test_command_prints_what_the_directory_holds(
     every = evaluate_samples(run, data.valid, len(data.valid), data.byte_lengths)
     assert json.loads(said.out)["tokens"] == every.tokens
     assert sorted((tmp_path / "run").rglob("*")) == before
+
+
+@pytest.mark.parametrize("texts", [[TEXT], [TEXT[:50], "a", TEXT, TEXT[7:100], "b\n"]], ids=["one", "short"])
+def test_every_token_but_the_first_is_counted_once(
+    texts: list[str], bpe: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An independent sum: documents end to end, every token predicted from the up to seq_length ones of its sample."""
+    prefix, config = tmp_path / "tokens", tiny(moe={"capacity_factor": None})
+    prepare_tokens([Document(str(n), text) for n, text in enumerate(texts)], bpe, prefix, "mine")
+    run = write_run(tmp_path / "run", config, bpe)
+    order = np.arange(len(texts))
+    np.random.RandomState(config.train.seed).shuffle(order)
+    ids = torch.tensor([token for n in order for token in [*bpe.encode(texts[n]), bpe.eod]])
+    nats, length = 0.0, config.model.seq_length
+    with torch.no_grad():
+        for start in range(0, len(ids) - 1, length):
+            window = ids[start : start + length + 1]
+            log_probs = run.model(window[None, :-1]).logits[0].double().log_softmax(-1)
+            nats -= float(log_probs.gather(1, window[1:, None]).sum())
+    assert evaluate_command(tmp_path / "run", str(prefix), None, True) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["tokens"] == len(ids) - 1
+    assert figures["loss"] == pytest.approx(nats / (len(ids) - 1), rel=1e-6)
+    text_bytes = sum(len(text.encode()) for text in texts) - len(bpe.decode([int(ids[0])]).encode())
+    assert figures["bits_per_byte"] == pytest.approx(nats / math.log(2) / text_bytes, rel=1e-6)
 
 
 def test_command_reads_all_of_another_corpus(

@@ -12,7 +12,6 @@ import torch
 from altup_moe.config import ConfigError, DataError, RunConfig
 from altup_moe.data.document import Document
 from altup_moe.data.prepare import prepare_tokens
-from altup_moe.data.recipes import corruption_lengths
 from altup_moe.data.tokenizer import Tokenizer, train_bpe
 from altup_moe.train.batches import micro_batches
 from altup_moe.train.mixture import run_samples
@@ -77,22 +76,39 @@ def test_samples_of_an_objective(corpus: Path, model: dict[str, Any], objective:
     def all_of(part: Any, count: int) -> list[list[int]]:
         return [torch.cat([value.flatten() for value in part[n].values()]).tolist() for n in range(count)]
 
-    assert len(data.train) >= 12  # steps * global batch size
     assert all_of(data.train, 12) == all_of(open_samples(config, corpus, scan=False).train, 12)
     other = tiny(model=model, data={"objective": objective}, train={"seed": 7})
     assert all_of(data.train, 12) != all_of(open_samples(other, corpus, scan=False).train, 12)
 
 
-def test_windows_of_an_epoch_share_no_token(corpus: Path) -> None:
-    """The raw windows lie side by side: as many as fit, each read once an epoch."""
-    config = tiny(model=T5)
-    data = open_samples(config, corpus)
-    raw = corruption_lengths(config.model, config.data).raw
-    windows = data.valid.windows  # type: ignore[attr-defined]
-    seen = torch.cat([windows[n]["tokens"] for n in range(len(windows))])
-    held = windows.dataset.sequence_lengths[windows.indices].sum()
-    assert len(windows) == held // raw
-    assert len(seen) == len(windows) * raw
+@pytest.mark.parametrize(("model", "objective"), [(T5, None), (T5, "prefix"), ({}, "prefix"), ({}, "span_corruption")])
+def test_a_validation_reads_all_windows_and_what_is_left(
+    corpus: Path, model: dict[str, Any], objective: str | None
+) -> None:
+    """The raw windows lie side by side; the last sample is made of the rest, and padded."""
+    config = tiny(model=model, data={"objective": objective})
+    valid = open_samples(config, corpus).valid
+    windows = valid.windows  # type: ignore[attr-defined]
+    lengths = [len(windows[n]) for n in range(len(windows))]
+    assert sum(lengths) + (windows.part.tokens % windows.size == 1) == windows.part.tokens
+    assert set(lengths[:-1]) == {windows.size}
+    assert {key: value.shape for key, value in valid[0].items()} == {
+        key: value.shape for key, value in valid[len(valid) - 1].items()
+    }
+
+
+@pytest.mark.parametrize("mixture", [False, True])
+@pytest.mark.parametrize("objective", ["causal", "prefix", "span_corruption"])
+def test_the_number_of_steps_changes_no_sample(
+    corpus: Path, files: tuple[str, ...], objective: str, mixture: bool
+) -> None:
+    def read(steps: int) -> list[list[int]]:
+        shares = (f"{corpus}=3", "sst2=1", "cb=1") if mixture else ()
+        sections = {"data": {"objective": objective}, "train": {"steps": steps}, "model": {"seq_length": 80}}
+        data = run_samples(mixed(corpus, files, shares, **sections), scan=False)
+        return [torch.cat([value.flatten() for value in data.train[n].values()]).tolist() for n in range(12)]
+
+    assert read(3) == read(500)
 
 
 def test_a_task_is_trained_on_in_epochs(corpus: Path, files: tuple[str, ...]) -> None:

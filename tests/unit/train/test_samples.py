@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+from megatron.core.datasets.utils import Split
 
 from altup_moe.config import ConfigError, DataError
 from altup_moe.data.document import Document
 from altup_moe.data.prepare import open_prepared, prepare_tokens
-from altup_moe.data.split import split_documents
+from altup_moe.data.split import split_documents, whole_documents
 from altup_moe.data.tokenizer import Tokenizer, token_byte_lengths, train_bpe
+from altup_moe.data.windows import EpochWindows
 from altup_moe.train.samples import open_corpus, open_samples, prepared_prefix
 from tests.unit.train.runs import TEXT, tiny
 
@@ -20,11 +25,11 @@ LENGTH = tiny().model.seq_length
 
 def test_samples_are_slices_of_the_documents(bpe: Tokenizer, prefix: Path) -> None:
     data = open_samples(tiny(), prefix)
-    assert len(data.train) >= 12  # steps * global batch size
+    assert len(data.train) > 0
     assert data.tokenizer.sha256 == bpe.sha256
     assert data.fingerprint == open_prepared(prefix, 300).manifest.bin_sha256
     assert data.byte_lengths.tolist() == token_byte_lengths(bpe).tolist()
-    for sample in (data.train[0], data.valid[0]):
+    for sample in (data.train[0], data.train[len(data.train)], data.valid[0]):
         assert sample["tokens"].shape == sample["labels"].shape == sample["loss_mask"].shape == (LENGTH,)
         assert torch.equal(sample["tokens"][1:], sample["labels"][:-1])
         assert set(sample["loss_mask"].tolist()) == {1.0}
@@ -53,6 +58,62 @@ def test_a_sample_depends_on_seed_and_number_alone(prefix: Path) -> None:
 
     assert first() == first() == first(micro_batch_size=1)
     assert first(seed=1) != first(seed=2)
+
+
+def test_the_number_of_steps_changes_no_sample(prefix: Path) -> None:
+    """Not even beyond one epoch; the order of older versions does change."""
+
+    def read(steps: int, shuffle: str) -> list[list[int]]:
+        dataset = open_samples(tiny(train={"steps": steps}, data={"shuffle": shuffle}), prefix, scan=False).train
+        return [dataset[n]["tokens"].tolist() for n in range(12)]
+
+    assert len(open_samples(tiny(), prefix, scan=False).train) < 4000  # several epochs
+    assert read(3, "epoch") == read(1000, "epoch")
+    assert read(3, "run") != read(1000, "run")
+
+
+@pytest.mark.parametrize("seed", [1, 1234])
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_one_epoch_is_megatrons(seed: int, overlap: int, prefix: Path) -> None:
+    """Windows of the first epoch are those of GPTDataset for one epoch, in its order."""
+    config, index = tiny(), open_prepared(prefix, 300).index
+    documents = np.arange(0, len(index), 2)
+    dataset_config = GPTDatasetConfig(
+        random_seed=seed,
+        sequence_length=LENGTH,
+        blend=([str(prefix)], None),
+        split="1,0,0",
+        path_to_cache="",
+        tokenizer=open_samples(config, prefix).tokenizer,
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+        add_extra_token_to_sequence=bool(overlap),
+    )
+    theirs = GPTDataset(
+        IndexedDataset(str(prefix)), str(prefix), documents.astype(np.int32), None, Split.train, dataset_config
+    )
+    ours = EpochWindows(index, whole_documents(index.lengths, documents), LENGTH, overlap, seed)
+    assert len(ours) == len(theirs) > 5
+    for number in range(len(theirs)):
+        assert ours[number][:LENGTH].tolist() == theirs[number]["tokens"].tolist()
+        if overlap:
+            assert ours[number][1:].tolist() == theirs[number]["labels"].tolist()
+
+
+def test_one_document_is_split_within(bpe: Tokenizer, tmp_path: Path) -> None:
+    prefix = tmp_path / "tokens"
+    prepare_tokens([Document("input.txt", TEXT * 10)], bpe, prefix, "mine")
+    data, tokens = open_samples(tiny(), prefix), open_prepared(prefix, 300).index.document(0)
+    held = int(0.05 * len(tokens))
+    assert data.notes[0].startswith(f"the last {held} of {len(tokens):,} tokens (5.0%) are held out")
+    labels = [
+        sample["labels"][sample["loss_mask"].bool()] for sample in (data.valid[n] for n in range(len(data.valid)))
+    ]
+    assert sorted(torch.cat(labels).tolist()) == sorted(tokens[-held + 1 :].tolist())
+    with pytest.raises(ConfigError, match="at least 2 documents"):
+        open_samples(tiny(data={"shuffle": "run"}), prefix)  # as older versions
 
 
 def test_nothing_is_written_beside_the_data(prefix: Path) -> None:
@@ -96,7 +157,12 @@ def test_a_prefix_is_taken_as_it_is(prefix: Path, tmp_path: Path) -> None:
 
 def test_another_corpus_is_read_whole_and_with_the_same_tokenizer(bpe: Tokenizer, prefix: Path, tmp_path: Path) -> None:
     samples, lengths = open_corpus(tiny(), str(prefix), bpe.directory)
-    assert len(samples) == (open_prepared(prefix, 300).manifest.tokens - 1) // LENGTH
+    index = open_prepared(prefix, 300).index
+    counted = [samples[n]["labels"][samples[n]["loss_mask"].bool()] for n in range(len(samples))]
+    first = index.document(int(np.random.RandomState(tiny().train.seed).permutation(len(index))[0]))[0]
+    every = np.concatenate([index.document(n) for n in range(len(index))]).tolist()
+    assert sorted([*torch.cat(counted).tolist(), int(first)]) == sorted(every)
+    assert {len(samples[n]["tokens"]) for n in range(len(samples))} == {LENGTH}
     assert lengths.tolist() == token_byte_lengths(bpe).tolist()
     other = train_bpe([TEXT], 290, tmp_path / "other")
     with pytest.raises(DataError, match="not the tokenizer that made"):
