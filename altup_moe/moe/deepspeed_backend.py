@@ -91,7 +91,7 @@ class Gate(nn.Module):
         probs_TE, map_TE = decision
         slots = slots_of(map_TE, self._config, self._groups, self.training)
         routes = routes_of(probs_TE, map_TE, self._config.moe_router_topk)
-        # Our router has attached its losses to the probabilities.
+        # Our router has attached its losses already.
         no_loss = probs_TE.new_zeros(())
         return no_loss, slots, map_TE.shape[1], *routes, map_TE.sum(0)
 
