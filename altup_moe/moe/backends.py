@@ -10,10 +10,10 @@ groups (ep, expt_tp, expt_dp, tp, ...). Under sequence parallelism S is this ran
 
 1.  Router record. A module `router` that is `moe.records.RecordsRouting`, with the parameter `router.weight` [E, d],
     and the buffer `router.expert_bias` [E] where `config.moe_router_enable_expert_bias`. `moe.router.CapacityRouter`,
-    built as `submodules.router(config=config, pg_collection=groups)`, is all of it: hidden [S, B, d] and padding [S, B] ->
-    (probabilities [tokens, E], bool map [tokens, E]) with top-k, capacity over the whole micro-batch, the routers' losses
-    attached to the gradient, and counts, drops and losses recorded. Padding has no route (the layer's `padding_mask`
-    [B, S]). Another gate must give the same numbers.
+    built as `submodules.router(config=config, pg_collection=groups)`, is all of it: hidden [S, B, d] and padding [S, B]
+    -> (probabilities [tokens, E], bool map [tokens, E]) with top-k, capacity over the whole micro-batch, the routers'
+    losses attached to the gradient, and counts, drops and losses recorded. Padding (a layer's `padding_mask` [B, S])
+    has no route. Another gate must give the same numbers.
 2.  Dispatch and combine. Every route goes to its expert's rank (expert e lives on expert rank e // (E / ranks)) and
     back to its token; dropless unless a capacity is set. Gradients of expert weights are those of the summed loss: a
     backend whose library scales them by the number of ranks divides.
