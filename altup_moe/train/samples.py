@@ -5,6 +5,7 @@ A sample's number alone says what it holds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -48,6 +49,22 @@ class ObjectiveSamples:
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         tokens = self.windows[number]["tokens"].numpy()
         return as_tensors(sample_arrays(self.recipe, tokens, self.seed, self.split, number))
+
+
+class GivenStart:
+    """Samples in which the tokens that begin a document are given, never a label that counts."""
+
+    def __init__(self, samples: CountedSamples, start: Sequence[int]) -> None:
+        self.samples, self.start = samples, torch.tensor(start)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        sample = dict(self.samples[number])
+        # No text spells such a token, so that each one of them begins a document.
+        counts = ~torch.isin(sample["labels"], self.start)
+        return {**sample, "loss_mask": sample["loss_mask"] * counts}
 
 
 def as_tensors(arrays: Arrays) -> dict[str, Tensor]:
@@ -100,7 +117,8 @@ def prepared_prefix(config: RunConfig, corpus: str | None = None, tokenizer: Pat
     """
     name, chosen = corpus or config.data.corpus, tokenizer or config.data.tokenizer
     sentinels = config.data.sentinels if wants_sentinels(config.model, config.data) else 0
-    return Path(prepare_named(name, config.model.vocab_size, chosen, data_cache(config), sentinels))
+    special = config.data.add_special_tokens
+    return Path(prepare_named(name, config.model.vocab_size, chosen, data_cache(config), sentinels, special))
 
 
 def open_token_file(config: RunConfig, prefix: Path, *, scan: bool = True) -> TokenFile:
@@ -108,7 +126,7 @@ def open_token_file(config: RunConfig, prefix: Path, *, scan: bool = True) -> To
     prepared = open_prepared(prefix, config.model.vocab_size, scan=scan)
     dataset = IndexedDataset(str(prefix), mmap=True)
     train, valid = split_documents(dataset.sequence_lengths, config.data.valid_fraction)
-    tokenizer = load_tokenizer(prepared.tokenizer_dir)
+    tokenizer = load_tokenizer(prepared.tokenizer_dir, config.data.add_special_tokens)
     return TokenFile(prefix, prepared, tokenizer, dataset, {Split.train: train, Split.valid: valid})
 
 
@@ -156,9 +174,12 @@ def corpus_samples(config: RunConfig, file: TokenFile, split: Split, samples: in
     """Samples of a part of a token file; `samples` of them, or None for one epoch."""
     recipe = recipe_of(config.model, config.data, file.tokenizer)
     if recipe is None:
-        return _windows(config, file, split, samples, config.model.seq_length, labels=True)
-    windows = _windows(config, file, split, samples, recipe.window, labels=False)
-    return ObjectiveSamples(windows, recipe, config.train.seed, SPLITS[split])
+        found: CountedSamples = _windows(config, file, split, samples, config.model.seq_length, labels=True)
+    else:
+        windows = _windows(config, file, split, samples, recipe.window, labels=False)
+        found = ObjectiveSamples(windows, recipe, config.train.seed, SPLITS[split])
+    start = file.tokenizer.document_start
+    return GivenStart(found, start) if start else found
 
 
 def _windows(

@@ -43,7 +43,7 @@ class Room:
 
 def encoded(example: Example, tokenizer: Tokenizer) -> Pair:
     """An example in tokens, whole. Text that the tokenizer cannot spell becomes its unknown token."""
-    return Pair(_ids(example.inputs, tokenizer), _ids(example.targets, tokenizer))
+    return Pair(np.array(tokenizer.document(tokenizer.encode(example.inputs))), _ids(example.targets, tokenizer))
 
 
 def fitted(example: Example, tokenizer: Tokenizer, room: Room) -> Pair | None:
@@ -54,13 +54,13 @@ def fitted(example: Example, tokenizer: Tokenizer, room: Room) -> Pair | None:
 
 
 def fitted_inputs(example: Example, tokenizer: Tokenizer, room: int) -> np.ndarray | None:
-    """Input ids and the end token, at most `room` in all: the longest passage is cut at its end until they fit.
+    """Input ids with what stands around them, at most `room` in all: the longest passage is cut at its end until they fit.
 
     Returns:
         [at most `room`] int64; None if they do not fit even without the passages.
     """
     ids, places = tokenizer.encode_with_places(example.inputs)
-    surplus = len(_whole(ids, tokenizer)) - room
+    surplus = len(tokenizer.document(ids)) - room
     if surplus > 0:
         # A token belongs to where its last character is: the space before a word is often part of it.
         parts = [
@@ -72,20 +72,22 @@ def fitted_inputs(example: Example, tokenizer: Tokenizer, room: int) -> np.ndarr
         kept = _shortened([len(part) for part in parts], surplus)
         dropped = {n for part, length in zip(parts, kept, strict=True) for n in part[length:]}
         ids = [token for n, token in enumerate(ids) if n not in dropped]
-    return _whole(ids, tokenizer)
+    return np.array(tokenizer.document(ids))
 
 
 def fitting(examples: Sequence[Example], tokenizer: Tokenizer, room: Room) -> list[Example]:
     """The examples that fit once their passages are cut; only what may be too long is tokenised."""
-    return [example for example in examples if _surely_fits(example, room) or fitted(example, tokenizer, room)]
+    start = len(tokenizer.document_start)
+    return [example for example in examples if _surely_fits(example, room, start) or fitted(example, tokenizer, room)]
 
 
 def count_cut(examples: Sequence[Example], tokenizer: Tokenizer, room: Room) -> int:
     """How many of the examples are too long as they are."""
-    long = [e for e in examples if tokens_at_most(e.inputs) > room.inputs(tokens_at_most(e.targets))]
+    start = len(tokenizer.document_start)
+    long = [e for e in examples if start + tokens_at_most(e.inputs) > room.inputs(tokens_at_most(e.targets))]
     inputs, targets = (tokenizer.encode_batch([getattr(e, side) for e in long]) for side in ("inputs", "targets"))
     return sum(
-        len(_whole(read, tokenizer)) > room.inputs(len(_whole(written, tokenizer)))
+        len(tokenizer.document(read)) > room.inputs(len(_targets(written, tokenizer)))
         for read, written in zip(inputs, targets, strict=True)
     )
 
@@ -122,14 +124,15 @@ def tokens_at_most(text: str) -> int:
     return max(len(text.encode()), len(whole.encode())) + 2
 
 
-def _surely_fits(example: Example, room: Room) -> bool:
+def _surely_fits(example: Example, room: Room, start: int) -> bool:
+    """Without tokenising; ``start``: tokens that inputs begin with."""
     targets = tokens_at_most(example.targets)
     if targets > room.targets:
         return False
     fixed, end = "", 0
     for start, stop in _passages(example):
         fixed, end = fixed + example.inputs[end:start], stop
-    return tokens_at_most(fixed + example.inputs[end:]) <= room.inputs(targets)
+    return start + tokens_at_most(fixed + example.inputs[end:]) <= room.inputs(targets)
 
 
 def _passages(example: Example) -> tuple[Span, ...]:
@@ -145,9 +148,9 @@ def _shortened(lengths: list[int], surplus: int) -> list[int]:
 
 
 def _ids(text: str, tokenizer: Tokenizer) -> np.ndarray:
-    return _whole(tokenizer.encode(text), tokenizer)
+    return _targets(tokenizer.encode(text), tokenizer)
 
 
-def _whole(ids: Sequence[int], tokenizer: Tokenizer) -> np.ndarray:
-    """A text's ids with what stands around them."""
+def _targets(ids: Sequence[int], tokenizer: Tokenizer) -> np.ndarray:
+    """The ids of a target and the end token."""
     return np.array([*ids, tokenizer.eod])
