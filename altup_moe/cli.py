@@ -27,7 +27,7 @@ from altup_moe.config.exit_codes import EXIT_USER_ERROR
 from altup_moe.config.flags import check_utf8, parse, print_help
 from altup_moe.config.keys import nearest_key
 from altup_moe.config.load import load_config
-from altup_moe.config.ranges import COUNT, Range
+from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, Range
 from altup_moe.config.run_directory import config_file
 from altup_moe.doctor.options import DoctorOptions
 from altup_moe.train.stop_signal import WARNING, StopSignal
@@ -143,6 +143,7 @@ def generate(args: Sequence[str]) -> int:
     o = parse(GenerateOptions, args, positional="run_dir")
     _check_run_dir(o.run_dir)
     COUNT.check("max_new_tokens", o.max_new_tokens)
+    NOT_NEGATIVE.check("temperature", o.temperature)
     if o.temperature != 0 and o.temperature not in TEMPERATURE:
         raise ConfigError("temperature", o.temperature, f"{TEMPERATURE}; 0 takes the likeliest token")
     Range(0, 1, open_low=True).check("top_p", o.top_p)

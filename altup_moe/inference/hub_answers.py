@@ -77,10 +77,21 @@ def their_answer(model: Any, tokenizer: Any, prompt: str, new_tokens: int) -> An
     """What a model of transformers answers, everything else as its files say."""
     encoded = tokenizer(prompt, return_tensors="pt")
     ids = encoded["input_ids"]
-    out = model.generate(ids, attention_mask=encoded["attention_mask"], max_new_tokens=new_tokens, **GREEDY)[0].tolist()
+    out = model.generate(
+        ids,
+        attention_mask=encoded["attention_mask"],
+        max_new_tokens=new_tokens,
+        use_cache=cache_is_right(model),
+        **GREEDY,
+    )[0].tolist()
     reads = bool(model.config.is_encoder_decoder)
     new = through_end(out[1 if reads else ids.shape[1] :], end_ids(model))
-    return Answer(ids[0].tolist(), new, tokenizer.decode(out, skip_special_tokens=True))
+    return Answer(ids[0].tolist(), new, tokenizer.decode(new if reads else out, skip_special_tokens=True))
+
+
+def cache_is_right(model: Any) -> bool:
+    """False for a T5 whose stacks differ: transformers 5.23 sizes its cache by the encoder's layers."""
+    return getattr(model.config, "num_decoder_layers", None) in (None, model.config.num_hidden_layers)
 
 
 def _spelled(run: FinishedRun) -> list[str]:

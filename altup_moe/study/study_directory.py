@@ -164,9 +164,10 @@ class StudyDirectory:
             for row in study.rows
         ]
         for row in study.rows:
-            # A row that is finished stays as it was written.
-            if not self.of_row(row).trained.exists():
-                save_config(self.config(row), self.of_row(row).config)
+            # A row that is finished stays as it was written, and so does a file that says the same without a new key.
+            files, config = self.of_row(row), self.config(row)
+            if not (files.trained.exists() or (files.config.is_file() and load_config(files.config) == config)):
+                save_config(config, files.config)
         content = {"name": study.name, "measure": dict(vars(study.measure)), "rows": rows}
         write_text(self.root / "study.yaml", yaml.safe_dump(content, sort_keys=False))
 

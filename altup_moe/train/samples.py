@@ -55,7 +55,7 @@ class GivenStart:
     """Samples in which the tokens that begin a document are given, never a label that counts."""
 
     def __init__(self, samples: CountedSamples, start: Sequence[int]) -> None:
-        self.samples, self.start = samples, torch.tensor(start)
+        self.samples, self.start, self._ids = samples, tuple(start), torch.tensor(start)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -63,7 +63,7 @@ class GivenStart:
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         sample = dict(self.samples[number])
         # No text spells such a token, so that each one of them begins a document.
-        counts = ~torch.isin(sample["labels"], self.start)
+        counts = ~torch.isin(sample["labels"], self._ids)
         return {**sample, "loss_mask": sample["loss_mask"] * counts}
 
 
@@ -102,6 +102,12 @@ class TokenFile:
     tokenizer: Tokenizer
     dataset: IndexedDataset
     documents: dict[Split, np.ndarray]
+
+    @property
+    def document_start(self) -> tuple[int, ...]:
+        """Ids that its documents begin with: the tokenizer's, or none where data was prepared without them."""
+        start = self.tokenizer.document_start
+        return start if tuple(self.dataset[0][: len(start)].tolist()) == start else ()
 
 
 def data_cache(config: RunConfig) -> Path:
@@ -178,7 +184,7 @@ def corpus_samples(config: RunConfig, file: TokenFile, split: Split, samples: in
     else:
         windows = _windows(config, file, split, samples, recipe.window, labels=False)
         found = ObjectiveSamples(windows, recipe, config.train.seed, SPLITS[split])
-    start = file.tokenizer.document_start
+    start = file.document_start
     return GivenStart(found, start) if start else found
 
 

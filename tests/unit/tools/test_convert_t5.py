@@ -183,7 +183,8 @@ def test_evaluation_equals_the_sums_done_by_hand(tmp_path: Path) -> None:
 def test_the_answer_to_a_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "run", OURS["wide"])
     run = load_run(tmp_path / "run")
-    prompt, ids = torch.tensor([run.tokenizer.encode("the cat")]), [run.tokenizer.eod]
+    # As in training: the end token behind what the encoder reads, and padding (here the same) first of what is written.
+    prompt, ids = torch.tensor([[*run.tokenizer.encode("the cat"), run.tokenizer.eod]]), [run.tokenizer.eod]
     with torch.no_grad():
         while len(ids) < 6 and (len(ids) == 1 or ids[-1] != run.tokenizer.eod):
             logits = run.model(prompt, decoder_input_ids=torch.tensor([ids]), use_cache=False).logits
