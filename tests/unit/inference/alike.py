@@ -27,7 +27,7 @@ from altup_moe.config import AltUpConfig, LogConfig, ModelConfig, RunConfig
 from altup_moe.config.load import save_config
 from altup_moe.config.run_directory import tokenizer_dir
 from altup_moe.data.tokenizer import train_bpe
-from altup_moe.inference.generate import GREEDY, end_ids, generated_ids, room_behind, through_end
+from altup_moe.inference.generate import GREEDY, continuation, end_ids, generated_ids, room_behind, through_end
 from altup_moe.inference.load_run import FinishedRun, load_run
 from altup_moe.model.reference.build import reference_model
 from tests.checkpoints import head, write_tensors
@@ -242,7 +242,7 @@ def prompts(count: int, spelled: tuple[str, ...], seed: int = 0) -> list[str]:
 
 @dataclass(frozen=True)
 class Counts:
-    """Prompts whose new ids and text are the same, asked alone and in batches."""
+    """Prompts whose ids and new ids are the same, alone and in batches, and whose printed text is."""
 
     asked: int
     alone: int
@@ -271,6 +271,8 @@ def counts(asked: Asked, count: int, batch: int = 8) -> Counts:
             row = model.generate(one, attention_mask=torch.ones_like(one), max_new_tokens=NEW, **GREEDY)[0].tolist()
             (new,) = generated_ids(run, [mine], NEW, GREEDY)
             alone += one[0].tolist() == mine and new == row[1 if asked.reads else one.shape[1] :]
-            whole = new if asked.reads else [*mine, *new]
-            same_text += run.tokenizer.decode_answer(whole) == tokenizer.decode(row, skip_special_tokens=True)
+            printed = continuation(run, text, NEW, 0.0, 1.0, seed=0)
+            if not asked.reads:
+                printed = tokenizer.decode(one[0], skip_special_tokens=True) + printed
+            same_text += printed == tokenizer.decode(row, skip_special_tokens=True)
     return Counts(count, alone, batched, same_text)
