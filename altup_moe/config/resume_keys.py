@@ -43,8 +43,8 @@ KEY_CLASSES: dict[str, KeyClass] = {
     **_each("parallel", "free", "tensor pipeline virtual_pipeline first_stage_layers last_stage_layers expert"),
     **_each("parallel", "free", "expert_tensor context data distributed_optimizer overlap_grad_reduce zero_stage"),
     **_each("overlap", "free", "mixing exchange microbatch_halves"),
-    **_each("data", "run", "corpus tokenizer add_special_tokens valid_fraction objective noise_density mean_noise_span sentinels"),
-    **_each("data", "run", "mixture mixture_cap task_files"),
+    **_each("data", "run", "corpus tokenizer valid_fraction objective noise_density mean_noise_span sentinels"),
+    **_each("data", "run", "add_special_tokens mixture mixture_cap task_files"),
     **_each("data", "free", "cache"),
     # Another optimizer has other state; see `class_of` for a checkpoint that has none.
     **_each("optim", "run", "optimizer"),

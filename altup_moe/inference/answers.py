@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
-import numpy as np
 import torch
 
 from altup_moe.config import ConfigError
 from altup_moe.data.tasks.fit import Room, encoded, fitted_inputs
 from altup_moe.data.tasks.records import Example, Task
-from altup_moe.inference.generate import GREEDY, end_ids, generated_ids
+from altup_moe.inference.generate import GREEDY, generated_ids
 from altup_moe.inference.load_run import FinishedRun
 
 
@@ -75,7 +74,7 @@ def answers(run: FinishedRun, examples: Sequence[Example], batch_size: int) -> A
     Raises:
         ConfigError: no example fits into model.seq_length.
     """
-    reads, room = run.config.model.encoder_decoder, Room.of(run.config.model)
+    room = Room.of(run.config.model)
     pairs = [encoded(example, run.tokenizer) for example in examples]
     new = min(max(len(pair.targets) for pair in pairs), room.targets)
     fitted = [fitted_inputs(example, run.tokenizer, room.inputs(new)) for example in examples]
@@ -84,7 +83,7 @@ def answers(run: FinishedRun, examples: Sequence[Example], batch_size: int) -> A
         fits = f"none of {len(examples):,} examples fits beside an answer of {new} tokens"
         raise ConfigError("model.seq_length", run.config.model.seq_length, fits)
     texts, order = [""] * len(examples), sorted(inputs, key=lambda n: len(inputs[n]))
-    ends = {*end_ids(run.model), run.tokenizer.eod}
+    ends = {*run.end_ids, run.tokenizer.eod}
     for first in range(0, len(order), batch_size):
         numbers = order[first : first + batch_size]
         written = generated_ids(run, [inputs[n].tolist() for n in numbers], new, GREEDY)

@@ -67,14 +67,7 @@ def generated_ids(
         tokens[row, place], mask[row, place] = torch.tensor(ids, dtype=torch.long), 1
     device = run.model.device
     out = run.model.generate(tokens.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens, **how)
-    ends = end_ids(run.model)
-    return [through_end(row.tolist(), ends) for row in out[:, 1 if reads else width :].cpu()]
-
-
-def end_ids(model: Any) -> list[int]:
-    """Ids at which a model's text ends."""
-    ends = model.generation_config.eos_token_id
-    return ends if isinstance(ends, list) else [ends]
+    return [through_end(row.tolist(), run.end_ids) for row in out[:, 1 if reads else width :].cpu()]
 
 
 def through_end(ids: list[int], ends: Sequence[int]) -> list[int]:

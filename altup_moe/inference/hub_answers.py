@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from altup_moe.inference.generate import GREEDY, end_ids, generated_ids, room_behind, through_end
+from altup_moe.inference.generate import GREEDY, generated_ids, room_behind, through_end
 from altup_moe.inference.load_run import FinishedRun
 
 PROMPTS = ("The cat sat on the mat, and", "a", "Question: what is 1 + 2?\nAnswer:")
@@ -84,8 +84,8 @@ def their_answer(model: Any, tokenizer: Any, prompt: str, new_tokens: int) -> An
         use_cache=cache_is_right(model),
         **GREEDY,
     )[0].tolist()
-    reads = bool(model.config.is_encoder_decoder)
-    new = through_end(out[1 if reads else ids.shape[1] :], end_ids(model))
+    reads, theirs = bool(model.config.is_encoder_decoder), model.generation_config.eos_token_id
+    new = through_end(out[1 if reads else ids.shape[1] :], theirs if isinstance(theirs, list) else [theirs])
     return Answer(ids[0].tolist(), new, tokenizer.decode(new if reads else out, skip_special_tokens=True))
 
 

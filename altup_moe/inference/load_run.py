@@ -42,6 +42,12 @@ class FinishedRun:
         """How its prompts are built."""
         return prompt_format(self.config.model, self.config.data, self.tokenizer)
 
+    @property
+    def end_ids(self) -> list[int]:
+        """Ids at which a text that it generates ends."""
+        ends = special_ids(self.config, self.tokenizer)["eos_token_id"]
+        return ends if isinstance(ends, list) else [ends]
+
 
 def load_run(run_dir: Path) -> FinishedRun:
     """Read a run directory, whatever layout wrote it.

@@ -54,7 +54,7 @@ def fitted(example: Example, tokenizer: Tokenizer, room: Room) -> Pair | None:
 
 
 def fitted_inputs(example: Example, tokenizer: Tokenizer, room: int) -> np.ndarray | None:
-    """Input ids with what stands around them, at most `room` in all: the longest passage is cut at its end until they fit.
+    """Input ids and what stands around them, at most `room` in all: the longest passage is cut at its end as needed.
 
     Returns:
         [at most `room`] int64; None if they do not fit even without the passages.

@@ -27,7 +27,7 @@ from altup_moe.config import AltUpConfig, LogConfig, ModelConfig, RunConfig
 from altup_moe.config.load import save_config
 from altup_moe.config.run_directory import tokenizer_dir
 from altup_moe.data.tokenizer import train_bpe
-from altup_moe.inference.generate import GREEDY, continuation, end_ids, generated_ids, room_behind, through_end
+from altup_moe.inference.generate import GREEDY, continuation, generated_ids, room_behind, through_end
 from altup_moe.inference.load_run import FinishedRun, load_run
 from altup_moe.model.reference.build import reference_model
 from tests.checkpoints import head, write_tensors
@@ -255,11 +255,12 @@ def counts(asked: Asked, count: int, batch: int = 8) -> Counts:
     """Ask both sides."""
     run, texts = asked.run, prompts(count, asked.spelled)
     model, tokenizer = asked.theirs()
-    ends, tokenizer.padding_side = end_ids(model), "left"
+    tokenizer.padding_side, given = "left", model.generation_config.eos_token_id
+    ends = given if isinstance(given, list) else [given]
     alone = batched = same_text = 0
     for first in range(0, count, batch):
         some = texts[first : first + batch]
-        ids = [run.format.prompt_ids(text, run.tokenizer) for text in some]
+        ids = [run.prompt_format.ids(text, run.tokenizer) for text in some]
         assert all(room_behind(run, i) >= NEW for i in ids)
         encoded = tokenizer(some, return_tensors="pt", padding=True)
         out = model.generate(encoded.input_ids, attention_mask=encoded.attention_mask, max_new_tokens=NEW, **GREEDY)

@@ -82,7 +82,6 @@ class Echo:
     """An encoder and a decoder that writes its input back behind the start token, ended and padded."""
 
     config = SimpleNamespace(is_encoder_decoder=True)
-    generation_config = SimpleNamespace(eos_token_id=0)
     device = torch.device("cpu")
 
     def generate(self, tokens: torch.Tensor, attention_mask: torch.Tensor, max_new_tokens: int, **_: Any) -> Any:

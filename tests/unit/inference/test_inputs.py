@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,11 +16,11 @@ from altup_moe.config import DataConfig, ModelConfig, RunConfig
 from altup_moe.data.document import Document
 from altup_moe.data.encode import ByteCount, encode_documents
 from altup_moe.data.recipes import layout_of
-from altup_moe.data.special_tokens import input_format
+from altup_moe.data.special_tokens import prompt_format
+from altup_moe.data.tasks.fit import encoded
 from altup_moe.data.tasks.records import Example
 from altup_moe.data.tokenizer import Tokenizer, load_tokenizer, save_tokenizer, train_bpe
 from altup_moe.inference.hub_tokenizer import export_tokenizer, imported_tokenizer, write_json
-from altup_moe.train.task_samples import TaskSamples, encoded
 from tests.unit.inference.alike import TEXT, prompts, qwen_like, sentencepiece_like, t5_like
 
 GPT, T5 = ModelConfig(vocab_size=512), ModelConfig(vocab_size=512, arch="t5", num_query_groups=8)
@@ -84,18 +83,17 @@ TEXTS = st.one_of(
 @given(text=TEXTS)
 def test_a_prompt_is_what_transformers_builds(run: tuple[str, RunConfig, Tokenizer, Any], text: str) -> None:
     _, config, ours, theirs = run
-    form = input_format(config.model, config.data, ours)
+    form = prompt_format(config.model, config.data, ours)
     expected = theirs(text)["input_ids"]
-    assert form.prompt_ids(text, ours) == (expected or [ours.eod])
+    assert form.ids(text, ours) == (expected or [ours.eod])
 
 
 @given(text=st.text(min_size=1, max_size=30).filter(str.strip))
 def test_training_builds_the_same(run: tuple[str, RunConfig, Tokenizer, Any], text: str) -> None:
     """Documents and tasks' inputs, in which strings of special tokens are plain text."""
     _, config, ours, theirs = run
-    form = input_format(config.model, config.data, ours)
     plain = theirs(text, split_special_tokens=True)["input_ids"]
-    inputs = encoded(Example(text, "yes", 0), ours, form).inputs.tolist()
+    inputs = encoded(Example(text, "yes", 0), ours).inputs.tolist()
     if config.model.encoder_decoder or config.data.objective or config.data.mixture:
         assert inputs == plain
     else:  # a decoder alone: a prompt is continued, a task's input ends before the answer
@@ -106,13 +104,12 @@ def test_training_builds_the_same(run: tuple[str, RunConfig, Tokenizer, Any], te
 def test_what_stands_around(run: tuple[str, RunConfig, Tokenizer, Any]) -> None:
     """By hand: the ids themselves."""
     name, config, ours, _ = run
-    form, body = input_format(config.model, config.data, ours), ours.encode("the cat")
+    form, body = prompt_format(config.model, config.data, ours), ours.encode("the cat")
     end = {"own gpt": 0, "own gpt on spans": 1, "own gpt on tasks": 0, "own t5": 1, "imported T5": 1}.get(name, 2)
     end = ours.backend.token_to_id("<|im_end|>") if name == "imported Qwen3" else end
     before = [1] if name in ("imported Llama", "imported Mixtral") else []
     after = [end] if "t5" in name.lower() or " on " in name else []
-    assert form.prompt_ids("the cat", ours) == [*before, *body, *after]
-    assert form.answered_ids(body) == [*before, *body, end]
+    assert form.ids("the cat", ours) == [*before, *body, *after]
     assert ours.document(body) == [*before, *body, end]
 
 
@@ -143,14 +140,9 @@ def test_an_imported_decoder_s_first_token_is_its_own(tmp_path: Path) -> None:
     t5_like(tmp_path / "t5")
     write_json(tmp_path / "t5" / "generation_config.json", {"decoder_start_token_id": 7})
     tokenizer = load_tokenizer(tmp_path / "t5", add_special_tokens=True)
-    sample = layout_of(T5, tokenizer)(
-        encoded(Example("the cat", "sat", 0), tokenizer, input_format(T5, IMPORTED, tokenizer))
-    )
+    sample = layout_of(T5, tokenizer)(encoded(Example("the cat", "sat", 0), tokenizer))
     assert sample["tokens"][:3].tolist() == [7, *tokenizer.encode("sat")][:3]
     assert sample["tokens"][-1] == tokenizer.pad_id == 0
-    assert np.array_equal(
-        sample["tokens"], TaskSamples([Example("the cat", "sat", 0)], tokenizer, T5, 0, False)[0]["tokens"]
-    )
 
 
 def test_the_run_s_tokenizer_keeps_what_the_import_brought(tmp_path: Path) -> None:
