@@ -24,7 +24,7 @@ from altup_moe.config.checks import check_config, world_size_from_env
 from altup_moe.config.command import Command
 from altup_moe.config.data_checks import check_corpus, check_task_files, task_directories, task_names
 from altup_moe.config.exit_codes import EXIT_USER_ERROR
-from altup_moe.config.flags import parse, print_help
+from altup_moe.config.flags import check_utf8, parse, print_help
 from altup_moe.config.keys import nearest_key
 from altup_moe.config.load import load_config
 from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, Range
@@ -32,6 +32,8 @@ from altup_moe.config.run_directory import config_file
 from altup_moe.doctor.options import DoctorOptions
 from altup_moe.train.stop_signal import WARNING, StopSignal
 
+TEMPERATURE = Range(1e-6, 1e30)
+"""What logits can be divided by in fp32; 0 stands for the likeliest token."""
 PROFILE = ["--log.profile_steps", "3"]
 """What --profile stands for."""
 OWN_MISTAKE_SECONDS = 1.0
@@ -71,9 +73,9 @@ class GenerateOptions:
     prompt: str
     """Text to continue."""
     max_new_tokens: int = 64
-    """Tokens to add at most."""
+    """Tokens to add at most; a line on standard error says so where fewer fit."""
     temperature: float = 0.8
-    """Divides the logits; 0 always takes the likeliest token."""
+    """Divides the logits, 1e-6 to 1e30; 0 always takes the likeliest token."""
     top_p: float = 0.95
     """Draw from the likeliest tokens that together have this probability."""
     seed: int = 0
@@ -142,6 +144,8 @@ def generate(args: Sequence[str]) -> int:
     _check_run_dir(o.run_dir)
     COUNT.check("max_new_tokens", o.max_new_tokens)
     NOT_NEGATIVE.check("temperature", o.temperature)
+    if o.temperature != 0 and o.temperature not in TEMPERATURE:
+        raise ConfigError("temperature", o.temperature, f"{TEMPERATURE}; 0 takes the likeliest token")
     Range(0, 1, open_low=True).check("top_p", o.top_p)
     Range(0, 2**63 - 1).check("seed", o.seed)
     from altup_moe.inference.generate import generate_command
@@ -229,6 +233,7 @@ def _quiet_libraries() -> None:
 
 
 def _dispatch(argv: list[str]) -> int:
+    check_utf8(argv)
     match argv:
         case ["-h" | "--help"] | ["bench", "-h" | "--help"]:
             print(_overview())

@@ -20,6 +20,7 @@ import tyro
 
 from altup_moe.config import ConfigError
 from altup_moe.config.command import ended
+from altup_moe.config.flags import check_utf8
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     target = options.run_dir if isinstance(options, Import) else options.out
 
     def work() -> int:
+        check_utf8(sys.argv[1:] if argv is None else argv)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             key = "run_dir" if isinstance(options, Import) else "out"
             raise ConfigError(key, str(target), "exists and is not empty")

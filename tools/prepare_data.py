@@ -22,6 +22,7 @@ import tyro
 
 from altup_moe.config.command import ended
 from altup_moe.config.errors import ConfigError
+from altup_moe.config.flags import check_utf8
 from altup_moe.data.corpora import CORPORA, load_corpus
 from altup_moe.data.document import Document
 from altup_moe.data.files import staging
@@ -44,6 +45,8 @@ class PrepareDataOptions:
     """Path prefix to write."""
     tokenizer: Path | None = None
     """Directory of a Hugging Face tokenizer; None trains a byte-level BPE on the source (which is then read twice)."""
+    add_special_tokens: bool = False
+    """Begin every document with what --tokenizer itself puts before a text, as runs with data.add_special_tokens do."""
     vocab_size: int | None = None
     """Size of the BPE that is trained without --tokenizer, in tokens; None is 4096."""
     sentinels: int | None = None
@@ -87,7 +90,7 @@ def prepare_source(options: PrepareDataOptions) -> tuple[DatasetManifest, float,
     with staging(options.out.parent, options.out.name) as temporary:
         _settle(temporary / "cache", options.workers)
         if options.tokenizer is not None:
-            tokenizer = load_tokenizer(options.tokenizer)
+            tokenizer = load_tokenizer(options.tokenizer, options.add_special_tokens)
         else:
             texts = (d.text for d in documents(options, temporary / "cache", LeftOut()))
             tokenizer = train_bpe(texts, options.vocab_size or DEFAULT_VOCAB, temporary / "bpe", options.sentinels or 0)
@@ -100,10 +103,11 @@ def prepare_source(options: PrepareDataOptions) -> tuple[DatasetManifest, float,
 def main(argv: list[str] | None = None) -> int:
     """Command line. Returns 0, or 2 with one line on standard error for a mistake of the user."""
     options = tyro.cli(Annotated[PrepareDataOptions, tyro.conf.FlagCreatePairsOff], args=argv, description=__doc__)
-    return ended("prepare_data", lambda: _work(options))
+    return ended("prepare_data", lambda: _work(options, sys.argv[1:] if argv is None else argv))
 
 
-def _work(options: PrepareDataOptions) -> int:
+def _work(options: PrepareDataOptions, words: list[str]) -> int:
+    check_utf8(words)
     manifest, seconds, left_out = prepare_source(options)
     print(
         f"{options.out}: {manifest.documents:,} documents, {manifest.tokens:,} tokens of {manifest.vocab_size}, "

@@ -21,7 +21,7 @@ from tyro.conf import Positional
 
 from altup_moe.config import UserError
 from altup_moe.config.command import ended
-from altup_moe.config.flags import parse, print_help
+from altup_moe.config.flags import check_utf8, parse, print_help
 from altup_moe.config.keys import nearest_key
 from altup_moe.config.ranges import COUNT
 from altup_moe.study.read_study import load_study
@@ -97,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
+    check_utf8(words)
     if not words or words[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if words else 2

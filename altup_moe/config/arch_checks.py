@@ -70,6 +70,12 @@ def refused_by_t5(config: RunConfig) -> Refused:
         ),
         (m.qk_layernorm, "model.qk_layernorm", True, "model.arch t5 has no such norms; false would fit"),
         (
+            m.max_positions is not None,
+            "model.max_positions",
+            m.max_positions,
+            "model.arch t5's relative positions have no limit; null would fit",
+        ),
+        (
             m.rotary_scaling_factor is not None,
             "model.rotary_scaling_factor",
             m.rotary_scaling_factor,

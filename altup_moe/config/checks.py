@@ -127,6 +127,13 @@ def _heads(config: RunConfig, world_size: int) -> None:
         )
 
 
+def _positions(config: RunConfig, world_size: int) -> None:
+    m = config.model
+    if m.positions < m.seq_length:
+        fits = f"model.seq_length ({m.seq_length}) or more would fit, or null"
+        raise ConfigError("model.max_positions", m.max_positions, fits)
+
+
 def _altup(config: RunConfig, world_size: int) -> None:
     a = config.altup
     if a.width not in get_args(Width):
@@ -361,6 +368,7 @@ def check_files(config: RunConfig, world_size: int) -> None:
 CHECKS: list[Callable[[RunConfig, int], None]] = [
     _ranges,
     _arch,
+    _positions,
     _heads,
     _altup,
     _experts,

@@ -38,6 +38,15 @@ class Flag:
     words: tuple[str, ...]
 
 
+def check_utf8(words: Sequence[str]) -> None:
+    """Raise UserError for a word of a command line that is not UTF-8: nothing could spell it, in files or messages."""
+    for number, word in enumerate(words, 1):
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"word {number} of the command line is not UTF-8: {os.fsencode(word)!r}") from None
+
+
 def read_flags(
     args: Sequence[str], hints: Mapping[str, Any], positionals: int = 0
 ) -> tuple[list[str], dict[str, Flag]]:
@@ -53,8 +62,9 @@ def read_flags(
 
     Raises:
         ConfigError: an unknown option, or one without its value.
-        UserError: a word too many.
+        UserError: a word too many, or one that is not UTF-8.
     """
+    check_utf8(args)
     rest = list(args)
     found: list[str] = []
     flags: dict[str, Flag] = {}

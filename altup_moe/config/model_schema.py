@@ -68,6 +68,9 @@ class ModelConfig:
     """Buckets of t5's relative distances, an even number."""
     relative_attention_max_distance: int = 128
     """Tokens from which on all of t5's distances fall into one bucket."""
+    max_positions: int | None = None
+    """Longest sequence in tokens that the model was made for, where that is more than seq_length: generation goes so
+    far, and exports say it. tools/convert.py sets it. None is seq_length. null with arch t5, which has no limit."""
 
     @property
     def architecture(self) -> Architecture:
@@ -93,6 +96,11 @@ class ModelConfig:
     def decoder_length(self) -> int:
         """Tokens of t5's decoder."""
         return -(-self.seq_length // 4) if self.decoder_seq_length is None else self.decoder_seq_length
+
+    @property
+    def positions(self) -> int:
+        """Longest sequence in tokens that the model was made for."""
+        return self.seq_length if self.max_positions is None else self.max_positions
 
     @property
     def total_layers(self) -> int:
@@ -169,7 +177,9 @@ class MoEConfig:
     """Router scores; softmax is taken over the chosen top_k, sigmoid is normalised over them. With top_k 1, where both
     would always be 1, the weight is the score itself: the softmax over all experts, or the sigmoid."""
     aux_loss_coeff: float = 0.01
-    """Weight of the load-balancing loss (Switch, arXiv 2101.03961 eq. 4); 0 turns it off."""
+    """Weight of the load-balancing loss (Switch, arXiv 2101.03961 eq. 4): 1 when balanced, summed over the MoE layers;
+    0 turns it off. Hugging Face's router_aux_loss_coef weighs a loss that is top_k when balanced, whatever the layers,
+    so tools/convert.py multiplies by top_k / MoE layers on the way in, and divides by it on the way out."""
     load_balancing_type: Literal["aux_loss", "global_aux_loss"] = "aux_loss"
     """Whose loads the load-balancing loss sees: aux_loss a micro-batch's, so that it depends on train.micro_batch_size;
     global_aux_loss those of all tokens of the optimizer step before (arXiv 2501.11873)."""

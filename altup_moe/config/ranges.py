@@ -60,6 +60,7 @@ RANGES: dict[str, Range] = {
     # Half of the buckets, and in an encoder a quarter, are for single distances.
     "model.relative_attention_num_buckets": Range(4),
     "model.relative_attention_max_distance": COUNT,
+    "model.max_positions": COUNT,
     "altup.coef_clip": POSITIVE,
     "sequence.stride": COUNT,
     "moe.num_experts": COUNT_OR_ZERO,

@@ -29,6 +29,7 @@ KEY_CLASSES: dict[str, KeyClass] = {
     **_each("model", "model", "qk_layernorm rotary_scaling_factor arch num_decoder_layers"),
     **_each("model", "model", "relative_attention_num_buckets relative_attention_max_distance"),
     **_each("model", "run", "seq_length decoder_seq_length init_method_std attention_dropout hidden_dropout"),
+    **_each("model", "free", "max_positions"),
     **_each("altup", "model", "width variant select recycled cross_attention coef_clip"),
     **_each("altup", "free", "kernel"),
     **_each("sequence", "model", "stride layers method decoder_layers"),
@@ -43,7 +44,7 @@ KEY_CLASSES: dict[str, KeyClass] = {
     **_each("parallel", "free", "expert_tensor context data distributed_optimizer overlap_grad_reduce zero_stage"),
     **_each("overlap", "free", "mixing exchange microbatch_halves"),
     **_each("data", "run", "corpus tokenizer valid_fraction objective noise_density mean_noise_span sentinels"),
-    **_each("data", "run", "mixture mixture_cap task_files"),
+    **_each("data", "run", "add_special_tokens mixture mixture_cap task_files"),
     # The order is the checkpoint's (train.sample_order).
     **_each("data", "free", "cache shuffle"),
     # Another optimizer has other state; see `class_of` for a checkpoint that has none.

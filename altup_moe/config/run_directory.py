@@ -19,6 +19,10 @@ from pathlib import Path
 METRICS, TOKENIZER = "metrics.jsonl", "tokenizer"
 
 
+GENERATION = "generation_config.json"
+"""File in a tokenizer's directory with the ids and rules of generation, as Hugging Face writes it beside weights."""
+
+
 def config_file(run_dir: str | Path) -> Path:
     """The run's resolved configuration."""
     return Path(run_dir) / "config.yaml"

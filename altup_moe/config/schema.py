@@ -68,6 +68,9 @@ class DataConfig:
     tokenizer: str | None = None
     """Directory of a Hugging Face tokenizer, or t5 (the real one, downloaded at first use). None: the one beside
     prepared data; for a named corpus, a byte-level BPE of model.vocab_size tokens trained on it."""
+    add_special_tokens: bool = False
+    """Put before every document, prompt and task's input what the tokenizer itself puts before a text (its BOS), as
+    transformers does. tools/convert.py sets it. False: nothing stands before a text."""
     valid_fraction: float = 0.05
     """Share of the tokens held out for validation: whole documents, or where these are too few or too long, the end of
     the corpus."""

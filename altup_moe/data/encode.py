@@ -28,7 +28,7 @@ class ByteCount:
 
 
 def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer, tally: ByteCount) -> Iterator[list[int]]:
-    """Yield the token ids of each document, with the tokenizer's end token appended.
+    """Yield the token ids of each document, with what begins and ends one (`Tokenizer.document`).
 
     Args:
         tally: its ``bytes`` grows with every batch.
@@ -53,7 +53,7 @@ def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer, tally:
             raise _lossy(*first, tokenizer, lost, size)
         tally.bytes += size
         for ids in encoded:
-            yield [*ids, tokenizer.eod]
+            yield tokenizer.document(ids)
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

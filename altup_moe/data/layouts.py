@@ -13,19 +13,22 @@ Arrays = dict[str, np.ndarray]
 """`tokens`, `labels`, `loss_mask`, `padding_mask`; with an encoder also `encoder_tokens` and `encoder_mask`."""
 
 
-def encoder_decoder(pair: Pair, encoder_length: int, decoder_length: int, pad: int) -> Arrays:
+def encoder_decoder(pair: Pair, encoder_length: int, decoder_length: int, pad: int, start: int | None = None) -> Arrays:
     """Arrays for an encoder-decoder: inputs to the encoder, targets to the decoder, both padded or shortened.
+
+    Args:
+        start: id that the decoder's tokens begin with; None is the pad id, as in T5.
 
     Returns:
         `encoder_tokens` int64 [S], `encoder_mask` float32 [S] (1 token, 0 padding); `tokens` int64 [D]: the start
-        token (the pad id, as in T5) and the targets without their last; `labels` int64 [D], `loss_mask` float32 [D],
-        `padding_mask` bool [D] (True on padding).
+        token and the targets without their last; `labels` int64 [D], `loss_mask` float32 [D], `padding_mask` bool [D]
+        (True on padding).
     """
     inputs, targets = shortened(pair.inputs, encoder_length), shortened(pair.targets, decoder_length)
     return {
         "encoder_tokens": _padded(inputs, encoder_length, pad),
         "encoder_mask": _ones(len(inputs), encoder_length),
-        "tokens": _padded(np.append(pad, targets[:-1]), decoder_length, pad),
+        "tokens": _padded(np.append(pad if start is None else start, targets[:-1]), decoder_length, pad),
         "labels": _padded(targets, decoder_length, pad),
         "loss_mask": _ones(len(targets), decoder_length),
         "padding_mask": _ones(len(targets), decoder_length) == 0,

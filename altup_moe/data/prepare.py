@@ -105,7 +105,12 @@ def prepare_tokens(
 
 
 def prepare_named(
-    corpus: str, vocab_size: int, tokenizer: str | Path | None, cache_dir: Path, sentinels: int = 0
+    corpus: str,
+    vocab_size: int,
+    tokenizer: str | Path | None,
+    cache_dir: Path,
+    sentinels: int = 0,
+    add_special_tokens: bool = False,
 ) -> Path:
     """Prefix of a named corpus's token file, which is prepared in `cache_dir` first if it is missing or damaged.
 
@@ -116,12 +121,13 @@ def prepare_named(
         vocab_size: of the model, and of the BPE that is trained if no tokenizer is given.
         tokenizer: directory or name of a tokenizer, or None.
         sentinels: number of sentinels of a BPE that is trained here (`train_bpe`).
+        add_special_tokens: whether documents begin with what the tokenizer itself puts before a text.
 
     Raises:
         ConfigError: model.vocab_size below the tokenizer's vocabulary, or too small for a BPE.
         DataError: prepared data of another tokenizer than the one given, and as `load_corpus` and `prepare_tokens`.
     """
-    chosen = load_tokenizer(tokenizer_directory(str(tokenizer), cache_dir)) if tokenizer else None
+    chosen = load_tokenizer(tokenizer_directory(str(tokenizer), cache_dir), add_special_tokens) if tokenizer else None
     if corpus not in CORPORA:
         if chosen is not None:
             _check_tokenizer(chosen, Path(corpus))
@@ -129,6 +135,8 @@ def prepare_named(
     _check_vocab(vocab_size, chosen)
     trained = f"bpe-{vocab_size}" + (f"-{sentinels}" if sentinels else "")
     identity = f"{CORPORA[corpus].fingerprint()}:{chosen.sha256 if chosen else trained}:{DATASET_FORMAT_VERSION}"
+    if chosen is not None and chosen.document_start:
+        identity += f":{chosen.document_start}"
     key = hashlib.sha256(identity.encode()).hexdigest()
     directory = cache_dir / f"{corpus}-{key[:12]}"
     prefix = directory / "tokens"

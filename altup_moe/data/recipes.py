@@ -54,9 +54,9 @@ def wants_sentinels(model: ModelConfig, data: DataConfig) -> bool:
 
 def layout_of(model: ModelConfig, tokenizer: Tokenizer) -> Layout:
     """The function that converts a pair of inputs and targets to this architecture's arrays."""
-    pad = tokenizer.pad_id
+    pad, start = tokenizer.pad_id, tokenizer.start_id
     if model.encoder_decoder:
-        return lambda pair: encoder_decoder(pair, model.seq_length, model.decoder_length, pad)
+        return lambda pair: encoder_decoder(pair, model.seq_length, model.decoder_length, pad, start)
     return lambda pair: decoder_only(pair, model.seq_length, pad)
 
 

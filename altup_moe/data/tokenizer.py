@@ -7,8 +7,9 @@ import itertools
 import json
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,30 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from altup_moe.config.errors import ConfigError, DataError
+from altup_moe.config.run_directory import GENERATION
 from altup_moe.data.pieces import pieces
+from altup_moe.data.template import Template, template_of
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<pad>"
 MIN_BPE_VOCAB = 257  # 256 bytes and the end-of-document token
-_COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+SETTINGS = "tokenizer_config.json"
+_COMPANIONS = (
+    *(SETTINGS, "special_tokens_map.json", "chat_template.jinja", GENERATION),
+    *("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json"),  # what tokenizers without a json read
+)
+_CLOSED_UP = (
+    *((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'")),
+    *((f" {end}", end) for end in ("n't", "'m", "'s", "'ve", "'re")),
+)
+"""Replacements of transformers' `clean_up_tokenization`, in its order."""
 _USUAL_ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>")
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Text to token ids and back, without special tokens added; special strings inside a text are plain text.
+    """Text to token ids and back, without special tokens added (`data.special_tokens` says where which are). Special
+    strings inside a text are plain text, but in prompts.
 
     Args:
         directory: where it was loaded from.
@@ -36,6 +49,8 @@ class Tokenizer:
         vocab_size: largest id + 1.
         eod: id that ends every document.
         serialized: the bytes of tokenizer.json.
+        add_special_tokens: whether texts have the tokens around them that the tokenizer itself adds.
+        settings: content of tokenizer_config.json. generation: content of generation_config.json.
     """
 
     directory: Path
@@ -43,6 +58,9 @@ class Tokenizer:
     vocab_size: int
     eod: int
     serialized: bytes = field(repr=False)
+    add_special_tokens: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    generation: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def sha256(self) -> str:
@@ -55,6 +73,22 @@ class Tokenizer:
         # Not called `pad`: GPTDataset would take that for a sign that text holds padding.
         found = self.backend.token_to_id(PAD)
         return self.eod if found is None else int(found)
+
+    @property
+    def start_id(self) -> int:
+        """Id that a decoder's outputs begin with: what generation_config.json says, or padding, as in T5."""
+        given = self.generation.get("decoder_start_token_id")
+        return given if isinstance(given, int) else self.pad_id
+
+    @cached_property
+    def template(self) -> Template:
+        """What the tokenizer itself puts around a text."""
+        return template_of(self.backend)
+
+    @property
+    def document_start(self) -> tuple[int, ...]:
+        """Ids that every document begins with."""
+        return self.template.before if self.add_special_tokens else ()
 
     @property
     def sentinel_ids(self) -> list[int]:
@@ -80,9 +114,38 @@ class Tokenizer:
         """Token ids of several texts, in parallel threads."""
         return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a prompt: special tokens that it spells are tokens, unless the tokenizer splits them
+        (``split_special_tokens``)."""
+        return list(self._prompt_backend.encode(text, add_special_tokens=False).ids)
+
+    def document(self, ids: Sequence[int]) -> list[int]:
+        """A document of a corpus: what begins one, its text's ids, the end token."""
+        return [*self.document_start, *ids, self.eod]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; special tokens are left out."""
         return str(self.backend.decode(list(ids), skip_special_tokens=True))
+
+    def decode_answer(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, as transformers shows it: some tokenizers close up spaces before punctuation."""
+        text = self.decode(ids)
+        if self.settings.get("clean_up_tokenization_spaces") is True and not self._is_bpe:
+            for spaced, closed in _CLOSED_UP:
+                text = text.replace(spaced, closed)
+        return text
+
+    @property
+    def _is_bpe(self) -> bool:
+        """transformers never closes up what a BPE has spelled, but where it is forced to."""
+        forced = self.settings.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output")
+        return type(self.backend.model).__name__ == "BPE" and forced is not True
+
+    @cached_property
+    def _prompt_backend(self) -> Any:
+        if self.settings.get("split_special_tokens") is True:
+            return self.backend
+        return _backend(self.directory / "tokenizer.json", self.serialized, plain_text=False)
 
 
 def sentinel(number: int) -> str:
@@ -130,10 +193,14 @@ def train_bpe(texts: Iterable[str], vocab_size: int, out_dir: str | Path, sentin
     return load_tokenizer(out)
 
 
-def load_tokenizer(directory: str | Path) -> Tokenizer:
+def load_tokenizer(directory: str | Path, add_special_tokens: bool = False) -> Tokenizer:
     """Load a Hugging Face tokenizer directory.
 
     tokenizer.json is read with `tokenizers` alone; only a directory without one is converted by `transformers`.
+
+    Args:
+        add_special_tokens: whether texts get the tokens around them that the tokenizer itself adds
+            (data.add_special_tokens).
 
     Raises:
         DataError: no tokenizer there, an unreadable file, or no token that could end a document.
@@ -142,19 +209,41 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     path = directory / "tokenizer.json"
     if not directory.is_dir():
         raise DataError(directory, "no such tokenizer directory")
-    serialized = path.read_bytes() if path.is_file() else _converted(directory)
+    return parse_tokenizer(
+        directory, path.read_bytes() if path.is_file() else _converted(directory), add_special_tokens
+    )
+
+
+def parse_tokenizer(directory: Path, serialized: bytes, add_special_tokens: bool = False) -> Tokenizer:
+    """The tokenizer of a tokenizer.json's bytes, with the settings in a directory. Raises as `load_tokenizer`."""
+    path = directory / "tokenizer.json"
+    # A text that spells "<|endoftext|>" must not end its document.
+    backend = _backend(path, serialized, plain_text=True)
+    vocab = backend.get_vocab(with_added_tokens=True)
+    if not vocab:
+        raise DataError(path, "the vocabulary is empty")
+    return Tokenizer(
+        directory,
+        backend,
+        max(vocab.values()) + 1,
+        vocab[_end_token(directory, vocab)],
+        serialized,
+        add_special_tokens,
+        _content(directory / SETTINGS),
+        _content(directory / GENERATION),
+    )
+
+
+def _backend(path: Path, serialized: bytes, plain_text: bool) -> Any:
+    """The `tokenizers.Tokenizer`; ``plain_text``: special strings inside a text are spelled like any other."""
     try:
         backend = tokenizers.Tokenizer.from_buffer(serialized)
     except Exception as error:  # the library raises bare Exception
         raise DataError(path, f"not a tokenizer: {error}") from error
     backend.no_truncation()
     backend.no_padding()
-    # A text that spells "<|endoftext|>" must not end its document.
-    backend.encode_special_tokens = True
-    vocab = backend.get_vocab(with_added_tokens=True)
-    if not vocab:
-        raise DataError(path, "the vocabulary is empty")
-    return Tokenizer(directory, backend, max(vocab.values()) + 1, vocab[_end_token(directory, vocab)], serialized)
+    backend.encode_special_tokens = plain_text
+    return backend
 
 
 def save_tokenizer(tokenizer: Tokenizer, out_dir: Path) -> None:
@@ -164,7 +253,7 @@ def save_tokenizer(tokenizer: Tokenizer, out_dir: Path) -> None:
     for name in _COMPANIONS:
         if (tokenizer.directory / name).is_file():
             shutil.copyfile(tokenizer.directory / name, out_dir / name)
-    if not (out_dir / _COMPANIONS[0]).is_file():
+    if not (out_dir / SETTINGS).is_file():
         _write_config(out_dir, tokenizer.backend.id_to_token(tokenizer.eod))
 
 
@@ -226,24 +315,28 @@ def _some(texts: Iterable[str], name: Path) -> Iterator[str]:
 
 
 def _end_token(directory: Path, vocab: dict[str, int]) -> str:
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        path = directory / name
-        if not path.is_file():
-            continue
-        try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(path, f"not JSON: {error}", getattr(error, "pos", None)) from error
-        token = settings.get("eos_token") if isinstance(settings, dict) else None
+    for name in (SETTINGS, "special_tokens_map.json"):
+        token = _content(directory / name).get("eos_token")
         token = token.get("content") if isinstance(token, dict) else token
         if token is not None:
             if token not in vocab:
-                raise DataError(path, f"eos_token {token!r} is not in the vocabulary")
+                raise DataError(directory / name, f"eos_token {token!r} is not in the vocabulary")
             return str(token)
     for token in _USUAL_ENDS:
         if token in vocab:
             return token
-    raise DataError(directory, f"no token can end a document: set eos_token in {_COMPANIONS[0]}")
+    raise DataError(directory, f"no token can end a document: set eos_token in {SETTINGS}")
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty for another value, or where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(path, f"not JSON: {error}", getattr(error, "pos", None)) from error
+    return content if isinstance(content, dict) else {}
 
 
 def _write_config(directory: Path, end: str, pad: str | None = None) -> None:
@@ -254,7 +347,7 @@ def _write_config(directory: Path, end: str, pad: str | None = None) -> None:
         "clean_up_tokenization_spaces": False,
         **({"pad_token": pad} if pad else {}),
     }
-    (directory / _COMPANIONS[0]).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (directory / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _converted(directory: Path) -> bytes:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import takewhile
 
-import numpy as np
 import torch
 
 from altup_moe.config import ConfigError
 from altup_moe.data.tasks.fit import Room, encoded, fitted_inputs
 from altup_moe.data.tasks.records import Example, Task
-from altup_moe.data.tokenizer import Tokenizer
+from altup_moe.inference.generate import GREEDY, generated_ids
 from altup_moe.inference.load_run import FinishedRun
 
 
@@ -75,7 +74,7 @@ def answers(run: FinishedRun, examples: Sequence[Example], batch_size: int) -> A
     Raises:
         ConfigError: no example fits into model.seq_length.
     """
-    reads, room = bool(getattr(run.model.config, "is_encoder_decoder", False)), Room.of(run.config.model)
+    room = Room.of(run.config.model)
     pairs = [encoded(example, run.tokenizer) for example in examples]
     new = min(max(len(pair.targets) for pair in pairs), room.targets)
     fitted = [fitted_inputs(example, run.tokenizer, room.inputs(new)) for example in examples]
@@ -84,27 +83,11 @@ def answers(run: FinishedRun, examples: Sequence[Example], batch_size: int) -> A
         fits = f"none of {len(examples):,} examples fits beside an answer of {new} tokens"
         raise ConfigError("model.seq_length", run.config.model.seq_length, fits)
     texts, order = [""] * len(examples), sorted(inputs, key=lambda n: len(inputs[n]))
+    ends = {*run.end_ids, run.tokenizer.eod}
     for first in range(0, len(order), batch_size):
         numbers = order[first : first + batch_size]
-        written = _generate(run, [inputs[n] for n in numbers], new, reads)
+        written = generated_ids(run, [inputs[n].tolist() for n in numbers], new, GREEDY)
         for n, ids in zip(numbers, written, strict=True):
-            texts[n] = run.tokenizer.decode(_until_end(ids, run.tokenizer))
+            texts[n] = run.tokenizer.decode(list(takewhile(lambda i: i not in ends, ids)))
     cut = sum(len(ids) < len(pairs[n].inputs) for n, ids in inputs.items())
     return Answers(texts, cut, len(examples) - len(inputs))
-
-
-def _generate(run: FinishedRun, inputs: Sequence[np.ndarray], new: int, reads: bool) -> list[list[int]]:
-    """New token ids of each; a decoder alone goes on from inputs padded on the left."""
-    width, pad, device = max(len(ids) for ids in inputs), run.tokenizer.pad_id, run.model.device
-    tokens = torch.full((len(inputs), width), pad, dtype=torch.long)
-    mask = torch.zeros_like(tokens)
-    for row, ids in enumerate(inputs):
-        place = slice(0, len(ids)) if reads else slice(width - len(ids), width)
-        tokens[row, place], mask[row, place] = torch.from_numpy(ids), 1
-    arguments: dict[str, Any] = {"attention_mask": mask.to(device), "max_new_tokens": new, "do_sample": False}
-    out = run.model.generate(tokens.to(device), **arguments)
-    return [row.tolist() for row in out[:, 1 if reads else width :].cpu()]
-
-
-def _until_end(ids: list[int], tokenizer: Tokenizer) -> list[int]:
-    return ids[: ids.index(tokenizer.eod)] if tokenizer.eod in ids else ids

@@ -15,7 +15,7 @@ from altup_moe.inference.load_run import FinishedRun, load_run
 from altup_moe.inference.logits import batch_logits
 from altup_moe.train.batches import SampleDataset, micro_batches
 from altup_moe.train.mixture import run_samples
-from altup_moe.train.samples import open_corpus
+from altup_moe.train.samples import GivenStart, open_corpus
 from altup_moe.train.step import Validation
 
 
@@ -62,11 +62,23 @@ def evaluate_command(run_dir: Path, corpus: str | None, samples: int | None, as_
         "bits_per_byte": result.bits_per_byte,
         "tokens": result.tokens,
     }
+    start = _document_start(run, dataset)
+    if start is not None:
+        figures["document_start"] = start
     if as_json:
         print(json.dumps(figures))
     else:
         print(
             f"{run_dir} step {run.step} on {name}: loss {result.loss:.4f} nats/token | "
             f"perplexity {result.perplexity:.2f} | bits/byte {result.bits_per_byte:.4f} | {result.tokens:,} tokens"
+            + ("" if start is None else f" | documents begin with {start or 'nothing'}")
         )
     return 0
+
+
+def _document_start(run: FinishedRun, dataset: SampleDataset) -> str | None:
+    """The tokens that documents begin with, where the run's tokenizer has some; "" if these documents have none."""
+    if not run.tokenizer.template.before:
+        return None
+    ids = dataset.start if isinstance(dataset, GivenStart) else ()
+    return " ".join(run.tokenizer.backend.id_to_token(i) for i in ids)

@@ -5,9 +5,8 @@ What is written appears whole or not at all: it is made and checked beside its p
 
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from altup_moe.checkpoint.hf.balance import balance_lines
 from altup_moe.checkpoint.hf.config import from_hub
 from altup_moe.checkpoint.hf.convert import (
     START,
@@ -22,33 +22,29 @@ from altup_moe.checkpoint.hf.convert import (
     exact_precision,
     export_weights,
     import_weights,
-    special_tokens,
     torch_dtype,
 )
-from altup_moe.checkpoint.hf.files import GENERATION, HubWeights, read_json_object
+from altup_moe.checkpoint.hf.files import HubWeights, read_json_object
 from altup_moe.checkpoint.hf.plain import plain_config, plain_family
 from altup_moe.checkpoint.library_versions import library_versions
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.checkpoint.tensors import TORCH_DTYPES
-from altup_moe.config import AltUpConfig, DataConfig, DataError, LogConfig, OptimConfig, RunConfig, TrainConfig
+from altup_moe.config import AltUpConfig, DataConfig, LogConfig, OptimConfig, RunConfig, TrainConfig
 from altup_moe.config.checks import check_config
-from altup_moe.config.files import write_text
 from altup_moe.config.load import save_config
-from altup_moe.config.run_directory import checkpoints_dir, config_file, tokenizer_dir
+from altup_moe.config.run_directory import GENERATION, checkpoints_dir, config_file, tokenizer_dir
 from altup_moe.data.files import new_directory
-from altup_moe.data.tokenizer import load_tokenizer, save_tokenizer
+from altup_moe.data.tokenizer import save_tokenizer
+from altup_moe.inference.hub_answers import CheckFailed, compare_answers
+from altup_moe.inference.hub_tokenizer import export_tokenizer, imported_tokenizer, write_json
+from altup_moe.inference.load_run import load_checkpoint
 from altup_moe.inference.logits import logits_of, model_of
 from altup_moe.model.reference.build import class_of, reference_config
 from altup_moe.parallel.parameter_names import global_shapes
 
 TOLERANCE = 1e-4
 """Largest difference of logits that passes, as a share of the largest logit (fp32, other order of summation)."""
-_SLOW_TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
-
-
-class CheckFailed(Exception):
-    """The converted model does not compute what its source does."""
 
 
 def import_run(
@@ -63,15 +59,12 @@ def import_run(
     """
     content = read_json_object(source / "config.json")
     hub = from_hub(content, seq_length)
-    tokenizer = load_tokenizer(source)
-    if tokenizer.vocab_size > hub.model.vocab_size:
-        problem = f"has ids up to {tokenizer.vocab_size - 1}, config.json a vocab_size of {hub.model.vocab_size}"
-        raise DataError(source / "tokenizer.json", problem)
+    tokenizer, said = imported_tokenizer(source, hub.model.vocab_size)
     config = RunConfig(
         model=hub.model,
         altup=AltUpConfig(width=1),
         moe=hub.moe,
-        data=DataConfig(tokenizer=str(tokenizer_dir(run_dir))),
+        data=DataConfig(tokenizer=str(tokenizer_dir(run_dir)), add_special_tokens=True),
         # A trained model is not started again at a fresh model's rate.
         optim=OptimConfig(learning_rate=2e-5, min_learning_rate=2e-6),
         train=TrainConfig(micro_batch_size=1),
@@ -84,20 +77,21 @@ def import_run(
         config = replace(config, train=replace(config.train, precision=precision or exact))
         directory = import_weights(weights, names, config, checkpoints_dir(staged), library_versions())
         save_tokenizer(tokenizer, tokenizer_dir(staged))
-        for name in _SLOW_TOKENIZER:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, tokenizer_dir(staged) / name)
-        _write_json(tokenizer_dir(staged) / GENERATION, _generation(source, content))
+        write_json(tokenizer_dir(staged) / GENERATION, _generation(source, content))
         save_config(config, config_file(staged))
         limit = f", limited by sliding_window {hub.window}" if hub.window == hub.positions else ""
         lines = [
             f"{run_dir}: {hub.family}, {_count(global_shapes(config))} parameters, {config.train.precision}",
             f"model.seq_length {config.model.seq_length} of {hub.positions} positions{limit}",
+            *said,
+            *balance_lines(config),
         ]
         if check:
             dtype = TORCH_DTYPES[STORED_AS[config.train.precision]]
             theirs = logits_of(lambda: _rounded(_load_hub(source), dtype), config.model)
             lines.append(_compare(theirs, logits_of(lambda: model_of(directory), config.model)))
+            loaded = partial(load_checkpoint, directory, config, tokenizer_dir(staged), torch.device("cpu"))
+            lines.append(compare_answers(loaded, source, lambda: _rounded(_load_hub(source), dtype)))
     return lines
 
 
@@ -116,10 +110,12 @@ def export_run(source: Path, out: Path, plain: bool, check: bool) -> list[str]:
         config = checkpoint.config
         family = plain_family(config) if plain else None
         checkpoint.verify()
-        special, lines = _export_tokenizer(tokenizer_dir(directory.parents[1]), staged)
+        tokenizer = tokenizer_dir(directory.parents[1])
+        special, lines = export_tokenizer(tokenizer, staged, config)
         if plain:
             content = plain_config(config, torch_dtype(config), special)
-            _write_json(staged / "config.json", content)
+            write_json(staged / "config.json", content)
+            lines += balance_lines(config)
         else:
             ours = reference_config(config, **special)
             ours.architectures, ours.dtype = [class_of(config).__name__], torch_dtype(config)
@@ -130,6 +126,9 @@ def export_run(source: Path, out: Path, plain: bool, check: bool) -> list[str]:
         if check:
             expected = logits_of(lambda: model_of(directory), config.model)
             lines.append(_compare(expected, logits_of(lambda: _load_hub(staged), config.model)))
+            if tokenizer.is_dir():
+                loaded = partial(load_checkpoint, directory, config, tokenizer, torch.device("cpu"))
+                lines.append(compare_answers(loaded, staged, lambda: _load_hub(staged)))
     return lines
 
 
@@ -173,22 +172,5 @@ def _generation(source: Path, content: dict[str, Any]) -> dict[str, Any]:
     return {name: content[name] for name in names if content.get(name) is not None} | held
 
 
-def _export_tokenizer(tokenizer: Path, out: Path) -> tuple[dict[str, Any], list[str]]:
-    """Copy a run's tokenizer. Returns ids of special tokens, and what there is to say."""
-    if not tokenizer.is_dir():
-        return {}, [f"without a tokenizer: {tokenizer} is not there"]
-    for file in sorted(tokenizer.iterdir()):
-        if file.is_file() and file.name != GENERATION:
-            shutil.copyfile(file, out / file.name)
-    held = read_json_object(tokenizer / GENERATION) if (tokenizer / GENERATION).is_file() else {}
-    special = special_tokens(held, load_tokenizer(tokenizer).eod)
-    _write_json(out / GENERATION, held | special)
-    return special, []
-
-
 def _count(shapes: dict[str, tuple[int, ...]]) -> str:
     return f"{sum(torch.Size(shape).numel() for shape in shapes.values()):,}"
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")

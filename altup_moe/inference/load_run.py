@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from altup_moe.checkpoint.hf.convert import START
-from altup_moe.checkpoint.hf.files import GENERATION, read_json_object
+from altup_moe.checkpoint.hf.convert import special_tokens
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import latest_checkpoint
 from altup_moe.checkpoint.tensors import load_weights
 from altup_moe.config import DataError, RunConfig, UserError
 from altup_moe.config.load import load_config
-from altup_moe.config.run_directory import config_file, tokenizer_dir
+from altup_moe.config.run_directory import GENERATION, config_file, tokenizer_dir
+from altup_moe.data.special_tokens import PromptFormat, prompt_format
 from altup_moe.data.tokenizer import Tokenizer, load_tokenizer
 from altup_moe.model.reference.build import ReferenceModel, reference_model
 from altup_moe.train.sample_order import with_sample_order
+
+_RULES = (
+    *("repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
+    *("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"),
+    *("min_length", "min_new_tokens", "exponential_decay_length_penalty", "sequence_bias", "remove_invalid_values"),
+)
+"""Keys of generation_config.json that decide which token is likeliest; how to draw from them is the user's."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,17 @@ class FinishedRun:
     model: ReferenceModel
     tokenizer: Tokenizer
     step: int
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """How its prompts are built."""
+        return prompt_format(self.config.model, self.config.data, self.tokenizer)
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Ids at which a text that it generates ends."""
+        ends = special_ids(self.config, self.tokenizer)["eos_token_id"]
+        return ends if isinstance(ends, list) else [ends]
 
 
 def load_run(run_dir: Path) -> FinishedRun:
@@ -42,11 +62,15 @@ def load_run(run_dir: Path) -> FinishedRun:
     directory = latest_checkpoint(run_dir)
     if directory is None:
         raise UserError(f"{run_dir}: has no checkpoint yet")
-    tokenizer = load_tokenizer(tokenizer_dir(run_dir))
-    special = {"bos_token_id": tokenizer.eod, "eos_token_id": tokenizer.eod, "pad_token_id": tokenizer.pad_id}
-    if config.model.encoder_decoder:
-        special |= _start(tokenizer_dir(run_dir))
-    model = reference_model(config, **special)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return load_checkpoint(directory, config, tokenizer_dir(run_dir), device)
+
+
+def load_checkpoint(directory: Path, config: RunConfig, tokenizer_directory: Path, device: torch.device) -> FinishedRun:
+    """Read one checkpoint and the tokenizer of its run. Raises DataError as `load_run` does."""
+    tokenizer = load_tokenizer(tokenizer_directory, config.data.add_special_tokens)
+    model = reference_model(config, **special_ids(config, tokenizer))
+    _set_rules(model, tokenizer.generation, tokenizer_directory)
     with Checkpoint(directory) as checkpoint:
         checkpoint.verify()
         step = checkpoint.manifest.step
@@ -56,11 +80,21 @@ def load_run(run_dir: Path) -> FinishedRun:
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise DataError(directory, f"is not of the model in config.yaml: {' '.join(lines[1:3])}") from error
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return FinishedRun(config, model.to(device).eval(), tokenizer, step)
 
 
-def _start(tokenizer: Path) -> dict[str, int]:
-    """The id that an imported encoder-decoder's answers begin with; nothing of one that was trained here."""
-    held = read_json_object(tokenizer / GENERATION) if (tokenizer / GENERATION).is_file() else {}
-    return {START: held[START]} if isinstance(held.get(START), int) else {}
+def special_ids(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Ids of a run's special tokens by transformers' names, an encoder-decoder's first token among them."""
+    start = tokenizer.start_id if config.model.encoder_decoder else None
+    return special_tokens(tokenizer.generation, tokenizer.eod, tokenizer.pad_id, start)
+
+
+def _set_rules(model: ReferenceModel, generation: Mapping[str, Any], tokenizer: Path) -> None:
+    """Generate by the rules that an imported model came with."""
+    given = {name: generation[name] for name in _RULES if generation.get(name) is not None}
+    try:
+        model.generation_config.update(**given)
+        model.generation_config.validate()
+    except (TypeError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise DataError(tokenizer / GENERATION, f"holds a rule that cannot be used: {first}") from error

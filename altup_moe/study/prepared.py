@@ -29,4 +29,5 @@ def _prepare(config: RunConfig) -> None:
         return
     assert data.cache is not None
     sentinels = data.sentinels if wants_sentinels(model, data) else 0
-    prepare_named(data.corpus, model.vocab_size, data.tokenizer, Path(data.cache), sentinels)
+    cache, special = Path(data.cache), data.add_special_tokens
+    prepare_named(data.corpus, model.vocab_size, data.tokenizer, cache, sentinels, special)

@@ -78,7 +78,7 @@ def run_samples(config: RunConfig, *, scan: bool = True) -> Samples:
     if not config.data.mixture:
         return open_samples(config, prepared_prefix(config), scan=scan)
     directory = _tokenizer_dir(config)
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory, config.data.add_special_tokens)
     entries = mixture_entries(config.data.mixture)
     components = [_component(config, name, weight, directory, tokenizer, scan) for name, weight in entries.items()]
     weights = [_weight(component, config.data.mixture_cap) for component in components]

@@ -5,6 +5,7 @@ A sample's number and the seed alone say what it holds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -50,6 +51,22 @@ class ObjectiveSamples:
         return as_tensors(sample_arrays(self.recipe, self.windows[number], self.seed, self.split, number))
 
 
+class GivenStart:
+    """Samples in which the tokens that begin a document are given, never a label that counts."""
+
+    def __init__(self, samples: CountedSamples, start: Sequence[int]) -> None:
+        self.samples, self.start, self._ids = samples, tuple(start), torch.tensor(start)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        sample = dict(self.samples[number])
+        # No text spells such a token, so that each one of them begins a document.
+        counts = ~torch.isin(sample["labels"], self._ids)
+        return {**sample, "loss_mask": sample["loss_mask"] * counts}
+
+
 def as_tensors(arrays: Arrays) -> dict[str, Tensor]:
     """A sample as `micro_batches` takes it."""
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
@@ -86,6 +103,12 @@ class TokenFile:
     parts: dict[Split, TextPart]
     held_out: str = ""
 
+    @property
+    def document_start(self) -> tuple[int, ...]:
+        """Ids that its documents begin with: the tokenizer's, or none where data was prepared without them."""
+        start = self.tokenizer.document_start
+        return start if tuple(self.prepared.index.document(0)[: len(start)].tolist()) == start else ()
+
 
 def data_cache(config: RunConfig) -> Path:
     """Where downloads and tokenised corpora are kept."""
@@ -100,7 +123,8 @@ def prepared_prefix(config: RunConfig, corpus: str | None = None, tokenizer: Pat
     """
     name, chosen = corpus or config.data.corpus, tokenizer or config.data.tokenizer
     sentinels = config.data.sentinels if wants_sentinels(config.model, config.data) else 0
-    return Path(prepare_named(name, config.model.vocab_size, chosen, data_cache(config), sentinels))
+    special = config.data.add_special_tokens
+    return Path(prepare_named(name, config.model.vocab_size, chosen, data_cache(config), sentinels, special))
 
 
 def open_token_file(config: RunConfig, prefix: Path, *, scan: bool = True, whole: bool = False) -> TokenFile:
@@ -111,7 +135,7 @@ def open_token_file(config: RunConfig, prefix: Path, *, scan: bool = True, whole
     """
     prepared = open_prepared(prefix, config.model.vocab_size, scan=scan)
     lengths, fraction = prepared.index.lengths, config.data.valid_fraction
-    tokenizer = load_tokenizer(prepared.tokenizer_dir)
+    tokenizer = load_tokenizer(prepared.tokenizer_dir, config.data.add_special_tokens)
     if whole:
         return TokenFile(prefix, prepared, tokenizer, {Split.valid: whole_documents(lengths)})
     if config.data.shuffle == "run":
@@ -186,7 +210,9 @@ def corpus_samples(config: RunConfig, file: TokenFile, split: Split, samples: in
     else:
         part, index, tail = file.parts[split], file.prepared.index, split is Split.valid
         windows = EpochWindows(index, part, recipe.window, recipe.overlap, config.train.seed, tail=tail)
-    return ObjectiveSamples(windows, recipe, config.train.seed, SPLITS[split])
+    found = ObjectiveSamples(windows, recipe, config.train.seed, SPLITS[split])
+    start = file.document_start
+    return GivenStart(found, start) if start else found
 
 
 class RunWindows:

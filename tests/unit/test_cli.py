@@ -254,6 +254,13 @@ def test_bench_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         (["evaluate", "RUN", "--sample", "3"], "sample=3: unknown key; nearest is samples"),
         (["generate", "RUN"], "--prompt is missing"),
         (["generate", "RUN", "--prompt", "x", "--temperature", "-1"], "temperature=-1.0: must be at least 0"),
+        (
+            ["generate", "RUN", "--prompt", "x", "--temperature", "1e-40"],
+            "temperature=1e-40: must lie in [1e-06, 1e+30]",
+        ),
+        (["generate", "RUN", "--prompt", "x", "--temperature", "1e31"], "0 takes the likeliest token"),
+        (["generate", "RUN", "--prompt", "a\udcffb"], "word 4 of the command line is not UTF-8: b'a\\xffb'"),
+        (["train", "\udce9.yaml"], "word 2 of the command line is not UTF-8"),
         (["generate", "RUN", "--prompt", "x", "--top-p", "0"], "top_p=0.0: must lie in (0, 1]"),
         (["generate", "RUN", "--prompt", "x", "--max-new-tokens", "0"], "max_new_tokens=0"),
         (["generate", "RUN", "--prompt", "x", "--top-p", "most"], "top_p='most': expects a number"),

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from altup_moe.checkpoint.hf.balance import from_hub_balance
 from altup_moe.checkpoint.hf.fields import HubModel, bool_field, non_negative_field, positive_int_field, refusal
 from altup_moe.checkpoint.hf.t5 import from_t5
 from altup_moe.config import ConfigError, ModelConfig, MoEConfig
@@ -92,6 +94,8 @@ def from_hub(content: Mapping[str, Any], seq_length: int | None = None, at_most:
         qk_layernorm=family in QK_NORM,
         rotary_scaling_factor=factor,
     )
+    if positions > model.seq_length:
+        model = replace(model, max_positions=int(positions))
     return HubModel(family, model, moe, int(positions), window)
 
 
@@ -162,9 +166,10 @@ def _experts(family: str, fields: Mapping[str, Any]) -> tuple[MoEConfig, int]:
         layer_freq=1 if family == "mixtral" else _layer_freq(fields),
         top_k=top_k,
         ffn_hidden_size=inner if family == "mixtral" else positive_int_field(fields, "moe_intermediate_size"),
-        aux_loss_coeff=non_negative_field(fields, "router_aux_loss_coef"),
     )
-    return moe, inner
+    layers = positive_int_field(fields, "num_hidden_layers")
+    weight = from_hub_balance(non_negative_field(fields, "router_aux_loss_coef"), layers, moe)
+    return replace(moe, aux_loss_coeff=weight), inner
 
 
 def _layer_freq(fields: Mapping[str, Any]) -> int:

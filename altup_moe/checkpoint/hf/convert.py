@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,8 +82,17 @@ def torch_dtype(config: RunConfig) -> str:
     return {"fp32": "float32", "bf16": "bfloat16"}[config.train.precision]
 
 
-def special_tokens(generation: dict[str, Any], eod: int | None) -> dict[str, Any]:
-    """Ids of special tokens: from a `generation_config.json`, or the end-of-document id where it has none."""
-    held = {name: generation.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    start = {name: generation[name] for name in (START,) if generation.get(name) is not None}
-    return {name: eod if value is None else value for name, value in held.items()} | start
+def special_tokens(
+    generation: Mapping[str, Any], eod: int, pad: int | None = None, start: int | None = None
+) -> dict[str, Any]:
+    """Ids of special tokens: from a `generation_config.json`, or the tokenizer's where it has none.
+
+    Args:
+        eod: id that ends a document; a decoder's text begins behind one as well.
+        pad: id of padding; None is `eod`.
+        start: id that an encoder-decoder's outputs begin with; None for a decoder alone.
+    """
+    usual = {"bos_token_id": eod, "eos_token_id": eod, "pad_token_id": eod if pad is None else pad}
+    if start is not None:
+        usual |= {"bos_token_id": start, START: start}
+    return {name: value if generation.get(name) is None else generation[name] for name, value in usual.items()}

@@ -24,7 +24,6 @@ from altup_moe.config.files import write_text
 from altup_moe.parallel.parameter_mapping import TensorSlice
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-GENERATION = "generation_config.json"
 FLOATS = ("F32", "BF16", "F16")
 """Dtypes of weights that can be imported."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")

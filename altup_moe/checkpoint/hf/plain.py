@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from altup_moe.checkpoint.hf.balance import to_hub_balance
 from altup_moe.checkpoint.hf.config import LLAMA3
 from altup_moe.checkpoint.hf.t5 import plain_t5_config
 from altup_moe.config import ConfigError, RunConfig
@@ -77,7 +78,7 @@ def plain_config(config: RunConfig, dtype: str, special: dict[str, Any]) -> dict
         "num_attention_heads": m.num_attention_heads,
         "num_key_value_heads": m.num_query_groups,
         "head_dim": m.head_dim,
-        "max_position_embeddings": m.seq_length,
+        "max_position_embeddings": m.positions,
         "hidden_act": "silu",
         "initializer_range": m.init_method_std,
         "rms_norm_eps": m.layernorm_epsilon,
@@ -98,7 +99,7 @@ def plain_config(config: RunConfig, dtype: str, special: dict[str, Any]) -> dict
     else:
         content |= {"attention_bias": False, "use_sliding_window": False, "sliding_window": None}
     if family in ("mixtral", "qwen3_moe"):
-        content |= {"num_experts_per_tok": moe.top_k, "router_aux_loss_coef": moe.aux_loss_coeff}
+        content |= {"num_experts_per_tok": moe.top_k, "router_aux_loss_coef": to_hub_balance(config)}
     if family == "mixtral":
         content |= {"num_local_experts": moe.num_experts, "intermediate_size": moe.ffn_hidden_size}
     if family == "qwen3_moe":

@@ -47,7 +47,7 @@ class Room:
 
 def encoded(example: Example, tokenizer: Tokenizer) -> Pair:
     """An example in tokens, whole. Text that the tokenizer cannot spell becomes its unknown token."""
-    return Pair(_ids(example.inputs, tokenizer), _ids(example.targets, tokenizer))
+    return Pair(np.array(tokenizer.document(tokenizer.encode(example.inputs))), _ids(example.targets, tokenizer))
 
 
 def fitted(example: Example, tokenizer: Tokenizer, room: Room) -> Pair | None:
@@ -58,13 +58,13 @@ def fitted(example: Example, tokenizer: Tokenizer, room: Room) -> Pair | None:
 
 
 def fitted_inputs(example: Example, tokenizer: Tokenizer, room: int) -> np.ndarray | None:
-    """Input ids and the end token, at most `room` in all: the longest passage is cut at its end until they fit.
+    """Input ids and what stands around them, at most `room` in all: the longest passage is cut at its end as needed.
 
     Returns:
         [at most `room`] int64; None if they do not fit even without the passages.
     """
     ids, places = tokenizer.encode_with_places(example.inputs)
-    surplus = len(_whole(ids, tokenizer)) - room
+    surplus = len(tokenizer.document(ids)) - room
     if surplus > 0:
         # A token belongs to where its last character is: the space before a word is often part of it.
         parts = [
@@ -76,12 +76,13 @@ def fitted_inputs(example: Example, tokenizer: Tokenizer, room: int) -> np.ndarr
         kept = _shortened([len(part) for part in parts], surplus)
         dropped = {n for part, length in zip(parts, kept, strict=True) for n in part[length:]}
         ids = [token for n, token in enumerate(ids) if n not in dropped]
-    return _whole(ids, tokenizer)
+    return np.array(tokenizer.document(ids))
 
 
 def fitting(examples: Sequence[Example], tokenizer: Tokenizer, room: Room) -> list[Example]:
     """The examples that fit once their passages are cut; only what may be too long is tokenised."""
-    return [example for example in examples if _surely_fits(example, room) or fitted(example, tokenizer, room)]
+    start = len(tokenizer.document_start)
+    return [example for example in examples if _surely_fits(example, room, start) or fitted(example, tokenizer, room)]
 
 
 def count_cut(examples: Sequence[Example], tokenizer: Tokenizer, room: Room) -> int:
@@ -89,14 +90,16 @@ def count_cut(examples: Sequence[Example], tokenizer: Tokenizer, room: Room) -> 
 
     A passage is often that of many questions: it is tokenised once, and the whole only where the sum is near the room.
     """
-    long = [e for e in examples if tokens_at_most(e.inputs) > room.inputs(tokens_at_most(e.targets))]
+    start = len(tokenizer.document_start)
+    long = [e for e in examples if start + tokens_at_most(e.inputs) > room.inputs(tokens_at_most(e.targets))]
     distinct = list(dict.fromkeys(text for e in long for text in (*_parts(e), e.targets)))
     tokens = dict(zip(distinct, map(len, tokenizer.encode_batch(distinct)), strict=True))
-    around = len(_whole([], tokenizer))
     count = 0
     for e in long:
         parts = _parts(e)
-        surplus = sum(tokens[text] for text in parts) + around - room.inputs(tokens[e.targets] + around)
+        end = len(_targets([], tokenizer))
+        inputs = sum(tokens[text] for text in parts) + len(tokenizer.document([]))
+        surplus = inputs - room.inputs(tokens[e.targets] + end)
         if abs(surplus) <= _SEAM * len(parts):
             surplus += len(tokenizer.encode(e.inputs)) - sum(tokens[text] for text in parts)
         count += surplus > 0
@@ -135,12 +138,13 @@ def tokens_at_most(text: str) -> int:
     return max(len(text.encode()), len(whole.encode())) + 2
 
 
-def _surely_fits(example: Example, room: Room) -> bool:
+def _surely_fits(example: Example, room: Room, start: int) -> bool:
+    """Without tokenising; ``start``: tokens that inputs begin with."""
     targets = tokens_at_most(example.targets)
     if targets > room.targets:
         return False
     fixed = "".join(_parts(example)[::2])
-    return tokens_at_most(fixed) <= room.inputs(targets)
+    return start + tokens_at_most(fixed) <= room.inputs(targets)
 
 
 def _parts(example: Example) -> list[str]:
@@ -162,9 +166,9 @@ def _shortened(lengths: list[int], surplus: int) -> list[int]:
 
 
 def _ids(text: str, tokenizer: Tokenizer) -> np.ndarray:
-    return _whole(tokenizer.encode(text), tokenizer)
+    return _targets(tokenizer.encode(text), tokenizer)
 
 
-def _whole(ids: Sequence[int], tokenizer: Tokenizer) -> np.ndarray:
-    """A text's ids with what stands around them."""
+def _targets(ids: Sequence[int], tokenizer: Tokenizer) -> np.ndarray:
+    """The ids of a target and the end token."""
     return np.array([*ids, tokenizer.eod])

@@ -139,7 +139,7 @@ class AltUpMoEConfig(PretrainedConfig):
             num_hidden_layers=model.num_layers,
             num_attention_heads=model.num_attention_heads,
             num_key_value_heads=model.num_query_groups,
-            max_position_embeddings=model.seq_length,
+            max_position_embeddings=model.positions,
             rotary_base=model.rotary_base,
             rms_norm_eps=model.layernorm_epsilon,
             initializer_range=model.init_method_std,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from altup_moe.config import UserError
+from altup_moe.cli import TEMPERATURE
+from altup_moe.config import DataError, UserError
+from altup_moe.config.run_directory import tokenizer_dir
 from altup_moe.data.tokenizer import Tokenizer
 from altup_moe.inference.generate import continuation, generate_command
-from altup_moe.inference.load_run import FinishedRun
+from altup_moe.inference.load_run import FinishedRun, load_run
 from tests.unit.train.runs import finished, tiny, write_run
 
 PROMPT = "the cat"
@@ -81,6 +85,46 @@ def test_text_stops_where_the_context_is_full(run: FinishedRun) -> None:
 def test_a_prompt_that_fills_the_context_is_refused(run: FinishedRun) -> None:
     with pytest.raises(UserError, match="was trained on 24"):
         continuation(run, "x y z " * 24, 5, 0.0, 1.0, 0)
+
+
+def test_the_extreme_temperatures_that_are_taken_draw(run: FinishedRun) -> None:
+    greedy = continuation(run, PROMPT, 12, 0.0, 1.0, 0)
+    assert continuation(run, PROMPT, 12, TEMPERATURE.low, 1.0, 0) == greedy
+    assert continuation(run, PROMPT, 12, TEMPERATURE.high, 1.0, 0) != greedy
+
+
+def test_what_does_not_fit_is_said(bpe: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run", tiny(), bpe, seed=3)
+    ids = run.tokenizer.encode(PROMPT)
+    room = 24 - len(ids)
+    assert generate_command(tmp_path / "run", PROMPT, room + 1, 0.0, 1.0, 0) == 0
+    said = capsys.readouterr().err
+    assert said == f"altup-moe: max_new_tokens {room + 1}: {room} fit, the prompt has {len(ids)} of the model's 24\n"
+    assert generate_command(tmp_path / "run", PROMPT, room, 0.0, 1.0, 0) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_model_made_for_more_than_its_samples_goes_on(run: FinishedRun) -> None:
+    config = tiny(model={"max_positions": 40})
+    longer, room = replace(run, config=config), 40 - len(run.tokenizer.encode(PROMPT))
+    text = continuation(longer, PROMPT, 10_000, 0.0, 1.0, 0)
+    assert text == by_hand(run, PROMPT, room) != by_hand(run, PROMPT, room - 16)
+
+
+def test_the_rules_of_generation_config_count(bpe: Tokenizer, tmp_path: Path) -> None:
+    """A penalty that the model came with is applied, a broken one is named."""
+    write_run(tmp_path / "run", tiny(), bpe, seed=3)
+    plain = continuation(load_run(tmp_path / "run"), PROMPT, 8, 0.0, 1.0, 0)
+    rules = tokenizer_dir(tmp_path / "run") / "generation_config.json"
+    penalty = {"suppress_tokens": [bpe.encode(plain)[0]]}
+    rules.write_text(json.dumps({"eos_token_id": [0, 7], **penalty, "temperature": 0.1, "do_sample": True}))
+    run = load_run(tmp_path / "run")
+    assert run.model.generation_config.eos_token_id == [0, 7]
+    assert run.model.generation_config.do_sample is not True
+    assert continuation(run, PROMPT, 8, 0.0, 1.0, 0)[:1] != plain[:1]
+    rules.write_text('{"min_length": "long"}')
+    with pytest.raises(DataError, match=r"generation_config\.json: holds a rule that cannot be used"):
+        continuation(load_run(tmp_path / "run"), PROMPT, 8, 0.0, 1.0, 0)
 
 
 def test_command_prints_prompt_and_continuation(

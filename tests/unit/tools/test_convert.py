@@ -235,6 +235,21 @@ def test_windows_and_lengths(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "exists and is not empty" in refused(capsys, "import", source, tmp_path / "run")
 
 
+def test_a_shorter_sample_does_not_shorten_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """64 positions in, samples of 20, 64 positions out, by either door; and the balance loss's weight is said."""
+    source, run = tmp_path / "source", tmp_path / "run"
+    save_model(source, "mixtral")
+    assert main(["import", str(source), str(run), "--seq-length", "20"]) == 0
+    assert "is router_aux_loss_coef 0.001 x top_k 2 / 3 MoE layers" in capsys.readouterr().out
+    for kind in (["--plain"], []):
+        out = tmp_path / f"out{len(kind)}"
+        assert main(["export", str(run), str(out), *kind]) == 0
+        content = json.loads((out / "config.json").read_text())
+        assert content["max_position_embeddings"] == 64
+    content = json.loads((tmp_path / "out1" / "config.json").read_text())
+    assert content["router_aux_loss_coef"] == json.loads((source / "config.json").read_text())["router_aux_loss_coef"]
+
+
 def test_older_configurations(tmp_path: Path) -> None:
     """RoPE as transformers 4 wrote it, an output layer saved though it is tied, RoPE's frequencies as a tensor."""
     source = tmp_path / "source"

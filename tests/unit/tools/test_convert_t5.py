@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Config, T5ForCo
 
 from altup_moe.checkpoint.hf.config import from_hub
 from altup_moe.checkpoint.hf.plain import plain_family
+from altup_moe.cli import main as altup_moe
 from altup_moe.config import (
     AltUpConfig,
     ConfigError,
@@ -26,6 +28,8 @@ from altup_moe.config import (
 )
 from altup_moe.config.load import save_config
 from altup_moe.config.run_directory import checkpoints_dir
+from altup_moe.data.document import Document
+from altup_moe.data.prepare import prepare_tokens
 from altup_moe.data.tokenizer import train_bpe
 from altup_moe.inference.evaluate import evaluate_samples
 from altup_moe.inference.generate import continuation, generate_command
@@ -56,7 +60,7 @@ OURS = {
 }
 
 
-def write_run(run_dir: Path, config: RunConfig) -> AltUpMoEForConditionalGeneration:
+def write_run(run_dir: Path, config: RunConfig, sentinels: int = 0) -> AltUpMoEForConditionalGeneration:
     """A run's directory with random weights at step 3; returns the model."""
     torch.manual_seed(0)
     config = replace(config, log=LogConfig(run_dir=str(run_dir)))
@@ -66,7 +70,7 @@ def write_run(run_dir: Path, config: RunConfig) -> AltUpMoEForConditionalGenerat
             tensor.add_(0.3 * torch.randn_like(tensor))
     run_dir.mkdir()
     save_config(config, run_dir / "config.yaml")
-    train_bpe([TEXT], 290, tokenizer_dir(run_dir))
+    train_bpe([TEXT], 290, tokenizer_dir(run_dir), sentinels)
     write_tensors(run_dir, head(config, 3), {f"weights/{n}": value for n, value in model.state_dict().items()})
     assert isinstance(model, AltUpMoEForConditionalGeneration)
     return model
@@ -128,6 +132,47 @@ def test_t5_in_and_out_again(tied: bool, tmp_path: Path) -> None:
     assert again.config.decoder_start_token_id == 5
 
 
+SPECIAL = {"pad_token_id": 0, "decoder_start_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
+
+
+@pytest.mark.parametrize("kind", [["--plain"], []])
+def test_an_export_names_padding_and_the_first_token(kind: list[str], tmp_path: Path) -> None:
+    """Padding begins what the decoder writes, as in training; the end token ends what the encoder reads."""
+    write_run(tmp_path / "run", OURS["plain, tied"], sentinels=10)
+    out = tmp_path / "out"
+    assert main(["export", str(tmp_path / "run"), str(out), *kind]) == 0
+    for file in ("config.json", "generation_config.json"):
+        content = json.loads((out / file).read_text())
+        assert {key: content[key] for key in SPECIAL} == SPECIAL
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id) == (0, 1, None)
+    assert tokenizer("the cat")["input_ids"][-1] == 1
+    labels = torch.tensor([[5, 6, 1]])
+    moved = AutoModelForSeq2SeqLM.from_pretrained(out).prepare_decoder_input_ids_from_labels(labels)
+    assert moved.tolist() == [[0, 5, 6]]
+
+
+@pytest.mark.slow
+def test_an_import_that_was_tuned_leaves_with_what_it_brought(tmp_path: Path) -> None:
+    """Training copies a tokenizer twice; the ids of generation go with it."""
+    config = T5Config(
+        vocab_size=300, d_model=32, d_kv=12, d_ff=48, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu",
+        tie_word_embeddings=True, decoder_start_token_id=0, pad_token_id=0, eos_token_id=[1, 9],
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "source")
+    train_bpe([TEXT], 290, tmp_path / "source", 10)
+    assert main(["import", str(tmp_path / "source"), str(tmp_path / "run"), "--seq-length", "24"]) == 0
+    imported, tuned = tmp_path / "run", tmp_path / "tuned"
+    prepare_tokens([Document(str(n), TEXT) for n in range(9)], load_run(imported).tokenizer, tmp_path / "d", "mine")
+    words = ["--data.corpus", str(tmp_path / "d"), "--train.steps", "1", "--log.run_dir", str(tuned)]
+    words += ["--checkpoint.initial_load_path", str(imported), "--train.global_batch_size", "2"]
+    assert altup_moe(["train", str(imported / "config.yaml"), *words]) == 0
+    assert main(["export", str(tuned), str(tmp_path / "out"), "--plain"]) == 0
+    content = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {key: content[key] for key in SPECIAL} == {**SPECIAL, "eos_token_id": [1, 9]}
+    assert load_run(tuned).model.generation_config.eos_token_id == [1, 9]
+
+
 @pytest.mark.parametrize(
     ("fields", "key"),
     [
@@ -183,7 +228,8 @@ def test_evaluation_equals_the_sums_done_by_hand(tmp_path: Path) -> None:
 def test_the_answer_to_a_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "run", OURS["wide"])
     run = load_run(tmp_path / "run")
-    prompt, ids = torch.tensor([run.tokenizer.encode("the cat")]), [run.tokenizer.eod]
+    # As in training: the end token behind what the encoder reads, and padding (here the same) first of what is written.
+    prompt, ids = torch.tensor([[*run.tokenizer.encode("the cat"), run.tokenizer.eod]]), [run.tokenizer.eod]
     with torch.no_grad():
         while len(ids) < 6 and (len(ids) == 1 or ids[-1] != run.tokenizer.eod):
             logits = run.model(prompt, decoder_input_ids=torch.tensor([ids]), use_cache=False).logits

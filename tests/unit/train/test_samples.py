@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from altup_moe.config import ConfigError, DataError
 from altup_moe.data.document import Document
 from altup_moe.data.prepare import open_prepared, prepare_tokens
 from altup_moe.data.split import split_documents, whole_documents
-from altup_moe.data.tokenizer import Tokenizer, token_byte_lengths, train_bpe
+from altup_moe.data.tokenizer import Tokenizer, load_tokenizer, token_byte_lengths, train_bpe
 from altup_moe.data.windows import EpochWindows
-from altup_moe.train.samples import open_corpus, open_samples, prepared_prefix
+from altup_moe.train.samples import GivenStart, open_corpus, open_samples, prepared_prefix
+from tests.unit.inference.alike import sentencepiece_like
 from tests.unit.train.runs import TEXT, tiny
 
 LENGTH = tiny().model.seq_length
@@ -167,3 +169,32 @@ def test_another_corpus_is_read_whole_and_with_the_same_tokenizer(bpe: Tokenizer
     other = train_bpe([TEXT], 290, tmp_path / "other")
     with pytest.raises(DataError, match="not the tokenizer that made"):
         open_corpus(tiny(), str(prefix), other.directory)
+
+
+def test_what_begins_a_document_is_given_and_never_a_label_that_counts(tmp_path: Path) -> None:
+    sentencepiece_like(tmp_path / "llama", "PreTrainedTokenizerFast")
+    documents = [Document(str(n), f"the cat saw {n} <s> dogs") for n in range(40)]
+    tokenizer = load_tokenizer(tmp_path / "llama", add_special_tokens=True)
+    prepare_tokens(documents, tokenizer, tmp_path / "with", "mine")
+    prepare_tokens(documents, load_tokenizer(tmp_path / "llama"), tmp_path / "without", "mine")
+    config = tiny(model={"vocab_size": 512}, data={"add_special_tokens": True})
+    for objective in (None, "prefix"):
+        dataset = open_samples(replace(config, data=replace(config.data, objective=objective)), tmp_path / "with").train
+        rows = [dataset[n] for n in range(len(dataset))]
+        starts = torch.stack([row["labels"] for row in rows]) == 1
+        assert starts.sum() > 10
+        assert torch.stack([row["loss_mask"] for row in rows])[starts].sum() == 0
+        assert torch.stack([row["loss_mask"] for row in rows])[~starts].sum() > 100
+    # Data without them is read as it is.
+    assert not isinstance(open_samples(config, tmp_path / "without").train, GivenStart)
+
+
+def test_named_corpora_are_kept_apart(tmp_path: Path) -> None:
+    """With and without what begins a document: other files, under another name."""
+    sentencepiece_like(tmp_path / "llama", "PreTrainedTokenizerFast")
+    settings = {"corpus": "python-docs", "tokenizer": str(tmp_path / "llama"), "cache": str(tmp_path / "cache")}
+    found = []
+    for chosen in (False, True):
+        config = tiny(model={"vocab_size": 512}, data={**settings, "add_special_tokens": chosen})
+        found.append(open_prepared(prepared_prefix(config), 512).index.document(0).tolist())
+    assert found[1] == [1, *found[0]]
