@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from altup_moe.config.errors import UserError
 from altup_moe.config.files import fsync
 
 READ_BLOCK_BYTES = 1 << 22
@@ -49,7 +51,8 @@ def new_directory(target: Path) -> Iterator[Path]:
     """An empty directory that is renamed to `target` if the block succeeds. A failure leaves no files or parents.
 
     Raises:
-        OSError: `target` exists by then and is not an empty directory, or an error of the file system.
+        UserError: `target` exists by then and is not an empty directory (a run may have begun in it).
+        OSError: from the file system.
     """
     target = target.absolute()
     parents = [parent for parent in target.parents if not parent.exists()]
@@ -59,7 +62,12 @@ def new_directory(target: Path) -> Iterator[Path]:
             made.mkdir()
             yield made
             fsync_tree(made)
-            os.rename(made, target)
+            try:
+                os.rename(made, target)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+                raise UserError(f"{target}: another process has made it meanwhile; it stays as it is") from None
             fsync(target.parent)
     except BaseException:
         for parent in parents:

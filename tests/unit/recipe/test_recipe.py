@@ -19,6 +19,7 @@ import yaml
 
 from altup_moe.config import ConfigError, UserError
 from altup_moe.config.load import load_config
+from altup_moe.config.locks import locked_directory
 from altup_moe.data.document import Document
 from altup_moe.data.prepare import prepare_tokens
 from altup_moe.data.tasks.metrics import squad_scores
@@ -26,7 +27,7 @@ from altup_moe.data.tasks.registry import TASKS
 from altup_moe.data.tokenizer import train_bpe
 from altup_moe.recipe.compare import loss_line, paired_difference, results, results_table
 from altup_moe.recipe.recipe import ARMS, CANARIES, CONTROL, TUNED, is_recipe, load_recipe
-from altup_moe.recipe.run import StageFailed, claim, run_stages, stages, threads_each
+from altup_moe.recipe.run import StageFailed, claim, run_stages, stages, threads_each, train_seconds, valid_loss
 from altup_moe.study.job_pool import Job, StoppedBySignal
 from tools import paper
 
@@ -324,6 +325,26 @@ def tiny(tmp_path: Path) -> Path:
             part["optim"] |= {"warmup_steps": 1}
 
     return recipe_file(tmp_path, change)
+
+
+def test_a_second_recipe_in_the_run_directory_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with locked_directory(tmp_path / "run", "recipe", "name another"):
+        file = Path(__file__).parents[3] / "configs" / "paper_tiny.yaml"
+        assert paper.main([str(file), "--run_dir", str(tmp_path / "run")]) == 2
+    said = capfd.readouterr().err
+    assert said.startswith(f"paper: error: {tmp_path / 'run'}: another recipe runs here (process {os.getpid()} on ")
+    assert not (tmp_path / "run" / "recipe.json").exists()
+
+
+def test_figures_of_a_stage_come_from_every_line_that_can_be_read(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": n, "step_seconds": 0.5, "valid_loss": 4.0 - n}) for n in (1, 2, 3)]
+    file.write_bytes(b"\n".join([b"", lines[0].encode(), b"\xff", lines[1].encode(), lines[2].encode(), b"null"]))
+    assert train_seconds(tmp_path) == 1.5
+    assert valid_loss(tmp_path) == 1.0
+    file.write_text('{"step": 4, "step_seconds": 0.5}')
+    with pytest.raises(UserError, match=r"metrics\.jsonl: its last line has no valid_loss"):
+        valid_loss(tmp_path)
 
 
 @pytest.mark.slow

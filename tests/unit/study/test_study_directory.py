@@ -90,6 +90,16 @@ def test_a_line_cut_short_is_removed_and_a_damaged_one_is_said(tmp_path: Path, s
         directory.finished()
 
 
+def test_a_damaged_line_of_a_row_s_metrics_hides_no_other(tmp_path: Path, study: Study) -> None:
+    directory = StudyDirectory(tmp_path)
+    train(directory, study, 0, 4)
+    row_directory = directory.of_row(study.rows[0])
+    file = row_directory.run_dir / "metrics.jsonl"
+    lines = file.read_bytes().splitlines()
+    file.write_bytes(b"\n".join([b"", lines[0], b"\xff", lines[1][:9], *lines[2:], b"null"]))
+    assert [line["step"] for line in row_directory.metrics()] == [1, 3, 4]
+
+
 def test_the_lock_is_one_line_for_the_second(tmp_path: Path) -> None:
     with (
         StudyDirectory(tmp_path).locked(),
