@@ -21,12 +21,14 @@ from altup_moe.data.tokenizer import Tokenizer, load_tokenizer
 from altup_moe.model.reference.build import ReferenceModel, reference_model
 from altup_moe.train.sample_order import with_sample_order
 
-_RULES = (
-    *("repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
-    *("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"),
-    *("min_length", "min_new_tokens", "exponential_decay_length_penalty", "sequence_bias", "remove_invalid_values"),
-)
-"""Keys of generation_config.json that decide which token is likeliest; how to draw from them is the user's."""
+_RULES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), (float, int)),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), (int,)),
+    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens"), (list,)),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id"), (int, list)),
+}
+"""Keys of generation_config.json that decide which token is likeliest, with their types. How to draw from the likely
+ones is the user's."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,7 @@ def special_ids(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 def _set_rules(model: ReferenceModel, generation: Mapping[str, Any], tokenizer: Path) -> None:
     """Generate by the rules that an imported model came with."""
     given = {name: generation[name] for name in _RULES if generation.get(name) is not None}
-    try:
-        model.generation_config.update(**given)
-        model.generation_config.validate()
-    except (TypeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise DataError(tokenizer / GENERATION, f"holds a rule that cannot be used: {first}") from error
+    for name, value in given.items():
+        if type(value) not in _RULES[name]:
+            raise DataError(tokenizer / GENERATION, f"{name} is {value!r}, of another type than transformers writes")
+    model.generation_config.update(**given)

@@ -123,7 +123,7 @@ def test_the_rules_of_generation_config_count(bpe: Tokenizer, tmp_path: Path) ->
     assert run.model.generation_config.do_sample is not True
     assert continuation(run, PROMPT, 8, 0.0, 1.0, 0)[:1] != plain[:1]
     rules.write_text('{"min_length": "long"}')
-    with pytest.raises(DataError, match=r"generation_config\.json: holds a rule that cannot be used"):
+    with pytest.raises(DataError, match=r"generation_config\.json: min_length is 'long', of another type"):
         continuation(load_run(tmp_path / "run"), PROMPT, 8, 0.0, 1.0, 0)
 
 
