@@ -22,7 +22,7 @@ from altup_moe.train.optim import connect_schedule
 from altup_moe.train.routing import summarise_routing
 from altup_moe.train.step import run_schedule
 from tests.backends import installed
-from tests.distributed.cases import micro_batch_count, skewed, small_t5, world_size
+from tests.distributed.cases import micro_batch_count, skewed, small_t5, with_long, world_size
 from tests.distributed.gradients import (
     batch_of,
     layout_step,
@@ -164,11 +164,7 @@ def one_rank(directory: Path) -> Callable[[str], list[float]]:
 
 
 KINDS: dict[str, dict[str, Any]] = {"experts": {}, "dense": {"moe": {"num_experts": 0}}}
-ZERO = [
-    ("tp2-ep2", 1, "experts", "full"),
-    ("dp2", 2, "experts", "none"),
-    ("dp2", 3, "dense", "none"),
-]
+ZERO = with_long([("tp2-ep2", 1, "experts", "full")], [("dp2", 2, "experts", "none"), ("dp2", 3, "dense", "none")])
 
 
 @pytest.mark.skipif(not find_spec("deepspeed"), reason="deepspeed is not installed")

@@ -68,6 +68,7 @@ def test_other_backends_keep_their_experts() -> None:
     assert_parity(config, 2)
 
 
+@pytest.mark.long
 def test_a_checkpoint_moves(tmp_path: Path) -> None:
     """Plain layers' checkpoint, loaded and saved by the fused ones, has the same bytes; and it trains on alike."""
     layout = "ep2"
