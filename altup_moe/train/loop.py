@@ -314,7 +314,8 @@ def _say_start(run: Run, resume: ResumePoint | None) -> None:
         flush=True,
     )
     notes = resume_notes(config, resume, topo.world_size) if resume else []
-    for line in [*notes, *run_notes(config, len(run.samples.valid), run.step + 1)]:
+    notes += run_notes(config, len(run.samples.valid), run.samples.tokenizer.vocab_size, run.step + 1)
+    for line in notes:
         print(line, flush=True)
     for note in run.samples.notes:
         print(note, flush=True)

@@ -11,14 +11,21 @@ from altup_moe.train.optim import rate_of_step
 from altup_moe.train.profile import WARM_UP
 from altup_moe.train.resume import ResumePoint
 
+PADDING_ROWS = 128
+"""Rows of an embedding table that only round its size up are not spoken of."""
 
-def run_notes(config: RunConfig, valid_samples: int, first_step: int) -> list[str]:
+
+def run_notes(config: RunConfig, valid_samples: int, token_ids: int, first_step: int) -> list[str]:
     """Values that are larger than what there is of it.
 
     Args:
-        valid_samples: samples of the validation part. first_step: the first one that is taken, from 1.
+        valid_samples: samples of the validation part. token_ids: ids of the tokenizer.
+        first_step: the first one that is taken, from 1.
     """
-    t, o, notes = config.train, config.optim, []
+    t, o, rows, notes = config.train, config.optim, config.model.vocab_size, []
+    if rows - token_ids >= PADDING_ROWS:
+        unused = f"the tokenizer has {token_ids} ids; {rows - token_ids} rows of the tables are never used"
+        notes.append(f"model.vocab_size={rows}: {unused}")
     if t.eval_samples > valid_samples:
         notes.append(f"train.eval_samples={t.eval_samples}: the validation part has {valid_samples}; all are read")
     if t.steps < o.warmup_steps:

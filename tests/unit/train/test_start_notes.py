@@ -18,40 +18,49 @@ def fitting(**sections: dict) -> RunConfig:
 
 
 def test_what_fits_is_not_spoken_of() -> None:
-    assert run_notes(fitting(log={"profile_steps": 40 - WARM_UP}), 8, 1) == []
+    assert run_notes(fitting(log={"profile_steps": 40 - WARM_UP}), 8, 300, 1) == []
     spans = fitting(model={"seq_length": 512}, data={"objective": "span_corruption"})
-    assert run_notes(spans, 8, 1) == []
+    assert run_notes(spans, 8, 300, 1) == []
 
 
 def test_more_validation_samples_than_there_are() -> None:
-    assert run_notes(fitting(train={"eval_samples": 9}), 8, 1) == [
+    assert run_notes(fitting(train={"eval_samples": 9}), 8, 300, 1) == [
         "train.eval_samples=9: the validation part has 8; all are read"
+    ]
+
+
+def test_a_vocabulary_larger_than_the_tokenizer_s() -> None:
+    """As where a corpus has too few different pairs for a BPE of the size asked for."""
+    config = fitting(model={"vocab_size": 512})
+    assert run_notes(config, 8, 512 - 127, 1) == []
+    assert run_notes(config, 8, 280, 1) == [
+        "model.vocab_size=512: the tokenizer has 280 ids; 232 rows of the tables are never used"
     ]
 
 
 def test_a_run_that_ends_inside_its_warm_up() -> None:
     """The ramp is linear: step 10 of 40 has a quarter of the rate."""
     config = fitting(train={"steps": 10}, optim={"warmup_steps": 40, "learning_rate": 0.02, "min_learning_rate": 0.0})
-    assert run_notes(config, 8, 1) == [
+    assert run_notes(config, 8, 300, 1) == [
         "optim.warmup_steps=40: train.steps (10) end inside it; the rate reaches 0.005 of 0.02"
     ]
-    assert run_notes(fitting(optim={"warmup_steps": 40}), 8, 1) == []
+    assert run_notes(fitting(optim={"warmup_steps": 40}), 8, 300, 1) == []
 
 
 @pytest.mark.parametrize(("first", "more", "recorded"), [(1, 40, 38), (39, 2, 0), (40, 1, 0), (41, 0, 0)])
 def test_more_steps_to_record_than_the_run_takes(first: int, more: int, recorded: int) -> None:
-    (note,) = run_notes(fitting(log={"profile_steps": 39}), 8, first)
+    (note,) = run_notes(fitting(log={"profile_steps": 39}), 8, 300, first)
     assert note == (
         f"log.profile_steps=39: the run takes {more} more step(s), the first 2 unrecorded; {recorded} are recorded"
     )
     stopped = fitting(log={"profile_steps": 3}, train={"stop_after": 4})
-    assert "the run takes 4 more step(s), the first 2 unrecorded; 2 are recorded" in run_notes(stopped, 8, 1)[0]
+    assert "the run takes 4 more step(s), the first 2 unrecorded; 2 are recorded" in run_notes(stopped, 8, 300, 1)[0]
 
 
 def test_windows_too_short_for_the_noise_that_is_asked_for() -> None:
     """What is said is what the masks do."""
     config = fitting(data={"objective": "span_corruption", "noise_density": 0.15, "mean_noise_span": 50.0})
-    (note,) = run_notes(config, 8, 1)
+    (note,) = run_notes(config, 8, 300, 1)
     length = int(note.split("a window of ")[1].split()[0])
     mask = noise_mask(length, 0.15, 50.0, sample_generator(1))
     runs = int((np.diff(np.concatenate([[0], mask.astype(int)])) == 1).sum())
