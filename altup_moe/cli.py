@@ -49,7 +49,8 @@ class EvaluateOptions:
     corpus: str | None = None
     """python-docs, wikipedia-sample or the path prefix of prepared data; None is the run's own validation part."""
     samples: int | None = None
-    """Samples of model.seq_length tokens to read; None reads all."""
+    """Samples to read at most; None reads all of a given corpus, and of the run's own validation part as many as
+    train.eval_samples."""
     tasks: str | None = None
     """Tasks to answer instead, separated by commas: their validation splits, greedily generated."""
     limit: int | None = None

@@ -38,8 +38,8 @@ def evaluate_command(run_dir: Path, corpus: str | None, samples: int | None, as_
     """`altup-moe evaluate`: print the figures of the newest checkpoint.
 
     Args:
-        corpus: a named corpus or a prefix of prepared data, all of it; None is the validation part of the run's own
-            data, as many samples of it as the training's validations read.
+        corpus: a named corpus or a prefix of prepared data, which is not split; None is the validation part of the
+            run's own data, as many samples of it as the training's validations read.
     """
     run = load_run(run_dir)
     config = run.config
@@ -52,11 +52,13 @@ def evaluate_command(run_dir: Path, corpus: str | None, samples: int | None, as_
         count, name = len(dataset), corpus
     if samples is not None and samples > len(dataset):
         print(f"samples={samples}: {name} has {len(dataset)}; all are read", file=sys.stderr, flush=True)
-    result = evaluate_samples(run, dataset, min(samples or count, len(dataset)), lengths)
+    read = min(samples or count, len(dataset))
+    result = evaluate_samples(run, dataset, read, lengths)
     figures = {
         "run": str(run_dir),
         "step": run.step,
         "corpus": name,
+        "samples": read,
         "loss": result.loss,
         "perplexity": result.perplexity,
         "bits_per_byte": result.bits_per_byte,
@@ -69,7 +71,8 @@ def evaluate_command(run_dir: Path, corpus: str | None, samples: int | None, as_
         print(json.dumps(figures))
     else:
         print(
-            f"{run_dir} step {run.step} on {name}: loss {result.loss:.4f} nats/token | "
+            f"{run_dir} step {run.step} on {name}, {read:,} of {len(dataset):,} samples: "
+            f"loss {result.loss:.4f} nats/token | "
             f"perplexity {result.perplexity:.2f} | bits/byte {result.bits_per_byte:.4f} | {result.tokens:,} tokens"
             + ("" if start is None else f" | documents begin with {start or 'nothing'}")
         )

@@ -320,7 +320,10 @@ def _say_start(run: Run, resume: ResumePoint | None) -> None:
     for note in run.samples.notes:
         print(note, flush=True)
     if config.data.shuffle == "run":
-        print("samples are in the order of older versions: all epochs of the run shuffled together (data.shuffle run)")
+        print(
+            "samples are in the order of older versions: all epochs of the run shuffled together (data.shuffle run)",
+            flush=True,
+        )
     shut = unavailable_overlap(config)
     if shut:
         print(shut, flush=True)

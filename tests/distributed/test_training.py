@@ -20,6 +20,9 @@ from altup_moe.checkpoint.tensors import load_tensor
 from altup_moe.config.exit_codes import EXIT_STOPPED
 from altup_moe.config.load import save_config
 from altup_moe.config.run_directory import checkpoints_dir
+from altup_moe.data.document import Document
+from altup_moe.data.prepare import prepare_tokens
+from altup_moe.data.tokenizer import train_bpe
 from tests.distributed.cases import with_long
 from tests.distributed.ranks import run_fresh_ranks
 from tests.distributed.runs import losses, records, text_run, train_on_ranks, train_quietly
@@ -157,6 +160,30 @@ def test_a_finished_run_gets_longer_and_says_what_it_changed(directory: Path) ->
             {"step": 5, "keys": {"train.steps": [5, 8]}},
             {"step": 8, "keys": {**rate, "train.steps": [8, 9]}},
         ]
+
+
+def test_epochs_end_alike_in_a_run_that_is_cut_and_in_a_longer_one(directory: Path) -> None:
+    """An epoch is a step and a half: neither the end of one nor another number of steps changes what comes next."""
+    bpe = train_bpe(["the cat sat on the mat"], 290, directory / "small-bpe")
+    texts = (Document(str(n), f"{n * 37} the cat {n} sat on {n % 7} mats") for n in range(25))
+    manifest = prepare_tokens(texts, bpe, directory / "small", "mine")
+    data, optim = {"corpus": str(directory / "small"), "valid_fraction": 0.1}, {"schedule": "constant"}
+    whole, cut, short = (
+        text_run("one", directory, f"epochs-{name}", data=data, optim=optim, train={"steps": steps, "eval_samples": 1})
+        for name, steps in (("whole", 8), ("cut", 8), ("short", 5))
+    )
+    samples = 0.9 * manifest.tokens / whole.model.seq_length
+    assert 1 < samples / whole.train.global_batch_size < 2
+    assert train_on_ranks("one", whole) == [0]
+    assert train_on_ranks("one", replace(cut, train=replace(cut.train, stop_after=3))) == [0]
+    assert train_on_ranks("one", cut) == [0]
+    assert train_on_ranks("one", short) == [0]
+    assert losses(cut) == losses(whole)
+    assert losses(short) == losses(whole)[:5]
+    with Checkpoint(checkpoints_dir(short.log.run_dir) / "step_00000005") as checkpoint:
+        assert checkpoint.config.data.shuffle == "epoch"
+    assert train_on_ranks("one", replace(short, train=replace(short.train, steps=8))) == [0]
+    assert losses(short) == losses(whole)
 
 
 def test_a_second_run_in_the_directory_is_refused_while_the_first_one_is_there(tmp_path: Path) -> None:

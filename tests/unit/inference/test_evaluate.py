@@ -62,10 +62,11 @@ def test_perplexity_of_a_hopeless_model_is_a_number() -> None:
 def test_command_prints_what_the_directory_holds(
     bpe: Tokenizer, prefix: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tiny(data={"corpus": str(prefix), "valid_fraction": 0.3}, train={"eval_samples": 5})
+    data = {"corpus": str(prefix), "valid_fraction": 0.3, "shuffle": "epoch"}
+    config = tiny(data=data, train={"eval_samples": 5})
     run = write_run(tmp_path / "run", config, bpe)
-    data = open_samples(config, prefix)
-    expected = evaluate_samples(run, data.valid, 5, data.byte_lengths)
+    held = open_samples(config, prefix)
+    expected = evaluate_samples(run, held.valid, 5, held.byte_lengths)
     before = sorted((tmp_path / "run").rglob("*"))
 
     assert evaluate_command(tmp_path / "run", None, None, True) == 0
@@ -76,12 +77,13 @@ def test_command_prints_what_the_directory_holds(
     assert figures["corpus"] == f"{prefix} (validation part)"
 
     assert evaluate_command(tmp_path / "run", None, 2, False) == 0
-    fewer = evaluate_samples(run, data.valid, 2, data.byte_lengths)
-    assert f"step 3 on {prefix} (validation part): loss {fewer.loss:.4f} nats/token" in capsys.readouterr().out
+    fewer = evaluate_samples(run, held.valid, 2, held.byte_lengths)
+    line = f"step 3 on {prefix} (validation part), 2 of {len(held.valid)} samples: loss {fewer.loss:.4f} nats/token"
+    assert line in capsys.readouterr().out
     assert evaluate_command(tmp_path / "run", None, 10_000, True) == 0
     said = capsys.readouterr()
-    assert said.err == f"samples=10000: {prefix} (validation part) has {len(data.valid)}; all are read\n"
-    every = evaluate_samples(run, data.valid, len(data.valid), data.byte_lengths)
+    assert said.err == f"samples=10000: {prefix} (validation part) has {len(held.valid)}; all are read\n"
+    every = evaluate_samples(run, held.valid, len(held.valid), held.byte_lengths)
     assert json.loads(said.out)["tokens"] == every.tokens
     assert sorted((tmp_path / "run").rglob("*")) == before
 
