@@ -15,6 +15,7 @@ from altup_moe.data.document import Document
 from altup_moe.data.prepare import prepare_tokens
 from altup_moe.data.tokenizer import Tokenizer
 from altup_moe.inference.evaluate import evaluate_command, evaluate_samples
+from altup_moe.inference.load_run import load_run
 from altup_moe.train.samples import open_corpus, open_samples
 from altup_moe.train.step import Validation
 from tests.unit.inference.alike import llama
@@ -65,7 +66,7 @@ def test_command_prints_what_the_directory_holds(
 ) -> None:
     config = tiny(data={"corpus": str(prefix), "valid_fraction": 0.3}, train={"eval_samples": 5})
     run = write_run(tmp_path / "run", config, bpe)
-    data = open_samples(config, prefix)
+    data = open_samples(load_run(tmp_path / "run").config, prefix)
     expected = evaluate_samples(run, data.valid, 5, data.byte_lengths)
     before = sorted((tmp_path / "run").rglob("*"))
 
