@@ -40,11 +40,12 @@ def compare_answers(
     Args:
         files: Hugging Face directory whose tokenizer builds their inputs. theirs: loads its model.
     Raises:
-        CheckFailed: an input, a choice of a token (but between two as likely), or a text differs.
+        CheckFailed: the ends of texts, an input, a choice of a token (but between two as likely), or a text differs.
     """
     run = ours()
     prompts = tuple(p for p in (*prompts, *_spelled(run)) if _fits(run, p))
     limits = [min(NEW_TOKENS, room_behind(run, run.prompt_format.ids(p, run.tokenizer))) for p in prompts]
+    our_ends = run.end_ids
     mine = [our_answer(run, prompt, limit) for prompt, limit in zip(prompts, limits, strict=True)]
     del run
     try:
@@ -52,6 +53,8 @@ def compare_answers(
     except Exception as error:  # transformers raises many kinds
         return f"answers not compared: transformers does not load the tokenizer ({' '.join(str(error).split())[:120]})"
     model = theirs().float().eval()
+    if (ends := _ends(model)) and set(ends) != set(our_ends):
+        raise CheckFailed(f"a text ends at {ends} under transformers, at {our_ends} here")
     other = [their_answer(model, tokenizer, prompt, limit) for prompt, limit in zip(prompts, limits, strict=True)]
     del model
     for prompt, a, b in zip(prompts, mine, other, strict=True):
@@ -84,9 +87,15 @@ def their_answer(model: Any, tokenizer: Any, prompt: str, new_tokens: int) -> An
         use_cache=cache_is_right(model),
         **GREEDY,
     )[0].tolist()
-    reads, theirs = bool(model.config.is_encoder_decoder), model.generation_config.eos_token_id
-    new = through_end(out[1 if reads else ids.shape[1] :], theirs if isinstance(theirs, list) else [theirs])
+    reads = bool(model.config.is_encoder_decoder)
+    new = through_end(out[1 if reads else ids.shape[1] :], _ends(model))
     return Answer(ids[0].tolist(), new, tokenizer.decode(new if reads else out, skip_special_tokens=True))
+
+
+def _ends(model: Any) -> list[int]:
+    """Ids at which a model of transformers ends a text."""
+    ends = model.generation_config.eos_token_id
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
 def cache_is_right(model: Any) -> bool:

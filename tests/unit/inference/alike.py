@@ -272,8 +272,10 @@ def counts(asked: Asked, count: int, batch: int = 8) -> Counts:
             row = model.generate(one, attention_mask=torch.ones_like(one), max_new_tokens=NEW, **GREEDY)[0].tolist()
             (new,) = generated_ids(run, [mine], NEW, GREEDY)
             alone += one[0].tolist() == mine and new == row[1 if asked.reads else one.shape[1] :]
-            printed = continuation(run, text, NEW, 0.0, 1.0, seed=0)
-            if not asked.reads:
-                printed = tokenizer.decode(one[0], skip_special_tokens=True) + printed
-            same_text += printed == tokenizer.decode(row, skip_special_tokens=True)
+            whole = tokenizer.decode(row, skip_special_tokens=True)
+            before = "" if asked.reads else tokenizer.decode(one[0], skip_special_tokens=True)
+            if whole.startswith(before):
+                same_text += before + continuation(run, text, NEW, 0.0, 1.0, seed=0) == whole
+            else:  # lone bytes behind a prompt that ends with bytes: transformers spoils the prompt's last character
+                same_text += run.tokenizer.decode_answer([*mine, *new]) == whole
     return Counts(count, alone, batched, same_text)

@@ -15,8 +15,10 @@ from altup_moe.data.document import Document
 from altup_moe.data.prepare import prepare_tokens
 from altup_moe.data.tokenizer import Tokenizer
 from altup_moe.inference.evaluate import evaluate_command, evaluate_samples
-from altup_moe.train.samples import open_samples
+from altup_moe.inference.load_run import load_run
+from altup_moe.train.samples import open_corpus, open_samples
 from altup_moe.train.step import Validation
+from tests.unit.inference.alike import llama
 from tests.unit.train.runs import TEXT, finished, tiny, write_run
 
 
@@ -126,3 +128,33 @@ def test_command_reads_all_of_another_corpus(
     # Long samples mean few of them; more than there are is all of them.
     assert evaluate_command(tmp_path / "run", str(prefix), 10**6, True) == 0
     assert json.loads(capsys.readouterr().out) == figures
+
+
+@pytest.mark.slow
+def test_an_import_is_evaluated_with_its_own_document_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The loss that transformers' model has on documents as transformers' tokenizer writes them, the BOS given."""
+    asked = llama(tmp_path)
+    texts = [f"the cat saw {n} dogs and ran home. " * 9 for n in range(9)]
+    prepare_tokens([Document("d", text) for text in texts], asked.run.tokenizer, tmp_path / "d", "mine")
+    capsys.readouterr()
+    assert evaluate_command(Path(asked.run.config.log.run_dir), str(tmp_path / "d"), None, True) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["document_start"] == "<s>"
+
+    model, tokenizer = asked.theirs()
+    documents = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
+    windows = open_corpus(asked.run.config, str(tmp_path / "d"), asked.run.tokenizer.directory)[0]
+    nats = count = 0
+    for n in range(len(windows)):
+        row = windows[n]
+        ids = row["tokens"].tolist()
+        for at in (n for n, token in enumerate(ids) if token == tokenizer.bos_token_id):
+            assert any(ids[at : at + len(one)] == one[: len(ids) - at] for one in documents)
+        keep = row["loss_mask"].bool()
+        assert not bool((row["labels"][keep] == tokenizer.bos_token_id).any())
+        with torch.no_grad():
+            log_probs = model(row["tokens"][None]).logits[0].double().log_softmax(-1)
+        nats -= float(log_probs.gather(1, row["labels"][:, None])[keep].sum())
+        count += int(keep.sum())
+    assert figures["tokens"] == count == sum(len(one) - 1 for one in documents)  # all but each BOS, once
+    assert figures["loss"] == pytest.approx(nats / count, rel=1e-5)

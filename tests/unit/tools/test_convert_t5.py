@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
 
+import altup_moe.inference.hub as hub
 from altup_moe.checkpoint.hf.config import from_hub
 from altup_moe.checkpoint.hf.plain import plain_family
 from altup_moe.cli import main as altup_moe
@@ -150,6 +151,36 @@ def test_an_export_names_padding_and_the_first_token(kind: list[str], tmp_path: 
     labels = torch.tensor([[5, 6, 1]])
     moved = AutoModelForSeq2SeqLM.from_pretrained(out).prepare_decoder_input_ids_from_labels(labels)
     assert moved.tolist() == [[0, 5, 6]]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("decoder_start_token_id", 1, "is answered"),
+        ("eos_token_id", 77, "a text ends at [77]"),
+        ("template", (), "the prompt"),
+    ],
+)
+def test_the_check_asks_as_a_user_would(
+    key: str, value: Any, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files that lead transformers astray are not written, though the weights are right."""
+    write_run(tmp_path / "run", OURS["plain, tied"], sentinels=10)
+    real = hub.export_tokenizer
+
+    def astray(directory: Path, out: Path, config: RunConfig) -> tuple[dict[str, Any], list[str]]:
+        special, lines = real(directory, out, config)
+        if key == "template":
+            (out / "tokenizer.json").write_bytes((directory / "tokenizer.json").read_bytes())
+        else:
+            special[key] = value
+            (out / "generation_config.json").write_text(json.dumps(special))
+        return special, lines
+
+    monkeypatch.setattr(hub, "export_tokenizer", astray)
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--plain"]) == 1
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
