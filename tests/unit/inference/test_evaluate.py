@@ -15,7 +15,6 @@ from altup_moe.data.document import Document
 from altup_moe.data.prepare import prepare_tokens
 from altup_moe.data.tokenizer import Tokenizer
 from altup_moe.inference.evaluate import evaluate_command, evaluate_samples
-from altup_moe.inference.load_run import load_run
 from altup_moe.train.samples import open_corpus, open_samples
 from altup_moe.train.step import Validation
 from tests.unit.inference.alike import llama
