@@ -121,7 +121,9 @@ def test_first_step_on_equal_blocks(variant: str, width: int) -> None:
 @pytest.mark.parametrize("variant", STATIC)
 def test_bf16_stream_sums_coefficient_gradients_in_fp32(variant: str) -> None:
     """They are those of the same rounded numbers summed in fp32: rounded to bf16 they would be off by 1e-3."""
-    x, probe = torch.randn(128, 2, 16).bfloat16(), torch.randn(128, 2, 16).bfloat16()
+    # One draw: where the terms of a sum cancel, as now and then they do, its rounding is large beside it.
+    generator = torch.Generator().manual_seed(0)
+    x, probe = (torch.randn(128, 2, 16, generator=generator).bfloat16() for _ in range(2))
     gradients = []
     for dtype in (torch.bfloat16, torch.float32):
         c = {name: value.requires_grad_() for name, value in initial(variant, 2, 1).items()}
