@@ -198,10 +198,11 @@ def corpus_samples(config: RunConfig, file: TokenFile, split: Split, samples: in
         ConfigError: too few tokens: less than one training window, or no label for a validation.
     """
     recipe = recipe_of(config.model, config.data, file.tokenizer)
-    tokens, needed = file.parts[split].tokens, recipe.window + recipe.overlap
-    # A sample of a validation may be short.
-    if tokens < (needed if split is Split.train or config.data.shuffle == "run" else 2):
-        needs = "seq_length + 1" if recipe.overlap else f"{needed} for the objective"
+    tokens, whole = file.parts[split].tokens, split is Split.train or config.data.shuffle == "run"
+    if tokens < (least := recipe.window + recipe.overlap if whole else 2):
+        needs = (
+            f"at least {least}" if not whole else "seq_length + 1" if recipe.overlap else f"{least} for the objective"
+        )
         fits = f"the {split.name} part of the data has {tokens} tokens; a sample needs {needs} of them"
         raise ConfigError("model.seq_length", config.model.seq_length, fits)
     windows: TokenWindows

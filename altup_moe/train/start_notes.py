@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from altup_moe.config import RunConfig
+from altup_moe.config.data_checks import TASK_NAMES, mixture_entries
 from altup_moe.config.load import from_dict
 from altup_moe.config.resume_keys import spelled_changes
 from altup_moe.data.objectives import SpanCounts, span_counts
@@ -41,7 +42,9 @@ def run_notes(config: RunConfig, valid_samples: int, token_ids: int, first_step:
 
 def _spans(config: RunConfig) -> list[str]:
     """Where a window is too short for the noise that is asked for."""
-    if objective_of(config.model, config.data) != "span_corruption":
+    # A run of tasks alone corrupts nothing, and its lengths need not fit a window.
+    text = not config.data.mixture or mixture_entries(config.data.mixture).keys() - set(TASK_NAMES)
+    if not text or objective_of(config.model, config.data) != "span_corruption":
         return []
     density, mean = config.data.noise_density, config.data.mean_noise_span
     length = corruption_lengths(config.model, config.data).raw

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from altup_moe.checkpoint.manifest import read_manifest, write_manifest
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.tensors import load_tensor
 from altup_moe.config.exit_codes import EXIT_STOPPED
@@ -165,14 +166,14 @@ def test_a_finished_run_gets_longer_and_says_what_it_changed(directory: Path) ->
 def test_epochs_end_alike_in_a_run_that_is_cut_and_in_a_longer_one(directory: Path) -> None:
     """An epoch is a step and a half: neither the end of one nor another number of steps changes what comes next."""
     bpe = train_bpe(["the cat sat on the mat"], 290, directory / "small-bpe")
-    texts = (Document(str(n), f"{n * 37} the cat {n} sat on {n % 7} mats") for n in range(25))
+    texts = (Document(str(n), f"{n * 37} the cat {n} sat on {n % 7} mats") for n in range(30))
     manifest = prepare_tokens(texts, bpe, directory / "small", "mine")
-    data, optim = {"corpus": str(directory / "small"), "valid_fraction": 0.1}, {"schedule": "constant"}
+    data, optim = {"corpus": str(directory / "small"), "valid_fraction": 0.2}, {"schedule": "constant"}
     whole, cut, short = (
         text_run("one", directory, f"epochs-{name}", data=data, optim=optim, train={"steps": steps, "eval_samples": 1})
         for name, steps in (("whole", 8), ("cut", 8), ("short", 5))
     )
-    samples = 0.9 * manifest.tokens / whole.model.seq_length
+    samples = 0.8 * manifest.tokens / whole.model.seq_length
     assert 1 < samples / whole.train.global_batch_size < 2
     assert train_on_ranks("one", whole) == [0]
     assert train_on_ranks("one", replace(cut, train=replace(cut.train, stop_after=3))) == [0]
@@ -184,6 +185,20 @@ def test_epochs_end_alike_in_a_run_that_is_cut_and_in_a_longer_one(directory: Pa
         assert checkpoint.config.data.shuffle == "epoch"
     assert train_on_ranks("one", replace(short, train=replace(short.train, steps=8))) == [0]
     assert losses(short) == losses(whole)
+    # A checkpoint without the key is one of the versions that shuffled all epochs together.
+    old_data = {**data, "shuffle": "run"}
+    old, old_cut = (
+        text_run("one", directory, f"epochs-old-{name}", data=old_data, optim=optim, train=dict(vars(cut.train)))
+        for name in ("whole", "cut")
+    )
+    assert train_on_ranks("one", old) == [0]
+    assert train_on_ranks("one", replace(old_cut, train=replace(cut.train, stop_after=3))) == [0]
+    step = checkpoints_dir(old_cut.log.run_dir) / "step_00000003"
+    written = read_manifest(step)
+    del written.config["data"]["shuffle"]
+    write_manifest(step, written)
+    assert train_on_ranks("one", replace(old_cut, data=replace(old_cut.data, shuffle=None))) == [0]
+    assert losses(old_cut) == losses(old) != losses(whole)
 
 
 def test_a_second_run_in_the_directory_is_refused_while_the_first_one_is_there(tmp_path: Path) -> None:

@@ -61,6 +61,16 @@ def test_documents_stay_in_one_piece_between_windows(tokens: IndexedTokens) -> N
         assert windows._read(order, 3, 250).tolist() == expected[3:250].tolist()
 
 
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_one_document_is_read_to_its_end(overlap: int, tokens: IndexedTokens) -> None:
+    """Its windows begin elsewhere in later epochs; nothing of it is never read."""
+    one = IndexedTokens(tokens.prefix, tokens.dtype, np.array([TOTAL], np.int32), np.array([0]))
+    windows = EpochWindows(one, whole_documents([TOTAL]), 100, overlap, 0)
+    epochs = [np.concatenate(epoch(windows, number)) for number in range(1000)]
+    assert set(np.concatenate(epochs).tolist()) == set(range(TOTAL))
+    assert epochs[0].min() == 0
+
+
 def test_a_window_is_a_function_of_seed_and_number(tokens: IndexedTokens) -> None:
     def windows(seed: int = 5) -> EpochWindows:
         return EpochWindows(tokens, whole_documents(LENGTHS), 8, 1, seed)

@@ -74,34 +74,51 @@ def test_the_number_of_steps_changes_no_sample(prefix: Path) -> None:
     assert read(3, "run") != read(1000, "run")
 
 
-@pytest.mark.parametrize("seed", [1, 1234])
-@pytest.mark.parametrize("overlap", [0, 1])
-def test_one_epoch_is_megatrons(seed: int, overlap: int, prefix: Path) -> None:
-    """Windows of the first epoch are those of GPTDataset for one epoch, in its order."""
-    config, index = tiny(), open_prepared(prefix, 300).index
-    documents = np.arange(0, len(index), 2)
-    dataset_config = GPTDatasetConfig(
+def megatrons(prefix: Path, documents: np.ndarray, samples: int | None, seed: int, overlap: int) -> GPTDataset:
+    """Megatron's dataset of these documents; None is one epoch."""
+    config = GPTDatasetConfig(
         random_seed=seed,
         sequence_length=LENGTH,
         blend=([str(prefix)], None),
         split="1,0,0",
         path_to_cache="",
-        tokenizer=open_samples(config, prefix).tokenizer,
+        tokenizer=open_samples(tiny(), prefix).tokenizer,
         reset_position_ids=False,
         reset_attention_mask=False,
         eod_mask_loss=False,
         create_attention_mask=False,
         add_extra_token_to_sequence=bool(overlap),
     )
-    theirs = GPTDataset(
-        IndexedDataset(str(prefix)), str(prefix), documents.astype(np.int32), None, Split.train, dataset_config
-    )
+    tokens = IndexedDataset(str(prefix))
+    return GPTDataset(tokens, str(prefix), documents.astype(np.int32), samples, Split.train, config)
+
+
+@pytest.mark.parametrize("seed", [1, 1234])
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_one_epoch_is_megatrons(seed: int, overlap: int, prefix: Path) -> None:
+    """Windows of the first epoch are those of GPTDataset for one epoch, in its order."""
+    index = open_prepared(prefix, 300).index
+    documents = np.arange(0, len(index), 2)
+    theirs = megatrons(prefix, documents, None, seed, overlap)
     ours = EpochWindows(index, whole_documents(index.lengths, documents), LENGTH, overlap, seed)
     assert len(ours) == len(theirs) > 5
     for number in range(len(theirs)):
         assert ours[number][:LENGTH].tolist() == theirs[number]["tokens"].tolist()
         if overlap:
             assert ours[number][1:].tolist() == theirs[number]["labels"].tolist()
+
+
+def test_the_order_of_older_versions_is_megatrons_for_the_run(prefix: Path) -> None:
+    """Over several epochs, and the same documents held out."""
+    config, index = tiny(train={"steps": 100}, data={"shuffle": "run"}), open_prepared(prefix, 300).index
+    train, valid = split_documents(index.lengths, config.data.valid_fraction)
+    data, seed = open_samples(config, prefix), config.train.seed
+    for documents, ours, samples in ((train, data.train, 400), (valid, data.valid, None)):
+        theirs = megatrons(prefix, documents, samples, seed, 1)
+        assert len(ours) == len(theirs) >= (samples or 1)
+        for number in range(len(theirs)):
+            for name in ("tokens", "labels", "loss_mask"):
+                assert ours[number][name].tolist() == theirs[number][name].tolist()
 
 
 def test_one_document_is_split_within(bpe: Tokenizer, tmp_path: Path) -> None:
@@ -134,6 +151,17 @@ def test_too_little_text_for_one_sample_is_refused(prefix: Path) -> None:
     with pytest.raises(ConfigError, match=r"part of the data has \d+ tokens") as error:
         open_samples(tiny(model={"seq_length": 4096}), prefix)
     assert error.value.key == "model.seq_length"
+
+
+def test_a_corpus_shorter_than_a_sample_is_evaluated(bpe: Tokenizer, tmp_path: Path) -> None:
+    for name, text in (("short", "ab"), ("none", "")):
+        prepare_tokens([Document(name, text)], bpe, tmp_path / name, "mine")
+    samples, _ = open_corpus(tiny(), str(tmp_path / "short"), bpe.directory)
+    ids = open_prepared(tmp_path / "short", 300).index.document(0)
+    assert len(samples) == 1
+    assert samples[0]["labels"][samples[0]["loss_mask"].bool()].tolist() == ids[1:].tolist()
+    with pytest.raises(ConfigError, match="valid part of the data has 1 tokens; a sample needs at least 2"):
+        open_corpus(tiny(), str(tmp_path / "none"), bpe.directory)
 
 
 def test_a_vocabulary_that_is_too_small_is_refused(prefix: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from altup_moe.config import RunConfig
+from altup_moe.config import ConfigError, RunConfig
 from altup_moe.data.objectives import noise_mask, sample_generator
 from altup_moe.train.profile import WARM_UP
 from altup_moe.train.start_notes import run_notes
@@ -65,3 +65,11 @@ def test_windows_too_short_for_the_noise_that_is_asked_for() -> None:
     mask = noise_mask(length, 0.15, 50.0, sample_generator(1))
     runs = int((np.diff(np.concatenate([[0], mask.astype(int)])) == 1).sum())
     assert f"drops {mask.sum()} in {runs} span(s), not {mask.sum()} in 0" in note
+
+
+def test_tasks_alone_corrupt_nothing() -> None:
+    """Lengths that no window of span corruption fits are no mistake in a run of tasks."""
+    model = {"arch": "t5", "seq_length": 80, "decoder_seq_length": 8}
+    assert run_notes(fitting(model=model, data={"mixture": ("sst2=1", "cb=1")}), 8, 300, 1) == []
+    with pytest.raises(ConfigError, match=r"decoder_seq_length"):
+        run_notes(fitting(model=model, data={"mixture": ("sst2=1", "python-docs=1")}), 8, 300, 1)
