@@ -12,9 +12,10 @@ import torch
 from altup_moe.cli import TEMPERATURE
 from altup_moe.config import DataError, UserError
 from altup_moe.config.run_directory import tokenizer_dir
-from altup_moe.data.tokenizer import Tokenizer
-from altup_moe.inference.generate import continuation, generate_command
+from altup_moe.data.tokenizer import Tokenizer, load_tokenizer
+from altup_moe.inference.generate import added_text, continuation, generate_command
 from altup_moe.inference.load_run import FinishedRun, load_run
+from tests.unit.inference.alike import sentencepiece_like
 from tests.unit.train.runs import finished, tiny, write_run
 
 PROMPT = "the cat"
@@ -109,6 +110,16 @@ def test_a_model_made_for_more_than_its_samples_goes_on(run: FinishedRun) -> Non
     longer, room = replace(run, config=config), 40 - len(run.tokenizer.encode(PROMPT))
     text = continuation(longer, PROMPT, 10_000, 0.0, 1.0, 0)
     assert text == by_hand(run, PROMPT, room) != by_hand(run, PROMPT, room - 16)
+
+
+@pytest.mark.parametrize(("arch", "printed"), [("gpt", " sat on"), ("t5", "sat on")])
+def test_the_first_space_behind_a_prompt_is_kept(arch: str, printed: str, tmp_path: Path) -> None:
+    """Decoders of SentencePiece's kind leave out the first space of a text: here that is the prompt's."""
+    sentencepiece_like(tmp_path / "llama", "PreTrainedTokenizerFast")
+    tokenizer = load_tokenizer(tmp_path / "llama", add_special_tokens=True)
+    run = FinishedRun(tiny(model={"arch": arch}), None, tokenizer, 0)  # type: ignore[arg-type]
+    new = [*tokenizer.encode("sat on"), tokenizer.eod]
+    assert added_text(run, run.prompt_format.ids("the cat", tokenizer), new) == printed
 
 
 def test_the_rules_of_generation_config_count(bpe: Tokenizer, tmp_path: Path) -> None:
