@@ -12,10 +12,13 @@ import torch
 from altup_moe.config import ConfigError, DataError, RunConfig
 from altup_moe.data.document import Document
 from altup_moe.data.prepare import prepare_tokens
+from altup_moe.data.tasks.fit import Room
+from altup_moe.data.tasks.records import Passage, example
 from altup_moe.data.tokenizer import Tokenizer, train_bpe
 from altup_moe.train.batches import micro_batches
 from altup_moe.train.mixture import run_samples
 from altup_moe.train.samples import Samples, open_corpus, open_samples
+from altup_moe.train.task_samples import examples_sha256
 from tests.unit.train.runs import TEXT, tiny
 
 T5 = {"arch": "t5", "decoder_seq_length": 16}
@@ -172,6 +175,14 @@ def test_what_is_left_out_or_cut_is_told(corpus: Path, tmp_path: Path) -> None:
     assert learned == {"True", "False"}
     with pytest.raises(ConfigError, match=r"model\.seq_length=24: of 4 examples of boolq none fits"):
         run_samples(mixed(corpus, (f"boolq={tmp_path}",), ("boolq",)))
+
+
+def test_a_run_whose_questions_were_cut_does_not_go_on_with_whole_ones() -> None:
+    """Earlier versions cut the ends of inputs: where now the passage before them is cut, a run's data are others."""
+    behind = example([Passage("the cat sat " * 9), "question: why"], "True", 1)
+    at_end = example(["question: why", Passage("the cat sat " * 9)], "True", 1)
+    for one, same in ((behind, False), (at_end, True)):
+        assert (examples_sha256([one], Room(48, 16)) == examples_sha256([one], Room(480, 16))) is same
 
 
 def test_a_class_that_does_not_fit_is_refused(corpus: Path, files: tuple[str, ...]) -> None:
