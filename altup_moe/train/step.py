@@ -25,7 +25,7 @@ from altup_moe.train.routing import RoutingSummary, begin_step, step_taken, summ
 class StepResult:
     """What one optimizer step did, the same on every rank.
 
-    Losses are means over the step's labels (lm) or micro-batches (aux, z, weighted by their coefficients), in nats.
+    Losses in nats: the mean over the step's labels (lm), and the routers' with their coefficients.
     """
 
     lm_loss: float

@@ -1,8 +1,9 @@
 """What a run minimises does not depend on the layout or on the size of a micro-batch, whatever labels count.
 
-Every objective of the trainer on real text and a task: 20 losses, and the gradient norm of the first step, of runs that
-see the same samples. Experts are dropless, and balance losses see whole steps: those of micro-batches depend on them by
-definition. `python -m tests.distributed.test_step_loss` prints the whole table, or that of the objectives it names.
+Every objective of the trainer on real text and a task: losses, and the gradient norm of the first step, of runs that
+see the same samples; five steps in `make test`, 20 in the rest. Experts are dropless, and balance losses see whole
+steps: those of micro-batches depend on them by definition. `python -m tests.distributed.test_step_loss` prints the
+whole table, or that of the objectives it names.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -61,14 +64,14 @@ DIAGONAL = [
 LONG = [case for case in CASES if case not in DIAGONAL]
 
 
-def run_of(objective: str, layout: str, size: int, directory: Path) -> RunConfig:
-    """Twenty steps of 16 samples."""
+def run_of(objective: str, layout: str, size: int, directory: Path, steps: int = 20) -> RunConfig:
+    """The first steps of twenty, each of 16 samples."""
     sections = {name: dict(fields) for name, fields in OBJECTIVES[objective].items()}
     if "mixture" in sections.get("data", {}):
         sections["data"]["task_files"] = (f"sst2={_task_files(directory)}",)
     moe = {"load_balancing_type": "global_aux_loss"}
-    train = {"micro_batch_size": size, "global_batch_size": 16, "steps": 20}
-    name = f"{objective}-{layout}-{size}".replace(" ", "-")
+    train = {"micro_batch_size": size, "global_batch_size": 16, "steps": 20, "stop_after": steps}
+    name = f"{objective}-{layout}-{size}-{steps}".replace(" ", "-")
     return text_run(layout, directory, name, moe=moe, train=train, **sections)
 
 
@@ -83,9 +86,9 @@ def _task_files(directory: Path) -> Path:
     return target
 
 
-def figures(objective: str, layout: str, size: int, directory: Path) -> tuple[float, list[float]]:
-    """(gradient norm of the first step, 20 losses)."""
-    config = run_of(objective, layout, size, directory)
+def figures(objective: str, layout: str, size: int, directory: Path, steps: int = 20) -> tuple[float, list[float]]:
+    """(gradient norm of the first step, losses)."""
+    config = run_of(objective, layout, size, directory, steps)
     assert train_on_ranks(layout, config) == [0] * world_size(layout)
     lines = records(config)
     return lines[0]["grad_norm"], [line["loss"] for line in lines]
@@ -99,15 +102,34 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(directory: Path) -> Any:
     """Figures of one rank, whose only micro-batch of a step holds half of its samples; trained once an objective."""
-    return cache(lambda objective: figures(objective, "one", 8, directory))
+    return cache(lambda objective, steps: figures(objective, "one", 8, directory, steps))
 
 
 @pytest.mark.parametrize(("objective", "layout", "size"), with_long(DIAGONAL, LONG))
 def test_gradient_and_losses(objective: str, layout: str, size: int, directory: Path, whole: Any) -> None:
-    norm, expected = whole(objective)
-    got, found = figures(objective, layout, size, directory)
+    steps = 5 if (objective, layout, size) in DIAGONAL else 20
+    norm, expected = whole(objective, steps)
+    got, found = figures(objective, layout, size, directory, steps)
+    assert len(found) == steps
     assert got == pytest.approx(norm, rel=1e-5)
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.skipif(not find_spec("deepspeed"), reason="deepspeed is not installed")
+@pytest.mark.parametrize(("layout", "stage"), with_long([("cp2", 2)], [("tp2-ep2", 1)]))
+def test_under_deepspeeds_engine(layout: str, stage: Literal[1, 2], directory: Path, whole: Any) -> None:
+    norm, expected = whole("prefix", 5)
+    config = run_of("prefix", layout, 1, directory, 5)
+    config = replace(
+        config,
+        train=replace(config.train, engine="deepspeed"),
+        parallel=replace(config.parallel, zero_stage=stage),
+        log=replace(config.log, run_dir=f"{config.log.run_dir}-zero"),
+    )
+    assert train_on_ranks(layout, config) == [0] * world_size(layout)
+    lines = records(config)
+    assert lines[0]["grad_norm"] == pytest.approx(norm, rel=1e-5)
+    assert [line["loss"] for line in lines] == pytest.approx(expected, rel=1e-4)
 
 
 def main(objectives: list[str]) -> int:
