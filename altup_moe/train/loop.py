@@ -29,6 +29,7 @@ from altup_moe.model.build import named_tensors
 from altup_moe.model.flops import flops_per_token
 from altup_moe.moe.backends import find_backend, unavailable_overlap
 from altup_moe.parallel.control_collectives import any_rank
+from altup_moe.parallel.parameter_names import is_buffer
 from altup_moe.parallel.rng import rng_state, seed_dropout, set_rng_state
 from altup_moe.parallel.seeds import derived_seed
 from altup_moe.parallel.topology import Topology, rank_from_env, topology
@@ -155,7 +156,12 @@ def _restore(run: Run, resume: ResumePoint) -> None:
     with_optimizer = manifest.has_optimizer and not resume.weights_only
     with Checkpoint(resume.directory) as checkpoint:
         named = named_tensors(list(run.engine.chunks), config, topo)
-        restore(checkpoint, local_tensors(named, run.engine.optimizer if with_optimizer else None))
+        held = local_tensors(named, run.engine.optimizer if with_optimizer else None)
+        if resume.weights_only:
+            # Routers' biases and loads that the other run did not have begin as those of any new run.
+            stored = manifest.tensors
+            held = [one for one in held if one.part.name in stored or not is_buffer(one.part.name)]
+        restore(checkpoint, held)
         streams = random_streams(checkpoint, topo.rank) if resume.same_streams(config, topo.world_size) else {}
     run.engine.weights_loaded(with_optimizer)
     if resume.weights_only:

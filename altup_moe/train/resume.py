@@ -131,6 +131,10 @@ def _initial(config: RunConfig) -> ResumePoint | None:
     with Checkpoint(directory) as checkpoint:
         other = differing(checkpoint.config, config, ("model",))
         _refuse(other, directory, "use that, or another checkpoint.initial_load_path")
+        rate = checkpoint.config.moe.expert_bias_update_rate
+        if rate and not config.moe.expert_bias_update_rate:
+            fits = f"the routing of {directory} depends on its biases; {rate} would fit, or another that is not 0"
+            raise ConfigError("moe.expert_bias_update_rate", 0.0, fits)
         return ResumePoint(directory, checkpoint.manifest, weights_only=True)
 
 

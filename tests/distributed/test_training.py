@@ -18,12 +18,14 @@ import torch
 from altup_moe.checkpoint.manifest import read_manifest, write_manifest
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.tensors import load_tensor
+from altup_moe.config import ConfigError
 from altup_moe.config.exit_codes import EXIT_STOPPED
 from altup_moe.config.load import save_config
 from altup_moe.config.run_directory import checkpoints_dir
 from altup_moe.data.document import Document
 from altup_moe.data.prepare import prepare_tokens
 from altup_moe.data.tokenizer import train_bpe
+from altup_moe.train.resume import find_resume_point
 from tests.distributed.cases import with_long
 from tests.distributed.ranks import run_fresh_ranks
 from tests.distributed.runs import losses, records, text_run, train_on_ranks, train_quietly
@@ -199,6 +201,23 @@ def test_epochs_end_alike_in_a_run_that_is_cut_and_in_a_longer_one(directory: Pa
     write_manifest(step, written)
     assert train_on_ranks("one", replace(old_cut, data=replace(old_cut.data, shuffle=None))) == [0]
     assert losses(old_cut) == losses(old) != losses(whole)
+
+
+def test_weights_of_a_run_without_routers_state_begin_one_that_has_it(tmp_path: Path) -> None:
+    """Loads and biases begin as in any new run; a source whose routing depends on its biases is not taken without."""
+    moe = {"score_function": "sigmoid"}
+    source = text_run("one", tmp_path, "source", moe=moe, train={"stop_after": 1})
+    assert train_on_ranks("one", source) == [0]
+    state = {**moe, "load_balancing_type": "global_aux_loss", "expert_bias_update_rate": 0.01}
+    target = text_run("one", tmp_path, "target", moe=state, train={"stop_after": 1})
+    start = replace(target.checkpoint, initial_load_path=source.log.run_dir)
+    assert train_on_ranks("one", replace(target, checkpoint=start)) == [0]
+    # Both begin with the same samples, and the source has taken a step on them.
+    assert losses(target)[0] < losses(source)[0]
+    without = text_run("one", tmp_path, "without", moe=moe)
+    back = replace(without, checkpoint=replace(without.checkpoint, initial_load_path=target.log.run_dir))
+    with pytest.raises(ConfigError, match=r"expert_bias_update_rate=0\.0: the routing of .* depends on its biases"):
+        find_resume_point(back)
 
 
 def test_a_second_run_in_the_directory_is_refused_while_the_first_one_is_there(tmp_path: Path) -> None:
