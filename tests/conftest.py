@@ -42,12 +42,13 @@ def stand_ins(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         yield
         return
     (package,) = marker.args
-    # Living ranks have looked for the package already, or would go on with what stands in for it.
-    monkeypatch.setattr("tests.distributed.ranks.always_fresh", True)
+    # Other living ranks have looked for the package already, or would go on with what stands in for it.
+    monkeypatch.setattr("tests.distributed.ranks.search_path", package)
     if package == "transformer_engine":
         # Megatron looks for it once, at import: this process shall go on without, and ranks must import anew.
         import megatron.core.models.gpt.gpt_layer_specs  # noqa: F401
 
+        monkeypatch.setattr("tests.distributed.ranks.always_fresh", True)
         monkeypatch.setattr("tests.distributed.ranks._context", multiprocessing.get_context("spawn"))
     before = set(sys.modules)
     monkeypatch.syspath_prepend(Path(__file__).parent / "standins" / f"for_{package}")
@@ -66,7 +67,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     ranks = sys.modules.get("tests.distributed.ranks")
     started = ranks.started if ranks is not None else 0
     if ranks is not None:
-        ranks._pool.end()
+        ranks.end_living_ranks()
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["ranks_started"] = started
     else:

@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +41,9 @@ LAST_WORDS = 3.0
 started = 0
 """Rank processes that this process has started so far."""
 always_fresh = False
-"""Whether every case gets ranks of its own (set around tests whose ranks need another search path)."""
+"""Whether every case gets ranks of its own (set around tests whose ranks must import anew)."""
+search_path = ""
+"""Name of what ranks find besides (set around tests with a stand-in): ranks of one name live on together."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,17 @@ def _start(number: int) -> _Rank:
     return _Rank(process, ours)
 
 
-_pool = Pool()
-atexit.register(_pool.end)
+_pools: defaultdict[str, Pool] = defaultdict(Pool)
+"""Living ranks by `search_path`."""
+
+
+def end_living_ranks() -> None:
+    """Kill all living ranks."""
+    for pool in _pools.values():
+        pool.end()
+
+
+atexit.register(end_living_ranks)
 
 
 def run_ranks(size: int, function: Callable, *args: Any, timeout: float = TIMEOUT) -> list[Any]:
@@ -149,7 +161,7 @@ def run_ranks(size: int, function: Callable, *args: Any, timeout: float = TIMEOU
 
 
 def _run_living_ranks(size: int, function: Callable, *args: Any, timeout: float = TIMEOUT) -> list[Any]:
-    return _pool.run(size, function, args, timeout)
+    return _pools[search_path].run(size, function, args, timeout)
 
 
 def run_fresh_ranks(size: int, function: Callable, *args: Any, timeout: float = TIMEOUT) -> list[Any]:

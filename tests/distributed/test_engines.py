@@ -26,7 +26,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("engines")
 
 
-STEPS = 8
+STEPS = 6
 """Steps of a run of 20 that are taken: what is wrong with an engine shows in the first updates."""
 CUT = 3
 
@@ -90,8 +90,8 @@ WAYS: dict[str, dict] = {
 
 # Every stage; data, tensor, context and expert ranks; what changes how gradients come to the engine.
 EQUAL = [
-    *(("ep2", way, "zero2") for way in ("plain", "clipped")),
-    *((layout, "plain", "zero1") for layout in ("cp2", "tp2-ep2")),
+    ("ep2", "clipped", "zero2"),
+    ("cp2", "plain", "zero1"),
     ("ep2", "halves", "zero1"),
     ("dp2", "dense, dynamic", "zero3"),
     ("tp2-ep1", "dense", "zero3"),
@@ -99,8 +99,8 @@ EQUAL = [
 ]
 # Other stages of the same layouts and ways; data beside expert parallelism; other experts.
 EQUAL_LONG = [
-    *((layout, "plain", "zero1") for layout in ("one", "dp2", "ep2", "tp2", "tp2-ep1", "dp4-ep2-etp2")),
-    *((layout, "plain", "zero2") for layout in ("one", "dp2", "tp2-ep2")),
+    *((layout, "plain", "zero1") for layout in ("one", "dp2", "ep2", "tp2", "tp2-ep1", "tp2-ep2", "dp4-ep2-etp2")),
+    *((layout, "plain", "zero2") for layout in ("one", "dp2", "ep2", "tp2-ep2")),
     *(("ep2", way, "zero1") for way in ("one block", "dropout", "recompute")),
     *(("ep2", way, "zero2") for way in ("balanced", "recompute, inline", "dynamic, recompute", "torch experts")),
     *(("dp2", way, "zero3") for way in ("dense", "dense, tied", "dense, halves", "dense, strided")),
@@ -141,7 +141,7 @@ def test_twenty_steps(directory: Path) -> None:
     assert runs["zero2"][-1]["loss"] < runs["zero2"][0]["loss"] - 0.3
 
 
-@pytest.mark.parametrize("engine", ["zero1", "zero2"])
+@pytest.mark.parametrize("engine", with_long(["zero2"], [("zero1",)]))
 def test_half_precision(engine: str, directory: Path, megatron) -> None:
     """Gradients are the same sums in fp32; an update then rounds to the other bf16 number once in a while."""
     config = with_engine("ep2", directory, f"{engine}-bf16", engine, **WAYS["bf16"])
@@ -153,7 +153,7 @@ def test_half_precision(engine: str, directory: Path, megatron) -> None:
     assert losses(config) == pytest.approx([r["loss"] for r in wanted], rel=LOSS)
 
 
-RESUMES_LONG = ("one, dropout", "experts, bf16")
+RESUMES_LONG = ("one, dropout", "experts, bf16", "weights cut, dropout")
 RESUMES = {
     "one, dropout": ("one", "zero1", DROPOUT),
     "experts, dropout": ("ep2", "zero2", DROPOUT),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from altup_moe.config import RunConfig
-from tests.distributed.cases import LAYOUTS, lopsided, micro_batch_count, skewed, small, world_size
+from tests.distributed.cases import LAYOUTS, lopsided, micro_batch_count, skewed, small, with_long, world_size
 from tests.distributed.gradients import (
     batch_of,
     layout_step,
@@ -45,8 +45,17 @@ def assert_parity(config: RunConfig, size: int, weights=skewed, step=layout_step
     assert difference <= TOLERANCE, f"{where}: relative difference {difference:.2e}"
 
 
-@pytest.mark.parametrize("width", [1, pytest.param(2, marks=pytest.mark.quick), 4])
-@pytest.mark.parametrize("layout", LAYOUTS)
+# One block has no mixing: what it adds to wider ones is only that a layer runs without.
+ONE_BLOCK = ("one", "pp2-vpp2", "cp2", "tp2-pp2-ep2")
+WIDTHS = [
+    *(pytest.param(layout, 2, marks=pytest.mark.quick) for layout in LAYOUTS),
+    *((layout, 4) for layout in LAYOUTS),
+    *((layout, 1) for layout in ONE_BLOCK),
+]
+WIDTHS_LONG = [(layout, 1) for layout in LAYOUTS if layout not in ONE_BLOCK]
+
+
+@pytest.mark.parametrize(("layout", "width"), with_long(WIDTHS, WIDTHS_LONG))
 def test_layouts(layout: str, width: int) -> None:
     assert_parity(small(layout, altup={"width": width}), world_size(layout))
 
@@ -57,8 +66,13 @@ def test_recompute(layout: str, recompute: str) -> None:
     assert_parity(small(layout, train={"recompute": recompute}), world_size(layout))
 
 
-@pytest.mark.parametrize("layout", ["dp2", "ep2", "tp2-ep1", "tp2-ep2", "dp2-pp2", "cp2"])
-@pytest.mark.parametrize("overlap", [False, True])
+SHARDED = ["dp2", "ep2", "tp2-ep1", "tp2-ep2", "dp2-pp2", "cp2"]
+SHARDED_LONG = [(layout, False) for layout in SHARDED if layout != "tp2-ep2"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "overlap"), with_long([*((layout, True) for layout in SHARDED), ("tp2-ep2", False)], SHARDED_LONG)
+)
 def test_distributed_optimizer(layout: str, overlap: bool) -> None:
     parallel = {"distributed_optimizer": True, "overlap_grad_reduce": overlap}
     assert_parity(small(layout, parallel=parallel), world_size(layout))
@@ -96,8 +110,20 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("layout", ["one", "tp2-ep1", "tp2-pp2-ep2"])
-@pytest.mark.parametrize("variant", VARIANTS)
+# Tensor ranks with whole experts: for what has to do with experts or tables.
+WHOLE_EXPERTS = ("tied wide", "all experts", "sigmoid, bias, shared", "partial experts", "dynamic, clipped, tied")
+
+
+@pytest.mark.parametrize(
+    ("variant", "layout"),
+    with_long(
+        [
+            *((variant, layout) for variant in VARIANTS for layout in ("one", "tp2-pp2-ep2")),
+            *((variant, "tp2-ep1") for variant in WHOLE_EXPERTS),
+        ],
+        [(variant, "tp2-ep1") for variant in VARIANTS if variant not in WHOLE_EXPERTS],
+    ),
+)
 def test_variants(variant: str, layout: str) -> None:
     config = small(layout, **VARIANTS[variant])
     if config.moe.num_experts == 0 and layout != "one":
@@ -154,8 +180,16 @@ ATTENTION = {"qk_layernorm": True, "kv_channels": 12, "rotary_scaling_factor": 8
 """Heads wider than hidden_size / num_attention_heads, norms of queries and keys, and stretched RoPE."""
 
 
-@pytest.mark.parametrize("recompute", ["none", "full"])
-@pytest.mark.parametrize("layout", ["one", "tp2", "pp2", "tp2-pp2-ep2", "cp2"])
+ATTENDED = ["one", "tp2", "pp2", "tp2-pp2-ep2", "cp2"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "recompute"),
+    with_long(
+        [*((layout, "none") for layout in ATTENDED), ("tp2-pp2-ep2", "full")],
+        [(layout, "full") for layout in ATTENDED if layout != "tp2-pp2-ep2"],
+    ),
+)
 def test_attention(layout: str, recompute: str) -> None:
     assert_parity(small(layout, model=ATTENTION, train={"recompute": recompute}), world_size(layout))
 

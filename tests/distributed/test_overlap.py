@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.cases import LAYOUTS, small, world_size
+from tests.distributed.cases import LAYOUTS, small, with_long, world_size
 from tests.distributed.runs import losses, text_run, train_on_ranks
 from tests.distributed.test_gradients import assert_parity
 
@@ -23,9 +24,18 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("width", [1, 4])
-@pytest.mark.parametrize("layout", ["ep2", "tp2-pp2-ep2"])
+# All modes of a wide stream; one block mixes nothing, so there only the exchange and halves differ. With stages, tensor
+# ranks and experts together the two ends of each setting.
+MODED = [
+    *(("ep2", 4, mode) for mode in MODES),
+    *(("ep2", 1, mode) for mode in MODES if mode.startswith("deferred")),
+    *(("tp2-pp2-ep2", 4, mode) for mode in ("inline blocking", "inline async halves", "deferred async halves")),
+    ("tp2-pp2-ep2", 1, "deferred async halves"),
+]
+MODED_LONG = [case for case in product(("ep2", "tp2-pp2-ep2"), (1, 4), MODES) if case not in MODED]
+
+
+@pytest.mark.parametrize(("layout", "width", "mode"), with_long(MODED, MODED_LONG))
 def test_modes(layout: str, width: int, mode: str) -> None:
     assert_parity(small(layout, altup={"width": width}, **MODES[mode]), world_size(layout))
 
@@ -89,9 +99,7 @@ def _losses(layout: str, directory: Path, name: str, **sections: dict) -> list[f
     return losses(config)
 
 
-@pytest.mark.parametrize(
-    "layout", ["ep2", "pp2-vpp2", *(pytest.param(name, marks=pytest.mark.long) for name in ("one", "tp2-pp2-ep2"))]
-)
+@pytest.mark.parametrize("layout", with_long(["ep2"], [("pp2-vpp2",), ("one",), ("tp2-pp2-ep2",)]))
 def test_deferred_mixing_and_halves_keep_every_loss(layout: str, directory: Path) -> None:
     """Gradient accumulation, K = 4: fp32 losses of inline mixing within 1e-6, step by step."""
     wide = {"altup": {"width": 4}}

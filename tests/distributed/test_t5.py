@@ -164,6 +164,8 @@ def one_rank(directory: Path) -> Callable[[str], list[float]]:
 
 
 KINDS: dict[str, dict[str, Any]] = {"experts": {}, "dense": {"moe": {"num_experts": 0}}}
+EARLY = 8
+"""Steps that are compared where 20 are followed elsewhere."""
 ZERO = with_long([("tp2-ep2", 1, "experts", "full")], [("dp2", 2, "experts", "none"), ("dp2", 3, "dense", "none")])
 
 
@@ -171,19 +173,20 @@ ZERO = with_long([("tp2-ep2", 1, "experts", "full")], [("dp2", 2, "experts", "no
 @pytest.mark.parametrize(("layout", "stage", "kind", "recompute"), ZERO)
 def test_zero(layout: str, stage: int, kind: str, recompute: str, directory: Path, one_rank: Any) -> None:
     """DeepSpeed's engine follows Megatron's."""
-    config = corrupted_run(layout, directory, f"zero{stage}", **KINDS[kind])
+    config = corrupted_run(layout, directory, f"zero{stage}", train={"stop_after": EARLY}, **KINDS[kind])
     config = replace(
         config,
         parallel=replace(config.parallel, zero_stage=stage),
         train=replace(config.train, engine="deepspeed", recompute=recompute),
     )
-    assert finish(layout, config) == pytest.approx(one_rank(kind), rel=1e-4)
+    assert finish(layout, config) == pytest.approx(one_rank(kind)[:EARLY], rel=1e-4)
 
 
 def test_half_precision(directory: Path, one_rank: Any) -> None:
-    config = corrupted_run("tp2-ep2", directory, "bf16", train={"precision": "bf16", "recompute": "full"})
+    train = {"precision": "bf16", "recompute": "full", "stop_after": EARLY}
+    config = corrupted_run("tp2-ep2", directory, "bf16", train=train)
     config = replace(config, parallel=replace(config.parallel, distributed_optimizer=True))
-    assert finish("tp2-ep2", config) == pytest.approx(one_rank("experts"), rel=0.02)
+    assert finish("tp2-ep2", config) == pytest.approx(one_rank("experts")[:EARLY], rel=0.02)
 
 
 def test_twenty_losses_and_exact_resumption(tmp_path: Path, one_rank: Any) -> None:
@@ -193,9 +196,9 @@ def test_twenty_losses_and_exact_resumption(tmp_path: Path, one_rank: Any) -> No
     assert expected[-1] < expected[0] - 0.5
     whole = corrupted_run("tp2-ep2", tmp_path, "whole", checkpoint=checkpoint)
     assert finish("tp2-ep2", whole) == pytest.approx(expected, rel=1e-4)
-    cut = corrupted_run("tp2-ep2", tmp_path, "cut", checkpoint=checkpoint, train={"stop_after": 10})
-    finish("tp2-ep2", cut)
-    assert finish("tp2-ep2", replace(cut, train=replace(cut.train, stop_after=None))) == losses(whole)
+    cut = corrupted_run("tp2-ep2", tmp_path, "cut", checkpoint=checkpoint)
+    give_checkpoint(whole, cut, 10)
+    assert finish("tp2-ep2", cut) == losses(whole)[10:]
     moved = corrupted_run("one", tmp_path, "moved")
     give_checkpoint(whole, moved, 10)
     assert finish("one", moved) == pytest.approx(expected[10:], rel=1e-4)

@@ -56,7 +56,7 @@ def _latest_is_whole(config: RunConfig) -> int:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.long)])
 def test_kills(kills: int, tmp_path: Path) -> None:
     choose = random.Random(4)
     whole, cut = (
@@ -65,8 +65,10 @@ def test_kills(kills: int, tmp_path: Path) -> None:
     cut = replace(cut, checkpoint=replace(cut.checkpoint, save_interval=2))
     assert train_on_ranks(LAYOUT, whole) == [0, 0]
     root = checkpoints_dir(cut.log.run_dir)
-    reached, inside = 0, 0
-    for kill in range(kills):
+    reached, inside, kill = 0, 0, 0
+    while kill < kills or inside < kills // 4:
+        # Every other one inside a save; where the save was faster there are more.
+        assert kill < 4 * kills
         with start_ranks(RANKS, train_quietly, cut, RANKS) as ranks:
             _wait(_after(1, cut), ranks)
             if kill % 2:
@@ -84,7 +86,7 @@ def test_kills(kills: int, tmp_path: Path) -> None:
         step = _latest_is_whole(cut)
         assert step >= reached, "latest went back"
         reached = step
-    assert inside >= kills // 6
+        kill += 1
     assert train_on_ranks(LAYOUT, cut) == [0, 0]
     assert losses(cut) == losses(whole)
     assert _latest_is_whole(cut) == STEPS

@@ -179,8 +179,8 @@ def test_search_keeps_what_fits_and_sorts() -> None:
 
 @pytest.mark.slow
 def test_the_curve_and_its_front() -> None:
-    curve = list(sweep(run(), load_cluster("h100x8"), [8, 16]))
-    assert [f.plan.gpus for f in curve] == [8, 16]
+    curve = list(sweep(run(), load_cluster("h100x8"), [2, 4]))
+    assert [f.plan.gpus for f in curve] == [2, 4]
     assert pareto_layouts(curve) == curve
     assert pareto_layouts([curve[1], curve[0], curve[0]]) == curve
 

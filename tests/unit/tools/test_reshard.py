@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -102,13 +103,20 @@ def check_ranks(directory: Path) -> None:
 
 
 @pytest.mark.slow
+def _some(layouts: Iterable[str], source: str) -> list[str]:
+    """Five of the layouts, other ones for every source, so that each is the target of five."""
+    names = list(layouts)
+    at = names.index(source)
+    return [names[(at + step) % len(names)] for step in (0, 1, 4, 7, 11)]
+
+
 @pytest.mark.parametrize(("source", "form"), [*((name, HARDEST) for name in LAYOUTS), ("tp2-pp2-ep2", "fp32")])
 def test_any_layout_to_any_layout(saved, tmp_path: Path, source: str, form: str) -> None:
     expected = stored_bytes(saved(form, "one"))
     directory = saved(form, source)
     check_ranks(directory)
     assert stored_bytes(directory) == expected
-    for target in LAYOUTS:
+    for target in _some(LAYOUTS, source):
         written = reshard(directory, target, tmp_path / target, distributed=True)
         check_ranks(written)
         assert stored_bytes(written) == expected
