@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from launch import cluster
+from altup_moe.launch import cluster
 
 
 @contextmanager

@@ -31,9 +31,8 @@ from altup_moe.checkpoint.state import local_tensors
 from altup_moe.checkpoint.store import step_name
 from altup_moe.config import CheckpointConfig, ParallelConfig
 from altup_moe.model.build import named_tensors
+from altup_moe.parallel.start_ranks import environment_with_package
 from altup_moe.parallel.topology import topology
-
-RESHARD = Path(__file__).parents[2] / "tools" / "reshard.py"
 
 
 @dataclass(frozen=True)
@@ -132,14 +131,13 @@ def measure_asynchronous(bench: SavedBothWays, repeats: int) -> list[CheckpointT
     ]
 
 
-def reshard_peak(bench: SavedBothWays) -> dict[str, float] | None:
-    """Peak megabytes of tools/reshard.py in a process of its own, and the goal; None if there is no such tool here."""
-    if not RESHARD.is_file():
-        return None
+def reshard_peak(bench: SavedBothWays) -> dict[str, float]:
+    """Peak megabytes of `altup-moe reshard` in a process of its own, and the goal."""
     bench.save_ours()
     pipeline = "2" if bench.config.model.num_layers % 2 == 0 else "1"
-    command = [sys.executable, str(RESHARD), str(bench.ours / step_name(1)), str(bench.ours.parent / "resharded")]
-    ran = subprocess.run([*command, "--pipeline", pipeline, "--json"], check=True, stdout=subprocess.PIPE, text=True)
+    paths = [str(bench.ours / step_name(1)), str(bench.ours.parent / "resharded")]
+    command = [sys.executable, "-P", "-m", "altup_moe", "reshard", *paths, "--pipeline", pipeline, "--json"]
+    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment_with_package())
     plan = json.loads(ran.stdout)
     goal = 2 * plan["largest_tensor_bytes"] / 1e6 + 200
     return {"peak_mb": plan["peak_memory_bytes"] / 1e6, "goal_mb": goal, "checkpoint_mb": plan["bytes"] / 1e6}
@@ -176,6 +174,5 @@ def bench_checkpoint(options: CheckpointBench) -> int:
         spread = f"{1e3 * r.seconds:7.0f} ({1e3 * r.least:.0f} .. {1e3 * r.most:.0f})"
         figures = f"{1e3 * r.other:7.0f} ms{r.ratio:9.2f}" + (f"  < {r.goal}" if r.goal else "")
         print(f"  {r.name:<27}{r.megabytes / r.seconds:6.0f}  {spread:<27}{figures}")
-    if peak:
-        print(f"  tools/reshard.py: peak memory {peak['peak_mb']:.0f} MB  < {peak['goal_mb']:.0f}")
+    print(f"  altup-moe reshard: peak memory {peak['peak_mb']:.0f} MB  < {peak['goal_mb']:.0f}")
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from altup_moe.config.errors import UserError
@@ -13,12 +13,10 @@ from altup_moe.config.exit_codes import EXIT_USER_ERROR
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its usage line, one-line summary, and the functions that run it and print its help."""
+    """A command: what follows its name, and a one-line summary."""
 
     usage: str
     summary: str
-    run: Callable[[Sequence[str]], int]
-    show_help: Callable[[Sequence[str]], None]
 
 
 def ended(name: str, work: Callable[[], int]) -> int:

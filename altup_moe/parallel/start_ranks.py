@@ -88,17 +88,22 @@ def start_process(command: Sequence[str], environment: Mapping[str, str], log: P
         environment: variables beside this process's own.
         log: file to which standard output and standard error are appended; its directory is made.
     """
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as file:
         return subprocess.Popen(
             [sys.executable, str(parent_death.__file__), str(os.getpid()), *command],
-            env={**os.environ, "PYTHONPATH": paths, **environment},
+            env={**environment_with_package(), **environment},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+def environment_with_package() -> dict[str, str]:
+    """This process's environment, with the package in PYTHONPATH."""
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": paths}
 
 
 def kill_processes(processes: Iterable[subprocess.Popen[bytes]]) -> None:

@@ -9,17 +9,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from altup_moe.config import UserError
-from altup_moe.parallel.start_ranks import ROOT, end_of
+from altup_moe.parallel.start_ranks import end_of
 from altup_moe.study.job_pool import Job
 from altup_moe.study.spec import RowSpec
 from altup_moe.study.study_directory import RowDirectory
 
 
 def check_launchers(rows: Iterable[RowSpec]) -> None:
-    """Raise UserError where the launchers that rows need are not there."""
+    """Raise UserError where rows cannot be started here."""
     for row in rows:
-        if row.ranks > 1 and not (ROOT / "launch" / "torchrun.sh").is_file():
-            raise UserError(f"row {row.name}: {row.ranks} ranks need launch/ beside altup_moe/; start from a checkout")
         if row.launcher == "netlab" and os.geteuid() != 0:
             raise UserError(f"row {row.name}: launcher netlab needs root")
 
@@ -27,12 +25,12 @@ def check_launchers(rows: Iterable[RowSpec]) -> None:
 def worker_command(arguments: Sequence[str], row: RowSpec) -> list[str]:
     """The command line that runs `altup_moe.study.worker_main` with these arguments on every rank of a row."""
     own = [sys.executable, "-m", "altup_moe.study.worker_main", *arguments]
+    launch = [sys.executable, "-P", "-m", "altup_moe", "launch"]
     if row.launcher == "netlab":
         rate = ["--rate", row.rate] if row.rate else []
-        return [sys.executable, str(ROOT / "launch" / "netlab"), "--nodes", str(row.ranks), *rate, "--", *own]
+        return [*launch, "netlab", "--nodes", str(row.ranks), *rate, "--", *own]
     if row.ranks > 1:
-        return ["/usr/bin/env", "bash", str(ROOT / "launch" / "torchrun.sh"), "--ranks-per-node", str(row.ranks), "--",
-                *own]  # fmt: skip
+        return [*launch, "torchrun", "--ranks-per-node", str(row.ranks), "--", *own]
     return own
 
 
@@ -46,7 +44,6 @@ def worker_job(
 ) -> Job:
     """A job that runs `altup_moe.study.worker_main` on the ranks of a row, with the row's threads."""
     environment = {
-        "PYTHON": sys.executable,
         "OMP_NUM_THREADS": str(row.threads),
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import netlab
+from altup_moe.launch import netlab
 
 ROOT = Path(__file__).parents[2]
 REASON = netlab.unavailable()

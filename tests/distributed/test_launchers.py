@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import netlab
-from launch.node import child_processes
+from altup_moe.launch import netlab
+from altup_moe.launch.node import child_processes
 from tests.processes import running, started
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import cluster, netlab
+from altup_moe.launch import cluster, netlab
 from tests.processes import running
 
 ROOT = Path(__file__).parents[2]

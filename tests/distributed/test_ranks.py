@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from launch import cluster
+from altup_moe.launch import cluster
 from tests.distributed import ranks
 from tests.distributed.cases import LAYOUTS, small
 from tests.distributed.gradients import layout_step

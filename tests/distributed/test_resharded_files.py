@@ -10,11 +10,11 @@ import pytest
 from altup_moe.checkpoint.manifest import read_manifest
 from altup_moe.checkpoint.slices import num_elements
 from altup_moe.checkpoint.store import find_checkpoint
+from altup_moe.commands import reshard
 from altup_moe.config.load import load_config
 from tests.checkpoints import stored_bytes
 from tests.distributed.ranks import run_ranks
 from tests.distributed.runs import losses, text_run, train_on_ranks, train_quietly
-from tools import reshard
 
 pytestmark = pytest.mark.distributed
 

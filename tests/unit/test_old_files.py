@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 
 from altup_moe import cli
-from tools import inspect_checkpoint, paper, plan, reshard, study
+from altup_moe.commands import inspect as inspect_checkpoint
+from altup_moe.commands import plan, reshard, study
+from altup_moe.commands import recipe as paper
 
 ROOT = Path(__file__).parents[2]
 OLD = ROOT / "tests" / "golden" / "before_restructuring"

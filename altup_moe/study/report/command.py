@@ -1,4 +1,4 @@
-"""`tools/study.py report DIR`: reads a study's rows, writes its page, pictures and tables, prints the headline."""
+"""`altup-moe study report DIR`: reads a study's rows, writes its page, pictures and tables, prints the headline."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def report_command(args: Sequence[str]) -> int:
         UserError: an option that cannot be, rows that cannot be read, a directory that cannot be written.
     """
     if "-h" in args or "--help" in args:
-        print_help(ReportOptions, "tools/study.py report")
+        print_help(ReportOptions, "altup-moe study report")
         return 0
     return write_report(parse(ReportOptions, args, positional="directory"))
 

@@ -23,6 +23,7 @@ from transformers import (
     T5Config,
 )
 
+from altup_moe.commands.convert import main as convert
 from altup_moe.config import AltUpConfig, LogConfig, ModelConfig, RunConfig
 from altup_moe.config.load import save_config
 from altup_moe.config.run_directory import tokenizer_dir
@@ -31,7 +32,6 @@ from altup_moe.inference.generate import GREEDY, continuation, generated_ids, ro
 from altup_moe.inference.load_run import FinishedRun, load_run
 from altup_moe.model.reference.build import reference_model
 from tests.checkpoints import head, write_tensors
-from tools.convert import main as convert
 
 TEXT = "the cat sat on a mat and saw his dog run home; now it is red. Is it? 1999, 42 x ÷ ö é 日本\n" * 4
 LENGTH, NEW = 96, 8

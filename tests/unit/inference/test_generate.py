@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from altup_moe.cli import TEMPERATURE
+from altup_moe.commands.generate import TEMPERATURE
 from altup_moe.config import DataError, UserError
 from altup_moe.config.run_directory import tokenizer_dir
 from altup_moe.data.tokenizer import Tokenizer, load_tokenizer

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.common import LaunchError
-from launch.hosts import Host, check_host, parse_hosts, read_hosts, split_endpoint
+from altup_moe.launch.common import LaunchError
+from altup_moe.launch.hosts import Host, check_host, parse_hosts, read_hosts, split_endpoint
 
 PLAIN = re.compile(r"[A-Za-z0-9._-]+")
 

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch import deepspeed, torchrun
-from launch.common import LaunchError, set_defaults
-from launch.deepspeed import check_remote_shell
-from launch.node import told_already
-from launch.packed import pack, unpack
+from altup_moe.launch import deepspeed, torchrun
+from altup_moe.launch.common import LaunchError, set_defaults
+from altup_moe.launch.deepspeed import check_remote_shell
+from altup_moe.launch.node import told_already
+from altup_moe.launch.packed import pack, unpack
 from tests.processes import started
 
 ROOT = Path(__file__).parents[3]

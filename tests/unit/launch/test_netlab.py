@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import cluster, netlab
-from launch.netplan import NetlabPlan, Node, bits_per_second, burst_bytes, make_plan
+from altup_moe.launch import cluster, netlab
+from altup_moe.launch.netplan import NetlabPlan, Node, bits_per_second, burst_bytes, make_plan
 
 ROOT = Path(__file__).parents[3]
 

@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.slow  # torchrun imports torch
 
-NODE = Path(__file__).parents[3] / "launch" / "node.py"
+NODE = Path(__file__).parents[3] / "altup_moe" / "launch" / "node.py"
 
 
 def start(script: str, logs: Path) -> subprocess.Popen[bytes]:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 
+from altup_moe.commands import recipe as paper
 from altup_moe.config import ConfigError, UserError
 from altup_moe.config.load import load_config
 from altup_moe.config.locks import locked_directory
@@ -29,7 +30,6 @@ from altup_moe.recipe.compare import loss_line, paired_difference, results, resu
 from altup_moe.recipe.recipe import ARMS, CANARIES, CONTROL, TUNED, is_recipe, load_recipe
 from altup_moe.recipe.run import StageFailed, claim, run_stages, stages, threads_each, train_seconds, valid_loss
 from altup_moe.study.job_pool import Job, StoppedBySignal
-from tools import paper
 
 SHIPPED = Path(__file__).parents[3] / "configs" / "paper_tiny.yaml"
 TEXT = "the cat sat on the mat, the dog lay on the log, and the bird flew over the house.\n"

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from altup_moe.checkpoint.manifest import MANIFEST
 from altup_moe.checkpoint.store import find_checkpoint
+from altup_moe.commands import reshard
+from altup_moe.commands.inspect import main
 from altup_moe.config import RunConfig
 from tests.checkpoints import head, random_tensors, write_tensors
 from tests.distributed.cases import small
-from tools import reshard
-from tools.inspect_checkpoint import main
 
 ROOT = Path(__file__).parents[3]
 LAYER = "model.layers.1"
@@ -178,7 +178,7 @@ def test_what_is_wrong_is_one_line(run_dir: Path, capsys: pytest.CaptureFixture[
 
 def test_torch_is_not_imported(run_dir: Path) -> None:
     code = (
-        "import sys; from tools.inspect_checkpoint import main; code = main(sys.argv[1:]);"
+        "import sys; from altup_moe.commands.inspect import main; code = main(sys.argv[1:]);"
         "assert not {'torch', 'megatron', 'transformers'} & set(sys.modules); sys.exit(code)"
     )
     command = [sys.executable, "-c", code, str(run_dir)]

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import IO
 
 from altup_moe.config.exit_codes import EXIT_TIMEOUT
-from launch.netplan import NAMESPACE, WORK_DIR, NetlabError, NetlabPlan, Node
+from altup_moe.launch.netplan import NAMESPACE, WORK_DIR, NetlabError, NetlabPlan, Node
 
 NODE_POLL_SECONDS = 0.05
 FAILURE_GRACE = 5.0

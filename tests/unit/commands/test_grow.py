@@ -13,12 +13,12 @@ from altup_moe.checkpoint.manifest import read_manifest
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import find_checkpoint, latest_checkpoint
 from altup_moe.cli import main as altup_moe
+from altup_moe.commands.grow import main
 from altup_moe.config.load import load_config, save_config
 from altup_moe.data.prepare import prepare_tokens
 from altup_moe.data.sources import LeftOut, local_documents
 from altup_moe.data.tokenizer import train_bpe
 from tests.unit.checkpoint.models_for_tests import STEP, save, tiny
-from tools.grow import main
 
 TEXT = "for each of the words in a text, another one is written; "
 

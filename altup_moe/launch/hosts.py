@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.common import LaunchError
+from altup_moe.launch.common import LaunchError
 
 # Letters, digits, dots, dashes and underscores, starting with a letter or digit: nothing a shell, ssh (flags) or pdsh
 # (lists, ranges) would read as anything else.

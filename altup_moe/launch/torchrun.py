@@ -9,8 +9,16 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from altup_moe.doctor.network import MASTER_PORT
-from launch.common import LaunchError, Parser, found_command, need_torch, run_main, set_defaults, whole_number_within
-from launch.hosts import split_endpoint
+from altup_moe.launch.common import (
+    LaunchError,
+    Parser,
+    found_command,
+    need_torch,
+    run_main,
+    set_defaults,
+    whole_number_within,
+)
+from altup_moe.launch.hosts import split_endpoint
 
 TORCHRUN_SH = "torchrun.sh"
 _HELP = f"""Run COMMAND on every rank of a node under torchrun.
@@ -95,7 +103,7 @@ def _work(argv: list[str]) -> int:
     # Check the flags before torch is imported, which takes seconds.
     agent_arguments(options, os.environ, gpus=1)
     need_torch()
-    from launch import node
+    from altup_moe.launch import node
 
     node.hear_signals()
     gpus = 0 if options.ranks_per_node or os.environ.get("RANKS_PER_NODE") else _gpus()

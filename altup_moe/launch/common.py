@@ -11,13 +11,14 @@ from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from altup_moe.config.errors import UserError
 from altup_moe.config.exit_codes import EXIT_USER_ERROR
 from altup_moe.doctor.network import interface_towards, local_address
 
 EXAMPLE = "altup-moe train configs/quickstart.yaml"
 
 
-class LaunchError(ValueError):
+class LaunchError(UserError):
     """A request of the user that cannot be fulfilled; `str(error)` is one readable line."""
 
 

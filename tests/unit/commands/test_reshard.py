@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 import torch
 
-import tools.reshard as tool
+import altup_moe.commands.reshard as tool
 from altup_moe.checkpoint.manifest import read_manifest
 from altup_moe.checkpoint.reshard import plan_resharding, write_resharded
 from altup_moe.checkpoint.slices import intersect, num_elements
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import find_checkpoint, latest_checkpoint
 from altup_moe.checkpoint.write import FILE_BYTES
+from altup_moe.commands import inspect as inspect_checkpoint
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import check_config
 from altup_moe.config.load import from_dict, load_config, save_config
@@ -31,7 +32,6 @@ from altup_moe.config.run_directory import checkpoints_dir
 from altup_moe.parallel.rank_coordinates import all_rank_coordinates, held_tensors
 from tests.checkpoints import head, random_tensors, stored_bytes, write_tensors
 from tests.distributed.cases import LAYOUTS, small, with_layout, world_size
-from tools import inspect_checkpoint
 
 ROOT = Path(__file__).parents[3]
 FORMS: dict[str, tuple[torch.dtype, dict[str, dict[str, Any]]]] = {
@@ -345,7 +345,7 @@ def test_torch_is_not_imported_and_memory_is_bounded(tmp_path: Path) -> None:
     config: RunConfig = small("one", model=model, moe={"num_experts": 0})
     write_tensors(tmp_path / "old", head(config, 7), random_tensors(config))
     code = (
-        "import sys; from tools.reshard import main; code = main(sys.argv[1:]);"
+        "import sys; from altup_moe.commands.reshard import main; code = main(sys.argv[1:]);"
         "assert not {'torch', 'megatron', 'transformers'} & set(sys.modules); sys.exit(code)"
     )
     paths = (str(tmp_path / "old"), str(tmp_path / "new"))

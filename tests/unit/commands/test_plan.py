@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from altup_moe.commands.plan import load_cluster, load_config, main
 from altup_moe.config.load import read_yaml
 from altup_moe.plan.calibrate.compare_steps import LAYOUTS, Compared, pairs_in_order
 from altup_moe.plan.cluster import cluster_from, cluster_yaml
 from altup_moe.plan.parameters import count_parameters
 from altup_moe.plan.step import plan_step
-from tools.plan import load_cluster, load_config, main
 
 ROOT = Path(__file__).parents[3]
 CONFIG = str(ROOT / "configs" / "altup_k4_gpu.yaml")
@@ -96,6 +96,6 @@ def test_a_measured_file_is_read_back(tmp_path: Path) -> None:
 
 
 def test_a_plan_imports_no_torch() -> None:
-    code = f"import sys, tools.plan; tools.plan.main([{CONFIG!r}]); print('torch' in sys.modules)"
+    code = f"import sys; from altup_moe.commands import plan; plan.main([{CONFIG!r}]); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"

@@ -6,6 +6,7 @@ Everything here is read and checked before torch is imported.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,25 @@ from altup_moe.bench.options import (
     StepBench,
     TrainBench,
 )
-from altup_moe.config import ConfigError
+from altup_moe.config import ConfigError, UserError
 from altup_moe.config.checks import world_size_from_env
-from altup_moe.config.command import Command
 from altup_moe.config.flags import parse, print_help
+from altup_moe.config.keys import nearest_key
 from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, Range
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A benchmark: its options, a one-line summary, and the function that runs parsed words."""
+
+    options: type
+    summary: str
+    run: Callable[[Sequence[str]], int]
 
 
 def _bench(
     name: str, options: type, summary: str, counts: str, check: Callable[[Any], None], on_ranks: bool = False
-) -> Command:
+) -> Bench:
     """A benchmark. Its module `bench_NAME` has a function of the same name.
 
     Args:
@@ -47,7 +57,7 @@ def _bench(
         code: int = function(o, world_size_from_env()) if on_ranks else function(o)
         return code
 
-    return Command("[options]", summary, run, lambda args: print_help(options, f"altup-moe bench {name}"))
+    return Bench(options, summary, run)
 
 
 def _step(o: StepBench) -> None:
@@ -87,15 +97,15 @@ def _checkpoint(o: CheckpointBench) -> None:
 _SHAPE = "hidden_size num_layers seq_length micro_batch_size repeats threads"
 
 BENCHES = {
-    "bench step": _bench("step", StepBench, "time a training step for several stream widths", _SHAPE, _step),
-    "bench sequence": _bench(
+    "step": _bench("step", StepBench, "time a training step for several stream widths", _SHAPE, _step),
+    "sequence": _bench(
         "sequence",
         SequenceBench,
         "time a training step of strided layers (Sequence-AltUp and its baselines) against the plain model",
         _SHAPE,
         _sequence,
     ),
-    "bench overlap": _bench(
+    "overlap": _bench(
         "overlap",
         OverlapBench,
         "what hides under the experts' all-to-all, in every mode (start it with torchrun or launch/netlab)",
@@ -103,7 +113,7 @@ BENCHES = {
         _overlap,
         on_ranks=True,
     ),
-    "bench experts": _bench(
+    "experts": _bench(
         "experts",
         ExpertsBench,
         "time a sparse feed-forward under every backend against a dense one and others (torchrun: experts over ranks)",
@@ -111,21 +121,21 @@ BENCHES = {
         _experts,
         on_ranks=True,
     ),
-    "bench train": _bench(
+    "train": _bench(
         "train",
         TrainBench,
         "time a training step against transformers' Mixtral in a plain PyTorch loop",
         f"{_SHAPE} ffn_hidden_size vocab_size",
         _train,
     ),
-    "bench mixing": _bench(
+    "mixing": _bench(
         "mixing",
         MixingBench,
         "time the pass over the wide stream against a copy and others",
         "hidden_size repeats threads",
         _mixing,
     ),
-    "bench checkpoint": _bench(
+    "checkpoint": _bench(
         "checkpoint",
         CheckpointBench,
         "time saving and loading against plain safetensors",
@@ -133,4 +143,19 @@ BENCHES = {
         _checkpoint,
     ),
 }
-"""By name, as `altup-moe` knows them."""
+"""By name."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the command's words and return the exit code."""
+    name, *rest = args or ["--help"]
+    if name in ("-h", "--help"):
+        width = max(map(len, BENCHES))
+        print("\n".join(f"  altup-moe bench {name:<{width}} [options]  {b.summary}" for name, b in BENCHES.items()))
+        return 0 if args else 2
+    if name not in BENCHES:
+        raise UserError(f"bench {name}: unknown command; nearest is bench {nearest_key(name, BENCHES)}")
+    if "-h" in rest or "--help" in rest:
+        print_help(BENCHES[name].options, f"altup-moe bench {name}")
+        return 0
+    return BENCHES[name].run(rest)

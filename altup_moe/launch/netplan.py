@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from altup_moe.config.errors import UserError
 from altup_moe.doctor.network import MASTER_PORT
 
 INTERFACE = "veth0"
@@ -30,7 +31,7 @@ _MIN_BURST = 16 * 1024
 _LATENCY = "100ms"  # packets wait this long in the queue before they are dropped: enough for TCP to fill the link
 
 
-class NetlabError(ValueError):
+class NetlabError(UserError):
     """A request of the user that cannot be fulfilled; `str(error)` is one readable line."""
 
 
@@ -142,7 +143,7 @@ def _node_argv(
     namespace: str, rank: int, nodes: int, ranks_per_node: int, command: Sequence[str], python: str
 ) -> tuple[str, ...]:
     # setpriv: a node gets SIGTERM when netlab itself is killed, so that its ranks do not keep training.
-    # -P keeps launch/ out of the launcher's module path.
+    # -P keeps this directory out of the launcher's module path.
     inside = _words(f"setpriv --pdeathsig TERM -- ip netns exec {namespace}")
     launcher = (python, "-P", str(Path(__file__).with_name("node.py")))
     size = f"--nnodes {nodes} --nproc-per-node {ranks_per_node} --node-rank {rank}"

@@ -26,7 +26,7 @@ def unpack(word: str) -> list[str]:
 
 def main(word: str) -> None:
     """Complete the rank's environment and replace this process by the command."""
-    from launch.common import find_program, set_defaults
+    from altup_moe.launch.common import find_program, set_defaults
 
     command = unpack(word)
     env = dict(os.environ)
@@ -43,5 +43,5 @@ def main(word: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository's root instead of launch/
+    sys.path[0] = str(Path(__file__).resolve().parents[2])  # the repository's root instead of altup_moe/launch/
     main(sys.argv[1])

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from altup_moe.config.exit_codes import EXIT_USER_ERROR
-from launch import cluster
-from launch.netplan import NetlabError, NetlabPlan, bits_per_second, check_sizes, make_plan
+from altup_moe.launch import cluster
+from altup_moe.launch.netplan import NetlabError, NetlabPlan, bits_per_second, check_sizes, make_plan
 
 __all__ = ["NetlabError", "main", "run_on_netlab", "unavailable"]
 

@@ -13,9 +13,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from altup_moe.commands.prepare_data import main
 from altup_moe.data.prepare import open_prepared
 from altup_moe.data.tokenizer import load_tokenizer, train_bpe
-from tools.prepare_data import main
 
 TEXTS = ["first text, with words\nand lines\n", "second: 日本語 é", "third <|endoftext|> text"]
 ROOT = Path(__file__).parents[3]

@@ -21,10 +21,10 @@ from pathlib import Path
 from types import FrameType
 
 from altup_moe.doctor.network import MASTER_PORT
-from launch.common import LaunchError, Parser, find_program, found_command, run_main, whole_number_within
-from launch.hosts import Host, check_host, read_hosts
-from launch.node import FORWARDED, child_processes, told_already
-from launch.packed import pack
+from altup_moe.launch.common import LaunchError, Parser, find_program, found_command, run_main, whole_number_within
+from altup_moe.launch.hosts import Host, check_host, read_hosts
+from altup_moe.launch.node import FORWARDED, child_processes, told_already
+from altup_moe.launch.packed import pack
 
 DEEPSPEED_SH = "deepspeed.sh"
 _HELP = f"""Run COMMAND on every rank under DeepSpeed's launcher.

@@ -1,0 +1,1 @@
+"""What `altup-moe` can do: one module a command."""

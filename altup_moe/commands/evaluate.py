@@ -1,0 +1,89 @@
+"""`altup-moe evaluate RUN`: loss of a run on held-out text, or its answers to tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from altup_moe.config import ConfigError
+from altup_moe.config.data_checks import check_corpus, check_task_files, task_directories, task_names
+from altup_moe.config.flags import parse, print_help
+from altup_moe.config.ranges import COUNT
+from altup_moe.config.run_directory import check_run_directory
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Loss, perplexity and bits per byte of a run's newest checkpoint; or with --tasks, how well it answers."""
+
+    run_dir: Positional[Path]
+    """Directory of a run (log.run_dir)."""
+    corpus: str | None = None
+    """python-docs, wikipedia-sample or the path prefix of prepared data; None is the run's own validation part."""
+    samples: int | None = None
+    """Samples to read at most; None reads all of a given corpus, and of the run's own validation part as many as
+    train.eval_samples."""
+    tasks: str | None = None
+    """Tasks to answer instead, separated by commas: their validation splits, greedily generated."""
+    limit: int | None = None
+    """Examples of each task to answer, the first ones; None is all."""
+    batch_size: int = 16
+    """Examples answered at once."""
+    task_files: tuple[str, ...] = ()
+    """Local data of tasks, each TASK=DIRECTORY, as data.task_files; beside the run's own."""
+    answers: Path | None = None
+    """File to write a task's answers to as well, a JSON line each: task, answer, reference."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the command's words and return the exit code."""
+    if "-h" in args or "--help" in args:
+        print_help(EvaluateOptions, "altup-moe evaluate")
+        return 0
+    return evaluate(args)
+
+
+def evaluate(args: Sequence[str]) -> int:
+    """Parse and check the options, then evaluate."""
+    o = parse(EvaluateOptions, args, positional="run_dir")
+    check_run_directory(o.run_dir)
+    if o.answers is not None and o.tasks is None:
+        raise ConfigError("answers", str(o.answers), "belongs to tasks; name some")
+    if o.corpus is not None:
+        check_corpus("corpus", o.corpus)
+    if o.samples is not None:
+        COUNT.check("samples", o.samples)
+    if o.tasks is not None:
+        return _evaluate_tasks(o, o.tasks)
+    from altup_moe.inference.evaluate import evaluate_command
+
+    return evaluate_command(run_dir=o.run_dir, corpus=o.corpus, samples=o.samples, as_json=o.json)
+
+
+def _evaluate_tasks(o: EvaluateOptions, tasks: str) -> int:
+    for key in ("corpus", "samples"):
+        if getattr(o, key) is not None:
+            raise ConfigError(key, getattr(o, key), "is of no use beside tasks; give one of the two")
+    names = task_names("tasks", tasks)
+    if o.limit is not None:
+        COUNT.check("limit", o.limit)
+    COUNT.check("batch_size", o.batch_size)
+    check_task_files("task_files", o.task_files)
+    if o.answers is not None and (o.answers.is_dir() or not o.answers.parent.is_dir()):
+        raise ConfigError("answers", str(o.answers), "must name a file in a directory that exists")
+    from altup_moe.inference.evaluate_tasks import evaluate_tasks_command
+
+    return evaluate_tasks_command(
+        run_dir=o.run_dir,
+        tasks=names,
+        limit=o.limit,
+        files=task_directories(o.task_files),
+        batch_size=o.batch_size,
+        as_json=o.json,
+        answers_file=o.answers,
+    )
