@@ -2,6 +2,7 @@
 # make test       everything that a laptop should run: about 22 minutes on two cores; CI runs it
 # make test-all   also the long matrices, and all of it again on Python 3.12 with the other megatron-core, if it is there
 # make lint       formatter, linter, types
+# make wheel      the package that pip installs, into dist/
 # make demo       install, train the quickstart on two ranks, evaluate, generate
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,7 +17,7 @@ PYTHON312 ?= python3.12
 # In the order of the folders: the long files come first, so that both workers end together.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install install-test demo quick test test-all test-312 lint clean
+.PHONY: install install-test demo quick test test-all test-312 lint wheel clean
 
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test
@@ -57,6 +58,9 @@ lint: install-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+wheel: install-test
+	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 
 clean:
 	rm -rf $(VENV) $(VENV)-312 runs build dist *.egg-info

@@ -16,6 +16,7 @@ from altup_moe.config.files import write_text
 from altup_moe.config.flags import parse
 from altup_moe.config.keys import alternatives, expects, field_hints, unknown_key
 from altup_moe.config.schema import RunConfig
+from altup_moe.config.shipped import find_file
 
 SECTIONS = [field.name for field in dataclasses.fields(RunConfig)]
 HINTS = field_hints(RunConfig)
@@ -26,14 +27,14 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     """The configuration of a run, with values of the right types; `check_config` checks that they fit together.
 
     Args:
-        path: YAML file, a mapping of sections; None starts from the defaults.
+        path: YAML file, a mapping of sections, or the name of a shipped one; None starts from the defaults.
         overrides: words of a command line, e.g. ``["--parallel.expert", "2", "--train.steps=50"]``.
 
     Raises:
         ConfigError: an unknown or repeated key, or a value of the wrong type.
         UserError: a file that cannot be read, or is not YAML (with its line).
     """
-    config = RunConfig() if path is None else from_dict(read_yaml(path))
+    config = RunConfig() if path is None else from_dict(read_yaml(find_file(path, "configuration")))
     return parse(RunConfig, overrides, default=config) if overrides else config
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
-from altup_moe.config import ConfigError
+from altup_moe.config import ConfigError, UserError
 from altup_moe.config.load import read_yaml
+from altup_moe.config.shipped import find_file
 from altup_moe.plan.cpu_cost_model import CALLS, MESSAGES, OPERATIONS, PIECES, SIZES, CpuCostModel
-
-CLUSTERS = Path(__file__).parents[2] / "configs" / "clusters"
-"""Directory of the shipped files."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +56,11 @@ class Cluster:
 
 def load_cluster(name: str) -> Cluster:
     """Load a shipped cluster by name, or any YAML file. Raises ConfigError: it does not exist, or a value is wrong."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else CLUSTERS / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in CLUSTERS.glob("*.yaml")))
-        raise ConfigError("cluster", name, f"{known} would fit, or a file (tools/plan.py measure writes one)")
+    try:
+        path = find_file(name, "cluster")
+    except UserError as error:
+        fits = str(error).removeprefix(f"{name}: ")
+        raise ConfigError("cluster", name, f"{fits}; `altup-moe plan measure FILE` writes one") from None
     return cluster_from(read_yaml(path), path.stem)
 
 

@@ -19,6 +19,7 @@ from altup_moe.config.identity import identity
 from altup_moe.config.keys import field_hints, unknown_key
 from altup_moe.config.load import SECTIONS, coerce, from_dict, read_yaml
 from altup_moe.config.ranges import COUNT, RANGES
+from altup_moe.config.shipped import find_file
 
 CANARIES = ("squad-bigbench", "squad-bigbench-sentences")
 """Tasks whose files carry BIG-bench's canary: models must not be pretrained on them."""
@@ -104,7 +105,7 @@ class PaperRecipe:
 
 
 def load_recipe(path: str | Path, run_dir: Path | None = None) -> PaperRecipe:
-    """Read a recipe and check that every stage is a run that can start on one process.
+    """Read a recipe, or the shipped one of that name, and check that every stage is a run that can start on one process.
 
     Args:
         run_dir: instead of pretrain.log.run_dir.
@@ -113,7 +114,7 @@ def load_recipe(path: str | Path, run_dir: Path | None = None) -> PaperRecipe:
         ConfigError: a key that is unknown or belongs to the tool, or a value that does not fit (with its section).
         UserError: a file that cannot be read.
     """
-    content = {str(key): value for key, value in read_yaml(path).items()}
+    content = {str(key): value for key, value in read_yaml(find_file(path, "recipe")).items()}
     for key, value in content.items():
         if key not in PARTS:
             raise unknown_key(key, value, PARTS)

@@ -1,7 +1,7 @@
 """Read a study's file: its configurations, seeds and budget, and how the trained models are measured.
 
     name: widths                       # else the file's name
-    base: {model: {...}, optim: ...}   # sections of a run, or the path of a run's file (from here)
+    base: {model: {...}, optim: ...}   # sections of a run, or a run's file: a path from here, or a shipped one's name
     seeds: [1, 2, 3]
     budget: {tokens: 2_000_000}        # or {seconds: 60}
     rows:
@@ -30,6 +30,7 @@ from altup_moe.config.checks import check_config
 from altup_moe.config.keys import unknown_key
 from altup_moe.config.load import HINTS, coerce, from_dict, read_yaml
 from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Range
+from altup_moe.config.shipped import find_file
 from altup_moe.study.grid import combinations, default_name, filled, safe
 from altup_moe.study.spec import Budget, Launcher, MeasureSpec, RowSpec, Study
 
@@ -70,15 +71,15 @@ class _Named:
 
 
 def load_study(path: str | Path) -> Study:
-    """Read a study's file and check its rows.
+    """Read a study's file, or the shipped one of that name, and check its rows.
 
     Raises:
         ConfigError: a key or value that does not fit (rows' keys begin with `rows.NAME`); two rows that are the same.
         UserError: a file that cannot be read.
     """
-    file = Path(path)
+    file = find_file(path, "study")
     top = _record(_Top, read_yaml(file), "")
-    base = read_yaml(file.parent / top.base) if isinstance(top.base, str) else _mapping("base", top.base)
+    base = read_yaml(_base(file, top.base)) if isinstance(top.base, str) else _mapping("base", top.base)
     budget, measure = _budget(top.budget), _measure(top.measure)
     COUNT.check("threads", top.threads)
     named = [*_rows(top.rows), *_grids(top.grid)]
@@ -92,6 +93,12 @@ def load_study(path: str | Path) -> Study:
     _check_different(made)
     _check_fits(measure, made)
     return Study(safe(top.name or file.stem), made, measure)
+
+
+def _base(study: Path, base: str) -> Path:
+    """The run's file that a study's file names."""
+    beside = study.parent / base
+    return beside if beside.is_file() or "/" in base else find_file(base, "configuration")
 
 
 def _record(kind: Any, content: object, prefix: str) -> Any:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from altup_moe.config import AltUpConfig, ConfigError, ModelConfig, MoEConfig, ParallelConfig, RunConfig, TrainConfig
+from altup_moe.config.shipped import CONFIGS
 from altup_moe.model.flops import flops_per_token
-from altup_moe.plan.cluster import CLUSTERS, Cluster, cluster_from, load_cluster
+from altup_moe.plan.cluster import Cluster, cluster_from, load_cluster
 from altup_moe.plan.groups import World
 from altup_moe.plan.layer_time import Factors
 from altup_moe.plan.picture import recordings
@@ -140,7 +141,7 @@ def test_published_runs() -> None:
     assert small > 0.5
 
 
-@pytest.mark.parametrize("path", sorted(CLUSTERS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((CONFIGS / "clusters").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_clusters_load(path: Any) -> None:
     assert load_cluster(path.stem).name == path.stem
 

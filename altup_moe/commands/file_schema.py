@@ -1,0 +1,100 @@
+"""One JSON schema for all kinds of shipped files, told apart by a key that only one kind has."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from altup_moe.config.json_schema import DIALECT, Schema, closed, record_schema, run_schema
+from altup_moe.config.load import HINTS
+from altup_moe.plan.cluster import Cluster
+from altup_moe.recipe.recipe import WORD_TASKS, Evaluation
+from altup_moe.study.spec import Budget, MeasureSpec
+
+COUNT: Schema = {"type": "integer", "minimum": 1}
+TEXT: Schema = {"type": "string"}
+SEEDS: Schema = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1, "uniqueItems": True}
+LAUNCH: dict[str, Schema] = {
+    "ranks": {**COUNT, "description": "Processes of a row."},
+    "launcher": {"enum": ["torchrun", "netlab"], "description": "netlab: each rank is a node of a simulated network."},
+    "rate": {"type": ["string", "null"], "description": "Rate of netlab's network, as in 200mbit."},
+}
+
+
+def file_schema() -> Schema:
+    """The schema of a configuration, a study, a recipe or a cluster."""
+    kinds = {"study": ("budget", _study()), "recipe": ("pretrain", _recipe()), "cluster": ("gpus_per_node", _cluster())}
+    told: Schema = _ref("run")
+    for kind, (key, _) in reversed(kinds.items()):
+        told = {"if": {"required": [key]}, "then": _ref(kind), "else": told}
+    definitions = {"run": run_schema(), **{kind: schema for kind, (_, schema) in kinds.items()}}
+    return {"$schema": DIALECT, "title": "altup-moe", **told, "definitions": definitions}
+
+
+def _ref(kind: str, *below: str) -> Schema:
+    return {"$ref": "/".join(["#/definitions", kind, *below])}
+
+
+def _below(names: list[str]) -> Iterator[str]:
+    """Where the schema of a section's field lies in that of a run."""
+    for name in names:
+        yield from ("properties", name)
+
+
+def _study() -> Schema:
+    fields = {key: _ref("run", *_below(key.split("."))) for key in HINTS} | LAUNCH
+    lists: dict[str, Schema] = {key: {"type": "array", "items": schema} for key, schema in fields.items()}
+    row, grid = _named(fields, ["name"]), _named(lists, ["set"])
+    budget = record_schema(Budget)
+    budget["properties"] = {"tokens": COUNT, "seconds": {"type": "number", "exclusiveMinimum": 0}}
+    budget["oneOf"] = [{"required": ["tokens"]}, {"required": ["seconds"]}]
+    return closed(
+        {
+            "name": {**TEXT, "description": "Name of the study; else the file's name."},
+            "base": {"anyOf": [_ref("run"), {**TEXT, "description": "A run's file, or the name of a shipped one."}]},
+            "seeds": SEEDS,
+            "budget": budget,
+            "rows": {"type": "array", "items": row},
+            "grid": {
+                "anyOf": [{"type": "array", "items": grid}, _ref("study", *_below(["grid"]), "anyOf", "0", "items")]
+            },
+            "measure": record_schema(MeasureSpec),
+            "threads": {**COUNT, "description": "CPU threads of a rank."},
+            **LAUNCH,
+        },
+        "A study: every row with every seed is a run.",
+        ["base", "seeds", "budget"],
+    )
+
+
+def _named(fields: dict[str, Schema], required: list[str]) -> Schema:
+    """A row, or a grid of rows."""
+    return closed(
+        {
+            "name": {**TEXT, "description": "Name of the row; a grid's holds {section.key}."},
+            "family": {**TEXT, "description": "Rows of a family are one curve of the report."},
+            "set": closed(fields, "Fields that differ from the base, by dotted key."),
+            "after": {**TEXT, "description": "Name of a row above it, from whose weights it starts."},
+        },
+        required=required,
+    )
+
+
+def _recipe() -> Schema:
+    evaluate = record_schema(Evaluation)
+    evaluate["properties"]["task"] = {"enum": list(WORD_TASKS)}
+    parts: dict[str, Schema] = {
+        "seeds": SEEDS,
+        "pretrain": _ref("run"),
+        "finetune": {"anyOf": [_ref("run"), {"type": "array", "items": _ref("run"), "minItems": 1}]},
+        "evaluate": evaluate,
+    }
+    return closed(parts, "A recipe: pretrain, fine-tune, evaluate.", ["pretrain", "finetune", "evaluate"])
+
+
+def _cluster() -> Schema:
+    optional = ("usable_memory", "cpu_cost_model")
+    names = [field.name for field in dataclasses.fields(Cluster) if field.name != "name"]
+    properties: dict[str, Schema] = {name: {"type": "number", "exclusiveMinimum": 0} for name in names}
+    properties |= {"gpus_per_node": COUNT, "cpu_cost_model": {"type": "object"}}
+    return closed(properties, "One kind of node and the network.", [name for name in names if name not in optional])

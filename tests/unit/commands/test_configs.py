@@ -1,0 +1,87 @@
+"""`altup-moe configs`: lists what is shipped, copies one file, prints the schema."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from altup_moe.commands.configs import main
+from altup_moe.config import UserError
+from altup_moe.config.shipped import CONFIGS, SCHEMA_FILE, shipped_files
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_list_has_every_file_below_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 110 for line in lines)
+    uses = {}
+    for line in lines:
+        if line.startswith(("configuration: ", "recipe: ", "study: ", "cluster: ")):
+            use = line.partition(": ")[2]
+        elif line.startswith("  ") and line[2] != " ":
+            name, summary = line.split(maxsplit=1)
+            uses[name] = use.replace("NAME", name)
+            assert summary
+    assert uses == {file.name: file.use for file in shipped_files()}
+
+
+def test_the_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--json"]) == 0
+    (one,) = [line for line in map(json.loads, capsys.readouterr().out.splitlines()) if line["name"] == "quickstart"]
+    assert one["kind"] == "configuration"
+    assert one["path"] == str(CONFIGS / "quickstart.yaml")
+    assert one["use"] == "altup-moe train quickstart"
+
+
+def test_a_copy_is_the_file_and_replaces_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = (CONFIGS / "quickstart.yaml").read_bytes()
+    assert main(["quickstart"]) == 0
+    assert capsys.readouterr().out == "quickstart.yaml\n"
+    assert Path("quickstart.yaml").read_bytes() == wanted
+    Path("quickstart.yaml").write_text("mine")
+    with pytest.raises(UserError, match=r"^quickstart\.yaml: exists; .*--overwrite"):
+        main(["quickstart"])
+    assert Path("quickstart.yaml").read_text() == "mine"
+    assert main(["quickstart", "--overwrite"]) == 0
+    assert Path("quickstart.yaml").read_bytes() == wanted
+    Path("folder").mkdir()
+    assert main(["h100x8.yaml", "folder"]) == 0
+    assert Path("folder/h100x8.yaml").read_bytes() == (CONFIGS / "clusters" / "h100x8.yaml").read_bytes()
+    assert main(["paper_small", "mine.yaml"]) == 0
+    assert Path("mine.yaml").is_file()
+
+
+WRONG = [
+    (["quikstart"], "^quikstart: no shipped file; nearest is quickstart"),
+    (["dense", "nowhere/dense.yaml"], r"^nowhere/dense\.yaml: No such file or directory"),
+    (["dense", "--schema"], "^dense: one schema holds for all files"),
+    (["--scheme"], "^scheme=.*nearest is schema"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), WRONG)
+def test_a_mistake_is_one_line(words: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        main(words)
+    assert list(Path().iterdir()) == []
+
+
+def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--schema"]) == 0
+    assert capsys.readouterr().out == (CONFIGS / SCHEMA_FILE).read_text(encoding="utf-8")
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = "import sys, altup_moe.commands.configs as c\nfor a in ([], ['--schema']): c.main(a)\nprint()\n"
+    code += "print({'torch', 'transformers', 'megatron', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
