@@ -14,7 +14,7 @@ from altup_moe.config.errors import UserError
 from altup_moe.config.files import write_bytes
 from altup_moe.config.flags import parse, print_help
 from altup_moe.config.keys import nearest_key
-from altup_moe.config.shipped import ShippedFile, shipped_files
+from altup_moe.config.shipped import LIST_COMMAND, ShippedFile, shipped_files
 
 WIDTH = 100
 
@@ -72,11 +72,8 @@ def listing(files: Sequence[ShippedFile]) -> list[str]:
         for file in of_kind:
             first, *rest = textwrap.wrap(file.summary, WIDTH - width - 2)
             lines += [f"  {file.name:<{width}}{first}", *(" " * (width + 2) + line for line in rest)]
-    return [
-        *lines[1:],
-        "",
-        "altup-moe configs NAME [FILE] copies one to start from; --schema prints their JSON schema.",
-    ]
+    hint = f"{LIST_COMMAND} NAME [FILE] copies one to start from; --schema prints their JSON schema."
+    return [*lines[1:], "", hint]
 
 
 def copy(name: str, dest: Path | None, overwrite: bool) -> Path:
@@ -91,9 +88,7 @@ def copy(name: str, dest: Path | None, overwrite: bool) -> Path:
     files = {file.name: file for file in shipped_files()}
     wanted = name.removesuffix(".yaml")
     if wanted not in files:
-        raise UserError(
-            f"{name}: no shipped file; nearest is {nearest_key(wanted, files)} (altup-moe configs lists all)"
-        )
+        raise UserError(f"{name}: no shipped file; nearest is {nearest_key(wanted, files)} ({LIST_COMMAND} lists all)")
     target = dest or Path()
     target = target / f"{wanted}.yaml" if target.is_dir() else target
     if target.exists() and not overwrite:

@@ -41,6 +41,11 @@ def _below(names: list[str]) -> Iterator[str]:
         yield from ("properties", name)
 
 
+def _either(kind: str, then: Schema, otherwise: Schema) -> Schema:
+    """One of two forms by the value's type: an editor then names the mistake inside the form, as `anyOf` does not."""
+    return {"if": {"type": kind}, "then": then, "else": otherwise}
+
+
 def _study() -> Schema:
     fields = {key: _ref("run", *_below(key.split("."))) for key in HINTS} | LAUNCH
     lists: dict[str, Schema] = {key: {"type": "array", "items": schema} for key, schema in fields.items()}
@@ -51,13 +56,11 @@ def _study() -> Schema:
     return closed(
         {
             "name": {**TEXT, "description": "Name of the study; else the file's name."},
-            "base": {"anyOf": [_ref("run"), {**TEXT, "description": "A run's file, or the name of a shipped one."}]},
+            "base": {**_either("string", {}, _ref("run")), "description": "Sections of a run, or a run's file."},
             "seeds": SEEDS,
             "budget": budget,
             "rows": {"type": "array", "items": row},
-            "grid": {
-                "anyOf": [{"type": "array", "items": grid}, _ref("study", *_below(["grid"]), "anyOf", "0", "items")]
-            },
+            "grid": _either("array", {"items": grid}, _ref("study", "properties", "grid", "then", "items")),
             "measure": record_schema(MeasureSpec),
             "threads": {**COUNT, "description": "CPU threads of a rank."},
             **LAUNCH,
@@ -86,7 +89,7 @@ def _recipe() -> Schema:
     parts: dict[str, Schema] = {
         "seeds": SEEDS,
         "pretrain": _ref("run"),
-        "finetune": {"anyOf": [_ref("run"), {"type": "array", "items": _ref("run"), "minItems": 1}]},
+        "finetune": _either("array", {"items": _ref("run"), "minItems": 1}, _ref("run")),
         "evaluate": evaluate,
     }
     return closed(parts, "A recipe: pretrain, fine-tune, evaluate.", ["pretrain", "finetune", "evaluate"])

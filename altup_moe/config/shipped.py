@@ -93,9 +93,7 @@ def find_file(given: str | Path, kind: Kind) -> Path:
 def _shipped(path: Path) -> ShippedFile:
     folder = path.parent.name if path.parent != CONFIGS else ""
     kind = next(kind for kind, name in FOLDERS.items() if name == folder)
-    if kind == "configuration" and any(
-        line.startswith("pretrain:") for line in path.read_text(encoding="utf-8").splitlines()
-    ):
+    if kind == "configuration" and re.search("^pretrain:", path.read_text(encoding="utf-8"), re.MULTILINE):
         kind = "recipe"
     return ShippedFile(path.stem, kind, path)
 

@@ -105,7 +105,7 @@ class PaperRecipe:
 
 
 def load_recipe(path: str | Path, run_dir: Path | None = None) -> PaperRecipe:
-    """Read a recipe, or the shipped one of that name, and check that every stage is a run that can start on one process.
+    """Read a recipe (a file, or a shipped one's name) and check that every stage can start on one process.
 
     Args:
         run_dir: instead of pretrain.log.run_dir.

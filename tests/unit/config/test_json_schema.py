@@ -61,6 +61,8 @@ WRONG = [
     ("quickstart", ("optim", "learning_rate"), 0, "less than or equal to the minimum of 0"),
     ("quickstart", ("altup", "variant"), "altap", "is not one of ['altup', "),
     ("tasks", ("data", "mixture"), 3, "3 is not valid under any of the given schemas"),
+    ("paper_small", ("base", "model", "num_layer"), 4, "'num_layer' was unexpected"),
+    ("moe_capacity", ("grid", 0, "set", "moe.num_experts"), 4, "is not of type 'array'"),
     ("paper_small", ("bas",), {}, "'bas' was unexpected"),
     ("paper_small", ("rows", 0, "set"), {"altup.widht": 2}, "'altup.widht' was unexpected"),
     ("paper_small", ("rows", 0, "set"), {"model.num_layers": 0}, "less than the minimum"),
