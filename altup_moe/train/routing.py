@@ -18,7 +18,7 @@ from altup_moe.train.batches import Batch
 class RoutingSummary:
     """One step's routing. ``counts[layer][expert]``: routes chosen, before dropping; dense layers have zeros.
 
-    ``aux_loss``, ``z_loss``: weighted, summed over layers, of the whole step (docs/loss_of_a_step.md).
+    ``aux_loss``, ``z_loss``: weighted, summed over layers, of the whole step (docs/concepts/loss_of_a_step.md).
     ``dropped_share``: of all routes.
     ``load_imbalance``: the largest expert's load over the mean, of the worst layer.
     """
