@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from altup_moe.config.errors import ConfigError
+from altup_moe.config.synonyms import synonym
 
 
 def field_hints(record: type) -> dict[str, Any]:
@@ -63,5 +64,12 @@ def nearest_key(key: str, known: Iterable[str]) -> str:
 
 
 def unknown_key(key: str, value: object, known: Iterable[str]) -> ConfigError:
-    """The error for a key that does not exist."""
-    return ConfigError(key, value, f"unknown key; nearest is {nearest_key(key, known)}")
+    """The error for a key that does not exist; it names the key that is meant, by `synonyms` or by its likeness."""
+    keys = list(known)
+    leaf = key.rpartition(".")[2]
+    exists_elsewhere = any(leaf == candidate.rpartition(".")[2] for candidate in keys)
+    meant, advice = synonym(key, alone=not exists_elsewhere) or ("", "")
+    for candidate in (meant, meant.rpartition(".")[2]):
+        if candidate in keys:
+            return ConfigError(key, value, f"unknown key; nearest is {candidate}" + (f" ({advice})" if advice else ""))
+    return ConfigError(key, value, f"unknown key; nearest is {nearest_key(key, keys)}")

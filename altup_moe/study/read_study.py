@@ -32,6 +32,7 @@ from altup_moe.config.load import HINTS, coerce, from_dict, read_yaml
 from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Range
 from altup_moe.config.shipped import find_file
 from altup_moe.study.grid import combinations, default_name, filled, safe
+from altup_moe.study.same_run import reasons
 from altup_moe.study.spec import Budget, Launcher, MeasureSpec, RowSpec, Study
 
 _RATE = re.compile(r"[0-9]+(\.[0-9]+)?([kmg])bit", re.IGNORECASE)
@@ -90,7 +91,7 @@ def load_study(path: str | Path) -> Study:
     for seed in seeds:
         for each in named:
             made.append(_row(top, base, budget, each, seed, _before(each, [row for row in made if row.seed == seed])))
-    _check_different(made)
+    _check_different(made, base)
     _check_fits(measure, made)
     return Study(safe(top.name or file.stem), made, measure)
 
@@ -255,7 +256,7 @@ def _budgeted(config: RunConfig, given: Mapping[str, Mapping[str, Any]], budget:
     return replace(config, train=train, checkpoint=checkpoint)
 
 
-def _check_different(rows: list[RowSpec]) -> None:
+def _check_different(rows: list[RowSpec], base: Mapping[str, Any]) -> None:
     hashes: dict[str, RowSpec] = {}
     names: set[tuple[str, int]] = set()
     for row in rows:
@@ -264,7 +265,9 @@ def _check_different(rows: list[RowSpec]) -> None:
         names.add((row.name, row.seed))
         twin = hashes.setdefault(row.config_hash, row)
         if twin is not row:
-            raise ConfigError(f"rows.{row.name}", row.overrides, f"is the same run as rows.{twin.name}; keep one")
+            why = reasons(row, twin, base)
+            fits = f"is the same run as rows.{twin.name}{': ' if why else ''}{why}; keep one"
+            raise ConfigError(f"rows.{row.name}", row.overrides, fits)
 
 
 def _check_fits(measure: MeasureSpec, rows: list[RowSpec]) -> None:

@@ -43,7 +43,7 @@ from altup_moe.train.profile import Profile
 from altup_moe.train.resume import ResumePoint, find_resume_point, verified
 from altup_moe.train.sample_order import ordered
 from altup_moe.train.samples import Samples
-from altup_moe.train.start_notes import resume_notes, run_notes
+from altup_moe.train.start_notes import resume_notes, run_notes, stream_note
 from altup_moe.train.step import StepResult, Validation, train_step, validate
 from altup_moe.train.stop_signal import StopSignal
 
@@ -319,6 +319,7 @@ def _say_start(run: Run, resume: ResumePoint | None) -> None:
         + (f"going on from step {run.step} ({resume.directory.name})" if resume else "from step 0"),
         flush=True,
     )
+    print(stream_note(config), flush=True)
     notes = resume_notes(config, resume, topo.world_size) if resume else []
     notes += run_notes(config, len(run.samples.valid), run.samples.tokenizer.vocab_size, run.step + 1)
     for line in notes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from altup_moe.config import RunConfig
+from altup_moe.config import AltUpConfig, RunConfig
 from altup_moe.config.data_checks import TASK_NAMES, mixture_entries
 from altup_moe.config.load import from_dict
 from altup_moe.config.resume_keys import spelled_changes
@@ -14,6 +14,15 @@ from altup_moe.train.resume import ResumePoint
 
 PADDING_ROWS = 128
 """Rows of an embedding table that only round its size up are not spoken of."""
+
+
+def stream_note(config: RunConfig) -> str:
+    """The stream that the run has, and whether a file that does not name altup.width has it too."""
+    a, usual = config.altup, AltUpConfig().width
+    default = "the default" if a.width == usual else f"the default is {usual}"
+    if a.width == 1:
+        return f"stream: altup.width=1, the plain Transformer ({default})"
+    return f"stream: altup.width={a.width} blocks ({default}; 1 is the plain Transformer), variant {a.variant}"
 
 
 def run_notes(config: RunConfig, valid_samples: int, token_ids: int, first_step: int) -> list[str]:

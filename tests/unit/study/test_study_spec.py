@@ -144,6 +144,36 @@ MISTAKES = [
 ]
 
 
+PLAIN_BASE = {key: value for key, value in BASE.items() if key != "altup"}
+SAME = [
+    (
+        PLAIN_BASE,
+        {},
+        {"altup.width": 2},
+        "is the same run as rows.a: altup.width=2 is the default (1 is the plain Transformer); keep one",
+    ),
+    (PLAIN_BASE, {"altup.width": 2}, {}, "altup.width=2 is the default (1 is the plain Transformer); keep one"),
+    (BASE, {}, {"altup.width": 1}, "is the same run as rows.a: base has altup.width=1; keep one"),
+    (BASE, {"ranks": 1}, {}, "is the same run as rows.a: ranks=1 is the study's; keep one"),
+    (
+        BASE,
+        {"log.interval": 5},
+        {"moe.num_experts": 0},
+        "log.interval changes none of its figures and moe.num_experts=0 is the default; keep one",
+    ),
+    (BASE, {}, {}, "is the same run as rows.a; keep one"),
+]
+
+
+@pytest.mark.parametrize(("base", "first", "second", "says"), SAME)
+def test_the_default_that_makes_two_rows_one_run_is_named(
+    tmp_path: Path, base: dict, first: dict, second: dict, says: str
+) -> None:
+    said = problem(tmp_path, base=base, rows=[{"name": "a", "set": first}, {"name": "b", "set": second}])
+    assert said.startswith("rows.b=")
+    assert said.endswith(says)
+
+
 @pytest.mark.parametrize(("keys", "key", "says"), MISTAKES, ids=[key for _, key, _ in MISTAKES])
 def test_a_mistake_is_one_line_with_its_key(tmp_path: Path, keys: dict, key: str, says: str) -> None:
     said = problem(tmp_path, **keys)

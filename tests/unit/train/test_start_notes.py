@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from altup_moe.config import ConfigError, RunConfig
 from altup_moe.data.objectives import noise_mask, sample_generator
 from altup_moe.train.profile import WARM_UP
-from altup_moe.train.start_notes import run_notes
+from altup_moe.train.start_notes import run_notes, stream_note
 from tests.unit.train.runs import tiny
 
 
@@ -21,6 +23,22 @@ def test_what_fits_is_not_spoken_of() -> None:
     assert run_notes(fitting(log={"profile_steps": 40 - WARM_UP}), 8, 300, 1) == []
     spans = fitting(model={"seq_length": 512}, data={"objective": "span_corruption"})
     assert run_notes(spans, 8, 300, 1) == []
+
+
+@pytest.mark.parametrize(
+    ("altup", "line"),
+    [
+        ({}, "stream: altup.width=2 blocks (the default; 1 is the plain Transformer), variant altup"),
+        ({"width": 1}, "stream: altup.width=1, the plain Transformer (the default is 2)"),
+        (
+            {"width": 4, "variant": "gemma"},
+            "stream: altup.width=4 blocks (the default is 2; 1 is the plain Transformer), variant gemma",
+        ),
+    ],
+)
+def test_the_stream_of_a_run_and_its_default(altup: dict, line: str) -> None:
+    config = RunConfig()
+    assert stream_note(replace(config, altup=replace(config.altup, **altup))) == line
 
 
 def test_more_validation_samples_than_there_are() -> None:
