@@ -123,3 +123,8 @@ def topology(parallel: ParallelConfig, timeout_seconds: float = 600.0) -> Iterat
 def rank_from_env() -> int:
     """This process's rank as the launcher set it (0 alone), before any process group exists."""
     return int(os.environ.get("RANK", "0"))
+
+
+def own_rank() -> int:
+    """This process's rank: in torch.distributed's world where one exists, else as the launcher set it."""
+    return dist.get_rank() if dist.is_initialized() else rank_from_env()

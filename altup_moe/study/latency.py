@@ -27,9 +27,9 @@ from altup_moe.timeline.overlap import overlap_by_step
 from altup_moe.timeline.spans import record, step
 from altup_moe.train.batches import micro_batches
 from altup_moe.train.engine import build_engine
-from altup_moe.train.loop import keep_compiled_code
 from altup_moe.train.mixture import run_samples
 from altup_moe.train.resume import find_resume_point
+from altup_moe.train.run import keep_compiled_code
 from altup_moe.train.step import train_step
 
 

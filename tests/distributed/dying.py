@@ -9,12 +9,12 @@ import sys
 from typing import Any
 
 from altup_moe.cli import main
-from altup_moe.train import loop
+from altup_moe.train import run
 
 STEP = 9
 
 if __name__ == "__main__":
-    original, numbers = loop.train_step, itertools.count(1)
+    original, numbers = run.train_step, itertools.count(1)
 
     def train_step(*args: Any, **kwargs: Any) -> Any:
         """The step itself, survived or not."""
@@ -23,5 +23,5 @@ if __name__ == "__main__":
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*args, **kwargs)
 
-    loop.train_step = train_step
+    run.train_step = train_step
     sys.exit(main(sys.argv[1:]))

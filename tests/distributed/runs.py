@@ -8,7 +8,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
-from types import SimpleNamespace
 
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import check_config
@@ -63,13 +62,15 @@ def load_and_save(config: RunConfig, root: Path) -> None:
     """On a rank: restore the run's latest checkpoint, and save it again elsewhere without a step in between."""
     from altup_moe.checkpoint.saver import Saver
     from altup_moe.parallel.topology import topology
-    from altup_moe.train import loop
     from altup_moe.train.resume import find_resume_point, verified
+    from altup_moe.train.run import build_run, restore_run, start_save
 
     point = find_resume_point(config)
     assert point is not None
     with topology(config.parallel) as topo:
         point = verified(config, point, topo)
-        run = loop._start(config, topo, SimpleNamespace(fingerprint="f00d"), point)
+        run = build_run(config, topo, None)
+        restore_run(run, point)
         run.saver = Saver(root, config.checkpoint, topo)
-        loop._save(run, leaving=True)
+        start_save(run)
+        run.saver.conclude()

@@ -126,11 +126,11 @@ def test_training_goes_on_under_another_layout(
 
 def _record_samples(config: RunConfig) -> list[int]:
     """On a rank: train, and return the numbers of the training samples that were read here."""
-    from altup_moe.train import loop
+    from altup_moe.train import run
     from tests.distributed.runs import train_quietly
 
     seen: list[int] = []
-    opened = loop.run_samples
+    opened = run.run_samples
 
     class Watched:
         def __init__(self, inner: Any) -> None:
@@ -144,11 +144,11 @@ def _record_samples(config: RunConfig) -> list[int]:
         samples = opened(*args, **options)
         return replace(samples, train=Watched(samples.train))
 
-    loop.run_samples = watched
+    run.run_samples = watched
     try:
         train_quietly(config, config.parallel.data or 1)
     finally:
-        loop.run_samples = opened
+        run.run_samples = opened
     return seen
 
 

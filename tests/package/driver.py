@@ -12,8 +12,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import megatron.core.models.gpt.gpt_layer_specs
-import torch.distributed
 import transformers  # noqa: F401
 
 from altup_moe.cli import main

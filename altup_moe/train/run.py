@@ -1,0 +1,268 @@
+"""The parts of a run that its loop and `altup_moe.api` share: prepare, start, restore, take a step, save.
+
+`loop.train` is these in order, with records, notes and signals around them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import torch.distributed as dist
+
+from altup_moe.checkpoint.library_versions import library_versions
+from altup_moe.checkpoint.manifest import Manifest
+from altup_moe.checkpoint.restore import random_streams, restore
+from altup_moe.checkpoint.saver import Saver
+from altup_moe.checkpoint.source import Checkpoint
+from altup_moe.checkpoint.state import local_tensors, optimizer_steps, set_optimizer_steps
+from altup_moe.config import ConfigError, RunConfig
+from altup_moe.config.load import save_config
+from altup_moe.config.locks import locked_directory
+from altup_moe.config.run_directory import checkpoints_dir, config_file, kernels_dir, profile_dir, tokenizer_dir
+from altup_moe.model.build import named_tensors
+from altup_moe.model.flops import flops_per_token
+from altup_moe.moe.backends import find_backend
+from altup_moe.parallel.parameter_names import is_buffer
+from altup_moe.parallel.rng import rng_state, seed_dropout, set_rng_state
+from altup_moe.parallel.seeds import derived_seed
+from altup_moe.parallel.topology import Topology, own_rank
+from altup_moe.train.batches import Batch, SampleDataset, micro_batches
+from altup_moe.train.engine import Engine, build_engine
+from altup_moe.train.loggers import check_loggers
+from altup_moe.train.metrics import StepMetrics, peak_memory_gib
+from altup_moe.train.mixture import run_samples
+from altup_moe.train.optim import build_scheduler, learning_rate
+from altup_moe.train.profile import Profile
+from altup_moe.train.resume import ResumePoint, find_resume_point, verified
+from altup_moe.train.sample_order import ordered
+from altup_moe.train.samples import Samples
+from altup_moe.train.step import StepResult, Validation, train_step, validate
+
+
+@dataclass
+class Run:
+    """Everything a rank trains with. Mutable: its engine and counters move on.
+
+    ``samples``: None where all batches are the caller's own.
+    """
+
+    config: RunConfig
+    topology: Topology
+    samples: Samples | None
+    engine: Engine
+    scheduler: Any
+    profile: Profile
+    saver: Saver
+    step: int = 0
+    skipped: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Keys that the run has changed on its way (`Manifest.changes`)."""
+
+    @property
+    def consumed_samples(self) -> int:
+        """Samples that finished steps have seen."""
+        return self.step * self.config.train.global_batch_size
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run before any process group exists: its data is there, and what it goes on from is known.
+
+    ``samples``: on rank 0 alone, and if the run reads its own data.
+    """
+
+    config: RunConfig
+    resume: ResumePoint | None
+    samples: Samples | None
+    with_data: bool = True
+
+
+def check_packages(config: RunConfig) -> None:
+    """Raise ConfigError for a tracker or a backend that is not there."""
+    check_loggers(config.log)
+    if config.moe.num_experts:
+        find_backend(config.moe.backend)
+
+
+def run_lock(config: RunConfig) -> AbstractContextManager[None]:
+    """Rank 0, which writes the records, holds the run directory for all. Raises UserError if another run has it."""
+    if own_rank():
+        return nullcontext()
+    return locked_directory(Path(config.log.run_dir), "training", "name another log.run_dir")
+
+
+def prepare_run(config: RunConfig, with_data: bool = True) -> PreparedRun:
+    """Find the checkpoint that a checked configuration goes on from, and its data.
+
+    Rank 0 prepares and verifies the data first: whatever is wrong with it ends the run before the others meet it.
+
+    Raises:
+        UserError: what the user can mend.
+    """
+    keep_compiled_code(config)
+    config = ordered(config)
+    resume = find_resume_point(config)
+    samples = run_samples(config) if with_data and own_rank() == 0 else None
+    _check_data(resume, samples)
+    return PreparedRun(config, resume, samples, with_data)
+
+
+def keep_compiled_code(config: RunConfig) -> None:
+    """torch.compile's files lie in the run directory, and its caches that are pickles are not used."""
+    if config.altup.kernel == "compile":
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernels_dir(config.log.run_dir).absolute()))
+        os.environ.update(TORCHINDUCTOR_FX_GRAPH_CACHE="0", TORCHINDUCTOR_AUTOGRAD_CACHE="0")
+
+
+def _check_data(resume: ResumePoint | None, samples: Samples | None) -> None:
+    if resume is None or resume.weights_only or samples is None:
+        return
+    # A converted model was not trained here: no tokens to compare.
+    if resume.manifest.data_fingerprint not in ("", samples.fingerprint):
+        fits = f"{resume.directory} was trained on other tokens; use the same data, or another log.run_dir"
+        raise ConfigError("data.corpus", samples.fingerprint[:12], fits)
+
+
+def start_run(prepared: PreparedRun, topo: Topology) -> tuple[Run, ResumePoint | None]:
+    """Build, seed, and restore the checkpoint if there is one; rank 0 writes the run's files. Collective.
+
+    Returns:
+        The run, and the point that it goes on from: with checkpoint.fallback it may be older than the prepared one.
+    Raises:
+        DataError: the checkpoint's bytes are not those that were saved.
+    """
+    dist.barrier()
+    config = prepared.config
+    samples = prepared.samples or (run_samples(config, scan=False) if prepared.with_data else None)
+    resume = verified(config, prepared.resume, topo) if prepared.resume else None
+    run = build_run(config, topo, samples)
+    if resume:
+        restore_run(run, resume)
+    if topo.is_first:
+        save_config(config, config_file(config.log.run_dir))
+        if samples is not None:
+            copytree(samples.tokenizer_dir, tokenizer_dir(config.log.run_dir), dirs_exist_ok=True)
+    return run, resume
+
+
+def build_run(config: RunConfig, topo: Topology, samples: Samples | None) -> Run:
+    """The run at step 0, its weights seeded. Collective."""
+    engine = build_engine(config, topo)
+    profile = Profile(config.log.profile_steps, profile_dir(config.log.run_dir), engine.chunks, topo)
+    saver = Saver(checkpoints_dir(config.log.run_dir), config.checkpoint, topo)
+    return Run(config, topo, samples, engine, build_scheduler(engine.optimizer, config), profile, saver)
+
+
+def restore_run(run: Run, resume: ResumePoint) -> None:
+    """Weights; and unless only they are wanted, the optimizer, counters and random streams as they were."""
+    config, topo, manifest = run.config, run.topology, resume.manifest
+    with_optimizer = manifest.has_optimizer and not resume.weights_only
+    with Checkpoint(resume.directory) as checkpoint:
+        named = named_tensors(list(run.engine.chunks), config, topo)
+        held = local_tensors(named, run.engine.optimizer if with_optimizer else None)
+        if resume.weights_only:
+            # Routers' biases and loads that the other run did not have begin as those of any new run.
+            stored = manifest.tensors
+            held = [one for one in held if one.part.name in stored or not is_buffer(one.part.name)]
+        restore(checkpoint, held)
+        streams = random_streams(checkpoint, topo.rank) if resume.same_streams(config, topo.world_size) else {}
+    run.engine.weights_loaded(with_optimizer)
+    if resume.weights_only:
+        return
+    set_optimizer_steps(run.engine.optimizer, manifest.optimizer_steps)
+    run.scheduler.step(manifest.scheduler_steps - run.scheduler.num_steps)
+    run.step, run.skipped, run.history = manifest.step, manifest.skipped_steps, resume.history
+    if streams:
+        set_rng_state(streams)
+    else:
+        # Another layout draws other dropout masks; from the same seed it would draw those of step 0 again.
+        seed_dropout(derived_seed(config.train.seed, "resumed at", manifest.step), topo)
+
+
+def step_batches(run: Run, dataset: SampleDataset) -> list[Batch]:
+    """This rank's micro-batches of the run's next step, cut from training samples by number."""
+    t, topo = run.config.train, run.topology
+    start, size = run.consumed_samples, t.global_batch_size
+    return list(micro_batches(dataset, start, size, t.micro_batch_size, topo.data_rank, topo.data_size))
+
+
+def take_step(run: Run, batches: list[Batch] | None = None, validating: bool = False) -> StepMetrics:
+    """Take one optimizer step, and validate after it if asked; its record, the same on every rank. Collective.
+
+    Args:
+        batches: this rank's micro-batches; None cuts them from the run's own samples.
+    """
+    started = time.perf_counter()
+    if batches is None:
+        assert run.samples is not None
+        batches = step_batches(run, run.samples.train)
+    # The schedule is stepped first: step 1 trains at the first warm-up value, not at zero.
+    run.scheduler.step(1)
+    rate = learning_rate(run.engine.optimizer)
+    with run.profile.step():
+        result = train_step(run.engine, batches, run.config, run.topology, run.saver.settle)
+    run.step += 1
+    run.skipped += result.skipped
+    seconds = time.perf_counter() - started
+    run.profile.settle()
+    return _metrics(run, result, rate, seconds, validate_run(run) if validating else None)
+
+
+def validate_run(run: Run) -> Validation:
+    """Loss of the validation samples that train.eval_samples asks for. Collective."""
+    s = run.samples
+    assert s is not None
+    return validate(run.engine.chunks, s.valid, s.valid_count(run.config), s.byte_lengths, run.config, run.topology)
+
+
+def _metrics(run: Run, result: StepResult, rate: float, seconds: float, valid: Validation | None) -> StepMetrics:
+    tokens = run.config.train.global_batch_size * run.config.model.tokens_per_sample
+    routing = result.routing
+    return StepMetrics(
+        step=run.step,
+        loss=result.loss,
+        lm_loss=result.lm_loss,
+        aux_loss=routing.aux_loss if routing else None,
+        z_loss=routing.z_loss if routing else None,
+        grad_norm=result.grad_norm,
+        learning_rate=rate,
+        tokens_per_second=tokens / seconds,
+        tflops_per_second=tokens * flops_per_token(run.config) / seconds / 1e12,
+        step_seconds=seconds,
+        memory_gib=peak_memory_gib(),
+        consumed_samples=run.consumed_samples,
+        expert_load_imbalance=routing.load_imbalance if routing else None,
+        dropped_share=routing.dropped_share if routing else None,
+        skipped_steps=run.skipped,
+        valid_loss=valid.loss if valid else None,
+        valid_perplexity=valid.perplexity if valid else None,
+        valid_bits_per_byte=valid.bits_per_byte if valid else None,
+    )
+
+
+def start_save(run: Run) -> None:
+    """Start to save the run as it is, by `run.saver`, which has no save under way. Collective.
+
+    Raises:
+        SaveError: the disk is too full, or the directory cannot be made.
+    """
+    head = Manifest(
+        step=run.step,
+        consumed_samples=run.consumed_samples,
+        skipped_steps=run.skipped,
+        optimizer_steps=optimizer_steps(run.engine.optimizer),
+        scheduler_steps=run.scheduler.num_steps,
+        world_size=run.topology.world_size,
+        data_fingerprint=run.samples.fingerprint if run.samples is not None else "",
+        config=run.config.to_dict(),
+        libraries=library_versions(),
+        changes=run.history,
+    )
+    named = named_tensors(list(run.engine.chunks), run.config, run.topology)
+    run.saver.start(head, local_tensors(named, run.engine.optimizer), rng_state())
