@@ -3,6 +3,7 @@
 # make test-all   also the long matrices, and all of it again on Python 3.12 with the other megatron-core, if it is there
 # make lint       formatter, linter, types
 # make wheel      the package that pip installs, into dist/
+# make docs       the site from docs/ into site/; a broken link or a missing page is an error
 # make demo       install, train the quickstart on two ranks, evaluate, generate
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,10 +18,11 @@ PYTHON312 ?= python3.12
 # In the order of the folders: the long files come first, so that both workers end together.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install install-test demo quick test test-all test-312 lint wheel clean
+.PHONY: install install-test install-docs demo quick test test-all test-312 lint docs wheel clean
 
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test
+install-docs: $(VENV)/.installed-docs
 
 $(VENV)/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +33,10 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 
 $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --requirement requirements-test.txt
+	touch $@
+
+$(VENV)/.installed-docs: requirements-docs.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --requirement requirements-docs.txt
 	touch $@
 
 demo: install
@@ -62,5 +68,9 @@ lint: install-test
 wheel: install-test
 	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 
+docs: install-docs
+	$(BIN)/python -m docs.generate --check
+	$(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) $(VENV)-312 runs build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-312 runs build dist site *.egg-info

@@ -1,9 +1,9 @@
 """Every name of another library that this package replaces: what, why, for which versions, and a guard each.
 
 `replace` sets such a name, and nothing else does. It first looks whether the name is still what the table says, so that
-a new version of a library ends with one line and not with wrong numbers. docs/developer/patches.md is this table:
+a new version of a library ends with one line and not with wrong numbers. docs/developing/patches.md is this table:
 
-    python -m altup_moe.parallel.patches > docs/developer/patches.md
+    python -m altup_moe.parallel.patches > docs/developing/patches.md
 """
 
 from __future__ import annotations

@@ -18,23 +18,42 @@ class StepMetrics:
     """
 
     step: int
+    """Number of the step, from 1."""
     loss: float
+    """What was minimised, nats per token: `lm_loss` plus the routers' weighted losses."""
     lm_loss: float
+    """Cross-entropy summed over all labels of the step, divided by their number, nats."""
     aux_loss: float | None
+    """Load-balancing loss times its coefficient, summed over the MoE layers."""
     z_loss: float | None
+    """Router z-loss times its coefficient, summed over the MoE layers."""
     grad_norm: float
+    """Global L2 norm of the gradient before clipping; not a number in a skipped step."""
     learning_rate: float
+    """The step's learning rate, of matrices."""
     tokens_per_second: float
+    """Tokens of the global batch over `step_seconds`, all ranks together."""
     tflops_per_second: float
+    """Operations of the model's forward and backward pass, 10^12 a second, all ranks together; recomputation is not
+    counted."""
     step_seconds: float
+    """Wall-clock time of the step on rank 0, without validation and checkpoint."""
     memory_gib: float
+    """Largest memory of rank 0 so far, GiB: of the process on a CPU, of torch's allocator on a GPU."""
     consumed_samples: int
+    """Samples that all steps so far have read."""
     expert_load_imbalance: float | None
+    """Largest load of an expert over the mean load, in the layer where that is worst; 1 is balanced."""
     dropped_share: float | None
+    """Share of the routes (tokens times top_k) that found their expert full; 0 without a capacity."""
     skipped_steps: int
+    """Steps of the run so far that were skipped because loss or gradient was not finite."""
     valid_loss: float | None = None
+    """Mean loss of the validation samples, nats per label."""
     valid_perplexity: float | None = None
+    """exp(valid_loss)."""
     valid_bits_per_byte: float | None = None
+    """Validation loss in bits per byte of UTF-8 text: comparable between tokenizers."""
 
     def to_dict(self) -> dict[str, Any]:
         """Fields that have a value, in order."""

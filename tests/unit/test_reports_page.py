@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "developer" / "reports_of_wrong_training.md"
+PAGE = ROOT / "docs" / "developing" / "reports_of_wrong_training.md"
 
 
 def test_every_test_that_the_page_names_exists() -> None:

@@ -30,7 +30,7 @@ def test_every_name_looks_as_the_table_says() -> None:
 
 
 def test_the_page_of_the_documentation_is_the_table() -> None:
-    assert (ROOT / "docs" / "developer" / "patches.md").read_text(encoding="utf-8") == as_markdown()
+    assert (ROOT / "docs" / "developing" / "patches.md").read_text(encoding="utf-8") == as_markdown()
 
 
 @pytest.fixture

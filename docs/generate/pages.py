@@ -1,0 +1,39 @@
+"""The generated pages: path below docs/ -> the function that makes its text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from altup_moe.parallel import patches
+from docs.generate import configuration, exit_codes, metrics, run_directory, studies
+
+DOCS = Path(__file__).parents[1]
+COMMAND = "python -m docs.generate"
+
+PAGES: dict[str, Callable[[], str]] = {
+    "reference/configuration.md": configuration.page,
+    "reference/metrics.md": metrics.page,
+    "reference/exit_codes.md": exit_codes.page,
+    "reference/run_directory.md": run_directory.page,
+    "results/studies.md": studies.page,
+    "developing/patches.md": patches.as_markdown,
+}
+
+PICTURES: dict[str, Path] = studies.PICTURES
+"""Path below docs/ -> the committed file that it is a copy of."""
+
+
+def contents() -> dict[str, bytes]:
+    """Path below docs/ -> what it must hold, of every generated file."""
+    made = {path: make().encode() for path, make in PAGES.items()}
+    return made | {path: source.read_bytes() for path, source in PICTURES.items()}
+
+
+def differing() -> dict[str, bytes]:
+    """Those of `contents` that the files in docs/ do not hold."""
+    return {path: text for path, text in contents().items() if _held(DOCS / path) != text}
+
+
+def _held(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

@@ -1,0 +1,70 @@
+"""Pages that repeat what the code says are what `python -m docs.generate` writes, and they leave nothing out."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from altup_moe.config.load import HINTS
+from docs.generate import metrics
+from docs.generate.__main__ import main
+from docs.generate.configuration import spelled, values_of
+from docs.generate.markdown import cell
+from docs.generate.pages import COMMAND, DOCS, contents
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, bytes]:
+    return contents()
+
+
+def test_committed_pages_are_what_the_generator_writes(made: dict[str, bytes]) -> None:
+    differ = [path for path, text in made.items() if not (DOCS / path).is_file() or (DOCS / path).read_bytes() != text]
+    assert not differ, f"run {COMMAND}: it writes {', '.join(differ)} anew"
+
+
+def test_every_key_has_a_row_with_its_text(made: dict[str, bytes]) -> None:
+    rows = re.findall(r'^\| <a id="([a-z_.0-9]+)"></a>(.*)\|$', made["reference/configuration.md"].decode(), re.M)
+    assert [key for key, _ in rows] == list(HINTS)
+    for key, row in rows:
+        cells = re.split(r"(?<!\\)\|", row)
+        assert len(cells) == 5, key
+        assert len(cells[4].split()) > 1, f"{key} has no docstring"
+
+
+def test_values_are_said_with_their_range() -> None:
+    assert values_of("model.kv_channels", int | None) == "a whole number, at least 1, or null"
+    assert values_of("data.valid_fraction", float) == "a number, in (0, 1)"
+    assert values_of("train.precision", HINTS["train.precision"]) == "fp32, bf16"
+    assert (spelled(True), spelled(None), spelled(()), spelled(1e-3)) == ("true", "null", "[]", "0.001")
+    assert cell("a | b <c>\nd") == "a \\| b &lt;c> d"
+
+
+def test_check_names_the_page_and_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("docs.generate.pages.PAGES", {"reference/exit_codes.md": lambda: "other\n"})
+    monkeypatch.setattr("docs.generate.pages.PICTURES", {})
+    assert main(["--check"]) == 1
+    assert capsys.readouterr().out == f"docs/reference/exit_codes.md differs: run {COMMAND}\n"
+    assert main(["--chekc"]) == 2
+
+
+def undocumented(metrics_file: Path, documented: set[str]) -> set[str]:
+    """Keys of a file of metrics that the page does not have."""
+    lines = metrics_file.read_text(encoding="utf-8").splitlines()
+    return {key for line in lines for key in json.loads(line)} - documented
+
+
+def documented_metrics() -> set[str]:
+    """Keys of the page of metrics.jsonl."""
+    page = (DOCS / "reference" / "metrics.md").read_text(encoding="utf-8")
+    return set(re.findall(r"^\| `(\w+)` \|", page, re.M))
+
+
+def test_every_metric_has_a_text() -> None:
+    assert documented_metrics() == {one.name for one in metrics.documented()} | {metrics.CHANGED}
+    assert not [one.name for one in metrics.documented() if not one.doc]
