@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from altup_moe.parallel import patches
-from docs.generate import configuration, exit_codes, metrics, run_directory, studies
+from docs.generate import command_line, configuration, exit_codes, metrics, run_directory, studies
 
 DOCS = Path(__file__).parents[1]
 COMMAND = "python -m docs.generate"
 
 PAGES: dict[str, Callable[[], str]] = {
     "reference/configuration.md": configuration.page,
+    "reference/command_line.md": command_line.page,
     "reference/metrics.md": metrics.page,
     "reference/exit_codes.md": exit_codes.page,
     "reference/run_directory.md": run_directory.page,

@@ -14,9 +14,9 @@ STUDY = "altup_moe/study/study_directory.py"
 def page() -> str:
     """The page's text."""
     rows = []
-    for name, parameters, doc in functions(FILE):
+    for name, parameters, returned, doc in functions(FILE):
         # A function of a run directory names one file or folder of it.
-        if parameters == ["run_dir"]:
+        if parameters == ["run_dir"] and returned == "Path":
             path = getattr(run_directory, name)("RUN").as_posix()
             rows.append([f"`{path.removeprefix('RUN/')}`", f"`{name}`", cell(docstring(doc))])
     return text_of(

@@ -41,10 +41,15 @@ def fields(file: str, name: str) -> list[Named]:
     return [one for one in _named(found.body) if one.kind]
 
 
-def functions(file: str) -> list[tuple[str, list[str], str]]:
-    """(name, parameters, docstring) of every public function of a module, in its order."""
+def functions(file: str) -> list[tuple[str, list[str], str, str]]:
+    """(name, parameters, what it returns, docstring) of every public function of a module, in its order."""
     return [
-        (node.name, [argument.arg for argument in node.args.args], ast.get_docstring(node) or "")
+        (
+            node.name,
+            [argument.arg for argument in node.args.args],
+            ast.unparse(node.returns) if node.returns else "",
+            ast.get_docstring(node) or "",
+        )
         for node in tree(file).body
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
     ]
