@@ -39,6 +39,7 @@ COMMANDS = {
     "grow": Command("SRC DST [--section.key VALUE ...]", "make a trained model larger; it computes the same"),
     "recipe": Command("FILE [options]", "pretrain, fine-tune, and compare with a control, for several seeds"),
     "launch": Command("torchrun|deepspeed|netlab [options] -- COMMAND", "start ranks on one or many nodes"),
+    "configs": Command("[NAME [FILE]] [--schema]", "list the shipped files; copy one to start from"),
 }
 """By name. The module `altup_moe.commands.NAME` has a function `main(words) -> exit code`; it may raise UserError."""
 

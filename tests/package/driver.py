@@ -1,7 +1,7 @@
 """Runs in the environment that holds the wheel: command lines of `altup-moe`, each in a child of this process.
 
-Reads a JSON list of lists of words, writes a JSON list of exit codes and of what was printed. The libraries are imported
-once, which takes seconds; a child starts with what a new process would have after its imports, and nothing more.
+Reads a JSON list of lists of words, writes a JSON list of exit codes and of what was printed. The libraries are
+imported once, which takes seconds; a child starts with what a new process has after its imports, and nothing more.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import json
 import os
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 
-import transformers  # noqa: F401
-
 from altup_moe.cli import main
+
+for library in ("torch.distributed", "transformers", "megatron.core.models.gpt.gpt_layer_specs"):
+    import_module(library)
 
 
 def run(words: list[str]) -> dict[str, object]:
@@ -25,6 +27,7 @@ def run(words: list[str]) -> dict[str, object]:
         if child == 0:
             os._exit(_as_a_process(words, files))
         _, status = os.waitpid(child, 0)
+
         code = os.waitstatus_to_exitcode(status)
         return {"code": code, **{file.name: file.read_text(encoding="utf-8", errors="replace") for file in files}}
 
