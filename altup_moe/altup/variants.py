@@ -9,7 +9,8 @@ For a token's state X in R^{K x d} and a layer F that computes on one block of w
 A row names the learned coefficients of a layer and the function that turns them into (r, M, g). Configuration checks,
 initial weights, parameter names, layers, the optimizer, growing and planning read the row and name no variant.
 
-To add a variant, add a row here and its function to a module of this package (`altup_moe.altup.static` has four).
+To add a variant, add a row here and its function to a module of this package (`altup_moe.altup.static` has four). A
+program of your own adds a row with `altup_moe.api.register_variant` (examples/own_variant.py).
 `tests/distributed/test_new_variant.py` adds one in a test and trains it on several ranks.
 Source: Baykal et al., AltUp, arXiv 2301.13310.
 """
@@ -39,7 +40,7 @@ def _no_products(width: int, hidden_size: int) -> int:
 
 @dataclass(frozen=True)
 class StreamVariant:
-    """A row of the table. Texts of the form "module:name" are imported where they are used.
+    """A row of the table. Texts of the form "module:name" are imported where they are used; a function may stand there.
 
     Args:
         name: its `altup.variant`.
@@ -62,7 +63,7 @@ class StreamVariant:
 
     name: str
     coefficients: Mapping[str, Coefficient]
-    weights: str | None = None
+    weights: str | Callable[[int, Mapping[str, Tensor]], Mixing] | None = None
     layer: str = "altup_moe.model.altup_layer:AltUpLayer"
     reference: str = REFERENCE + "static_stream"
     blocks: bool = True

@@ -181,6 +181,12 @@ class Saver:
             saved = self.advance()
         return saved
 
+    def abandon(self) -> None:
+        """Wait for this rank's thread, and leave a save that has not ended as it is. Not collective: for a failure."""
+        save, self._save = self._save, None
+        if save is not None and save.thread is not None:
+            save.thread.join()
+
     def _rank_tensors(
         self, held: Iterable[LocalTensor], streams: Mapping[str, Tensor]
     ) -> dict[NamedSlice, LocalTensor]:

@@ -81,3 +81,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     )
 }
 """Every architecture by its name in `model.arch`."""
+
+
+def objective_names() -> tuple[str, ...]:
+    """Every objective that an architecture has."""
+    return tuple(dict.fromkeys(name for row in ARCHITECTURES.values() for name in row.objectives))

@@ -11,6 +11,8 @@ from altup_moe.config.schema import RunConfig
 
 CORPUS_NAMES = ("python-docs", "wikipedia-sample")
 """Names of corpora (of `altup_moe.data.corpora.CORPORA`, which this layer cannot import)."""
+ADDED_CORPORA: list[str] = []
+"""Names of those that a program has added (`altup_moe.api.register_corpus`)."""
 TOKENIZER_NAMES = ("t5",)
 """Names of tokenizers (of `altup_moe.data.named_tokenizers.TOKENIZERS`)."""
 TASK_NAMES = (
@@ -42,8 +44,9 @@ def check_data(config: RunConfig, world_size: int) -> None:
 
 def check_corpus(key: str, corpus: str, others: str = "") -> None:
     """Raise ConfigError unless `corpus` is a known name or the path prefix of prepared data that exists."""
-    if corpus not in CORPUS_NAMES and not Path(f"{corpus}.idx").is_file():
-        fits = f"there is no file {corpus}.idx; {others}{' or '.join(CORPUS_NAMES)} would fit, or the path prefix of a "
+    names = (*CORPUS_NAMES, *ADDED_CORPORA)
+    if corpus not in names and not Path(f"{corpus}.idx").is_file():
+        fits = f"there is no file {corpus}.idx; {others}{' or '.join(names)} would fit, or the path prefix of a "
         raise ConfigError(key, corpus, fits + "dataset written by tools/prepare_data.py")
 
 

@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 import yaml
 
+from altup_moe.altup.variants import VARIANTS
+from altup_moe.config import model_schema, schema
+from altup_moe.config.architectures import objective_names
 from altup_moe.config.errors import ConfigError, UserError
 from altup_moe.config.files import write_text
 from altup_moe.config.flags import parse
@@ -21,6 +24,15 @@ from altup_moe.config.shipped import find_file
 SECTIONS = [field.name for field in dataclasses.fields(RunConfig)]
 HINTS = field_hints(RunConfig)
 """Type of every field of a run, by dotted key."""
+
+
+def renew_names() -> None:
+    """Take the values of keys that are names of tables' rows from the tables again: a program has added a row."""
+    names = {"VariantName": tuple(VARIANTS), "BackendName": tuple(model_schema.BACKEND_NAMES)}
+    for name, values in names.items():
+        setattr(model_schema, name, Literal[values])
+    schema.ObjectiveName = Literal[objective_names()]  # type: ignore[assignment]
+    HINTS.update(field_hints(RunConfig))
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:

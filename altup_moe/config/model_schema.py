@@ -9,13 +9,17 @@ from altup_moe.altup.variants import VARIANTS
 from altup_moe.config.architectures import ARCHITECTURES, Architecture
 
 Width = Literal[1, 2, 4, 8]
+BACKEND_NAMES = ["megatron", "deepspeed", "tutel", "torch"]
+"""Names of backends (of `altup_moe.moe.backends.BACKENDS`, which this layer cannot import)."""
 if TYPE_CHECKING:
     VariantName = str
     ArchName = str
+    BackendName = str
 else:
-    # The tables say which names there are.
+    # The tables say which names there are; `config.load.renew_names` is called when a program adds one.
     VariantName = Literal[tuple(VARIANTS)]
     ArchName = Literal[tuple(ARCHITECTURES)]
+    BackendName = Literal[tuple(BACKEND_NAMES)]
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,7 @@ class MoEConfig:
     """Inner width of the shared expert that every token passes, in features; 0 is none."""
     dispatcher: Literal["alltoall", "allgather"] = "alltoall"
     """Collective that carries tokens to experts; the backends deepspeed and tutel always take alltoall."""
-    backend: Literal["megatron", "deepspeed", "tutel", "torch"] = "megatron"
+    backend: BackendName = "megatron"
     """Code that computes the experts. torch is ours; deepspeed and tutel need their packages. One model, whichever."""
     partial: bool = False
     """Experts stand beside each MoE layer's dense MLP of model.ffn_hidden_size, which becomes the shared expert (the

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from altup_moe.config.architectures import objective_names
 from altup_moe.config.model_schema import AltUpConfig, ModelConfig, MoEConfig, SequenceConfig
 
 ZeroStage = Literal[1, 2, 3]
+if TYPE_CHECKING:
+    ObjectiveName = str
+else:
+    ObjectiveName = Literal[objective_names()]
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class DataConfig:
     """Order of training samples. epoch: every epoch reads every window once, in an order of its own, whatever the
     number of steps. run: windows of all epochs of the run are shuffled together, as older versions did. None is epoch
     for a new run, and for one that goes on the order of its checkpoint."""
-    objective: Literal["causal", "prefix", "span_corruption"] | None = None
+    objective: ObjectiveName | None = None
     """What is made of a window of text. causal: every next token. prefix: those after a random point. span_corruption:
     dropped spans (T5, arXiv 1910.10683). None is causal for arch gpt and span_corruption for t5."""
     noise_density: float = 0.15

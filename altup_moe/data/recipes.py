@@ -42,6 +42,10 @@ class SampleRecipe:
     overlap: int = 0
 
 
+Objective = Callable[[ModelConfig, DataConfig, Tokenizer], SampleRecipe]
+"""What `data.objective` names: the recipe of a run's samples."""
+
+
 def objective_of(model: ModelConfig, data: DataConfig) -> str:
     """`data.objective`, or what the architecture is usually trained on."""
     return data.objective or model.architecture.objectives[0]
@@ -66,30 +70,44 @@ def recipe_of(model: ModelConfig, data: DataConfig, tokenizer: Tokenizer) -> Sam
     Raises:
         ConfigError: no window fits the lengths, or the tokenizer has too few sentinels.
     """
-    objective, layout, eos = objective_of(model, data), layout_of(model, tokenizer), tokenizer.eod
-    if objective == "span_corruption":
-        density, mean = data.noise_density, data.mean_noise_span
-        lengths = corruption_lengths(model, data)
-        spans = span_counts(lengths.raw, density, mean).spans
-        sentinels = enough_sentinels(tokenizer, spans)
-        return SampleRecipe(
-            lengths.raw,
-            lambda tokens, random: layout(
-                corrupt_spans(tokens, noise_mask(len(tokens), density, mean, random), sentinels, eos)
-            ),
-        )
-    if objective == "prefix" and model.encoder_decoder:
-        longest = model.decoder_length - 1
-        return SampleRecipe(model.seq_length, lambda tokens, random: layout(split_prefix(tokens, longest, eos, random)))
+    return OBJECTIVES[objective_of(model, data)](model, data, tokenizer)
+
+
+def causal(model: ModelConfig, data: DataConfig, tokenizer: Tokenizer) -> SampleRecipe:
+    """Every next token."""
     length, pad = model.seq_length, tokenizer.pad_id
-    if objective == "prefix":
-        return SampleRecipe(
-            length + 1,
-            lambda tokens, random: next_tokens(tokens, prefix_loss_mask(len(tokens) - 1, random), length, pad),
-        )
     return SampleRecipe(
         length, lambda tokens, _: next_tokens(tokens, np.ones(len(tokens) - 1, np.float32), length, pad), overlap=1
     )
+
+
+def prefix(model: ModelConfig, data: DataConfig, tokenizer: Tokenizer) -> SampleRecipe:
+    """The tokens after a random point."""
+    length, pad = model.seq_length, tokenizer.pad_id
+    if model.encoder_decoder:
+        layout, longest, eos = layout_of(model, tokenizer), model.decoder_length - 1, tokenizer.eod
+        return SampleRecipe(length, lambda tokens, random: layout(split_prefix(tokens, longest, eos, random)))
+    return SampleRecipe(
+        length + 1,
+        lambda tokens, random: next_tokens(tokens, prefix_loss_mask(len(tokens) - 1, random), length, pad),
+    )
+
+
+def span_corruption(model: ModelConfig, data: DataConfig, tokenizer: Tokenizer) -> SampleRecipe:
+    """Dropped spans. Raises ConfigError as `recipe_of`."""
+    layout, eos = layout_of(model, tokenizer), tokenizer.eod
+    density, mean = data.noise_density, data.mean_noise_span
+    lengths = corruption_lengths(model, data)
+    sentinels = enough_sentinels(tokenizer, span_counts(lengths.raw, density, mean).spans)
+
+    def make(tokens: np.ndarray, random: np.random.RandomState) -> Arrays:
+        return layout(corrupt_spans(tokens, noise_mask(len(tokens), density, mean, random), sentinels, eos))
+
+    return SampleRecipe(lengths.raw, make)
+
+
+OBJECTIVES: dict[str, Objective] = {"causal": causal, "prefix": prefix, "span_corruption": span_corruption}
+"""Every objective by its name in `data.objective`; `config.architectures` says which architecture takes which."""
 
 
 def corruption_lengths(model: ModelConfig, data: DataConfig) -> SpanLengths:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +18,28 @@ from altup_moe.train.batches import SampleDataset, micro_batches
 from altup_moe.train.mixture import run_samples
 from altup_moe.train.samples import GivenStart, open_corpus
 from altup_moe.train.step import Validation
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of a run's newest checkpoint on held-out text.
+
+    Args:
+        corpus: what was read. samples: how many samples were read of the `available` ones.
+        loss: mean in nats per token. perplexity: exp(loss). bits_per_byte: of UTF-8 text. tokens: labels that count.
+        document_start: the tokens that documents begin with, "" for none; None where the tokenizer has none.
+    """
+
+    run: str
+    step: int
+    corpus: str
+    samples: int
+    available: int
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    tokens: int
+    document_start: str | None = None
 
 
 @torch.no_grad()
@@ -34,48 +57,53 @@ def evaluate_samples(run: FinishedRun, dataset: SampleDataset, count: int, byte_
     return Validation(nats / tokens, nats / math.log(2) / max(text_bytes, 1), tokens)
 
 
-def evaluate_command(run_dir: Path, corpus: str | None, samples: int | None, as_json: bool) -> int:
-    """`altup-moe evaluate`: print the figures of the newest checkpoint.
+def evaluate_run(run: FinishedRun, corpus: str | None = None, samples: int | None = None) -> Evaluation:
+    """Evaluate a finished run on text.
 
     Args:
         corpus: a named corpus or a prefix of prepared data, which is not split; None is the validation part of the
             run's own data, as many samples of it as the training's validations read.
+        samples: how many to read; all where there are fewer.
     """
-    run = load_run(run_dir)
     config = run.config
     if corpus is None:
         data = run_samples(config)
         dataset, count, name = data.valid, data.valid_count(config), f"{config.data.corpus} (validation part)"
         lengths = data.byte_lengths
     else:
-        dataset, lengths = open_corpus(config, corpus, tokenizer_dir(run_dir))
+        dataset, lengths = open_corpus(config, corpus, tokenizer_dir(config.log.run_dir))
         count, name = len(dataset), corpus
-    if samples is not None and samples > len(dataset):
-        print(f"samples={samples}: {name} has {len(dataset)}; all are read", file=sys.stderr, flush=True)
     read = min(samples or count, len(dataset))
-    result = evaluate_samples(run, dataset, read, lengths)
-    figures = {
-        "run": str(run_dir),
-        "step": run.step,
-        "corpus": name,
-        "samples": read,
-        "loss": result.loss,
-        "perplexity": result.perplexity,
-        "bits_per_byte": result.bits_per_byte,
-        "tokens": result.tokens,
-    }
-    start = _document_start(run, dataset)
-    if start is not None:
-        figures["document_start"] = start
+    found = evaluate_samples(run, dataset, read, lengths)
+    return Evaluation(
+        run=config.log.run_dir,
+        step=run.step,
+        corpus=name,
+        samples=read,
+        available=len(dataset),
+        loss=found.loss,
+        perplexity=found.perplexity,
+        bits_per_byte=found.bits_per_byte,
+        tokens=found.tokens,
+        document_start=_document_start(run, dataset),
+    )
+
+
+def evaluate_command(run_dir: Path, corpus: str | None, samples: int | None, as_json: bool) -> int:
+    """`altup-moe evaluate`: print the figures of the newest checkpoint (`evaluate_run`)."""
+    e = evaluate_run(load_run(run_dir), corpus, samples)
+    if samples is not None and samples > e.available:
+        print(f"samples={samples}: {e.corpus} has {e.available}; all are read", file=sys.stderr, flush=True)
     if as_json:
-        print(json.dumps(figures))
-    else:
-        print(
-            f"{run_dir} step {run.step} on {name}, {read:,} of {len(dataset):,} samples: "
-            f"loss {result.loss:.4f} nats/token | "
-            f"perplexity {result.perplexity:.2f} | bits/byte {result.bits_per_byte:.4f} | {result.tokens:,} tokens"
-            + ("" if start is None else f" | documents begin with {start or 'nothing'}")
-        )
+        figures = {key: value for key, value in asdict(e).items() if key != "available"}
+        print(json.dumps({key: value for key, value in figures.items() if value is not None}))
+        return 0
+    start = "" if e.document_start is None else f" | documents begin with {e.document_start or 'nothing'}"
+    print(
+        f"{run_dir} step {e.step} on {e.corpus}, {e.samples:,} of {e.available:,} samples: "
+        f"loss {e.loss:.4f} nats/token | "
+        f"perplexity {e.perplexity:.2f} | bits/byte {e.bits_per_byte:.4f} | {e.tokens:,} tokens{start}"
+    )
     return 0
 
 

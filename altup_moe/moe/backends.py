@@ -52,12 +52,13 @@ from altup_moe.config import ConfigError, RunConfig
 class Backend:
     """A row of the table: see the module's text.
 
-    ``layer``: "module:Class", imported when a model is built. ``stacked``: how expert weights are named and shaped.
-    ``allows_overlap``: whether other work runs while its exchanges are in flight.
+    ``layer``: "module:Class", imported when a model is built, or the class itself.
+    ``stacked``: how expert weights are named and shaped. ``allows_overlap``: whether other work runs while its
+    exchanges are in flight.
     """
 
     name: str
-    layer: str
+    layer: str | type
     stacked: bool
     allows_overlap: bool
 

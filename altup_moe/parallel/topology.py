@@ -120,6 +120,11 @@ def topology(parallel: ParallelConfig, timeout_seconds: float = 600.0) -> Iterat
             dist.destroy_process_group()
 
 
+def layout_exists() -> bool:
+    """Whether this process has Megatron's groups already: of a layout that has not ended."""
+    return ps.model_parallel_is_initialized()
+
+
 def rank_from_env() -> int:
     """This process's rank as the launcher set it (0 alone), before any process group exists."""
     return int(os.environ.get("RANK", "0"))

@@ -84,6 +84,26 @@ def verified(config: RunConfig, point: ResumePoint, topology: Topology) -> Resum
     raise DataError(checkpoints_dir(config.log.run_dir), "holds no checkpoint that is whole")
 
 
+def point_at(config: RunConfig, path: str | Path, weights_only: bool) -> ResumePoint:
+    """A checkpoint, or the latest of a run directory, as a point that a run may go on from. Not yet its bytes.
+
+    Raises:
+        UserError: there is none. ConfigError: it is of another model, data or schedule. DataError: it is damaged.
+    """
+    directory = find_checkpoint(Path(path))
+    if weights_only:
+        return _weights_of(config, directory)
+    with Checkpoint(directory) as checkpoint:
+        manifest = checkpoint.manifest
+    return ResumePoint(directory, manifest, changes=_changes(config, manifest, directory))
+
+
+def check_bytes(point: ResumePoint, topology: Topology) -> None:
+    """Raise DataError on every rank unless the point's bytes are those that were saved. Ranks share the hashing."""
+    if problem := first_problem(_damage(point.directory, topology), topology.device):
+        raise DataError(problem[0], problem[1])
+
+
 def _usable(config: RunConfig) -> Iterator[ResumePoint]:
     """Checkpoints of the run directory whose structure is whole: the latest, and with fallback older ones after it."""
     fallback = config.checkpoint.fallback
@@ -127,7 +147,10 @@ def _initial(config: RunConfig) -> ResumePoint | None:
     path = config.checkpoint.initial_load_path
     if path is None:
         return None
-    directory = find_checkpoint(Path(path))
+    return _weights_of(config, find_checkpoint(Path(path)))
+
+
+def _weights_of(config: RunConfig, directory: Path) -> ResumePoint:
     with Checkpoint(directory) as checkpoint:
         other = differing(checkpoint.config, config, ("model",))
         _refuse(other, directory, "use that, or another checkpoint.initial_load_path")

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # timeline <- altup <- config <- overlap, moe <- parallel <- model | data | checkpoint <- train <- inference
-# <- study | bench | recipe | plan | doctor <- launch <- commands <- cli <- __main__, tools.
+# <- study | bench | recipe | plan | doctor <- launch | api <- commands <- cli <- __main__, tools.
 # A part may import those of earlier rows; the parts of one row are siblings, and do not import each other but for
 # `SIBLINGS`.
 ROWS = (
@@ -28,7 +28,7 @@ ROWS = (
     ("train",),
     ("inference",),
     ("study", "bench", "recipe", "plan", "doctor"),
-    ("launch",),
+    ("launch", "api"),
     ("commands",),
     ("cli",),
     ("__main__", "tools"),
