@@ -14,20 +14,21 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# timeline <- altup <- config <- overlap, moe <- parallel <- model | data | checkpoint <- train <- inference
-# <- study | bench | recipe | plan | doctor <- launch <- commands <- cli <- __main__, tools.
+# timeline <- altup <- config <- report <- overlap, moe <- parallel <- model | data | checkpoint <- train <- inference
+# <- study | bench | recipe | plan | doctor | show <- launch <- commands <- cli <- __main__, tools.
 # A part may import those of earlier rows; the parts of one row are siblings, and do not import each other but for
 # `SIBLINGS`.
 ROWS = (
     ("timeline",),
     ("altup",),
     ("config",),
+    ("report",),
     ("overlap", "moe"),
     ("parallel",),
     ("model", "data", "checkpoint"),
     ("train",),
     ("inference",),
-    ("study", "bench", "recipe", "plan", "doctor"),
+    ("study", "bench", "recipe", "plan", "doctor", "show"),
     ("launch",),
     ("commands",),
     ("cli",),
