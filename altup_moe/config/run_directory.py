@@ -55,6 +55,11 @@ def routing_file(run_dir: str | Path) -> Path:
     return Path(run_dir) / ROUTING
 
 
+def samples_file(run_dir: str | Path) -> Path:
+    """Texts that the model wrote while it trained, one JSON object for each prompt and time."""
+    return Path(run_dir) / "samples.jsonl"
+
+
 def starts_file(run_dir: str | Path) -> Path:
     """The run's starts, one JSON object for each."""
     return Path(run_dir) / STARTS
