@@ -193,17 +193,18 @@ const drawing = (() => {
     hit.addEventListener("pointermove", look);
     hit.addEventListener("click", look);
     hit.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") leave(); });
+    const begin = () => read(chosen || places.filter((one) => one.series === places[0].series).pop());
     hit.addEventListener("focus", () => {
       if (!hit.matches(":focus-visible") || !places.length) return;
-      const last = places.filter((one) => one.series === places[0].series).pop();
-      follow = () => read(chosen || last);
-      follow();
+      follow = begin;
+      begin();
     });
     hit.addEventListener("blur", leave);
     hit.addEventListener("keydown", (event) => {
       const turn = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
-      if (!turn || !chosen) return;
+      if (!turn || !places.length) return;
       event.preventDefault();
+      if (!chosen) begin();
       const line = places.filter((one) => one.series === chosen.series), others = [...new Set(places.map((one) => one.series))];
       const next = others[(others.indexOf(chosen.series) + turn[1] + others.length) % others.length];
       const at = Math.max(0, Math.min(line.length - 1, line.indexOf(chosen) + turn[0]));

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -200,7 +201,7 @@ def state_text(found: Headline) -> str:
         return f"running, step {found.step}{of}{left}"
     if found.state == "finished":
         return f"finished, {found.step} steps"
-    again = f"altup-moe train {config_file(found.run)}"
+    again = f"altup-moe train {shlex.quote(str(config_file(found.run)))}"
     if found.state == "not started":
         return f"not started: no step is recorded; {again} trains it"
     back = f"goes on from {found.checkpoint}" if found.checkpoint else "begins anew, there is no checkpoint"

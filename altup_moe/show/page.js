@@ -73,7 +73,7 @@
     const hit = svg("rect", { class: "hit", x: left, y: top, width: cell * columns, height: high * rows, tabindex: 0, role: "img", "aria-label": `${label}: arrow keys read the values` });
     root.append(spot, hit);
     hit.dataset.tip = "";
-    let at = null;
+    let at = [0, 0];
     const read = (r, c) => {
       at = [r, c];
       const corner = root.getBoundingClientRect();
@@ -93,14 +93,13 @@
     hit.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") leave(); });
     hit.addEventListener("focus", () => {
       if (!hit.matches(":focus-visible")) return;
-      at = at || [0, 0];
       followWith(() => read(...at));
       read(...at);
     });
     hit.addEventListener("blur", leave);
     hit.addEventListener("keydown", (event) => {
       const turn = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
-      if (!turn || !at) return;
+      if (!turn) return;
       event.preventDefault();
       read(Math.max(0, Math.min(rows - 1, at[0] + turn[0])), Math.max(0, Math.min(columns - 1, at[1] + turn[1])));
     });
