@@ -30,6 +30,7 @@ COMMANDS = {
     "generate": Command("RUN --prompt TEXT [options]", "continue a text with a trained run"),
     "doctor": Command("[options]", "could a run start here: versions, devices, network, disk, two ranks"),
     "bench": Command("NAME [options]", "measure: step, sequence, overlap, experts, train, mixing, checkpoint"),
+    "show": Command("RUN [RUN ...] [options]", "one page of a run, or of several: curves, routing, history"),
     "study": Command("run|status|report ...", "grids of runs: what each learned, and how fast it is"),
     "plan": Command("CONFIG [options]", "memory and step time on a cluster, before a GPU is asked for"),
     "prepare-data": Command("SOURCE OUT_PREFIX [options]", "tokenise a text corpus once"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from altup_moe.config.files import write_bytes
 from altup_moe.config.metrics_lines import split_metrics
-from altup_moe.config.run_directory import METRICS, TOKENIZER, checkpoints_dir
+from altup_moe.config.run_directory import METRICS, ROUTING, STARTS, TOKENIZER, checkpoints_dir
 
 
 def sidecar_files(checkpoint: Path) -> list[str]:
@@ -15,11 +15,11 @@ def sidecar_files(checkpoint: Path) -> list[str]:
     run_dir = checkpoint.parent.parent
     if checkpoint.parent != checkpoints_dir(run_dir):
         return []
-    return [name for name in (METRICS, TOKENIZER) if (run_dir / name).exists()]
+    return [name for name in (METRICS, ROUTING, STARTS, TOKENIZER) if (run_dir / name).exists()]
 
 
 def copy_sidecar_files(checkpoint: Path, step: int, new: Path) -> None:
-    """Copy a checkpoint's sidecar files into the run directory `new`; of the metrics, readable lines up to `step`."""
+    """Copy a checkpoint's sidecar files into the run directory `new`; of JSON lines, readable ones up to `step`."""
     for name in sidecar_files(checkpoint):
         old = checkpoint.parent.parent / name
         if name == TOKENIZER:

@@ -106,16 +106,16 @@ def parse(
         record: the dataclass; its sections are dotted.
         args: the command line's words.
         default: values of what is not given; needed where fields have no default.
-        positional: name of the field that is given without a name, or names in order.
+        positional: name of the field that is given without a name, or names in order. The last may be a tuple.
 
     Raises:
         ConfigError: an unknown option, a missing or a wrong value.
     """
     hints = field_hints(record)
     unnamed = (positional,) if isinstance(positional, str) else positional or ()
-    for name in unnamed:
-        hints.pop(name)
-    found, flags = read_flags(args, hints, positionals=len(unnamed))
+    # A tuple takes all words that are left.
+    many = tuple in [typing.get_origin(hints.pop(name)) for name in unnamed]
+    found, flags = read_flags(args, hints, positionals=sys.maxsize if many else len(unnamed))
     if default is None:
         _check_required(record, {*flags, *unnamed[: len(found)]}, unnamed)
     normalised = [*found, *(word for flag in flags.values() for word in _as_words(flag))]

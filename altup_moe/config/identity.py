@@ -7,7 +7,13 @@ from typing import Any
 from altup_moe.config.schema import RunConfig
 
 ADDED_KEYS: frozenset[str] = frozenset(
-    {"data.add_special_tokens", "data.shuffle", "model.max_positions", "moe.load_balancing_type"}
+    {
+        "data.add_special_tokens",
+        "data.shuffle",
+        "log.routing_interval",
+        "model.max_positions",
+        "moe.load_balancing_type",
+    }
 )
 """Keys that came after results were first kept under a configuration's hash. The default of each is what code without
 the key did, so that a finished row or stage of older code stays the same one. A new key is entered here, and in

@@ -50,6 +50,21 @@ def locked_directory(directory: Path, what: str, instead: str) -> Iterator[None]
         os.close(descriptor)
 
 
+def is_locked(directory: Path) -> bool:
+    """Whether a process holds the lock of a directory now; False where that cannot be told."""
+    try:
+        descriptor = os.open(directory / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def hold_for_reading(path: Path) -> int | None:
     """Make `unread` false of a file until the returned descriptor is closed; None where that is not possible."""
     try:

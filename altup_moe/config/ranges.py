@@ -108,6 +108,7 @@ RANGES: dict[str, Range] = {
     "checkpoint.keep": COUNT,
     "checkpoint.keep_every": COUNT,
     "log.interval": COUNT,
+    "log.routing_interval": COUNT_OR_ZERO,
     "log.profile_steps": COUNT_OR_ZERO,
 }
 """Dotted key -> range, of every numeric field; null is not checked."""

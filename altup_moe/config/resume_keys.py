@@ -57,7 +57,9 @@ KEY_CLASSES: dict[str, KeyClass] = {
     **_each("train", "free", "engine transformer_engine recompute eval_interval stop_after"),
     **_each("checkpoint", "recorded", "initial_load_path"),
     **_each("checkpoint", "free", "save_interval keep keep_every asynchronous on_failure resume fallback"),
-    **_each("log", "free", "run_dir interval profile_steps tensorboard wandb_project mlflow_experiment"),
+    **_each(
+        "log", "free", "run_dir interval routing_interval profile_steps tensorboard wandb_project mlflow_experiment"
+    ),
 }
 """Dotted key -> class, of every key. A new key is entered here."""
 

@@ -3,6 +3,9 @@
 RUN/config.yaml     the resolved configuration
     metrics.jsonl   one JSON object for each step
     metrics.removed.jsonl  lines that a resumed run has moved out of it
+    routing.jsonl   routes of every layer and expert, a line for some steps (log.routing_interval)
+    starts.jsonl    one line for each start: after which step, when, on what
+    report.html     the page that `altup-moe show` writes
     lock            held while a run trains here (see locks.py)
     tokenizer/      the run's own copy of its tokenizer
     checkpoints/    see checkpoint/store.py
@@ -19,6 +22,7 @@ from pathlib import Path
 from altup_moe.config.errors import ConfigError
 
 METRICS, TOKENIZER = "metrics.jsonl", "tokenizer"
+ROUTING, STARTS = "routing.jsonl", "starts.jsonl"
 
 
 GENERATION = "generation_config.json"
@@ -44,6 +48,26 @@ def metrics_file(run_dir: str | Path) -> Path:
 def removed_metrics_file(metrics: Path) -> Path:
     """Lines that a resumed run has moved out of its metrics: of steps done again, and what cannot be read."""
     return metrics.with_suffix(".removed.jsonl")
+
+
+def routing_file(run_dir: str | Path) -> Path:
+    """Routes of every layer and expert, one JSON object for each `log.routing_interval` steps."""
+    return Path(run_dir) / ROUTING
+
+
+def samples_file(run_dir: str | Path) -> Path:
+    """Texts that the model wrote while it trained, one JSON object for each prompt and time."""
+    return Path(run_dir) / "samples.jsonl"
+
+
+def starts_file(run_dir: str | Path) -> Path:
+    """The run's starts, one JSON object for each."""
+    return Path(run_dir) / STARTS
+
+
+def report_file(run_dir: str | Path, runs: int = 1) -> Path:
+    """The page of a run; of several, which is kept with the first."""
+    return Path(run_dir) / ("report.html" if runs == 1 else "comparison.html")
 
 
 def tokenizer_dir(run_dir: str | Path) -> Path:

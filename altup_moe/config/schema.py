@@ -198,6 +198,9 @@ class LogConfig:
     """Everything the run writes lies here."""
     interval: int = 1
     """Steps between console lines (metrics.jsonl has every step)."""
+    routing_interval: int | None = None
+    """Steps that a line of routing.jsonl sums: routes by layer and expert, which trackers and altup-moe show draw. None
+    is a hundredth of train.steps; 0 is off."""
     profile_steps: int = 0
     """Steps to record, after two that are not, into RUN_DIR/profile: trace.json (Perfetto, Chrome) and step.png; 0 is
     off. --profile alone records 3."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import os
 import platform
 import statistics
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 
 from altup_moe.model.flops import flops_per_token
 from altup_moe.parallel.counts import count_parameters
+from altup_moe.parallel.machine import processor, usable_cores
 from altup_moe.parallel.start_ranks import ROOT
 from altup_moe.study.records import CurvePoint, Experts, Hardware, Latency, Quality, Spread, StudyRow
 from altup_moe.study.spec import MeasureSpec, RowSpec, Study
@@ -139,21 +139,6 @@ def worst_rank(
     ]
     exposed, flight = max(medians)
     return flight, exposed
-
-
-def usable_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processor() -> str:
-    """Name of the processor as the system reports it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def commit(root: Path) -> str:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from altup_moe.config import UserError
 from altup_moe.config.exit_codes import EXIT_STOPPED
+from altup_moe.parallel.machine import usable_cores
 from altup_moe.parallel.start_ranks import last_line
 from altup_moe.study import worker_main
-from altup_moe.study.collect_row import done_row, failed_row, usable_cores
+from altup_moe.study.collect_row import done_row, failed_row
 from altup_moe.study.job_pool import Job, JobPool, StoppedBySignal, noted_signals
 from altup_moe.study.live_table import LiveTable
 from altup_moe.study.progress import Snapshot, snapshot

@@ -14,7 +14,7 @@ from altup_moe.config import ConfigError, LogConfig, RunConfig
 from altup_moe.config.files import write_bytes
 from altup_moe.config.metrics_lines import split_metrics
 from altup_moe.config.resume_keys import Changes
-from altup_moe.config.run_directory import metrics_file, removed_metrics_file, tensorboard_dir
+from altup_moe.config.run_directory import metrics_file, removed_metrics_file, routing_file, tensorboard_dir
 from altup_moe.train.metrics import StepMetrics
 
 
@@ -38,8 +38,36 @@ def check_loggers(log: LogConfig) -> None:
             raise ConfigError(key, value, f"needs the {package} package: pip install {package}")
 
 
-class JsonLines:
-    """metrics.jsonl, one object a step. Lines of steps that will be done again are moved beside it first.
+class _StepLines:
+    """A file of JSON lines that have a step. Lines of steps that will be done again are moved beside it first."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        _go_on(path, first_step)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Write a line that is there at once."""
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """End it."""
+        self._file.close()
+
+
+class RoutingLines(_StepLines):
+    """routing.jsonl: the routes of every layer and expert, summed over `steps` steps that end with `step`."""
+
+    def log(self, metrics: StepMetrics) -> None:
+        if metrics.routing is not None:
+            loads = metrics.routing
+            routes = [[round(route) for route in layer] for layer in loads.routes]
+            dropped = [round(count) for count in loads.dropped]
+            self.write({"step": metrics.step, "steps": loads.steps, "routes": routes, "dropped": dropped})
+
+
+class JsonLines(_StepLines):
+    """metrics.jsonl, one object a step.
 
     Args:
         changed: keys of the configuration that this step changes, key -> (before, now); the first line holds them.
@@ -47,19 +75,14 @@ class JsonLines:
 
     def __init__(self, path: Path, first_step: int, changed: Changes | None = None) -> None:
         self._changed = changed or {}
-        _go_on(path, first_step)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
+        super().__init__(path, first_step)
 
     def log(self, metrics: StepMetrics) -> None:
         # JSON has no word for infinity or NaN: null says that the step had no such number.
         line: dict[str, Any] = {k: v if math.isfinite(v) else None for k, v in metrics.to_dict().items()}
         if self._changed:
             line["changed"], self._changed = self._changed, {}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
+        self.write(line)
 
 
 def _go_on(path: Path, first_step: int) -> None:
@@ -184,6 +207,8 @@ def open_loggers(config: RunConfig, first_step: int, changed: Changes | None = N
         JsonLines(metrics_file(run_dir), first_step, changed),
         Console(config.train.steps, log.interval, first_step),
     ]
+    if config.moe.num_experts and log.routing_interval != 0:
+        loggers.append(RoutingLines(routing_file(run_dir), first_step))
     if log.tensorboard:
         loggers.append(TensorBoard(tensorboard_dir(run_dir), first_step))
     if log.wandb_project is not None:

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import resource
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from altup_moe.timeline.overlap import OverlapReport
+
+
+@dataclass(frozen=True)
+class RoutingLoads:
+    """Routes of the last `steps` steps, by layer. A layer without experts has no routes.
+
+    ``routes[layer][expert]``: routes chosen, before dropping; ``dropped[layer]``: those of them that were dropped.
+    """
+
+    steps: int
+    routes: list[list[float]]
+    dropped: list[float]
+
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One line of metrics.jsonl. Losses in nats per token; rates over all ranks; memory of rank 0.
+    """One line of metrics.jsonl, and now and then one of routing.jsonl.
 
-    MoE fields are None without experts, `valid_` fields None on steps without a validation; None is not written.
+    Losses in nats per token; rates over all ranks; memory of rank 0. MoE fields are None without experts, `valid_`
+    fields None on steps without a validation; None is not written.
     """
 
     step: int
@@ -54,10 +69,20 @@ class StepMetrics:
     """exp(valid_loss)."""
     valid_bits_per_byte: float | None = None
     """Validation loss in bits per byte of UTF-8 text: comparable between tokenizers."""
+    exchange_ms: float | None = None
+    """At the end of a profile (log.profile_steps), on rank 0, means of its steps: some exchange was in flight;"""
+    exposed_ms: float | None = None
+    """the step waited for it;"""
+    mixing_ms: float | None = None
+    """the stream was mixed;"""
+    mixing_hidden_ms: float | None = None
+    """it was mixed while an exchange was in flight."""
+    routing: RoutingLoads | None = None
+    """Every `log.routing_interval` steps; not in metrics.jsonl."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Fields that have a value, in order."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        """Numbers that there are, in order."""
+        return {key: value for key, value in vars(self).items() if value is not None and key != "routing"}
 
     def line(self, steps: int) -> str:
         """The console's line, in the field's habit."""
@@ -80,6 +105,12 @@ class StepMetrics:
         if self.valid_loss is not None:
             parts.append(f"valid loss {self.valid_loss:.4f} | bits/byte {self.valid_bits_per_byte:.4f}")
         return " | ".join(parts)
+
+
+def overlap_metrics(found: OverlapReport | None) -> dict[str, float]:
+    """The fields of `StepMetrics` that a profile has."""
+    names = ("exchange_ms", "exposed_ms", "mixing_ms", "mixing_hidden_ms")
+    return {name: getattr(found, name) for name in names} if found else {}
 
 
 def peak_memory_gib() -> float:

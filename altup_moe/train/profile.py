@@ -17,7 +17,7 @@ from torch import nn
 
 from altup_moe.parallel.topology import Topology
 from altup_moe.timeline.chrome import write_trace
-from altup_moe.timeline.overlap import overlap, report_table
+from altup_moe.timeline.overlap import OverlapReport, overlap, report_table
 from altup_moe.timeline.picture import write_picture
 from altup_moe.timeline.records import Recording, read_recording, write_recording
 from altup_moe.timeline.spans import record, step
@@ -72,22 +72,27 @@ class Profile:
             yield
         self._left -= 1
 
-    def settle(self) -> None:
-        """Write the profile if the last step was its last: between steps, so that no step's time has it in it."""
-        if self._left == 0:
-            self.close()
+    def settle(self) -> OverlapReport | None:
+        """Write the profile if the last step was its last: between steps, so that no step's time has it in it.
 
-    def close(self) -> None:
-        """End the recording and write what there is; every rank calls it at the same step."""
+        Returns:
+            Its figures, on rank 0, once.
+        """
+        return self.close() if self._left == 0 else None
+
+    def close(self) -> OverlapReport | None:
+        """End the recording and write what there is; every rank calls it at the same step. Returns as `settle`."""
         if self._open is None:
-            return
+            return None
         self._open.close()
         self._open, self._left = None, 0
         assert self._recording is not None
         recordings = gather(self._recording, self._directory, self._topology)
         if recordings is None:
-            return
+            return None
         write_trace(self._directory / "trace.json", recordings)
         write_picture(self._directory / "step.png", recordings)
-        print(report_table(overlap(recordings)))
+        found = overlap(recordings)
+        print(report_table(found))
         print(f"profile of {len(recordings[0].steps)} step(s): {self._directory}/trace.json, step.png", flush=True)
+        return found

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import nn
 
 from altup_moe.config import RunConfig
 from altup_moe.moe.records import RecordsRouting
 from altup_moe.parallel.topology import Topology
 from altup_moe.train.batches import Batch
+from altup_moe.train.metrics import RoutingLoads
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class RoutingSummary:
     """One step's routing. ``counts[layer][expert]``: routes chosen, before dropping; dense layers have zeros.
 
     ``aux_loss``, ``z_loss``: weighted, summed over layers, of the whole step (docs/concepts/loss_of_a_step.md).
-    ``dropped_share``: of all routes.
+    ``dropped_share``: of all routes; ``dropped[layer]``: routes.
     ``load_imbalance``: the largest expert's load over the mean, of the worst layer.
     """
 
@@ -28,6 +31,35 @@ class RoutingSummary:
     z_loss: float
     dropped_share: float
     load_imbalance: float
+    dropped: list[float]
+
+
+class RoutingSums:
+    """Routes of the steps since the last that were due (`log.routing_interval`). Mutable."""
+
+    def __init__(self, config: RunConfig) -> None:
+        t, asked = config.train, config.log.routing_interval
+        self._interval = -(-t.steps // 100) if asked is None else asked
+        self._last = min(t.steps, t.stop_after or t.steps)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._steps = 0
+        self._routes: NDArray[np.float64] | float = 0.0
+        self._dropped: NDArray[np.float64] | float = 0.0
+
+    def step(self, summary: RoutingSummary | None, step: int) -> RoutingLoads | None:
+        """Count a step. Returns the sums, which begin anew, where they are due: every some steps, and at the last."""
+        if summary is None or not self._interval:
+            return None
+        self._steps += 1
+        self._routes = routes = self._routes + np.asarray(summary.counts)
+        self._dropped = dropped = self._dropped + np.asarray(summary.dropped)
+        if step % self._interval and step != self._last:
+            return None
+        loads = RoutingLoads(self._steps, [row.tolist() if row.any() else [] for row in routes], dropped.tolist())
+        self._begin()
+        return loads
 
 
 def _routers(chunks: list[nn.Module]) -> list[RecordsRouting]:
@@ -85,4 +117,5 @@ def summarise_routing(chunks: list[nn.Module], config: RunConfig, topology: Topo
         z_loss=float(z.sum()) / micro_batches,
         dropped_share=float(dropped.sum() / counts.sum().clamp(min=1.0)),
         load_imbalance=float(imbalance),
+        dropped=dropped[:, 0].tolist(),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -24,7 +24,14 @@ from altup_moe.checkpoint.state import local_tensors, optimizer_steps, set_optim
 from altup_moe.config import ConfigError, RunConfig
 from altup_moe.config.load import save_config
 from altup_moe.config.locks import locked_directory
-from altup_moe.config.run_directory import checkpoints_dir, config_file, kernels_dir, profile_dir, tokenizer_dir
+from altup_moe.config.run_directory import (
+    checkpoints_dir,
+    config_file,
+    kernels_dir,
+    profile_dir,
+    starts_file,
+    tokenizer_dir,
+)
 from altup_moe.model.build import named_tensors
 from altup_moe.model.flops import flops_per_token
 from altup_moe.moe.backends import find_backend
@@ -35,13 +42,15 @@ from altup_moe.parallel.topology import Topology, own_rank
 from altup_moe.train.batches import Batch, SampleDataset, micro_batches
 from altup_moe.train.engine import Engine, build_engine
 from altup_moe.train.loggers import check_loggers
-from altup_moe.train.metrics import StepMetrics, peak_memory_gib
+from altup_moe.train.metrics import StepMetrics, overlap_metrics, peak_memory_gib
 from altup_moe.train.mixture import run_samples
 from altup_moe.train.optim import build_scheduler, learning_rate
 from altup_moe.train.profile import Profile
 from altup_moe.train.resume import ResumePoint, find_resume_point, verified
+from altup_moe.train.routing import RoutingSums
 from altup_moe.train.sample_order import ordered
 from altup_moe.train.samples import Samples
+from altup_moe.train.start_record import append_start, start_record
 from altup_moe.train.step import StepResult, Validation, train_step, validate
 
 
@@ -58,6 +67,7 @@ class Run:
     engine: Engine
     scheduler: Any
     profile: Profile
+    routing: RoutingSums
     saver: Saver
     step: int = 0
     skipped: int = 0
@@ -148,6 +158,9 @@ def start_run(prepared: PreparedRun, topo: Topology) -> tuple[Run, ResumePoint |
         save_config(config, config_file(config.log.run_dir))
         if samples is not None:
             copytree(samples.tokenizer_dir, tokenizer_dir(config.log.run_dir), dirs_exist_ok=True)
+        if run.step < config.train.steps:
+            source = resume.directory.name if resume else None
+            append_start(starts_file(config.log.run_dir), start_record(config, topo.world_size, run.step, source))
     return run, resume
 
 
@@ -156,7 +169,8 @@ def build_run(config: RunConfig, topo: Topology, samples: Samples | None) -> Run
     engine = build_engine(config, topo)
     profile = Profile(config.log.profile_steps, profile_dir(config.log.run_dir), engine.chunks, topo)
     saver = Saver(checkpoints_dir(config.log.run_dir), config.checkpoint, topo)
-    return Run(config, topo, samples, engine, build_scheduler(engine.optimizer, config), profile, saver)
+    scheduler, routing = build_scheduler(engine.optimizer, config), RoutingSums(config)
+    return Run(config, topo, samples, engine, scheduler, profile, routing, saver)
 
 
 def restore_run(run: Run, resume: ResumePoint) -> None:
@@ -210,8 +224,9 @@ def take_step(run: Run, batches: list[Batch] | None = None, validating: bool = F
     run.step += 1
     run.skipped += result.skipped
     seconds = time.perf_counter() - started
-    run.profile.settle()
-    return _metrics(run, result, rate, seconds, validate_run(run) if validating else None)
+    recorded = run.profile.settle()
+    metrics = _metrics(run, result, rate, seconds, validate_run(run) if validating else None)
+    return replace(metrics, routing=run.routing.step(result.routing, run.step), **overlap_metrics(recorded))
 
 
 def validate_run(run: Run) -> Validation:

@@ -44,6 +44,11 @@ def records(config: RunConfig) -> list[dict]:
     return [json.loads(line) for line in (Path(config.log.run_dir) / "metrics.jsonl").read_text().splitlines()]
 
 
+def routing_lines(config: RunConfig) -> list[dict]:
+    """The lines of a run's routing.jsonl."""
+    return [json.loads(line) for line in (Path(config.log.run_dir) / "routing.jsonl").read_text().splitlines()]
+
+
 def losses(config: RunConfig) -> list[float]:
     """Loss of every step."""
     return [record["loss"] for record in records(config)]

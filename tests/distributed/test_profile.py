@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.ranks import run_ranks
-from tests.distributed.runs import losses, text_run, train_on_ranks
+from tests.distributed.runs import losses, records, text_run, train_on_ranks
 
 pytestmark = pytest.mark.distributed
 
@@ -43,8 +43,13 @@ def test_two_steps_are_recorded(runs: tuple) -> None:
     assert not (Path(runs[0].log.run_dir) / "profile").exists()
 
 
-def test_recording_changes_no_loss(runs: tuple) -> None:
+def test_recording_changes_no_loss_and_its_figures_are_in_the_metrics(runs: tuple) -> None:
     assert losses(runs[0]) == losses(runs[1])
+    plain, recorded = map(records, runs)
+    assert [record["step"] for record in recorded if "exchange_ms" in record] == [4]
+    assert 0 < recorded[3]["exposed_ms"] <= recorded[3]["exchange_ms"]
+    assert 0 < recorded[3]["mixing_hidden_ms"] <= recorded[3]["mixing_ms"]
+    assert not any("exchange_ms" in record for record in plain)
 
 
 def _profile_of_a_short_run(run_dir: str) -> int:

@@ -28,7 +28,7 @@ from altup_moe.data.tokenizer import train_bpe
 from altup_moe.train.resume import find_resume_point
 from tests.distributed.cases import with_long
 from tests.distributed.ranks import run_fresh_ranks
-from tests.distributed.runs import losses, records, text_run, train_on_ranks, train_quietly
+from tests.distributed.runs import losses, records, routing_lines, text_run, train_on_ranks, train_quietly
 
 pytestmark = pytest.mark.distributed
 
@@ -92,6 +92,13 @@ def test_layout_follows_one_rank(layout: str, width: int, way: str, early: bool,
         assert values == pytest.approx(wanted, rel=TOLERANCE), key
     # The curve goes down: equal losses of a model that does not train would say nothing.
     assert got[-1]["loss"] < got[0]["loss"] - (0.1 if early else 0.3)
+    # Routes of all ranks and stages, a line a step (a later step may route a token otherwise, by rounding).
+    ours, theirs = (routing_lines(run) for run in (config, text_run("one", directory, f"one-{width}")))
+    assert ours[0] == theirs[0]
+    assert [(line["step"], line["steps"]) for line in ours] == [(n, 1) for n in range(1, len(got) + 1)]
+    sizes = [[(len(layer), sum(layer)) for layer in line["routes"]] for line in (*ours, theirs[0])]
+    assert all(line == sizes[-1] for line in sizes)
+    assert {size for size, _ in sizes[0]} == {0, config.moe.num_experts}
 
 
 FORMS: dict[str, dict] = {
@@ -160,6 +167,9 @@ def test_a_finished_run_gets_longer_and_says_what_it_changed(directory: Path) ->
     assert train_on_ranks("one", longer) == [0]
     assert losses(longer) == losses(whole)
     assert [record.get("changed") for record in records(longer)] == [*[None] * 5, {"train.steps": [5, 8]}, None, None]
+    starts = [json.loads(line) for line in (Path(run.log.run_dir) / "starts.jsonl").read_text().splitlines()]
+    assert [(start["step"], start["checkpoint"]) for start in starts] == [(0, None), (5, "step_00000005")]
+    assert (starts[0]["layout"], starts[0]["device"]) == ("1 rank", "cpu")
     faster = replace(longer, optim=replace(run.optim, learning_rate=0.03), train=replace(run.train, steps=9))
     assert train_on_ranks("one", faster) == [0]
     rate = {"optim.learning_rate": [run.optim.learning_rate, 0.03]}

@@ -14,20 +14,21 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# timeline <- altup <- config <- overlap, moe <- parallel <- model | data | checkpoint <- train <- inference
-# <- study | bench | recipe | plan | doctor <- launch | api <- commands <- cli <- __main__, tools.
+# timeline <- altup <- config <- report <- overlap, moe <- parallel <- model | data | checkpoint <- train <- inference
+# <- study | bench | recipe | plan | doctor | show <- launch | api <- commands <- cli <- __main__, tools.
 # A part may import those of earlier rows; the parts of one row are siblings, and do not import each other but for
 # `SIBLINGS`.
 ROWS = (
     ("timeline",),
     ("altup",),
     ("config",),
+    ("report",),
     ("overlap", "moe"),
     ("parallel",),
     ("model", "data", "checkpoint"),
     ("train",),
     ("inference",),
-    ("study", "bench", "recipe", "plan", "doctor"),
+    ("study", "bench", "recipe", "plan", "doctor", "show"),
     ("launch", "api"),
     ("commands",),
     ("cli",),
@@ -277,11 +278,12 @@ def test_a_circle_is_found(tmp_path: Path, text: str) -> None:
     assert circle(import_graph(tmp_path)) == [f"altup_moe.plan.{name}" for name in "abc"]
 
 
-def test_planning_loads_no_torch() -> None:
-    """Only plan/calibrate/ may: a plan is made on machines without torch."""
+def test_planning_and_showing_load_no_torch() -> None:
+    """Only plan/calibrate/ may: a plan is made, and a run looked at, on machines without torch."""
     graph = import_graph(ROOT)
-    planning = [m for m in graph if m.startswith("altup_moe.plan") and not m.startswith("altup_moe.plan.calibrate")]
-    assert "altup_moe.plan.step" in planning
+    packages = ("altup_moe.plan", "altup_moe.show", "altup_moe.report", "altup_moe.commands.show")
+    planning = [m for m in graph if m.startswith(packages) and not m.startswith("altup_moe.plan.calibrate")]
+    assert {"altup_moe.plan.step", "altup_moe.show.headline"} <= set(planning)
     code = f"import importlib, sys\nfor name in {planning!r}:\n    importlib.import_module(name)\n"
     code += "print('torch' in sys.modules, 'altup_moe.plan.step' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -14,7 +14,7 @@ from altup_moe.config.files import write_bytes, write_text
 from altup_moe.config.flags import parse, print_help
 from altup_moe.study.records import read_rows
 from altup_moe.study.report.formatting import report_lines
-from altup_moe.study.report.page import page
+from altup_moe.study.report.page import study_page
 from altup_moe.study.report.pictures import pictures
 from altup_moe.study.report.statistics import Bootstrap
 from altup_moe.study.report.summary import summarise, summary_dict
@@ -70,7 +70,7 @@ def write_report(options: ReportOptions) -> int:
     out = options.out or options.directory / "report"
     texts, images = tables(found), dict(pictures(found))
     names = [*images, *texts]
-    texts[PAGE] = page(found, _study(options.directory / "study.yaml"), names)
+    texts[PAGE] = study_page(found, _study(options.directory / "study.yaml"), names)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():

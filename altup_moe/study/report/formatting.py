@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
+from altup_moe.report.formatting import columns, count, digits
 from altup_moe.study.records import StudyRow
 from altup_moe.study.report.models import LATENCIES, LatencyKind, Model, Stat, mean_of
 from altup_moe.study.report.statistics import BootstrapInterval, LossDifference, Speed
@@ -20,24 +21,6 @@ RULES = (
     "No difference found: the interval holds 1 (speed) or 0 (difference of losses, against the model of the reference "
     "family whose active parameters are nearest).",
 )
-
-
-def count(number: float | None) -> str:
-    """A number with three digits and a unit, as in 12.3M."""
-    if number is None:
-        return "-"
-    rounded = float(f"{number:.3g}")
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if rounded >= size:
-            return f"{rounded / size:g}{unit}"
-    return f"{rounded:g}"
-
-
-def digits(number: float) -> str:
-    """Three significant digits, without an exponent."""
-    if number == 0:
-        return "0"
-    return f"{number:,.{max(0, 2 - math.floor(math.log10(abs(number))))}f}"
 
 
 def mean_and_deviation(found: Stat | None, decimals: int | None = None) -> str:
@@ -100,19 +83,6 @@ def difference_text(found: LossDifference | None) -> str:
         return "-"
     text = f"{found.loss:+.4f} {interval_text(found.interval, 4, '+')}".rstrip()
     return f"{text} against {found.other}" + (", no difference found" if found.no_difference else "")
-
-
-def columns(rows: Sequence[Sequence[str]], left: int = 2) -> list[str]:
-    """Align the cells of rows: the first `left` columns and the last to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    found = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if i < left or i == len(row) - 1 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        found.append("  ".join(cells).rstrip())
-    return found
 
 
 def failed_text(row: StudyRow) -> str:

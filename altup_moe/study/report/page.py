@@ -1,28 +1,22 @@
-"""The page of a study: one HTML file with its data, style and script inside. It asks the network for nothing.
-
-Plotting libraries were weighed: plotly's bundle is 4.8 MB and bokeh's 1.3 MB, neither one's legend answers a keyboard,
-and points, lines and cells are all that is drawn here. So `page.js` draws them, with text that came from a study's file
-set as text alone. A content security policy lets a browser run that script and nothing else, and fetch nothing.
-"""
+"""The page of a study: one HTML file with its data, style and script inside."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Sequence
-from html import escape
 from importlib.resources import files
 from typing import Any
 
-from altup_moe.study.report.formatting import count, mean_and_deviation
+from altup_moe.report.curves import COLOURS, MARKS
+from altup_moe.report.formatting import count
+from altup_moe.report.page import page
+from altup_moe.study.report.formatting import mean_and_deviation
 from altup_moe.study.report.models import AXES, LATENCIES, LOSS_UNITS, Axis, Model, families, mean_of
 from altup_moe.study.report.page_text import page_text, speed_cells
-from altup_moe.study.report.plot_data import COLOURS, MARKS, Band, curves, loads, unbeaten_indices
+from altup_moe.study.report.plot_data import Band, curves, loads, unbeaten_indices
 from altup_moe.study.report.summary import Summary
 
 
-def page(found: Summary, study: str | None, shown: Sequence[str]) -> str:
+def study_page(found: Summary, study: str | None, shown: Sequence[str]) -> str:
     """The HTML.
 
     Args:
@@ -30,30 +24,8 @@ def page(found: Summary, study: str | None, shown: Sequence[str]) -> str:
         study: text of study.yaml, if there is one.
         shown: names of the files beside the page.
     """
-    here = files("altup_moe.study.report")
-    style, script = ((here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
-    parts = [
-        "<!doctype html>",
-        f'<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">',
-        f"<title>{escape(found.title)}: report</title><style>{style}</style></head><body><main>",
-        *page_text(found, study, shown),
-        '</main><div id="tip" role="status" hidden></div>',
-        f'<script type="application/json" id="data">{_json(data(found))}</script>',
-        f"<script>{script}</script></body></html>",
-    ]
-    return "\n".join(parts) + "\n"
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _json(content: object) -> str:
-    """JSON for a script element, without characters that could end it."""
-    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    script = (files("altup_moe.study.report") / "page.js").read_text(encoding="utf-8")
+    return page(f"{found.title}: report", page_text(found, study, shown), data(found), script)
 
 
 def data(found: Summary) -> dict[str, Any]:

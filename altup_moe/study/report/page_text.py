@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from altup_moe.report.formatting import count, digits
+from altup_moe.report.page import controls, legend, table
 from altup_moe.study.records import StudyRow
 from altup_moe.study.report.formatting import (
     RULES,
-    count,
     difference_text,
-    digits,
     draws_text,
     interval_text,
     mean_and_deviation,
@@ -37,14 +37,14 @@ def page_text(found: Summary, study: str | None, shown: Sequence[str]) -> Iterab
     if found.models:
         yield from _figures(found)
         yield "<h2>Models</h2>"
-        yield _table([*MODEL_COLUMNS], [model_cells(model) for model in found.models])
+        yield table([*MODEL_COLUMNS], [model_cells(model) for model in found.models])
     if found.failed:
         yield "<h2>Failed rows</h2>"
         cells = [
             [escape(r.name), str(r.seed), escape(r.family), escape(r.reason or "no reason was kept")]
             for r in found.failed
         ]
-        yield _table(["model", "seed", "family", "reason"], cells, text=(2, 3))
+        yield table(["model", "seed", "family", "reason"], cells, text=(2, 3))
     yield from _ran(found, study, shown)
 
 
@@ -66,7 +66,7 @@ def _speeds(found: Summary) -> Iterable[str]:
         row.append(escape(first) + (f"<small>against {escape(rest)}</small>" if rest else ""))
         cells.append(row)
     heads = ["model", *(LATENCIES[kind] for kind in kinds), "difference of losses (nats)"]
-    yield _table(heads, cells, ratio=True)
+    yield table(heads, cells, ratio=True)
 
 
 def speed_cells(found: Speed | None) -> tuple[str, str]:
@@ -90,46 +90,22 @@ def speed_cells(found: Speed | None) -> tuple[str, str]:
 def _figures(found: Summary) -> Iterable[str]:
     yield "<h2>Quality against cost</h2>"
     yield '<p class="soft">Means over seeds; crosses reach from the least to the most. Rings: the Pareto front.</p>'
-    yield _controls([("front-y", "quality"), ("front-x", "against")])
+    yield controls([("front-y", "quality"), ("front-x", "against")])
     yield _figure("front")
     if any(row.curve for model in found.models for row in model.rows):
         yield "<h2>Loss curves</h2>"
         yield '<p class="soft">Means over seeds; bands reach from the least to the most.</p>'
-        yield _controls([("curves-y", "loss")])
+        yield controls([("curves-y", "loss")])
         yield _figure("curves")
     if loads(found.models):
         yield "<h2>Load of the experts</h2>"
         yield '<p class="soft">Routes of the held-out part that each expert of a layer got. Grey: the mean.</p>'
-        yield _controls([("load-row", "row")])
+        yield controls([("load-row", "row")])
         yield '<div class="chart" id="load"></div>'
 
 
-def _controls(selects: Iterable[tuple[str, str]]) -> str:
-    inside = "".join(f'<label>{label} <select id="{name}"></select></label>' for name, label in selects)
-    return f'<div class="controls">{inside}</div>'
-
-
 def _figure(name: str) -> str:
-    legend = f'<div class="legend" id="{name}-legend" role="group" aria-label="Shown"></div>'
-    return f'{legend}<div class="chart" id="{name}"></div><noscript>The same figure is in {name}.svg.</noscript>'
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], text: Sequence[int] = (), ratio: bool = False) -> str:
-    """A table that scrolls in its own box. Heads are escaped here, cells are HTML already."""
-    kinds = ["text" if i in text else "ratio" if ratio and i else "" for i in range(len(heads))]
-
-    def cell(tag: str, content: str, kind: str) -> str:
-        return f'<{tag} class="{kind}">{content}</{tag}>' if kind else f"<{tag}>{content}</{tag}>"
-
-    head = "".join(cell("th", escape(h), k) for h, k in zip(heads, kinds, strict=True))
-    body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>'
-        + "".join(cell("td", c, k) for c, k in zip(row[1:], kinds[1:], strict=True))
-        + "</tr>"
-        for row in rows
-    )
-    # tabindex lets a keyboard scroll the box.
-    return f'<div class="box" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'{legend(name)}<div class="chart" id="{name}"></div><noscript>The same figure is in {name}.svg.</noscript>'
 
 
 MODEL_COLUMNS = (
@@ -187,7 +163,7 @@ def _ran(found: Summary, study: str | None, shown: Sequence[str]) -> Iterable[st
     heads = ["model", "seed", "loss", "bits per byte", "train step, ms", "steps", "tokens", "seconds", "overrides"]
     rows = [_row(row) for model in found.models for row in model.rows]
     if rows:
-        yield f"<details><summary>Every finished row</summary>{_table(heads, rows, text=(8,))}</details>"
+        yield f"<details><summary>Every finished row</summary>{table(heads, rows, text=(8,))}</details>"
     if study is not None:
         yield f"<details><summary>study.yaml</summary><pre>{escape(study)}</pre></details>"
     yield f'<p>Beside this page: {", ".join(escape(name) for name in shown)}.</p><h2 id="rules">How it is computed</h2>'

@@ -6,14 +6,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from altup_moe.report.curves import DASHES, binned
 from altup_moe.study.records import CurvePoint, StudyRow
 from altup_moe.study.report.models import Axis, LossUnit, Model
 from altup_moe.study.report.statistics import pareto_front
-
-COLOURS, MARKS, DASHES = 7, 6, 6
-"""Numbers of colours, marks and dashes; up to 42 families differ in colour or mark."""
-BINS = 150
-"""The most points of a drawn training curve; longer curves are averaged in bins."""
 
 Band = tuple[int, float, float, float]
 """(tokens seen, mean loss over seeds, least, most)."""
@@ -51,11 +47,7 @@ def curves(families: dict[str, list[Model]]) -> list[Curve]:
 
 def _binned(points: Sequence[CurvePoint]) -> list[tuple[int, float]]:
     """Average a curve in at most BINS bins: (tokens at the end of a bin, mean training loss)."""
-    size = -(-len(points) // BINS)
-    return [
-        (part[-1].tokens, statistics.fmean(p.loss for p in part))
-        for part in (points[i : i + size] for i in range(0, len(points), size))
-    ]
+    return [(part[-1].tokens, statistics.fmean(p.loss for p in part)) for part in binned(points)]
 
 
 def _bands(seeds: Sequence[Sequence[tuple[int, float]]]) -> list[Band]:

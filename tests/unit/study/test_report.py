@@ -16,11 +16,12 @@ import pytest
 from PIL import Image
 
 from altup_moe.config import UserError
+from altup_moe.report.curves import BINS
+from altup_moe.report.formatting import count, digits, duration
 from altup_moe.study.records import CurvePoint, Quality, StudyRow
 from altup_moe.study.report import report_command
-from altup_moe.study.report.formatting import count, digits
 from altup_moe.study.report.models import Model, families
-from altup_moe.study.report.plot_data import BINS, curves, loads
+from altup_moe.study.report.plot_data import curves, loads
 from tests.studies import failed, row, study, write_study
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&amp;$x^2$'
@@ -249,6 +250,8 @@ def test_numbers_are_short() -> None:
     assert [count(n) for n in (None, 950, 12_345, 999_600, 36_000_000, 1.2e9)] == [
         "-", "950", "12.3k", "1M", "36M", "1.2B"
     ]  # fmt: skip
+    times = (0.5, 59.4, 60, 3725, 3600, 90_000)
+    assert [duration(n) for n in times] == ["0.500 s", "59.4 s", "1 min", "1 h 2 min", "1 h", "1 d 1 h"]
     assert [digits(n) for n in (0, 0.0123, 1.5, 12.34, 1234.5)] == ["0", "0.0123", "1.50", "12.3", "1,234"]
 
 

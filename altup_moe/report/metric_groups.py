@@ -1,0 +1,62 @@
+"""The numbers of a step's record in groups, with names and labels: pages and trackers show them in this order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GROUPS = {
+    "loss": "Training loss",
+    "validation": "Validation",
+    "optimizer": "Optimizer",
+    "throughput": "Speed and memory",
+    "routing": "Routing",
+    "overlap": "Overlap (of recorded steps)",
+}
+"""Group -> heading."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A key of metrics.jsonl.
+
+    ``name``: in its group. ``factor``: from the key's unit to the label's. ``roof``: share of a curve's values that its
+    figure must show. ``zeros``: whether a curve of zeros says something.
+    """
+
+    key: str
+    group: str
+    name: str
+    label: str
+    factor: float = 1.0
+    roof: float = 1.0
+    zeros: bool = True
+
+    @property
+    def path(self) -> str:
+        """Name in a tracker, as in loss/lm."""
+        return f"{self.group}/{self.name}"
+
+
+METRICS = (
+    Metric("lm_loss", "loss", "lm", "loss (nats a token)", roof=0.93),
+    Metric("loss", "loss", "total", "loss with the routers' (nats a token)", roof=0.93),
+    Metric("aux_loss", "loss", "balance", "balance loss, weighted", roof=0.98, zeros=False),
+    Metric("z_loss", "loss", "router_z", "router z-loss, weighted", roof=0.98, zeros=False),
+    Metric("valid_loss", "validation", "loss", "validation loss (nats a token)", roof=0.93),
+    Metric("valid_bits_per_byte", "validation", "bits_per_byte", "validation, bits per byte", roof=0.93),
+    Metric("valid_perplexity", "validation", "perplexity", "validation perplexity", roof=0.93),
+    Metric("grad_norm", "optimizer", "grad_norm", "gradient norm", roof=0.98),
+    Metric("learning_rate", "optimizer", "learning_rate", "learning rate"),
+    Metric("skipped_steps", "optimizer", "skipped_steps", "skipped steps", zeros=False),
+    Metric("consumed_samples", "optimizer", "consumed_samples", "samples seen"),
+    Metric("tokens_per_second", "throughput", "tokens_per_second", "tokens a second"),
+    Metric("step_seconds", "throughput", "step_seconds", "time of a step (ms)", factor=1e3, roof=0.98),
+    Metric("tflops_per_second", "throughput", "tflops_per_second", "TFLOP/s"),
+    Metric("memory_gib", "throughput", "memory_gib", "peak memory (GiB)"),
+    Metric("expert_load_imbalance", "routing", "load_imbalance", "fullest expert over the mean, worst layer"),
+    Metric("dropped_share", "routing", "dropped_share", "dropped routes (%)", factor=100.0, zeros=False),
+    Metric("exchange_ms", "overlap", "exchange_ms", "exchange in flight (ms a step)"),
+    Metric("exposed_ms", "overlap", "exposed_ms", "waited for exchange (ms a step)"),
+    Metric("mixing_ms", "overlap", "mixing_ms", "mixing (ms a step)"),
+    Metric("mixing_hidden_ms", "overlap", "mixing_hidden_ms", "mixing while an exchange flies (ms a step)"),
+)

@@ -1,0 +1,47 @@
+"""starts.jsonl: one line for each start of a run. `altup-moe show` reads hardware, layout and resumes from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from altup_moe.checkpoint.layout import describe_layout
+from altup_moe.checkpoint.library_versions import library_versions
+from altup_moe.config import RunConfig
+from altup_moe.parallel.machine import device_name, processor, usable_cores
+
+
+def start_record(config: RunConfig, world_size: int, step: int, checkpoint: str | None) -> dict[str, Any]:
+    """A start as a JSON-serialisable record.
+
+    Args:
+        step: steps that were done before. checkpoint: name of the one it goes on from; None for a new run.
+    """
+    return {
+        "step": step,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "checkpoint": checkpoint,
+        "layout": describe_layout(config.parallel, world_size),
+        "ranks": world_size,
+        "device": device_name(),
+        "processor": processor(),
+        "cores": usable_cores(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "libraries": library_versions(),
+    }
+
+
+def append_start(path: Path, record: dict[str, Any]) -> None:
+    """Add a line; one that a crash has cut short before stays a line of its own."""
+    with open(path, "ab+") as file:
+        # In mode a+ all writes go to the end.
+        if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            file.write(b"\n")
+        file.write(json.dumps(record).encode() + b"\n")
