@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from altup_moe.config import ConfigError
 from altup_moe.config.data_checks import check_corpus
 from altup_moe.config.ranges import COUNT
-from altup_moe.config.run_directory import config_file
+from altup_moe.config.run_directory import check_run_directory
 from altup_moe.config.sampling import check_sampling
 
 if TYPE_CHECKING:
@@ -33,8 +32,7 @@ def load_model(run: str | Path) -> FinishedRun:
         >>> model = load_model("runs/quickstart")  # doctest: +SKIP
         >>> generate(model, "The for statement")  # doctest: +SKIP
     """
-    if not config_file(run).is_file():
-        raise ConfigError("run", str(run), "holds no config.yaml; the log.run_dir of a run would fit")
+    check_run_directory(Path(run))
     from altup_moe.inference.load_run import load_run
 
     return load_run(Path(run))

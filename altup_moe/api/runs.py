@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from altup_moe.api.configuration import check_config
-from altup_moe.config import ConfigError, RunConfig
+from altup_moe.config import RunConfig
 from altup_moe.config.load import load_config
 from altup_moe.config.metrics_lines import read_metrics
-from altup_moe.config.run_directory import checkpoints_dir, config_file, metrics_file
+from altup_moe.config.run_directory import check_run_directory, checkpoints_dir, config_file, metrics_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,8 +56,7 @@ def read_run(path: str | Path) -> RunReader:
     Example:
         >>> [line["loss"] for line in read_run("runs/quickstart").metrics()]  # doctest: +SKIP
     """
-    if not config_file(path).is_file():
-        raise ConfigError("run", str(path), "holds no config.yaml; the log.run_dir of a run would fit")
+    check_run_directory(Path(path))
     return RunReader(Path(path))
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from altup_moe.study.records import StudyRow
 
 ROWS = "rows.jsonl"
+_RECORDS = ("hardware", "quality", "latency", "train_step", "prefill", "decode", "experts")
+"""Fields of a row that are records: where one is missing, its columns are."""
 
 
 def read_study(path: str | Path) -> list[StudyRow]:
@@ -66,6 +68,6 @@ def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in record.items():
         if isinstance(value, dict):
             found |= _flat(value, f"{prefix}{key}.")
-        elif not isinstance(value, list):
+        elif not isinstance(value, list) and not (value is None and key in _RECORDS):
             found[prefix + key] = value
     return found

@@ -8,13 +8,9 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from altup_moe.config import ConfigError
 from altup_moe.config.flags import parse, print_help
-from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, Range
 from altup_moe.config.run_directory import check_run_directory
-
-TEMPERATURE = Range(1e-6, 1e30)
-"""What logits can be divided by in fp32; 0 stands for the likeliest token."""
+from altup_moe.config.sampling import check_sampling
 
 
 @dataclass(frozen=True)
@@ -47,12 +43,7 @@ def generate(args: Sequence[str]) -> int:
     """Parse and check the options, then generate."""
     o = parse(GenerateOptions, args, positional="run_dir")
     check_run_directory(o.run_dir)
-    COUNT.check("max_new_tokens", o.max_new_tokens)
-    NOT_NEGATIVE.check("temperature", o.temperature)
-    if o.temperature != 0 and o.temperature not in TEMPERATURE:
-        raise ConfigError("temperature", o.temperature, f"{TEMPERATURE}; 0 takes the likeliest token")
-    Range(0, 1, open_low=True).check("top_p", o.top_p)
-    Range(0, 2**63 - 1).check("seed", o.seed)
+    check_sampling(o.max_new_tokens, o.temperature, o.top_p, o.seed)
     from altup_moe.inference.generate import generate_command
 
     return generate_command(

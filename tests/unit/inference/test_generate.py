@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from altup_moe.commands.generate import TEMPERATURE
 from altup_moe.config import DataError, UserError
 from altup_moe.config.run_directory import tokenizer_dir
+from altup_moe.config.sampling import TEMPERATURE
 from altup_moe.data.tokenizer import Tokenizer, load_tokenizer
 from altup_moe.inference.generate import added_text, continuation, generate_command
 from altup_moe.inference.load_run import FinishedRun, load_run
