@@ -70,13 +70,13 @@ class StepMetrics:
     valid_bits_per_byte: float | None = None
     """Validation loss in bits per byte of UTF-8 text: comparable between tokenizers."""
     exchange_ms: float | None = None
-    """At the end of a profile (log.profile_steps), on rank 0, means of its steps: some exchange was in flight;"""
+    """Milliseconds of a recorded step (log.profile_steps; rank 0, mean) in which some exchange was in flight."""
     exposed_ms: float | None = None
-    """the step waited for it;"""
+    """Milliseconds of a recorded step in which it waited for exchanges."""
     mixing_ms: float | None = None
-    """the stream was mixed;"""
+    """Milliseconds of a recorded step in which the stream was mixed."""
     mixing_hidden_ms: float | None = None
-    """it was mixed while an exchange was in flight."""
+    """The part of mixing_ms in which an exchange was in flight."""
     routing: RoutingLoads | None = None
     """Every `log.routing_interval` steps; not in metrics.jsonl."""
 
