@@ -70,7 +70,7 @@ class StepMetrics:
     valid_bits_per_byte: float | None = None
     """Validation loss in bits per byte of UTF-8 text: comparable between tokenizers."""
     exchange_ms: float | None = None
-    """Milliseconds of a recorded step (log.profile_steps; rank 0, mean) in which some exchange was in flight."""
+    """Milliseconds of a recorded step (log.profile_steps; mean of steps and ranks) in which some exchange flew."""
     exposed_ms: float | None = None
     """Milliseconds of a recorded step in which it waited for exchanges."""
     mixing_ms: float | None = None
@@ -107,7 +107,7 @@ class StepMetrics:
         return " | ".join(parts)
 
 
-def overlap_metrics(found: OverlapReport | None) -> dict[str, float]:
+def overlap_metrics(found: OverlapReport | None) -> dict[str, Any]:
     """The fields of `StepMetrics` that a profile has."""
     names = ("exchange_ms", "exposed_ms", "mixing_ms", "mixing_hidden_ms")
     return {name: getattr(found, name) for name in names} if found else {}
