@@ -44,7 +44,7 @@ def page() -> str:
             "experts in all), and a picture of them all, `routing/load`. Layers and experts count from 0. These are",
             "sums over the steps of a line of `routing.jsonl`, which `log.routing_interval` sets. Its keys: `step` and",
             "`steps` (the sum is over `steps` steps that end with `step`), `routes` (layer by layer, how often each",
-            "expert was chosen, before dropping; an empty list for a layer without experts), `dropped` (layer by layer).",
+            "expert was chosen, before dropping; an empty list without experts), `dropped` (layer by layer).",
             "",
             "A run that an older version began goes on in trackers under these names: its older steps stay where they",
             "are, under the keys of the first column.",
