@@ -12,7 +12,7 @@ from tyro.conf import Positional
 from altup_moe.config import ConfigError, UserError
 from altup_moe.config.files import write_text
 from altup_moe.config.flags import parse, print_help
-from altup_moe.config.run_directory import report_file
+from altup_moe.config.run_directory import comparison_file, report_file
 from altup_moe.show.headline import headline, lines_of
 from altup_moe.show.page import runs_page
 from altup_moe.show.read_run import read_run, short_names
@@ -59,7 +59,7 @@ def show(options: ShowOptions) -> int:
     runs = [read_run(path) for path in options.runs]
     names = short_names(options.runs)
     found = [headline(run, name) for run, name in zip(runs, names, strict=True)]
-    output = options.output or report_file(options.runs[0], len(runs))
+    output = options.output or (comparison_file if len(runs) > 1 else report_file)(options.runs[0])
     try:
         write_text(output, runs_page(runs, found))
     except OSError as error:

@@ -65,9 +65,14 @@ def starts_file(run_dir: str | Path) -> Path:
     return Path(run_dir) / STARTS
 
 
-def report_file(run_dir: str | Path, runs: int = 1) -> Path:
-    """The page of a run; of several, which is kept with the first."""
-    return Path(run_dir) / ("report.html" if runs == 1 else "comparison.html")
+def report_file(run_dir: str | Path) -> Path:
+    """The page of the run, once `altup-moe show` has written it."""
+    return Path(run_dir) / "report.html"
+
+
+def comparison_file(run_dir: str | Path) -> Path:
+    """The page of several runs, of which this one is the first."""
+    return Path(run_dir) / "comparison.html"
 
 
 def tokenizer_dir(run_dir: str | Path) -> Path:

@@ -15,7 +15,9 @@ from altup_moe.config.files import write_bytes
 from altup_moe.config.metrics_lines import split_metrics
 from altup_moe.config.resume_keys import Changes
 from altup_moe.config.run_directory import metrics_file, removed_metrics_file, routing_file, tensorboard_dir
+from altup_moe.report.metric_groups import GROUPS
 from altup_moe.train.metrics import StepMetrics
+from altup_moe.train.tracker_pages import load_picture, tensorboard_pages, tracked
 
 
 class Logger(Protocol):
@@ -137,17 +139,19 @@ class Console:
 
 
 class TensorBoard:
-    """Event files in RUN/tensorboard, a scalar a field."""
+    """Event files in RUN/tensorboard: a scalar a number, pages of them (custom scalars), pictures of the routing."""
 
-    def __init__(self, directory: Path, first_step: int) -> None:
+    def __init__(self, config: RunConfig, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory), purge_step=first_step)
+        self._writer = SummaryWriter(str(tensorboard_dir(config.log.run_dir)), purge_step=first_step)
+        self._writer.add_custom_scalars(tensorboard_pages(config))
 
     def log(self, metrics: StepMetrics) -> None:
-        for key, value in metrics.to_dict().items():
-            if key != "step":
-                self._writer.add_scalar(key, value, metrics.step)
+        for name, value in tracked(metrics).items():
+            self._writer.add_scalar(name, value, metrics.step)
+        if metrics.routing is not None:
+            self._writer.add_image("routing/load", load_picture(metrics.routing), metrics.step, dataformats="HWC")
 
     def close(self) -> None:
         self._writer.close()
@@ -170,9 +174,18 @@ class WandB:
             resume="allow",
             id=run_dir.name,
         )
+        self._image = wandb.Image
+        # Sections are the parts of names before the slash; all are drawn over the step.
+        self._run.define_metric("step")
+        for group in GROUPS:
+            summary = {"summary": "min"} if group == "validation" else {}
+            self._run.define_metric(f"{group}/*", step_metric="step", **summary)
 
     def log(self, metrics: StepMetrics) -> None:
-        self._run.log(metrics.to_dict(), step=metrics.step)
+        values: dict[str, Any] = {"step": metrics.step, **tracked(metrics)}
+        if metrics.routing is not None:
+            values["routing/load"] = self._image(load_picture(metrics.routing))
+        self._run.log(values, step=metrics.step)
 
     def close(self) -> None:
         self._run.finish()
@@ -193,8 +206,7 @@ class MLflow:
         mlflow.log_params({f"{section}.{key}": value for section, keys in sections for key, value in keys.items()})
 
     def log(self, metrics: StepMetrics) -> None:
-        values = {key: float(value) for key, value in metrics.to_dict().items() if key != "step"}
-        self._mlflow.log_metrics(values, step=metrics.step)
+        self._mlflow.log_metrics(tracked(metrics), step=metrics.step)
 
     def close(self) -> None:
         self._mlflow.end_run()
@@ -210,7 +222,7 @@ def open_loggers(config: RunConfig, first_step: int, changed: Changes | None = N
     if config.moe.num_experts and log.routing_interval != 0:
         loggers.append(RoutingLines(routing_file(run_dir), first_step))
     if log.tensorboard:
-        loggers.append(TensorBoard(tensorboard_dir(run_dir), first_step))
+        loggers.append(TensorBoard(config, first_step))
     if log.wandb_project is not None:
         loggers.append(WandB(log.wandb_project, config))
     if log.mlflow_experiment is not None:

@@ -70,13 +70,13 @@ class StepMetrics:
     valid_bits_per_byte: float | None = None
     """Validation loss in bits per byte of UTF-8 text: comparable between tokenizers."""
     exchange_ms: float | None = None
-    """At the end of a profile (log.profile_steps), on rank 0, means of its steps: some exchange was in flight;"""
+    """Milliseconds of a recorded step (log.profile_steps; mean of steps and ranks) in which some exchange flew."""
     exposed_ms: float | None = None
-    """the step waited for it;"""
+    """Milliseconds of a recorded step in which it waited for exchanges."""
     mixing_ms: float | None = None
-    """the stream was mixed;"""
+    """Milliseconds of a recorded step in which the stream was mixed."""
     mixing_hidden_ms: float | None = None
-    """it was mixed while an exchange was in flight."""
+    """The part of mixing_ms in which an exchange was in flight."""
     routing: RoutingLoads | None = None
     """Every `log.routing_interval` steps; not in metrics.jsonl."""
 
@@ -107,7 +107,7 @@ class StepMetrics:
         return " | ".join(parts)
 
 
-def overlap_metrics(found: OverlapReport | None) -> dict[str, float]:
+def overlap_metrics(found: OverlapReport | None) -> dict[str, Any]:
     """The fields of `StepMetrics` that a profile has."""
     names = ("exchange_ms", "exposed_ms", "mixing_ms", "mixing_hidden_ms")
     return {name: getattr(found, name) for name in names} if found else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from altup_moe.report.metric_groups import METRICS
 from docs.generate.markdown import cell, docstring, table, text_of
 from docs.generate.source import Named, fields
 
@@ -11,8 +12,8 @@ CHANGED = "changed"
 
 
 def documented() -> list[Named]:
-    """Every field of a step's record."""
-    return fields(FILE, RECORD)
+    """Every field of a step's record that is in its line."""
+    return [one for one in fields(FILE, RECORD) if one.name != "routing"]
 
 
 def page() -> str:
@@ -22,20 +23,31 @@ def page() -> str:
             "# metrics.jsonl",
             "",
             f"A run writes one JSON object a step, on one line. The fields are those of `{RECORD}` in `{FILE}`.",
-            "TensorBoard, Weights & Biases and MLflow get the same numbers under the same names.",
+            "TensorBoard, Weights & Biases and MLflow group them by the part of a name before the slash.",
             "",
             *table(
-                ["key", "type", "when", "what it is"],
+                ["key", "in trackers", "type", "when", "what it is"],
                 [
-                    *([f"`{one.name}`", *_kind(one), cell(docstring(one.doc))] for one in documented()),
+                    *([f"`{one.name}`", _tracked(one), *_kind(one), cell(docstring(one.doc))] for one in documented()),
                     [
                         f"`{CHANGED}`",
+                        "",
                         "object",
                         "first step after a resume that changes keys",
                         "Dotted key -> [value before, value now], of the configuration's keys that have another value.",
                     ],
                 ],
             ),
+            "",
+            "Trackers get more of the routing: `routing/layer_NN/load_imbalance` and `routing/layer_NN/dropped_share`",
+            "of each layer, the load of each expert over its layer's mean (`routing/layer_NN/expert_NN`, of up to 256",
+            "experts in all), and a picture of them all, `routing/load`. Layers and experts count from 0. These are",
+            "sums over the steps of a line of `routing.jsonl`, which `log.routing_interval` sets. Its keys: `step` and",
+            "`steps` (the sum is over `steps` steps that end with `step`), `routes` (layer by layer, how often each",
+            "expert was chosen, before dropping; an empty list without experts), `dropped` (layer by layer).",
+            "",
+            "A run that an older version began goes on in trackers under these names: its older steps stay where they",
+            "are, under the keys of the first column.",
             "",
             "A number that is infinite or not a number is `null`. A key whose value does not exist is left out.",
             "",
@@ -50,4 +62,10 @@ def _kind(one: Named) -> tuple[str, str]:
     kind = one.kind.removesuffix(" | None")
     optional = one.kind != kind
     when = "every step" if not optional else "validation" if one.name.startswith("valid_") else "MoE layers"
+    if one.name.endswith("_ms"):
+        when = "end of a profile"
     return words.get(kind, kind), when
+
+
+def _tracked(one: Named) -> str:
+    return next((f"`{metric.path}`" for metric in METRICS if metric.key == one.name), "")
