@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -10,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol
 
-from altup_moe.config import ConfigError, LogConfig, RunConfig
+from altup_moe.config import RunConfig
 from altup_moe.config.files import write_bytes
 from altup_moe.config.metrics_lines import split_metrics
 from altup_moe.config.resume_keys import Changes
@@ -26,16 +25,6 @@ class Logger(Protocol):
 
     def close(self) -> None:
         """Flush and release; nothing is recorded afterwards."""
-
-
-def check_loggers(log: LogConfig) -> None:
-    """Raise a ConfigError for a tracker whose package is not installed."""
-    for key, value, package in (
-        ("log.wandb_project", log.wandb_project, "wandb"),
-        ("log.mlflow_experiment", log.mlflow_experiment, "mlflow"),
-    ):
-        if value is not None and importlib.util.find_spec(package) is None:
-            raise ConfigError(key, value, f"needs the {package} package: pip install {package}")
 
 
 class _StepLines:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import sys
@@ -11,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from altup_moe.config import ConfigError, LogConfig, RunConfig
-from altup_moe.train.loggers import Console, JsonLines, TensorBoard, check_loggers, open_loggers
+from altup_moe.config.packages import check_loggers
+from altup_moe.train.loggers import Console, JsonLines, TensorBoard, open_loggers
 from tests.unit.train.records import MOE, VALID, record
 
 
@@ -173,7 +173,7 @@ def test_terminal_console_keeps_whole_lines_above_the_bar(
 @pytest.mark.parametrize(("key", "package"), [("wandb_project", "wandb"), ("mlflow_experiment", "mlflow")])
 def test_a_missing_tracker_is_named(key: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     known = set()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in known else None)
+    monkeypatch.setattr("altup_moe.config.packages.find_spec", lambda name: object() if name in known else None)
     check_loggers(LogConfig())  # nothing is asked for
     with pytest.raises(ConfigError, match=f"pip install {package}") as error:
         check_loggers(LogConfig(**{key: "mine"}))
