@@ -6,6 +6,8 @@ import json
 import math
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +17,7 @@ from altup_moe.config.metrics_lines import split_metrics
 from altup_moe.config.resume_keys import Changes
 from altup_moe.config.run_directory import metrics_file, removed_metrics_file, routing_file, tensorboard_dir
 from altup_moe.train.metrics import StepMetrics
+from altup_moe.train.time_left import TimeLeft, spelled_left
 
 
 class Logger(Protocol):
@@ -97,10 +100,23 @@ def _go_on(path: Path, first_step: int) -> None:
 
 
 class Console:
-    """A line a step; on a terminal a progress bar with the time left stays below them."""
+    """A line a step. The time left is at the end of each, or on a terminal in a progress bar below them.
 
-    def __init__(self, steps: int, interval: int, first_step: int) -> None:
-        self.steps, self.interval = steps, interval
+    Args:
+        steps: of the whole schedule. last: step after which the run ends; None is `steps`.
+        clock: returns seconds of a monotonic clock.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        interval: int,
+        first_step: int,
+        last: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.steps, self.interval, self._clock = steps, interval, clock
+        self._time_left = TimeLeft(last or steps)
         self._progress: Any = None
         if sys.stdout.isatty():
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -111,10 +127,11 @@ class Console:
             self._progress.start()
 
     def log(self, metrics: StepMetrics) -> None:
+        left = self._time_left.step_ended(metrics.step, self._clock())
         if metrics.step % self.interval == 0 or metrics.step == self.steps or metrics.valid_loss is not None:
             line = metrics.line(self.steps)
             if self._progress is None:
-                print(line, flush=True)
+                print(line if left is None else f"{line} | {spelled_left(left)}", flush=True)
             else:
                 self._progress.console.print(line, highlight=False, soft_wrap=True)
         if self._progress is not None:
@@ -194,7 +211,7 @@ def open_loggers(config: RunConfig, first_step: int, changed: Changes | None = N
     run_dir, log = Path(config.log.run_dir), config.log
     loggers: list[Logger] = [
         JsonLines(metrics_file(run_dir), first_step, changed),
-        Console(config.train.steps, log.interval, first_step),
+        Console(config.train.steps, log.interval, first_step, config.train.stop_after),
     ]
     if config.moe.num_experts and log.routing_interval != 0:
         loggers.append(RoutingLines(routing_file(run_dir), first_step))

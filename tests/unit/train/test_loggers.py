@@ -144,13 +144,16 @@ def test_lines_are_there_before_the_run_ends(tmp_path: Path) -> None:
 
 
 def test_piped_console_prints_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    console = Console(steps=10, interval=4, first_step=1)
+    # The first step takes long, the others 90 s each: the time left does not count the first.
+    times = iter([500.0 + 90 * step for step in range(10)])
+    console = Console(steps=10, interval=4, first_step=1, clock=lambda: next(times))
     for step in range(1, 11):
         console.log(record(step, **(VALID if step == 7 else {})))
     console.close()
     lines = capsys.readouterr().out.splitlines()
-    # Every fourth step, the last one, and the one with a validation; each is the record's line, nothing around it.
-    assert lines == [record(step, **(VALID if step == 7 else {})).line(10) for step in (4, 7, 8, 10)]
+    # Every fourth step, the last one, and the one with a validation; each is the record's line and the time left.
+    left = {4: " | 0:09:00 left", 7: " | 0:04:30 left", 8: " | 0:03:00 left", 10: ""}
+    assert lines == [record(step, **(VALID if step == 7 else {})).line(10) + left[step] for step in left]
     assert "\x1b" not in "".join(lines)
 
 
@@ -166,6 +169,7 @@ def test_terminal_console_keeps_whole_lines_above_the_bar(
     console.close()
     out = capsys.readouterr().out
     assert record(2).line(3) in out
+    assert "left" not in out, "the bar has it"
     assert "3/3" in out
     console.close()  # once more does no harm
 
