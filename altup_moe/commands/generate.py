@@ -10,11 +10,8 @@ from tyro.conf import Positional
 
 from altup_moe.config import ConfigError
 from altup_moe.config.flags import parse, print_help
-from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, Range
+from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, TEMPERATURE, Range
 from altup_moe.config.run_directory import check_run_directory
-
-TEMPERATURE = Range(1e-6, 1e30)
-"""What logits can be divided by in fp32; 0 stands for the likeliest token."""
 
 
 @dataclass(frozen=True)

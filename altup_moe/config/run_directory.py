@@ -6,6 +6,7 @@ RUN/config.yaml     the resolved configuration
     routing.jsonl   routes of every layer and expert, a line for some steps (log.routing_interval)
     starts.jsonl    one line for each start: after which step, when, on what
     report.html     the page that `altup-moe show` writes
+    samples.jsonl   texts of log.sample_interval, one JSON object each: step, prompt, text
     lock            held while a run trains here (see locks.py)
     tokenizer/      the run's own copy of its tokenizer
     checkpoints/    see checkpoint/store.py
@@ -43,6 +44,11 @@ def check_run_directory(run_dir: Path) -> None:
 def metrics_file(run_dir: str | Path) -> Path:
     """The run's metrics, one JSON object for each step."""
     return Path(run_dir) / METRICS
+
+
+def samples_file(run_dir: str | Path) -> Path:
+    """Texts generated while the run trains, one JSON object for each."""
+    return Path(run_dir) / "samples.jsonl"
 
 
 def removed_metrics_file(metrics: Path) -> Path:

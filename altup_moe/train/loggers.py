@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,14 @@ from altup_moe.config import RunConfig
 from altup_moe.config.files import write_bytes
 from altup_moe.config.metrics_lines import split_metrics
 from altup_moe.config.resume_keys import Changes
-from altup_moe.config.run_directory import metrics_file, removed_metrics_file, routing_file, tensorboard_dir
+from altup_moe.config.run_directory import (
+    metrics_file,
+    removed_metrics_file,
+    routing_file,
+    samples_file,
+    tensorboard_dir,
+)
+from altup_moe.train.generation import GeneratedText
 from altup_moe.train.metrics import StepMetrics
 from altup_moe.train.time_left import TimeLeft, spelled_left
 
@@ -25,6 +32,9 @@ class Logger(Protocol):
 
     def log(self, metrics: StepMetrics) -> None:
         """Record one step."""
+
+    def log_texts(self, step: int, texts: Sequence[GeneratedText]) -> None:
+        """Record what the model generates after a step that `log` was called for."""
 
     def close(self) -> None:
         """Flush and release; nothing is recorded afterwards."""
@@ -41,6 +51,9 @@ class _StepLines:
         """Write a line that is there at once."""
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+
+    def log_texts(self, step: int, texts: Sequence[GeneratedText]) -> None:
+        """Nothing, unless the file is for texts."""
 
     def close(self) -> None:
         """End it."""
@@ -75,6 +88,17 @@ class JsonLines(_StepLines):
         if self._changed:
             line["changed"], self._changed = self._changed, {}
         self.write(line)
+
+
+class SampleLines(_StepLines):
+    """samples.jsonl: the texts of log.sample_interval, one object each."""
+
+    def log(self, metrics: StepMetrics) -> None:
+        """Nothing: texts come by `log_texts`."""
+
+    def log_texts(self, step: int, texts: Sequence[GeneratedText]) -> None:
+        for one in texts:
+            self.write({"step": step, **vars(one)})
 
 
 def _go_on(path: Path, first_step: int) -> None:
@@ -137,6 +161,16 @@ class Console:
         if self._progress is not None:
             self._progress.update(self._task, completed=metrics.step)
 
+    def log_texts(self, step: int, texts: Sequence[GeneratedText]) -> None:
+        for one in texts:
+            # Whatever the model writes stays in one line.
+            prompt, text = (json.dumps(part, ensure_ascii=False) for part in (one.prompt, one.text))
+            line = f"sample of step {step}: {prompt} -> {text}"
+            if self._progress is None:
+                print(line, flush=True)
+            else:
+                self._progress.console.print(line, highlight=False, soft_wrap=True, markup=False)
+
     def close(self) -> None:
         if self._progress is not None:
             self._progress.stop()
@@ -155,6 +189,12 @@ class TensorBoard:
             if key != "step":
                 self._writer.add_scalar(key, value, metrics.step)
 
+    def log_texts(self, step: int, texts: Sequence[GeneratedText]) -> None:
+        for number, one in enumerate(texts):
+            # Indented by four, it is shown as it is.
+            shown = f"{one.prompt}\n---\n{one.text}".replace("\n", "\n    ")
+            self._writer.add_text(f"samples/{number}", f"    {shown}", step)
+
     def close(self) -> None:
         self._writer.close()
 
@@ -166,6 +206,7 @@ class WandB:
         import wandb
 
         run_dir = Path(config.log.run_dir)
+        self._table = wandb.Table
         self._run = wandb.init(
             project=project,
             name=run_dir.name,
@@ -179,6 +220,10 @@ class WandB:
 
     def log(self, metrics: StepMetrics) -> None:
         self._run.log(metrics.to_dict(), step=metrics.step)
+
+    def log_texts(self, step: int, texts: Sequence[GeneratedText]) -> None:
+        rows = [[step, one.prompt, one.text] for one in texts]
+        self._run.log({"samples": self._table(columns=["step", "prompt", "text"], data=rows)}, step=step)
 
     def close(self) -> None:
         self._run.finish()
@@ -202,6 +247,10 @@ class MLflow:
         values = {key: float(value) for key, value in metrics.to_dict().items() if key != "step"}
         self._mlflow.log_metrics(values, step=metrics.step)
 
+    def log_texts(self, step: int, texts: Sequence[GeneratedText]) -> None:
+        lines = [json.dumps({"step": step, **vars(one)}, ensure_ascii=False) for one in texts]
+        self._mlflow.log_text("\n".join(lines), f"samples/step_{step:08d}.jsonl")
+
     def close(self) -> None:
         self._mlflow.end_run()
 
@@ -215,6 +264,10 @@ def open_loggers(config: RunConfig, first_step: int, changed: Changes | None = N
     ]
     if config.moe.num_experts and log.routing_interval != 0:
         loggers.append(RoutingLines(routing_file(run_dir), first_step))
+    samples = samples_file(run_dir)
+    # Also without samples from here on: lines of steps that are done again must go.
+    if log.sample_interval is not None or samples.is_file():
+        loggers.append(SampleLines(samples, first_step))
     if log.tensorboard:
         loggers.append(TensorBoard(tensorboard_dir(run_dir), first_step))
     if log.wandb_project is not None:

@@ -6,9 +6,12 @@ from altup_moe.config import AltUpConfig, RunConfig
 from altup_moe.config.data_checks import TASK_NAMES, mixture_entries
 from altup_moe.config.load import from_dict
 from altup_moe.config.resume_keys import spelled_changes
+from altup_moe.config.units import GIB
 from altup_moe.data.objectives import SpanCounts, span_counts
 from altup_moe.data.recipes import corruption_lengths, objective_of
+from altup_moe.parallel.counts import count_parameters
 from altup_moe.timeline.records import WARM_UP
+from altup_moe.train.generation import generates
 from altup_moe.train.resume import ResumePoint
 
 PADDING_ROWS = 128
@@ -46,6 +49,9 @@ def run_notes(config: RunConfig, valid_samples: int, token_ids: int, first_step:
     if config.log.profile_steps > recorded:
         fits = f"the run takes {max(0, last - first_step + 1)} more step(s), the first {WARM_UP} unrecorded"
         notes.append(f"log.profile_steps={config.log.profile_steps}: {fits}; {recorded} are recorded")
+    if generates(config):
+        size = count_parameters(config).total * 4 / GIB
+        notes.append(f"log.sample_interval, train.eval_tasks: rank 0 holds the whole model once more, {size:.2f} GiB")
     return notes + _spans(config)
 
 
