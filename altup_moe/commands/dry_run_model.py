@@ -44,7 +44,7 @@ def layout_section(config: RunConfig, ranks: int, path: str) -> Section:
     groups = rank_groups(config, ranks)
     start = f"altup-moe train {path}"
     if ranks > 1:
-        start = f"torchrun --nproc-per-node {ranks} --no-python {start}"
+        start = f"altup-moe launch torchrun --ranks-per-node {ranks} -- {start}"
     lines = [
         f"{ranks} rank(s): {layout(config, ranks)}",
         f"{t.global_batch_size} samples of {m.tokens_per_sample:,} tokens a step: {count} micro-batch(es) of "
