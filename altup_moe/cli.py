@@ -25,7 +25,7 @@ OWN_MISTAKE_SECONDS = 1.0
 """How long a rank other than 0 waits before it prints a mistake."""
 
 COMMANDS = {
-    "train": Command("CONFIG [--section.key VALUE ...]", "train a configuration file"),
+    "train": Command("CONFIG [--section.key VALUE ...] [--dry-run]", "train a configuration file"),
     "evaluate": Command("RUN [options]", "loss and bits per byte of a run on held-out text, or its answers to tasks"),
     "generate": Command("RUN --prompt TEXT [options]", "continue a text with a trained run"),
     "doctor": Command("[options]", "could a run start here: versions, devices, network, disk, two ranks"),

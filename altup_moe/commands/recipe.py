@@ -141,9 +141,9 @@ def _fetch(recipe: PaperRecipe) -> None:
     # Megatron-Core says at import what it falls back to, and that indexes are kept in memory: expected here.
     warnings.filterwarnings("ignore", module=r"megatron\.")
     logging.getLogger("megatron").setLevel(logging.ERROR)
+    from altup_moe.data.prepare import data_cache
     from altup_moe.data.tasks.registry import TASKS, load_examples
     from altup_moe.train.mixture import run_samples, task_directories
-    from altup_moe.train.samples import data_cache
 
     seed = recipe.seeds[0]
     for config in (runs := [recipe.pretrained(seed), *recipe.tuning(seed, TUNED)]):

@@ -26,6 +26,10 @@ def train(args: Sequence[str]) -> int:
     """Load and check a configuration file with its overrides, then train."""
     if not args or args[0].startswith("-"):
         raise UserError("train: name a configuration file first, as in altup-moe train configs/quickstart.yaml")
+    if any(arg.replace("_", "-") == "--dry-run" for arg in args):
+        from altup_moe.commands.dry_run import dry_run
+
+        return dry_run(args[0], args[1:])
     # The one flag without a dot: what people look for.
     overrides = [part for arg in args[1:] for part in (PROFILE if arg == "--profile" else [arg])]
     # A warning of SLURM that comes before the first step is heeded after it; it must not end the process.

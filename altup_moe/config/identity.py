@@ -8,11 +8,9 @@ from altup_moe.config.schema import RunConfig
 
 ADDED_KEYS: frozenset[str] = frozenset(
     {
-        "data.add_special_tokens",
-        "data.shuffle",
-        "log.routing_interval",
-        "model.max_positions",
-        "moe.load_balancing_type",
+        *("data.add_special_tokens", "data.shuffle", "model.max_positions", "moe.load_balancing_type"),
+        *("train.eval_tasks", "train.eval_task_limit", "log.routing_interval", "log.sample_interval"),
+        *("log.sample_prompts", "log.sample_prompts_file", "log.sample_tokens", "log.sample_temperature"),
     }
 )
 """Keys that came after results were first kept under a configuration's hash. The default of each is what code without

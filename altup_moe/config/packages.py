@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from altup_moe.config.errors import ConfigError
+from altup_moe.config.schema import LogConfig
 
 
 @dataclass(frozen=True)
@@ -71,3 +72,13 @@ def check_installed(key: str, value: str, name: str | None = None, instead: str 
     if package and (problem := package.problem()):
         subject = f"{name} " if name else ""
         raise ConfigError(key, value, f"{subject}{problem}; {package.install}, or {instead} would fit")
+
+
+def check_loggers(log: LogConfig) -> None:
+    """Raise a ConfigError for a tracker whose package is not installed. Imports nothing."""
+    for key, value, package in (
+        ("log.wandb_project", log.wandb_project, "wandb"),
+        ("log.mlflow_experiment", log.mlflow_experiment, "mlflow"),
+    ):
+        if value is not None and find_spec(package) is None:
+            raise ConfigError(key, value, f"needs the {package} package: pip install {package}")

@@ -40,6 +40,9 @@ POSITIVE = Range(0, open_low=True)
 NOT_NEGATIVE = Range(0)
 BELOW_ONE = Range(0, 1, open_high=True)
 
+TEMPERATURE = Range(1e-6, 1e30)
+"""What logits can be divided by in fp32; 0 stands for the likeliest token."""
+
 RANGES: dict[str, Range] = {
     "model.num_layers": COUNT,
     "model.num_decoder_layers": COUNT,
@@ -103,6 +106,7 @@ RANGES: dict[str, Range] = {
     "train.seed": Range(0, 2**32 - 1),
     "train.eval_interval": COUNT_OR_ZERO,
     "train.eval_samples": COUNT,
+    "train.eval_task_limit": COUNT,
     "train.stop_after": COUNT,
     "checkpoint.save_interval": COUNT_OR_ZERO,
     "checkpoint.keep": COUNT,
@@ -110,5 +114,8 @@ RANGES: dict[str, Range] = {
     "log.interval": COUNT,
     "log.routing_interval": COUNT_OR_ZERO,
     "log.profile_steps": COUNT_OR_ZERO,
+    "log.sample_interval": COUNT,
+    "log.sample_tokens": COUNT,
+    "log.sample_temperature": NOT_NEGATIVE,
 }
 """Dotted key -> range, of every numeric field; null is not checked."""

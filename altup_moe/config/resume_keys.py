@@ -53,13 +53,14 @@ KEY_CLASSES: dict[str, KeyClass] = {
     **_each("optim", "recorded", "adam_beta1 adam_beta2 adam_eps clip_grad coefficient_lr_mult"),
     **_each("train", "run", "global_batch_size seed precision"),
     # The number of steps stretches the schedule; capacity and balance losses are by micro-batch.
-    **_each("train", "recorded", "steps micro_batch_size eval_samples"),
-    **_each("train", "free", "engine transformer_engine recompute eval_interval stop_after"),
+    **_each("train", "recorded", "steps micro_batch_size eval_samples eval_task_limit"),
+    **_each("train", "free", "engine transformer_engine recompute eval_interval eval_tasks stop_after"),
     **_each("checkpoint", "recorded", "initial_load_path"),
     **_each("checkpoint", "free", "save_interval keep keep_every asynchronous on_failure resume fallback"),
     **_each(
         "log", "free", "run_dir interval routing_interval profile_steps tensorboard wandb_project mlflow_experiment"
     ),
+    **_each("log", "free", "sample_interval sample_prompts sample_prompts_file sample_tokens sample_temperature"),
 }
 """Dotted key -> class, of every key. A new key is entered here."""
 

@@ -6,6 +6,7 @@ RUN/config.yaml     the resolved configuration
     routing.jsonl   routes of every layer and expert, a line for some steps (log.routing_interval)
     starts.jsonl    one line for each start: after which step, when, on what
     report.html     the page that `altup-moe show` writes
+    samples.jsonl   texts of log.sample_interval, one JSON object each: step, prompt, text
     lock            held while a run trains here (see locks.py)
     tokenizer/      the run's own copy of its tokenizer
     checkpoints/    see checkpoint/store.py

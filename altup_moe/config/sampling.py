@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from altup_moe.config.errors import ConfigError
-from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, Range
-
-TEMPERATURE = Range(1e-6, 1e30)
-"""What logits can be divided by in fp32; 0 stands for the likeliest token."""
+from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, TEMPERATURE, Range
 
 
 def check_sampling(max_new_tokens: int, temperature: float, top_p: float, seed: int) -> None:

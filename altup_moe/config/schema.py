@@ -164,6 +164,11 @@ class TrainConfig:
     """Steps between validations; 0 validates only at the end."""
     eval_samples: int = 64
     """Validation samples of one validation, at most; the run says at its start if there are fewer."""
+    eval_tasks: tuple[str, ...] = ()
+    """Tasks whose validation splits the model answers at every validation (train.eval_interval), as
+    altup-moe evaluate --tasks does; metrics eval/TASK/METRIC. Rank 0 answers and holds the whole model for it."""
+    eval_task_limit: int | None = 64
+    """Examples of each of train.eval_tasks that are answered, the first ones; null answers all."""
     stop_after: int | None = None
     """Stop (saving) after this step while the schedule still runs to train.steps; None runs through."""
 
@@ -210,6 +215,17 @@ class LogConfig:
     """Weights & Biases project (needs the wandb package); None is off."""
     mlflow_experiment: str | None = None
     """MLflow experiment (needs the mlflow package); None is off."""
+    sample_interval: int | None = None
+    """Steps between texts that the model as it is then adds to log.sample_prompts, as altup-moe generate does: to the
+    console, samples.jsonl, TensorBoard and trackers. Rank 0 generates and holds the whole model for it; null is off."""
+    sample_prompts: tuple[str, ...] = ()
+    """Prompts of log.sample_interval."""
+    sample_prompts_file: str | None = None
+    """Text file with more prompts, one in each line that is not blank."""
+    sample_tokens: int = 32
+    """Tokens that are added to a prompt, at most."""
+    sample_temperature: float = 0.8
+    """Divides the logits of log.sample_interval's texts, 1e-6 to 1e30; 0 takes the likeliest token."""
 
 
 @dataclass(frozen=True)

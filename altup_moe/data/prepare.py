@@ -14,8 +14,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from altup_moe.config import RunConfig
 from altup_moe.config.errors import ConfigError, DataError
 from altup_moe.config.files import fsync
+from altup_moe.config.run_directory import data_dir
 from altup_moe.data.corpora import CORPORA, load_corpus
 from altup_moe.data.document import Document
 from altup_moe.data.encode import ByteCount, encode_documents
@@ -44,6 +46,11 @@ class Prepared:
     manifest: DatasetManifest
     index: IndexedTokens
     tokenizer_dir: Path
+
+
+def data_cache(config: RunConfig) -> Path:
+    """Where downloads and tokenised corpora are kept."""
+    return Path(config.data.cache) if config.data.cache else data_dir(config.log.run_dir)
 
 
 def prepared_tokenizer_dir(prefix: Path) -> Path:
@@ -130,16 +137,10 @@ def prepare_named(
     chosen = load_tokenizer(tokenizer_directory(str(tokenizer), cache_dir), add_special_tokens) if tokenizer else None
     if corpus not in CORPORA:
         if chosen is not None:
-            _check_tokenizer(chosen, Path(corpus))
+            check_tokenizer(chosen, Path(corpus))
         return Path(corpus)
-    _check_vocab(vocab_size, chosen)
-    trained = f"bpe-{vocab_size}" + (f"-{sentinels}" if sentinels else "")
-    identity = f"{CORPORA[corpus].fingerprint()}:{chosen.sha256 if chosen else trained}:{DATASET_FORMAT_VERSION}"
-    if chosen is not None and chosen.document_start:
-        identity += f":{chosen.document_start}"
-    key = hashlib.sha256(identity.encode()).hexdigest()
-    directory = cache_dir / f"{corpus}-{key[:12]}"
-    prefix = directory / "tokens"
+    prefix, key = named_prefix(corpus, vocab_size, chosen, cache_dir, sentinels)
+    directory = prefix.parent
     if _usable(prefix, vocab_size, key):
         return prefix
     documents = load_corpus(corpus, cache_dir)
@@ -155,6 +156,26 @@ def prepare_named(
                 raise
         fsync(cache_dir)
     return prefix
+
+
+def named_prefix(
+    corpus: str, vocab_size: int, chosen: Tokenizer | None, cache_dir: Path, sentinels: int = 0
+) -> tuple[Path, str]:
+    """(prefix, key) of a named corpus's token file, whether or not it has been prepared. Writes nothing.
+
+    Args:
+        chosen: the tokenizer; None for a BPE trained on the corpus. The others: as `prepare_named`.
+
+    Raises:
+        ConfigError: model.vocab_size below the tokenizer's vocabulary, or too small for a BPE.
+    """
+    _check_vocab(vocab_size, chosen)
+    trained = f"bpe-{vocab_size}" + (f"-{sentinels}" if sentinels else "")
+    identity = f"{CORPORA[corpus].fingerprint()}:{chosen.sha256 if chosen else trained}:{DATASET_FORMAT_VERSION}"
+    if chosen is not None and chosen.document_start:
+        identity += f":{chosen.document_start}"
+    key = hashlib.sha256(identity.encode()).hexdigest()
+    return cache_dir / f"{corpus}-{key[:12]}" / "tokens", key
 
 
 def open_prepared(prefix: Path, vocab_size: int, *, scan: bool = True) -> Prepared:
@@ -200,7 +221,8 @@ def _check_vocab(vocab_size: int, chosen: Tokenizer | None) -> None:
         raise ConfigError("model.vocab_size", vocab_size, fits)
 
 
-def _check_tokenizer(tokenizer: Tokenizer, prefix: Path) -> None:
+def check_tokenizer(tokenizer: Tokenizer, prefix: Path) -> None:
+    """Raise DataError if prepared data was made by another tokenizer."""
     made = read_dataset_manifest(suffixed(prefix, ".json")).tokenizer_sha256
     if tokenizer.sha256 != made:
         problem = f"is not the tokenizer that made {prefix}: sha256 {tokenizer.sha256[:12]}, not {made[:12]}"

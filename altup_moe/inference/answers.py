@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
+import numpy as np
 import torch
 
-from altup_moe.config import ConfigError
+from altup_moe.config import ConfigError, ModelConfig
 from altup_moe.data.tasks.fit import Room, encoded, fitted_inputs
 from altup_moe.data.tasks.records import Example, Task
+from altup_moe.data.tokenizer import Tokenizer
 from altup_moe.inference.generate import GREEDY, generated_ids
 from altup_moe.inference.load_run import FinishedRun
 
@@ -65,23 +67,49 @@ def compared(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> S
     )
 
 
-@torch.no_grad()
-def answers(run: FinishedRun, examples: Sequence[Example], batch_size: int) -> Answers:
-    """Greedy answers, at most as long as the longest target.
+@dataclass(frozen=True)
+class Questions:
+    """Examples in tokens. ``inputs``: ids by number of the example, of those that fit; ``new``: tokens of the longest
+    target; ``cut``: number of examples whose passage was cut."""
 
-    Examples of like length share a batch. Passages are cut as in training, here so that the longest target has room.
+    inputs: dict[int, np.ndarray]
+    new: int
+    cut: int
+
+
+def questions(examples: Sequence[Example], tokenizer: Tokenizer, model: ModelConfig) -> Questions:
+    """Passages are cut as in training, here so that the longest target has room.
 
     Raises:
         ConfigError: no example fits into model.seq_length.
     """
-    room = Room.of(run.config.model)
-    pairs = [encoded(example, run.tokenizer) for example in examples]
+    room = Room.of(model)
+    pairs = [encoded(example, tokenizer) for example in examples]
     new = min(max(len(pair.targets) for pair in pairs), room.targets)
-    fitted = [fitted_inputs(example, run.tokenizer, room.inputs(new)) for example in examples]
+    fitted = [fitted_inputs(example, tokenizer, room.inputs(new)) for example in examples]
     inputs = {n: ids for n, ids in enumerate(fitted) if ids is not None}
     if not inputs:
         fits = f"none of {len(examples):,} examples fits beside an answer of {new} tokens"
-        raise ConfigError("model.seq_length", run.config.model.seq_length, fits)
+        raise ConfigError("model.seq_length", model.seq_length, fits)
+    return Questions(inputs, new, sum(len(ids) < len(pairs[n].inputs) for n, ids in inputs.items()))
+
+
+@torch.no_grad()
+def answers(
+    run: FinishedRun,
+    examples: Sequence[Example],
+    batch_size: int,
+    after_batch: Callable[[], None] = lambda: None,
+) -> Answers:
+    """Greedy answers, at most as long as the longest target. Examples of like length share a batch.
+
+    Args:
+        after_batch: called after each batch; what it raises ends the work.
+    Raises:
+        ConfigError: no example fits into model.seq_length.
+    """
+    asked = questions(examples, run.tokenizer, run.config.model)
+    inputs, new = asked.inputs, asked.new
     texts, order = [""] * len(examples), sorted(inputs, key=lambda n: len(inputs[n]))
     ends = {*run.end_ids, run.tokenizer.eod}
     for first in range(0, len(order), batch_size):
@@ -89,5 +117,5 @@ def answers(run: FinishedRun, examples: Sequence[Example], batch_size: int) -> A
         written = generated_ids(run, [inputs[n].tolist() for n in numbers], new, GREEDY)
         for n, ids in zip(numbers, written, strict=True):
             texts[n] = run.tokenizer.decode(list(takewhile(lambda i: i not in ends, ids)))
-    cut = sum(len(ids) < len(pairs[n].inputs) for n, ids in inputs.items())
-    return Answers(texts, cut, len(examples) - len(inputs))
+        after_batch()
+    return Answers(texts, asked.cut, len(examples) - len(inputs))

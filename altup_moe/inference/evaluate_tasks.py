@@ -10,11 +10,11 @@ from pathlib import Path
 
 from altup_moe.config.data_checks import task_directories
 from altup_moe.config.files import write_text
+from altup_moe.data.prepare import data_cache
 from altup_moe.data.tasks.fit import check_classes
 from altup_moe.data.tasks.registry import TASKS, load_task
 from altup_moe.inference.answers import Score, answers, compared
 from altup_moe.inference.load_run import load_run
-from altup_moe.train.samples import data_cache
 
 
 def evaluate_tasks_command(

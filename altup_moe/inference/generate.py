@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from altup_moe.config import UserError
+from altup_moe.config import ModelConfig, UserError
 from altup_moe.inference.load_run import FinishedRun, load_run
 
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1}
@@ -42,7 +42,11 @@ def room_behind(run: FinishedRun, ids: Sequence[int]) -> int:
     Raises:
         UserError: the prompt leaves none.
     """
-    model = run.config.model
+    return room_in(run.config.model, ids)
+
+
+def room_in(model: ModelConfig, ids: Sequence[int]) -> int:
+    """`room_behind` in a model of this configuration."""
     room = model.decoder_length if model.encoder_decoder else model.positions - len(ids)
     if room < 1 or len(ids) > model.positions:
         raise UserError(f"prompt: has {len(ids)} tokens, and the model was trained on {model.positions}; shorten it")

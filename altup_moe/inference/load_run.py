@@ -71,8 +71,7 @@ def load_run(run_dir: Path) -> FinishedRun:
 def load_checkpoint(directory: Path, config: RunConfig, tokenizer_directory: Path, device: torch.device) -> FinishedRun:
     """Read one checkpoint and the tokenizer of its run. Raises DataError as `load_run` does."""
     tokenizer = load_tokenizer(tokenizer_directory, config.data.add_special_tokens)
-    model = reference_model(config, **special_ids(config, tokenizer))
-    _set_rules(model, tokenizer.generation, tokenizer_directory)
+    model = generating_model(config, tokenizer, tokenizer_directory)
     with Checkpoint(directory) as checkpoint:
         checkpoint.verify()
         step = checkpoint.manifest.step
@@ -83,6 +82,17 @@ def load_checkpoint(directory: Path, config: RunConfig, tokenizer_directory: Pat
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise DataError(directory, f"is not of the model in config.yaml: {' '.join(lines[1:3])}") from error
     return FinishedRun(config, model.to(device).eval(), tokenizer, step)
+
+
+def generating_model(config: RunConfig, tokenizer: Tokenizer, tokenizer_directory: Path) -> ReferenceModel:
+    """The reference model of a run with random weights, which ends texts and chooses tokens by the tokenizer's rules.
+
+    Raises:
+        DataError: generation_config.json has a value of another type than transformers writes.
+    """
+    model = reference_model(config, **special_ids(config, tokenizer))
+    _set_rules(model, tokenizer.generation, tokenizer_directory)
+    return model
 
 
 def special_ids(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Any]:

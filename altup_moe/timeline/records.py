@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 SpanKind = Literal["compute", "flight", "wait"]
 SpanPhase = Literal["forward", "backward"]
+WARM_UP = 2
+"""Steps before the recorded ones: the first ones allocate."""
 
 
 @dataclass(frozen=True)

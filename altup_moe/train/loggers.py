@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
 import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from altup_moe.config import ConfigError, LogConfig, RunConfig
+from altup_moe.config import RunConfig
 from altup_moe.config.files import write_bytes
 from altup_moe.config.metrics_lines import split_metrics
 from altup_moe.config.resume_keys import Changes
-from altup_moe.config.run_directory import metrics_file, removed_metrics_file, routing_file, tensorboard_dir
+from altup_moe.config.run_directory import (
+    metrics_file,
+    removed_metrics_file,
+    routing_file,
+    samples_file,
+    tensorboard_dir,
+)
 from altup_moe.report.metric_groups import GROUPS
+from altup_moe.train.generation import GeneratedText
 from altup_moe.train.metrics import StepMetrics
+from altup_moe.train.time_left import TimeLeft, spelled_left
 from altup_moe.train.tracker_pages import load_picture, tensorboard_pages, tracked
 
 
@@ -26,18 +35,11 @@ class Logger(Protocol):
     def log(self, metrics: StepMetrics) -> None:
         """Record one step."""
 
+    def log_texts(self, step: int, texts: Sequence[GeneratedText]) -> None:
+        """Record what the model generates after a step that `log` was called for."""
+
     def close(self) -> None:
         """Flush and release; nothing is recorded afterwards."""
-
-
-def check_loggers(log: LogConfig) -> None:
-    """Raise a ConfigError for a tracker whose package is not installed."""
-    for key, value, package in (
-        ("log.wandb_project", log.wandb_project, "wandb"),
-        ("log.mlflow_experiment", log.mlflow_experiment, "mlflow"),
-    ):
-        if value is not None and importlib.util.find_spec(package) is None:
-            raise ConfigError(key, value, f"needs the {package} package: pip install {package}")
 
 
 class _StepLines:
@@ -51,6 +53,9 @@ class _StepLines:
         """Write a line that is there at once."""
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+
+    def log_texts(self, step: int, texts: Sequence[GeneratedText]) -> None:
+        """Nothing, unless the file is for texts."""
 
     def close(self) -> None:
         """End it."""
@@ -87,6 +92,17 @@ class JsonLines(_StepLines):
         self.write(line)
 
 
+class SampleLines(_StepLines):
+    """samples.jsonl: the texts of log.sample_interval, one object each."""
+
+    def log(self, metrics: StepMetrics) -> None:
+        """Nothing: texts come by `log_texts`."""
+
+    def log_texts(self, step: int, texts: Sequence[GeneratedText]) -> None:
+        for one in texts:
+            self.write({"step": step, **vars(one)})
+
+
 def _go_on(path: Path, first_step: int) -> None:
     """Leave in the file the lines before `first_step`; append the others, and what cannot be read, to the one beside.
 
@@ -110,10 +126,23 @@ def _go_on(path: Path, first_step: int) -> None:
 
 
 class Console:
-    """A line a step; on a terminal a progress bar with the time left stays below them."""
+    """A line a step. The time left is at the end of each, or on a terminal in a progress bar below them.
 
-    def __init__(self, steps: int, interval: int, first_step: int) -> None:
-        self.steps, self.interval = steps, interval
+    Args:
+        steps: of the whole schedule. last: step after which the run ends; None is `steps`.
+        clock: returns seconds of a monotonic clock.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        interval: int,
+        first_step: int,
+        last: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.steps, self.interval, self._clock = steps, interval, clock
+        self._time_left = TimeLeft(last or steps)
         self._progress: Any = None
         if sys.stdout.isatty():
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -124,14 +153,25 @@ class Console:
             self._progress.start()
 
     def log(self, metrics: StepMetrics) -> None:
+        left = self._time_left.step_ended(metrics.step, self._clock())
         if metrics.step % self.interval == 0 or metrics.step == self.steps or metrics.valid_loss is not None:
             line = metrics.line(self.steps)
             if self._progress is None:
-                print(line, flush=True)
+                print(line if left is None else f"{line} | {spelled_left(left)}", flush=True)
             else:
                 self._progress.console.print(line, highlight=False, soft_wrap=True)
         if self._progress is not None:
             self._progress.update(self._task, completed=metrics.step)
+
+    def log_texts(self, step: int, texts: Sequence[GeneratedText]) -> None:
+        for one in texts:
+            # Whatever the model writes stays in one line.
+            prompt, text = (json.dumps(part, ensure_ascii=False) for part in (one.prompt, one.text))
+            line = f"sample of step {step}: {prompt} -> {text}"
+            if self._progress is None:
+                print(line, flush=True)
+            else:
+                self._progress.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
         if self._progress is not None:
@@ -153,6 +193,12 @@ class TensorBoard:
         if metrics.routing is not None:
             self._writer.add_image("routing/load", load_picture(metrics.routing), metrics.step, dataformats="HWC")
 
+    def log_texts(self, step: int, texts: Sequence[GeneratedText]) -> None:
+        for number, one in enumerate(texts):
+            # Indented by four, it is shown as it is.
+            shown = f"{one.prompt}\n---\n{one.text}".replace("\n", "\n    ")
+            self._writer.add_text(f"samples/{number}", f"    {shown}", step)
+
     def close(self) -> None:
         self._writer.close()
 
@@ -164,6 +210,7 @@ class WandB:
         import wandb
 
         run_dir = Path(config.log.run_dir)
+        self._table = wandb.Table
         self._run = wandb.init(
             project=project,
             name=run_dir.name,
@@ -187,6 +234,10 @@ class WandB:
             values["routing/load"] = self._image(load_picture(metrics.routing))
         self._run.log(values, step=metrics.step)
 
+    def log_texts(self, step: int, texts: Sequence[GeneratedText]) -> None:
+        rows = [[step, one.prompt, one.text] for one in texts]
+        self._run.log({"samples": self._table(columns=["step", "prompt", "text"], data=rows)}, step=step)
+
     def close(self) -> None:
         self._run.finish()
 
@@ -208,6 +259,10 @@ class MLflow:
     def log(self, metrics: StepMetrics) -> None:
         self._mlflow.log_metrics(tracked(metrics), step=metrics.step)
 
+    def log_texts(self, step: int, texts: Sequence[GeneratedText]) -> None:
+        lines = [json.dumps({"step": step, **vars(one)}, ensure_ascii=False) for one in texts]
+        self._mlflow.log_text("\n".join(lines), f"samples/step_{step:08d}.jsonl")
+
     def close(self) -> None:
         self._mlflow.end_run()
 
@@ -217,10 +272,14 @@ def open_loggers(config: RunConfig, first_step: int, changed: Changes | None = N
     run_dir, log = Path(config.log.run_dir), config.log
     loggers: list[Logger] = [
         JsonLines(metrics_file(run_dir), first_step, changed),
-        Console(config.train.steps, log.interval, first_step),
+        Console(config.train.steps, log.interval, first_step, config.train.stop_after),
     ]
     if config.moe.num_experts and log.routing_interval != 0:
         loggers.append(RoutingLines(routing_file(run_dir), first_step))
+    samples = samples_file(run_dir)
+    # Also without samples from here on: lines of steps that are done again must go.
+    if log.sample_interval is not None or samples.is_file():
+        loggers.append(SampleLines(samples, first_step))
     if log.tensorboard:
         loggers.append(TensorBoard(config, first_step))
     if log.wandb_project is not None:

@@ -6,6 +6,7 @@ What a session of `altup_moe.api` needs as well lies in `run.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -15,6 +16,13 @@ from altup_moe.config.exit_codes import EXIT_STOPPED
 from altup_moe.moe.backends import unavailable_overlap
 from altup_moe.parallel.control_collectives import any_rank
 from altup_moe.parallel.topology import topology
+from altup_moe.train.generation import (
+    Generated,
+    TrainingGenerator,
+    due_after,
+    open_generator,
+    prepare_generation,
+)
 from altup_moe.train.loggers import Logger, open_loggers
 from altup_moe.train.metrics import StepMetrics
 from altup_moe.train.resume import ResumePoint
@@ -42,15 +50,18 @@ def train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None = None
 
 def _train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None) -> int:
     prepared = prepare_run(config)
+    samples = prepared.samples
+    inputs = prepare_generation(prepared.config, samples.tokenizer) if samples is not None else None
     with topology(config.parallel) as topo, StopSignal() as stop:
         run, resume = start_run(prepared, topo)
+        generator = open_generator(run.config, topo, inputs)
         loggers: list[Logger] = []
         if topo.is_first:
             assert run.samples is not None
             _say_start(run, run.samples, resume)
             loggers = open_loggers(run.config, run.step + 1, resume.changes if resume else None)
         try:
-            code = _steps(run, loggers, stop, enough if topo.is_first else None)
+            code = _steps(run, loggers, stop, enough if topo.is_first else None, generator)
             # A run shorter than its profile writes what it has.
             run.profile.close()
             return code
@@ -60,15 +71,22 @@ def _train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None) -> i
 
 
 def _steps(
-    run: Run, loggers: list[Logger], stop: StopSignal, enough: Callable[[StepMetrics], bool] | None = None
+    run: Run,
+    loggers: list[Logger],
+    stop: StopSignal,
+    enough: Callable[[StepMetrics], bool] | None = None,
+    generator: TrainingGenerator | None = None,
 ) -> int:
     t = run.config.train
     last = min(t.steps, t.stop_after or t.steps)
     saved = run.step
     while run.step < last:
         metrics = take_step(run, validating=run.step + 1 == last or _due(run.step + 1, t.eval_interval))
+        generated = _generate(run, generator, last, stop)
         for logger in loggers:
-            logger.log(metrics)
+            logger.log(replace(metrics, scores=generated.scores))
+            if generated.texts:
+                logger.log_texts(run.step, generated.texts)
         told = enough is not None and enough(metrics)
         signalled, done, writing = any_rank([stop.caught, told, run.saver.busy], run.topology.device)
         stopping = signalled or done
@@ -84,6 +102,14 @@ def _steps(
                 print(f"stopped by a signal after step {saved}, saved; the same command goes on", flush=True)
             return EXIT_STOPPED
     return 0
+
+
+def _generate(run: Run, generator: TrainingGenerator | None, last: int, stop: StopSignal) -> Generated:
+    """What is due after the step that was just taken."""
+    due = due_after(run.config, run.step, last)
+    if generator is None or not due:
+        return Generated()
+    return generator.generate(list(run.engine.chunks), run.step, due, lambda: stop.caught)
 
 
 def _due(step: int, interval: int) -> bool:

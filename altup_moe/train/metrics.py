@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import resource
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -80,9 +81,13 @@ class StepMetrics:
     routing: RoutingLoads | None = None
     """Every `log.routing_interval` steps; not in metrics.jsonl."""
 
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Metrics of train.eval_tasks in percent by ``eval/TASK/METRIC``, each a key of its own in metrics.jsonl."""
+
     def to_dict(self) -> dict[str, Any]:
-        """Numbers that there are, in order."""
-        return {key: value for key, value in vars(self).items() if value is not None and key != "routing"}
+        """Numbers that there are, in order; scores at the end."""
+        values = {key: value for key, value in vars(self).items() if value is not None}
+        return {key: value for key, value in values.items() if key not in ("routing", "scores")} | dict(self.scores)
 
     def line(self, steps: int) -> str:
         """The console's line, in the field's habit."""
@@ -104,6 +109,7 @@ class StepMetrics:
         parts.append(f"skipped {self.skipped_steps}")
         if self.valid_loss is not None:
             parts.append(f"valid loss {self.valid_loss:.4f} | bits/byte {self.valid_bits_per_byte:.4f}")
+        parts += [f"{name} {value:.1f}" for name, value in self.scores.items()]
         return " | ".join(parts)
 
 

@@ -15,6 +15,7 @@ from altup_moe.config import DataError, RunConfig
 from altup_moe.config.data_checks import TASK_NAMES, mixture_entries, task_directories
 from altup_moe.data.mixing import MixtureOrder, mixture_order
 from altup_moe.data.named_tokenizers import tokenizer_directory
+from altup_moe.data.prepare import data_cache
 from altup_moe.data.tasks.registry import TASKS, TaskData, load_task
 from altup_moe.data.tokenizer import Tokenizer, load_tokenizer
 from altup_moe.train.samples import (
@@ -23,7 +24,6 @@ from altup_moe.train.samples import (
     TokenFile,
     byte_lengths,
     corpus_samples,
-    data_cache,
     open_samples,
     open_token_file,
     prepared_prefix,

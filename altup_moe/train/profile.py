@@ -19,12 +19,9 @@ from altup_moe.parallel.topology import Topology
 from altup_moe.timeline.chrome import write_trace
 from altup_moe.timeline.overlap import OverlapReport, overlap, report_table
 from altup_moe.timeline.picture import write_picture
-from altup_moe.timeline.records import Recording, read_recording, write_recording
+from altup_moe.timeline.records import WARM_UP, Recording, read_recording, write_recording
 from altup_moe.timeline.spans import record, step
 from altup_moe.timeline.watch import watch
-
-WARM_UP = 2
-"""Steps before the recorded ones: the first ones allocate."""
 
 
 def watch_layers(chunks: Sequence[nn.Module]) -> None:

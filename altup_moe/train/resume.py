@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from altup_moe.checkpoint.manifest import Manifest
 from altup_moe.checkpoint.source import Checkpoint
@@ -15,8 +15,9 @@ from altup_moe.config import ConfigError, DataError, RunConfig
 from altup_moe.config.load import from_dict
 from altup_moe.config.resume_keys import Changes, changes_record, differing
 from altup_moe.config.run_directory import checkpoints_dir
-from altup_moe.parallel.control_collectives import first_problem
-from altup_moe.parallel.topology import Topology
+
+if TYPE_CHECKING:
+    from altup_moe.parallel.topology import Topology
 
 STREAMS = ("tensor", "pipeline", "virtual_pipeline", "expert", "expert_tensor", "context")
 """Keys of `parallel` that say which rank draws what (dropout)."""
@@ -65,6 +66,9 @@ def verified(config: RunConfig, point: ResumePoint, topology: Topology) -> Resum
     Raises:
         DataError: on every rank, that of the lowest rank that found damage.
     """
+    # Imports torch; `find_resume_point`, which a dry run calls, does not need it.
+    from altup_moe.parallel.control_collectives import first_problem
+
     points: Iterator[ResumePoint] = iter([point]) if point.weights_only else _usable(config)
     for candidate in points:
         problem = first_problem(_damage(candidate.directory, topology), topology.device)
@@ -100,8 +104,24 @@ def point_at(config: RunConfig, path: str | Path, weights_only: bool) -> ResumeP
 
 def check_bytes(point: ResumePoint, topology: Topology) -> None:
     """Raise DataError on every rank unless the point's bytes are those that were saved. Ranks share the hashing."""
+    from altup_moe.parallel.control_collectives import first_problem
+
     if problem := first_problem(_damage(point.directory, topology), topology.device):
         raise DataError(problem[0], problem[1])
+
+
+def check_tokens(point: ResumePoint | None, fingerprint: str) -> None:
+    """Raise ConfigError if the run goes on with other tokens than those it was trained on.
+
+    Args:
+        fingerprint: of the samples (`train.samples.Samples`).
+    """
+    if point is None or point.weights_only:
+        return
+    # A converted model was not trained here: no tokens to compare.
+    if point.manifest.data_fingerprint not in ("", fingerprint):
+        fits = f"{point.directory} was trained on other tokens; use the same data, or another log.run_dir"
+        raise ConfigError("data.corpus", fingerprint[:12], fits)
 
 
 def _usable(config: RunConfig) -> Iterator[ResumePoint]:

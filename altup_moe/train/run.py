@@ -21,9 +21,10 @@ from altup_moe.checkpoint.restore import random_streams, restore
 from altup_moe.checkpoint.saver import Saver
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.state import local_tensors, optimizer_steps, set_optimizer_steps
-from altup_moe.config import ConfigError, RunConfig
+from altup_moe.config import RunConfig
 from altup_moe.config.load import save_config
 from altup_moe.config.locks import locked_directory
+from altup_moe.config.packages import check_loggers
 from altup_moe.config.run_directory import (
     checkpoints_dir,
     config_file,
@@ -41,12 +42,11 @@ from altup_moe.parallel.seeds import derived_seed
 from altup_moe.parallel.topology import Topology, own_rank
 from altup_moe.train.batches import Batch, SampleDataset, micro_batches
 from altup_moe.train.engine import Engine, build_engine
-from altup_moe.train.loggers import check_loggers
 from altup_moe.train.metrics import StepMetrics, overlap_metrics, peak_memory_gib
 from altup_moe.train.mixture import run_samples
 from altup_moe.train.optim import build_scheduler, learning_rate
 from altup_moe.train.profile import Profile
-from altup_moe.train.resume import ResumePoint, find_resume_point, verified
+from altup_moe.train.resume import ResumePoint, check_tokens, find_resume_point, verified
 from altup_moe.train.routing import RoutingSums
 from altup_moe.train.sample_order import ordered
 from altup_moe.train.samples import Samples
@@ -119,7 +119,8 @@ def prepare_run(config: RunConfig, with_data: bool = True) -> PreparedRun:
     config = ordered(config)
     resume = find_resume_point(config)
     samples = run_samples(config) if with_data and own_rank() == 0 else None
-    _check_data(resume, samples)
+    if samples is not None:
+        check_tokens(resume, samples.fingerprint)
     return PreparedRun(config, resume, samples, with_data)
 
 
@@ -128,15 +129,6 @@ def keep_compiled_code(config: RunConfig) -> None:
     if config.altup.kernel == "compile":
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernels_dir(config.log.run_dir).absolute()))
         os.environ.update(TORCHINDUCTOR_FX_GRAPH_CACHE="0", TORCHINDUCTOR_AUTOGRAD_CACHE="0")
-
-
-def _check_data(resume: ResumePoint | None, samples: Samples | None) -> None:
-    if resume is None or resume.weights_only or samples is None:
-        return
-    # A converted model was not trained here: no tokens to compare.
-    if resume.manifest.data_fingerprint not in ("", samples.fingerprint):
-        fits = f"{resume.directory} was trained on other tokens; use the same data, or another log.run_dir"
-        raise ConfigError("data.corpus", samples.fingerprint[:12], fits)
 
 
 def start_run(prepared: PreparedRun, topo: Topology) -> tuple[Run, ResumePoint | None]:

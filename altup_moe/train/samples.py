@@ -18,9 +18,8 @@ from megatron.core.datasets.utils import Split
 from torch import Tensor
 
 from altup_moe.config import ConfigError, RunConfig
-from altup_moe.config.run_directory import data_dir
 from altup_moe.data.layouts import Arrays
-from altup_moe.data.prepare import Prepared, open_prepared, prepare_named
+from altup_moe.data.prepare import Prepared, data_cache, open_prepared, prepare_named
 from altup_moe.data.recipes import SampleRecipe, recipe_of, sample_arrays, wants_sentinels
 from altup_moe.data.split import TextPart, split_documents, split_summary, split_text, whole_documents
 from altup_moe.data.tokenizer import Tokenizer, load_tokenizer, token_byte_lengths
@@ -108,11 +107,6 @@ class TokenFile:
         """Ids that its documents begin with: the tokenizer's, or none where data was prepared without them."""
         start = self.tokenizer.document_start
         return start if tuple(self.prepared.index.document(0)[: len(start)].tolist()) == start else ()
-
-
-def data_cache(config: RunConfig) -> Path:
-    """Where downloads and tokenised corpora are kept."""
-    return Path(config.data.cache) if config.data.cache else data_dir(config.log.run_dir)
 
 
 def prepared_prefix(config: RunConfig, corpus: str | None = None, tokenizer: Path | None = None) -> Path:

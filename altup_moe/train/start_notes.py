@@ -6,10 +6,12 @@ from altup_moe.config import AltUpConfig, RunConfig
 from altup_moe.config.data_checks import TASK_NAMES, mixture_entries
 from altup_moe.config.load import from_dict
 from altup_moe.config.resume_keys import spelled_changes
+from altup_moe.config.units import GIB
 from altup_moe.data.objectives import SpanCounts, span_counts
 from altup_moe.data.recipes import corruption_lengths, objective_of
-from altup_moe.train.optim import rate_of_step
-from altup_moe.train.profile import WARM_UP
+from altup_moe.parallel.counts import count_parameters
+from altup_moe.timeline.records import WARM_UP
+from altup_moe.train.generation import generates
 from altup_moe.train.resume import ResumePoint
 
 PADDING_ROWS = 128
@@ -39,13 +41,17 @@ def run_notes(config: RunConfig, valid_samples: int, token_ids: int, first_step:
     if t.eval_samples > valid_samples:
         notes.append(f"train.eval_samples={t.eval_samples}: the validation part has {valid_samples}; all are read")
     if t.steps < o.warmup_steps:
-        reached = f"the rate reaches {rate_of_step(config, t.steps):.3g} of {o.learning_rate:.3g}"
+        # The warm-up is a straight line from zero.
+        reached = f"the rate reaches {o.learning_rate * t.steps / o.warmup_steps:.3g} of {o.learning_rate:.3g}"
         notes.append(f"optim.warmup_steps={o.warmup_steps}: train.steps ({t.steps}) end inside it; {reached}")
     last = min(t.steps, t.stop_after or t.steps)
     recorded = max(0, last - first_step + 1 - WARM_UP)
     if config.log.profile_steps > recorded:
         fits = f"the run takes {max(0, last - first_step + 1)} more step(s), the first {WARM_UP} unrecorded"
         notes.append(f"log.profile_steps={config.log.profile_steps}: {fits}; {recorded} are recorded")
+    if generates(config):
+        size = count_parameters(config).total * 4 / GIB
+        notes.append(f"log.sample_interval, train.eval_tasks: rank 0 holds the whole model once more, {size:.2f} GiB")
     return notes + _spans(config)
 
 
@@ -93,5 +99,11 @@ def _of_schedule(key: str) -> bool:
 
 def _rates(config: RunConfig, resume: ResumePoint) -> str:
     number = resume.manifest.scheduler_steps + 1
-    before, now = (rate_of_step(each, number) for each in (from_dict(resume.manifest.config), config))
+    before, now = (_rate_of_step(each, number) for each in (from_dict(resume.manifest.config), config))
     return f"; learning rate of the next step {now:.3g} instead of {before:.3g}" if now != before else ""
+
+
+def _rate_of_step(config: RunConfig, number: int) -> float:
+    from altup_moe.train.optim import rate_of_step  # imports Megatron, which a dry run mostly does without
+
+    return rate_of_step(config, number)

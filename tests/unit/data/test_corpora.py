@@ -16,6 +16,7 @@ from altup_moe.config import ConfigError, DataError, UserError
 from altup_moe.config.data_checks import CORPUS_NAMES
 from altup_moe.data import corpora
 from altup_moe.data.corpora import CORPORA, check_python_docs, load_corpus, python_docs, texts_sha256
+from altup_moe.data.packages import PackageFile, PinnedPackage, fetched
 from altup_moe.data.wikitext import articles, clean
 
 PAGE = "<page><title>{}</title><ns>{}</ns>{}<revision><text>{}</text></revision></page>"
@@ -102,11 +103,16 @@ def _wheel(path: Path, content: bytes) -> Path:
 
 def test_a_wheel_in_the_cache_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dump = bz2.compress((DUMP + "</mediawiki>").encode())
-    monkeypatch.setattr(corpora, "WIKIPEDIA_SHA256", hashlib.sha256(dump).hexdigest())
+    member = PackageFile(corpora.WHEEL_MEMBER, hashlib.sha256(dump).hexdigest())
+    package = PinnedPackage(corpora.WHEEL, {corpora.WIKIPEDIA_FILE: member})
+    monkeypatch.setattr(corpora, "WIKIPEDIA_PACKAGE", package)
+    assert not fetched(package, tmp_path)
     wheel = _wheel(tmp_path / "gensim-4.4.0-py3-none-any.whl", dump)
     assert len(load_corpus("wikipedia-sample", tmp_path)) == 2
     assert sorted(f.name for f in tmp_path.iterdir()) == [wheel.name, "wikipedia-sample.xml.bz2"]
+    assert fetched(package, tmp_path)
     wheel.unlink()
+    assert fetched(package, tmp_path)
     assert len(load_corpus("wikipedia-sample", tmp_path)) == 2  # the extracted file is enough
     (tmp_path / "wikipedia-sample.xml.bz2").write_bytes(dump[:-1])
     with pytest.raises(DataError, match=r"wikipedia-sample\.xml\.bz2: sha256 is"):

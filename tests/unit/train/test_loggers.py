@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import sys
@@ -11,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from altup_moe.config import ConfigError, LogConfig, RunConfig
-from altup_moe.train.loggers import Console, JsonLines, TensorBoard, check_loggers, open_loggers
+from altup_moe.config.packages import check_loggers
+from altup_moe.train.loggers import Console, JsonLines, TensorBoard, open_loggers
 from tests.unit.train.records import MOE, VALID, record
 
 
@@ -144,13 +144,16 @@ def test_lines_are_there_before_the_run_ends(tmp_path: Path) -> None:
 
 
 def test_piped_console_prints_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    console = Console(steps=10, interval=4, first_step=1)
+    # The first step takes long, the others 90 s each: the time left does not count the first.
+    times = iter([500.0 + 90 * step for step in range(10)])
+    console = Console(steps=10, interval=4, first_step=1, clock=lambda: next(times))
     for step in range(1, 11):
         console.log(record(step, **(VALID if step == 7 else {})))
     console.close()
     lines = capsys.readouterr().out.splitlines()
-    # Every fourth step, the last one, and the one with a validation; each is the record's line, nothing around it.
-    assert lines == [record(step, **(VALID if step == 7 else {})).line(10) for step in (4, 7, 8, 10)]
+    # Every fourth step, the last one, and the one with a validation; each is the record's line and the time left.
+    left = {4: " | 0:09:00 left", 7: " | 0:04:30 left", 8: " | 0:03:00 left", 10: ""}
+    assert lines == [record(step, **(VALID if step == 7 else {})).line(10) + left[step] for step in left]
     assert "\x1b" not in "".join(lines)
 
 
@@ -166,6 +169,7 @@ def test_terminal_console_keeps_whole_lines_above_the_bar(
     console.close()
     out = capsys.readouterr().out
     assert record(2).line(3) in out
+    assert "left" not in out, "the bar has it"
     assert "3/3" in out
     console.close()  # once more does no harm
 
@@ -173,7 +177,7 @@ def test_terminal_console_keeps_whole_lines_above_the_bar(
 @pytest.mark.parametrize(("key", "package"), [("wandb_project", "wandb"), ("mlflow_experiment", "mlflow")])
 def test_a_missing_tracker_is_named(key: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     known = set()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in known else None)
+    monkeypatch.setattr("altup_moe.config.packages.find_spec", lambda name: object() if name in known else None)
     check_loggers(LogConfig())  # nothing is asked for
     with pytest.raises(ConfigError, match=f"pip install {package}") as error:
         check_loggers(LogConfig(**{key: "mine"}))

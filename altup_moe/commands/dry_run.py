@@ -1,0 +1,174 @@
+"""`altup-moe train CONFIG --dry-run`: what a run would do, without starting it.
+
+Nothing is written or downloaded and no process group is needed: any layout can be looked at on one machine. Sections
+that fail (data that is damaged, a checkpoint that the run cannot go on from) say so in their place; the first such
+error is raised once everything is printed, as `train` would raise it at its start.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from altup_moe.commands.dry_run_model import layout_section, model_section, plan_section
+from altup_moe.commands.dry_run_run import data_section, end_section, resume_section
+from altup_moe.commands.dry_run_section import Section
+from altup_moe.config import ConfigError, RunConfig, UserError
+from altup_moe.config.checks import check_config, smallest_world, world_size_from_env
+from altup_moe.config.load import load_config
+from altup_moe.config.packages import check_loggers
+from altup_moe.data.found import FoundData, find_data
+from altup_moe.moe.backends import find_backend
+from altup_moe.plan.cluster import Cluster, load_cluster
+from altup_moe.train.resume import ResumePoint, check_tokens, find_resume_point
+from altup_moe.train.sample_order import ordered
+
+ASSUMED_CLUSTER = "h100x8"
+"""What the step time is estimated for unless --cluster says otherwise."""
+
+
+@dataclass(frozen=True)
+class DryRunOptions:
+    """Flags of a dry run that are no keys of the configuration.
+
+    Args:
+        full: print every key of the configuration. json: print one JSON object.
+        cluster: name of a kind of node, or a file that `plan measure` wrote; None assumes `ASSUMED_CLUSTER`.
+    """
+
+    full: bool = False
+    json: bool = False
+    cluster: str | None = None
+
+
+@dataclass
+class Findings:
+    """What the sections share. Mutable: they are found one after the other, and the first error is kept."""
+
+    config: RunConfig
+    data: list[FoundData] = field(default_factory=list)
+    resume: ResumePoint | None = None
+    error: UserError | None = None
+
+    def attempt(self, work: Callable[[], None]) -> str | None:
+        """Do the work; returns its error's text, if there is one."""
+        try:
+            work()
+        except UserError as error:
+            self.error = self.error or error
+            return " ".join(str(error).splitlines())
+        return None
+
+
+def split_options(args: Sequence[str]) -> tuple[DryRunOptions, list[str]]:
+    """(flags of the dry run, the other words). Raises ConfigError: --cluster without its value."""
+    rest, full, as_json, cluster = [], False, False, None
+    words = iter(args)
+    for word in words:
+        name, equals, attached = word.partition("=")
+        match name.replace("_", "-"):
+            case "--dry-run":
+                pass
+            case "--full":
+                full = True
+            case "--json":
+                as_json = True
+            case "--cluster":
+                cluster = attached if equals else next(words, "")
+                if not cluster or cluster.startswith("--"):
+                    raise ConfigError("cluster", "", f"needs a value: {ASSUMED_CLUSTER} would fit, or a file")
+            case _:
+                rest.append(word)
+    return DryRunOptions(full, as_json, cluster), rest
+
+
+def dry_run(path: str, args: Sequence[str]) -> int:
+    """Print what `altup-moe train PATH ARGS` would do.
+
+    Args:
+        path: configuration file. args: the other words, --dry-run among them.
+    Returns:
+        0: the run could start.
+    Raises:
+        UserError: it could not, as `train` raises it. Mistakes in the configuration come before anything is printed.
+    """
+    options, overrides = split_options(args)
+    config = load_config(path, overrides)
+    given = world_size_from_env()
+    ranks = given if given > 1 else smallest_world(config.parallel)
+    check_config(config, ranks)
+    check_loggers(config.log)
+    if config.moe.num_experts:
+        find_backend(config.moe.backend)
+    cluster = load_cluster(options.cluster or ASSUMED_CLUSTER)
+    sections, error = describe(config, path, ranks, cluster, options)
+    if options.json:
+        report: dict[str, Any] = {section.name: section.figures for section in sections}
+        print(json.dumps({**report, "error": None if error is None else str(error)}))
+    else:
+        print("\n".join(line for section in sections for line in section.text()))
+    if error is not None:
+        raise error
+    return 0
+
+
+def describe(
+    config: RunConfig, path: str, ranks: int, cluster: Cluster, options: DryRunOptions
+) -> tuple[list[Section], UserError | None]:
+    """All sections of a checked configuration on `ranks` ranks, and the error with which `train` would end."""
+    found = Findings(config)
+
+    def order() -> None:
+        found.config = ordered(config)
+
+    def resume() -> None:
+        found.resume = find_resume_point(found.config)
+
+    def data() -> None:
+        found.data = find_data(found.config)
+        if len(found.data) == 1 and found.data[0].fingerprint:
+            check_tokens(found.resume, found.data[0].fingerprint)
+
+    refused = found.attempt(order) or found.attempt(resume)
+    damaged = found.attempt(data)
+    config = found.config
+    sections = [
+        configuration_section(config, path, options.full),
+        layout_section(config, ranks, path),
+        model_section(config),
+        plan_section(config, ranks, cluster, assumed=options.cluster is None),
+        data_section(config, found.data, damaged),
+        resume_section(config, ranks, found.resume, refused),
+        end_section(config, found.data, found.resume),
+    ]
+    return sections, found.error
+
+
+def configuration_section(config: RunConfig, path: str, full: bool) -> Section:
+    """Keys that differ from the defaults, or all of them as config.yaml would hold them."""
+    now, defaults = config.to_dict(), RunConfig().to_dict()
+    pairs = [
+        (f"{section}.{key}", value, defaults[section][key]) for section in now for key, value in now[section].items()
+    ]
+    differs = {key: value for key, value, default in pairs if value != default}
+    head = f"{path}: {len(differs)} of {len(pairs)} keys differ from the defaults"
+    figures = {"file": path, "differs": differs, "all": now}
+    if full:
+        return Section("configuration", [head, *yaml.safe_dump(now, sort_keys=False).splitlines()], figures)
+    width = max((len(key) for key in differs), default=0)
+    lines = [
+        f"{key:<{width}}  {_shown(value)}  (default {_shown(default)})"
+        for key, value, default in pairs
+        if key in differs
+    ]
+    return Section("configuration", [f"{head} (--full prints all)", *lines], figures)
+
+
+def _shown(value: object) -> str:
+    """A value as YAML writes it on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=1_000_000)
+    return text.removesuffix("\n").removesuffix("\n...")
