@@ -5,42 +5,46 @@ A mistake of the user's is one line on stderr and exit code 2, found before torc
 
 from __future__ import annotations
 
-import importlib.metadata
-import logging
 import os
-import platform
 import sys
 import time
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NamedTuple
 
-from altup_moe.config import UserError
-from altup_moe.config.command import Command
+from altup_moe.config.errors import UserError
 from altup_moe.config.exit_codes import EXIT_USER_ERROR
-from altup_moe.config.flags import check_utf8
-from altup_moe.config.keys import nearest_key
 
 OWN_MISTAKE_SECONDS = 1.0
 """How long a rank other than 0 waits before it prints a mistake."""
+EXAMPLE = "altup-moe train quickstart"
+
+
+class Row(NamedTuple):
+    """A command in the table: what follows its name, and what it is for, in a few words."""
+
+    usage: str
+    summary: str
+
 
 COMMANDS = {
-    "train": Command("CONFIG [--section.key VALUE ...] [--dry-run]", "train a configuration file"),
-    "evaluate": Command("RUN [options]", "loss and bits per byte of a run on held-out text, or its answers to tasks"),
-    "generate": Command("RUN --prompt TEXT [options]", "continue a text with a trained run"),
-    "doctor": Command("[options]", "could a run start here: versions, devices, network, disk, two ranks"),
-    "bench": Command("NAME [options]", "measure: step, sequence, overlap, experts, train, mixing, checkpoint"),
-    "show": Command("RUN [RUN ...] [options]", "one page of a run, or of several: curves, routing, history"),
-    "study": Command("run|status|report ...", "grids of runs: what each learned, and how fast it is"),
-    "plan": Command("CONFIG [options]", "memory and step time on a cluster, before a GPU is asked for"),
-    "prepare-data": Command("SOURCE OUT_PREFIX [options]", "tokenise a text corpus once"),
-    "convert": Command("import|export SRC DST", "models from and to Hugging Face directories"),
-    "reshard": Command("SRC DST [options]", "rewrite a checkpoint for another layout"),
-    "inspect": Command("RUN [options]", "the content of a checkpoint, or how two differ"),
-    "grow": Command("SRC DST [--section.key VALUE ...]", "make a trained model larger; it computes the same"),
-    "recipe": Command("FILE [options]", "pretrain, fine-tune, and compare with a control, for several seeds"),
-    "launch": Command("torchrun|deepspeed|netlab [options] -- COMMAND", "start ranks on one or many nodes"),
-    "configs": Command("[NAME [FILE]] [--schema]", "list the shipped files; copy one to start from"),
+    "train": Row("CONFIG", "train a configuration file; any key of it is a flag"),
+    "evaluate": Row("RUN_DIR", "loss on held-out text, or answers to tasks"),
+    "generate": Row("RUN_DIR --prompt TEXT", "continue a text with a trained run"),
+    "doctor": Row("", "could a run start here: versions, devices, network"),
+    "bench": Row("NAME", "measure a step, experts, mixing, overlap, saving"),
+    "show": Row("RUN_DIR ...", "one page of a run, or of several: curves, routing"),
+    "study": Row("run|status|report", "grids of runs: what they learned, how fast they are"),
+    "plan": Row("CONFIG", "memory and step time on a cluster, before it is used"),
+    "prepare-data": Row("SOURCE OUT", "tokenise a text corpus once"),
+    "convert": Row("import|export", "models from and to Hugging Face directories"),
+    "reshard": Row("SRC DST", "rewrite a checkpoint for another layout"),
+    "inspect": Row("RUN_DIR", "the content of a checkpoint, or how two differ"),
+    "grow": Row("SRC DST", "make a trained model larger; it computes the same"),
+    "recipe": Row("FILE", "pretrain, fine-tune, compare; several seeds"),
+    "launch": Row("HOW ... -- COMMAND", "ranks by torchrun, deepspeed, slurm or netlab"),
+    "configs": Row("[NAME]", "list the shipped files; copy one to start from"),
 }
 """By name. The module `altup_moe.commands.NAME` has a function `main(words) -> exit code`; it may raise UserError."""
 
@@ -51,11 +55,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     Under a launcher all ranks mostly find the same mistake. Rank 0 prints it; the others only what is theirs.
     """
     _quiet_libraries()
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+        code = _dispatch(words)
+        sys.stdout.flush()
     except UserError as error:
         print(f"altup-moe: error: {_whose()}{' '.join(str(error).splitlines())}", file=sys.stderr, flush=True)
-        return EXIT_USER_ERROR
+        code = EXIT_USER_ERROR
+    except BrokenPipeError:
+        # The reader (head, less) has gone; the interpreter must not complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    if argv is None and words[:1] == ["launch"]:
+        from altup_moe.launch.node import leave
+
+        leave(code)  # no node may be late
+    return code
 
 
 def _whose() -> str:
@@ -67,6 +82,8 @@ def _whose() -> str:
     rank = os.environ.get("RANK", "0")
     if rank == "0":
         return ""
+    import platform
+
     time.sleep(OWN_MISTAKE_SECONDS * (1 if os.environ.get("LOCAL_RANK") == "0" else 2))
     return f"on rank {rank} ({platform.node()}): "
 
@@ -75,10 +92,15 @@ def _quiet_libraries() -> None:
     """Megatron-Core announces at import what it falls back to without Transformer Engine and apex: expected here."""
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"megatron\.")
+    import logging
+
     logging.getLogger("megatron").setLevel(logging.ERROR)
 
 
 def _dispatch(argv: list[str]) -> int:
+    from altup_moe.config.flags import check_utf8
+    from altup_moe.config.keys import nearest_key
+
     check_utf8(argv)
     match argv:
         case ["-h" | "--help"]:
@@ -99,21 +121,27 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _overview() -> str:
-    rows = [(f"{name} {command.usage}", command.summary) for name, command in COMMANDS.items()]
-    width = max(len(usage) for usage, _ in rows)
-    lines = [f"  altup-moe {usage:<{width}}  {summary}" for usage, summary in rows]
+    from altup_moe.config.help_pages import table
+
+    rows = table((f"{name} {row.usage}".rstrip(), row.summary) for name, row in COMMANDS.items())
     return "\n".join(
         [
+            f"example: {EXAMPLE}",
+            "",
+            "usage: altup-moe COMMAND ... | --version",
+            "",
             "Train Transformers with an AltUp residual stream and sparse experts.",
             "",
-            *lines,
+            *rows,
             "",
-            "altup-moe COMMAND --help says what it takes; altup-moe --version prints the version.",
+            "altup-moe COMMAND --help says what a command takes.",
         ]
     )
 
 
 def _version() -> str:
+    import importlib.metadata
+
     try:
         return importlib.metadata.version("altup-moe")
     except importlib.metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
 """`altup-moe bench overlap`: what hides under the experts' all-to-all, and what the wide stream adds to a step.
 
-One process per rank (torchrun, or launch/netlab for a network of a known rate); the experts are spread over all of
-them. For each width one model; its modes are switched between steps, so that all are timed in turn in one run:
+One process per rank (altup-moe launch torchrun, or netlab for a network of a known rate); the experts are spread over
+all of them. For each width one model; its modes are switched between steps, so that all are timed in turn in one run:
 
     mixing inline | deferred   x   exchange blocking | async   x   halves off | on
 

@@ -5,8 +5,7 @@ Everything here is read and checked before torch is imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,34 +19,24 @@ from altup_moe.bench.options import (
     StepBench,
     TrainBench,
 )
-from altup_moe.config import ConfigError, UserError
+from altup_moe.config import ConfigError
 from altup_moe.config.checks import world_size_from_env
-from altup_moe.config.flags import parse, print_help
-from altup_moe.config.keys import nearest_key
+from altup_moe.config.command import Command, Group
 from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, Range
 
 
-@dataclass(frozen=True)
-class Bench:
-    """A benchmark: its options, a one-line summary, and the function that runs parsed words."""
-
-    options: type
-    summary: str
-    run: Callable[[Sequence[str]], int]
-
-
 def _bench(
-    name: str, options: type, summary: str, counts: str, check: Callable[[Any], None], on_ranks: bool = False
-) -> Bench:
+    name: str, options: type, example: str, counts: str, check: Callable[[Any], None], on_ranks: bool = False
+) -> Command:
     """A benchmark. Its module `bench_NAME` has a function of the same name.
 
     Args:
+        example: options of the example.
         counts: options, or all values of an option, that must be 1 or more.
         check: what else must fit. on_ranks: the function also takes how many ranks the launcher started.
     """
 
-    def run(args: Sequence[str]) -> int:
-        o: Any = parse(options, args)
+    def run(o: Any) -> int:
         for key in counts.split():
             value = getattr(o, key)
             for one in value if isinstance(value, tuple) else (value,):
@@ -57,7 +46,7 @@ def _bench(
         code: int = function(o, world_size_from_env()) if on_ranks else function(o)
         return code
 
-    return Bench(options, summary, run)
+    return Command(f"bench {name}", "[options]", [f"altup-moe bench {name} {example}"], options, run)
 
 
 def _step(o: StepBench) -> None:
@@ -97,65 +86,27 @@ def _checkpoint(o: CheckpointBench) -> None:
 _SHAPE = "hidden_size num_layers seq_length micro_batch_size repeats threads"
 
 BENCHES = {
-    "step": _bench("step", StepBench, "time a training step for several stream widths", _SHAPE, _step),
-    "sequence": _bench(
-        "sequence",
-        SequenceBench,
-        "time a training step of strided layers (Sequence-AltUp and its baselines) against the plain model",
-        _SHAPE,
-        _sequence,
-    ),
-    "overlap": _bench(
-        "overlap",
-        OverlapBench,
-        "what hides under the experts' all-to-all, in every mode (start it with torchrun or launch/netlab)",
-        f"{_SHAPE} moe_experts",
-        _overlap,
-        on_ranks=True,
-    ),
+    "step": _bench("step", StepBench, "--widths 1 2 4 --hidden-size 512", _SHAPE, _step),
+    "sequence": _bench("sequence", SequenceBench, "--stride 4 --hidden-size 256", _SHAPE, _sequence),
+    "overlap": _bench("overlap", OverlapBench, "--widths 1 4 --json", f"{_SHAPE} moe_experts", _overlap, on_ranks=True),
     "experts": _bench(
         "experts",
         ExpertsBench,
-        "time a sparse feed-forward under every backend against a dense one and others (torchrun: experts over ranks)",
+        "--hidden-size 512 --tokens 4096",
         "hidden_size ffn_hidden_size tokens repeats threads",
         _experts,
         on_ranks=True,
     ),
-    "train": _bench(
-        "train",
-        TrainBench,
-        "time a training step against transformers' Mixtral in a plain PyTorch loop",
-        f"{_SHAPE} ffn_hidden_size vocab_size",
-        _train,
-    ),
-    "mixing": _bench(
-        "mixing",
-        MixingBench,
-        "time the pass over the wide stream against a copy and others",
-        "hidden_size repeats threads",
-        _mixing,
-    ),
-    "checkpoint": _bench(
-        "checkpoint",
-        CheckpointBench,
-        "time saving and loading against plain safetensors",
-        "megabytes repeats threads",
-        _checkpoint,
-    ),
+    "train": _bench("train", TrainBench, "--hidden-size 256", f"{_SHAPE} ffn_hidden_size vocab_size", _train),
+    "mixing": _bench("mixing", MixingBench, "--widths 2 4 --no-rivals", "hidden_size repeats threads", _mixing),
+    "checkpoint": _bench("checkpoint", CheckpointBench, "--megabytes 64", "megabytes repeats threads", _checkpoint),
 }
 """By name."""
 
-
-def main(args: Sequence[str]) -> int:
-    """Run the command's words and return the exit code."""
-    name, *rest = args or ["--help"]
-    if name in ("-h", "--help"):
-        width = max(map(len, BENCHES))
-        print("\n".join(f"  altup-moe bench {name:<{width}} [options]  {b.summary}" for name, b in BENCHES.items()))
-        return 0 if args else 2
-    if name not in BENCHES:
-        raise UserError(f"bench {name}: unknown command; nearest is bench {nearest_key(name, BENCHES)}")
-    if "-h" in rest or "--help" in rest:
-        print_help(BENCHES[name].options, f"altup-moe bench {name}")
-        return 0
-    return BENCHES[name].run(rest)
+BENCH = Group(
+    "bench",
+    """Measure: every figure beside the figure that it is compared with, in interleaved turns. `overlap` and `experts`
+    also run on ranks: altup-moe launch torchrun --ranks-per-node 2 -- altup-moe bench overlap.""",
+    BENCHES,
+)
+main = BENCH.main

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tyro.conf import Positional
-
+from altup_moe.config.command import Command
 from altup_moe.config.errors import UserError
 from altup_moe.config.files import write_bytes
-from altup_moe.config.flags import parse, print_help
 from altup_moe.config.keys import nearest_key
 from altup_moe.config.shipped import LIST_COMMAND, ShippedFile, shipped_files
 
@@ -23,9 +21,9 @@ WIDTH = 100
 class ConfigsOptions:
     """List the shipped configurations, recipes, studies and clusters; with a name, copy that file."""
 
-    name: Positional[str | None] = None
+    name: str | None = None
     """Shipped file to copy; None lists all."""
-    dest: Positional[Path | None] = None
+    dest: Path | None = None
     """File or directory to copy to; None is NAME.yaml here."""
     overwrite: bool = False
     """Replace a file that is there."""
@@ -35,17 +33,8 @@ class ConfigsOptions:
     """List as JSON objects: name, kind, path, summary, use."""
 
 
-def main(args: Sequence[str]) -> int:
-    """Run the command's words and return the exit code."""
-    if "-h" in args or "--help" in args:
-        print_help(ConfigsOptions, "altup-moe configs")
-        return 0
-    return configs(args)
-
-
-def configs(args: Sequence[str]) -> int:
-    """Parse the options, then list, copy, or print the schema."""
-    o = parse(ConfigsOptions, args, positional=("name", "dest"))
+def configs(o: ConfigsOptions) -> int:
+    """List, copy, or print the schema."""
     if o.schema:
         if o.name is not None:
             raise UserError(f"{o.name}: one schema holds for all files; --schema takes no name")
@@ -103,3 +92,14 @@ def copy(name: str, dest: Path | None, overwrite: bool) -> Path:
 def schema_text(schema: object) -> str:
     """A schema as the text of its file."""
     return json.dumps(schema, indent=1) + "\n"
+
+
+CONFIGS = Command(
+    "configs",
+    "[NAME [FILE]] [options]",
+    ["altup-moe configs", "altup-moe configs quickstart mine.yaml"],
+    ConfigsOptions,
+    configs,
+    positional=["name", "dest"],
+)
+main = CONFIGS.main

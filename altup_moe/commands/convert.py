@@ -1,7 +1,4 @@
-"""Import models from Hugging Face directories, and export runs to them.
-
-    altup-moe convert import HF_DIR RUN_DIR     llama, mistral, qwen3, mixtral, qwen3_moe, t5 -> a run, K = 1
-    altup-moe convert export RUN_DIR HF_DIR     any run or checkpoint -> AutoModelForCausalLM's directory
+"""`altup-moe convert import|export`: models from Hugging Face directories, and runs to them.
 
 Weights go through a tensor at a time; pickles and code that a model brings along are never loaded. Afterwards the
 logits of both sides are compared in fp32 (--no-check leaves that out: it needs one whole model in memory).
@@ -11,25 +8,26 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
-
-from altup_moe.config import ConfigError
-from altup_moe.config.command import ended
-from altup_moe.config.flags import check_utf8
+from altup_moe.config import ConfigError, DataError, UserError
+from altup_moe.config.command import Command, Group
 
 
 @dataclass(frozen=True)
-class Import:
-    """A local Hugging Face directory becomes a run directory with a checkpoint 0."""
+class ImportOptions:
+    """A local Hugging Face directory (llama, mistral, qwen3, mixtral, qwen3_moe, t5) becomes a run with K = 1.
 
-    source: tyro.conf.Positional[Path]
+    Exit code 0; 1 if the logits differ, and nothing is kept.
+    """
+
+    source: Path
     """Directory with config.json, safetensors and a tokenizer."""
-    run_dir: tyro.conf.Positional[Path]
-    """Directory to make."""
+    run_dir: Path
+    """Directory to make; its checkpoint is of step 0."""
     seq_length: int | None = None
     """Tokens of a sample; None is what the model was made for, at most 4096."""
     precision: Literal["fp32", "bf16"] | None = None
@@ -39,12 +37,15 @@ class Import:
 
 
 @dataclass(frozen=True)
-class Export:
-    """A run or checkpoint of ours becomes a Hugging Face directory."""
+class ExportOptions:
+    """A run or checkpoint of ours becomes a Hugging Face directory.
 
-    source: tyro.conf.Positional[Path]
+    Exit code 0; 1 if the logits differ, and nothing is kept.
+    """
+
+    source: Path
     """Run directory (its latest checkpoint) or a checkpoint's directory."""
-    out: tyro.conf.Positional[Path]
+    out: Path
     """Directory to make."""
     plain: bool = False
     """Write a Llama, Mistral, Qwen3, Mixtral, Qwen3-MoE or T5 model (K = 1 only) instead of our own class."""
@@ -52,33 +53,65 @@ class Export:
     """Load the result with transformers and compare logits."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line. Returns 0; 1 if the logits differ; 2 with one line on standard error for what the user can mend."""
-    commands = Annotated[Import, tyro.conf.subcommand("import")] | Annotated[Export, tyro.conf.subcommand("export")]
-    options: Import | Export = tyro.cli(commands, args=argv, description=__doc__)
+def import_model(o: ImportOptions) -> int:
+    """Make a run of a model. Returns the exit code."""
+    config = o.source / "config.json"
+    if not config.is_file():
+        raise DataError(config, "is missing; a directory with config.json, safetensors and a tokenizer would fit")
+    _check_target("run_dir", o.run_dir)
+    from altup_moe.inference.hub import import_run  # torch: after the command line is understood
+
+    return _checked(lambda: import_run(o.source, o.run_dir, o.seq_length, o.precision, o.check))
+
+
+def export_model(o: ExportOptions) -> int:
+    """Make a Hugging Face directory of a run. Returns the exit code."""
+    if not o.source.exists():
+        raise UserError(f"{o.source}: does not exist; name a run or a checkpoint")
+    _check_target("out", o.out)
+    from altup_moe.inference.hub import export_run
+
+    return _checked(lambda: export_run(o.source, o.out, o.plain, o.check))
+
+
+def _check_target(key: str, target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(key, str(target), "exists and is not empty")
+
+
+def _checked(work: Callable[[], list[str]]) -> int:
+    """Do it and print what it says; 1 if its check failed."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    from altup_moe.inference.hub import (  # torch: after the command line is understood
-        CheckFailed,
-        export_run,
-        import_run,
-    )
+    from altup_moe.inference.hub import CheckFailed
 
-    target = options.run_dir if isinstance(options, Import) else options.out
+    try:
+        print("\n".join(work()))
+    except CheckFailed as error:
+        print(f"altup-moe: error: check failed: {error}; nothing was written", file=sys.stderr)
+        return 1
+    return 0
 
-    def work() -> int:
-        check_utf8(sys.argv[1:] if argv is None else argv)
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            key = "run_dir" if isinstance(options, Import) else "out"
-            raise ConfigError(key, str(target), "exists and is not empty")
-        try:
-            if isinstance(options, Import):
-                lines = import_run(options.source, target, options.seq_length, options.precision, options.check)
-            else:
-                lines = export_run(options.source, target, options.plain, options.check)
-        except CheckFailed as error:
-            print(f"convert: check failed: {error}; nothing was written", file=sys.stderr)
-            return 1
-        print("\n".join(lines))
-        return 0
 
-    return ended("convert", work)
+CONVERT = Group(
+    "convert",
+    "Models from and to Hugging Face directories. Pickles and code that a model brings along are never loaded.",
+    {
+        "import": Command(
+            "convert import",
+            "HF_DIR RUN_DIR [options]",
+            ["altup-moe convert import HF_DIR runs/imported --seq-length 1024"],
+            ImportOptions,
+            import_model,
+            positional=["source", "run_dir"],
+        ),
+        "export": Command(
+            "convert export",
+            "RUN_DIR HF_DIR [options]",
+            ["altup-moe convert export runs/quickstart exported"],
+            ExportOptions,
+            export_model,
+            positional=["source", "out"],
+        ),
+    },
+)
+main = CONVERT.main

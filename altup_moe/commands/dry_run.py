@@ -17,7 +17,7 @@ import yaml
 from altup_moe.commands.dry_run_model import layout_section, model_section, plan_section
 from altup_moe.commands.dry_run_run import data_section, end_section, resume_section
 from altup_moe.commands.dry_run_section import Section
-from altup_moe.config import ConfigError, RunConfig, UserError
+from altup_moe.config import RunConfig, UserError
 from altup_moe.config.checks import check_config, smallest_world, world_size_from_env
 from altup_moe.config.load import load_config
 from altup_moe.config.packages import check_loggers
@@ -64,39 +64,16 @@ class Findings:
         return None
 
 
-def split_options(args: Sequence[str]) -> tuple[DryRunOptions, list[str]]:
-    """(flags of the dry run, the other words). Raises ConfigError: --cluster without its value."""
-    rest, full, as_json, cluster = [], False, False, None
-    words = iter(args)
-    for word in words:
-        name, equals, attached = word.partition("=")
-        match name.replace("_", "-"):
-            case "--dry-run":
-                pass
-            case "--full":
-                full = True
-            case "--json":
-                as_json = True
-            case "--cluster":
-                cluster = attached if equals else next(words, "")
-                if not cluster or cluster.startswith("--"):
-                    raise ConfigError("cluster", "", f"needs a value: {ASSUMED_CLUSTER} would fit, or a file")
-            case _:
-                rest.append(word)
-    return DryRunOptions(full, as_json, cluster), rest
-
-
-def dry_run(path: str, args: Sequence[str]) -> int:
-    """Print what `altup-moe train PATH ARGS` would do.
+def dry_run(path: str, overrides: Sequence[str], options: DryRunOptions) -> int:
+    """Print what `altup-moe train PATH OVERRIDES` would do.
 
     Args:
-        path: configuration file. args: the other words, --dry-run among them.
+        path: configuration file. overrides: words of a command line that change its keys.
     Returns:
         0: the run could start.
     Raises:
         UserError: it could not, as `train` raises it. Mistakes in the configuration come before anything is printed.
     """
-    options, overrides = split_options(args)
     config = load_config(path, overrides)
     given = world_size_from_env()
     ranks = given if given > 1 else smallest_world(config.parallel)

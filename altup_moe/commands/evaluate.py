@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tyro.conf import Positional
-
 from altup_moe.config import ConfigError
+from altup_moe.config.command import Command
 from altup_moe.config.data_checks import check_corpus, check_task_files, task_directories, task_names
-from altup_moe.config.flags import parse, print_help
 from altup_moe.config.ranges import COUNT
 from altup_moe.config.run_directory import check_run_directory
 
@@ -19,7 +16,7 @@ from altup_moe.config.run_directory import check_run_directory
 class EvaluateOptions:
     """Loss, perplexity and bits per byte of a run's newest checkpoint; or with --tasks, how well it answers."""
 
-    run_dir: Positional[Path]
+    run_dir: Path
     """Directory of a run (log.run_dir)."""
     corpus: str | None = None
     """python-docs, wikipedia-sample or the path prefix of prepared data; None is the run's own validation part."""
@@ -40,17 +37,8 @@ class EvaluateOptions:
     """Print one JSON object instead of text."""
 
 
-def main(args: Sequence[str]) -> int:
-    """Run the command's words and return the exit code."""
-    if "-h" in args or "--help" in args:
-        print_help(EvaluateOptions, "altup-moe evaluate")
-        return 0
-    return evaluate(args)
-
-
-def evaluate(args: Sequence[str]) -> int:
-    """Parse and check the options, then evaluate."""
-    o = parse(EvaluateOptions, args, positional="run_dir")
+def evaluate(o: EvaluateOptions) -> int:
+    """Check the options, then evaluate."""
     check_run_directory(o.run_dir)
     if o.answers is not None and o.tasks is None:
         raise ConfigError("answers", str(o.answers), "belongs to tasks; name some")
@@ -87,3 +75,14 @@ def _evaluate_tasks(o: EvaluateOptions, tasks: str) -> int:
         as_json=o.json,
         answers_file=o.answers,
     )
+
+
+EVALUATE = Command(
+    "evaluate",
+    "RUN_DIR [options]",
+    ["altup-moe evaluate runs/quickstart"],
+    EvaluateOptions,
+    evaluate,
+    positional=["run_dir"],
+)
+main = EVALUATE.main

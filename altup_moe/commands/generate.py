@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tyro.conf import Positional
-
-from altup_moe.config.flags import parse, print_help
+from altup_moe.config.command import Command
 from altup_moe.config.run_directory import check_run_directory
 from altup_moe.config.sampling import check_sampling
 
@@ -17,7 +14,7 @@ from altup_moe.config.sampling import check_sampling
 class GenerateOptions:
     """Continue a prompt with a run's newest checkpoint."""
 
-    run_dir: Positional[Path]
+    run_dir: Path
     """Directory of a run (log.run_dir)."""
     prompt: str
     """Text to continue."""
@@ -31,17 +28,8 @@ class GenerateOptions:
     """Seed of the draws."""
 
 
-def main(args: Sequence[str]) -> int:
-    """Run the command's words and return the exit code."""
-    if "-h" in args or "--help" in args:
-        print_help(GenerateOptions, "altup-moe generate")
-        return 0
-    return generate(args)
-
-
-def generate(args: Sequence[str]) -> int:
-    """Parse and check the options, then generate."""
-    o = parse(GenerateOptions, args, positional="run_dir")
+def generate(o: GenerateOptions) -> int:
+    """Check the options, then generate."""
     check_run_directory(o.run_dir)
     check_sampling(o.max_new_tokens, o.temperature, o.top_p, o.seed)
     from altup_moe.inference.generate import generate_command
@@ -54,3 +42,14 @@ def generate(args: Sequence[str]) -> int:
         top_p=o.top_p,
         seed=o.seed,
     )
+
+
+GENERATE = Command(
+    "generate",
+    "RUN_DIR --prompt TEXT [options]",
+    ['altup-moe generate runs/quickstart --prompt "The import statement"'],
+    GenerateOptions,
+    generate,
+    positional=["run_dir"],
+)
+main = GENERATE.main

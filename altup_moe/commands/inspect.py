@@ -1,23 +1,13 @@
-"""Show the content of a checkpoint, or the differences between two. Reads only, needs no torch.
-
-    altup-moe inspect PATH [--verify] [--tensors GLOB] [--no-norms] [--json]
-    altup-moe inspect PATH --diff OTHER
-
-PATH and OTHER are run directories (their latest checkpoint) or checkpoints, of any layouts. Exit codes: 0, with --diff
-the two are equal; 1 they differ; 2 a checkpoint cannot be read or is damaged (one line says where).
-"""
+"""`altup-moe inspect RUN`: the content of a checkpoint, or how two differ. Reads only, needs no torch."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-from tyro.conf import Positional
 
 from altup_moe.checkpoint.compare import counter_differences, name_filter, norms, tensor_differences
 from altup_moe.checkpoint.layout import describe_layout
@@ -25,8 +15,7 @@ from altup_moe.checkpoint.listing import ListingRow, listed_tensors, listing_row
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.config import ConfigError
-from altup_moe.config.command import ended
-from altup_moe.config.flags import parse, print_help
+from altup_moe.config.command import Command
 from altup_moe.config.resume_keys import spelled_changes
 
 
@@ -37,7 +26,7 @@ class InspectOptions:
     Exit code 0: fine; with --diff, both are equal. 1: they differ. 2: one cannot be read or is damaged.
     """
 
-    path: Positional[Path]
+    path: Path
     """Run directory (its latest checkpoint), or directory of a checkpoint."""
     verify: bool = False
     """Compare every file with the hash it was saved with."""
@@ -176,15 +165,17 @@ def diff(options: InspectOptions, other: Path) -> int:
     return int(bool(counted or found))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line. Returns 0, 1 for a difference, or 2 with one line on standard error."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    if "-h" in args or "--help" in args:
-        print_help(InspectOptions, "altup-moe inspect")
-        return 0
+def inspect_or_diff(options: InspectOptions) -> int:
+    """Show one checkpoint or compare two. Returns the exit code."""
+    return inspect(options) if options.diff is None else diff(options, options.diff)
 
-    def work() -> int:
-        options = parse(InspectOptions, args, positional="path")
-        return inspect(options) if options.diff is None else diff(options, options.diff)
 
-    return ended("inspect_checkpoint", work)
+INSPECT = Command(
+    "inspect",
+    "PATH [options]",
+    ["altup-moe inspect runs/a --tensors 'model.layers.0.*'", "altup-moe inspect runs/a --diff runs/b"],
+    InspectOptions,
+    inspect_or_diff,
+    positional=["path"],
+)
+main = INSPECT.main

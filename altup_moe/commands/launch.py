@@ -1,23 +1,49 @@
-"""`altup-moe launch torchrun|deepspeed|netlab ... -- COMMAND`: start the ranks of a command."""
+"""`altup-moe launch torchrun|deepspeed|slurm|netlab ... -- COMMAND`: start the ranks of a command."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib import import_module
+from altup_moe.config.command import Command, Group
+from altup_moe.launch import deepspeed, netlab, slurm, torchrun
 
-from altup_moe.config import UserError
-from altup_moe.config.keys import nearest_key
-
-LAUNCHERS = ("torchrun", "deepspeed", "netlab")
-
-
-def main(args: Sequence[str]) -> int:
-    """Run the command's words and return the exit code: the ranks' own."""
-    if not args or args[0] in ("-h", "--help"):
-        print(f"altup-moe launch {'|'.join(LAUNCHERS)} [options] -- COMMAND ...; each has its own --help")
-        return 0 if args else 2
-    name, *rest = args
-    if name not in LAUNCHERS:
-        raise UserError(f"launch {name}: unknown launcher; nearest is {nearest_key(name, LAUNCHERS)}")
-    code: int = import_module(f"altup_moe.launch.{name}").main(rest)
-    return code
+LAUNCH = Group(
+    "launch",
+    """Start the ranks of a command: flags stand before `--`, the command after it. The exit code is the ranks' own (2:
+    a mistake; 75: stopped by a signal and saved, the same command goes on).""",
+    {
+        "torchrun": Command(
+            "launch torchrun",
+            "[options] -- COMMAND ...",
+            torchrun.EXAMPLES,
+            torchrun.TorchrunOptions,
+            torchrun.launch,
+            launcher=True,
+            more="""Without --node-rank, and with --max-restarts, the nodes number themselves when they have met. Exit
+            codes are the ranks' own: 0, 2 (a mistake), 75 (stopped by a signal and saved: the same command goes on).
+            SIGTERM, SIGINT, SIGHUP and SIGUSR1 reach the ranks, SIGUSR1 as SIGTERM. Variables of the environment
+            (in parentheses) are the flags' defaults.""",
+        ),
+        "deepspeed": Command(
+            "launch deepspeed",
+            "[options] -- COMMAND ...",
+            deepspeed.EXAMPLES,
+            deepspeed.DeepspeedOptions,
+            deepspeed.launch,
+            launcher=True,
+            more="""A hostfile has lines `node0 slots=8`. Exit codes are the ranks' own (0, 2, 75), and SIGTERM, SIGINT
+            and SIGUSR1 let them save; by pdsh DeepSpeed itself stops the ranks without waiting, and codes of other
+            nodes are pdsh's.""",
+        ),
+        "slurm": Command(
+            "launch slurm", "[options] -- COMMAND ...", slurm.EXAMPLES, slurm.SlurmOptions, slurm.launch, launcher=True
+        ),
+        "netlab": Command(
+            "launch netlab",
+            "[options] -- COMMAND ...",
+            netlab.EXAMPLES,
+            netlab.NetlabOptions,
+            netlab.launch,
+            launcher=True,
+        ),
+    },
+)
+main = LAUNCH.main

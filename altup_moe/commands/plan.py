@@ -1,30 +1,15 @@
-"""Plan a run on a cluster: parameters, operations, memory, bytes on every link, time. Starts no run.
-
-    altup-moe plan CONFIG --cluster h100x8 --nodes 128 [--set parallel.tensor=4 ...] [--timeline DIR] [--json]
-    altup-moe plan CONFIG --cluster h100x8 --nodes 16 --search
-    altup-moe plan CONFIG --cluster h100x8 --sweep gpus=8..1024
-    altup-moe plan published          published runs beside the model's figures
-    altup-moe plan measure [FILE] [--netlab RATE]   this machine as a cluster file
-    altup-moe plan compare FILE [--netlab RATE]     planned and measured step times, eight layouts, two cores
-
-With --netlab 400mbit each rank is a node of a simulated network of that rate (launch/netlab; needs root).
-
-Exit codes: 0; 1 the run does not fit the memory, or no layout fits; 2 a wrong value (one line names it).
-"""
+"""`altup-moe plan`: what a run would cost on a cluster: parameters, operations, memory, bytes on every link, time."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
-from tyro.conf import Positional
-
 from altup_moe.config import ConfigError, RunConfig, UserError
-from altup_moe.config.command import ended
-from altup_moe.config.flags import parse, print_help
+from altup_moe.config.command import Command
 from altup_moe.config.load import load_config
 from altup_moe.launch.netlab import run_on_netlab
 from altup_moe.launch.netplan import bits_per_second
@@ -40,12 +25,12 @@ from altup_moe.plan.step import plan_step
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What a run would cost on a cluster, computed without starting it. Commands: `published`, `measure`, `compare`.
+    """What a run would cost on a cluster, computed without starting it.
 
     Exit code 0: it fits. 1: it does not fit the memory, or no layout fits. 2: a wrong value.
     """
 
-    config: Positional[Path]
+    config: Path
     """A run's YAML file."""
     cluster: str = "h100x8"
     """A kind of node (configs/clusters), or a file of that form."""
@@ -69,6 +54,33 @@ class PlanOptions:
     """Directory for the simulated step: trace.json (Perfetto, Chrome) and step.png."""
     json: bool = False
     """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class PublishedOptions:
+    """Published runs beside the figures that the planner computes for them."""
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """Measure this machine, and print it as a cluster file."""
+
+    file: Path | None = None
+    """File to write it to as well."""
+    netlab: str | None = None
+    """Rate, as in 400mbit: each rank is a node of a simulated network of that rate (altup-moe launch netlab; needs
+    root)."""
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Planned and measured step times of eight small layouts, on two cores."""
+
+    file: Path
+    """The cluster file that `altup-moe plan measure FILE` wrote."""
+    netlab: str | None = None
+    """Rate, as in 400mbit: each rank is a node of a simulated network of that rate (altup-moe launch netlab; needs
+    root)."""
 
 
 def plan(options: PlanOptions) -> int:
@@ -117,27 +129,33 @@ def _sizes(text: str) -> list[int]:
     return sizes
 
 
-def _measure(words: Sequence[str]) -> int:
+def published(options: PublishedOptions) -> int:
+    """Print published runs beside the model's figures."""
+    print("\n".join(published_rows([(point, planned(point)) for point in PUBLISHED_RUNS])))
+    return 0
+
+
+def measure(options: MeasureOptions) -> int:
+    """Measure this machine, and write what was found."""
+    network = _on_netlab(options.netlab)
     from altup_moe.plan.calibrate.measure_cluster import measure_cluster
 
-    files, network = _on_netlab(words)
     text = cluster_yaml(measure_cluster(network))
-    if files:
-        Path(files[0]).write_text(text, encoding="utf-8")
+    if options.file is not None:
+        options.file.write_text(text, encoding="utf-8")
     print(text, end="")
     return 0
 
 
-def _compare(words: Sequence[str]) -> int:
+def compare(options: CompareOptions) -> int:
+    """Plan and measure small layouts on this machine."""
+    network, cluster = _on_netlab(options.netlab), load_cluster(str(options.file))
     from altup_moe.plan.calibrate.compare_steps import compare_steps, verdict
 
-    files, network = _on_netlab(words)
-    if len(files) != 1:
-        raise UserError("compare takes one word: the cluster file that `measure FILE` wrote")
     found = []
     times = f"{'measured s':>11}{'planned s':>11}{'planned / measured':>20}{'busy s':>9}"
     print(f"{'layout':<22}{times}{'imbalance':>11}{'load before':>13}")
-    for one in compare_steps(load_cluster(files[0]), network):
+    for one in compare_steps(cluster, network):
         found.append(one)
         times = f"{one.measured:>11.3f}{one.planned:>11.3f}{one.ratio:>20.2f}{one.busy:>9.3f}"
         print(f"{one.name:<22}{times}{one.imbalance:>11.2f}{one.load:>13.1f}", flush=True)
@@ -145,37 +163,64 @@ def _compare(words: Sequence[str]) -> int:
     return 0
 
 
-def _on_netlab(words: Sequence[str]) -> tuple[list[str], Start | None]:
-    """(other words, function that starts ranks as nodes of a netlab); the function is None without --netlab RATE."""
-    if "--netlab" not in words:
-        return list(words), None
-    at = words.index("--netlab")
-    rate = words[at + 1] if at + 1 < len(words) else ""
-
-    bits_per_second(rate)  # a wrong rate is found before anything is measured
+def _on_netlab(rate: str | None) -> Start | None:
+    """Function that starts ranks as nodes of a netlab; None without a rate."""
+    if rate is None:
+        return None
+    bits_per_second(rate, "netlab")  # a wrong rate is found before anything is measured
 
     def start(ranks: int, command: list[str]) -> int:
         return run_on_netlab(ranks, rate, command)
 
-    return [*words[:at], *words[at + 2 :]], start
+    return start
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line. Returns 0, 1 if nothing fits, or 2 with one line on standard error."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    if "-h" in args or "--help" in args:
-        print_help(PlanOptions, "altup-moe plan")
-        return 0
-    return ended("plan", lambda: _work(args))
+PLAN = Command(
+    "plan",
+    "CONFIG [options]",
+    [
+        "altup-moe plan altup_k4_gpu --cluster h100x8 --nodes 4 --set parallel.expert=16",
+        "altup-moe plan altup_k4_gpu --cluster h100x8 --nodes 2 --search",
+        "altup-moe plan published",
+        "altup-moe plan measure mine.yaml",
+        "altup-moe plan compare mine.yaml",
+    ],
+    PlanOptions,
+    plan,
+    positional=["config"],
+    more="published, measure and compare have pages of their own: altup-moe plan measure --help.",
+)
+PLAN_COMMANDS = {
+    "published": Command("plan published", "", ["altup-moe plan published"], PublishedOptions, published),
+    "measure": Command(
+        "plan measure",
+        "[FILE] [options]",
+        ["altup-moe plan measure mine.yaml"],
+        MeasureOptions,
+        measure,
+        positional=["file"],
+    ),
+    "compare": Command(
+        "plan compare",
+        "FILE [options]",
+        ["altup-moe plan compare mine.yaml"],
+        CompareOptions,
+        compare,
+        positional=["file"],
+    ),
+}
 
 
-def _work(args: list[str]) -> int:
-    match args[:1]:
-        case ["published"]:
-            print("\n".join(published_rows([(point, planned(point)) for point in PUBLISHED_RUNS])))
-            return 0
-        case ["measure"]:
-            return _measure(args[1:])
-        case ["compare"]:
-            return _compare(args[1:])
-    return plan(parse(PlanOptions, args, positional="config"))
+def main(args: Sequence[str]) -> int:
+    """Run the command's words and return the exit code.
+
+    Raises:
+        UserError: a mistake of the user's.
+    """
+    word = args[0] if args else ""
+    if word in PLAN_COMMANDS:
+        return PLAN_COMMANDS[word].main(args[1:])
+    meant = get_close_matches(word, PLAN_COMMANDS, 1)
+    if meant and not Path(word).exists():
+        raise UserError(f"plan {word}: neither a command nor a file; nearest is plan {meant[0]}")
+    return PLAN.main(args)

@@ -1,11 +1,4 @@
-"""Tokenise a text corpus once, into files that `data.corpus` can name.
-
-    altup-moe prepare-data SOURCE OUT_PREFIX [options]
-
-SOURCE is a named corpus (python-docs, wikipedia-sample), a Hugging Face dataset name, or local text, jsonl or parquet:
-a file, a directory of such files, or a glob in quotes. A text file is one document, as is a row of jsonl or parquet.
-Files of text and JSON may be compressed (.gz, .bz2, .xz, .zst). Rows and files that are left out are named at the end.
-"""
+"""`altup-moe prepare-data SOURCE OUT_PREFIX`: tokenise a text corpus once, into files that `data.corpus` can name."""
 
 from __future__ import annotations
 
@@ -15,13 +8,9 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from altup_moe.config.command import ended
+from altup_moe.config.command import Command
 from altup_moe.config.errors import ConfigError
-from altup_moe.config.flags import check_utf8
 from altup_moe.data.corpora import CORPORA, load_corpus
 from altup_moe.data.document import Document
 from altup_moe.data.files import staging
@@ -38,9 +27,9 @@ DEFAULT_VOCAB = 4096
 class PrepareDataOptions:
     """Tokenise text into OUT_PREFIX.bin, .idx, .json and .tokenizer/."""
 
-    source: tyro.conf.Positional[str]
+    source: str
     """Named corpus, Hugging Face dataset name, or local file, directory or glob."""
-    out: tyro.conf.Positional[Path]
+    out: Path
     """Path prefix to write."""
     tokenizer: Path | None = None
     """Directory of a Hugging Face tokenizer; None trains a byte-level BPE on the source (which is then read twice)."""
@@ -78,13 +67,13 @@ def documents(options: PrepareDataOptions, cache_dir: Path, left_out: LeftOut) -
 def prepare_source(options: PrepareDataOptions) -> tuple[DatasetManifest, float, LeftOut]:
     """Tokenise the source. Returns the manifest, the seconds of reading and tokenising, and what was left out."""
     if options.tokenizer is not None and options.vocab_size is not None:
-        raise ConfigError("--vocab-size", options.vocab_size, "is for a new tokenizer; --tokenizer brings its own")
+        raise ConfigError("vocab_size", options.vocab_size, "is for a new tokenizer; --tokenizer brings its own")
     if options.tokenizer is not None and options.sentinels is not None:
-        raise ConfigError("--sentinels", options.sentinels, "is for a new tokenizer; --tokenizer brings its own")
+        raise ConfigError("sentinels", options.sentinels, "is for a new tokenizer; --tokenizer brings its own")
     if options.sentinels is not None and options.sentinels < 1:
-        raise ConfigError("--sentinels", options.sentinels, "must be 1 or more")
+        raise ConfigError("sentinels", options.sentinels, "must be 1 or more")
     if options.workers is not None and options.workers < 1:
-        raise ConfigError("--workers", options.workers, "must be 1 or more")
+        raise ConfigError("workers", options.workers, "must be 1 or more")
     refuse_existing([suffixed(options.out, end) for end in SUFFIXES], options.overwrite)
     with staging(options.out.parent, options.out.name) as temporary:
         _settle(temporary / "cache", options.workers)
@@ -99,14 +88,8 @@ def prepare_source(options: PrepareDataOptions) -> tuple[DatasetManifest, float,
         return manifest, time.monotonic() - started, left_out
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line. Returns 0, or 2 with one line on standard error for a mistake of the user."""
-    options = tyro.cli(Annotated[PrepareDataOptions, tyro.conf.FlagCreatePairsOff], args=argv, description=__doc__)
-    return ended("prepare_data", lambda: _work(options, sys.argv[1:] if argv is None else argv))
-
-
-def _work(options: PrepareDataOptions, words: list[str]) -> int:
-    check_utf8(words)
+def prepare_data(options: PrepareDataOptions) -> int:
+    """Tokenise a source, and say what came of it. Returns 0."""
     manifest, seconds, left_out = prepare_source(options)
     print(
         f"{options.out}: {manifest.documents:,} documents, {manifest.tokens:,} tokens of {manifest.vocab_size}, "
@@ -137,3 +120,18 @@ def _progress(stream: Iterable[Document]) -> Iterator[Document]:
             shown = seconds
             print(f"{number:,} documents, {read / 1e6:,.1f} MB, {read / 1e6 / seconds:.2f} MB/s", file=sys.stderr)
         yield document
+
+
+PREPARE_DATA = Command(
+    "prepare-data",
+    "SOURCE OUT_PREFIX [options]",
+    ["altup-moe prepare-data 'texts/*.jsonl' data/mine --vocab-size 8192"],
+    PrepareDataOptions,
+    prepare_data,
+    positional=["source", "out"],
+    more="""SOURCE is a file, a directory or a glob in quotes of text, jsonl or parquet; a named corpus (python-docs,
+    wikipedia-sample); or a Hugging Face dataset. A text file is one document, as is a row of jsonl or parquet. Files
+    may be compressed (.gz, .bz2, .xz, .zst). Rows and files that are left out are named at the end. Train on the result
+    with --data.corpus OUT_PREFIX.""",
+)
+main = PREPARE_DATA.main

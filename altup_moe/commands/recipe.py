@@ -1,14 +1,9 @@
-"""The AltUp paper's path in one command: pretrain, fine-tune, answer held-out questions, and compare.
-
-    altup-moe recipe configs/paper_tiny.yaml [--jobs 2] [--run_dir DIR] [--json]
+"""`altup-moe recipe FILE`: the AltUp paper's path in one command: pretrain, fine-tune, answer questions, compare.
 
 For every seed of the recipe a model is pretrained, fine-tuned, and answers the questions of a validation split; so does
 a control, fine-tuned in the same way from random weights. Fine-tuning may be a list of steps, each going on from the
 one before. The last lines say whether pretraining helped, question by question. Everything lies in the run directory:
 configurations, logs, runs, answers, results.json and table.txt.
-
-Stages are `altup-moe` processes, `--jobs` of them side by side. The same command goes on where it was stopped.
-Exit codes: 0; 1 a stage failed (its log says why); 2 a value that does not fit; 75 a signal, after saving.
 """
 
 from __future__ import annotations
@@ -18,17 +13,13 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tyro.conf import Positional
-
 from altup_moe.config import UserError
-from altup_moe.config.command import ended
+from altup_moe.config.command import Command
 from altup_moe.config.exit_codes import EXIT_STOPPED
 from altup_moe.config.files import write_text
-from altup_moe.config.flags import parse, print_help
 from altup_moe.config.locks import locked_directory
 from altup_moe.config.ranges import COUNT
 from altup_moe.data.tasks.metrics import squad_scores
@@ -51,7 +42,7 @@ from altup_moe.study.job_pool import StoppedBySignal
 class PaperOptions:
     """Pretrain, fine-tune with and without it, evaluate both, for every seed of a recipe."""
 
-    recipe: Positional[Path]
+    recipe: Path
     """A recipe's YAML file: seeds, pretrain, finetune, evaluate."""
     jobs: int = 2
     """Processes side by side; they share the cores."""
@@ -61,25 +52,16 @@ class PaperOptions:
     """Print the results as one JSON object instead of a table."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line. The module's docstring lists the exit codes."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    if "-h" in args or "--help" in args:
-        print(__doc__)
-        print_help(PaperOptions, "paper.py")
-        return 0
-
-    def work() -> int:
-        try:
-            return run_paper(parse(PaperOptions, args, positional="recipe"))
-        except StageFailed as error:
-            print(f"paper: error: {error}", file=sys.stderr)
-            return 1
-        except StoppedBySignal:
-            print("paper: stopped, saved; the same command goes on", file=sys.stderr)
-            return EXIT_STOPPED
-
-    return ended("paper", work)
+def recipe(options: PaperOptions) -> int:
+    """Run what is not done yet, and compare. Returns the exit code."""
+    try:
+        return run_paper(options)
+    except StageFailed as error:
+        print(f"altup-moe: error: {error}", file=sys.stderr)
+        return 1
+    except StoppedBySignal:
+        print("altup-moe: stopped, saved; the same command goes on", file=sys.stderr)
+        return EXIT_STOPPED
 
 
 def run_paper(options: PaperOptions) -> int:
@@ -160,3 +142,17 @@ def _train_seconds(recipe: PaperRecipe, stage: str) -> float:
         for run in ([recipe.pretrained(seed)] if stage == "pretrained" else recipe.tuning(seed, stage))
     ]
     return sum(train_seconds(Path(run.log.run_dir)) for run in runs) / len(recipe.seeds)
+
+
+RECIPE = Command(
+    "recipe",
+    "FILE [options]",
+    ["altup-moe recipe paper_tiny --jobs 2"],
+    PaperOptions,
+    recipe,
+    positional=["recipe"],
+    more="""Everything is written to the run directory: configurations, logs, runs, answers, results.json, table.txt.
+    The same command goes on where it was stopped. Exit codes: 0; 1 a stage failed (its log says why); 2 a value
+    that does not fit; 75 a signal, after saving.""",
+)
+main = RECIPE.main

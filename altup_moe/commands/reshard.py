@@ -1,11 +1,4 @@
-"""Rewrite a checkpoint for another layout, so that every rank of it finds its tensors in its own files.
-
-    altup-moe reshard SRC DST --tensor 2 --pipeline 4 [options]
-
-Training reads any checkpoint under any layout; this saves it the detour. SRC is a run directory (its latest checkpoint)
-or a checkpoint; DST becomes a run directory: `altup-moe train DST/config.yaml` goes on. Exit code 2: nothing was done,
-one line says why. Exit code 1: --verify found a difference, and DST was removed.
-"""
+"""`altup-moe reshard SRC DST`: rewrite a checkpoint, so that every rank of another layout has files of its own."""
 
 from __future__ import annotations
 
@@ -16,12 +9,9 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
-
-from tyro.conf import Positional
 
 from altup_moe.checkpoint.digest import DigestComparison, compare_digests
 from altup_moe.checkpoint.layout import describe_layout
@@ -32,7 +22,7 @@ from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.config import ConfigError, DataConfig, ParallelConfig, RunConfig, UserError
 from altup_moe.config.checks import check_config, data_parallel_size, smallest_world
-from altup_moe.config.flags import parse, print_help
+from altup_moe.config.command import Command
 from altup_moe.config.load import save_config
 from altup_moe.config.run_directory import checkpoints_dir, config_file
 from altup_moe.data.files import new_directory
@@ -48,9 +38,9 @@ class ReshardOptions:
     Exit code 0: done. 1: --verify found a difference, DESTINATION was removed. 2: nothing was done, one line says why.
     """
 
-    source: Positional[Path]
+    source: Path
     """Run directory (its latest checkpoint), or directory of a checkpoint."""
-    destination: Positional[Path]
+    destination: Path
     """Run directory to make."""
     tensor: int = 1
     """Tensor-parallel ranks."""
@@ -234,7 +224,10 @@ def _report(plan: dict[str, Any], digests: DigestComparison | None, seconds: flo
         print(json.dumps(known))
     if digests and digests.different:
         more = f" (and {len(digests.different) - 1} more)" if len(digests.different) > 1 else ""
-        print(f"reshard: {digests.different[0]}{more} differs; {options.destination} was removed", file=sys.stderr)
+        print(
+            f"altup-moe: error: {digests.different[0]}{more} differs; {options.destination} was removed",
+            file=sys.stderr,
+        )
         return 1
     if not options.json:
         rate = plan["bytes"] / 1e6 / seconds
@@ -244,24 +237,29 @@ def _report(plan: dict[str, Any], digests: DigestComparison | None, seconds: flo
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line. Returns 0; 1 if --verify found a difference; 2 with one line on standard error for an error."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    if "-h" in args or "--help" in args:
-        print_help(ReshardOptions, "altup-moe reshard")
-        return 0
+def reshard(options: ReshardOptions) -> int:
+    """Reshard a checkpoint; a signal or an error leaves nothing behind. Returns the exit code."""
     # Turn SIGTERM into an exception, so that incomplete files are removed.
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        return run_reshard(parse(ReshardOptions, args, positional=("source", "destination")))
-    except UserError as error:
-        problem = str(error)
+        return run_reshard(options)
     except OSError as error:
-        problem = f"{error.filename or 'the destination'}: {error.strerror}"
+        raise UserError(f"{error.filename or 'the destination'}: {error.strerror}") from None
     except KeyboardInterrupt:
-        print("reshard: stopped, nothing was kept", file=sys.stderr)
+        print("altup-moe: stopped, nothing was kept", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
-    print(f"reshard: error: {problem}", file=sys.stderr)
-    return 2
+
+
+RESHARD = Command(
+    "reshard",
+    "SRC DST [options]",
+    ["altup-moe reshard runs/a runs/b --tensor 2 --pipeline 2 --verify"],
+    ReshardOptions,
+    reshard,
+    positional=["source", "destination"],
+    more="""Training reads any checkpoint under any layout; this saves it the detour. Go on with altup-moe train
+    DST/config.yaml.""",
+)
+main = RESHARD.main

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tyro.conf import Positional
-
 from altup_moe.config import ConfigError, UserError
+from altup_moe.config.command import Command
 from altup_moe.config.files import write_text
-from altup_moe.config.flags import parse, print_help
 from altup_moe.config.run_directory import comparison_file, report_file
 from altup_moe.show.headline import headline, lines_of
 from altup_moe.show.page import runs_page
@@ -28,7 +25,7 @@ class ShowOptions:
     Also while the run trains. Exit code 0; 2 for a directory that is no run, or a page that cannot be written.
     """
 
-    runs: Positional[tuple[Path, ...]]
+    runs: tuple[Path, ...]
     """Run directories (log.run_dir)."""
     output: Path | None = None
     """File of the page; None is RUN/report.html, of several runs FIRST_RUN/comparison.html."""
@@ -36,22 +33,12 @@ class ShowOptions:
     """Print the headline's figures as one JSON object instead of text."""
 
 
-def main(args: Sequence[str]) -> int:
-    """Parse, read, write, print. Returns the exit code 0.
+def show(options: ShowOptions) -> int:
+    """Read, write, print. Returns the exit code 0.
 
     Raises:
         UserError: a directory is no run, or the page cannot be written.
     """
-    if "-h" in args or "--help" in args:
-        print_help(ShowOptions, "altup-moe show")
-        return 0
-    if not args or args[0].startswith("-"):
-        raise UserError("show: name a run directory first, as in altup-moe show runs/default")
-    return show(parse(ShowOptions, args, positional="runs"))
-
-
-def show(options: ShowOptions) -> int:
-    """Write and print what parsed options ask for; as `main`."""
     if len(options.runs) > MOST:
         raise ConfigError("runs", len(options.runs), f"at most {MOST} would fit on a page")
     if len({path.resolve() for path in options.runs}) < len(options.runs):
@@ -69,3 +56,14 @@ def show(options: ShowOptions) -> int:
     else:
         print("\n".join([*(line for one in found for line in lines_of(one)), f"wrote {output}"]))
     return 0
+
+
+SHOW = Command(
+    "show",
+    "RUN_DIR [RUN_DIR ...] [options]",
+    ["altup-moe show runs/quickstart", "altup-moe show runs/a runs/b --output both.html"],
+    ShowOptions,
+    show,
+    positional=["runs"],
+)
+main = SHOW.main

@@ -1,29 +1,14 @@
-"""Capacity-versus-latency studies: a grid of training runs, what each one learned, and how fast it is.
-
-    altup-moe study run configs/study/paper_small.yaml [--dir DIR] [--jobs N] [--retry-failed]
-    altup-moe study status DIR        how far a study is
-    altup-moe study report DIR        tables and pictures of its rows
-
-`run` goes on where it was stopped or killed, and never repeats a finished row. Exit codes: 0; 1 some rows failed (they
-are kept with their reason); 2 a mistake in one line; 75 a signal stopped it, saved.
-"""
+"""`altup-moe study run|status|report`: a grid of training runs, what each one learned, and how fast it is."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
-from tyro.conf import Positional
-
-from altup_moe.config import UserError
-from altup_moe.config.command import ended
-from altup_moe.config.flags import check_utf8, parse, print_help
-from altup_moe.config.keys import nearest_key
+from altup_moe.config.command import Command, Group
 from altup_moe.config.ranges import COUNT
 from altup_moe.study.read_study import load_study
+from altup_moe.study.report.options import ReportOptions, check_options
 from altup_moe.study.study_directory import StudyDirectory
 
 
@@ -31,7 +16,7 @@ from altup_moe.study.study_directory import StudyDirectory
 class RunOptions:
     """Train every row of a study, then measure them. The same command goes on after a stop or a kill."""
 
-    study: Positional[Path]
+    study: Path
     """A study's YAML file."""
     dir: Path | None = None
     """Directory of the study; None is runs/study/NAME."""
@@ -46,13 +31,12 @@ class RunOptions:
 class StatusOptions:
     """How far a study is; it may be running."""
 
-    dir: Positional[Path]
+    dir: Path
     """Directory of the study."""
 
 
-def run_command(args: Sequence[str]) -> int:
+def run_command(o: RunOptions) -> int:
     """Check the whole study, then run it."""
-    o = parse(RunOptions, args, positional="study")
     if o.jobs is not None:
         COUNT.check("jobs", o.jobs)
     study = load_study(o.study)
@@ -61,50 +45,60 @@ def run_command(args: Sequence[str]) -> int:
     return run_study(study, o.dir or Path("runs/study") / study.name, o.jobs, o.retry_failed)
 
 
-def status_command(args: Sequence[str]) -> int:
+def status_command(o: StatusOptions) -> int:
     """Print the table that a running study shows."""
-    o = parse(StatusOptions, args, positional="dir")
+    directory = StudyDirectory(o.dir)
+    study = directory.study()
     from rich.console import Console
 
     from altup_moe.study.collect_row import usable_cores
     from altup_moe.study.live_table import study_table
     from altup_moe.study.progress import snapshot
 
-    directory = StudyDirectory(o.dir)
-    study = directory.study()
     finished, training = directory.finished(), directory.training(study)
     Console().print(study_table(study.name, snapshot(study, directory, finished, training, usable_cores())))
     return 0
 
 
-def report_rows(args: Sequence[str]) -> int:
-    """What the rows say: tables and pictures."""
-    return import_module("altup_moe.study.report").report_command(args)
+def report_command(o: ReportOptions) -> int:
+    """What the rows say: a page, pictures and tables."""
+    check_options(o)
+    from altup_moe.study.report.command import write_report
+
+    return write_report(o)
 
 
-STUDY_COMMANDS = {
-    "run": (run_command, RunOptions),
-    "status": (status_command, StatusOptions),
-    "report": (report_rows, None),
-}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line (without the program's name) and return its exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    return ended("study.py", lambda: _dispatch(words))
-
-
-def _dispatch(words: list[str]) -> int:
-    check_utf8(words)
-    if not words or words[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0 if words else 2
-    name, *args = words
-    if name not in STUDY_COMMANDS:
-        raise UserError(f"{name}: unknown command; nearest is {nearest_key(name, STUDY_COMMANDS)}")
-    command, options = STUDY_COMMANDS[name]
-    if options is not None and ("-h" in args or "--help" in args):
-        print_help(options, f"study.py {name}")
-        return 0
-    return command(args)
+STUDY = Group(
+    "study",
+    "Which of two models learns more at equal latency? A study trains a grid of models, measures what each one learned "
+    "and how fast it is, and lays it out on a page.",
+    {
+        "run": Command(
+            "study run",
+            "STUDY [options]",
+            ["altup-moe study run quick_pareto --jobs 2"],
+            RunOptions,
+            run_command,
+            positional=["study"],
+            more="""It never repeats a finished row. Exit codes: 0; 1 some rows failed (they are kept with their
+            reason); 2 a mistake; 75 a signal stopped it, saved: the same command goes on.""",
+        ),
+        "status": Command(
+            "study status",
+            "DIR",
+            ["altup-moe study status runs/study/paper_small"],
+            StatusOptions,
+            status_command,
+            positional=["dir"],
+        ),
+        "report": Command(
+            "study report",
+            "DIR [options]",
+            ["altup-moe study report runs/study/paper_small"],
+            ReportOptions,
+            report_command,
+            positional=["directory"],
+        ),
+    },
+)
+main = STUDY.main

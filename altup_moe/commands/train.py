@@ -3,45 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from altup_moe.config import RunConfig, UserError
 from altup_moe.config.checks import check_config, world_size_from_env
-from altup_moe.config.flags import print_help
-from altup_moe.config.load import load_config
+from altup_moe.config.help_pages import help_topic
+from altup_moe.config.load import load_config, split_overrides
+from altup_moe.config.section_pages import run_page, topic_page
 from altup_moe.train.stop_signal import WARNING, StopSignal
 
-PROFILE = ["--log.profile_steps", "3"]
+EXAMPLES = (
+    "altup-moe train quickstart",
+    "altup-moe launch torchrun --ranks-per-node 2 -- altup-moe train quickstart --train.steps 500",
+)
+PROFILE = "--log.profile_steps=3"
 """What --profile stands for."""
+USUAL = (
+    "log.run_dir",
+    "data.corpus",
+    "altup.width",
+    "moe.num_experts",
+    "optim.learning_rate",
+    "train.steps",
+    "train.global_batch_size",
+    "parallel.tensor",
+)
+"""Keys that the first page of help shows."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Train a configuration file; any of its keys can be given as a flag. The same command goes on where it stopped."""
+
+    profile: bool = False
+    """Record three steps (log.profile_steps)."""
+    dry_run: bool = False
+    """Print configuration, layout, memory and step time, data and what would be resumed; start nothing."""
+    full: bool = False
+    """With --dry-run: every key of the configuration."""
+    json: bool = False
+    """With --dry-run: one JSON object."""
+    cluster: str | None = None
+    """With --dry-run: kind of node, or a file of `altup-moe plan measure`, that the step time is estimated for."""
 
 
 def main(args: Sequence[str]) -> int:
-    """Run the command's words and return the exit code."""
-    if "-h" in args or "--help" in args:
-        train_help(args)
+    """Run the command's words and return the exit code.
+
+    Raises:
+        UserError: a mistake of the user's.
+    """
+    topic = help_topic(args)
+    if topic is not None:
+        print("\n".join(_page(topic, args)))
         return 0
-    return train(args)
-
-
-def train(args: Sequence[str]) -> int:
-    """Load and check a configuration file with its overrides, then train."""
     if not args or args[0].startswith("-"):
-        raise UserError("train: name a configuration file first, as in altup-moe train configs/quickstart.yaml")
-    if any(arg.replace("_", "-") == "--dry-run" for arg in args):
-        from altup_moe.commands.dry_run import dry_run
+        raise UserError(f"train: name a configuration file first, as in {EXAMPLES[0]}")
+    (file,), options, overrides = split_overrides(TrainOptions, args, positionals=1)
+    overrides = [*([PROFILE] if options.profile else []), *overrides]
+    if options.dry_run:
+        from altup_moe.commands.dry_run import DryRunOptions, dry_run
 
-        return dry_run(args[0], args[1:])
-    # The one flag without a dot: what people look for.
-    overrides = [part for arg in args[1:] for part in (PROFILE if arg == "--profile" else [arg])]
+        return dry_run(file, overrides, DryRunOptions(options.full, options.json, options.cluster))
+    for name in ("full", "json", "cluster"):
+        if getattr(options, name):
+            raise UserError(f"--{name}: is of use with --dry-run alone; add --dry-run")
     # A warning of SLURM that comes before the first step is heeded after it; it must not end the process.
     with StopSignal((WARNING,)):
-        config = load_config(args[0], overrides)
+        config = load_config(file, overrides)
         check_config(config, world_size_from_env())
         from altup_moe.train import loop
 
         return loop.train(config)
 
 
-def train_help(args: Sequence[str]) -> None:
-    """Every field of a run; defaults are the file's where one is named."""
+def _page(topic: str, args: Sequence[str]) -> list[str]:
+    """The page of help; defaults are the file's where one is named first."""
     named = bool(args) and not args[0].startswith("-")
-    print_help(RunConfig, "altup-moe train CONFIG", load_config(args[0] if named else None))
+    config = load_config(args[0]) if named else RunConfig()
+    if topic:
+        return topic_page("altup-moe train", topic, config)
+    usage = "CONFIG [--section.key VALUE ...]"
+    return run_page("altup-moe train", usage, EXAMPLES, TrainOptions, config, USUAL)

@@ -47,7 +47,7 @@ def check_corpus(key: str, corpus: str, others: str = "") -> None:
     names = (*CORPUS_NAMES, *ADDED_CORPORA)
     if corpus not in names and not Path(f"{corpus}.idx").is_file():
         fits = f"there is no file {corpus}.idx; {others}{' or '.join(names)} would fit, or the path prefix of a "
-        raise ConfigError(key, corpus, fits + "dataset written by tools/prepare_data.py")
+        raise ConfigError(key, corpus, fits + "dataset written by altup-moe prepare-data")
 
 
 def mixture_entries(entries: Sequence[str]) -> dict[str, Fraction | None]:

@@ -1,41 +1,47 @@
-"""Command-line options as typed dataclasses: tyro parses and prints the help, the errors are one line each.
+"""Command-line options as typed dataclasses: the one parser of every command, with errors of one line each.
 
-tyro (https://brentyi.github.io/tyro) reports a mistake as a box over several lines. Here option names are looked up
-first, and where tyro refuses a value, the option at fault is found by parsing each alone.
+A record's fields are the options, its docstrings their help (`help_pages.py`), its sections dotted keys. `-` and `_`
+are the same in an option's name.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import os
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from altup_moe.config.errors import ConfigError, UserError
-from altup_moe.config.keys import alternatives, expects, field_hints, unknown_key
+from altup_moe.config.keys import alternatives, expects, field_hints, nearest_key, unknown_key
 
 Record = TypeVar("Record")
 
 BOOLEANS = {
-    **dict.fromkeys(("true", "yes", "on", "1"), "True"),
-    **dict.fromkeys(("false", "no", "off", "0"), "False"),
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
 }
-"""Spellings of a boolean, and tyro's."""
+"""Spellings of a boolean."""
+CONVERSIONS: dict[Any, Callable[[str], object]] = {int: int, float: float, str: str, Path: Path}
+"""Type of a field -> function that makes its value of a word, or raises ValueError."""
 NOTHING = ("none", "null", "~")
 """Spellings of None."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """One option as given: dotted key and the words that followed, booleans and None spelled as tyro does."""
+    """One option as given: its key and the words that followed."""
 
     key: str
     words: tuple[str, ...]
+
+    def as_words(self) -> list[str]:
+        """Words that are read as this option: `--key=value` keeps a value that begins with a dash."""
+        return [f"--{self.key}={self.words[0]}"] if len(self.words) == 1 else [f"--{self.key}", *self.words]
 
 
 def check_utf8(words: Sequence[str]) -> None:
@@ -48,7 +54,7 @@ def check_utf8(words: Sequence[str]) -> None:
 
 
 def read_flags(
-    args: Sequence[str], hints: Mapping[str, Any], positionals: int = 0
+    args: Sequence[str], hints: Mapping[str, Any], positionals: int = 0, stray: str = ""
 ) -> tuple[list[str], dict[str, Flag]]:
     """Split a command line into positional words and options.
 
@@ -59,6 +65,7 @@ def read_flags(
         args: the words.
         hints: type of every option by dotted key (`field_hints`).
         positionals: words without dashes that are allowed.
+        stray: what the error about a word too many says; "" how options are written.
 
     Raises:
         ConfigError: an unknown option, or one without its value.
@@ -72,25 +79,23 @@ def read_flags(
         word = rest.pop(0)
         if not word.startswith("-"):
             if len(found) == positionals:
-                key = word.partition("=")[0].replace("-", "_")
-                example = key if key in hints else next(iter(hints))
-                raise UserError(f"{word!r}: unexpected word; options are written --{example} VALUE")
+                raise UserError(f"{word!r}: unexpected word; {stray or _how_options_are_written(word, hints)}")
             found.append(word)
             continue
         if not word.startswith("--"):
-            raise UserError(f"{word}: unknown option; options are written --{next(iter(hints))} VALUE")
+            raise UserError(f"{word}: unknown option; {_how_options_are_written(word, hints)}")
         name, equals, attached = word[2:].partition("=")
         key = name.replace("-", "_")
         if key not in hints and (positive := _negated(key, hints)) and not equals:
-            flags[positive] = Flag(positive, ("False",))
+            flags[positive] = Flag(positive, ("false",))
             continue
         if key not in hints:
             given = attached if equals else (rest[0] if rest and not rest[0].startswith("--") else "")
-            raise unknown_key(key, plain(given), hints)
+            raise _unknown(key, plain(given), hints)
         words = [attached] if equals else _following(rest, hints[key], positionals > len(found))
         if not words:
-            raise ConfigError(key, "", f"needs a value: {expects(hints[key])}")
-        flags[key] = Flag(key, tuple(_spelled(word, hints[key]) for word in words))
+            raise ConfigError(spelled(key, hints), "", f"needs a value: {_expected(key, hints)}")
+        flags[key] = Flag(key, tuple(words))
     return found, flags
 
 
@@ -99,6 +104,8 @@ def parse(
     args: Sequence[str],
     default: Record | None = None,
     positional: str | tuple[str, ...] | None = None,
+    example: str = "",
+    stray: str = "",
 ) -> Record:
     """Parse options into a dataclass.
 
@@ -106,36 +113,67 @@ def parse(
         record: the dataclass; its sections are dotted.
         args: the command line's words.
         default: values of what is not given; needed where fields have no default.
-        positional: name of the field that is given without a name, or names in order. The last may be a tuple.
+        positional: name of the field that is given without a name, or names in order; the last may be a tuple, which
+            takes all words that are left.
+        example: a command line that is complete, for the error where something is missing.
+        stray: as for `read_flags`.
 
     Raises:
-        ConfigError: an unknown option, a missing or a wrong value.
+        ConfigError: an unknown option, or a wrong value.
+        UserError: a missing value, or a word too many.
     """
     hints = field_hints(record)
     unnamed = (positional,) if isinstance(positional, str) else positional or ()
-    # A tuple takes all words that are left.
-    many = tuple in [typing.get_origin(hints.pop(name)) for name in unnamed]
-    found, flags = read_flags(args, hints, positionals=sys.maxsize if many else len(unnamed))
+    named = {key: hint for key, hint in hints.items() if key not in unnamed}
+    many = bool(unnamed) and typing.get_origin(hints[unnamed[-1]]) is tuple
+    found, flags = read_flags(args, named, positionals=sys.maxsize if many else len(unnamed), stray=stray)
+    last = len(unnamed) - 1
+    values: dict[str, object] = {
+        name: converted(Flag(name, tuple(found[place:] if many and place == last else [found[place]])), hints)
+        for place, name in enumerate(unnamed)
+        if place < len(found)
+    }
     if default is None:
-        _check_required(record, {*flags, *unnamed[: len(found)]}, unnamed)
-    normalised = [*found, *(word for flag in flags.values() for word in _as_words(flag))]
-    try:
-        return _quiet_tyro(record, normalised, default)
-    except SystemExit:
-        for flag in flags.values():
-            _check_alone(flag, hints[flag.key])
-        raise UserError(f"cannot parse {' '.join(args)}") from None
+        _check_required(record, {*flags, *values}, unnamed, example)
+    values |= {flag.key: converted(flag, named) for flag in flags.values()}
+    return _replaced(record, default, values)
 
 
-def print_help(record: type[Record], prog: str, default: Record | None = None) -> None:
-    """Print tyro's help of every field, with its docstring and default, to stdout."""
-    try:
-        with contextlib.suppress(SystemExit):
-            _tyro(record, ["--help"], default, prog)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough; the interpreter must not complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def split_command(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(words before the first `--`, words after it): a launcher's own, and the command that it starts."""
+    words = list(args)
+    cut = words.index("--") if "--" in words else len(words)
+    return words[:cut], words[cut + 1 :]
+
+
+def converted(flag: Flag, hints: Mapping[str, Any]) -> object:
+    """An option's words as a value of its type.
+
+    Raises:
+        ConfigError: they spell none.
+    """
+    hint = hints[flag.key]
+    for member in alternatives(hint):
+        with contextlib.suppress(ValueError, KeyError):
+            if typing.get_origin(member) is tuple:
+                item = typing.get_args(member)[0]
+                return tuple(_value(word, item) for word in flag.words)
+            (word,) = flag.words
+            if NoneType in alternatives(hint) and word.lower() in NOTHING:
+                return None
+            return _value(word, member)
+    raise ConfigError(spelled(flag.key, hints), plain(" ".join(flag.words)), f"expects {_expected(flag.key, hints)}")
+
+
+def spelled(key: str, keys: Mapping[str, Any]) -> str:
+    """A key in messages: dotted where a command has sections, else as the flag that one types."""
+    return key if any("." in known for known in keys) else f"--{key.replace('_', '-')}"
+
+
+def _expected(key: str, hints: Mapping[str, Any]) -> str:
+    """The values of an option in words; only files and dotted keys spell None."""
+    words = expects(hints[key])
+    return words if "." in key else words.removesuffix(" or null")
 
 
 def plain(word: str) -> object:
@@ -146,18 +184,46 @@ def plain(word: str) -> object:
     return word
 
 
-def _tyro(record: Any, args: Sequence[str], default: Any = None, prog: str | None = None) -> Any:
-    import tyro  # a tenth of a second that `import altup_moe.config` need not pay
-
-    options = {} if default is None else {"default": default}
-    config = (tyro.conf.FlagConversionOff,)
-    return tyro.cli(record, args=args, prog=prog, config=config, **options)
+def _value(word: str, hint: Any) -> object:
+    if typing.get_origin(hint) is Literal:
+        return {str(choice): choice for choice in typing.get_args(hint)}[word]
+    return BOOLEANS[word.lower()] if hint is bool else CONVERSIONS[hint](word)
 
 
-def _quiet_tyro(record: Any, args: Sequence[str], default: Any = None) -> Any:
-    # Not `console_outputs=False`: tyro 1.0 prints values that it cannot convert all the same.
-    with contextlib.redirect_stderr(io.StringIO()):
-        return _tyro(record, args, default)
+def _replaced(record: type[Record], default: Record | None, values: Mapping[str, object]) -> Record:
+    """A record with some values, by dotted key, beside those of `default`."""
+    changes: dict[str, Any] = {}
+    sections: dict[str, dict[str, object]] = {}
+    for key, value in values.items():
+        section, dot, leaf = key.partition(".")
+        if dot:
+            sections.setdefault(section, {})[leaf] = value
+        else:
+            changes[key] = value
+    if default is None and not sections:
+        return record(**changes)
+    base: Any = record() if default is None else default
+    for section, inner in sections.items():
+        old = getattr(base, section)
+        changes[section] = _replaced(type(old), old, inner)
+    replaced: Record = dataclasses.replace(base, **changes)
+    return replaced
+
+
+def _unknown(key: str, value: object, hints: Mapping[str, Any]) -> UserError:
+    if any("." in known for known in hints) or not hints:
+        return unknown_key(key, value, hints)
+    wrong, nearest = (spelled(name, hints) for name in (key, nearest_key(key, hints)))
+    return UserError(f"{wrong}: unknown option; nearest is {nearest}")
+
+
+def _how_options_are_written(word: str, hints: Mapping[str, Any]) -> str:
+    """For the message about a stray word: the option that was perhaps meant."""
+    if not hints:
+        return "--help says what fits"
+    key = word.lstrip("-").partition("=")[0].replace("-", "_")
+    example = nearest_key(key, hints) if len(key) > 1 else next(iter(hints))
+    return f"options are written --{example if '.' in example else example.replace('_', '-')} VALUE"
 
 
 def _negated(key: str, hints: Mapping[str, Any]) -> str | None:
@@ -173,36 +239,17 @@ def _following(rest: list[str], hint: Any, word_may_be_positional: bool) -> list
     while values < len(rest) and not rest[values].startswith("--"):
         values += 1
     if hint is bool:
-        spelled = values > 0 and (rest[0].lower() in BOOLEANS or not word_may_be_positional)
-        return [rest.pop(0)] if spelled else ["True"]
+        given = values > 0 and (rest[0].lower() in BOOLEANS or not word_may_be_positional)
+        return [rest.pop(0)] if given else ["true"]
     taken = values if typing.get_origin(hint) is tuple else min(values, 1)
     words = rest[:taken]
     del rest[:taken]
     return words
 
 
-def _spelled(word: str, hint: Any) -> str:
-    if hint is bool:
-        return BOOLEANS.get(word.lower(), word)
-    return "None" if NoneType in alternatives(hint) and word.lower() in NOTHING else word
-
-
-def _as_words(flag: Flag) -> list[str]:
-    """`--key=value` keeps a value that begins with a dash; several values need words of their own."""
-    return [f"--{flag.key}={flag.words[0]}"] if len(flag.words) == 1 else [f"--{flag.key}", *flag.words]
-
-
-def _check_required(record: Any, given: set[str], positional: Sequence[str]) -> None:
+def _check_required(record: Any, given: set[str], positional: Sequence[str], example: str) -> None:
     for field in dataclasses.fields(record):
         needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if needed and field.name not in given:
-            option = field.name.upper() if field.name in positional else f"--{field.name}"
-            raise UserError(f"{option} is missing; --help says what it is")
-
-
-def _check_alone(flag: Flag, hint: Any) -> None:
-    record = dataclasses.make_dataclass("One", [("value", hint)])
-    try:
-        _quiet_tyro(record, _as_words(Flag("value", flag.words)))
-    except SystemExit:
-        raise ConfigError(flag.key, plain(" ".join(flag.words)), f"expects {expects(hint)}") from None
+            option = field.name.upper() if field.name in positional else f"--{field.name.replace('_', '-')}"
+            raise UserError(f"{option} is missing" + (f", as in {example}" if example else ""))

@@ -16,7 +16,7 @@ from altup_moe.config import model_schema, schema
 from altup_moe.config.architectures import objective_names
 from altup_moe.config.errors import ConfigError, UserError
 from altup_moe.config.files import write_text
-from altup_moe.config.flags import parse
+from altup_moe.config.flags import Record, parse, read_flags
 from altup_moe.config.keys import alternatives, expects, field_hints, unknown_key
 from altup_moe.config.schema import RunConfig
 from altup_moe.config.shipped import find_file
@@ -48,6 +48,24 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     """
     config = RunConfig() if path is None else from_dict(read_yaml(find_file(path, "configuration")))
     return parse(RunConfig, overrides, default=config) if overrides else config
+
+
+def split_overrides(
+    options: type[Record], args: Sequence[str], positionals: int
+) -> tuple[list[str], Record, list[str]]:
+    """(words without a name, a command's own options, words that override keys of a run), of one command line.
+
+    Raises:
+        ConfigError: an option that is neither, or a wrong value of the command's own.
+        UserError: a word too many.
+    """
+    own = field_hints(options)
+    found, flags = read_flags(args, {**HINTS, **own}, positionals)
+
+    def words(keys: dict[str, Any]) -> list[str]:
+        return [word for flag in flags.values() if flag.key in keys for word in flag.as_words()]
+
+    return found, parse(options, words(own)), words(HINTS)
 
 
 def from_dict(content: dict[Any, Any]) -> RunConfig:

@@ -24,7 +24,7 @@ else:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of the Transformer: decoder-only (RMSNorm, RoPE, gated SiLU MLP, grouped-query attention, no biases), or
+    """Shape of the Transformer. Decoder-only (RMSNorm, RoPE, gated SiLU MLP, grouped-query attention, no biases), or
     with arch t5 an encoder-decoder."""
 
     num_layers: int = 8
@@ -74,7 +74,7 @@ class ModelConfig:
     """Tokens from which on all of t5's distances fall into one bucket."""
     max_positions: int | None = None
     """Longest sequence in tokens that the model was made for, where that is more than seq_length: generation goes so
-    far, and exports say it. tools/convert.py sets it. None is seq_length. null with arch t5, which has no limit."""
+    far, and exports say it. altup-moe convert sets it. None is seq_length. null with arch t5, which has no limit."""
 
     @property
     def architecture(self) -> Architecture:
@@ -147,7 +147,7 @@ class AltUpConfig:
 
 @dataclass(frozen=True)
 class SequenceConfig:
-    """Sequence-AltUp: layers that run on every s-th token (AltUp, arXiv 2301.13310, section 4.2)."""
+    """Layers that run on every s-th token (Sequence-AltUp). AltUp, arXiv 2301.13310, section 4.2."""
 
     stride: int = 1
     """Tokens of a window, of which a layer sees one; 1 is off. Must divide a rank's share of model.seq_length (and of
@@ -183,7 +183,7 @@ class MoEConfig:
     aux_loss_coeff: float = 0.01
     """Weight of the load-balancing loss (Switch, arXiv 2101.03961 eq. 4): 1 when balanced, summed over the MoE layers;
     0 turns it off. Hugging Face's router_aux_loss_coef weighs a loss that is top_k when balanced, whatever the layers,
-    so tools/convert.py multiplies by top_k / MoE layers on the way in, and divides by it on the way out."""
+    so altup-moe convert multiplies by top_k / MoE layers on the way in, and divides by it on the way out."""
     load_balancing_type: Literal["aux_loss", "global_aux_loss"] = "aux_loss"
     """Whose loads the load-balancing loss sees: aux_loss a micro-batch's, so that it depends on train.micro_batch_size;
     global_aux_loss those of all tokens of the optimizer step before (arXiv 2501.11873)."""

@@ -69,13 +69,13 @@ class DataConfig:
     """What is trained on."""
 
     corpus: str = "python-docs"
-    """python-docs, wikipedia-sample, or the path prefix of a dataset written by tools/prepare_data.py."""
+    """python-docs, wikipedia-sample, or the path prefix of a dataset written by altup-moe prepare-data."""
     tokenizer: str | None = None
     """Directory of a Hugging Face tokenizer, or t5 (the real one, downloaded at first use). None: the one beside
     prepared data; for a named corpus, a byte-level BPE of model.vocab_size tokens trained on it."""
     add_special_tokens: bool = False
     """Put before every document, prompt and task's input what the tokenizer itself puts before a text (its BOS), as
-    transformers does. tools/convert.py sets it. False: nothing stands before a text."""
+    transformers does. altup-moe convert sets it. False: nothing stands before a text."""
     valid_fraction: float = 0.05
     """Share of the tokens held out for validation: whole documents, or where these are too few or too long, the end of
     the corpus."""

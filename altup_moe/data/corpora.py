@@ -63,7 +63,7 @@ def load_corpus(name: str, cache_dir: str | Path) -> list[Document]:
         UserError: the download failed.
     """
     if name not in CORPORA:
-        fits = f"one of {', '.join(CORPORA)}, or a prefix written by tools/prepare_data.py"
+        fits = f"one of {', '.join(CORPORA)}, or a prefix written by altup-moe prepare-data"
         raise ConfigError("data.corpus", name, fits)
     return CORPORA[name].load(Path(cache_dir))
 

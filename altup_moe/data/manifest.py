@@ -48,7 +48,7 @@ def read_dataset_manifest(file: Path) -> DatasetManifest:
         text = file.read_text(encoding="utf-8")
         content = json.loads(text)
     except OSError as error:
-        problem = f"cannot be read ({error.strerror}); prepare the data with tools/prepare_data.py"
+        problem = f"cannot be read ({error.strerror}); prepare the data with altup-moe prepare-data"
         raise DataError(file, problem) from error
     except UnicodeDecodeError as error:
         raise DataError(file, f"is not UTF-8 ({error.reason})", error.start) from error

@@ -57,7 +57,7 @@ def network_findings(env: Mapping[str, str], port: int) -> Iterator[Finding]:
     # The launchers set the variable if the user has not, but they keep a wrong name that the user has set.
     state: FindingState = "ok" if chosen else "failure" if named else "warning"
     loopback = (
-        "; other machines cannot reach that, launch/torchrun.sh sets another" if chosen == "lo" and not named else ""
+        "; other machines cannot reach that, altup-moe launch sets another" if chosen == "lo" and not named else ""
     )
     yield Finding("network", "gloo takes", f"{chosen or 'nothing'}: {why}{loopback}", state, chosen)
     if network.port_is_free(port):

@@ -1,66 +1,26 @@
-"""Shared by the launchers: one-line errors, flags before `--` and a command after it, the search for programs."""
+"""Shared by the launchers: one-line errors, the search for programs, the environment of ranks."""
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from altup_moe.config.errors import UserError
-from altup_moe.config.exit_codes import EXIT_USER_ERROR
 from altup_moe.doctor.network import interface_towards, local_address
-
-EXAMPLE = "altup-moe train configs/quickstart.yaml"
 
 
 class LaunchError(UserError):
     """A request of the user that cannot be fulfilled; `str(error)` is one readable line."""
 
 
-class Parser(argparse.ArgumentParser):
-    """Flags of a launcher. A wrong flag is a one-line error."""
-
-    def __init__(self, program: str, description: str) -> None:
-        super().__init__(
-            prog=program,
-            usage=f"{program} [options] -- COMMAND ...",
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    def error(self, message: str) -> NoReturn:
-        raise LaunchError(f"{message}; {self.prog} --help says what fits")
-
-    def read(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-        """Options before the first `--` and the command after it.
-
-        Raises:
-            LaunchError: a wrong flag, a word that is no flag, or no command.
-        """
-        cut = list(argv).index("--") if "--" in argv else len(argv)
-        options, rest = self.parse_known_args(list(argv[:cut]))
-        command = list(argv[cut + 1 :])
-        if rest:
-            fits = f"{self.prog} --help names the flags" if rest[0].startswith("-") else "a command goes behind --"
-            raise LaunchError(f"{rest[0]!r}: not a flag of {self.prog}; {fits}")
-        if not command:
-            raise LaunchError(f"command: none given; put it behind --, as in {self.prog} -- {EXAMPLE}")
-        return options, command
-
-
-def run_main(program: str, work: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
-    """Run `work(argv)`; None takes the process's arguments. A LaunchError is one line on stderr and exit code 2."""
-    try:
-        return work(list(sys.argv[1:] if argv is None else argv))
-    except LaunchError as error:
-        print(f"{program}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return EXIT_USER_ERROR
+def need_command(command: Sequence[str], example: str) -> None:
+    """Raise LaunchError if there is no command to start."""
+    if not command:
+        raise LaunchError(f"command: none given; put it behind --, as in {example}")
 
 
 def find_program(name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Logic of launch/deepspeed.sh: DeepSpeed's launcher with checked hosts, and the ranks' exit codes.
+"""`altup-moe launch deepspeed`: DeepSpeed's launcher with checked hosts, and the ranks' exit codes.
 
 DeepSpeed accepts any text without spaces as a host and puts it on command lines. Here only plain names are accepted,
 and DeepSpeed gets a copy of the checked hosts.
@@ -6,7 +6,6 @@ and DeepSpeed gets a copy of the checked hosts.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shlex
@@ -17,64 +16,71 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from altup_moe.doctor.network import MASTER_PORT
-from altup_moe.launch.common import LaunchError, Parser, find_program, found_command, run_main, whole_number_within
+from altup_moe.launch.common import LaunchError, find_program, found_command, need_command, whole_number_within
 from altup_moe.launch.hosts import Host, check_host, read_hosts
 from altup_moe.launch.node import FORWARDED, child_processes, told_already
 from altup_moe.launch.packed import pack
 
-DEEPSPEED_SH = "deepspeed.sh"
-_HELP = f"""Run COMMAND on every rank under DeepSpeed's launcher.
-
-  this machine:  launch/{DEEPSPEED_SH} --ranks-per-node 2 -- altup-moe train configs/quickstart.yaml
-  by pdsh:       launch/{DEEPSPEED_SH} --hostfile hosts -- altup-moe train ...              (once; needs pdsh and ssh)
-  by hand:       launch/{DEEPSPEED_SH} --hostfile hosts --no_ssh --node_rank 0 -- altup-moe train ...   (on each host)
-
-A hostfile has lines `node0 slots=8`. Exit codes are the ranks' own (0, 2, 75), and SIGTERM, SIGINT and SIGUSR1 let them
-save; by pdsh DeepSpeed itself stops the ranks without waiting, and codes of other nodes are pdsh's."""
+NAME = "altup-moe launch deepspeed"
+EXAMPLES = (
+    f"{NAME} --ranks-per-node 2 -- altup-moe train quickstart",
+    f"{NAME} --hostfile hosts -- altup-moe train ...   (once, by pdsh and ssh)",
+    f"{NAME} --hostfile hosts --no-ssh --node-rank 0 -- altup-moe train ...   (by hand, on each host)",
+)
 # Text that a remote shell does not change in `export NAME="VALUE"; cd DIRECTORY; PYTHON ...`.
 _PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 _QUOTED = re.compile(r'[^"$`\\\n!]*')
 _EXPORTED = ("MLFLOW", "NCCL", "PYTHON", "MV2", "UCX")
 
 
-def deepspeed_flags() -> Parser:
-    """The flags, in DeepSpeed's spelling with underscores and in the usual one with dashes."""
-    flags = Parser(DEEPSPEED_SH, _HELP)
-    flags.add_argument("--hostfile", type=Path, metavar="FILE", help="hosts, one a line: NAME slots=N")
-    flags.add_argument("--ranks-per-node", metavar="P", help="ranks here, without a hostfile (RANKS_PER_NODE)")
-    flags.add_argument("--no_ssh", "--no-ssh", action="store_true", help="start this node only, without ssh or pdsh")
-    flags.add_argument("--node_rank", "--node-rank", metavar="I", help="this host's line in the hostfile, from 0")
-    flags.add_argument("--master_addr", "--master-addr", metavar="HOST", help="where ranks meet (default: first host)")
-    flags.add_argument("--master_port", "--master-port", metavar="PORT", help=f"its port (default {MASTER_PORT})")
-    flags.add_argument("--dry-run", action="store_true", help="print the command and start nothing")
-    return flags
+@dataclass(frozen=True)
+class DeepspeedOptions:
+    """Run COMMAND on every rank under DeepSpeed's launcher."""
+
+    hostfile: Path | None = None
+    """Hosts, one a line: NAME slots=N."""
+    ranks_per_node: int | None = None
+    """Ranks here, without a hostfile (RANKS_PER_NODE; else 1)."""
+    no_ssh: bool = False
+    """Start this node only, without ssh or pdsh."""
+    node_rank: int | None = None
+    """This host's line in the hostfile, from 0."""
+    master_addr: str | None = None
+    """Where ranks meet; None is the first host."""
+    master_port: int = MASTER_PORT
+    """Its port."""
+    dry_run: bool = False
+    """Print the command and start nothing."""
 
 
-def launcher_arguments(options: argparse.Namespace, env: Mapping[str, str]) -> tuple[list[Host], list[str], bool]:
+def launcher_arguments(options: DeepspeedOptions, env: Mapping[str, str]) -> tuple[list[Host], list[str], bool]:
     """Hosts, DeepSpeed's arguments without the hostfile, and whether ranks are started by pdsh.
 
     Raises:
         LaunchError: a flag or host that does not fit.
     """
-    ranks = options.ranks_per_node or (None if options.hostfile else env.get("RANKS_PER_NODE"))
-    if options.hostfile and ranks:
+    ranks: int | str | None = options.ranks_per_node
+    if ranks is None and options.hostfile is None:
+        ranks = env.get("RANKS_PER_NODE") or 1
+    if options.hostfile is not None and ranks is not None:
         raise LaunchError(f"--ranks-per-node {ranks} with --hostfile {options.hostfile}: slots= in the file would fit")
-    if options.hostfile:
+    if options.hostfile is not None:
         hosts = read_hosts(options.hostfile)
     else:
-        hosts = [Host("localhost", whole_number_within("--ranks-per-node", ranks or 1, 1, 1024))]
+        hosts = [Host("localhost", whole_number_within("--ranks-per-node", ranks or 0, 1, 1024))]
     alone = len(hosts) == 1 and hosts[0].name in ("localhost", "127.0.0.1")
     if options.no_ssh and len(hosts) > 1 and options.node_rank is None:
-        raise LaunchError(f"--no_ssh with {len(hosts)} hosts: also needs --node_rank, 0 to {len(hosts) - 1}")
+        raise LaunchError(f"--no-ssh with {len(hosts)} hosts: also needs --node-rank, 0 to {len(hosts) - 1}")
     if options.node_rank is not None and not (options.no_ssh or alone):
-        raise LaunchError(f"--node_rank {options.node_rank}: only with --no_ssh, where each node is started by hand")
-    rank = whole_number_within("--node_rank", options.node_rank or 0, 0, len(hosts) - 1)
-    master = check_host("--master_addr", options.master_addr or ("127.0.0.1" if alone else hosts[0].name))
-    port = whole_number_within("--master_port", options.master_port or MASTER_PORT, 1, 65535)
+        raise LaunchError(f"--node-rank {options.node_rank}: only with --no-ssh, where each node is started by hand")
+    rank = whole_number_within("--node-rank", options.node_rank or 0, 0, len(hosts) - 1)
+    master = check_host("--master-addr", options.master_addr or ("127.0.0.1" if alone else hosts[0].name))
+    port = whole_number_within("--master-port", options.master_port, 1, 65535)
     arguments = ["--master_addr", master, "--master_port", str(port), "--no_local_rank"]
     by_pdsh = not (options.no_ssh or alone)
     if by_pdsh:
@@ -91,12 +97,12 @@ def check_remote_shell(env: Mapping[str, str], directory: str, script: str) -> N
     for what, path in (("directory", directory), ("repository", script), ("interpreter", sys.executable)):
         if not _PLAIN.fullmatch(path):
             raise LaunchError(
-                f"{what} {path!r}: pdsh needs a path of letters, digits and @%+=:,./-_; --no_ssh takes any"
+                f"{what} {path!r}: pdsh needs a path of letters, digits and @%+=:,./-_; --no-ssh takes any"
             )
     for name, value in env.items():
         if name.startswith(_EXPORTED) and not (_PLAIN.fullmatch(name) and _QUOTED.fullmatch(value)):
             raise LaunchError(
-                f"{name}={value!r}: a shell would read it on the way to other hosts; unset it, or --no_ssh"
+                f"{name}={value!r}: a shell would read it on the way to other hosts; unset it, or --no-ssh"
             )
 
 
@@ -143,8 +149,13 @@ class LauncherProcess:
                 os.kill(pid, FORWARDED[signal.Signals(number)])
 
 
-def _work(argv: list[str]) -> int:
-    options, command = deepspeed_flags().read(argv)
+def launch(options: DeepspeedOptions, command: Sequence[str]) -> int:
+    """Start the ranks and wait for them. Returns the exit code: the ranks' own.
+
+    Raises:
+        LaunchError: an option or the command does not fit, or a program is missing.
+    """
+    need_command(command, EXAMPLES[0])
     hosts, arguments, by_pdsh = launcher_arguments(options, os.environ)
     if not by_pdsh:
         command = found_command(command)
@@ -153,7 +164,7 @@ def _work(argv: list[str]) -> int:
         raise LaunchError("deepspeed: not found; install it with pip install 'deepspeed>=0.19.4,<0.20'")
     if by_pdsh and shutil.which("pdsh") is None:
         raise LaunchError(
-            "pdsh: not found; install the packages pdsh and openssh-client, or start each host with --no_ssh"
+            "pdsh: not found; install the packages pdsh and openssh-client, or start each host with --no-ssh"
         )
     script = str(Path(__file__).resolve().with_name("packed.py"))
     if by_pdsh:
@@ -168,8 +179,3 @@ def _work(argv: list[str]) -> int:
         # Nothing is compiled for it at start.
         os.environ.setdefault("DS_BUILD_OPS", "0")
         return LauncherProcess(line, past=not by_pdsh).execute()
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line (without the program's name) and return the exit code."""
-    return run_main(DEEPSPEED_SH, _work, argv)

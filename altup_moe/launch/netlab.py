@@ -1,25 +1,28 @@
 """A cluster in a box: n nodes as network namespaces of this machine, joined by links of a chosen rate.
 
-In a shell: `launch/netlab --nodes 2 --rate 200mbit -- altup-moe train ...`. In Python: `run_on_netlab`, `unavailable`.
+In a shell: `altup-moe launch netlab --nodes 2 -- altup-moe train ...`. In Python: `run_on_netlab`, `unavailable`.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-from altup_moe.config.exit_codes import EXIT_USER_ERROR
 from altup_moe.launch import cluster
 from altup_moe.launch.netplan import NetlabError, NetlabPlan, bits_per_second, check_sizes, make_plan
 
-__all__ = ["NetlabError", "main", "run_on_netlab", "unavailable"]
+EXAMPLES = (
+    "altup-moe launch netlab --nodes 2 --rate 200mbit -- altup-moe train overlap_2rank --profile",
+    "altup-moe launch netlab --nodes 2 --rate 200mbit --measure",
+)
+
+__all__ = ["EXAMPLES", "NetlabError", "NetlabOptions", "launch", "run_on_netlab", "unavailable"]
 
 NODE_GRACE = 30.0
 """Seconds that nodes have to end after a signal, enough for a training step and a checkpoint."""
@@ -29,12 +32,34 @@ _PROBE = """ip link add netlab0 type bridge && ip link add netlab1 type veth pee
 tc qdisc add dev netlab1 root tbf rate 1mbit burst 16kb latency 50ms"""
 
 
+@dataclass(frozen=True)
+class NetlabOptions:
+    """Run COMMAND under torchrun on nodes that are network namespaces of this machine (needs root)."""
+
+    nodes: int = 2
+    """Number of nodes."""
+    rate: str | None = None
+    """What each node can send, as in 200mbit; None is no limit."""
+    ranks_per_node: int = 1
+    """Ranks on each node."""
+    log_dir: Path | None = None
+    """Directory for the output of nodes 1 and up (node<i>.log); None prints it to stderr, with a prefix."""
+    grace: float = NODE_GRACE
+    """Seconds that nodes have to end after a signal."""
+    dry_run: bool = False
+    """Print the commands and create nothing."""
+    measure: bool = False
+    """Measure the links instead of running a command."""
+    clean: bool = False
+    """Only remove what netlabs that were killed have left."""
+
+
 def unavailable() -> str | None:
     """Why no cluster can be created here, or None. Leaves nothing behind."""
     if not sys.platform.startswith("linux"):
         return "netlab needs Linux's network namespaces"
     if os.geteuid() != 0:
-        return 'netlab needs root, as in sudo env PATH="$PATH" launch/netlab'
+        return 'netlab needs root, as in sudo env PATH="$PATH" altup-moe launch netlab'
     missing = [tool for tool in ("ip", "tc", "setpriv", "unshare") if shutil.which(tool) is None]
     if missing:
         return f"netlab needs {', '.join(missing)} in PATH (packages iproute2 and util-linux)"
@@ -96,7 +121,9 @@ def _checked_plan(
 ) -> NetlabPlan:
     check_sizes(nodes, ranks_per_node, rate)
     if not command:
-        raise NetlabError("command: none given; put it behind --, as in netlab --nodes 2 -- altup-moe train CONFIG")
+        raise NetlabError(
+            "command: none given; put it behind --, as in altup-moe launch netlab --nodes 2 -- altup-moe train CONFIG"
+        )
     # An environment's commands lie beside its interpreter, also when it was not activated.
     program = shutil.which(command[0]) or shutil.which(command[0], path=str(Path(sys.executable).parent))
     if program is None:
@@ -104,41 +131,12 @@ def _checked_plan(
     return make_plan(cluster.new_prefix(), nodes, rate, [program, *command[1:]], ranks_per_node, env)
 
 
-class _Parser(argparse.ArgumentParser):
-    """A wrong flag is a one-line error."""
+def launch(options: NetlabOptions, command: Sequence[str]) -> int:
+    """Run a command on a new cluster, or measure its links, or clean up. Returns the exit code.
 
-    def error(self, message: str) -> NoReturn:
-        raise NetlabError(f"{message}; netlab --help says what fits")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="netlab",
-        usage="netlab [options] -- COMMAND ...",
-        description="Run COMMAND under torchrun on nodes that are network namespaces of this machine (needs root).",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--nodes", type=int, default=2, metavar="N", help="number of nodes (default 2)")
-    parser.add_argument("--rate", metavar="RATE", help="what each node can send, as in 200mbit (default: no limit)")
-    parser.add_argument("--ranks-per-node", type=int, default=1, metavar="P", help="ranks on each node (default 1)")
-    parser.add_argument(
-        "--log-dir", type=Path, metavar="DIR", help="output of nodes 1.. to DIR/node<i>.log (default: prefixed, stderr)"
-    )
-    parser.add_argument(
-        "--grace", type=float, default=NODE_GRACE, metavar="S", help="seconds to end after a signal (default 30)"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and create nothing")
-    parser.add_argument("--measure", action="store_true", help="measure the links instead of running a command")
-    parser.add_argument("--clean", action="store_true", help="only remove what netlabs that were killed have left")
-    return parser
-
-
-def _main(argv: list[str]) -> int:
-    before, command = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    options, rest = _parser().parse_known_args(before)
-    if rest:
-        fits = "netlab --help names the flags" if rest[0].startswith("-") else "a command goes behind --"
-        raise NetlabError(f"{rest[0]!r}: not a flag of netlab; {fits}")
+    Raises:
+        NetlabError: an option or the command does not fit, or no cluster can be created here.
+    """
     if options.clean:
         if reason := unavailable():
             raise NetlabError(reason)
@@ -161,7 +159,7 @@ def _main(argv: list[str]) -> int:
     )
 
 
-def _measure_command(options: argparse.Namespace, command: list[str]) -> list[str]:
+def _measure_command(options: NetlabOptions, command: Sequence[str]) -> list[str]:
     if command:
         raise NetlabError(f"--measure with command {command[0]!r}: one of the two would fit")
     if (options.nodes, options.ranks_per_node) != (2, 1):
@@ -170,12 +168,3 @@ def _measure_command(options: argparse.Namespace, command: list[str]) -> list[st
     chunks = 256 if options.rate is None else max(1, round(bits_per_second(options.rate) / 8 * 2 / 2**20))
     script = Path(__file__).with_name("measure.py")
     return [sys.executable, "-P", str(script), options.rate or "none", str(chunks)]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line (without the program's name) and return its exit code; mistakes are one line and 2."""
-    try:
-        return _main(list(sys.argv[1:] if argv is None else argv))
-    except NetlabError as error:
-        print(f"netlab: error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR

@@ -63,8 +63,8 @@ class NetlabPlan:
         return [*create, *nodes, "wait", *(f"ip netns del {name}" for name in self.namespaces)]
 
 
-def bits_per_second(rate: str) -> float:
-    """Bits a second of a rate in the notation of tc.
+def bits_per_second(rate: str, flag: str = "rate") -> float:
+    """Bits a second of a rate in the notation of tc; `flag` is its name in the error.
 
     Raises:
         NetlabError: not a number with kbit, mbit or gbit, or below 64kbit (where TCP hardly moves).
@@ -73,7 +73,7 @@ def bits_per_second(rate: str) -> float:
     value = float(match[1]) * _UNITS[match[2].lower()] if match else 0.0
     if not 64e3 <= value <= 100e9:
         raise NetlabError(
-            f"--rate {rate!r}: a number with kbit, mbit or gbit would fit, 64kbit to 100gbit, as in 200mbit"
+            f"--{flag} {rate!r}: a number with kbit, mbit or gbit would fit, 64kbit to 100gbit, as in 200mbit"
         )
     return value
 

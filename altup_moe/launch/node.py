@@ -104,7 +104,7 @@ def literal(argv: Sequence[str]) -> list[str]:
     return [*argv[:cut], *(word.replace("$", "$$") for word in argv[cut:])]
 
 
-def main(argv: Sequence[str], name: str = "netlab") -> int:
+def main(argv: Sequence[str], name: str = "altup-moe launch netlab") -> int:
     """Run torchrun and return 0 or the exit code of the first rank that failed (128 + n for signal n).
 
     Args:

@@ -34,10 +34,10 @@ def main(word: str) -> None:
     nodes = 1 if local == int(env.get("WORLD_SIZE", "1")) else 2
     warnings = set_defaults(env, env.get("MASTER_ADDR", "localhost"), nodes, local)
     for warning in warnings if env.get("LOCAL_RANK", "0") == "0" else ():
-        print(f"deepspeed.sh: warning: {warning}", file=sys.stderr)
+        print(f"altup-moe launch deepspeed: warning: {warning}", file=sys.stderr)
     program = find_program(command[0])
     if program is None:
-        print(f"deepspeed.sh: error: command {command[0]!r}: not found on this node", file=sys.stderr)
+        print(f"altup-moe: error: command {command[0]!r}: not found on this node", file=sys.stderr)
         raise SystemExit(2)
     os.execvpe(program, [program, *command[1:]], env)
 

@@ -1,61 +1,58 @@
-"""Logic of launch/torchrun.sh: one node of a run, started by hand, by ssh or by srun."""
+"""`altup-moe launch torchrun`: one node of a run, started by hand, by ssh or by srun."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from altup_moe.doctor.network import MASTER_PORT
 from altup_moe.launch.common import (
     LaunchError,
-    Parser,
     found_command,
+    need_command,
     need_torch,
-    run_main,
     set_defaults,
     whole_number_within,
 )
 from altup_moe.launch.hosts import split_endpoint
 
-TORCHRUN_SH = "torchrun.sh"
-_HELP = f"""Run COMMAND on every rank of a node under torchrun.
-
-  one node:     launch/{TORCHRUN_SH} --ranks-per-node 2 -- altup-moe train configs/quickstart.yaml
-  two nodes:    launch/{TORCHRUN_SH} --nodes 2 --node-rank 0 --rdzv node0:29500 -- altup-moe train ...   (on node0)
-                launch/{TORCHRUN_SH} --nodes 2 --node-rank 1 --rdzv node0:29500 -- altup-moe train ...   (on the other)
-
-Without --node-rank, and with --max-restarts, the nodes number themselves when they have met. Exit codes are the ranks'
-own: 0, 2 (a mistake of the user's), 75 (stopped by a signal and saved: the same command goes on). SIGTERM, SIGINT,
-SIGHUP and SIGUSR1 reach the ranks, SIGUSR1 as SIGTERM. --max-restarts starts all ranks again after a failure, never
-after 2, 75 or a signal.
-Each flag has a variable of the environment as its default."""
+NAME = "altup-moe launch torchrun"
+EXAMPLES = (
+    f"{NAME} --ranks-per-node 2 -- altup-moe train quickstart",
+    f"{NAME} --nodes 2 --node-rank 0 --rdzv node0:29500 -- altup-moe train ...   (on node0)",
+    f"{NAME} --nodes 2 --node-rank 1 --rdzv node0:29500 -- altup-moe train ...   (on the other)",
+)
 
 
-def torchrun_flags() -> Parser:
-    """The flags."""
-    flags = Parser(TORCHRUN_SH, _HELP)
-    flags.add_argument("--nodes", metavar="N", help="number of nodes (NNODES; default 1)")
-    flags.add_argument("--node-rank", metavar="I", help="this node's number (NODE_RANK, under srun SLURM_NODEID)")
-    flags.add_argument(
-        "--rdzv", metavar="HOST:PORT", help="where nodes meet, a host of theirs (MASTER_ADDR:MASTER_PORT)"
-    )
-    flags.add_argument("--ranks-per-node", metavar="P", help="ranks here (RANKS_PER_NODE; default: GPUs, or 1)")
-    flags.add_argument("--max-restarts", metavar="R", help="restarts after a failure (MAX_RESTARTS; default 0)")
-    flags.add_argument("--dry-run", action="store_true", help="print torchrun's arguments and start nothing")
-    return flags
+@dataclass(frozen=True)
+class TorchrunOptions:
+    """Run COMMAND on every rank of a node under torchrun."""
+
+    nodes: int | None = None
+    """Number of nodes (variable NNODES; else 1)."""
+    node_rank: int | None = None
+    """This node's number (NODE_RANK, under srun SLURM_NODEID)."""
+    rdzv: str | None = None
+    """HOST:PORT where nodes meet, a host of theirs (MASTER_ADDR:MASTER_PORT)."""
+    ranks_per_node: int | None = None
+    """Ranks here (RANKS_PER_NODE; else the GPUs, or 1)."""
+    max_restarts: int | None = None
+    """Restarts after a failure, never after exit code 2, 75 or a signal (MAX_RESTARTS; else 0)."""
+    dry_run: bool = False
+    """Print torchrun's arguments and start nothing."""
 
 
-def _choose(flag: str, given: str | None, env: Mapping[str, str], *names: str) -> tuple[str, str | None]:
+def _choose(flag: str, given: object, env: Mapping[str, str], *names: str) -> tuple[str, str | None]:
     """(name, value) of a flag, or else of the first environment variable that is set."""
     if given is not None:
-        return flag, given
+        return flag, str(given)
     return next(((name, env[name]) for name in names if env.get(name)), (flag, None))
 
 
-def agent_arguments(options: argparse.Namespace, env: Mapping[str, str], gpus: int) -> tuple[list[str], str, int, int]:
+def agent_arguments(options: TorchrunOptions, env: Mapping[str, str], gpus: int) -> tuple[list[str], str, int, int]:
     """(torchrun's arguments, host where ranks meet, number of nodes, ranks on this node).
 
     Raises:
@@ -97,26 +94,26 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _work(argv: list[str]) -> int:
-    options, command = torchrun_flags().read(argv)
-    command = found_command(command)
+def launch(options: TorchrunOptions, command: Sequence[str]) -> int:
+    """Start the ranks of this node and wait for them. Returns the exit code: the ranks' own.
+
+    Raises:
+        LaunchError: an option or the command does not fit.
+    """
+    need_command(command, EXAMPLES[0])
+    found = found_command(command)
     # Check the flags before torch is imported, which takes seconds.
     agent_arguments(options, os.environ, gpus=1)
     need_torch()
     from altup_moe.launch import node
 
     node.hear_signals()
-    gpus = 0 if options.ranks_per_node or os.environ.get("RANKS_PER_NODE") else _gpus()
+    gpus = 0 if options.ranks_per_node is not None or os.environ.get("RANKS_PER_NODE") else _gpus()
     arguments, host, nodes, ranks = agent_arguments(options, os.environ, gpus)
     for warning in set_defaults(os.environ, host, nodes, ranks):
-        print(f"{TORCHRUN_SH}: warning: {warning}", file=sys.stderr)
-    arguments = [*arguments, "--no-python", *command]
+        print(f"{NAME}: warning: {warning}", file=sys.stderr)
+    arguments = [*arguments, "--no-python", *found]
     if options.dry_run:
         print(shlex.join(["torchrun", *arguments]))
         return 0
-    return node.main(arguments, TORCHRUN_SH)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line (without the program's name) and return the exit code."""
-    return run_main(TORCHRUN_SH, _work, argv)
+    return node.main(arguments, NAME)

@@ -35,7 +35,7 @@ class Cluster:
     usable_memory: float = 0.9
     """Share of the memory that a run may fill. The CUDA context, the allocator and the libraries need the rest."""
     cpu_cost_model: CpuCostModel | None = None
-    """Measured costs of ranks that run one operation after another, as torch does on a CPU (`tools/plan.py measure`).
+    """Measured costs of ranks that run one operation after another, as torch does on a CPU (`altup-moe plan measure`).
 
     None: kernels are fused, and reach `efficiency` of the peak or the memory's bandwidth.
     """
@@ -83,11 +83,11 @@ def cluster_from(values: dict[Any, Any], name: str) -> Cluster:
 
 
 def cpu_cost_model_from(values: Any) -> CpuCostModel:
-    """A mapping as a `CpuCostModel`. Raises ConfigError for any other form than `tools/plan.py measure` writes."""
+    """A mapping as a `CpuCostModel`. Raises ConfigError for any other form than `altup-moe plan measure` writes."""
     products = len(SIZES) ** 3
     wanted: dict[str, Any] = {"forward_gflops": products, "backward_gflops": products, "pieces_ns": PIECES}
     wanted |= {"calls_us": CALLS, "operations": OPERATIONS, "network": OPERATIONS, "lone": None}
-    remedy = "tools/plan.py measure writes what fits"
+    remedy = "altup-moe plan measure writes what fits"
     if not isinstance(values, dict) or set(values) != set(wanted):
         raise ConfigError("cluster.cpu_cost_model", values, f"must have {', '.join(wanted)}; {remedy}")
     found: dict[str, Any] = {}
@@ -118,7 +118,7 @@ def _are_numbers(values: Any, count: int) -> bool:
 
 def cluster_yaml(cluster: Cluster) -> str:
     """A cluster as the text of its YAML file, numbers with four significant digits."""
-    lines = ["# Measured by tools/plan.py measure: medians, one thread a process, every core busy."]
+    lines = ["# Measured by altup-moe plan measure: medians, one thread a process, every core busy."]
     for key, value in vars(cluster).items():
         if key not in ("name", "cpu_cost_model"):
             lines.append(f"{key}: {_figures(value)}")

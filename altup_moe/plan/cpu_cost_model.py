@@ -1,6 +1,6 @@
 """Cost model of a rank that runs one operation after another, as torch does on a CPU.
 
-`CpuCostModel` holds the measured cost of each piece (`tools/plan.py measure`). The functions below count how often a
+`CpuCostModel` holds the measured cost of each piece (`altup-moe plan measure`). The functions below count how often a
 run needs each piece.
 """
 

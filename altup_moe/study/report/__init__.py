@@ -2,7 +2,3 @@
 
 Those are text (stdout), page, pictures and tables.
 """
-
-from altup_moe.study.report.command import report_command
-
-__all__ = ["report_command"]

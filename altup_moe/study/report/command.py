@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from tyro.conf import Positional
-
-from altup_moe.config import ConfigError, UserError
+from altup_moe.config import UserError
 from altup_moe.config.files import write_bytes, write_text
-from altup_moe.config.flags import parse, print_help
 from altup_moe.study.records import read_rows
 from altup_moe.study.report.formatting import report_lines
+from altup_moe.study.report.options import ReportOptions, check_options
 from altup_moe.study.report.page import study_page
 from altup_moe.study.report.pictures import pictures
 from altup_moe.study.report.statistics import Bootstrap
@@ -23,45 +19,13 @@ from altup_moe.study.report.tables import tables
 PAGE = "report.html"
 
 
-@dataclass(frozen=True)
-class ReportOptions:
-    """The page of a study: quality against cost, speed at equal quality, loss curves, experts' load, what failed.
-
-    Exit code 0; 2 for a value that cannot be or rows that cannot be read.
-    """
-
-    directory: Positional[Path]
-    """A study's directory: rows.jsonl, and study.yaml if it is there."""
-    out: Path | None = None
-    """Directory for the files; DIRECTORY/report if not given."""
-    reference: str = "dense"
-    """Family whose curve gives the speed at equal quality."""
-    bootstrap: int = 2000
-    """Draws of an interval."""
-    seed: int = 0
-    """Of the draws."""
-    json: bool = False
-    """Print one JSON object."""
-
-
-def report_command(args: Sequence[str]) -> int:
-    """Parse, compute, write, print. Returns the exit code 0.
+def write_report(options: ReportOptions) -> int:
+    """Compute, write and print. Returns the exit code 0.
 
     Raises:
         UserError: an option that cannot be, rows that cannot be read, a directory that cannot be written.
     """
-    if "-h" in args or "--help" in args:
-        print_help(ReportOptions, "altup-moe study report")
-        return 0
-    return write_report(parse(ReportOptions, args, positional="directory"))
-
-
-def write_report(options: ReportOptions) -> int:
-    """Compute, write and print what parsed options ask for; as `report_command`."""
-    if options.bootstrap < 100:
-        raise ConfigError("bootstrap", options.bootstrap, "100 or more would fit: the ends are 2.5 % of the draws")
-    if options.seed < 0:
-        raise ConfigError("seed", options.seed, "0 or more would fit")
+    check_options(options)
     path = options.directory / "rows.jsonl"
     rows = read_rows(path)
     if not rows:

@@ -19,7 +19,6 @@ import altup_moe.inference.hub as hub
 from altup_moe.checkpoint.manifest import Manifest
 from altup_moe.checkpoint.tensors import items
 from altup_moe.checkpoint.write import TensorSpec, single_process_plan, write_checkpoint
-from altup_moe.commands.convert import main
 from altup_moe.config import AltUpConfig, LogConfig, ModelConfig, MoEConfig, RunConfig
 from altup_moe.config.load import load_config, save_config
 from altup_moe.config.run_directory import checkpoints_dir
@@ -27,8 +26,11 @@ from altup_moe.data.tokenizer import train_bpe
 from altup_moe.inference.generate import continuation
 from altup_moe.inference.load_run import load_run, tokenizer_dir
 from altup_moe.model.reference.gpt import AltUpMoEConfig, AltUpMoEForCausalLM
+from tests.command import command
 from tests.models import assert_same_model
 from tests.unit.commands.hub_models import MODELS, TEXT, save_model
+
+main = command("convert")
 
 MODEL = ModelConfig(
     num_layers=2, hidden_size=32, ffn_hidden_size=48, num_attention_heads=4, num_query_groups=2, seq_length=32,
@@ -174,7 +176,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("convert: error: ")
+    assert error.startswith("altup-moe: error: ")
     assert error.count("\n") == 1
     return error
 

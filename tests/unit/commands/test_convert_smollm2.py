@@ -15,12 +15,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from altup_moe.cli import main as altup_moe
-from altup_moe.commands.convert import main
-from altup_moe.commands.grow import main as grow
 from altup_moe.inference.evaluate import evaluate_samples
 from altup_moe.inference.generate import continuation
 from altup_moe.inference.load_run import load_run, tokenizer_dir
 from altup_moe.train.samples import open_corpus
+from tests.command import command
+
+grow = command("grow")
+
+main = command("convert")
 
 GGUF = os.environ.get("ALTUP_SMOLLM2", "")
 SAMPLES = 12

@@ -17,9 +17,6 @@ import altup_moe.inference.hub as hub
 from altup_moe.checkpoint.hf.config import from_hub
 from altup_moe.checkpoint.hf.plain import plain_family
 from altup_moe.cli import main as altup_moe
-from altup_moe.commands.convert import main
-from altup_moe.commands.grow import main as grow
-from altup_moe.commands.reshard import main as reshard
 from altup_moe.config import (
     AltUpConfig,
     ConfigError,
@@ -41,8 +38,15 @@ from altup_moe.inference.load_run import load_run, tokenizer_dir
 from altup_moe.model.reference.build import reference_model
 from altup_moe.model.reference.t5 import AltUpMoEForConditionalGeneration
 from tests.checkpoints import head, write_tensors
+from tests.command import command
 from tests.models import assert_same_model
 from tests.unit.commands.hub_models import TEXT
+
+reshard = command("reshard")
+
+grow = command("grow")
+
+main = command("convert")
 
 MODEL = ModelConfig(
     num_layers=3, hidden_size=32, ffn_hidden_size=48, num_attention_heads=4, num_query_groups=4, seq_length=24,

@@ -13,12 +13,14 @@ from altup_moe.checkpoint.manifest import read_manifest
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import find_checkpoint, latest_checkpoint
 from altup_moe.cli import main as altup_moe
-from altup_moe.commands.grow import main
 from altup_moe.config.load import load_config, save_config
 from altup_moe.data.prepare import prepare_tokens
 from altup_moe.data.sources import LeftOut, local_documents
 from altup_moe.data.tokenizer import train_bpe
+from tests.command import command
 from tests.unit.checkpoint.models_for_tests import STEP, save, tiny
+
+main = command("grow")
 
 TEXT = "for each of the words in a text, another one is written; "
 
@@ -123,7 +125,7 @@ def test_a_function_that_changed_is_not_kept(
     )
     assert grow(source, source.parent / "x" / "y", "--altup.width", 4) == 1
     error = capsys.readouterr().err
-    assert error.startswith("grow: error: logits differ by")
+    assert error.startswith("altup-moe: error: logits differ by")
     assert error.count("\n") == 1
     assert not (source.parent / "x").exists()
     assert grow(source, source.parent / "x" / "y", "--altup.width", 4, "--no-check") == 0
@@ -133,7 +135,7 @@ def _fails(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     capsys.readouterr()
     assert grow(*words) == 2
     error = capsys.readouterr().err
-    assert error.startswith("grow: error: ")
+    assert error.startswith("altup-moe: error: ")
     assert error.count("\n") == 1
     return error
 

@@ -15,10 +15,12 @@ from torch import Tensor
 from altup_moe.checkpoint.manifest import MANIFEST
 from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.commands import reshard
-from altup_moe.commands.inspect import main
 from altup_moe.config import RunConfig
 from tests.checkpoints import head, random_tensors, write_tensors
+from tests.command import command
 from tests.distributed.cases import small
+
+main = command("inspect")
 
 ROOT = Path(__file__).parents[3]
 LAYER = "model.layers.1"
@@ -153,14 +155,14 @@ def test_what_is_wrong_is_one_line(run_dir: Path, capsys: pytest.CaptureFixture[
         assert main([str(argument) for argument in arguments]) == 2
         shown = capsys.readouterr()
         assert shown.out == ""
-        assert shown.err.startswith("inspect_checkpoint: error: ")
+        assert shown.err.startswith("altup-moe: error: ")
         assert shown.err.count("\n") == 1
         return shown.err
 
     assert "is no checkpoint" in problem(run_dir.parent)
     assert "PATH is missing" in problem()
     assert "matches no tensor" in problem(run_dir, "--tensors", "model.layer.0")
-    assert "unknown key" in problem(run_dir, "--norm")
+    assert "nearest is --norms" in problem(run_dir, "--norm")
     directory = find_checkpoint(run_dir)
     file = next(directory.glob("*.safetensors"))
     data = bytearray(file.read_bytes())
@@ -178,7 +180,7 @@ def test_what_is_wrong_is_one_line(run_dir: Path, capsys: pytest.CaptureFixture[
 
 def test_torch_is_not_imported(run_dir: Path) -> None:
     code = (
-        "import sys; from altup_moe.commands.inspect import main; code = main(sys.argv[1:]);"
+        "import sys; from altup_moe.cli import main; code = main(['inspect', *sys.argv[1:]]);"
         "assert not {'torch', 'megatron', 'transformers'} & set(sys.modules); sys.exit(code)"
     )
     command = [sys.executable, "-c", code, str(run_dir)]

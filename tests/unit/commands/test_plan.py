@@ -1,4 +1,4 @@
-"""tools/plan.py: exit codes, one-line errors, JSON, pictures."""
+"""altup-moe plan: exit codes, one-line errors, JSON, pictures."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from altup_moe.commands.plan import load_cluster, load_config, main
-from altup_moe.config.load import read_yaml
+from altup_moe.config.load import load_config, read_yaml
 from altup_moe.plan.calibrate.compare_steps import LAYOUTS, Compared, pairs_in_order
-from altup_moe.plan.cluster import cluster_from, cluster_yaml
+from altup_moe.plan.cluster import cluster_from, cluster_yaml, load_cluster
 from altup_moe.plan.parameters import count_parameters
 from altup_moe.plan.step import plan_step
+from tests.command import command
 
+main = command("plan")
 ROOT = Path(__file__).parents[3]
 CONFIG = str(ROOT / "configs" / "altup_k4_gpu.yaml")
 
@@ -77,10 +78,10 @@ def test_compared_layouts_can_be_planned(name: str) -> None:
 
 def test_compare_wants_its_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare"]) == 2
-    assert "one word" in capsys.readouterr().err
+    assert "FILE is missing, as in altup-moe plan compare mine.yaml" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["compare", "mine.yaml", "--netlab"], ["measure", "--netlab", "5"]])
+@pytest.mark.parametrize("words", [["compare", "mine.yaml", "--netlab", "fast"], ["measure", "--netlab", "5"]])
 def test_netlab_wants_a_rate(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     error = capsys.readouterr().err

@@ -13,9 +13,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from altup_moe.commands.prepare_data import main
 from altup_moe.data.prepare import open_prepared
 from altup_moe.data.tokenizer import load_tokenizer, train_bpe
+from tests.command import command
+
+main = command("prepare-data")
 
 TEXTS = ["first text, with words\nand lines\n", "second: 日本語 é", "third <|endoftext|> text"]
 ROOT = Path(__file__).parents[3]
@@ -103,7 +105,7 @@ def _fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("prepare_data: error: ")
+    assert error.startswith("altup-moe: error: ")
     assert error.count("\n") == 1
     return error
 
@@ -143,7 +145,7 @@ def test_what_cannot_be_prepared_is_named(tmp_path: Path, capsys: pytest.Capture
     assert "unknown format '.docx'" in _fails(capsys, tmp_path / "a.docx", out)
     assert "--sentinels=5" in _fails(capsys, good, out, "--tokenizer", tmp_path, "--sentinels", 5)
     assert "--sentinels=0" in _fails(capsys, good, out, "--sentinels", 0)
-    assert "vocab_size=100" in _fails(capsys, good, out, "--vocab-size", 100)
+    assert "--vocab-size=100" in _fails(capsys, good, out, "--vocab-size", 100)
     assert "--workers=0" in _fails(capsys, good, out, "--workers", 0)
     assert "--vocab-size=300" in _fails(capsys, good, out, "--vocab-size", 300, "--tokenizer", tmp_path)
     assert "no such tokenizer" in _fails(capsys, good, out, "--tokenizer", tmp_path / "missing")

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import altup_moe.commands.reshard as tool
+from altup_moe import cli
 from altup_moe.checkpoint.manifest import read_manifest
 from altup_moe.checkpoint.reshard import plan_resharding, write_resharded
 from altup_moe.checkpoint.slices import intersect, num_elements
@@ -150,7 +151,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object) -> int:
-    return tool.main([str(argument) for argument in arguments])
+    return cli.main(["reshard", *map(str, arguments)])
 
 
 def test_another_micro_batch_is_recorded(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,8 +239,8 @@ def test_a_dry_run_writes_nothing(run_dir: Path, capsys: pytest.CaptureFixture[s
         (["--data", "3"], "--data=3: train.global_batch_size=8: must be a multiple of"),
         (["--data", "2", "--expert", "4"], "--expert=4: --expert * expert_tensor * pipeline (4) must divide the world"),
         (["--micro-batch-size", "0"], "--micro-batch-size=0: must be at least 1"),
-        (["--tensors", "2"], "tensors=2: unknown key; nearest is tensor"),
-        (["--tensor", "two"], "tensor='two': expects a whole number"),
+        (["--tensors", "2"], "--tensors: unknown option; nearest is --tensor"),
+        (["--tensor", "two"], "--tensor='two': expects a whole number"),
         (["more"], "'more': unexpected word"),
     ],
 )
@@ -248,7 +249,7 @@ def test_what_does_not_fit_names_the_flag(
 ) -> None:
     assert run(run_dir, run_dir.parent / "new", *arguments) == 2
     shown = capsys.readouterr()
-    assert shown.err.startswith(f"reshard: error: {message}")
+    assert shown.err.startswith(f"altup-moe: error: {message}")
     assert shown.err.count("\n") == 1
     assert shown.out == ""
     assert left(run_dir) == ["old"]
@@ -345,7 +346,7 @@ def test_torch_is_not_imported_and_memory_is_bounded(tmp_path: Path) -> None:
     config: RunConfig = small("one", model=model, moe={"num_experts": 0})
     write_tensors(tmp_path / "old", head(config, 7), random_tensors(config))
     code = (
-        "import sys; from altup_moe.commands.reshard import main; code = main(sys.argv[1:]);"
+        "import sys; from altup_moe.cli import main; code = main(['reshard', *sys.argv[1:]]);"
         "assert not {'torch', 'megatron', 'transformers'} & set(sys.modules); sys.exit(code)"
     )
     paths = (str(tmp_path / "old"), str(tmp_path / "new"))

@@ -247,5 +247,5 @@ def test_manifest_fields_have_types(tmp_path: Path) -> None:
         (tmp_path / "p.json").write_text(json.dumps({**good, key: value}))
         with pytest.raises(DataError, match=f"{key} is"):
             read_dataset_manifest(tmp_path / "p.json")
-    with pytest.raises(DataError, match=r"missing\.json: cannot be read .*tools/prepare_data\.py"):
+    with pytest.raises(DataError, match=r"missing\.json: cannot be read .*altup-moe prepare-data"):
         read_dataset_manifest(tmp_path / "missing.json")

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from altup_moe.cli import main
 from altup_moe.launch import deepspeed, torchrun
 from altup_moe.launch.common import LaunchError, set_defaults
 from altup_moe.launch.deepspeed import check_remote_shell
@@ -52,39 +53,39 @@ def fake_deepspeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tools
 
 
-def dry_run(capsys: pytest.CaptureFixture[str], main: object, *argv: str) -> list[str]:
+def dry_run(capsys: pytest.CaptureFixture[str], launcher: str, *argv: str) -> list[str]:
     """The words that a launcher would run."""
-    assert main([*argv[: argv.index("--")], "--dry-run", *argv[argv.index("--") :]]) == 0  # type: ignore[operator]
+    cut = argv.index("--")
+    assert main(["launch", launcher, *argv[:cut], "--dry-run", *argv[cut:]]) == 0
     return shlex.split(capsys.readouterr().out)
 
 
 def test_torchrun_passes_a_command_on_word_by_word(capsys: pytest.CaptureFixture[str]) -> None:
-    words = dry_run(capsys, torchrun.main, "--ranks-per-node", "2", "--", "true", *AWKWARD)
+    words = dry_run(capsys, "torchrun", "--ranks-per-node", "2", "--", "true", *AWKWARD)
     assert words[words.index("--no-python") + 2 :] == AWKWARD
     assert words[:7] == ["torchrun", "--standalone", "--nnodes", "1", "--nproc-per-node", "2", "--max-restarts"]
 
 
 def test_many_nodes_meet_by_number_or_by_themselves(capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--nodes", "2", "--ranks-per-node", "1", "--rdzv", "127.0.0.1:29500"]
-    numbered = dry_run(capsys, torchrun.main, *size, "--node-rank", "1", "--", "true")
+    numbered = dry_run(capsys, "torchrun", *size, "--node-rank", "1", "--", "true")
     assert "--node-rank 1 --master-addr 127.0.0.1 --master-port 29500" in " ".join(numbered)
-    free = dry_run(capsys, torchrun.main, *size, "--", "true")
+    free = dry_run(capsys, "torchrun", *size, "--", "true")
     meeting = "--rdzv-backend c10d --rdzv-endpoint 127.0.0.1:29500 --rdzv-id altup-moe-29500"
     assert meeting in " ".join(free)
-    again = dry_run(capsys, torchrun.main, *size, "--node-rank", "1", "--max-restarts", "2", "--", "true")
+    again = dry_run(capsys, "torchrun", *size, "--node-rank", "1", "--max-restarts", "2", "--", "true")
     assert f"{meeting} --rdzv-conf is_host=0" in " ".join(again)
 
 
 def test_ranks_are_the_gpus_or_one_unless_told() -> None:
     def ranks(env: dict[str, str], gpus: int) -> int:
-        options, _ = torchrun.torchrun_flags().read(["--", "true"])
-        return torchrun.agent_arguments(options, env, gpus)[3]
+        return torchrun.agent_arguments(torchrun.TorchrunOptions(), env, gpus)[3]
 
     assert [ranks({}, 8), ranks({}, 0), ranks({"RANKS_PER_NODE": "2"}, 8)] == [8, 1, 2]
 
 
 def test_slurm_numbers_the_nodes_inside_a_step_only() -> None:
-    options, _ = torchrun.torchrun_flags().read(["--nodes", "2", "--rdzv", "n0:1", "--", "true"])
+    options = torchrun.TorchrunOptions(nodes=2, rdzv="n0:1")
     inside = torchrun.agent_arguments(options, {"SLURM_STEP_ID": "0", "SLURM_NODEID": "1"}, 0)[0]
     assert "--node-rank 1" in " ".join(inside)
     assert "--node-rank" not in torchrun.agent_arguments(options, {"SLURM_NODEID": "1"}, 0)[0]
@@ -95,7 +96,7 @@ def test_deepspeed_gets_checked_hosts_and_one_plain_word(
 ) -> None:
     (tmp_path / "hosts").write_text("node0 slots=2\nnode1 slots=2 # comment\n")
     flags = ["--hostfile", str(tmp_path / "hosts"), "--no_ssh", "--node_rank", "1"]
-    words = dry_run(capsys, deepspeed.main, *flags, "--", "true", *AWKWARD)
+    words = dry_run(capsys, "deepspeed", *flags, "--", "true", *AWKWARD)
     assert words[:4] == ["node0", "slots=2", "node1", "slots=2"]
     assert "--master_addr node0 --master_port 29500 --no_local_rank --no_ssh --node_rank 1" in " ".join(words)
     assert unpack(words[-1])[1:] == AWKWARD
@@ -109,28 +110,28 @@ def test_a_packed_command_comes_back_and_holds_nothing_that_a_shell_reads(comman
 
 
 MISTAKES = [
-    (torchrun, ["--nodes", "0", "--", "true"], "--nodes '0'"),
-    (torchrun, ["--nodes", "2", "--", "true"], "--rdzv: needed for 2 nodes"),
-    (torchrun, ["--nodes", "2", "--rdzv", "n;x:1", "--", "true"], "--rdzv 'n;x'"),
-    (torchrun, ["--nodes", "2", "--rdzv", "n:1", "--node-rank", "2", "--", "true"], "--node-rank '2'"),
-    (torchrun, ["--ranks-per-node", "x", "--", "true"], "--ranks-per-node 'x'"),
-    (torchrun, ["--speed", "1", "--", "true"], "'--speed'"),
-    (torchrun, ["true"], "a command goes behind --"),
-    (torchrun, [], "command: none given"),
-    (torchrun, ["--", "no-such-program"], "'no-such-program': not found"),
-    (deepspeed, ["--hostfile", "/none", "--", "true"], "--hostfile /none"),
-    (deepspeed, ["--hostfile", "/none", "--ranks-per-node", "2", "--", "true"], "slots= in the file"),
-    (deepspeed, ["--master_addr", "a b", "--", "true"], "--master_addr 'a b'"),
-    (deepspeed, ["--master_port", "0", "--", "true"], "--master_port '0'"),
-    (deepspeed, ["--node_rank", "1", "--", "true"], "--node_rank '1'"),
+    ("torchrun", ["--nodes", "0", "--", "true"], "--nodes '0'"),
+    ("torchrun", ["--nodes", "2", "--", "true"], "--rdzv: needed for 2 nodes"),
+    ("torchrun", ["--nodes", "2", "--rdzv", "n;x:1", "--", "true"], "--rdzv 'n;x'"),
+    ("torchrun", ["--nodes", "2", "--rdzv", "n:1", "--node-rank", "2", "--", "true"], "--node-rank '2'"),
+    ("torchrun", ["--ranks-per-node", "x", "--", "true"], "--ranks-per-node='x'"),
+    ("torchrun", ["--speed", "1", "--", "true"], "--speed: unknown option"),
+    ("torchrun", ["true"], "'true': unexpected word"),
+    ("torchrun", [], "command: none given"),
+    ("torchrun", ["--", "no-such-program"], "'no-such-program': not found"),
+    ("deepspeed", ["--hostfile", "/none", "--", "true"], "--hostfile /none"),
+    ("deepspeed", ["--hostfile", "/none", "--ranks-per-node", "2", "--", "true"], "slots= in the file"),
+    ("deepspeed", ["--master_addr", "a b", "--", "true"], "--master-addr 'a b'"),
+    ("deepspeed", ["--master_port", "0", "--", "true"], "--master-port '0'"),
+    ("deepspeed", ["--node_rank", "1", "--", "true"], "--node-rank '1'"),
 ]
 
 
 @pytest.mark.parametrize(("launcher", "argv", "says"), MISTAKES)
 def test_a_mistake_is_one_line_and_exit_code_2(
-    launcher: object, argv: list[str], says: str, capsys: pytest.CaptureFixture[str]
+    launcher: str, argv: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert launcher.main(argv) == 2  # type: ignore[attr-defined]
+    assert main(["launch", launcher, *argv]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert says in err
@@ -141,8 +142,8 @@ def test_a_hostfile_with_metacharacters_is_refused_before_anything_runs(
     host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], fake_deepspeed: Path
 ) -> None:
     (tmp_path / "hosts").write_text(f"{host} slots=1\n")
-    assert deepspeed.main(["--hostfile", str(tmp_path / "hosts"), "--", "true"]) == 2
-    assert re.fullmatch(r"deepspeed\.sh: error: \S+/hosts:1: .* would fit, .*\n", capsys.readouterr().err)
+    assert main(["launch", "deepspeed", "--hostfile", str(tmp_path / "hosts"), "--", "true"]) == 2
+    assert re.fullmatch(r"altup-moe: error: \S+/hosts:1: .* would fit, .*\n", capsys.readouterr().err)
     assert not (tmp_path / "ready").exists()
 
 
@@ -150,14 +151,14 @@ def test_without_deepspeed_one_line_says_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deepspeed, "find_program", lambda name: None)
-    assert deepspeed.main(["--", "true"]) == 2
+    assert main(["launch", "deepspeed", "--", "true"]) == 2
     assert capsys.readouterr().err.endswith("install it with pip install 'deepspeed>=0.19.4,<0.20'\n")
 
 
 def test_what_a_remote_shell_would_read_is_refused() -> None:
     check_remote_shell({"NCCL_DEBUG": "INFO", "PYTHONPATH": "/a b", "OTHER": "$(x)"}, "/srv/run", "/srv/packed.py")
     for env, directory in (({"NCCL_X": "$(x)"}, "/srv"), ({"PYTHONPATH": "a\nb"}, "/srv"), ({}, "/srv/a b")):
-        with pytest.raises(LaunchError, match="no_ssh"):
+        with pytest.raises(LaunchError, match="no-ssh"):
             check_remote_shell(env, directory, "/srv/packed.py")
 
 
@@ -207,7 +208,7 @@ def test_the_scripts_say_how_they_are_used_and_what_python_they_lack(script: str
 
     done = run(PYTHON=sys.executable)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(f"usage: {script} [options] -- COMMAND ...")
+    assert done.stdout.startswith(f"examples:\n  altup-moe launch {script.removesuffix('.sh')}")
     done = run(PYTHON="no-such-python")
     assert done.returncode == 2
     assert "no-such-python: not found" in done.stderr

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from altup_moe.cli import main
 from altup_moe.launch import cluster, netlab
 from altup_moe.launch.netplan import NetlabPlan, Node, bits_per_second, burst_bytes, make_plan
 
@@ -76,7 +77,7 @@ MISTAKES = [
     (["--nodes", "2"], "command", "--"),
     (["--nodes", "2", "--"], "command", "--"),
     (["altup-moe", "train"], "'altup-moe'", "behind --"),
-    (["--speed", "3", "--", "true"], "'--speed'", "--help"),
+    (["--speed", "3", "--", "true"], "--speed: unknown option", "nearest is --"),
     (["--", "no-such-program"], "'no-such-program'", "PATH"),
     (["--measure", "--", "true"], "--measure", "'true'"),
     (["--measure", "--nodes", "3"], "--measure", "2 of 1"),
@@ -88,18 +89,18 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     argv: list[str], names: str, fits: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "execute", lambda argv: pytest.fail(f"{argv} was run"))
-    assert netlab.main(argv) == 2
+    assert main(["launch", "netlab", *argv]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
-    assert err.startswith("netlab: error: ")
+    assert err.startswith("altup-moe: error: ")
     assert names in err
     assert fits in err
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-    assert netlab.main(["--", "true"]) == 2
+    assert main(["launch", "netlab", "--", "true"]) == 2
     assert "needs root" in capsys.readouterr().err
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setenv("PATH", "/nowhere")

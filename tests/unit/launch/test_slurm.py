@@ -111,11 +111,12 @@ def test_any_other_end_is_the_jobs_end(code: int, job: dict[str, str], tmp_path:
 
 
 def test_mistakes_are_one_line_and_exit_code_2(job: dict[str, str], tmp_path: Path) -> None:
+    bare = f"{tmp_path}/bin:/usr/bin:/bin"  # without altup-moe
     without = {key: value for key, value in job.items() if key != "SLURM_JOB_ID"}
     cases = [
         (run(job), "command: none given"),
         (run(without, "true"), "SLURM_JOB_ID: not set"),
-        (run(job | {"SLURM_SUBMIT_DIR": "/"}, "true"), "set ALTUP_MOE_ROOT"),
+        (run(job | {"SLURM_SUBMIT_DIR": "/", "PATH": bare}, "true"), "set ALTUP_MOE_ROOT"),
         (run(job | {"PATH": os.environ["PATH"]}, "true"), "srun: not found"),
     ]
     for done, says in cases:

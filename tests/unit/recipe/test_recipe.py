@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 
+from altup_moe import cli
 from altup_moe.commands import recipe as paper
 from altup_moe.config import ConfigError, UserError
 from altup_moe.config.load import load_config
@@ -136,9 +137,9 @@ def test_a_key_that_stands_twice_is_seen_below_sections_too(tmp_path: Path) -> N
 def test_a_mistake_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = recipe_file(tmp_path, _put("pretrain.log.run_dir", str(tmp_path / "run")))
     for words in ([file, "--jobs", 0], [tmp_path / "none.yaml"], [file, "--run_dir", file]):
-        assert paper.main([str(word) for word in words]) == 2
+        assert cli.main(["recipe", *map(str, words)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("paper: error: ")
+        assert line.startswith("altup-moe: error: ")
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
@@ -330,9 +331,9 @@ def tiny(tmp_path: Path) -> Path:
 def test_a_second_recipe_in_the_run_directory_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with locked_directory(tmp_path / "run", "recipe", "name another"):
         file = Path(__file__).parents[3] / "configs" / "paper_tiny.yaml"
-        assert paper.main([str(file), "--run_dir", str(tmp_path / "run")]) == 2
+        assert cli.main(["recipe", str(file), "--run_dir", str(tmp_path / "run")]) == 2
     said = capfd.readouterr().err
-    assert said.startswith(f"paper: error: {tmp_path / 'run'}: another recipe runs here (process {os.getpid()} on ")
+    assert said.startswith(f"altup-moe: error: {tmp_path / 'run'}: another recipe runs here (process {os.getpid()} on ")
     assert not (tmp_path / "run" / "recipe.json").exists()
 
 

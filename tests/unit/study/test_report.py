@@ -1,4 +1,4 @@
-"""`tools/study.py report`: what it prints, the files it writes, and that a study's text stays text."""
+"""`altup-moe study report`: what it prints, the files it writes, and that a study's text stays text."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from altup_moe.commands.study import STUDY
 from altup_moe.config import UserError
 from altup_moe.report.curves import BINS
 from altup_moe.report.formatting import count, digits, duration
 from altup_moe.study.records import CurvePoint, Quality, StudyRow
-from altup_moe.study.report import report_command
 from altup_moe.study.report.models import Model, families
 from altup_moe.study.report.plot_data import curves, loads
 from tests.studies import failed, row, study, write_study
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&amp;$x^2$'
 FILES = ["report.html", "front.svg", "front.png", "curves.svg", "curves.png", "load.svg", "load.png", "rows.csv"]
+
+report_command = STUDY.commands["report"].main
 
 
 @dataclass(frozen=True)
