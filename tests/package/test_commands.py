@@ -92,6 +92,7 @@ QUICK = [
     Step("plan altup_k4_gpu --cluster h100x8", says("GiB")),
     Step("plan published", says("Mixtral 8x22B")),
     Step(f"bench mixing {SMALLEST} --json", lambda home, out: json.loads(out)),
+    Step("show runs/tiny runs/dense", holds("runs/tiny/comparison.html")),
     Step("study report study", holds("study/report/report.html")),
 ]
 """Run in children of one process."""
