@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from altup_moe.commands.configs import schema_text
+from altup_moe.commands.file_schema import file_schema
+from altup_moe.config.shipped import SCHEMA_FILE
 from altup_moe.parallel import patches
 from docs.generate import command_line, configuration, exit_codes, metrics, run_directory, studies
 
@@ -19,6 +22,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/run_directory.md": run_directory.page,
     "results/studies.md": studies.page,
     "developing/patches.md": patches.as_markdown,
+    # No page: the schema that editors read, shipped with the configurations.
+    f"../configs/{SCHEMA_FILE}": lambda: schema_text(file_schema()),
 }
 
 PICTURES: dict[str, Path] = studies.PICTURES
