@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 WRITTEN = "<!-- Written by `python -m docs.generate`; edit the code that it names, not this file. -->"
-"""First line of a generated page."""
+"""Last line of a generated page: the first is its title, which the site reads."""
 
 
 def cell(text: str) -> str:
@@ -20,8 +20,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[in
 
 
 def text_of(lines: Iterable[str]) -> str:
-    """A page: its first line, then these."""
-    return "\n".join([WRITTEN, *lines]) + "\n"
+    """A page: these lines, and the last."""
+    return "\n".join([*lines, "", WRITTEN]) + "\n"
 
 
 def docstring(text: str | None) -> str:

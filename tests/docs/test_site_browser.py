@@ -11,19 +11,21 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.browser import needs_browser, one
 from tests.docs.commands import ROOT
-from tests.unit.study.test_report_browser import BROWSER, DRIVER, QUIET, webdriver
 
 pytest.importorskip("mkdocs")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (BROWSER and DRIVER), reason="no Chromium with its driver")]
+pytestmark = [pytest.mark.slow, needs_browser]
 WIDTHS = (1280, 390)
+KINDS = ["index.html", "concepts/wide_stream.html", "reference/configuration.html", "reference/python_api.html"]
+KINDS += ["results/studies.html"]
+"""Pages with pictures, wide tables, signatures."""
 SHOTS = os.environ.get("SITE_SCREENSHOTS")
 """Directory where pictures of the pages are kept, if one is named."""
 
@@ -53,53 +55,59 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
     server.server_close()
 
 
-@contextmanager
-def browser(profile: Path, width: int) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for argument in (*QUIET, f"--user-data-dir={profile}", "--window-size=1280,900"):
-        options.add_argument(argument)
-    if width < 500:
-        metrics = {"width": width, "height": 844, "pixelRatio": 2, "touch": True}
-        options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    os.environ["SE_OFFLINE"] = "true"
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    try:
-        yield driver
-    finally:
-        driver.quit()
+def sized(driver: Any, width: int) -> None:
+    """The browser takes the size of a desk or of a phone, and forgets what it said before."""
+    phone = width < 500
+    size = {"width": width, "height": 844, "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": phone})
+    driver.get_log("browser")
+
+
+def problems_of(pages: list[str], address: str, width: int, browser: Any) -> list[str]:
+    """What is wrong with pages at a width: too wide, fetched from elsewhere, said on the console."""
+    problems = []
+    sized(browser, width)
+    for page in pages:
+        browser.get(address + page)
+        inner, wide = browser.execute_script("return [innerWidth, document.documentElement.scrollWidth]")
+        if inner != width or wide > inner:
+            problems.append(f"{page}: {wide} px wide of {inner}")
+        fetched = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+        problems += [f"{page} fetches {url}" for url in fetched if not url.startswith((address, "data:", "blob:"))]
+        problems += [f"{page}: {entry['message']}" for entry in browser.get_log("browser")]
+        if SHOTS:
+            browser.save_screenshot(str(Path(SHOTS) / f"{width}_{page.replace('/', '_')}.png"))
+    return problems
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_every_page(site: tuple[str, Path], width: int, tmp_path: Path) -> None:
+def test_pages_of_every_kind(site: tuple[str, Path], width: int, browser: Any) -> None:
+    assert not problems_of(KINDS, site[0], width, browser)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_page(site: tuple[str, Path], width: int, browser: Any) -> None:
     address, directory = site
-    problems = []
-    with browser(tmp_path / "profile", width) as driver:
-        for page in sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*.html")):
-            driver.get(address + page)
-            inner, wide = driver.execute_script("return [innerWidth, document.documentElement.scrollWidth]")
-            if wide > inner:
-                problems.append(f"{page}: {wide} px wide of {inner}")
-            fetched = driver.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
-            problems += [f"{page} fetches {url}" for url in fetched if not url.startswith((address, "data:", "blob:"))]
-            problems += [f"{page}: {entry['message']}" for entry in driver.get_log("browser")]
-            if SHOTS:
-                driver.save_screenshot(str(Path(SHOTS) / f"{width}_{page.replace('/', '_')}.png"))
-    assert not problems, "\n".join(problems)
+    pages = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*.html"))
+    assert not problems_of(pages, address, width, browser)
 
 
-def test_the_search_finds_a_key(site: tuple[str, Path], tmp_path: Path) -> None:
+def test_the_search_finds_a_key(site: tuple[str, Path], browser: Any) -> None:
+    pytest.importorskip("selenium.webdriver")
+    from selenium.webdriver.support.ui import WebDriverWait
+
     address, _ = site
-    with browser(tmp_path / "profile", 1280) as driver:
-        driver.get(address + "index.html")
-        box = driver.find_element("css selector", "input.md-search__input")
-        driver.execute_script("document.getElementById('__search').click()")
-        box.send_keys("capacity_factor")
-        wait = webdriver.support.wait.WebDriverWait(driver, 60)
-        links = wait.until(lambda d: d.find_elements("css selector", ".md-search-result__link"))
-        assert any("configuration" in link.get_attribute("href") for link in links)
-        assert driver.get_log("browser") == []
+    sized(browser, 1280)
+    browser.get(address + "index.html")
+    browser.execute_script("document.getElementById('__search').click()")
+    one(browser, "input.md-search__input").send_keys("capacity_factor")
+    links = WebDriverWait(browser, 60).until(
+        lambda d: [a.get_attribute("href") for a in d.find_elements("css selector", ".md-search-result__link")]
+    )
+    assert any("configuration" in link for link in links)
+    assert browser.get_log("browser") == []
 
 
 def test_no_page_names_another_hosts_script(site: tuple[str, Path]) -> None:
