@@ -46,11 +46,6 @@ def metrics_file(run_dir: str | Path) -> Path:
     return Path(run_dir) / METRICS
 
 
-def samples_file(run_dir: str | Path) -> Path:
-    """Texts generated while the run trains, one JSON object for each."""
-    return Path(run_dir) / "samples.jsonl"
-
-
 def removed_metrics_file(metrics: Path) -> Path:
     """Lines that a resumed run has moved out of its metrics: of steps done again, and what cannot be read."""
     return metrics.with_suffix(".removed.jsonl")

@@ -113,7 +113,7 @@ class StepMetrics:
         return " | ".join(parts)
 
 
-def overlap_metrics(found: OverlapReport | None) -> dict[str, float]:
+def overlap_metrics(found: OverlapReport | None) -> dict[str, Any]:
     """The fields of `StepMetrics` that a profile has."""
     names = ("exchange_ms", "exposed_ms", "mixing_ms", "mixing_hidden_ms")
     return {name: getattr(found, name) for name in names} if found else {}
