@@ -10,7 +10,7 @@ from typing import Any
 from altup_moe.report.curves import COLOURS, DASHES, binned
 from altup_moe.report.metric_groups import METRICS, Metric, task_metric
 from altup_moe.show.events import resumes
-from altup_moe.show.read_run import Line, RunFiles, number
+from altup_moe.show.read_run import Line, RunFiles, number, numbers
 
 BINS = 240
 """The most points of a curve."""
@@ -24,8 +24,10 @@ def drawn_metrics(runs: Sequence[RunFiles]) -> list[Metric]:
     keys = dict.fromkeys(key for run in runs for line in run.lines for key in line if key.startswith("eval/"))
     tasks = [metric for key in keys if (metric := task_metric(key))]
     for metric in (*METRICS, *tasks):
-        values = {value for run in runs for line in run.lines if (value := number(line, metric.key)) is not None}
-        if values - ({0.0} if not metric.zeros else set()):
+        values = [numbers(run.lines, metric.key) for run in runs]
+        # Figures of a profile: one is said in the history, several are a curve.
+        least = 2 if metric.group == "overlap" else 1
+        if max(map(len, values)) >= least and (metric.zeros or any(map(any, values))):
             found.append(metric)
     # Functions of what is drawn.
     losses = {metric.key for metric in found if metric.group == "loss"}
