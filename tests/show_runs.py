@@ -47,6 +47,7 @@ def step_line(step: int, draw: random.Random, shift: float = 0.0) -> dict[str, A
         "skipped_steps": int(step >= 7),
     }
     if step % 50 == 0:
+        line |= {"eval/squad/f1": 0.1 * step}
         line |= {"valid_loss": loss + 0.05, "valid_perplexity": math.exp(loss), "valid_bits_per_byte": 0.42 * loss}
     return line
 
@@ -81,6 +82,7 @@ def write_run(directory: Path, last: int = 400, seed: int = 0, shift: float = 0.
     directory.mkdir(parents=True)
     save_config(config(directory, **sections), directory / "config.yaml")
     lines = [step_line(step, draw, shift) for step in range(1, last + 1)]
+    lines[2] |= {"exchange_ms": 12.5, "exposed_ms": 4.0, "mixing_ms": 2.0, "mixing_hidden_ms": 1.75}
     if last > 200:
         lines[200]["changed"] = {"optim.learning_rate": [0.001, 0.002]}
     write_lines(directory / "metrics.jsonl", lines)

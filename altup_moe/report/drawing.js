@@ -138,7 +138,7 @@ const drawing = (() => {
   // Marks are vertical lines at x. The mouse finds the nearest point; with the keyboard, arrows walk along and between.
   function lineChart(place, { roof = 1, marks = [], ...labels }, series) {
     const points = series.flatMap((s) => s.points.filter((p) => p[1] !== null));
-    const sorted = points.map((p) => p[3]).sort((a, b) => a - b), top = sorted[Math.floor(roof * (sorted.length - 1))];
+    const sorted = points.map((p) => p[3]).sort((a, b) => a - b), top = sorted[Math.ceil(roof * (sorted.length - 1))];
     const { root, x, y, box } = frame(
       place, labels, [0, ...points.map((p) => p[0])], [...points.map((p) => Math.min(top, p[2])), top]);
     const area = { x: box.left, y: box.top, width: box.right - box.left, height: box.bottom - box.top };

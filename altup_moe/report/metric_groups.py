@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 GROUPS = {
     "loss": "Training loss",
     "validation": "Validation",
+    "eval": "Tasks",
     "optimizer": "Optimizer",
     "throughput": "Speed and memory",
     "routing": "Routing",
@@ -60,3 +62,11 @@ METRICS = (
     Metric("mixing_ms", "overlap", "mixing_ms", "mixing (ms a step)"),
     Metric("mixing_hidden_ms", "overlap", "mixing_hidden_ms", "mixing while an exchange flies (ms a step)"),
 )
+
+
+def task_metric(key: str) -> Metric | None:
+    """The metric of a task's score, eval/TASK/METRIC in percent; None if the key is not one."""
+    if not re.fullmatch(r"eval/[\w.-]+/[\w.-]+", key):
+        return None
+    task, name = key.split("/")[1:]
+    return Metric(key, "eval", f"{task}/{name}", f"{task}: {name} (%)")

@@ -8,9 +8,9 @@ from itertools import accumulate
 from typing import Any
 
 from altup_moe.report.curves import COLOURS, DASHES, binned
-from altup_moe.report.metric_groups import METRICS, Metric
+from altup_moe.report.metric_groups import METRICS, Metric, task_metric
 from altup_moe.show.events import resumes
-from altup_moe.show.read_run import Line, RunFiles, number
+from altup_moe.show.read_run import Line, RunFiles, number, numbers
 
 BINS = 240
 """The most points of a curve."""
@@ -21,13 +21,17 @@ TIMES, RATIOS = 60, 150_000
 def drawn_metrics(runs: Sequence[RunFiles]) -> list[Metric]:
     """The metrics that some run has values of, and of which a figure says something."""
     found = []
-    for metric in METRICS:
-        values = {value for run in runs for line in run.lines if (value := number(line, metric.key)) is not None}
-        if values - ({0.0} if not metric.zeros else set()):
+    keys = dict.fromkeys(key for run in runs for line in run.lines for key in line if key.startswith("eval/"))
+    tasks = [metric for key in keys if (metric := task_metric(key))]
+    for metric in (*METRICS, *tasks):
+        values = [numbers(run.lines, metric.key) for run in runs]
+        # Figures of a profile: one is said in the history, several are a curve.
+        least = 2 if metric.group == "overlap" else 1
+        if max(map(len, values)) >= least and (metric.zeros or any(map(any, values))):
             found.append(metric)
     # Functions of what is drawn.
-    keys = {metric.key for metric in found}
-    unread = {"valid_perplexity", "consumed_samples"} | ({"loss"} if "lm_loss" in keys else set())
+    losses = {metric.key for metric in found if metric.group == "loss"}
+    unread = {"valid_perplexity", "consumed_samples"} | ({"loss"} if "lm_loss" in losses else set())
     return [metric for metric in found if metric.key not in unread]
 
 

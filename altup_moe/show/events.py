@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from altup_moe.config.resume_keys import spelled_changes
+from altup_moe.report.formatting import digits
 from altup_moe.show.read_run import Line, RunFiles, number
 
 MOST = 20
@@ -36,7 +37,15 @@ def resumes(run: RunFiles) -> list[int]:
 
 def events(run: RunFiles) -> list[Event]:
     """All that is known, by step."""
-    found = [*_starts(run), *_older_resumes(run), *_changes(run), *_gaps(run), *_done_again(run), *_skipped(run)]
+    found = [
+        *_starts(run),
+        *_older_resumes(run),
+        *_changes(run),
+        *_gaps(run),
+        *_done_again(run),
+        *_skipped(run),
+        *_profiles(run),
+    ]
     return sorted(found, key=lambda event: event.step)
 
 
@@ -98,6 +107,15 @@ def _done_again(run: RunFiles) -> Iterator[Event]:
     for steps in _runs_of_steps(run.removed):
         what = f"step {steps[0]} was" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]} were"
         yield Event(steps[0] - 1, "", f"{what} done again (before: metrics.removed.jsonl)")
+
+
+def _profiles(run: RunFiles) -> Iterator[Event]:
+    for line in run.lines:
+        known = [number(line, key) for key in ("exchange_ms", "exposed_ms", "mixing_ms", "mixing_hidden_ms")]
+        exchange, exposed, mixing, hidden = (digits(value) if value is not None else "-" for value in known)
+        if any(value is not None for value in known):
+            what = f"exchange {exchange} ms a step, of which {exposed} ms were waited for"
+            yield Event(line["step"], "", f"profile: {what}; mixing {mixing} ms, of which {hidden} ms were hidden")
 
 
 def _skipped(run: RunFiles) -> Iterator[Event]:

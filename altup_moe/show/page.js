@@ -6,10 +6,11 @@
   const AXES = [{ key: 0, label: "steps" }, { key: 1, label: "tokens seen" }, { key: 2, label: "hours trained" }];
   const hidden = new Set(), redraws = [];
   const axis = () => +byId("runs-x").value;
+  const chartPlace = (key) => byId("chart-" + key.replaceAll("/", "-"));
   const exact = (value) => String(+value.toPrecision(6));
 
   function drawChart({ key, label, roof }) {
-    const place = byId("chart-" + key), x = axis();
+    const place = chartPlace(key), x = axis();
     const shown = data.runs.filter((run) => !hidden.has(run.name) && run.curves[key].some((p) => p[3] !== null));
     if (!shown.length) { place.textContent = `${label}: nothing to draw.`; return; }
     const say = (run) => ([, mean, least, most, point]) => [
@@ -36,7 +37,7 @@
     for (const chart of data.charts) {
       const draw = () => drawChart(chart);
       redraws.push(draw);
-      keepDrawn(byId("chart-" + chart.key), draw);
+      keepDrawn(chartPlace(chart.key), draw);
     }
   }
 

@@ -101,7 +101,7 @@ def _charts(metrics: Sequence[Metric], several: bool) -> Iterable[str]:
         inside = [metric for metric in metrics if metric.group == group]
         if inside:
             yield f'<h3>{heading}</h3><div class="charts">'
-            yield from (f'<div class="chart" id="chart-{metric.key}"></div>' for metric in inside)
+            yield from (f'<div class="chart" id="chart-{metric.key.replace("/", "-")}"></div>' for metric in inside)
             yield "</div>"
     yield "<noscript>The curves are drawn by a script.</noscript>"
 

@@ -225,7 +225,7 @@ class WandB:
         # Sections are the parts of names before the slash; all are drawn over the step.
         self._run.define_metric("step")
         for group in GROUPS:
-            summary = {"summary": "min"} if group == "validation" else {}
+            summary = {"validation": {"summary": "min"}, "eval": {"summary": "max"}}.get(group, {})
             self._run.define_metric(f"{group}/*", step_metric="step", **summary)
 
     def log(self, metrics: StepMetrics) -> None:

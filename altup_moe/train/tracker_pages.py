@@ -67,6 +67,7 @@ def tensorboard_pages(config: RunConfig) -> dict[str, dict[str, list[Any]]]:
         "loss": {"training": ["loss/lm"], "with the routers'": ["loss/total"],
                  "routers": ["loss/balance", "loss/router_z"]},
         "validation": {"loss": ["validation/loss"], "bits per byte": ["validation/bits_per_byte"]},
+        "eval": {},
         "optimizer": {"gradient norm": ["optimizer/grad_norm"], "learning rate": ["optimizer/learning_rate"],
                       "skipped steps": ["optimizer/skipped_steps"]},
         "throughput": {"tokens a second": ["throughput/tokens_per_second"], "step, s": ["throughput/step_seconds"],
@@ -77,6 +78,8 @@ def tensorboard_pages(config: RunConfig) -> dict[str, dict[str, list[Any]]]:
     }  # fmt: skip
     if config.moe.num_experts:
         charts["routing"] = _routing_charts(config)
+    if config.train.eval_tasks:
+        charts["eval"] = {"scores, %": ["eval/.+"]}
     for group, inside in charts.items():
         if inside:
             drawn = {chart: ["Multiline", [f"^{tag}$" for tag in tags]] for chart, tags in inside.items()}

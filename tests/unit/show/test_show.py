@@ -87,6 +87,7 @@ def test_the_page_holds_curves_routes_history_and_configuration_and_asks_for_not
     keys = [chart["key"] for chart in page.data["charts"]]
     assert {"lm_loss", "valid_loss", "grad_norm", "tokens_per_second", "dropped_share", "skipped_steps"} <= set(keys)
     assert "z_loss" not in keys  # all zeros
+    assert {"key": "eval/squad/f1", "label": "squad: f1 (%)", "roof": 1.0} in page.data["charts"]
     (data,) = page.data["runs"]
     assert len(data["curves"]["lm_loss"]) == 200
     step, tokens, hours, mean, least, most = data["curves"]["lm_loss"][-1]
@@ -102,6 +103,7 @@ def test_the_page_holds_curves_routes_history_and_configuration_and_asks_for_not
         "2026-11-20 12:00:00",
         "steps 201 to 202 were done again",
         "changed optim.learning_rate 0.001 -> 0.002",
+        "profile: exchange 12.5 ms a step, of which 4.00 ms were waited for; mixing 2.00 ms, of which 1.75 ms were",
         "The cat",
         "sat on mat 400.",
         "altup.width",

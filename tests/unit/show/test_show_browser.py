@@ -39,7 +39,7 @@ def test_one_run_at_a_desk(runs: list[Path], tmp_path: Path, browser: Any) -> No
     with opened(browser, runs[0] / "report.html", DRAWN, 1280, 900) as driver:
         screenshot(driver, tmp_path / "desk.png")
         charts = [chart.get_attribute("id") for chart in all_of(driver, ".chart")]
-        assert len(charts) == 15
+        assert len(charts) == 16
         assert all(all_of(driver, f"#{chart} svg") for chart in charts)
         # The resume is a dashed line, and a value is read by mouse and by keys.
         assert len(all_of(driver, "#chart-lm_loss .event")) == 1

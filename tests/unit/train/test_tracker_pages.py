@@ -30,7 +30,7 @@ from tests.unit.train.records import MOE, VALID, record
 
 LOADS = RoutingLoads(2, [[], [10.0, 20.0, 30.0, 20.0]], [0.0, 8.0])
 OVERLAP = {"exchange_ms": 4.0, "exposed_ms": 1.0, "mixing_ms": 2.0, "mixing_hidden_ms": 1.5}
-FULL = record(3, **MOE, **VALID, **OVERLAP, routing=LOADS)
+FULL = record(3, **MOE, **VALID, **OVERLAP, routing=LOADS, scores={"eval/squad/f1": 12.5})
 
 
 def config(**log: Any) -> RunConfig:
@@ -43,7 +43,7 @@ def test_every_number_of_a_step_has_a_group_and_a_name_of_its_own() -> None:
     numbers = {field.name for field in fields(StepMetrics) if field.type in ("int", "float", "float | None")}
     assert {metric.key for metric in METRICS} == numbers - {"step"}
     assert len({metric.path for metric in METRICS}) == len(METRICS)
-    assert {metric.group for metric in METRICS} == set(GROUPS)
+    assert {metric.group for metric in METRICS} == set(GROUPS) - {"eval"}
     found = tracked(FULL)
     assert found["loss/lm"] == 2.25
     assert found["validation/bits_per_byte"] == 1.375
@@ -81,6 +81,7 @@ def test_tensorboards_pages_draw_every_number_and_every_layer(tmp_path: Path) ->
     from tensorboard.plugins.custom_scalar import layout_pb2
 
     run = config(run_dir=str(tmp_path))
+    run = replace(run, train=replace(run.train, eval_tasks=("squad",)))
     logger = TensorBoard(run, first_step=1)
     logger.log(FULL)
     logger.close()
@@ -95,7 +96,7 @@ def test_tensorboards_pages_draw_every_number_and_every_layer(tmp_path: Path) ->
     pages = {
         category.title: {chart.title: chart.multiline.tag for chart in category.chart} for category in layout.category
     }
-    assert list(pages) == ["Training loss", "Validation", "Optimizer", "Speed and memory", "Routing",
+    assert list(pages) == ["Training loss", "Validation", "Tasks", "Optimizer", "Speed and memory", "Routing",
                            "Overlap (of recorded steps)"]  # fmt: skip
     drawn = [re.compile(tag) for charts in pages.values() for regexes in charts.values() for tag in regexes]
     undrawn = {"validation/perplexity", "optimizer/consumed_samples"}
@@ -152,4 +153,4 @@ def test_trackers_get_the_same_names(tracker: str, tmp_path: Path, monkeypatch: 
     assert defined.pop("step") == {}
     assert set(defined) == {f"{group}/*" for group in GROUPS}
     assert all(kwargs["step_metric"] == "step" for kwargs in defined.values())
-    assert defined["validation/*"]["summary"] == "min"
+    assert (defined["validation/*"]["summary"], defined["eval/*"]["summary"]) == ("min", "max")
