@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from altup_moe.config import ConfigError, UserError
+from altup_moe.config import ConfigError
 from altup_moe.config.command import Command
 from altup_moe.config.files import write_text
 from altup_moe.config.run_directory import comparison_file, report_file
