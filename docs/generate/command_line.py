@@ -12,6 +12,7 @@ PARTS = {
     "bench": ("step", "sequence", "overlap", "experts", "train", "mixing", "checkpoint"),
     "study": ("run", "status", "report"),
     "convert": ("import", "export"),
+    "plan": ("published", "measure", "compare"),
     "launch": ("torchrun", "deepspeed", "slurm", "netlab"),
 }
 """Commands of commands."""
