@@ -31,7 +31,7 @@ class Row(NamedTuple):
 COMMANDS = {
     "train": Row("CONFIG", "train a configuration file; any key of it is a flag"),
     "evaluate": Row("RUN_DIR", "loss on held-out text, or answers to tasks"),
-    "generate": Row("RUN_DIR --prompt TEXT", "continue a text with a trained run"),
+    "generate": Row("RUN_DIR --prompt", "continue a text with a trained run"),
     "doctor": Row("", "could a run start here: versions, devices, network"),
     "bench": Row("NAME", "measure a step, experts, mixing, overlap, saving"),
     "show": Row("RUN_DIR ...", "one page of a run, or of several: curves, routing"),
@@ -54,7 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Under a launcher all ranks mostly find the same mistake. Rank 0 prints it; the others only what is theirs.
     """
-    _quiet_libraries()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         code = _dispatch(words)
@@ -115,6 +114,7 @@ def _dispatch(argv: list[str]) -> int:
             raise UserError(f"name a command: {', '.join(COMMANDS)}; altup-moe --help says more")
     if name not in COMMANDS:
         raise UserError(f"{name}: unknown command; nearest is {nearest_key(name, COMMANDS)}")
+    _quiet_libraries()
     module = import_module(f"altup_moe.commands.{name.replace('-', '_')}")
     code: int = module.main(args)
     return code

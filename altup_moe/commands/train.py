@@ -19,13 +19,10 @@ EXAMPLES = (
 PROFILE = "--log.profile_steps=3"
 """What --profile stands for."""
 USUAL = (
-    "log.run_dir",
     "data.corpus",
     "altup.width",
-    "moe.num_experts",
     "optim.learning_rate",
     "train.steps",
-    "train.global_batch_size",
     "parallel.tensor",
 )
 """Keys that the first page of help shows."""
@@ -38,13 +35,13 @@ class TrainOptions:
     profile: bool = False
     """Record three steps (log.profile_steps)."""
     dry_run: bool = False
-    """Print configuration, layout, memory and step time, data and what would be resumed; start nothing."""
+    """Say what the run would do: layout, memory, step time, data, resume. Nothing is started or written."""
     full: bool = False
     """With --dry-run: every key of the configuration."""
     json: bool = False
     """With --dry-run: one JSON object."""
     cluster: str | None = None
-    """With --dry-run: kind of node, or a file of `altup-moe plan measure`, that the step time is estimated for."""
+    """With --dry-run: kind of node for the step time. Or a file that `altup-moe plan measure` wrote."""
 
 
 def main(args: Sequence[str]) -> int:
