@@ -19,6 +19,8 @@ from tests.docs.test_generated_pages import documented_metrics, undocumented
 
 TIMEOUT = 100.0
 """Seconds that a command may take."""
+LONG_TIMEOUT = 500.0
+"""Seconds that a command of `make test-all` may take: a small study, a benchmark."""
 LAST_LINES = 15
 OPERATORS = set("|&;<>()$`*?~{}")
 
@@ -66,11 +68,12 @@ def run_item(item: Item, directory: Path, forks: Forks, path: str) -> Ended:
     if item.kind == "file":
         (directory / item.name).write_text(item.text, encoding="utf-8")
         return Ended(0, "", 0.0)
+    limit = LONG_TIMEOUT if item.tier == "long" else TIMEOUT
     if item.kind == "python":
-        return forks.python(item.text, directory, environment, TIMEOUT)
+        return forks.python(item.text, directory, environment, limit)
     parsed = settings_and_words(item.text)
     if parsed is not None and parsed[1][:1] == ["altup-moe"]:
-        return forks.altup_moe(parsed[1][1:], directory, environment | parsed[0], TIMEOUT)
+        return forks.altup_moe(parsed[1][1:], directory, environment | parsed[0], limit)
     return in_a_shell(item.text, directory, environment)
 
 

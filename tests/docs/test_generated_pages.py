@@ -56,7 +56,9 @@ def test_check_names_the_page_and_the_command(
 def undocumented(metrics_file: Path, documented: set[str]) -> set[str]:
     """Keys of a file of metrics that the page does not have."""
     lines = metrics_file.read_text(encoding="utf-8").splitlines()
-    return {key for line in lines for key in json.loads(line)} - documented
+    found = {key for line in lines for key in json.loads(line)}
+    # Scores of tasks are keys of their own (see the page's row of `scores`).
+    return {key for key in found - documented if not (key.startswith("eval/") and "scores" in documented)}
 
 
 def documented_metrics() -> set[str]:
