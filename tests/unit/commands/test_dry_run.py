@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -263,3 +266,22 @@ def test_durations() -> None:
     assert [spelled_duration(seconds) for seconds in (0.2153, 89, 120, 7200, 864000)] == [
         "0.215 s", "89 s", "2.0 min", "2.0 h", "10.0 days"
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_it_needs_no_torch() -> None:
+    """The planner, the headers of checkpoints and the manifests of data do without it."""
+    heavy = "{'torch', 'megatron', 'transformers', 'tensorboard', 'datasets'}"
+    code = (
+        f"import sys; from altup_moe.cli import main; main(sys.argv[1:]); print('heavy:', {heavy} & set(sys.modules))"
+    )
+    words = [sys.executable, "-c", code, "train", str(CONFIGS / "interleaved_4rank.yaml"), "--dry-run"]
+    found = subprocess.run(
+        words,
+        env={**os.environ, "PYTHONPATH": str(CONFIGS.parent)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert found.stdout.splitlines()[-1] == "heavy: set()"

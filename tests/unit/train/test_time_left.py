@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from altup_moe.train.loggers import open_loggers
+from pathlib import Path
+
+from altup_moe.train.loggers import Console, open_loggers
 from altup_moe.train.time_left import WINDOW, TimeLeft, spelled_left
 from tests.unit.train.runs import tiny
 
@@ -18,9 +20,10 @@ def test_it_follows_the_latest_steps_of_a_resumed_run() -> None:
     assert left.step_ended(1000, 9999.0) is None
 
 
-def test_it_ends_where_the_run_stops(tmp_path) -> None:
+def test_it_ends_where_the_run_stops(tmp_path: Path) -> None:
     config = tiny(train={"steps": 60, "stop_after": 20}, log={"run_dir": str(tmp_path), "tensorboard": False})
-    _, console = loggers = open_loggers(config, 1)
+    loggers = open_loggers(config, 1)
+    (console,) = (logger for logger in loggers if isinstance(logger, Console))
     assert console._time_left.last_step == 20
     for logger in loggers:
         logger.close()
