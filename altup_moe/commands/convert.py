@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from altup_moe.config import ConfigError, DataError, UserError
+from altup_moe.config import ConfigError, DataError
 from altup_moe.config.command import Command, Group
+from altup_moe.config.expected_run import check_source
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,7 @@ def import_model(o: ImportOptions) -> int:
 
 def export_model(o: ExportOptions) -> int:
     """Make a Hugging Face directory of a run. Returns the exit code."""
-    if not o.source.exists():
-        raise UserError(f"{o.source}: does not exist; name a run or a checkpoint")
+    check_source(o.source, "convert export", (str(o.out),), "source")
     _check_target("out", o.out)
     from altup_moe.inference.hub import export_run
 

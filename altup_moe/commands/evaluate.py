@@ -7,9 +7,10 @@ from pathlib import Path
 
 from altup_moe.config import ConfigError
 from altup_moe.config.command import Command
-from altup_moe.config.data_checks import check_corpus, check_task_files, task_directories, task_names
+from altup_moe.config.data_checks import CORPUS_NAMES, check_task_files, is_corpus, task_directories, task_names
+from altup_moe.config.expected_run import check_run
 from altup_moe.config.ranges import COUNT
-from altup_moe.config.run_directory import check_run_directory
+from altup_moe.data.sources import LeftOut, local_files
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,10 @@ class EvaluateOptions:
     run_dir: Path
     """Directory of a run (log.run_dir)."""
     corpus: str | None = None
-    """python-docs, wikipedia-sample or the path prefix of prepared data; None is the run's own validation part."""
+    """Text: a .txt, .md, .jsonl or .parquet file, a directory or a glob of them; or python-docs, wikipedia-sample, the
+    path prefix of prepared data. None is the run's own validation part."""
+    text_key: str | None = None
+    """Column of the text in .jsonl and .parquet; None is text."""
     samples: int | None = None
     """Samples to read at most; None reads all of a given corpus, and of the run's own validation part as many as
     train.eval_samples."""
@@ -39,22 +43,30 @@ class EvaluateOptions:
 
 def evaluate(o: EvaluateOptions) -> int:
     """Check the options, then evaluate."""
-    check_run_directory(o.run_dir)
+    check_run(o.run_dir, "evaluate")
     if o.answers is not None and o.tasks is None:
         raise ConfigError("answers", str(o.answers), "belongs to tasks; name some")
     if o.corpus is not None:
-        check_corpus("corpus", o.corpus)
+        _check_corpus(o.corpus)
     if o.samples is not None:
         COUNT.check("samples", o.samples)
     if o.tasks is not None:
         return _evaluate_tasks(o, o.tasks)
     from altup_moe.inference.evaluate import evaluate_command
 
-    return evaluate_command(run_dir=o.run_dir, corpus=o.corpus, samples=o.samples, as_json=o.json)
+    key = {} if o.text_key is None else {"text_key": o.text_key}
+    return evaluate_command(run_dir=o.run_dir, corpus=o.corpus, samples=o.samples, as_json=o.json, **key)
+
+
+def _check_corpus(corpus: str) -> None:
+    """Raise UserError unless there is such a corpus, such prepared data, or such text."""
+    if not is_corpus(corpus) and not local_files(corpus, LeftOut()):
+        fits = f"there is no such file, and no {corpus}.idx; text, {' or '.join(CORPUS_NAMES)} would fit"
+        raise ConfigError("corpus", corpus, fits)
 
 
 def _evaluate_tasks(o: EvaluateOptions, tasks: str) -> int:
-    for key in ("corpus", "samples"):
+    for key in ("corpus", "samples", "text_key"):
         if getattr(o, key) is not None:
             raise ConfigError(key, getattr(o, key), "is of no use beside tasks; give one of the two")
     names = task_names("tasks", tasks)
@@ -80,7 +92,7 @@ def _evaluate_tasks(o: EvaluateOptions, tasks: str) -> int:
 EVALUATE = Command(
     "evaluate",
     "RUN_DIR [options]",
-    ["altup-moe evaluate runs/quickstart"],
+    ["altup-moe evaluate runs/quickstart", "altup-moe evaluate runs/quickstart --corpus held_out.txt"],
     EvaluateOptions,
     evaluate,
     positional=["run_dir"],

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from altup_moe.config.command import Command
-from altup_moe.config.run_directory import check_run_directory
+from altup_moe.config.expected_run import check_run
 from altup_moe.config.sampling import check_sampling
 
 
@@ -30,7 +30,7 @@ class GenerateOptions:
 
 def generate(o: GenerateOptions) -> int:
     """Check the options, then generate."""
-    check_run_directory(o.run_dir)
+    check_run(o.run_dir, "generate", ("--prompt", o.prompt))
     check_sampling(o.max_new_tokens, o.temperature, o.top_p, o.seed)
     from altup_moe.inference.generate import generate_command
 

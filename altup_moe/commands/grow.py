@@ -9,6 +9,7 @@ from pathlib import Path
 
 from altup_moe.checkpoint.grow.options import GrowOptions
 from altup_moe.config import ConfigError, RunConfig, UserError
+from altup_moe.config.expected_run import check_source
 from altup_moe.config.flags import parse
 from altup_moe.config.help_pages import heading, help_topic, one_option, option_lines, options_of, table
 from altup_moe.config.load import split_overrides
@@ -65,8 +66,7 @@ def _checked(args: Sequence[str]) -> tuple[Path, Path, list[str], GrowOptions]:
     changed = parse(RunConfig, overrides, default=RunConfig())
     if changed.log.run_dir != RunConfig().log.run_dir:
         raise ConfigError("log.run_dir", changed.log.run_dir, "the second word, DST, says it")
-    if not src.exists():
-        raise UserError(f"{src}: does not exist; name a run or a checkpoint")
+    check_source(src, "grow", (str(dst), *overrides), "SRC")
     return src, dst, overrides, options
 
 

@@ -16,6 +16,7 @@ from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.config import ConfigError
 from altup_moe.config.command import Command
+from altup_moe.config.expected_run import check_source
 from altup_moe.config.resume_keys import spelled_changes
 
 
@@ -113,6 +114,7 @@ def _norm(row: ListingRow, kind: str) -> str:
 def inspect(options: InspectOptions) -> int:
     """Print a checkpoint. Returns 0."""
     wanted = name_filter(options.tensors)
+    check_source(options.path, "inspect")
     with Checkpoint(find_checkpoint(options.path)) as checkpoint:
         known = summary(checkpoint)
         if options.verify:
@@ -140,6 +142,8 @@ def inspect(options: InspectOptions) -> int:
 def diff(options: InspectOptions, other: Path) -> int:
     """Print the differences between two checkpoints. Returns 0 if there are none, else 1."""
     wanted = name_filter(options.tensors)
+    check_source(options.path, "inspect", ("--diff", str(other)))
+    check_source(other, "inspect", key="diff")
     with Checkpoint(find_checkpoint(options.path)) as a, Checkpoint(find_checkpoint(other)) as b:
         if not any(map(wanted, [*a.manifest.tensors, *b.manifest.tensors])):
             raise ConfigError("tensors", options.tensors, "matches no tensor of either")

@@ -16,6 +16,7 @@ from altup_moe.data.document import Document
 from altup_moe.data.files import staging
 from altup_moe.data.indexed import refuse_existing, suffixed
 from altup_moe.data.manifest import DatasetManifest
+from altup_moe.data.named_tokenizers import tokenizer_directory
 from altup_moe.data.prepare import SUFFIXES, prepare_tokens
 from altup_moe.data.sources import LeftOut, hub_documents, local_documents, local_files
 from altup_moe.data.tokenizer import load_tokenizer, train_bpe
@@ -32,7 +33,7 @@ class PrepareDataOptions:
     out: Path
     """Path prefix to write."""
     tokenizer: Path | None = None
-    """Directory of a Hugging Face tokenizer; None trains a byte-level BPE on the source (which is then read twice)."""
+    """Directory of a Hugging Face tokenizer, or t5; None trains a byte-level BPE on the source, which is read twice."""
     add_special_tokens: bool = False
     """Begin every document with what --tokenizer itself puts before a text, as runs with data.add_special_tokens do."""
     vocab_size: int | None = None
@@ -78,7 +79,8 @@ def prepare_source(options: PrepareDataOptions) -> tuple[DatasetManifest, float,
     with staging(options.out.parent, options.out.name) as temporary:
         _settle(temporary / "cache", options.workers)
         if options.tokenizer is not None:
-            tokenizer = load_tokenizer(options.tokenizer, options.add_special_tokens)
+            directory = tokenizer_directory(str(options.tokenizer), options.out.parent)
+            tokenizer = load_tokenizer(directory, options.add_special_tokens)
         else:
             texts = (d.text for d in documents(options, temporary / "cache", LeftOut()))
             tokenizer = train_bpe(texts, options.vocab_size or DEFAULT_VOCAB, temporary / "bpe", options.sentinels or 0)

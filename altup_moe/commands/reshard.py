@@ -23,6 +23,7 @@ from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.config import ConfigError, DataConfig, ParallelConfig, RunConfig, UserError
 from altup_moe.config.checks import check_config, data_parallel_size, smallest_world
 from altup_moe.config.command import Command
+from altup_moe.config.expected_run import check_source
 from altup_moe.config.load import save_config
 from altup_moe.config.run_directory import checkpoints_dir, config_file
 from altup_moe.data.files import new_directory
@@ -171,6 +172,7 @@ def _print_plan(plan: dict[str, Any]) -> None:
 
 def run_reshard(options: ReshardOptions) -> int:
     """Reshard a checkpoint. Returns the exit code: 0, or 1 if --verify found a difference."""
+    check_source(options.source, "reshard", (str(options.destination),), "source")
     with Checkpoint(find_checkpoint(options.source)) as source:
         config, world_size = target_config(options, source.config)
         resharding = plan_resharding(source, config, world_size)

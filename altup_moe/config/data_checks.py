@@ -8,6 +8,7 @@ from pathlib import Path
 
 from altup_moe.config.errors import ConfigError
 from altup_moe.config.schema import RunConfig
+from altup_moe.config.text_corpora import prepare_hint
 
 CORPUS_NAMES = ("python-docs", "wikipedia-sample")
 """Names of corpora (of `altup_moe.data.corpora.CORPORA`, which this layer cannot import)."""
@@ -35,19 +36,31 @@ def check_data(config: RunConfig, world_size: int) -> None:
         fits = f"is not a directory; one that holds a Hugging Face tokenizer would fit, {named}, or null"
         raise ConfigError("data.tokenizer", data.tokenizer, fits)
     if not data.mixture or data.tokenizer is None:
-        check_corpus("data.corpus", data.corpus)
+        check_corpus("data.corpus", data.corpus, follows=prepare_hint(data.corpus, config))
     for name in mixture_entries(data.mixture):
         if name not in TASK_NAMES:
-            check_corpus("data.mixture", name, f"{', '.join(TASK_NAMES)}, ")
+            check_corpus("data.mixture", name, f"{', '.join(TASK_NAMES)}, ", prepare_hint(name, config))
     check_task_files("data.task_files", data.task_files)
 
 
-def check_corpus(key: str, corpus: str, others: str = "") -> None:
-    """Raise ConfigError unless `corpus` is a known name or the path prefix of prepared data that exists."""
-    names = (*CORPUS_NAMES, *ADDED_CORPORA)
-    if corpus not in names and not Path(f"{corpus}.idx").is_file():
-        fits = f"there is no file {corpus}.idx; {others}{' or '.join(names)} would fit, or the path prefix of a "
-        raise ConfigError(key, corpus, fits + "dataset written by altup-moe prepare-data")
+def check_corpus(key: str, corpus: str, others: str = "", follows: str = "") -> None:
+    """Raise ConfigError unless `corpus` is a known name or the path prefix of prepared data that exists.
+
+    Args:
+        others: what else would fit, with a comma. follows: end of the message, of text that has to be prepared.
+    """
+    if is_corpus(corpus):
+        return
+    if follows:
+        raise ConfigError(key, corpus, f"is text, not tokens yet{follows}")
+    names = " or ".join((*CORPUS_NAMES, *ADDED_CORPORA))
+    fits = f"there is no file {corpus}.idx; {others}{names} would fit, or the path prefix of a "
+    raise ConfigError(key, corpus, fits + "dataset written by altup-moe prepare-data")
+
+
+def is_corpus(corpus: str) -> bool:
+    """Whether a corpus has a known name, or is a path prefix with prepared data."""
+    return corpus in (*CORPUS_NAMES, *ADDED_CORPORA) or Path(f"{corpus}.idx").is_file()
 
 
 def mixture_entries(entries: Sequence[str]) -> dict[str, Fraction | None]:

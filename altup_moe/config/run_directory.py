@@ -20,8 +20,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from altup_moe.config.errors import ConfigError
-
 METRICS, TOKENIZER = "metrics.jsonl", "tokenizer"
 ROUTING, STARTS = "routing.jsonl", "starts.jsonl"
 
@@ -33,12 +31,6 @@ GENERATION = "generation_config.json"
 def config_file(run_dir: str | Path) -> Path:
     """The run's resolved configuration."""
     return Path(run_dir) / "config.yaml"
-
-
-def check_run_directory(run_dir: Path) -> None:
-    """Raise ConfigError if a directory is not a run's."""
-    if not config_file(run_dir).is_file():
-        raise ConfigError("run_dir", str(run_dir), "holds no config.yaml; the log.run_dir of a run would fit")
 
 
 def metrics_file(run_dir: str | Path) -> Path:

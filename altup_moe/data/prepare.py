@@ -225,7 +225,10 @@ def check_tokenizer(tokenizer: Tokenizer, prefix: Path) -> None:
     """Raise DataError if prepared data was made by another tokenizer."""
     made = read_dataset_manifest(suffixed(prefix, ".json")).tokenizer_sha256
     if tokenizer.sha256 != made:
-        problem = f"is not the tokenizer that made {prefix}: sha256 {tokenizer.sha256[:12]}, not {made[:12]}"
+        problem = (
+            f"is not the tokenizer that made {prefix}: sha256 {tokenizer.sha256[:12]}, not {made[:12]}; "
+            f"prepare the text again: altup-moe prepare-data TEXT PREFIX --tokenizer {tokenizer.directory}"
+        )
         raise DataError(tokenizer.directory / "tokenizer.json", problem)
 
 

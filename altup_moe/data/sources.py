@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from altup_moe.config.errors import DataError, UserError
+from altup_moe.config.text_corpora import table_hint
 from altup_moe.data.document import Document
 from altup_moe.data.text_files import FORMATS, KNOWN, Row, file_format, file_rows, row_text
 
@@ -67,14 +68,16 @@ def local_files(source: str, left_out: LeftOut) -> list[Path]:
     if path.is_dir():
         files = sorted(_in_directory(path, left_out))
         if not files:
-            raise DataError(path, f"holds no file of a known format ({KNOWN}; in directories not .json)")
+            tables = [file for file in sorted(path.rglob("*")) if table_hint(file)]
+            follows = table_hint(tables[0]) if tables else ""
+            raise DataError(path, f"holds no file of a known format ({KNOWN}; in directories not .json){follows}")
         _refuse_copies(files)
     else:
         files = [path] if path.is_file() else sorted({Path(f) for f in glob.glob(source, recursive=True)})
         files = [file for file in files if file.is_file()]
     for file in files:
         if file_format(file) is None:
-            raise DataError(file, f"unknown format {file.suffix!r}; known are {KNOWN}")
+            raise DataError(file, f"unknown format {file.suffix!r}; known are {KNOWN}{table_hint(file)}")
         if file.stat().st_size == 0:
             raise DataError(file, "is empty", 0)
     return files

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from altup_moe.config.data_checks import is_corpus
 from altup_moe.config.run_directory import tokenizer_dir
 from altup_moe.inference.load_run import FinishedRun, load_run
 from altup_moe.inference.logits import batch_logits
+from altup_moe.inference.own_text import tokenised_text
 from altup_moe.train.batches import SampleDataset, micro_batches
 from altup_moe.train.mixture import run_samples
 from altup_moe.train.samples import GivenStart, open_corpus
@@ -57,15 +59,24 @@ def evaluate_samples(run: FinishedRun, dataset: SampleDataset, count: int, byte_
     return Validation(nats / tokens, nats / math.log(2) / max(text_bytes, 1), tokens)
 
 
-def evaluate_run(run: FinishedRun, corpus: str | None = None, samples: int | None = None) -> Evaluation:
+def evaluate_run(
+    run: FinishedRun, corpus: str | None = None, samples: int | None = None, text_key: str = "text"
+) -> Evaluation:
     """Evaluate a finished run on text.
 
     Args:
-        corpus: a named corpus or a prefix of prepared data, which is not split; None is the validation part of the
-            run's own data, as many samples of it as the training's validations read.
+        corpus: a named corpus, a prefix of prepared data, or text as it is (a file, a directory or a glob, tokenised
+            with the run's tokenizer), which are not split; None is the validation part of the run's own data, as many
+            samples of it as the training's validations read.
         samples: how many to read; all where there are fewer.
+        text_key: column of the text in jsonl and parquet.
     """
     config = run.config
+    if corpus is not None and not is_corpus(corpus):
+        with tokenised_text(config, corpus, text_key, tokenizer_dir(config.log.run_dir)) as (prefix, left_out):
+            for line in left_out.lines():
+                print(line, file=sys.stderr, flush=True)
+            return replace(evaluate_run(run, str(prefix), samples), corpus=corpus)
     if corpus is None:
         data = run_samples(config)
         dataset, count, name = data.valid, data.valid_count(config), f"{config.data.corpus} (validation part)"
@@ -89,9 +100,11 @@ def evaluate_run(run: FinishedRun, corpus: str | None = None, samples: int | Non
     )
 
 
-def evaluate_command(run_dir: Path, corpus: str | None, samples: int | None, as_json: bool) -> int:
+def evaluate_command(
+    run_dir: Path, corpus: str | None, samples: int | None, as_json: bool, text_key: str = "text"
+) -> int:
     """`altup-moe evaluate`: print the figures of the newest checkpoint (`evaluate_run`)."""
-    e = evaluate_run(load_run(run_dir), corpus, samples)
+    e = evaluate_run(load_run(run_dir), corpus, samples, text_key)
     if samples is not None and samples > e.available:
         print(f"samples={samples}: {e.corpus} has {e.available}; all are read", file=sys.stderr, flush=True)
     if as_json:

@@ -63,7 +63,7 @@ def load_run(run_dir: Path) -> FinishedRun:
     config = replace(config, log=replace(config.log, run_dir=str(run_dir)))
     directory = latest_checkpoint(run_dir)
     if directory is None:
-        raise UserError(f"{run_dir}: has no checkpoint yet")
+        raise UserError(f"{run_dir}: has no checkpoint yet; type altup-moe train {config_file(run_dir)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return load_checkpoint(directory, config, tokenizer_dir(run_dir), device)
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from altup_moe.checkpoint.manifest import Manifest, read_manifest
 from altup_moe.checkpoint.store import latest_checkpoint
-from altup_moe.config import ConfigError, DataError, RunConfig, UserError
+from altup_moe.config import DataError, RunConfig, UserError
+from altup_moe.config.expected_run import check_run
 from altup_moe.config.load import from_dict, read_yaml
 from altup_moe.config.locks import is_locked
 from altup_moe.config.metrics_lines import split_metrics
@@ -61,9 +62,7 @@ def read_run(directory: Path) -> RunFiles:
     Raises:
         UserError: it is none, or its config.yaml cannot be opened.
     """
-    if not config_file(directory).is_file():
-        fits = "holds no config.yaml; the log.run_dir of a run would fit"
-        raise ConfigError("run", str(directory), fits + ("" if directory.is_dir() else " (there is no such directory)"))
+    check_run(directory, "show", key="run", trained=False)
     notes: list[str] = []
     # Before the lines: a run that ends meanwhile is one that ran.
     running = is_locked(directory)

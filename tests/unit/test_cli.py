@@ -161,6 +161,7 @@ def test_an_error_of_the_run_is_one_line_too(
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     (tmp_path / "config.yaml").touch()
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
     return tmp_path
 
 

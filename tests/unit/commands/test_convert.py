@@ -316,7 +316,7 @@ def test_what_is_not_plain(config: RunConfig, says: str, tmp_path: Path, capsys:
 
 
 def test_exports_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "is no checkpoint" in refused(capsys, "export", tmp_path, tmp_path / "out")
+    assert "holds no config.yaml" in refused(capsys, "export", tmp_path, tmp_path / "out")
     write_run(tmp_path / "run", OURS["plain"])
     assert "exists and is not empty" in refused(capsys, "export", tmp_path / "run", tmp_path / "run")
     (file,) = (tmp_path / "run/checkpoints/step_00000007").glob("*.safetensors")

@@ -147,7 +147,7 @@ def test_what_cannot_be_grown_is_one_line(source: Path, capsys: pytest.CaptureFi
     assert "name a run or checkpoint" in _fails(capsys, source)
     assert "unexpected word" in _fails(capsys, source, dst, "more")
     assert "exists already" in _fails(capsys, source, source, *wider)
-    assert "is no checkpoint" in _fails(capsys, source.parent / "bpe", dst, *wider)
+    assert "holds no config.yaml" in _fails(capsys, source.parent / "bpe", dst, *wider)
     assert "altup.width=3: expects one of" in _fails(capsys, source, dst, "--altup.width", 3)
     assert "nearest is altup.width" in _fails(capsys, source, dst, "--altup.widht", 4)
     assert "log.run_dir" in _fails(capsys, source, dst, *wider, "--log.run_dir", "z")

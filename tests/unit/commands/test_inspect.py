@@ -159,7 +159,7 @@ def test_what_is_wrong_is_one_line(run_dir: Path, capsys: pytest.CaptureFixture[
         assert shown.err.count("\n") == 1
         return shown.err
 
-    assert "is no checkpoint" in problem(run_dir.parent)
+    assert "holds no config.yaml" in problem(run_dir.parent)
     assert "PATH is missing" in problem()
     assert "matches no tensor" in problem(run_dir, "--tensors", "model.layer.0")
     assert "nearest is --norms" in problem(run_dir, "--norm")

@@ -273,7 +273,7 @@ def test_other_errors(run_dir: Path, capsys: pytest.CaptureFixture[str], monkeyp
         return line
 
     assert "is missing" in problem(run_dir)
-    assert "is no checkpoint" in problem(run_dir.parent / "nothing", new)
+    assert "there is no such directory; type altup-moe " in problem(run_dir.parent / "nothing", new)
     assert "exists" in problem(run_dir, run_dir)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 10**6))
     assert "1 MB are free" in problem(run_dir, new)

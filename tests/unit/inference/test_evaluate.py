@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import tempfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow  # type: ignore[import-untyped]
 import pytest
 import torch
+from pyarrow import parquet
 from torch import Tensor
 
+from altup_moe.cli import main
 from altup_moe.data.document import Document
 from altup_moe.data.prepare import prepare_tokens
 from altup_moe.data.tokenizer import Tokenizer
@@ -127,6 +132,47 @@ def test_command_reads_all_of_another_corpus(
     # Long samples mean few of them; more than there are is all of them.
     assert evaluate_command(tmp_path / "run", str(prefix), 10**6, True) == 0
     assert json.loads(capsys.readouterr().out) == figures
+
+
+@pytest.mark.parametrize("kind", ["held.txt", "held.txt.gz", "held.jsonl", "held.parquet", "folder", "held*.txt"])
+def test_text_is_read_as_it_is_and_counted_like_prepared_data(
+    kind: str, bpe: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bit for bit what the prepared prefix gives; nothing is left behind."""
+    texts = [TEXT[:90], TEXT, TEXT[11:70]]
+    given = write_texts(tmp_path, kind, texts)
+    write_run(tmp_path / "run", tiny(), bpe)
+    words = ["prepare-data", given, str(tmp_path / "tokens"), "--tokenizer", str(tmp_path / "run" / "tokenizer")]
+    assert main([*words, "--text-key", "body"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), "--corpus", str(tmp_path / "tokens"), "--json"]) == 0
+    prepared = json.loads(capsys.readouterr().out)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["evaluate", str(tmp_path / "run"), "--corpus", given, "--text-key", "body", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == {**prepared, "corpus": given}
+    assert shown.err == ""
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not list(Path(tempfile.gettempdir()).glob("altup-moe-*/tokens.bin"))
+
+
+def write_texts(directory: Path, kind: str, texts: list[str]) -> str:
+    """Documents as a kind of file or files; what names them."""
+    file = directory / kind
+    if kind == "folder" or "*" in kind:
+        folder = file if kind == "folder" else directory
+        folder.mkdir(exist_ok=True)
+        for number, text in enumerate(texts):
+            (folder / f"held{number}.txt").write_text(text)
+    elif kind.endswith(".gz"):
+        file.write_bytes(gzip.compress("".join(texts).encode()))
+    elif kind.endswith(".jsonl"):
+        file.write_text("".join(json.dumps({"body": text}) + "\n" for text in texts))
+    elif kind.endswith(".parquet"):
+        parquet.write_table(pyarrow.table({"body": texts}), file)
+    else:
+        file.write_text("".join(texts))
+    return str(file)
 
 
 @pytest.mark.slow

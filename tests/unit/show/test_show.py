@@ -241,7 +241,7 @@ def test_names_are_as_short_as_they_can_be() -> None:
     [
         ([], "name a run directory first, as in altup-moe show runs/default"),
         (["--json"], "name a run directory first"),
-        (["nothing"], "run='nothing': holds no config.yaml; the log.run_dir of a run would fit (there is no such"),
+        (["nothing"], "run='nothing': there is no such directory; type altup-moe "),
         (["run", "run"], "names a run twice"),
         (["run", "--ouput", "x"], "nearest is output"),
         (["run", "--output", "no/where.html"], "output='no/where.html': cannot be written (No such file"),
