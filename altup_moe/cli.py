@@ -99,6 +99,7 @@ def _quiet_libraries() -> None:
 def _dispatch(argv: list[str]) -> int:
     from altup_moe.config.flags import check_utf8
     from altup_moe.config.keys import nearest_key
+    from altup_moe.config.plugins import load_plugins
 
     check_utf8(argv)
     match argv:
@@ -115,6 +116,8 @@ def _dispatch(argv: list[str]) -> int:
     if name not in COMMANDS:
         raise UserError(f"{name}: unknown command; nearest is {nearest_key(name, COMMANDS)}")
     _quiet_libraries()
+    if name != "launch":  # its ranks load them
+        load_plugins()
     module = import_module(f"altup_moe.commands.{name.replace('-', '_')}")
     code: int = module.main(args)
     return code

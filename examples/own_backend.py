@@ -47,9 +47,11 @@ class LoopedLayer(api.OverlappedMoELayer):
         super().__init__(config, submodules, *args, **kwargs)
 
 
+api.register_backend("looped", LoopedLayer, stacked=True, overwrite=True)
+
+
 def main() -> None:
-    """Register it, and take the same steps with it and with the backend `torch`."""
-    api.register_backend("looped", LoopedLayer, stacked=True, overwrite=True)
+    """Take the same steps with it and with the backend `torch`."""
     losses = {}
     for backend in ("torch", "looped"):
         config = api.load_config(

@@ -40,10 +40,12 @@ def second_half(model, data, tokenizer):
     return api.SampleRecipe(window=length, make=make, overlap=1)
 
 
+api.register_corpus("sums", sums, description="sums of two numbers below 50", overwrite=True)
+api.register_objective("second-half", second_half, overwrite=True)
+
+
 def main() -> None:
-    """Register both, train, and look at what the model makes of a sum."""
-    api.register_corpus("sums", sums, description="sums of two numbers below 50", overwrite=True)
-    api.register_objective("second-half", second_half, overwrite=True)
+    """Train, and look at what the model makes of a sum."""
     config = api.load_config(
         {
             "model": {"num_layers": 3, "hidden_size": 96, "seq_length": 64, "vocab_size": 300},

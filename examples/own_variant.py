@@ -9,7 +9,9 @@ A token's state is K blocks of d features, X in R^{K x d}. A layer F computes on
     X' = M X + g (x) y     mix the blocks, and write the output to them
 
 A variant says what r, M and g are, from a few learned numbers. Nothing else changes: it trains under every layout, with
-experts, overlap, checkpoints and generation.
+experts, overlap, checkpoints and generation. Commands and studies take it as well:
+
+    ALTUP_MOE_PLUGINS=examples/own_variant.py altup-moe train quickstart --altup.variant leaky
 """
 
 import sys
@@ -26,20 +28,22 @@ def leaky(block, c):
     return api.Mixing(read=c["read"], mix=mix, write=torch.tanh(c["gate"]), branch=True)
 
 
+api.register_variant(
+    "leaky",
+    {
+        # Learned parameters of each layer. "K" stands for the number of blocks. one_hot: 1 at the layer's block.
+        "read": api.Coefficient(("K",), "one_hot"),
+        "keep": api.Coefficient(("K",), "ones"),
+        "leak": api.Coefficient(("K", "K"), "zeros"),
+        "gate": api.Coefficient(("K",), "ones"),
+    },
+    leaky,
+    overwrite=True,
+)
+
+
 def main() -> None:
-    """Register it, then compare it with the paper's variant on the same data and seed."""
-    api.register_variant(
-        "leaky",
-        {
-            # Learned parameters of each layer. "K" stands for the number of blocks. one_hot: 1 at the layer's block.
-            "read": api.Coefficient(("K",), "one_hot"),
-            "keep": api.Coefficient(("K",), "ones"),
-            "leak": api.Coefficient(("K", "K"), "zeros"),
-            "gate": api.Coefficient(("K",), "ones"),
-        },
-        leaky,
-        overwrite=True,
-    )
+    """Compare it with the paper's variant on the same data and seed."""
     for variant in ("altup", "leaky"):
         config = api.load_config(
             {

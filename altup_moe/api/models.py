@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from altup_moe.config.data_checks import check_corpus
+from altup_moe.config.expected_run import check_run
 from altup_moe.config.ranges import COUNT
-from altup_moe.config.run_directory import check_run_directory
 from altup_moe.config.sampling import check_sampling
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def load_model(run: str | Path) -> FinishedRun:
         >>> model = load_model("runs/quickstart")  # doctest: +SKIP
         >>> generate(model, "The for statement")  # doctest: +SKIP
     """
-    check_run_directory(Path(run))
+    check_run(Path(run), "evaluate", key="run")
     from altup_moe.inference.load_run import load_run
 
     return load_run(Path(run))

@@ -1,7 +1,9 @@
 """Add rows to the tables: stream variants, expert backends, objectives and corpora of your own.
 
 A name is known in the process that registers it, so every rank's program does, before it loads a configuration. Reading
-a run that uses one (`load_model`, the commands) needs it as well.
+a run that uses one needs it as well. The commands take such a program by the environment (`altup_moe.config.plugins`):
+
+    ALTUP_MOE_PLUGINS=examples/own_variant.py altup-moe train quickstart --altup.variant leaky
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from altup_moe.api.configuration import check_config
 from altup_moe.config import RunConfig
+from altup_moe.config.expected_run import check_run
 from altup_moe.config.load import load_config
 from altup_moe.config.metrics_lines import read_metrics
-from altup_moe.config.run_directory import check_run_directory, checkpoints_dir, config_file, metrics_file
+from altup_moe.config.run_directory import checkpoints_dir, config_file, metrics_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +57,7 @@ def read_run(path: str | Path) -> RunReader:
     Example:
         >>> [line["loss"] for line in read_run("runs/quickstart").metrics()]  # doctest: +SKIP
     """
-    check_run_directory(Path(path))
+    check_run(Path(path), "show", key="path", trained=False)
     return RunReader(Path(path))
 
 

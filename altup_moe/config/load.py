@@ -18,6 +18,7 @@ from altup_moe.config.errors import ConfigError, UserError
 from altup_moe.config.files import write_text
 from altup_moe.config.flags import Record, parse, read_flags
 from altup_moe.config.keys import alternatives, expects, field_hints, unknown_key
+from altup_moe.config.plugins import load_plugins
 from altup_moe.config.schema import RunConfig
 from altup_moe.config.shipped import find_file
 
@@ -46,6 +47,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
         ConfigError: an unknown or repeated key, or a value of the wrong type.
         UserError: a file that cannot be read, or is not YAML (with its line).
     """
+    load_plugins()
     config = RunConfig() if path is None else from_dict(read_yaml(find_file(path, "configuration")))
     return parse(RunConfig, overrides, default=config) if overrides else config
 
@@ -74,6 +76,7 @@ def from_dict(content: dict[Any, Any]) -> RunConfig:
     Raises:
         ConfigError: an unknown key, or a value of the wrong type.
     """
+    load_plugins()
     chosen: dict[str, dict[str, object]] = {section: {} for section in SECTIONS}
     for name, values in content.items():
         section = str(name)

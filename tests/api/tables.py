@@ -11,6 +11,7 @@ def tables_kept() -> Iterator[None]:
     """What is registered inside is forgotten afterwards."""
     from altup_moe.altup.variants import VARIANTS
     from altup_moe.api import register
+    from altup_moe.config import plugins
     from altup_moe.config.architectures import ARCHITECTURES
     from altup_moe.config.data_checks import ADDED_CORPORA
     from altup_moe.config.load import renew_names
@@ -30,4 +31,5 @@ def tables_kept() -> Iterator[None]:
             table.update(rows)
         BACKEND_NAMES[:], ADDED_CORPORA[:] = names, []
         register._added.clear()
+        plugins._loaded.clear()
         renew_names()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +12,11 @@ import pytest
 from altup_moe import api
 from altup_moe.altup.coefficients import Coefficient
 from altup_moe.altup.variants import VARIANTS
+from altup_moe.cli import main
 from altup_moe.config.architectures import ARCHITECTURES, objective_names
 from altup_moe.config.load import HINTS
 from altup_moe.config.model_schema import BACKEND_NAMES
+from altup_moe.config.plugins import VARIABLE
 from altup_moe.data.recipes import OBJECTIVES, recipe_of
 from altup_moe.moe.backends import BACKENDS, find_backend
 from tests.api.tables import tables_kept
@@ -123,6 +127,53 @@ def test_a_corpus_is_other_data_when_its_texts_are() -> None:
     assert [document.text for document in load_corpus("mine", "unused")] == ["one"]
     changing.append("two")
     assert CORPORA["mine"].fingerprint() != before
+
+
+PLUGIN = """
+from altup_moe import api
+api.register_variant("mine", {"gate": api.Coefficient(("K",), "ones")}, lambda block, c: None)
+api.register_corpus("texts", lambda: ["one", "two"])
+count = api.load_config(None, {"altup.variant": "mine"})
+"""
+
+
+def test_commands_take_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Once a process, from a file or a module, before the configuration is read."""
+    (tmp_path / "rows.py").write_text(PLUGIN)
+    (tmp_path / "rows_module.py").write_text("from altup_moe import api\napi.register_corpus('more', list)\n")
+    (tmp_path / "run.yaml").write_text("altup: {variant: mine}\ndata: {corpus: texts}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    taken = []
+    monkeypatch.setattr("altup_moe.train.loop.train", lambda config, *rest: taken.append(config) or 0)
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert main(["train", "run.yaml"]) == 2
+    assert "altup.variant='mine': expects one of altup, " in capsys.readouterr().err
+    monkeypatch.setenv(VARIABLE, f"{tmp_path}/rows.py, rows_module")
+    assert main(["train", "run.yaml"]) == 0
+    assert main(["train", "run.yaml", "--data.corpus", "more"]) == 0
+    assert [(config.altup.variant, config.data.corpus) for config in taken] == [("mine", "texts"), ("mine", "more")]
+
+
+@pytest.mark.parametrize(
+    ("named", "says"),
+    [
+        ("nowhere.py", r"='nowhere\.py': there is no such file below .*; a whole path would fit"),
+        ("nowhere_at_all", r"='nowhere_at_all': no module has this name; the path of a \.py file would fit"),
+        ("broken.py", r"='broken\.py': fails: ZeroDivisionError: "),
+        ("missing.py", r"='missing\.py': fails: ModuleNotFoundError: No module named 'nowhere_else'"),
+    ],
+)
+def test_a_plugin_that_is_wrong_is_named(
+    named: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "missing.py").write_text("import nowhere_else\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(VARIABLE, named)
+    assert main(["train", "quickstart"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(f"error: {VARIABLE}{says}", line)
 
 
 def test_shipped_names_are_the_tables() -> None:
