@@ -1,74 +1,105 @@
-"""The page of the command line: every command of the registry, with its options."""
+"""The page of the command line: every command of the registry, with all its options."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import Any
 
 from altup_moe.cli import COMMANDS
-from docs.generate.captured_help import Help, captured_help
+from altup_moe.config.command import PROGRAM, Command, Group
+from altup_moe.config.help_pages import Option, options_of
+from docs.generate.configuration import spelled
 from docs.generate.markdown import cell, docstring, table, text_of
 
-PARTS = {
-    "bench": ("step", "sequence", "overlap", "experts", "train", "mixing", "checkpoint"),
-    "study": ("run", "status", "report"),
-    "convert": ("import", "export"),
-    "plan": ("published", "measure", "compare"),
-    "launch": ("torchrun", "deepspeed", "slurm", "netlab"),
-}
-"""Commands of commands."""
+WITH_KEYS = {"train": "CONFIG [--section.key VALUE ...]", "grow": "SRC DST [--section.key VALUE ...]"}
+"""Commands that take the keys of a configuration beside their own options: their usage."""
 
 
 def page() -> str:
     """The page's text."""
-    overview = [[f"[`{name}`](#{name})", cell(command.summary)] for name, command in COMMANDS.items()]
+    overview = [[f"[`{name}`](#{name})", cell(row.summary)] for name, row in COMMANDS.items()]
     return text_of(
         [
             "# Command line",
             "",
-            "`altup-moe COMMAND --help` shows what stands here. An option is written `--name VALUE` or `--name=VALUE`;",
-            "`-` and `_` in its name are the same. A switch that is `true` by default is turned off by `--no-name`,",
-            "or by `--name false`. A mistake is one line on standard error, and [exit code](exit_codes.md) 2.",
-            "`python -m altup_moe` is the same as `altup-moe`.",
+            "`altup-moe COMMAND --help` shows the first sentences of what stands here, `--help OPTION` all about one.",
+            "An option is written `--name VALUE` or `--name=VALUE`; `-` and `_` in its name are the same. A mistake is",
+            "one line on standard error, and [exit code](exit_codes.md) 2. `python -m altup_moe` is the same as",
+            "`altup-moe`.",
             "",
             *table(["command", "what it does"], overview),
-            *(line for name in COMMANDS for line in _command(name)),
+            *(line for name in COMMANDS for line in _section(name)),
         ]
     )
 
 
-def _command(name: str) -> Iterator[str]:
-    command = COMMANDS[name]
-    usage = f"altup-moe {name} {command.usage}".rstrip()
-    yield from ("", f"## {name} {{#{name}}}", "", "```text", usage, "```", "", _sentence(command.summary))
-    if name == "train":
-        yield from ("", "`--section.key VALUE` sets a key of the [configuration](configuration.md).")
-        return
-    found = captured_help([name])
-    yield from _help(found)
-    for part in PARTS.get(name, ()):
-        yield from ("", f"### {name} {part} {{#{name}-{part}}}")
-        yield from _help(captured_help([name, part]))
+def _section(name: str) -> Iterator[str]:
+    module = import_module(f"altup_moe.commands.{name.replace('-', '_')}")
+    yield from ("", f"## {name} {{#{name}}}")
+    if name in WITH_KEYS:
+        yield from _with_keys(name, module)
+    for found in vars(module).values():
+        match found:
+            case Command() if found.name == name:
+                yield from _command(found)
+            case Group():
+                yield from ("", docstring(found.about))
+                yield from _parts(found.commands)
+            case dict() if found and all(isinstance(one, Command) for one in found.values()):
+                yield from _parts(found)
 
 
-def _help(found: Help) -> Iterator[str]:
-    if found.text:
-        yield from ("", "```text", *found.text.splitlines(), "```")
-    if found.summary:
-        for part in found.summary.split("\n\n"):
-            lines = part.strip("\n").splitlines()
-            drawn = any(line.startswith(" ") for line in lines)
-            yield from ("", *(("```text", *lines, "```") if drawn else (docstring(part),)))
-    if found.options:
+def _parts(commands: Any) -> Iterator[str]:
+    for one in commands.values():
+        yield from ("", f"### {one.name} {{#{one.name.replace(' ', '-')}}}")
+        yield from _command(one)
+
+
+def _command(command: Command) -> Iterator[str]:
+    yield from _head(f"{command.name} {command.usage}", command.examples, command.options)
+    options = options_of(command.options, leave_out=command.positional)
+    given = [one for one in options_of(command.options) if one not in options]
+    words = [(name.upper(), one) for name, one in zip(command.positional, given, strict=True)]
+    yield from _options([*words, *((one.written, one) for one in options)])
+    if command.more:
+        yield from _paragraphs(command.more)
+
+
+def _with_keys(name: str, module: ModuleType) -> Iterator[str]:
+    record = getattr(module, f"{name.capitalize()}Options")
+    yield from _head(f"{name} {WITH_KEYS[name]}", module.EXAMPLES, record)
+    yield from ("", "`--section.key VALUE` is a key of the [configuration](configuration.md).")
+    if name == "grow":
+        yield from ("", *table(["key", "how it may grow"], [[f"`{key}`", cell(how)] for key, how in module.GROWS]))
+    yield from _options([(one.written, one) for one in options_of(record)])
+
+
+def _head(usage: str, examples: Sequence[str], record: type) -> Iterator[str]:
+    yield from _paragraphs(record.__doc__ or "")
+    yield from ("", "```text", f"{PROGRAM} {usage}".rstrip(), "```", "", "For example:", "")
+    yield from ("```text", *examples, "```")
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    for paragraph in text.split("\n\n"):
+        yield from ("", docstring(paragraph))
+
+
+def _options(options: Sequence[tuple[str, Option]]) -> Iterator[str]:
+    if options:
         rows = [
-            [f"`{one.name}`", cell(one.values), _default(one.default), cell(docstring(one.doc))]
-            for one in found.options
+            [f"`{written}`".replace("|", "\\|"), cell(docstring(one.text)), _default(one)] for written, one in options
         ]
-        yield from ("", *table(["option", "values", "default", "what it is"], rows))
+        yield from ("", *table(["option", "what it is", "default"], rows))
 
 
-def _default(default: str | None) -> str:
-    return "must be given" if default is None else f"`{default}`" if default else ""
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
+def _default(option: Option) -> str:
+    if option.written.startswith("--no-") and option.default is True:
+        return "on; the option turns it off"
+    value = option.default
+    if dataclasses.is_dataclass(value) or value is None or value is False or value == ():
+        return ""
+    return cell(f"`{' '.join(map(str, value)) if isinstance(value, tuple) else spelled(value)}`")

@@ -9,11 +9,13 @@ from docs.generate.source import Named, fields
 FILE, RECORD = "altup_moe/train/metrics.py", "StepMetrics"
 CHANGED = "changed"
 """The key that the logger adds by itself."""
+TASK_SCORE = "eval/TASK/METRIC"
+"""The keys of `StepMetrics.scores`."""
 
 
 def documented() -> list[Named]:
     """Every field of a step's record that is in its line."""
-    return [one for one in fields(FILE, RECORD) if one.name != "routing"]
+    return [one for one in fields(FILE, RECORD) if one.name not in ("routing", "scores")]
 
 
 def page() -> str:
@@ -29,6 +31,13 @@ def page() -> str:
                 ["key", "in trackers", "type", "when", "what it is"],
                 [
                     *([f"`{one.name}`", _tracked(one), *_kind(one), cell(docstring(one.doc))] for one in documented()),
+                    [
+                        f"`{TASK_SCORE}`",
+                        f"`{TASK_SCORE}`",
+                        "number",
+                        "validation, with `train.eval_tasks`",
+                        "A metric of a task's answers, in percent.",
+                    ],
                     [
                         f"`{CHANGED}`",
                         "",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ TIMED_OUT = 124
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: exit code (124 after the time limit), what it printed, and its wall-clock seconds."""
+    """How a command ended: exit code (124 after the time limit), what it printed, and its CPU seconds."""
 
     code: int
     output: str
@@ -72,15 +73,21 @@ class Forks:
         return Ended(answer["code"], self._output.read_text(encoding="utf-8", errors="replace"), answer["seconds"])
 
 
+def cpu_of_children() -> float:
+    """CPU seconds of all children that have ended, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def _serve(requests: IO[str], answers: IO[str]) -> None:
     for line in requests:
         request = json.loads(line)
-        started = time.perf_counter()
+        before = cpu_of_children()
         pid = os.fork()
         if pid == 0:
             _child(request)
         code = _wait(pid, request["timeout"])
-        answers.write(json.dumps({"code": code, "seconds": time.perf_counter() - started}) + "\n")
+        answers.write(json.dumps({"code": code, "seconds": cpu_of_children() - before}) + "\n")
         answers.flush()
 
 

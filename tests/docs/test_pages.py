@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,3 +117,20 @@ def test_what_these_tests_would_find() -> None:
         "/home/me/runs",
         "/root/x",
     ]
+
+
+def test_the_readme_fits_on_a_few_screens() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_every_public_name_is_on_its_page() -> None:
+    """Read, not imported: the page must build without torch too."""
+    module = ast.parse((ROOT / "altup_moe" / "api" / "__init__.py").read_text(encoding="utf-8"))
+    (public,) = (
+        ast.literal_eval(node.value)
+        for node in module.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    )
+    page = (ROOT / "docs" / "reference" / "python_api.md").read_text(encoding="utf-8")
+    named_there = re.findall(r"^::: altup_moe\.(?:api|config)\.(\w+)$", page, re.M)
+    assert sorted(named_there) == sorted(public)
