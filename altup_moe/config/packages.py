@@ -56,10 +56,12 @@ PACKAGES = {
     ),
     # From 2.9 on as megatron-core 0.16.1 asks; 0.19.2 names no version.
     "transformer_engine": RequiredPackage(
-        ("transformer_engine",), "pip install --no-build-isolation -r requirements-gpu.txt", ("2.9", "3")
+        ("transformer_engine",),
+        "pip install --no-build-isolation 'transformer-engine[core_cu13,pytorch]>=2.9,<3'",
+        ("2.9", "3"),
     ),
 }
-"""moe.backend, train.engine or fused layers -> the package they need beside requirements.txt."""
+"""moe.backend, train.engine or fused layers -> the package they need beside those that come with altup-moe."""
 
 
 def check_installed(key: str, value: str, name: str | None = None, instead: str = "megatron") -> None:

@@ -60,7 +60,7 @@ OPTIONAL = (
         "apex",
         ("apex",),
         "apex",
-        "pip install --no-build-isolation git+https://github.com/NVIDIA/apex, see requirements-gpu.txt",
+        "pip install --no-build-isolation git+https://github.com/NVIDIA/apex",
         "fused Adam on GPUs",
         # The pure Python build lacks the extensions that Megatron uses.
         probe="import apex, amp_C",

@@ -45,7 +45,7 @@ def need_torch() -> None:
     if importlib.util.find_spec("torch") is None:
         raise LaunchError(
             f"{sys.executable} has no torch (and so no torchrun); activate the environment of altup-moe, "
-            "set PYTHON to its interpreter, or pip install -r requirements.txt"
+            "set PYTHON to its interpreter, or pip install altup-moe there"
         )
 
 

@@ -17,6 +17,7 @@ from altup_moe.cli import COMMANDS
 from altup_moe.config.shipped import CONFIGS, shipped_files
 from tests.package.inputs import write_inputs
 from tests.package.installed import ROOT, Ended, Installed, build_wheel, install
+from tests.unit.test_package import PROJECT
 
 Check = Callable[[Path, str], Any]
 """(home, standard output) -> true if the command did its job."""
@@ -77,9 +78,7 @@ QUICK = [
     Step("configs quickstart mine.yaml", lambda h, o: (h / "mine.yaml").read_text() == quickstart()),
     Step("prepare-data text.txt data/tiny --vocab-size 300", holds("data/tiny.bin", "data/tiny.idx", "data/tiny.json")),
     Step(f"train quickstart {ALONE} --log.run_dir runs/tiny", trained("runs/tiny")),
-    Step(
-        f"train mine.yaml {ALONE} --moe.num_experts 0 --altup.width 1 --log.run_dir runs/dense", trained("runs/dense")
-    ),
+    Step(f"train mine.yaml {ALONE} {DENSE} --log.run_dir runs/dense", trained("runs/dense")),
     Step("evaluate runs/tiny --json", lambda home, out: math.isfinite(json.loads(out)["loss"])),
     Step("generate runs/tiny --prompt cat --max-new-tokens 4", lambda home, out: len(out.strip()) > 3),
     Step("inspect runs/tiny --verify", says("model.norm.weight", "mlp.experts.0-3")),
@@ -91,6 +90,7 @@ QUICK = [
     Step("grow runs/dense runs/grown --altup.width 2", holds("runs/grown/config.yaml")),
     Step("plan altup_k4_gpu --cluster h100x8", says("GiB")),
     Step("plan published", says("Mixtral 8x22B")),
+    Step("launch slurm --print --nodes 2 -- altup-moe train quickstart", says("#SBATCH", "altup-moe train quickstart")),
     Step(f"bench mixing {SMALLEST} --json", lambda home, out: json.loads(out)),
     Step("show runs/tiny runs/dense", holds("runs/tiny/comparison.html")),
     Step("study report study", holds("study/report/report.html")),
@@ -153,7 +153,7 @@ def test_the_environment_has_the_wheel_and_no_checkout(installed: Installed) -> 
     assert not any(entry and Path(entry).resolve() == ROOT for entry in path)
     assert not any((parent / "pyproject.toml").exists() for parent in installed.home.parents)
     version = installed.run(installed.command, "--version")
-    assert (version.code, version.out) == (0, "altup-moe 0.2.0\n")
+    assert (version.code, version.out) == (0, f"altup-moe {PROJECT['version']}\n")
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ WRONG = [
     (["quikstart"], "^quikstart: no shipped file; nearest is quickstart"),
     (["dense", "nowhere/dense.yaml"], r"^nowhere/dense\.yaml: No such file or directory"),
     (["dense", "--schema"], "^dense: one schema holds for all files"),
-    (["--scheme"], "^scheme=.*nearest is schema"),
+    (["--scheme"], "^--scheme: unknown option; nearest is --schema"),
 ]
 
 
