@@ -56,7 +56,7 @@ class Installed:
         )
         return Ended(done.returncode, done.stdout, done.stderr)
 
-    def altup_moe(self, lines: Sequence[Sequence[str]], timeout: float = 250) -> list[Ended]:
+    def altup_moe(self, lines: Sequence[Sequence[str]], timeout: float = 280) -> list[Ended]:
         """Run command lines of `altup-moe` one after the other, in children of one process that has imported torch."""
         done = subprocess.run(
             [str(self.python), "-I", str(DRIVER)],
