@@ -64,7 +64,7 @@ def main() -> None:
     # The last run was the one of ours.
     with api.read_checkpoint(config.log.run_dir) as checkpoint:
         name = next(name for name in checkpoint.names() if name.endswith("keep"))
-        print(f"{name} after training: {checkpoint.numpy(name).round(3).tolist()}")
+        print(f"{name} after training:", ", ".join(f"{value:.4f}" for value in checkpoint.numpy(name)))
 
 
 if __name__ == "__main__":

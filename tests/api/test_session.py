@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from altup_moe import api
+from altup_moe.checkpoint import save_threads
 from altup_moe.parallel import release
 from tests.distributed.ranks import run_ranks
 from tests.distributed.runs import text_run, train_quietly
@@ -117,19 +119,30 @@ def nothing_left(config: api.RunConfig, with_world: bool) -> list[Any]:
     """What differs after a session, one that fails, and one after it."""
     if not with_world:
         alone()
+    environment = dict(os.environ)
     with api.session(config) as run:  # the first one starts threads that torch keeps
         run.step()
-    environment, before, groups = dict(os.environ), threads(), len(release.groups())
+    write = save_threads.write_files
+
+    def slow_write(*args: Any) -> Any:
+        time.sleep(0.5)
+        return write(*args)
+
+    before, groups = threads(), len(release.groups())
     problems: list[Any] = []
     for fails in (False, True, False):
         try:
             with api.session(config) as run:
                 run.step()
+                if fails:
+                    save_threads.write_files = slow_write
                 run.save(wait=False)
                 if fails:
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
             problems.append("interrupted")
+        finally:
+            save_threads.write_files = write
         left = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
         more = len(threads() - before)
         same = (dict(os.environ) == environment, len(release.groups()) == groups, dist.is_initialized() == with_world)
