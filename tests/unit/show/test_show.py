@@ -239,11 +239,11 @@ def test_names_are_as_short_as_they_can_be() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "name a run directory first, as in altup-moe show runs/default"),
-        (["--json"], "name a run directory first"),
-        (["nothing"], "run='nothing': there is no such directory; type altup-moe "),
+        ([], "RUNS is missing, as in altup-moe show runs/quickstart"),
+        (["--json"], "RUNS is missing"),
+        (["nothing"], "nothing': there is no such directory; type altup-moe "),
         (["run", "run"], "names a run twice"),
-        (["run", "--ouput", "x"], "nearest is output"),
+        (["run", "--ouput", "x"], "nearest is --output"),
         (["run", "--output", "no/where.html"], "output='no/where.html': cannot be written (No such file"),
         (["run"] * 43, "at most 42 would fit"),
     ],
