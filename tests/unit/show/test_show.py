@@ -60,7 +60,7 @@ def test_the_headline_of_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFi
         "decoder, 4 layers, d = 256, AltUp K = 4 (altup), 8 experts, top 2",
         "7.25M, 4M active",
         "expert 2, data 2 on 2 ranks",
-        "Some CPU 2.0 GHz, 2 cores; Linux 6.1 x86_64",
+        "Some CPU 2.0 GHz, 2 cores, 1 thread a rank",
         "best ",
         "1.64M tokens in ",
         "1 resume(s), 1 skipped step(s)",
