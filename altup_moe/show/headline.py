@@ -151,8 +151,9 @@ def _hardware(run: RunFiles) -> str | None:
         return None
     known = run.starts[-1]
     device = known.get("device")
-    machine = f"{known.get('processor')}, {known.get('cores')} cores"
-    return f"{machine}; {known.get('system')}" if device == "cpu" else f"{device}; {machine}; {known.get('system')}"
+    threads = known.get("threads")
+    machine = f"{known.get('processor')}, {known.get('cores')} cores, {threads} thread{'s' * (threads != 1)} a rank"
+    return machine if device == "cpu" else f"{device}; {machine}"
 
 
 def _libraries(run: RunFiles) -> dict[str, str]:

@@ -62,7 +62,7 @@ def read_run(directory: Path) -> RunFiles:
     Raises:
         UserError: it is none, or its config.yaml cannot be opened.
     """
-    check_run(directory, "show", key="run", trained=False)
+    check_run(directory, "show", key="runs", trained=False)
     notes: list[str] = []
     # Before the lines: a run that ends meanwhile is one that ran.
     running = is_locked(directory)

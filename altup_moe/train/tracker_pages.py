@@ -64,7 +64,7 @@ def tensorboard_pages(config: RunConfig) -> dict[str, dict[str, list[Any]]]:
     """The custom scalars of TensorBoard: page -> chart -> what it draws (tags are regular expressions)."""
     pages: dict[str, dict[str, list[Any]]] = {}
     charts = {
-        "loss": {"training": ["loss/lm"], "with the routers'": ["loss/total"],
+        "loss": {"language model": ["loss/lm"], "with the routers'": ["loss/total"],
                  "routers": ["loss/balance", "loss/router_z"]},
         "validation": {"loss": ["validation/loss"], "bits per byte": ["validation/bits_per_byte"]},
         "eval": {},
