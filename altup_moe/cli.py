@@ -31,7 +31,7 @@ class Row(NamedTuple):
 COMMANDS = {
     "train": Row("CONFIG", "train a configuration file; any key of it is a flag"),
     "evaluate": Row("RUN_DIR", "loss on held-out text, or answers to tasks"),
-    "generate": Row("RUN_DIR --prompt", "continue a text with a trained run"),
+    "generate": Row("RUN_DIR ...", "continue a text (--prompt) with a trained run"),
     "doctor": Row("", "could a run start here: versions, devices, network"),
     "bench": Row("NAME", "measure a step, experts, mixing, overlap, saving"),
     "show": Row("RUN_DIR ...", "one page of a run, or of several: curves, routing"),

@@ -165,4 +165,4 @@ def test_a_mistake_is_one_line_and_exit_code_2(argv: list[str], capsys: pytest.C
     assert main(["doctor", *argv]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert argv[0].strip("-") in err
+    assert argv[0].replace("_", "-") in err
