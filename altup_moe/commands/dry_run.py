@@ -84,7 +84,7 @@ def dry_run(path: str, overrides: Sequence[str], options: DryRunOptions) -> int:
     cluster = load_cluster(options.cluster or ASSUMED_CLUSTER)
     sections, error = describe(config, path, ranks, cluster, options)
     if options.json:
-        report: dict[str, Any] = {section.name: section.figures for section in sections}
+        report: dict[str, Any] = {section.key or section.name: section.figures for section in sections}
         print(json.dumps({**report, "error": None if error is None else str(error)}))
     else:
         print("\n".join(line for section in sections for line in section.text()))

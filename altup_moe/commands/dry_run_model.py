@@ -127,7 +127,7 @@ def plan_section(config: RunConfig, ranks: int, cluster: Cluster, assumed: bool)
     try:
         plan = plan_step(config, cluster, ranks)
     except ConfigError as error:
-        return Section("memory, time", [f"not planned: {error}"], {"planned": None, "reason": str(error)})
+        return Section("memory, time", [f"not planned: {error}"], {"planned": None, "reason": str(error)}, "plan")
     steps = min(config.train.steps, config.train.stop_after or config.train.steps)
     fullest = max(plan.stages, key=lambda stage: stage.memory.total).memory
     parts = ", ".join(f"{name} {getattr(fullest, name) / GIB:.2f}" for name in Memory.__dataclass_fields__)
@@ -154,7 +154,7 @@ def plan_section(config: RunConfig, ranks: int, cluster: Cluster, assumed: bool)
         },
         "reason": None,
     }
-    return Section("memory, time", lines, figures)
+    return Section("memory, time", lines, figures, "plan")
 
 
 def _time(plan: StepPlan) -> str:

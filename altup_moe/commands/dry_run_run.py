@@ -89,6 +89,13 @@ def end_section(config: RunConfig, data: Sequence[FoundData], point: ResumePoint
     often = f"every {c.save_interval} steps, the newest {c.keep} kept" if c.save_interval else "at the end alone"
     kept = f", and those of every {c.keep_every} steps" if c.keep_every else ""
     free = shutil.disk_usage(_existing(Path(log.run_dir))).free
+    generated = (
+        [f"{', '.join(t.eval_tasks)} with each validation, {t.eval_task_limit or 'all'} examples"]
+        if t.eval_tasks
+        else []
+    )
+    if log.sample_interval is not None:
+        generated.append(f"samples every {log.sample_interval} steps and at the end")
     saved = f"checkpoints of about {_size(size)} {often}{kept}; the last one is {step_name(last)}"
     tensorboard = ", tensorboard/" if log.tensorboard else ""
     lines = [
@@ -97,6 +104,7 @@ def end_section(config: RunConfig, data: Sequence[FoundData], point: ResumePoint
         f"validation of {'' if known else 'at most '}{read:,} samples"
         + (f" every {t.eval_interval} steps and" if t.eval_interval else "")
         + " at the end",
+        *generated,
         f"{saved}; the disk has {_size(free)} free",
         f"in {log.run_dir}: config.yaml, metrics.jsonl, tokenizer/, checkpoints/{tensorboard}",
         f"exit code 0; {EXIT_STOPPED} after SIGTERM or Ctrl-C, saved: the same command goes on",

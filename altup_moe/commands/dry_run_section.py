@@ -12,11 +12,12 @@ INDENT = 15
 
 @dataclass(frozen=True)
 class Section:
-    """``name``: printed before the first line, and the key in the JSON object."""
+    """``name``: printed before the first line, and the key in the JSON object unless ``key`` is another."""
 
     name: str
     lines: list[str]
     figures: dict[str, Any]
+    key: str = ""
 
     def text(self) -> Iterator[str]:
         """The lines as they are printed."""

@@ -15,6 +15,7 @@ Training is the same with and without it, bit for bit: weights are only read, an
 from __future__ import annotations
 
 import random
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ SEED = 0
 """As `altup-moe generate` has them: from a step's checkpoint it gives the same text."""
 BATCH_SIZE = 16
 """Examples answered at once, as in `altup-moe evaluate`."""
+SHOWN = 60
+"""Characters of a prompt in a message."""
 ROOM = 1.25
 """Free memory of a GPU over the model's size, from which on it generates there."""
 
@@ -74,7 +77,8 @@ def prepare_inputs(config: RunConfig, tokenizer: Tokenizer) -> GenerationInputs:
         try:
             room_in(config.model, rules.ids(prompt, tokenizer))
         except UserError as error:
-            raise ConfigError("log.sample_prompts", prompt, str(error).removeprefix("prompt: ")) from None
+            shown = textwrap.shorten(prompt, SHOWN, placeholder=" ...")
+            raise ConfigError("log.sample_prompts", shown, str(error).removeprefix("prompt: ")) from None
     known, cache = task_directories(config.data.task_files), data_cache(config)
     examples = {}
     for name in config.train.eval_tasks:

@@ -124,7 +124,7 @@ def test_the_plan_is_the_planner_s(capsys: pytest.CaptureFixture[str]) -> None:
     from altup_moe.plan.step import plan_step
 
     path = CONFIGS / "interleaved_4rank.yaml"
-    found = report(capsys, path, "--cluster", "a100x8")["memory, time"]["planned"]
+    found = report(capsys, path, "--cluster", "a100x8")["plan"]["planned"]
     plan = plan_step(load_config(path), load_cluster("a100x8"), 4)
     assert (found["step_seconds"], found["peak_memory_bytes"]) == (plan.seconds, plan.peak_memory)
     assert (found["cluster"], found["cluster_assumed"]) == ("a100x8", False)
@@ -285,3 +285,12 @@ def test_it_needs_no_torch() -> None:
         check=True,
     )
     assert found.stdout.splitlines()[-1] == "heavy: set()"
+
+
+def test_texts_and_tasks_that_are_generated_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--log.sample_interval", "7", "--log.sample_prompts", "The list", "--train.eval_tasks", "sst2", "cb"]
+    assert main(["train", str(CONFIGS / "quickstart.yaml"), *words, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "sst2, cb with each validation, 64 examples" in text
+    assert "samples every 7 steps and at the end" in text
+    assert "rank 0 holds the whole model once more, 0.01 GiB" in text
