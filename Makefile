@@ -40,7 +40,7 @@ $(VENV)/.installed-docs: requirements-docs.txt $(VENV)/.installed
 	touch $@
 
 demo: install
-	$(BIN)/torchrun --nproc-per-node 2 --no-python $(BIN)/altup-moe train configs/quickstart.yaml --log.run_dir $(RUN)
+	$(BIN)/altup-moe launch torchrun --ranks-per-node 2 -- $(BIN)/altup-moe train quickstart --log.run_dir $(RUN)
 	$(BIN)/altup-moe evaluate $(RUN)
 	$(BIN)/altup-moe generate $(RUN) --prompt "The for statement is used to" --max-new-tokens 80
 	@echo
