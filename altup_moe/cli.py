@@ -14,7 +14,8 @@ from importlib import import_module
 from typing import NamedTuple
 
 from altup_moe.config.errors import UserError
-from altup_moe.config.exit_codes import EXIT_USER_ERROR
+from altup_moe.config.exit_codes import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from altup_moe.config.interrupts import Interrupts, say_interrupted
 
 OWN_MISTAKE_SECONDS = 1.0
 """How long a rank other than 0 waits before it prints a mistake."""
@@ -55,21 +56,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     Under a launcher all ranks mostly find the same mistake. Rank 0 prints it; the others only what is theirs.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        code = _dispatch(words)
-        sys.stdout.flush()
-    except UserError as error:
-        print(f"altup-moe: error: {_whose()}{' '.join(str(error).splitlines())}", file=sys.stderr, flush=True)
-        code = EXIT_USER_ERROR
-    except BrokenPipeError:
-        # The reader (head, less) has gone; the interpreter must not complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+    with Interrupts() as interrupts:
+        try:
+            _quiet_libraries()
+            code = _exit_code(words, interrupts)
+        except BaseException as error:
+            # A library may have made another error of it.
+            if not (interrupts.noted or isinstance(error, KeyboardInterrupt)):
+                raise
+            say_interrupted()
+            code = EXIT_INTERRUPTED
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from altup_moe.launch.bare_torchrun import advise
+
+        advise(code, words)
     if argv is None and words[:1] == ["launch"]:
         from altup_moe.launch.node import leave
 
         leave(code)  # no node may be late
     return code
+
+
+def _exit_code(words: list[str], interrupts: Interrupts) -> int:
+    """Run the words; a mistake and a reader that has gone are exit codes."""
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        if interrupts.noted:
+            raise
+        print(f"altup-moe: error: {_whose()}{' '.join(str(error).splitlines())}", file=sys.stderr, flush=True)
+        return EXIT_USER_ERROR
+    except BrokenPipeError:
+        # The reader (head, less) has gone; the interpreter must not complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _whose() -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from altup_moe.config.data_checks import check_corpus
 from altup_moe.config.expected_run import check_run
 from altup_moe.config.ranges import COUNT
 from altup_moe.config.sampling import check_sampling
+from altup_moe.data.sources import check_text_corpus
 
 if TYPE_CHECKING:
     from altup_moe.inference.evaluate import Evaluation
@@ -57,7 +57,7 @@ def evaluate(run: str | Path | FinishedRun, corpus: str | None = None, samples: 
         2.41
     """
     if corpus is not None:
-        check_corpus("corpus", corpus)
+        check_text_corpus("corpus", corpus)
     if samples is not None:
         COUNT.check("samples", samples)
     model = load_model(run) if isinstance(run, str | Path) else run

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from altup_moe.config import ConfigError
 from altup_moe.config.command import Command
-from altup_moe.config.data_checks import CORPUS_NAMES, check_task_files, is_corpus, task_directories, task_names
+from altup_moe.config.data_checks import check_task_files, task_directories, task_names
 from altup_moe.config.expected_run import check_run
 from altup_moe.config.ranges import COUNT
-from altup_moe.data.sources import LeftOut, local_files
+from altup_moe.data.sources import check_text_corpus
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def evaluate(o: EvaluateOptions) -> int:
     if o.answers is not None and o.tasks is None:
         raise ConfigError("answers", str(o.answers), "belongs to tasks; name some")
     if o.corpus is not None:
-        _check_corpus(o.corpus)
+        check_text_corpus("corpus", o.corpus)
     if o.samples is not None:
         COUNT.check("samples", o.samples)
     if o.tasks is not None:
@@ -56,13 +56,6 @@ def evaluate(o: EvaluateOptions) -> int:
 
     key = {} if o.text_key is None else {"text_key": o.text_key}
     return evaluate_command(run_dir=o.run_dir, corpus=o.corpus, samples=o.samples, as_json=o.json, **key)
-
-
-def _check_corpus(corpus: str) -> None:
-    """Raise UserError unless there is such a corpus, such prepared data, or such text."""
-    if not is_corpus(corpus) and not local_files(corpus, LeftOut()):
-        fits = f"there is no such file, and no {corpus}.idx; text, {' or '.join(CORPUS_NAMES)} would fit"
-        raise ConfigError("corpus", corpus, fits)
 
 
 def _evaluate_tasks(o: EvaluateOptions, tasks: str) -> int:

@@ -11,5 +11,8 @@ EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75
 """A signal stopped the run after a save (EX_TEMPFAIL); the same command continues it."""
 
+EXIT_INTERRUPTED = 130
+"""SIGINT (Ctrl-C) ended the command before it had anything to save; 128 + 2, as shells count."""
+
 EXIT_TIMEOUT = 124
 """The time limit ended the command; the exit code of `timeout`."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from altup_moe.config.errors import DataError, UserError
+from altup_moe.config.data_checks import CORPUS_NAMES, is_corpus
+from altup_moe.config.errors import ConfigError, DataError, UserError
 from altup_moe.config.text_corpora import table_hint
 from altup_moe.data.document import Document
 from altup_moe.data.text_files import FORMATS, KNOWN, Row, file_format, file_rows, row_text
@@ -81,6 +82,13 @@ def local_files(source: str, left_out: LeftOut) -> list[Path]:
         if file.stat().st_size == 0:
             raise DataError(file, "is empty", 0)
     return files
+
+
+def check_text_corpus(key: str, corpus: str) -> None:
+    """Raise UserError unless `corpus` is a known name, prepared data, or text that can be read as it is."""
+    if not is_corpus(corpus) and not local_files(corpus, LeftOut()):
+        fits = f"there is no such file, and no {corpus}.idx; text, {' or '.join(CORPUS_NAMES)} would fit"
+        raise ConfigError(key, corpus, fits)
 
 
 def _in_directory(root: Path, left_out: LeftOut) -> Iterator[Path]:

@@ -25,6 +25,10 @@ FORWARDED = {
 }
 FINAL_CODES = (2, 75)
 """Exit codes of a rank after which a restart would not help: a mistake of the user; stopped and saved."""
+OWN_LAUNCHER = "ALTUP_MOE_LAUNCHER"
+"""Variable of ranks that were started here; bare torchrun hides their exit codes (`bare_torchrun`)."""
+ENDED_BY_SIGNAL = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""Exit codes of a rank that was told to end before it had anything to save: nothing more is to be said."""
 PARENT = os.getppid()
 _received: list[int] = []
 
@@ -112,6 +116,7 @@ def main(argv: Sequence[str], name: str = "altup-moe launch netlab") -> int:
         name: prefix of messages.
     """
     hear_signals()
+    os.environ[OWN_LAUNCHER] = "torchrun"
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
@@ -125,6 +130,8 @@ def main(argv: Sequence[str], name: str = "altup-moe launch netlab") -> int:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+        if _received and code in ENDED_BY_SIGNAL:
+            return code
         print(f"{name}: rank {rank} ended with exit code {code}", file=sys.stderr)
         return code
     except SystemExit as stopped:  # by a signal, without ranks
