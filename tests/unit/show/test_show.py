@@ -241,11 +241,7 @@ def test_names_are_as_short_as_they_can_be() -> None:
     [
         ([], "RUNS is missing, as in altup-moe show runs/quickstart"),
         (["--json"], "RUNS is missing"),
-<<<<<<< HEAD
         (["nothing"], "nothing': there is no such directory; type altup-moe "),
-=======
-        (["nothing"], "run='nothing': holds no config.yaml; the log.run_dir of a run would fit (there is no such"),
->>>>>>> 3ffcb4e (Messages of show and doctor name the flag)
         (["run", "run"], "names a run twice"),
         (["run", "--ouput", "x"], "nearest is --output"),
         (["run", "--output", "no/where.html"], "output='no/where.html': cannot be written (No such file"),
