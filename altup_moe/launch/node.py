@@ -7,7 +7,9 @@ ended, before torchrun sees it.
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -31,6 +33,7 @@ ENDED_BY_SIGNAL = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes of a rank that was told to end before it had anything to save: nothing more is to be said."""
 PARENT = os.getppid()
 _received: list[int] = []
+_ENDED = re.compile(r"failed \(exitcode: (?P<code>-?\d+)\)")
 
 
 def child_processes(parent: int) -> list[int]:
@@ -63,6 +66,8 @@ def forward_signal(number: int, frame: FrameType | None) -> None:
         return
     ranks = child_processes(os.getpid())
     if not ranks:
+        if number == signal.SIGINT:
+            print("altup-moe: interrupted (Ctrl-C)", file=sys.stderr, flush=True)
         raise SystemExit(128 + number)
     for rank in ranks:
         with suppress(ProcessLookupError):
@@ -102,6 +107,13 @@ def restart_only_failures() -> None:
     LocalElasticAgent._monitor_workers = watched  # type: ignore[method-assign]
 
 
+def expected_end(line: str) -> bool:
+    """Whether a line of torchrun's log tells of ranks that ended as they were told to, or by a mistake of the user's."""
+    told = _ENDED.match(line)
+    code = int(told["code"]) if told else None
+    return "closing signal" in line or (code is not None and (bool(_received) or code in FINAL_CODES))
+
+
 def literal(argv: Sequence[str]) -> list[str]:
     """torchrun's arguments with each `$` of the command doubled, so that torchrun does not substitute `$local_rank`."""
     cut = argv.index("--no-python") + 2 if "--no-python" in argv else len(argv)
@@ -121,6 +133,8 @@ def main(argv: Sequence[str], name: str = "altup-moe launch netlab") -> int:
     from torch.distributed.run import parse_args, run
 
     restart_only_failures()
+    log = logging.getLogger("torch.distributed.elastic.multiprocessing.api")
+    log.addFilter(lambda record: not expected_end(record.getMessage()))
     # With one store for all restarts, gloo would read the addresses of ranks that have died (torch 2.13).
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     # torchrun must handle at least one signal; this one is not in FORWARDED.

@@ -50,3 +50,23 @@ def test_words_reach_the_ranks_as_they_are(tmp_path: Path) -> None:
     command = [sys.executable, "-P", str(NODE), *arguments, sys.executable, "-c", script, *words]
     assert subprocess.run(command, timeout=60).returncode == 0
     assert (tmp_path / "words").read_text() == repr(words)
+
+
+def test_of_ranks_that_were_interrupted_nothing_more_is_said(tmp_path: Path) -> None:
+    """Neither torchrun's lines nor the launcher's: rank 0 has said it."""
+    script = f"trap 'exit 130' INT; touch {tmp_path}/$RANK; while :; do sleep 0.1; done"
+    with start(script, tmp_path / "logs") as node:
+        give_up = time.monotonic() + 60
+        while not all((tmp_path / rank).exists() for rank in "01") and time.monotonic() < give_up:
+            time.sleep(0.05)
+        node.send_signal(signal.SIGINT)
+        assert node.communicate(timeout=60)[1] == b""
+        assert node.returncode == 130
+
+
+def test_torchrun_itself_repeats_no_mistake(tmp_path: Path) -> None:
+    with start("exit 2", tmp_path) as node:
+        said = node.communicate(timeout=60)[1].decode()
+        assert said.splitlines() == [said.strip()]
+        assert said.endswith("ended with exit code 2\n")
+        assert node.returncode == 2
