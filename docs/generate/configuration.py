@@ -42,7 +42,8 @@ def page() -> str:
             "An editor completes keys and marks mistakes while you type: `altup-moe configs --schema >",
             "altup_moe.schema.json` writes the JSON schema of all these files, and the first line",
             "`# yaml-language-server: $schema=altup_moe.schema.json` of a file tells VS Code's YAML extension, and",
-            "others that use the same server, where it lies. In a checkout `.vscode/settings.json` does so for `configs/`.",
+            "others that use the same server, where it lies. In a checkout `.vscode/settings.json` does so for "
+            "`configs/`.",
             "",
             "**On resume** says what happens when a run goes on from its checkpoint with another value:",
             "",
