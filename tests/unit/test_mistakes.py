@@ -29,7 +29,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "train, wrong section": (["train", "--help", "optimm"], "nearest is altup-moe train --help optim"),
     "evaluate, wrong flag": (["evaluate", RUN, "--sample", "3"], "--sample: unknown option; nearest is --samples"),
     "evaluate, no run": (["evaluate"], "RUN_DIR is missing, as in altup-moe evaluate runs/quickstart"),
-    "evaluate, a file for a run": (["evaluate", str(ROOT / "README.md")], "holds no config.yaml"),
+    "evaluate, a file for a run": (["evaluate", str(ROOT / "README.md")], "is a file; a run is a directory"),
     "generate, no prompt": (["generate", RUN], "--prompt is missing, as in altup-moe generate"),
     "generate, wrong value": (["generate", RUN, "--prompt", "x", "--top_p", "2"], "--top-p=2.0: must lie in (0, 1]"),
     "doctor, wrong flag": (["doctor", "--ports", "3"], "--ports: unknown option; nearest is --port"),
