@@ -58,7 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     with Interrupts() as interrupts:
         try:
-            _quiet_libraries()
             code = _exit_code(words, interrupts)
         except BaseException as error:
             # A library may have made another error of it.
