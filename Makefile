@@ -70,7 +70,7 @@ wheel: install-test
 
 docs: install-docs
 	$(BIN)/python -m docs.generate --check
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) $(VENV)-312 runs build dist site *.egg-info

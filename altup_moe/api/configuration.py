@@ -32,7 +32,7 @@ def load_config(source: str | Path | Mapping[str, Any] | None = None, overrides:
         ConfigError: an unknown key (the nearest is named), or a value of the wrong type.
         UserError: a file that cannot be read, or is not YAML.
 
-    Example:
+    Examples:
         >>> config = load_config({"model": {"num_layers": 2}}, {"train.steps": 50})
         >>> config.model.num_layers, config.train.steps
         (2, 50)
@@ -52,7 +52,7 @@ def check_config(config: RunConfig, world_size: int | None = None) -> None:
     Raises:
         ConfigError: the first value that does not fit: dotted key, value and what would.
 
-    Example:
+    Examples:
         >>> check_config(load_config(None, {"parallel.tensor": 2}), world_size=2)
     """
     checks.check_config(config, _world_size() if world_size is None else world_size)
@@ -67,7 +67,7 @@ def world_size() -> int:
     Raises:
         ConfigError: WORLD_SIZE is no number.
 
-    Example:
+    Examples:
         >>> config = load_config(None, {"parallel.data": world_size()})
     """
     return _world_size()

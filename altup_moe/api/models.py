@@ -28,7 +28,7 @@ def load_model(run: str | Path) -> FinishedRun:
     Raises:
         ConfigError: not a run directory. UserError: it has no checkpoint yet. DataError: one that is damaged.
 
-    Example:
+    Examples:
         >>> model = load_model("runs/quickstart")  # doctest: +SKIP
         >>> generate(model, "The for statement")  # doctest: +SKIP
     """
@@ -52,7 +52,7 @@ def evaluate(run: str | Path | FinishedRun, corpus: str | None = None, samples: 
     Raises:
         ConfigError: an unknown corpus, or samples below 1. UserError, DataError: as `load_model`.
 
-    Example:
+    Examples:
         >>> evaluate("runs/quickstart").bits_per_byte  # doctest: +SKIP
         2.41
     """
@@ -87,10 +87,10 @@ def generate(
         The new text alone, without the prompt.
 
     Raises:
-        ConfigError: an option out of range. UserError: the prompt does not fit into the model's length, and as
-        `load_model`.
+        ConfigError: an option out of range.
+        UserError: the prompt does not fit into the model's length; and all that `load_model` raises.
 
-    Example:
+    Examples:
         >>> generate("runs/quickstart", "The for statement", temperature=0)  # doctest: +SKIP
         ' is used to iterate'
     """

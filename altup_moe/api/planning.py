@@ -36,7 +36,7 @@ def plan(
         ConfigError: the layout does not fit the number of GPUs, or the planner has no arithmetic for the model; an
             unknown cluster.
 
-    Example:
+    Examples:
         >>> from altup_moe.api import load_config
         >>> plan(load_config(), "h100x8", gpus=1).fits
         True

@@ -57,7 +57,7 @@ def register_variant(
         ConfigError: the name is taken or has other characters than a-z, 0-9, _ and -, or an unknown architecture.
         TypeError: coefficients that are none, or weights that cannot be called.
 
-    Example:
+    Examples:
         >>> def half(block, c):  # doctest: +SKIP
         ...     return Mixing(block, torch.eye(len(c["gate"])), torch.tanh(c["gate"]))
         >>> register_variant("half", {"gate": Coefficient(("K",), "ones")}, half)  # doctest: +SKIP
@@ -92,7 +92,7 @@ def register_backend(
     Raises:
         ConfigError: the name is taken or has other characters than a-z, 0-9, _ and -. TypeError: layer is no class.
 
-    Example:
+    Examples:
         >>> register_backend("mine", MyLayer)  # doctest: +SKIP
         >>> config = load_config("quickstart", {"moe.backend": "mine"})  # doctest: +SKIP
     """
@@ -125,7 +125,7 @@ def register_objective(
         ConfigError: the name is taken or has other characters than a-z, 0-9, _ and -, or an unknown architecture.
         TypeError: recipe cannot be called.
 
-    Example:
+    Examples:
         >>> register_objective("my-objective", my_recipe)  # doctest: +SKIP
         >>> config = load_config("quickstart", {"data.objective": "my-objective"})  # doctest: +SKIP
     """
@@ -156,7 +156,7 @@ def register_corpus(
         ConfigError: the name is taken or has other characters than a-z, 0-9, _ and -. TypeError: documents cannot be
             called.
 
-    Example:
+    Examples:
         >>> register_corpus("poems", lambda: ["Two roads diverged ..."])  # doctest: +SKIP
         >>> config = load_config("quickstart", {"data.corpus": "poems"})  # doctest: +SKIP
     """

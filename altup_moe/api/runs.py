@@ -37,7 +37,7 @@ def train(config: RunConfig, until: Callable[[StepMetrics], bool] | None = None)
     Raises:
         ConfigError, DataError, UserError: as the command's one line on standard error.
 
-    Example:
+    Examples:
         >>> run = train(load_config("quickstart", {"parallel.expert": 1}))  # doctest: +SKIP
         >>> run.metrics()[-1]["valid_loss"]  # doctest: +SKIP
     """
@@ -54,7 +54,7 @@ def read_run(path: str | Path) -> RunReader:
     Raises:
         ConfigError: it is no run directory.
 
-    Example:
+    Examples:
         >>> [line["loss"] for line in read_run("runs/quickstart").metrics()]  # doctest: +SKIP
     """
     check_run(Path(path), "show", key="path", trained=False)
@@ -72,7 +72,7 @@ def read_checkpoint(path: str | Path) -> CheckpointReader:
     Raises:
         UserError: there is none. DataError: a file is missing, has another size or a damaged header.
 
-    Example:
+    Examples:
         >>> with read_checkpoint("runs/quickstart") as checkpoint:  # doctest: +SKIP
         ...     table = checkpoint.numpy("model.embed_tokens.weight")  # [vocabulary, features]
     """

@@ -57,7 +57,7 @@ def session(config: RunConfig, *, data: bool = True, timeout_seconds: float = 60
         ConfigError, DataError: on opening, a value that does not fit, damaged data or a damaged checkpoint.
         UserError: another session is open in this process, or another run works in log.run_dir.
 
-    Example:
+    Examples:
         >>> with session(load_config("quickstart", {"parallel.expert": 1})) as run:  # doctest: +SKIP
         ...     losses = [run.step().loss for _ in range(10)]
     """
@@ -76,7 +76,7 @@ def next_token_batch(tokens: torch.Tensor) -> Batch:
     Raises:
         ValueError: not two dimensions, or fewer than two tokens.
 
-    Example:
+    Examples:
         >>> import torch
         >>> next_token_batch(torch.arange(10).view(2, 5)).labels.tolist()
         [[1, 2, 3, 4], [6, 7, 8, 9]]
@@ -97,7 +97,7 @@ class Session:
     Sizes: a step has train.global_batch_size samples. This rank's part is `micro_batches` micro-batches of
     train.micro_batch_size samples each, of model.seq_length tokens.
 
-    Example:
+    Examples:
         >>> with session(config) as run:  # doctest: +SKIP
         ...     record = run.step([next_token_batch(my_tokens) for _ in range(run.micro_batches)])
         ...     run.save()

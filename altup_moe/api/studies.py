@@ -29,7 +29,7 @@ def read_study(path: str | Path) -> list[StudyRow]:
     Raises:
         UserError: there is no such file, or a line of it is no row (its number).
 
-    Example:
+    Examples:
         >>> rows = read_study("configs/study/results/paper_small")  # doctest: +SKIP
         >>> rows[0].quality.valid_loss  # doctest: +SKIP
         5.568
@@ -53,7 +53,7 @@ def study_frame(study: str | Path | Sequence[StudyRow]) -> pandas.DataFrame:
     Raises:
         UserError: as `read_study`.
 
-    Example:
+    Examples:
         >>> frame = study_frame("configs/study/results/paper_small")  # doctest: +SKIP
         >>> frame.groupby("name")["quality.valid_loss"].mean()  # doctest: +SKIP
     """

@@ -71,7 +71,7 @@ def test_every_name_says_what_it_is(name: str) -> None:
     assert not (thing.__doc__ or "").startswith(f"{name}(")  # what dataclasses write by themselves
     if isinstance(thing, FunctionType):
         if thing.__module__.startswith("altup_moe.api"):
-            assert "Example:" in thing.__doc__
+            assert "Examples:" in thing.__doc__
             assert "Raises:" in thing.__doc__
     elif thing.__module__.startswith("altup_moe.api"):
         public = {key: value for key, value in vars(thing).items() if not key.startswith("_")}
