@@ -42,7 +42,8 @@ print(f"saved {saved.directory.name}, {saved.bytes / 1e6:.1f} MB")
 run.close()
 
 # %% The run directory is an ordinary one: `altup-moe evaluate` and `altup-moe generate` read it as well.
-print("for" + api.generate(config.log.run_dir, "for", max_new_tokens=30, temperature=0))
+prompt = "The for statement"
+print(repr(prompt), "->", repr(api.generate(config.log.run_dir, prompt, max_new_tokens=20, temperature=0.7)))
 
 # %% Everything that was recorded can be read without a process group.
 files = api.read_run(config.log.run_dir)

@@ -86,6 +86,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     assert set(api.__all__) <= set(dir(api))
 
 
+@pytest.mark.slow
 def test_importing_it_is_light() -> None:
     """And so are a configuration, a plan, records of runs and studies; only tables need pandas."""
     code = f"""

@@ -45,7 +45,7 @@ def valid_losses(config: api.RunConfig) -> dict[int, float]:
 def alone() -> None:
     """The rank as a process that no launcher has started."""
     dist.destroy_process_group()
-    for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    for key in LAUNCHER:
         os.environ.pop(key, None)
 
 
@@ -115,11 +115,19 @@ def threads() -> set[str]:
     return set(os.listdir("/proc/self/task"))
 
 
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def launcher_variables() -> dict[str, str | None]:
+    """What a launcher sets, and a later program would take for one. (Libraries set others at their first use.)"""
+    return {name: os.environ.get(name) for name in LAUNCHER}
+
+
 def nothing_left(config: api.RunConfig, with_world: bool) -> list[Any]:
     """What differs after a session, one that fails, and one after it."""
     if not with_world:
         alone()
-    environment = dict(os.environ)
+    environment = launcher_variables()
     with api.session(config) as run:  # the first one starts threads that torch keeps
         run.step()
     write = save_threads.write_files
@@ -145,7 +153,11 @@ def nothing_left(config: api.RunConfig, with_world: bool) -> list[Any]:
             save_threads.write_files = write
         left = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
         more = len(threads() - before)
-        same = (dict(os.environ) == environment, len(release.groups()) == groups, dist.is_initialized() == with_world)
+        same = (
+            launcher_variables() == environment,
+            len(release.groups()) == groups,
+            dist.is_initialized() == with_world,
+        )
         problems += [(more, "checkpoint" in left)] if more > 0 or "checkpoint" in left else []
         problems += [same] if not all(same) else []
     return problems
