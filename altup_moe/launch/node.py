@@ -108,7 +108,7 @@ def restart_only_failures() -> None:
 
 
 def expected_end(line: str) -> bool:
-    """Whether a line of torchrun's log tells of ranks that ended as they were told to, or by a mistake of the user's."""
+    """Whether a line of torchrun's log tells of ranks that ended as they were told to, or by a user's mistake."""
     told = _ENDED.match(line)
     code = int(told["code"]) if told else None
     return "closing signal" in line or (code is not None and (bool(_received) or code in FINAL_CODES))
