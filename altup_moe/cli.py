@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from typing import NamedTuple
 from altup_moe.config.errors import UserError
 from altup_moe.config.exit_codes import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from altup_moe.config.interrupts import Interrupts, say_interrupted
+from altup_moe.config.library_warnings import LibraryWarnings
 
 OWN_MISTAKE_SECONDS = 1.0
 """How long a rank other than 0 waits before it prints a mistake."""
@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     with Interrupts() as interrupts:
         try:
-            code = _exit_code(words, interrupts)
+            with LibraryWarnings():
+                code = _exit_code(words, interrupts)
         except BaseException as error:
             # A library may have made another error of it.
             if not (interrupts.noted or isinstance(error, KeyboardInterrupt)):
@@ -108,15 +109,6 @@ def _whose() -> str:
     return f"on rank {rank} ({platform.node()}): "
 
 
-def _quiet_libraries() -> None:
-    """Megatron-Core announces at import what it falls back to without Transformer Engine and apex: expected here."""
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"megatron\.")
-    import logging
-
-    logging.getLogger("megatron").setLevel(logging.ERROR)
-
-
 def _dispatch(argv: list[str]) -> int:
     from altup_moe.config.flags import check_utf8
     from altup_moe.config.keys import nearest_key
@@ -136,7 +128,6 @@ def _dispatch(argv: list[str]) -> int:
             raise UserError(f"name a command: {', '.join(COMMANDS)}; altup-moe --help says more")
     if name not in COMMANDS:
         raise UserError(f"{name}: unknown command; nearest is {nearest_key(name, COMMANDS)}")
-    _quiet_libraries()
     if name != "launch":  # its ranks load them
         load_plugins()
     module = import_module(f"altup_moe.commands.{name.replace('-', '_')}")
