@@ -26,7 +26,7 @@ CASES: dict[str, list[RunConfig]] = {
 
 
 def gathered(configs: list[RunConfig]) -> list[tuple[str, bool]]:
-    """On a rank: what is not, on rank 0, the tensor that was set by its global name (twice, others in between)."""
+    """On a rank: tensors that rank 0 has not got as they were set by global name; twice, with other values."""
     from altup_moe.checkpoint.gather import WeightGatherer
     from altup_moe.checkpoint.state import local_tensors
     from altup_moe.model.build import bare_chunks, named_tensors
