@@ -46,7 +46,7 @@ class SlurmOptions:
     ranks_per_node: int | None = None
     """Ranks on each node; None is its GPUs, or 1."""
     sbatch: str = ""
-    """More flags of sbatch in one word, as in '--account=mine --qos=high'."""
+    """More flags of sbatch in one word, as in --sbatch='--account=mine --qos=high'."""
 
 
 def launch(options: SlurmOptions, command: Sequence[str]) -> int:
@@ -98,6 +98,14 @@ def batch_file(options: SlurmOptions, command: Sequence[str]) -> str:
     if options.ranks_per_node is not None:
         prologue += f"export RANKS_PER_NODE=${{RANKS_PER_NODE:-{options.ranks_per_node}}}\n"
     text = SBATCH.read_text(encoding="utf-8")
-    # Of two #SBATCH lines with one flag the later one counts.
+    names = {flag.partition("=")[0] for flag in flags}
+    kept = [line for line in text.splitlines(keepends=True) if not _sets(line, names)]
+    text = "".join(kept)
     text = text.replace(LAST_FLAG, LAST_FLAG + "".join(f"#SBATCH {shlex.quote(flag)}\n" for flag in flags), 1)
     return text.replace(PROLOGUE, PROLOGUE + prologue, 1)
+
+
+def _sets(line: str, names: set[str]) -> bool:
+    """Whether a line of the batch file sets one of these flags."""
+    words = line.split()
+    return words[:1] == ["#SBATCH"] and words[1].partition("=")[0] in names

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from altup_moe.cli import main
 from tests.processes import started
 
 SBATCH = Path(__file__).parents[3] / "launch" / "slurm.sbatch"
@@ -123,3 +124,34 @@ def test_mistakes_are_one_line_and_exit_code_2(job: dict[str, str], tmp_path: Pa
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert says in done.stderr
     assert not (tmp_path / "srun").exists()
+
+
+def test_the_command_and_flags_are_written_into_the_batch_file(
+    job: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--nodes", "2", "--partition", "gpu", "--ranks-per-node", "3", "--sbatch=--account=mine --qos=high"]
+    words = ["altup-moe", "a b", "$(touch pwned)", "--"]
+    assert main(["launch", "slurm", "--print", *flags, "--", *words]) == 0
+    text = capsys.readouterr().out
+    wanted = ("--nodes=2", "--partition=gpu", "--account=mine", "--qos=high", "--job-name=altup-moe")
+    assert [text.count(f"#SBATCH {flag}\n") for flag in wanted] == [1] * len(wanted)
+    assert text.count("#SBATCH --nodes") == 1
+    file = tmp_path / "run.sbatch"
+    file.write_text(text)
+    done = subprocess.run(["bash", str(file)], env=job | {"CODE": "0"}, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "argv").read_text().split("\0")[:-1][-4:] == words
+
+
+def test_submitting_needs_sbatch_and_a_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["launch", "slurm", "--", "true"]) == 2
+    assert "sbatch: not found" in capsys.readouterr().err
+    assert main(["launch", "slurm"]) == 2
+    assert "put it behind --" in capsys.readouterr().err
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\n/bin/cat $1 > {tmp_path}/submitted\nexit 7\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    assert main(["launch", "slurm", "--", "true"]) == 7
+    assert "set -- true" in (tmp_path / "submitted").read_text()
