@@ -31,6 +31,8 @@ def prepare_hint(corpus: str, config: RunConfig) -> str:
     path = Path(corpus)
     if not path.exists() or path.suffix.lower() in _TABLES:
         return table_hint(path) if path.exists() else ""
+    if path.is_file() and path.suffix.lower() not in _TEXT:
+        return ""
     prefix = path
     while prefix.suffix.lower() in _TEXT:
         prefix = prefix.with_suffix("")

@@ -36,6 +36,8 @@ def test_a_directory_keeps_its_name(tmp_path: Path) -> None:
         f"{tmp_path}/texts", from_dict({})
     )
     assert prepare_hint(str(tmp_path / "nothing"), from_dict({})) == ""
+    (tmp_path / "code.py").touch()
+    assert prepare_hint(str(tmp_path / "code.py"), from_dict({})) == ""
 
 
 def test_the_command_of_the_message_prepares_what_the_flag_names(
