@@ -21,6 +21,7 @@ from altup_moe.config import RunConfig, UserError
 from altup_moe.config.checks import check_config, smallest_world, world_size_from_env
 from altup_moe.config.load import load_config
 from altup_moe.config.packages import check_loggers
+from altup_moe.config.ranges import COUNT
 from altup_moe.data.found import FoundData, find_data
 from altup_moe.moe.backends import find_backend
 from altup_moe.plan.cluster import Cluster, load_cluster
@@ -38,11 +39,13 @@ class DryRunOptions:
     Args:
         full: print every key of the configuration. json: print one JSON object.
         cluster: name of a kind of node, or a file that `plan measure` wrote; None assumes `ASSUMED_CLUSTER`.
+        ranks: ranks of the run; None is what a launcher says, or else as few as the layout can run on.
     """
 
     full: bool = False
     json: bool = False
     cluster: str | None = None
+    ranks: int | None = None
 
 
 @dataclass
@@ -75,8 +78,10 @@ def dry_run(path: str, overrides: Sequence[str], options: DryRunOptions) -> int:
         UserError: it could not, as `train` raises it. Mistakes in the configuration come before anything is printed.
     """
     config = load_config(path, overrides)
-    given = world_size_from_env()
-    ranks = given if given > 1 else smallest_world(config.parallel)
+    if options.ranks is not None:
+        COUNT.check("ranks", options.ranks)
+    given = options.ranks or world_size_from_env()
+    ranks = given if options.ranks or given > 1 else smallest_world(config.parallel)
     check_config(config, ranks)
     check_loggers(config.log)
     if config.moe.num_experts:

@@ -42,6 +42,8 @@ class TrainOptions:
     """With --dry-run: one JSON object."""
     cluster: str | None = None
     """With --dry-run: kind of node for the step time. Or a file that `altup-moe plan measure` wrote."""
+    ranks: int | None = None
+    """With --dry-run: ranks to look at. None is as few as the layout can run on."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -61,8 +63,8 @@ def main(args: Sequence[str]) -> int:
     if options.dry_run:
         from altup_moe.commands.dry_run import DryRunOptions, dry_run
 
-        return dry_run(file, overrides, DryRunOptions(options.full, options.json, options.cluster))
-    for name in ("full", "json", "cluster"):
+        return dry_run(file, overrides, DryRunOptions(options.full, options.json, options.cluster, options.ranks))
+    for name in ("full", "json", "cluster", "ranks"):
         if getattr(options, name):
             raise UserError(f"--{name}: is of use with --dry-run alone; add --dry-run")
     # A warning of SLURM that comes before the first step is heeded after it; it must not end the process.

@@ -61,6 +61,10 @@ def test_shipped_configurations(path: Path, elsewhere: Path, capsys: pytest.Capt
     assert f"\nlayout         {found['layout']['ranks']} rank(s)" in text
     assert found["layout"]["ranks"] <= ranks
     assert ranks % found["layout"]["ranks"] == 0
+    asked = report(capsys, path, "--ranks", ranks)
+    assert asked["layout"]["ranks"] == ranks
+    if asked["plan"]["planned"] is not None:
+        assert asked["plan"]["planned"]["fits"], "on 80 GB each"
     assert f"{found['model']['total']:,} parameters" in text
     assert f"the run starts anew in {config.log.run_dir}" in text
     everything = yaml.safe_dump(found["configuration"]["all"], sort_keys=False).splitlines()
