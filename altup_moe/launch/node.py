@@ -92,9 +92,9 @@ def restart_only_failures() -> None:
 
     torchrun has no such setting, so this sets the number of remaining restarts of its agent to 0 (torch 2.13).
     """
-    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from altup_moe.parallel.patches import RESTARTS, original, replace
 
-    monitor = LocalElasticAgent._monitor_workers
+    monitor = original(RESTARTS)
 
     def watched(self: Any, group: Any) -> Any:
         result = monitor(self, group)
@@ -104,7 +104,7 @@ def restart_only_failures() -> None:
                 self._remaining_restarts = 0
         return result
 
-    LocalElasticAgent._monitor_workers = watched  # type: ignore[method-assign]
+    replace(RESTARTS, watched)
 
 
 def expected_end(line: str) -> bool:
@@ -161,4 +161,5 @@ def leave(code: int) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # altup_moe, also where it is not installed
     leave(main(sys.argv[1:]))  # netlab reports the node that ends first, so no node may be late

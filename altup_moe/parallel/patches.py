@@ -215,7 +215,20 @@ def _deepspeed() -> Iterator[Patch]:
     )
 
 
-PATCHES = {patch.target: patch for patch in (*_cuda(), *_megatron(), *_deepspeed())}
+RESTARTS = "torch.distributed.elastic.agent.server.local_elastic_agent:LocalElasticAgent._monitor_workers"
+
+
+def _torchrun() -> Iterator[Patch]:
+    yield Patch(
+        RESTARTS,
+        "torchrun starts ranks again after a signal or a mistake of the user's too; it has no setting for that",
+        TORCH,
+        "launch/node.py",
+        ("self", "worker_group"),
+    )
+
+
+PATCHES = {patch.target: patch for patch in (*_cuda(), *_megatron(), *_deepspeed(), *_torchrun())}
 """Every patch by its target."""
 
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from altup_moe.study.report import report_command
 from tests.browser import all_of, button, centre, hovered, needs_browser, one, opened, screenshot, tap, tip
 from tests.studies import study, write_study
-from tests.unit.study.test_report import hostile
+from tests.unit.study.test_report import hostile, report_command
 
 pytest.importorskip("selenium.webdriver")
 from selenium.webdriver.common.action_chains import ActionChains
