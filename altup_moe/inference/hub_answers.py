@@ -55,9 +55,14 @@ def compare_answers(
     model = theirs().float().eval()
     if (ends := _ends(model)) and set(ends) != set(our_ends):
         raise CheckFailed(f"a text ends at {ends} under transformers, at {our_ends} here")
-    other = [their_answer(model, tokenizer, prompt, limit) for prompt, limit in zip(prompts, limits, strict=True)]
+    # With and without the KV cache: of a model of ours, both sides would be wrong alike with a cache that is lost.
+    other = [
+        (prompt, a, their_answer(model, tokenizer, prompt, limit, cached))
+        for cached in sorted({False, cache_is_right(model)})
+        for prompt, a, limit in zip(prompts, mine, limits, strict=True)
+    ]
     del model
-    for prompt, a, b in zip(prompts, mine, other, strict=True):
+    for prompt, a, b in other:
         if a.inputs != b.inputs:
             raise CheckFailed(f"the prompt {prompt!r} is {b.inputs} under transformers, {a.inputs} here")
         if a.new != b.new:
@@ -76,7 +81,7 @@ def our_answer(run: FinishedRun, prompt: str, new_tokens: int) -> Answer:
 
 
 @torch.no_grad()
-def their_answer(model: Any, tokenizer: Any, prompt: str, new_tokens: int) -> Answer:
+def their_answer(model: Any, tokenizer: Any, prompt: str, new_tokens: int, cached: bool) -> Answer:
     """What a model of transformers answers, everything else as its files say."""
     encoded = tokenizer(prompt, return_tensors="pt")
     ids = encoded["input_ids"]
@@ -84,7 +89,7 @@ def their_answer(model: Any, tokenizer: Any, prompt: str, new_tokens: int) -> An
         ids,
         attention_mask=encoded["attention_mask"],
         max_new_tokens=new_tokens,
-        use_cache=cache_is_right(model),
+        use_cache=cached,
         **GREEDY,
     )[0].tolist()
     reads = bool(model.config.is_encoder_decoder)

@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -31,8 +32,12 @@ OWN_LAUNCHER = "ALTUP_MOE_LAUNCHER"
 """Variable of ranks that were started here; bare torchrun hides their exit codes (`bare_torchrun`)."""
 ENDED_BY_SIGNAL = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes of a rank that was told to end before it had anything to save: nothing more is to be said."""
+TWICE_SECONDS = 2.0
+"""A signal that comes again so soon is one request told twice, as for a rank (`train.stop_signal`)."""
 PARENT = os.getppid()
 _received: list[int] = []
+_forwarded: list[float] = []
+"""When signals were forwarded to ranks, by `time.monotonic`."""
 _ENDED = re.compile(r"failed \(exitcode: (?P<code>-?\d+)\)")
 
 
@@ -65,10 +70,13 @@ def forward_signal(number: int, frame: FrameType | None) -> None:
     if told:
         return
     ranks = child_processes(os.getpid())
+    if not ranks and _forwarded and time.monotonic() - _forwarded[0] < TWICE_SECONDS:
+        return  # the ranks have ended as they were told; torchrun reports their codes
     if not ranks:
         if number == signal.SIGINT:
             print("altup-moe: interrupted (Ctrl-C)", file=sys.stderr, flush=True)
         raise SystemExit(128 + number)
+    _forwarded.append(time.monotonic())
     for rank in ranks:
         with suppress(ProcessLookupError):
             os.killpg(rank, FORWARDED[signal.Signals(number)])  # torchrun makes each rank the leader of a group

@@ -20,6 +20,7 @@ from altup_moe.config import RunConfig, UserError
 from altup_moe.config.load import load_config
 from altup_moe.inference.load_run import load_run
 from altup_moe.model.build import named_tensors
+from altup_moe.model.reference.cache_name import CACHE
 from altup_moe.parallel.topology import Topology, topology
 from altup_moe.study.spec import MeasureSpec
 from altup_moe.study.study_directory import RowDirectory, write_json
@@ -148,7 +149,7 @@ class Texts:
             out = self.model(self.prompt, use_cache=True, logits_to_keep=1)
             self.token = out.logits[:, -1:].argmax(-1)
             seconds = _seconds(began)
-            self._kept = {"past_key_values": out.past_key_values}
+            self._kept = {CACHE: out[CACHE]}
         self._left = self.room
         return seconds / self.prompt.shape[1]
 
@@ -161,7 +162,7 @@ class Texts:
         out = self.model(**inputs, **self._kept, use_cache=True)
         self.token = out.logits[:, -1:].argmax(-1)
         seconds = _seconds(began)
-        self._kept["past_key_values"] = out.past_key_values
+        self._kept[CACHE] = out[CACHE]
         self._left -= 1
         return seconds
 

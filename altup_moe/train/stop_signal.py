@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
+from altup_moe.config.interrupts import Interrupts
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 WARNING = signal.SIGUSR1
 """SLURM's warning before the time limit, which srun gives to every process of a step."""
@@ -23,6 +25,8 @@ class StopSignal:
 
     Args:
         signals: which ones. clock: seconds.
+    Raises:
+        KeyboardInterrupt: on entering, a library has swallowed an earlier Ctrl-C. No handler is changed then.
     """
 
     def __init__(
@@ -36,6 +40,9 @@ class StopSignal:
         self._ending = False
 
     def __enter__(self) -> StopSignal:
+        interrupts = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
+        if isinstance(interrupts, Interrupts) and interrupts.noted:
+            raise KeyboardInterrupt
         for number in self._signals:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue

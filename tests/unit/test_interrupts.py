@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,21 @@ def test_training_takes_the_signal_over(monkeypatch: pytest.MonkeyPatch, capfd: 
     stand_in(monkeypatch, "train", ends_in_training)
     assert main(["train"]) == 75
     assert capfd.readouterr() == ("", "")
+
+
+def test_one_that_a_library_swallowed_ends_the_command_before_it_trains(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def command(words: list[str]) -> int:
+        with suppress(KeyboardInterrupt):
+            pressed(words)
+        with StopSignal():
+            raise AssertionError("training begins")
+
+    stand_in(monkeypatch, "train", command)
+    assert main(["train"]) == 130
+    assert capfd.readouterr() == ("", LINE)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.mark.slow

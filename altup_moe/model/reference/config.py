@@ -20,7 +20,7 @@ class AltUpMoEConfig(PretrainedConfig):
     """
 
     model_type = "altup_moe"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ("past_key_values", "cache")
 
     vocab_size: int = 4096
     hidden_size: int = 256

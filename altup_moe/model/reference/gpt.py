@@ -20,6 +20,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from altup_moe.altup.variants import find_variant
+from altup_moe.model.reference.cache_name import CACHE, CACHE_NAMES, given_cache
 from altup_moe.model.reference.config import AltUpMoEConfig
 from altup_moe.model.reference.layers import (
     DROPLESS,
@@ -235,7 +236,7 @@ class AltUpMoEForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = AltUpMoEConfig
     base_model_prefix = "model"
     _no_split_modules = ("Layer",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = CACHE_NAMES
     _supports_sdpa = True
     _keep_in_fp32_modules_strict = (r"\.altup\.", "sequence", "expert_bias", "expert_load")
 
@@ -276,21 +277,24 @@ class AltUpMoEForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        cache: DynamicCache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits [B, S, V] and, with labels (shifted here, -100 ignored), the mean cross-entropy in nats.
 
         Dropless: a capacity would let later tokens decide an earlier one's logits, and depend on what is cached.
-        Capacity belongs to training micro-batches; see `losses`.
+        Capacity belongs to training micro-batches; see `losses`. `cache` is the newer name of `past_key_values`; the
+        output has the one that the installed transformers uses.
         """
-        if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
-            past_key_values = DynamicCache(config=self.config)
-        features, _ = self.model(input_ids, attention_mask, position_ids, past_key_values)
+        cache = given_cache(past_key_values, cache)
+        if cache is None and (self.config.use_cache if use_cache is None else use_cache):
+            cache = DynamicCache(config=self.config)
+        features, _ = self.model(input_ids, attention_mask, position_ids, cache)
         logits = self._logits(features[:, -logits_to_keep:])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache})
 
     def losses(
         self,

@@ -24,6 +24,7 @@ from transformers import (
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
+from altup_moe.model.reference.cache_name import CACHE, CACHE_NAMES, given_cache
 from altup_moe.model.reference.gpt import Decoder, Layer, Losses, sum_or_concatenate, walk
 from altup_moe.model.reference.layers import DROPLESS, RMSNorm, Router, Routing, RoutingInput, attention_mask, full
 from altup_moe.model.reference.sequence import (
@@ -237,7 +238,7 @@ class AltUpMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
     config_class = AltUpMoET5Config
     base_model_prefix = "model"
     _no_split_modules = ("T5Layer",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = CACHE_NAMES
     _supports_sdpa = True
     _keep_in_fp32_modules_strict = (r"\.altup\.", r"\.sequence\.", "expert_bias", "expert_load")
 
@@ -288,6 +289,7 @@ class AltUpMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
         past_key_values: EncoderDecoderCache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: EncoderDecoderCache | None = None,
         **kwargs: Any,
     ) -> Seq2SeqLMOutput:
         """Logits [B, S, V] and, with labels (as they are, -100 ignored), the mean cross-entropy in nats.
@@ -302,17 +304,16 @@ class AltUpMoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if decoder_input_ids is None:
             assert labels is not None
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-        if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
-            past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        cache = given_cache(past_key_values, cache)
+        if cache is None and (self.config.use_cache if use_cache is None else use_cache):
+            cache = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
         embedded = self.shared(decoder_input_ids)
-        features, _ = self.decoder(embedded, decoder_attention_mask, context, attention_mask, past_key_values)
+        features, _ = self.decoder(embedded, decoder_attention_mask, context, attention_mask, cache)
         logits = self._logits(features)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        return Seq2SeqLMOutput(
-            loss=loss, logits=logits, past_key_values=past_key_values, encoder_last_hidden_state=context
-        )
+        return Seq2SeqLMOutput(loss=loss, logits=logits, encoder_last_hidden_state=context, **{CACHE: cache})
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """Labels [B, S] moved right by one, behind the start token; -100 becomes padding."""

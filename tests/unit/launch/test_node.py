@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from altup_moe.launch import node
+from altup_moe.train.stop_signal import TWICE_SECONDS
+
 pytestmark = pytest.mark.slow  # torchrun imports torch
 
 NODE = Path(__file__).parents[3] / "altup_moe" / "launch" / "node.py"
@@ -22,9 +25,9 @@ def start(script: str, logs: Path) -> subprocess.Popen[bytes]:
 
 
 def test_the_exit_code_is_the_failing_ranks(tmp_path: Path) -> None:
-    with start("if [ $RANK = 1 ]; then exit 7; fi; exec sleep 60", tmp_path) as node:
-        assert b"rank 1 ended with exit code 7" in node.communicate(timeout=60)[1]
-        assert node.returncode == 7
+    with start("if [ $RANK = 1 ]; then exit 7; fi; exec sleep 60", tmp_path) as launched:
+        assert b"rank 1 ended with exit code 7" in launched.communicate(timeout=60)[1]
+        assert launched.returncode == 7
 
 
 def test_a_signal_lets_every_rank_finish_and_exit_with_its_code(tmp_path: Path) -> None:
@@ -32,13 +35,13 @@ def test_a_signal_lets_every_rank_finish_and_exit_with_its_code(tmp_path: Path) 
         f"trap 'stop=1' TERM; touch {tmp_path}/$RANK; while [ -z $stop ]; do sleep 0.1; done;"
         f" if [ $RANK = 1 ]; then sleep 1; touch {tmp_path}/saved; fi; exit 75"
     )
-    with start(script, tmp_path / "logs") as node:
+    with start(script, tmp_path / "logs") as launched:
         give_up = time.monotonic() + 60
         while not all((tmp_path / rank).exists() for rank in "01") and time.monotonic() < give_up:
             time.sleep(0.05)
-        node.send_signal(signal.SIGTERM)
-        node.communicate(timeout=60)
-        assert node.returncode == 75
+        launched.send_signal(signal.SIGTERM)
+        launched.communicate(timeout=60)
+        assert launched.returncode == 75
     assert (tmp_path / "saved").exists()
 
 
@@ -55,18 +58,42 @@ def test_words_reach_the_ranks_as_they_are(tmp_path: Path) -> None:
 def test_of_ranks_that_were_interrupted_nothing_more_is_said(tmp_path: Path) -> None:
     """Neither torchrun's lines nor the launcher's: rank 0 has said it."""
     script = f"trap 'exit 130' INT; touch {tmp_path}/$RANK; while :; do sleep 0.1; done"
-    with start(script, tmp_path / "logs") as node:
+    with start(script, tmp_path / "logs") as launched:
         give_up = time.monotonic() + 60
         while not all((tmp_path / rank).exists() for rank in "01") and time.monotonic() < give_up:
             time.sleep(0.05)
-        node.send_signal(signal.SIGINT)
-        assert node.communicate(timeout=60)[1] == b""
-        assert node.returncode == 130
+        launched.send_signal(signal.SIGINT)
+        assert launched.communicate(timeout=60)[1] == b""
+        assert launched.returncode == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_to_ranks_that_have_ended_is_the_same_request(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int
+) -> None:
+    now, ranks = [100.0], [[2**22 + 1]]  # no process has this id
+    monkeypatch.setattr(node, "_received", [])
+    monkeypatch.setattr(node, "_forwarded", [])
+    monkeypatch.setattr(node, "child_processes", lambda parent: ranks[0])
+    monkeypatch.setattr(node.time, "monotonic", lambda: now[0])
+    node.forward_signal(number, None)
+    ranks[0] = []
+    now[0] += TWICE_SECONDS - 0.1
+    node.forward_signal(number, None)
+    assert capfd.readouterr() == ("", "")
+    now[0] += 0.1
+    with pytest.raises(SystemExit) as stopped:
+        node.forward_signal(number, None)
+    assert stopped.value.code == 128 + number
+
+
+def test_twice_is_as_long_as_for_a_rank() -> None:
+    assert node.TWICE_SECONDS == TWICE_SECONDS
 
 
 def test_torchrun_itself_repeats_no_mistake(tmp_path: Path) -> None:
-    with start("exit 2", tmp_path) as node:
-        said = node.communicate(timeout=60)[1].decode()
+    with start("exit 2", tmp_path) as launched:
+        said = launched.communicate(timeout=60)[1].decode()
         assert said.splitlines() == [said.strip()]
         assert said.endswith("ended with exit code 2\n")
-        assert node.returncode == 2
+        assert launched.returncode == 2

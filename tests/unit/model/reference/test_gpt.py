@@ -9,9 +9,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig, Qwen3Config
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    Qwen3Config,
+)
 
 from altup_moe.altup.variants import VARIANTS
+from altup_moe.model.reference.cache_name import CACHE
 from altup_moe.model.reference.gpt import AltUpMoEConfig, AltUpMoEForCausalLM, step_loss
 from altup_moe.model.reference.layers import DROPLESS
 from tests.models import assert_same_model
@@ -360,3 +369,15 @@ def test_dropout_only_while_training(dropout: str) -> None:
     assert torch.equal(model(ids).logits, build()(ids).logits)
     model.train()
     assert (model(ids).logits - model(ids).logits).abs().max() > 0.1
+
+
+def test_a_cache_is_taken_under_both_names() -> None:
+    model, ids = build(), tokens()
+    whole = model(ids, use_cache=False).logits
+    for name in ("past_key_values", "cache"):
+        first = model(ids[:, :5], use_cache=True)
+        assert first[CACHE].get_seq_length() == 5
+        then = model(ids[:, 5:], **{name: first[CACHE]}).logits
+        torch.testing.assert_close(then, whole[:, 5:])
+    with pytest.raises(ValueError, match="two caches"):
+        model(ids, cache=DynamicCache(), past_key_values=DynamicCache())

@@ -20,6 +20,7 @@ from transformers import (
 
 from altup_moe.checkpoint.hf.names import hub_name
 from altup_moe.config import AltUpConfig, ConfigError, ModelConfig, MoEConfig, RunConfig
+from altup_moe.model.reference.cache_name import CACHE
 from altup_moe.model.reference.layers import MoE
 from altup_moe.model.reference.t5 import AltUpMoEForConditionalGeneration
 from altup_moe.model.reference.t5_config import AltUpMoET5Config
@@ -250,3 +251,15 @@ def test_from_run_carries_every_field() -> None:
     assert (config.hidden_act, config.context_width, config.output_width) == ("gelu_new", 4 * 48, 4 * 48)
     assert (config.decoder_start_token_id, config.tie_word_embeddings, config.num_experts) == (3, False, 8)
     assert AltUpMoET5Config.from_run(replace(run, model=replace(model, num_decoder_layers=None))).decoder_layers == 5
+
+
+def test_a_cache_is_taken_under_both_names() -> None:
+    model, inputs = build(), sample()
+    inputs.pop("labels", None)
+    decoded = inputs.pop("decoder_input_ids", torch.arange(8).view(2, 4))
+    whole = model(**inputs, decoder_input_ids=decoded, use_cache=False).logits
+    for name in ("past_key_values", "cache"):
+        first = model(**inputs, decoder_input_ids=decoded[:, :2], use_cache=True)
+        assert first[CACHE].get_seq_length() == 2
+        then = model(**inputs, decoder_input_ids=decoded[:, 2:], **{name: first[CACHE]}).logits
+        torch.testing.assert_close(then, whole[:, 2:])
