@@ -10,11 +10,14 @@ from pathlib import Path
 
 from altup_moe.config import ConfigError, RunConfig, UserError
 from altup_moe.config.command import Command
-from altup_moe.config.load import load_config
+from altup_moe.config.files import check_directory
+from altup_moe.config.keys import unknown_key
+from altup_moe.config.load import HINTS, load_config
+from altup_moe.config.ranges import COUNT
 from altup_moe.launch.netlab import run_on_netlab
 from altup_moe.launch.netplan import bits_per_second
 from altup_moe.parallel.start_ranks import Start
-from altup_moe.plan.cluster import Cluster, cluster_yaml, load_cluster
+from altup_moe.plan.cluster import Cluster, cluster_yaml, gpus_of, load_cluster
 from altup_moe.plan.layer_time import Factors
 from altup_moe.plan.picture import recordings
 from altup_moe.plan.published import PUBLISHED_RUNS, planned
@@ -85,9 +88,12 @@ class CompareOptions:
 
 def plan(options: PlanOptions) -> int:
     """Plan one layout, or search for layouts. Returns the exit code."""
+    COUNT.check("keep", options.keep)
+    if options.timeline is not None:
+        check_directory("timeline", options.timeline)
     config = load_config(options.config, [f"--{word}" for word in options.set])
     cluster = load_cluster(options.cluster)
-    gpus = options.gpus or options.nodes * cluster.gpus_per_node
+    gpus = gpus_of(cluster, options.nodes, options.gpus)
     factors = Factors(options.imbalance, options.straggler)
     if options.search or options.sweep:
         sizes = _sizes(options.sweep) if options.sweep else []
@@ -223,4 +229,18 @@ def main(args: Sequence[str]) -> int:
     meant = get_close_matches(word, PLAN_COMMANDS, 1)
     if meant and not Path(word).exists():
         raise UserError(f"plan {word}: neither a command nor a file; nearest is plan {meant[0]}")
+    _check_no_keys(args)
     return PLAN.main(args)
+
+
+def _check_no_keys(args: Sequence[str]) -> None:
+    """Raise UserError for a key of the configuration that is given as a flag of its own."""
+    for place, word in enumerate(args):
+        key, equals, attached = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or "." not in key:
+            continue
+        key = key.replace("-", "_")
+        given = attached if equals else " ".join(args[place + 1 : place + 2])
+        if key not in HINTS:
+            raise unknown_key(key, given, HINTS)
+        raise UserError(f"--{key}: keys of the configuration go behind --set, as in --set {key}={given or 'VALUE'}")

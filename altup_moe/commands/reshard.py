@@ -26,6 +26,7 @@ from altup_moe.config.command import Command
 from altup_moe.config.expected_run import check_source
 from altup_moe.config.load import save_config
 from altup_moe.config.run_directory import checkpoints_dir, config_file
+from altup_moe.config.start_advice import replace_start
 from altup_moe.data.files import new_directory
 
 MIN_FREE_BYTES = 1 << 26
@@ -104,7 +105,7 @@ def target_config(options: ReshardOptions, source: RunConfig) -> tuple[RunConfig
 def _flagged(error: ConfigError, config: RunConfig, world_size: int) -> ConfigError:
     """The same error with this command's flags instead of dotted keys."""
     fits = re.sub(r"parallel\.(\w+)", lambda found: _flag(found[1]), error.fits)
-    fits = re.sub(r"start with torchrun --nproc-per-node (\d+)", r"\1 ranks would fit", fits)
+    fits = replace_start(fits, lambda ranks: f"{ranks} ranks would fit")
     section, _, name = error.key.partition(".")
     if section == "parallel":
         return ConfigError(_flag(name), error.value, fits)

@@ -21,6 +21,7 @@ from altup_moe.config.packages import check_installed
 from altup_moe.config.ranges import RANGES, TEMPERATURE
 from altup_moe.config.schema import ParallelConfig, RunConfig
 from altup_moe.config.sequence import strided_decoder_layers, strided_layers
+from altup_moe.config.start_advice import start_with
 from altup_moe.config.zero_checks import check_zero
 
 ENDLESS = ("constant", "inverse_sqrt")
@@ -264,7 +265,7 @@ def _stages(config: RunConfig, world_size: int) -> None:
 def _world(config: RunConfig, world_size: int) -> None:
     p = config.parallel
     expert_ranks = p.expert_tensor * p.expert * p.pipeline
-    start = f"; start with torchrun --nproc-per-node {smallest_world(p)}"
+    start = f"; {start_with(smallest_world(p))}"
     product = 1
     for name in ("tensor", "pipeline", "context"):
         product *= getattr(p, name)

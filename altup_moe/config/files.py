@@ -5,6 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from altup_moe.config.errors import ConfigError
+
+
+def check_directory(key: str, path: Path) -> None:
+    """Raise ConfigError unless `path` is a directory, or one can be made there."""
+    for each in (path, *path.parents):
+        if each.is_dir():
+            return
+        if each.exists():
+            raise ConfigError(key, str(path), f"{each} is a file; a directory would fit")
+
 
 def fsync(path: Path) -> None:
     """Flush a file or a directory entry to disk; a rename is durable only after its directory is flushed."""

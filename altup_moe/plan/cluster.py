@@ -7,6 +7,7 @@ from typing import Any
 
 from altup_moe.config import ConfigError, UserError
 from altup_moe.config.load import read_yaml
+from altup_moe.config.ranges import COUNT
 from altup_moe.config.shipped import find_file
 from altup_moe.plan.cpu_cost_model import CALLS, MESSAGES, OPERATIONS, PIECES, SIZES, CpuCostModel
 
@@ -62,6 +63,15 @@ def load_cluster(name: str) -> Cluster:
         fits = str(error).removeprefix(f"{name}: ")
         raise ConfigError("cluster", name, f"{fits}; `altup-moe plan measure FILE` writes one") from None
     return cluster_from(read_yaml(path), path.stem)
+
+
+def gpus_of(cluster: Cluster, nodes: int = 1, gpus: int | None = None) -> int:
+    """`gpus`, or all GPUs of the nodes. Raises ConfigError for a number below 1."""
+    COUNT.check("nodes", nodes)
+    if gpus is None:
+        return nodes * cluster.gpus_per_node
+    COUNT.check("gpus", gpus)
+    return gpus
 
 
 def cluster_from(values: dict[Any, Any], name: str) -> Cluster:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from altup_moe.altup.shape import is_moe_layer, stream_width
 from altup_moe.config import RunConfig
+from altup_moe.config.ranges import Range
 from altup_moe.model.flops import Parts, layer_products, output_products
 from altup_moe.moe.backends import defers_mixing
 from altup_moe.parallel.rank_coordinates import ChunkLayers, RankCoordinates
@@ -38,6 +39,11 @@ class Factors:
     """Rows of the fullest expert rank over the mean."""
     straggler: float = 1.0
     """Compute time of the slowest GPU over the mean. All GPUs wait for the slowest."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a number that cannot be: the greatest is not below the mean."""
+        for key, value in vars(self).items():
+            Range(1).check(key, value)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from altup_moe.altup.shape import is_moe_layer
-from altup_moe.config import RunConfig
+from altup_moe.config import ConfigError, RunConfig
 from altup_moe.config.checks import CHECKS, check_files, num_microbatches
+from altup_moe.config.start_advice import replace_start
 from altup_moe.config.units import GIB
 from altup_moe.model.flops import flops_per_token
 from altup_moe.parallel.rank_coordinates import RankCoordinates, chunk_layers
@@ -92,9 +93,18 @@ class StepPlan:
 
 def check_layout(config: RunConfig, world_size: int) -> None:
     """`check_config` without the check of files, because a plan needs no corpus. Raises ConfigError."""
-    for check in CHECKS:
-        if check is not check_files:
-            check(config, world_size)
+
+    def gpus(ranks: int) -> str:
+        # A given number of data-parallel ranks leaves one size; else a multiple fits as well.
+        size = ranks if config.parallel.data else ranks * max(1, -(-world_size // ranks))
+        return f"--gpus {size} would fit (--nodes gives them as well)"
+
+    try:
+        for check in CHECKS:
+            if check is not check_files:
+                check(config, world_size)
+    except ConfigError as error:
+        raise ConfigError(error.key, error.value, replace_start(error.fits, gpus)) from None
 
 
 def per_micro_batch(transfers: Sequence[Transfer], count: int) -> list[Transfer]:

@@ -56,8 +56,9 @@ def test_sections_of_the_changelog() -> None:
 
 def test_the_list_sees_signatures() -> None:
     lines = listing()
-    assert "plan(config: RunConfig, cluster: str = h100x8, *, nodes: int = 1, gpus: int | None = None, " in "".join(
-        line for line in lines if line.startswith("plan(")
+    assert (
+        "plan(config: RunConfig | str | Path, cluster: str = h100x8, *, nodes: int = 1, gpus: int | None = None, "
+        in "".join(line for line in lines if line.startswith("plan("))
     )
     assert "StepMetrics.loss: float" in lines
     assert "Session.micro_batches -> int" in lines

@@ -74,6 +74,7 @@ def test_the_world_is_the_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_plan() -> None:
     config = api.load_config(None, {"train.global_batch_size": 64})
     one, two = api.plan(config), api.plan(config, "h100x8", nodes=2)
+    assert api.plan("altup_k4_gpu") == api.plan(api.load_config("altup_k4_gpu"))
     assert (one.gpus, two.gpus) == (8, 16)
     assert one.seconds > two.seconds > 0
     assert api.plan(config, straggler=2.0).seconds > 1.5 * one.seconds

@@ -51,6 +51,16 @@ def test_what_does_not_fit_the_memory(capsys: pytest.CaptureFixture[str]) -> Non
         (["--set", "moe.backend=tutel"], "moe.backend='tutel'"),
         (["--sweep", "8-16"], "sweep='8-16'"),
         (["--nodes", "many"], "nodes='many'"),
+        (["--nodes", "0"], "--nodes=0: must be at least 1"),
+        (["--nodes", "-1"], "--nodes=-1: must be at least 1"),
+        (["--gpus", "0"], "--gpus=0: must be at least 1"),
+        (["--keep", "0", "--search"], "--keep=0: must be at least 1"),
+        (["--imbalance", "-1"], "--imbalance=-1.0: must be at least 1"),
+        (["--straggler", "0.5"], "--straggler=0.5: must be at least 1"),
+        (["--timeline", CONFIG], "is a file; a directory would fit"),
+        (["--gpus", "7"], "must divide the world size (7); --gpus 8 would fit"),
+        (["--parallel.tensor", "4"], "--set parallel.tensor=4"),
+        (["--parallel.tensr=4"], "nearest is parallel.tensor"),
     ],
 )
 def test_one_line_says_what_cannot_be(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
