@@ -7,15 +7,17 @@ logits of both sides are compared in fp32 (--no-check leaves that out: it needs 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from altup_moe.config import ConfigError, DataError
+from altup_moe.config import ConfigError, DataError, UserError
 from altup_moe.config.command import Command, Group
 from altup_moe.config.expected_run import check_source
+from altup_moe.config.hub_directory import model_type
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def export_model(o: ExportOptions) -> int:
 
 def _check_target(key: str, target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(key, str(target), "exists and is not empty")
+        raise ConfigError(key, str(target), "exists and is not empty; name another directory, or remove this one")
 
 
 def _checked(work: Callable[[], list[str]]) -> int:
@@ -92,7 +94,19 @@ def _checked(work: Callable[[], list[str]]) -> int:
     return 0
 
 
-CONVERT = Group(
+class _Convert(Group):
+    """The commands; a directory without one is told which one takes it."""
+
+    def main(self, args: Sequence[str]) -> int:
+        given = Path(args[0]) if args else Path()
+        if args and args[0] not in self.commands and given.is_dir():
+            kind = "import" if model_type(given) is not None else "export"
+            meant = shlex.join(["altup-moe", "convert", kind, *args])
+            raise UserError(f"convert {given}: unknown command; type {meant}")
+        return super().main(args)
+
+
+CONVERT = _Convert(
     "convert",
     "Models from and to Hugging Face directories. Pickles and code that a model brings along are never loaded.",
     {

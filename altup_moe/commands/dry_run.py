@@ -19,6 +19,7 @@ from altup_moe.commands.dry_run_run import data_section, end_section, resume_sec
 from altup_moe.commands.dry_run_section import Section
 from altup_moe.config import RunConfig, UserError
 from altup_moe.config.checks import check_config, smallest_world, world_size_from_env
+from altup_moe.config.expected_run import check_initial_load
 from altup_moe.config.load import load_config
 from altup_moe.config.packages import check_loggers
 from altup_moe.config.ranges import COUNT
@@ -108,6 +109,7 @@ def describe(
         found.config = ordered(config)
 
     def resume() -> None:
+        check_initial_load(found.config, path)
         found.resume = find_resume_point(found.config)
 
     def data() -> None:

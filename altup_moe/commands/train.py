@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from altup_moe.config import RunConfig, UserError
 from altup_moe.config.checks import check_config, world_size_from_env
+from altup_moe.config.expected_run import check_initial_load
 from altup_moe.config.help_pages import help_topic
 from altup_moe.config.load import load_config, split_overrides
 from altup_moe.config.section_pages import run_page, topic_page
@@ -71,6 +72,7 @@ def main(args: Sequence[str]) -> int:
     with StopSignal((WARNING,)):
         config = load_config(file, overrides)
         check_config(config, world_size_from_env())
+        check_initial_load(config, file)
         from altup_moe.train import loop
 
         return loop.train(config)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from altup_moe.config.errors import ConfigError, UserError
+from altup_moe.config.hub_directory import OWN_TYPES, USE_THE_RUN, model_type
 from altup_moe.config.load import read_yaml
 from altup_moe.config.run_directory import checkpoints_dir, config_file
-from altup_moe.config.schema import LogConfig
+from altup_moe.config.schema import LogConfig, RunConfig
 
 MAKE_ONE = "altup-moe train quickstart --log.run_dir RUN to make one"
 MANIFEST = "manifest.json"
@@ -39,7 +40,9 @@ def check_run(path: Path, command: str, after: Sequence[str] = (), key: str = "r
     if _is_run(path) and (_is_trained(path) or not trained):
         return
     found = _found(path)
-    follows = found.next if found.run is None else shlex.join(["altup-moe", *command.split(), str(found.run), *after])
+    follows = (
+        found.next if found.run is None else shlex.join(["altup-moe", *shlex.split(command), str(found.run), *after])
+    )
     raise ConfigError(key, str(path), f"{found.what}; type {follows}")
 
 
@@ -47,6 +50,18 @@ def check_source(path: Path, command: str, after: Sequence[str] = (), key: str =
     """Raise ConfigError, as `check_run` does, unless `path` is a directory with a checkpoint, a run's or its own."""
     if not (path / MANIFEST).is_file() and not _is_trained(path):
         check_run(path, command, after, key)
+
+
+def check_initial_load(config: RunConfig, file: str | Path) -> None:
+    """Raise ConfigError, as `check_run` does, if a new run is to take weights from where no checkpoint is.
+
+    Args:
+        file: the run's configuration, for the message.
+    """
+    path = config.checkpoint.initial_load_path
+    if path is not None and not _is_trained(Path(config.log.run_dir)):
+        key = "checkpoint.initial_load_path"
+        check_source(Path(path), f"train {shlex.quote(str(file))} --{key}", key=key)
 
 
 def _found(path: Path) -> _Found:
@@ -79,7 +94,10 @@ def _found_directory(path: Path) -> _Found:
         if rows:
             return _Found("is a study, whose rows are runs", max(rows, key=_is_trained))
         return _Found("is a study without a row that has begun", next=f"altup-moe study status {_word(path)}")
-    if (path / "config.json").is_file():
+    kind = model_type(path)
+    if kind in OWN_TYPES:
+        return _Found(USE_THE_RUN, _like(path) or Path("RUN"))
+    if kind is not None:
         return _Found("is a Hugging Face model", next=f"altup-moe convert import {_word(path)} RUN")
     runs = [each for each in sorted(path.glob("*")) if _is_run(each)]
     if runs:

@@ -22,14 +22,22 @@ class Known:
 
     Args:
         module: regular expression of the module that warns. category: its class. reason: why it is dropped.
+        message: regular expression of how its text begins.
     """
 
     module: str
     category: type[Warning]
     reason: str
+    message: str = ""
 
 
-KNOWN = (Known(r"megatron\.", UserWarning, "announces what it takes without Transformer Engine and apex, tested here"),)
+KNOWN = (
+    Known(r"megatron\.", UserWarning, "announces what it takes without Transformer Engine and apex, tested here"),
+    *(
+        Known("", FutureWarning, "Megatron calls it by its old name", rf"`torch\.distributed\.{name}` is deprecated")
+        for name in ("all_gather_into_tensor", "reduce_scatter_tensor")
+    ),
+)
 HIDDEN = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 """What Python itself hides, unless -W or PYTHONWARNINGS asks for it: notes to the libraries' authors."""
 KNOWN_LOGS = {"megatron": logging.ERROR}
@@ -55,7 +63,7 @@ class LibraryWarnings:
         for category in HIDDEN if not sys.warnoptions else ():
             warnings.simplefilter("ignore", category)
         for known in KNOWN:
-            warnings.filterwarnings("ignore", category=known.category, module=known.module)
+            warnings.filterwarnings("ignore", known.message, known.category, known.module)
         for name, level in KNOWN_LOGS.items():
             logging.getLogger(name).setLevel(level)
         for name, value in NO_BARS.items():

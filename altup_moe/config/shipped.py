@@ -6,11 +6,13 @@ A checkout has them in ``configs/``, an installed wheel in ``altup_moe/configs/`
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from altup_moe.config.errors import UserError
+from altup_moe.config.hub_directory import OWN_TYPES, USE_THE_RUN, model_type
 from altup_moe.config.keys import nearest_key
 
 Kind = Literal["configuration", "recipe", "study", "cluster"]
@@ -83,6 +85,11 @@ def find_file(given: str | Path, kind: Kind) -> Path:
     if path.is_dir():
         run_config = path / "config.yaml"
         fits = f"; its configuration, {run_config}, would fit" if run_config.is_file() else ""
+        kind = model_type(path)
+        if kind in OWN_TYPES:
+            fits = f"; it {USE_THE_RUN}, by its config.yaml"
+        elif kind is not None:
+            fits = f"; it is a Hugging Face model: type altup-moe convert import {shlex.quote(str(given))} RUN"
         raise UserError(f"{given}: Is a directory, where a file is expected{fits}")
     nearest = nearest_key(name, [file.name for file in files.values() if file.kind == kind])
     raise UserError(

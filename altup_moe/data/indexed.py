@@ -197,7 +197,7 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
     """Raise DataError for the first path that exists, unless `overwrite` is set."""
     for path in paths:
         if path.exists() and not overwrite:
-            raise DataError(path, "exists already; ask for overwrite to replace it")
+            raise DataError(path, "exists already; --overwrite replaces it")
 
 
 def _index_bytes(lengths: np.ndarray, dtype: np.dtype[Any]) -> bytes:

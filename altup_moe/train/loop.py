@@ -28,7 +28,7 @@ from altup_moe.train.metrics import StepMetrics
 from altup_moe.train.resume import ResumePoint
 from altup_moe.train.run import Run, check_packages, prepare_run, run_lock, start_run, start_save, take_step
 from altup_moe.train.samples import Samples
-from altup_moe.train.start_notes import resume_notes, run_notes, stream_note
+from altup_moe.train.start_notes import resume_notes, run_notes, start_of, stream_note
 from altup_moe.train.stop_signal import StopSignal
 
 
@@ -156,8 +156,7 @@ def _say_start(run: Run, samples: Samples, resume: ResumePoint | None) -> None:
     held = sum(getattr(p, "ds_numel", p.numel()) for chunk in run.engine.chunks for p in chunk.parameters())
     print(
         f"run {config.log.run_dir}: {topo.world_size} rank(s) on {topo.device.type}, "
-        f"{held:,} parameters on rank 0, torch {torch.__version__}, "
-        + (f"going on from step {run.step} ({resume.directory.name})" if resume else "from step 0"),
+        f"{held:,} parameters on rank 0, torch {torch.__version__}, " + start_of(run.step, resume),
         flush=True,
     )
     print(stream_note(config), flush=True)

@@ -18,13 +18,22 @@ PADDING_ROWS = 128
 """Rows of an embedding table that only round its size up are not spoken of."""
 
 
+def start_of(step: int, resume: ResumePoint | None) -> str:
+    """Where a run starts, and whose weights it has."""
+    if resume is None:
+        return "from step 0"
+    if resume.weights_only:
+        return f"a new run, from step 0 with the weights of {resume.directory}"
+    return f"going on from step {step} ({resume.directory.name})"
+
+
 def stream_note(config: RunConfig) -> str:
-    """The stream that the run has, and whether a file that does not name altup.width has it too."""
+    """The stream that the run has, and which one a file has that does not name altup.width."""
     a, usual = config.altup, AltUpConfig().width
-    default = "the default" if a.width == usual else f"the default is {usual}"
     if a.width == 1:
-        return f"stream: altup.width=1, the plain Transformer ({default})"
-    return f"stream: altup.width={a.width} blocks ({default}; 1 is the plain Transformer), variant {a.variant}"
+        return f"stream: altup.width=1, the plain Transformer (without the key: {usual})"
+    others = f"without the key: {usual}; 1 is the plain Transformer"
+    return f"stream: altup.width={a.width} blocks ({others}), variant {a.variant}"
 
 
 def run_notes(config: RunConfig, valid_samples: int, token_ids: int, first_step: int) -> list[str]:
@@ -51,7 +60,9 @@ def run_notes(config: RunConfig, valid_samples: int, token_ids: int, first_step:
         notes.append(f"log.profile_steps={config.log.profile_steps}: {fits}; {recorded} are recorded")
     if generates(config):
         size = count_parameters(config).total * 4 / GIB
-        notes.append(f"log.sample_interval, train.eval_tasks: rank 0 holds the whole model once more, {size:.2f} GiB")
+        given = {"log.sample_interval": config.log.sample_interval, "train.eval_tasks": t.eval_tasks}
+        keys = ", ".join(key for key, value in given.items() if value)
+        notes.append(f"{keys}: rank 0 holds the whole model once more, {size:.2f} GiB")
     return notes + _spans(config)
 
 

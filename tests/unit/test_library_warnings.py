@@ -25,7 +25,8 @@ def warns(words: list[str]) -> int:
         warnings.warn(text, RuntimeWarning, stacklevel=1)
     for known in KNOWN:
         module = f"{known.module.replace(chr(92), '')}core"
-        warnings.warn_explicit("known", known.category, "megatron.py", 1, module=module)
+        text = known.message.replace(chr(92), "") or "known"
+        warnings.warn_explicit(text, known.category, "megatron.py", 1, module=module)
     return 0
 
 

@@ -16,6 +16,7 @@ from altup_moe.checkpoint.hf.balance import from_hub_balance
 from altup_moe.checkpoint.hf.fields import HubModel, bool_field, non_negative_field, positive_int_field, refusal
 from altup_moe.checkpoint.hf.t5 import from_t5
 from altup_moe.config import ConfigError, ModelConfig, MoEConfig
+from altup_moe.config.hub_directory import OWN_TYPES, USE_THE_RUN
 
 LLAMA3 = {"low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
 """Constants of Llama 3.1's RoPE scaling; only its `factor` is configurable."""
@@ -63,6 +64,8 @@ def from_hub(content: Mapping[str, Any], seq_length: int | None = None, at_most:
     if family == "t5":
         _refuse_what_nobody_reads(content)
         return from_t5(content, seq_length)
+    if family in OWN_TYPES:
+        raise refusal("model_type", family, USE_THE_RUN)
     if family not in _DEFAULTS:
         raise refusal("model_type", family, f"one of {', '.join(FAMILIES)} would fit")
     fields = {**_COMMON, **_DEFAULTS[family], **content}

@@ -25,6 +25,7 @@ from altup_moe.config.run_directory import checkpoints_dir
 from altup_moe.data.tokenizer import train_bpe
 from altup_moe.inference.generate import continuation
 from altup_moe.inference.load_run import load_run, tokenizer_dir
+from altup_moe.model.reference import gpt
 from altup_moe.model.reference.gpt import AltUpMoEConfig, AltUpMoEForCausalLM
 from tests.command import command
 from tests.models import assert_same_model
@@ -142,6 +143,17 @@ def test_half_precision(tmp_path: Path) -> None:
     assert main(["export", str(tmp_path / "run"), str(out)]) == 0
     assert {value.dtype for value in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
     assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", list(OURS)[:1])
+def test_a_cache_that_is_lost_is_found(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both sides are our own class, and wrong alike."""
+    write_run(tmp_path / "run", OURS[name])
+    monkeypatch.setattr(gpt, "given_cache", lambda *caches: None)
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 1
+    assert "is answered" in capsys.readouterr().err
 
 
 def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from altup_moe.cli import main
-from altup_moe.config import ConfigError
-from altup_moe.config.expected_run import check_run, check_source
+from altup_moe.config import ConfigError, RunConfig
+from altup_moe.config.expected_run import check_initial_load, check_run, check_source
+from altup_moe.config.schema import CheckpointConfig, LogConfig
 
 
 def make_run(directory: Path, step: int | None = 3) -> Path:
@@ -37,6 +38,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("new.yaml").write_text("log: {run_dir: runs/none}\n")
     Path("model").mkdir()
     Path("model/config.json").touch()
+    for name, kind in (("exported", "altup_moe"), ("tyny", "altup_moe_t5")):
+        Path(name).mkdir()
+        Path(name, "config.json").write_text(f'{{"model_type": "{kind}"}}')
     Path("copied").mkdir()
     Path("copied/manifest.json").touch()
     Path("notes.txt").touch()
@@ -59,6 +63,8 @@ MISTAKEN = {
     "tiny.yaml": ("is a configuration; its run is runs/tiny", "altup-moe evaluate runs/tiny"),
     "new.yaml": ("is a configuration that no run was made with yet", "altup-moe train new.yaml"),
     "model": ("is a Hugging Face model", "altup-moe convert import model RUN"),
+    "exported": ("is an export of a run, for transformers", "altup-moe evaluate RUN"),
+    "tyny": ("is an export of a run, for transformers", "altup-moe evaluate runs/tiny"),
     "copied": ("is a checkpoint without its run", "altup-moe inspect copied"),
     "notes.txt": ("is a file", "altup-moe train quickstart --log.run_dir RUN to make one"),
     "nothing": ("holds no config.yaml", "altup-moe train quickstart --log.run_dir RUN to make one"),
@@ -104,3 +110,40 @@ def test_every_command_that_takes_a_run(
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.endswith(f"; type {follows}\n")
+
+
+INITIAL = {
+    "runs/tinny": "there is no such directory; type altup-moe train new.yaml --checkpoint.initial_load_path runs/tiny",
+    "exported": "is an export of a run, for transformers; the run that it came from would fit; "
+    "type altup-moe train new.yaml --checkpoint.initial_load_path RUN",
+}
+
+
+@pytest.mark.parametrize("dry", [False, True])
+@pytest.mark.parametrize("given", INITIAL)
+def test_weights_from_where_none_are(here: Path, capfd: pytest.CaptureFixture[str], given: str, dry: bool) -> None:
+    words = ["train", "new.yaml", "--checkpoint.initial_load_path", given, *["--dry-run"] * dry]
+    assert main(words) == 2
+    assert f"checkpoint.initial_load_path={given!r}: {INITIAL[given]}" in capfd.readouterr().err
+
+
+def test_a_run_with_weights_of_its_own_needs_no_others(here: Path) -> None:
+    config = RunConfig(log=LogConfig(run_dir="runs/tiny"), checkpoint=CheckpointConfig(initial_load_path="gone"))
+    check_initial_load(config, "tiny.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["convert", "runs/tiny", "out"], "type altup-moe convert export runs/tiny out"),
+        (["convert", "model", "out"], "type altup-moe convert import model out"),
+        (["train", "exported"], "it is an export of a run, for transformers; the run that it came from would fit"),
+        (["train", "model"], "type altup-moe convert import model RUN"),
+        (["convert", "export", "runs/tiny", "nothing/.."], "exists and is not empty; name another directory"),
+    ],
+)
+def test_directories_of_another_kind(
+    here: Path, capfd: pytest.CaptureFixture[str], words: list[str], says: str
+) -> None:
+    assert main(words) == 2
+    assert says in capfd.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from altup_moe.config import ConfigError, RunConfig
 from altup_moe.data.objectives import noise_mask, sample_generator
 from altup_moe.train.profile import WARM_UP
-from altup_moe.train.start_notes import run_notes, stream_note
+from altup_moe.train.resume import ResumePoint
+from altup_moe.train.start_notes import run_notes, start_of, stream_note
 from tests.unit.train.runs import tiny
 
 
@@ -28,17 +30,30 @@ def test_what_fits_is_not_spoken_of() -> None:
 @pytest.mark.parametrize(
     ("altup", "line"),
     [
-        ({}, "stream: altup.width=2 blocks (the default; 1 is the plain Transformer), variant altup"),
-        ({"width": 1}, "stream: altup.width=1, the plain Transformer (the default is 2)"),
+        ({}, "stream: altup.width=2 blocks (without the key: 2; 1 is the plain Transformer), variant altup"),
+        ({"width": 1}, "stream: altup.width=1, the plain Transformer (without the key: 2)"),
         (
             {"width": 4, "variant": "gemma"},
-            "stream: altup.width=4 blocks (the default is 2; 1 is the plain Transformer), variant gemma",
+            "stream: altup.width=4 blocks (without the key: 2; 1 is the plain Transformer), variant gemma",
         ),
     ],
 )
 def test_the_stream_of_a_run_and_its_default(altup: dict, line: str) -> None:
     config = RunConfig()
     assert stream_note(replace(config, altup=replace(config.altup, **altup))) == line
+
+
+def test_a_new_run_says_whose_weights_it_has() -> None:
+    directory = Path("runs/mine/checkpoints/step_00000030")
+    point = ResumePoint(directory, None, weights_only=True)  # type: ignore[arg-type]
+    assert start_of(0, None) == "from step 0"
+    assert start_of(0, point) == f"a new run, from step 0 with the weights of {directory}"
+    assert start_of(30, replace(point, weights_only=False)) == "going on from step 30 (step_00000030)"
+
+
+def test_keys_of_generation_are_those_that_are_set() -> None:
+    (line,) = run_notes(fitting(log={"sample_interval": 10}), 8, 300, 1)
+    assert line.startswith("log.sample_interval: rank 0 holds")
 
 
 def test_more_validation_samples_than_there_are() -> None:
