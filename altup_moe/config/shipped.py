@@ -85,10 +85,10 @@ def find_file(given: str | Path, kind: Kind) -> Path:
     if path.is_dir():
         run_config = path / "config.yaml"
         fits = f"; its configuration, {run_config}, would fit" if run_config.is_file() else ""
-        kind = model_type(path)
-        if kind in OWN_TYPES:
+        hub = model_type(path)
+        if hub in OWN_TYPES:
             fits = f"; it {USE_THE_RUN}, by its config.yaml"
-        elif kind is not None:
+        elif hub is not None:
             fits = f"; it is a Hugging Face model: type altup-moe convert import {shlex.quote(str(given))} RUN"
         raise UserError(f"{given}: Is a directory, where a file is expected{fits}")
     nearest = nearest_key(name, [file.name for file in files.values() if file.kind == kind])
