@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from altup_moe.config import ConfigError
+from altup_moe.config import ConfigError, UserError
 from altup_moe.study.read_study import load_study
 from altup_moe.study.spec import RowSpec
 
@@ -70,6 +70,25 @@ def test_tokens_become_whole_steps(tmp_path: Path) -> None:
     # 4 samples of 32 tokens: 7.8 steps.
     assert row.config.train.steps == 8
     assert row.tokens_per_step == 128
+
+
+def test_a_run_s_file_is_no_study_and_what_is_missing_has_an_example(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is the configuration of a run, no study; .*altup-moe train"):
+        load_study(ROOT / "configs" / "quickstart.yaml")
+    file = tmp_path / "no_budget.yaml"
+    file.write_text(yaml.safe_dump({key: value for key, value in SMALL.items() if key != "budget"}))
+    with pytest.raises(ConfigError, match=r"budget=None: is missing, as in budget: \{tokens: 2_000_000\}"):
+        load_study(file)
+
+
+def test_a_budget_below_one_step_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    for tokens, said in (
+        (100, ["budget.tokens=100 is less than one step of dense (128 tokens): 2 of 2 rows"]),
+        (128, []),
+    ):
+        file.write_text(yaml.safe_dump({**SMALL, "budget": {"tokens": tokens}}))
+        assert [note.removesuffix(" train one step") for note in load_study(file).notes()] == said
 
 
 def test_a_base_may_be_a_file_and_ranks_a_row_s_own(tmp_path: Path) -> None:
@@ -141,6 +160,7 @@ MISTAKES = [
     ({"measure": {"train_step": 5}}, "measure.train_step", "nearest is measure.train_steps"),
     ({"measure": {"prefill_tokens": 32}}, "measure.prefill_tokens", "must lie in [1, 31]"),
     ({"sedes": [1]}, "sedes", "nearest is seeds"),
+    ({"grid": {"set": {"altup.widht": [2]}}}, "grid.set.altup.widht", "nearest is altup.width"),
 ]
 
 
