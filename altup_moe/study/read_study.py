@@ -31,6 +31,7 @@ from altup_moe.config.keys import unknown_key
 from altup_moe.config.load import HINTS, coerce, from_dict, read_yaml
 from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Range
 from altup_moe.config.shipped import find_file
+from altup_moe.config.start_advice import replace_start
 from altup_moe.study.grid import combinations, default_name, filled, safe
 from altup_moe.study.same_run import reasons
 from altup_moe.study.spec import Budget, Launcher, MeasureSpec, RowSpec, Study
@@ -219,7 +220,8 @@ def _row(
     try:
         return _checked(top, base, budget, named, seed, after)
     except ConfigError as error:
-        raise ConfigError(f"rows.{named.name}.{error.key}", error.value, error.fits) from None
+        fits = replace_start(error.fits, lambda ranks: f"ranks: {ranks} would fit, at the top or in a row's set")
+        raise ConfigError(f"rows.{named.name}.{error.key}", error.value, fits) from None
 
 
 def _checked(

@@ -70,7 +70,7 @@ def _is_run(root: Path) -> bool:
 
 def _like(root: Path) -> Path | None:
     """The study beside `root`, or in runs/study/, whose name is most like it; `root` itself may be one's file."""
-    if root.is_file() and (root.parent / STUDY).is_file():
+    if root.is_file() and any((root.parent / name).is_file() for name in (STUDY, ROWS)):
         return root.parent
     folders = dict.fromkeys((root.parent, Path("runs/study")))
     studies = {file.parent.name: file.parent for folder in folders for file in folder.glob(f"*/{STUDY}")}

@@ -145,6 +145,11 @@ MISTAKES = [
     ({"rows": [{"name": "a", "set": {"model.num_query_groups": 3}}]}, "rows.a.model.num_query_groups", "must divide"),
     ({"rows": [{"name": "a", "set": {"train.seed": 3}}]}, "rows.a.train.seed", "seeds decides it"),
     ({"rows": [{"name": "a", "set": {"train.steps": 3}}]}, "rows.a.train.steps", "budget.tokens decides it"),
+    (
+        {"rows": [{"name": "a", "set": {"parallel.tensor": 2}}]},
+        "rows.a.parallel.tensor",
+        "must divide the world size (1); ranks: 2 would fit, at the top or in a row's set",
+    ),
     ({"rows": [{"name": "a", "set": {"rate": "3mbit"}}]}, "rows.a.rate", "launcher netlab's"),
     ({"rows": [{"name": "a"}, {"name": "b"}]}, "rows.b", "is the same run as rows.a"),
     ({"rows": [{"name": "a"}, {"name": "a"}]}, "rows", "stands twice"),
