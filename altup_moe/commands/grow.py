@@ -52,6 +52,10 @@ def main(args: Sequence[str]) -> int:
     except Differs as error:
         print(f"altup-moe: error: {error}", file=sys.stderr)
         return 1
+    except ConfigError as error:
+        if error.key not in {field.name for field in fields(GrowOptions)}:
+            raise
+        raise ConfigError(f"--{error.key.replace('_', '-')}", error.value, error.fits) from None
     return 0
 
 

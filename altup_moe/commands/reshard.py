@@ -21,7 +21,7 @@ from altup_moe.checkpoint.sidecar_files import copy_sidecar_files, sidecar_files
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.config import ConfigError, DataConfig, ParallelConfig, RunConfig, UserError
-from altup_moe.config.checks import check_config, data_parallel_size, smallest_world
+from altup_moe.config.checks import check_config, data_parallel_size, divisors, smallest_world
 from altup_moe.config.command import Command
 from altup_moe.config.expected_run import check_source
 from altup_moe.config.load import save_config
@@ -115,7 +115,12 @@ def _flagged(error: ConfigError, config: RunConfig, world_size: int) -> ConfigEr
         fits = f"{error.key}={error.value!r}: {fits}"
         if "virtual" in error.fits:
             return ConfigError("--virtual-pipeline", config.parallel.virtual_pipeline, fits)
-        return ConfigError("--data", data_parallel_size(config, world_size), f"{fits}, or another --micro-batch-size")
+        data, batch = data_parallel_size(config, world_size), config.train.global_batch_size
+        sizes = [str(n) for n in divisors(batch) if batch % (n * config.train.micro_batch_size) == 0]
+        fitting = [f"--data {', '.join(sizes)}"] if sizes else []
+        # Another micro-batch helps only where the data-parallel ranks divide the batch.
+        fitting += [] if batch % data else [f"--micro-batch-size {batch // data}"]
+        return ConfigError("--data", data, f"{fits.rpartition('; ')[0]}; {' or '.join(fitting)} would fit")
     return error
 
 

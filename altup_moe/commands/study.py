@@ -7,9 +7,11 @@ from pathlib import Path
 
 from altup_moe.config.command import Command, Group
 from altup_moe.config.ranges import COUNT
+from altup_moe.parallel.counts import count_parameters
 from altup_moe.study.read_study import load_study
 from altup_moe.study.report.options import ReportOptions, check_options
-from altup_moe.study.study_directory import StudyDirectory
+from altup_moe.study.spec import Study
+from altup_moe.study.study_directory import StudyDirectory, check_new_study
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class RunOptions:
     GPU."""
     retry_failed: bool = False
     """Begin rows anew that failed before."""
+    dry_run: bool = False
+    """Print the rows, their parameters and what is done already; start and write nothing."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,30 @@ def run_command(o: RunOptions) -> int:
     if o.jobs is not None:
         COUNT.check("jobs", o.jobs)
     study = load_study(o.study)
+    root = o.dir or Path("runs/study") / study.name
+    check_new_study("dir", root)
+    if o.dry_run:
+        print("\n".join(planned_rows(study, StudyDirectory(root))))
+        return 0
     from altup_moe.study.run import run_study
 
-    return run_study(study, o.dir or Path("runs/study") / study.name, o.jobs, o.retry_failed)
+    return run_study(study, root, o.jobs, o.retry_failed)
+
+
+def planned_rows(study: Study, directory: StudyDirectory) -> list[str]:
+    """Lines of a dry run: a table of the rows, then what is done and what may surprise."""
+    finished, lines = directory.finished(), []
+    for row in study.rows:
+        line = finished.get(row.config_hash)
+        state = line.status if line else "trained" if directory.of_row(row).trained.exists() else ""
+        steps = f"{row.budget.seconds:g} s" if row.budget.seconds else f"{row.config.train.steps:,}"
+        lines.append((row.name, str(row.seed), f"{count_parameters(row.config).total:,}", steps, str(row.ranks), state))
+    cells = [("row", "seed", "parameters", "steps", "ranks", "state"), *lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    table = ["  ".join(f"{cell:<{width}}" for cell, width in zip(each, widths, strict=True)).rstrip() for each in cells]
+    done = sum(row.config_hash in finished for row in study.rows)
+    summary = f"{study.name}: {len(study.rows)} rows, {done} of them finished, in {directory.root}; nothing was started"
+    return [*table, "", *study.notes(), summary]
 
 
 def status_command(o: StatusOptions) -> int:

@@ -250,8 +250,9 @@ def _stages(config: RunConfig, world_size: int) -> None:
         fits += f"parallel.pipeline ({p.pipeline}); {_fitting(fitting)}"
         raise ConfigError(f"parallel.{name}_stage_layers", given[name], fits)
     if split is None:
-        fits = f"must divide model.num_layers ({layers}), or name parallel.first_stage_layers or last_stage_layers; "
-        raise ConfigError("parallel.pipeline", p.pipeline, fits + _fitting(divisors(layers)))
+        fits = f"must divide model.num_layers ({layers}), or name parallel.first_stage_layers or parallel."
+        fits += f"last_stage_layers; {_fitting(divisors(layers))}"
+        raise ConfigError("parallel.pipeline", p.pipeline, fits)
     if p.virtual_pipeline > 1 and p.pipeline == 1:
         raise ConfigError(
             "parallel.virtual_pipeline", p.virtual_pipeline, "needs parallel.pipeline above 1; 1 would fit"

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from altup_moe.config.errors import ConfigError, UserError
 from altup_moe.config.keys import alternatives, expects, field_hints, nearest_key, unknown_key
+from altup_moe.config.synonyms import synonym
 
 Record = TypeVar("Record")
 
@@ -211,10 +212,16 @@ def _replaced(record: type[Record], default: Record | None, values: Mapping[str,
 
 
 def _unknown(key: str, value: object, hints: Mapping[str, Any]) -> UserError:
+    wrong = f"--{key.replace('_', '-')}"
     if any("." in known for known in hints) or not hints:
-        return unknown_key(key, value, hints)
-    wrong, nearest = (spelled(name, hints) for name in (key, nearest_key(key, hints)))
-    return UserError(f"{wrong}: unknown option; nearest is {nearest}")
+        error = unknown_key(key, value, hints)
+        nearest = error.fits.rpartition("nearest is ")[2]
+        if "." in key or nearest not in hints or "." in nearest:
+            return error
+    else:
+        meant = (synonym(key) or ("", ""))[0].rpartition(".")[2]
+        nearest = meant if meant in hints else nearest_key(key, hints)
+    return UserError(f"{wrong}: unknown option; nearest is --{nearest.replace('_', '-')}")
 
 
 def _how_options_are_written(word: str, hints: Mapping[str, Any]) -> str:

@@ -94,4 +94,11 @@ def _say(source: Checkpoint, growth: Growth, grown: Grown, difference: float | N
         print(f"optimizer state: starts from zero for {count} tensors: {why}")
     for line in equal_copies_notes(growth):
         print(f"note: {line}")
-    print(f"go on: altup-moe train {dst}/config.yaml (to step {growth.target.train.steps})")
+    print(go_on(dst, manifest.step, growth.target.train.steps))
+
+
+def go_on(dst: str, step: int, steps: int) -> str:
+    """The line that says how to train on; a run whose steps are done needs more of them."""
+    if step < steps:
+        return f"go on: altup-moe train {dst}/config.yaml (to step {steps})"
+    return f"all {steps} steps are done; go on: altup-moe train {dst}/config.yaml --train.steps {2 * step}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import MutableMapping, Sequence
@@ -36,8 +37,16 @@ def found_command(command: Sequence[str]) -> list[str]:
     """
     program = find_program(command[0])
     if program is None:
-        raise LaunchError(f"command {command[0]!r}: not found; a program in PATH or its path would fit")
+        raise LaunchError(not_found(command))
     return [program, *command[1:]]
+
+
+def not_found(command: Sequence[str]) -> str:
+    """What to say of a command whose program does not exist; perhaps it lacks `altup-moe`."""
+    name = command[0].replace("-", "_")
+    ours = name.isidentifier() and importlib.util.find_spec(f"altup_moe.commands.{name}") is not None
+    fits = f"type altup-moe {shlex.join(command)}" if ours else "a program in PATH or its path would fit"
+    return f"command {command[0]!r}: not found; {fits}"
 
 
 def need_torch() -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from altup_moe.launch import cluster
+from altup_moe.launch.common import not_found
 from altup_moe.launch.netplan import NetlabError, NetlabPlan, bits_per_second, check_sizes, make_plan
 
 EXAMPLES = (
@@ -127,7 +128,7 @@ def _checked_plan(
     # An environment's commands lie beside its interpreter, also when it was not activated.
     program = shutil.which(command[0]) or shutil.which(command[0], path=str(Path(sys.executable).parent))
     if program is None:
-        raise NetlabError(f"command {command[0]!r}: not found; a program in PATH or its path would fit")
+        raise NetlabError(not_found(command))
     return make_plan(cluster.new_prefix(), nodes, rate, [program, *command[1:]], ranks_per_node, env)
 
 

@@ -53,7 +53,7 @@ class LiveTable:
 
 
 def cells(each: RowState) -> tuple[str, str, str, str, str]:
-    """Cells of a row of the table: name, seed, state, steps, loss."""
+    """Cells of a row of the table: name, seed, state, steps, training loss."""
     steps = str(each.steps) if each.row.budget.seconds else f"{each.steps}/{each.row.config.train.steps}"
     loss = "" if each.loss is None else f"{each.loss:.4f}"
     return (
@@ -70,8 +70,8 @@ def study_table(name: str, snapshot: Snapshot, states: Sequence[RowPhase] = get_
     from rich.table import Table
 
     found = Table(title=name, caption=snapshot.summary())
-    for column in ("row", "seed", "state", "steps", "loss"):
-        found.add_column(column, justify="right" if column in ("seed", "steps", "loss") else "left")
+    for column in ("row", "seed", "state", "steps", "train loss"):
+        found.add_column(column, justify="right" if column in ("seed", "steps", "train loss") else "left")
     for each in snapshot.states:
         if each.state in states:
             found.add_row(*cells(each))

@@ -25,12 +25,13 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from altup_moe.config import ConfigError, RunConfig
+from altup_moe.config import ConfigError, RunConfig, UserError
 from altup_moe.config.checks import check_config
 from altup_moe.config.keys import unknown_key
 from altup_moe.config.load import HINTS, coerce, from_dict, read_yaml
 from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Range
 from altup_moe.config.shipped import find_file
+from altup_moe.config.start_advice import replace_start
 from altup_moe.study.grid import combinations, default_name, filled, safe
 from altup_moe.study.same_run import reasons
 from altup_moe.study.spec import Budget, Launcher, MeasureSpec, RowSpec, Study
@@ -61,6 +62,10 @@ class _Top:
 _RUN_HINTS = {key: typing.get_type_hints(_Top)[key] for key in ("ranks", "launcher", "rate")}
 
 
+_EXAMPLES = {"base": "base: quickstart", "seeds": "seeds: [1, 2, 3]", "budget": "budget: {tokens: 2_000_000}"}
+"""Lines of a study's file for keys that must be there."""
+
+
 @dataclass(frozen=True)
 class _Named:
     """One configuration of the file; each seed makes a row of it."""
@@ -79,7 +84,9 @@ def load_study(path: str | Path) -> Study:
         UserError: a file that cannot be read.
     """
     file = find_file(path, "study")
-    top = _record(_Top, read_yaml(file), "")
+    content = read_yaml(file)
+    _check_no_run(file, content)
+    top = _record(_Top, content, "")
     base = read_yaml(_base(file, top.base)) if isinstance(top.base, str) else _mapping("base", top.base)
     budget, measure = _budget(top.budget), _measure(top.measure)
     COUNT.check("threads", top.threads)
@@ -94,6 +101,14 @@ def load_study(path: str | Path) -> Study:
     _check_different(made, base)
     _check_fits(measure, made)
     return Study(safe(top.name or file.stem), made, measure)
+
+
+def _check_no_run(file: Path, content: object) -> None:
+    """Raise UserError for the file of a run."""
+    sections = {key.partition(".")[0] for key in HINTS}
+    if isinstance(content, dict) and content and content.keys() <= sections:
+        instead = f"a study names it as its base (base: {file}); altup-moe train {file} trains it"
+        raise UserError(f"{file}: is the configuration of a run, no study; {instead}")
 
 
 def _base(study: Path, base: str) -> Path:
@@ -112,7 +127,8 @@ def _record(kind: Any, content: object, prefix: str) -> Any:
         chosen[key] = value if hints[key] is Any else coerce(f"{prefix}{key}", hints[key], value)
     for field in fields(kind):
         if field.default is MISSING and field.name not in chosen:
-            raise ConfigError(f"{prefix}{field.name}", None, "is missing")
+            example = _EXAMPLES.get(f"{prefix}{field.name}")
+            raise ConfigError(f"{prefix}{field.name}", None, "is missing" + (f", as in {example}" if example else ""))
     return kind(**chosen)
 
 
@@ -172,6 +188,9 @@ def _grids(content: object) -> Iterator[_Named]:
                 raise unknown_key(f"grid.{key}", values[key], [f"grid.{k}" for k in _NAMED])
         lists = _mapping("grid.set", values.get("set"))
         for key, listed in lists.items():
+            if key not in HINTS and key not in _RUN_HINTS:
+                known = unknown_key(str(key), listed, [*HINTS, *_RUN_HINTS])
+                raise ConfigError(f"grid.set.{key}", listed, known.fits)
             if not isinstance(listed, list) or not listed:
                 raise ConfigError(f"grid.set.{key}", listed, "a list of values would fit")
         for combination in combinations(lists):
@@ -201,7 +220,8 @@ def _row(
     try:
         return _checked(top, base, budget, named, seed, after)
     except ConfigError as error:
-        raise ConfigError(f"rows.{named.name}.{error.key}", error.value, error.fits) from None
+        fits = replace_start(error.fits, lambda ranks: f"ranks: {ranks} would fit, at the top or in a row's set")
+        raise ConfigError(f"rows.{named.name}.{error.key}", error.value, fits) from None
 
 
 def _checked(

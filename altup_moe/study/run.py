@@ -116,6 +116,8 @@ def run_study(study: Study, root: Path, jobs: int | None = None, retry_failed: b
         directory.lay_out(study)
         run = StudyRun(study, directory, table, jobs or usable_cores(), finished, JobPool(signals))
         run.pool.poll = run.draw
+        for note in study.notes():
+            table.say(note)
         try:
             if run.pending:
                 table.say(f"{study.name}: {run.snapshot().summary()}")

@@ -96,3 +96,14 @@ class Study:
     name: str
     rows: list[RowSpec]
     measure: MeasureSpec
+
+    def notes(self) -> list[str]:
+        """What may surprise before it starts: a budget that is less than one step."""
+        small = [row for row in self.rows if (row.budget.tokens or row.tokens_per_step) < row.tokens_per_step]
+        if not small:
+            return []
+        row = max(small, key=lambda each: each.tokens_per_step)
+        return [
+            f"budget.tokens={row.budget.tokens:,} is less than one step of {row.name} ({row.tokens_per_step:,} tokens)"
+            f": {len(small)} of {len(self.rows)} rows train one step"
+        ]

@@ -20,24 +20,62 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from altup_moe.config import RunConfig, UserError
-from altup_moe.config.files import write_text
+from altup_moe.config import ConfigError, RunConfig, UserError
+from altup_moe.config.files import check_directory, write_text
 from altup_moe.config.load import load_config, read_yaml, save_config
 from altup_moe.config.locks import locked_directory
 from altup_moe.config.metrics_lines import read_metrics
-from altup_moe.config.run_directory import config_file, metrics_file
+from altup_moe.config.run_directory import checkpoints_dir, config_file, metrics_file
 from altup_moe.study.records import StudyRow, read_rows
 from altup_moe.study.spec import Budget, MeasureSpec, RowSpec, Study
 
 ROWS = "rows.jsonl"
+STUDY = "study.yaml"
 MeasureKind = Literal["steps", "texts"]
 """What is measured: training steps, or prompts and generated tokens."""
+
+
+def check_study(root: Path) -> None:
+    """Raise UserError unless a directory holds a study."""
+    if (root / STUDY).is_file() or (root / ROWS).is_file():
+        return
+    if _is_run(root):
+        raise UserError(f"{root}: is a training run, no study; type altup-moe show {root}")
+    if root.is_dir():
+        said = f"holds neither {ROWS} nor {STUDY}, so it is no study"
+    else:
+        said = "is a file; a study is a directory" if root.exists() else "there is no such directory"
+    near = _like(root)
+    instead = "altup-moe study run quick_pareto makes one" if near is None else f"nearest study is {near}"
+    raise UserError(f"{root}: {said}; {instead}")
+
+
+def check_new_study(key: str, root: Path) -> None:
+    """Raise ConfigError if a study cannot be in a directory: it holds a training run, or a file is in its place."""
+    check_directory(key, root)
+    if _is_run(root) and not (root / STUDY).is_file():
+        raise ConfigError(key, str(root), "is the directory of a training run; another would fit")
+
+
+def _is_run(root: Path) -> bool:
+    return config_file(root).is_file() or checkpoints_dir(root).is_dir()
+
+
+def _like(root: Path) -> Path | None:
+    """The study beside `root`, or in runs/study/, whose name is most like it; `root` itself may be one's file."""
+    if root.is_file() and any((root.parent / name).is_file() for name in (STUDY, ROWS)):
+        return root.parent
+    folders = dict.fromkeys((root.parent, Path("runs/study")))
+    studies = {file.parent.name: file.parent for folder in folders for file in folder.glob(f"*/{STUDY}")}
+    near = get_close_matches(root.name, studies, 1)
+    return studies[near[0]] if near else None
 
 
 @dataclass(frozen=True)
@@ -169,7 +207,7 @@ class StudyDirectory:
             if not self.of_row(row).trained.exists() and not (file.is_file() and load_config(file) == config):
                 save_config(config, file)
         content = {"name": study.name, "measure": dict(vars(study.measure)), "rows": rows}
-        write_text(self.root / "study.yaml", yaml.safe_dump(content, sort_keys=False))
+        write_text(self.root / STUDY, yaml.safe_dump(content, sort_keys=False))
 
     def study(self) -> Study:
         """Read the study that `lay_out` wrote.
@@ -177,9 +215,10 @@ class StudyDirectory:
         Raises:
             UserError: there is none.
         """
-        path = self.root / "study.yaml"
+        check_study(self.root)
+        path = self.root / STUDY
         if not path.is_file():
-            raise UserError(f"{self.root}: holds no study; the directory that `run` writes to would fit")
+            raise UserError(f"{self.root}: holds no {STUDY}; the directory that `altup-moe study run` writes would fit")
         content = read_yaml(path)
         rows: dict[str, RowSpec] = {}
         for written in content["rows"]:

@@ -22,7 +22,11 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "wrong name of a door": (["preparedata"], "nearest is prepare-data"),
     "train, wrong key": (["train", "quickstart", "--train.stepz", "3"], "nearest is train.steps"),
     "train, a usual synonym": (["train", "quickstart", "--optim.lr", "1"], "nearest is optim.learning_rate"),
-    "train, wrong flag": (["train", "quickstart", "--profle"], "nearest is profile"),
+    "train, wrong flag": (["train", "quickstart", "--profle"], "--profle: unknown option; nearest is --profile"),
+    "train, a flag without its dash": (
+        ["train", "quickstart", "--dryrun"],
+        "--dryrun: unknown option; nearest is --dry-run",
+    ),
     "train, wrong value": (["train", "quickstart", "--train.steps", "many"], "train.steps='many': expects a whole"),
     "train, wrong file": (["train", "quikstart"], "quickstart"),
     "train, no file": (["train"], "as in altup-moe train quickstart"),
@@ -56,6 +60,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         "--precision='fp16': expects one of fp32, bf16",
     ),
     "reshard, wrong flag": (["reshard", RUN, "x", "--tensors", "2"], "--tensors: unknown option; nearest is --tensor"),
+    "reshard, a usual synonym": (["reshard", RUN, "x", "--tp", "2"], "--tp: unknown option; nearest is --tensor"),
     "reshard, no destination": (["reshard", RUN], "DESTINATION is missing, as in altup-moe reshard"),
     "inspect, wrong flag": (["inspect", RUN, "--verfy"], "--verfy: unknown option; nearest is --verify"),
     "grow, wrong key": (["grow", RUN, "x", "--altup.widht", "4"], "altup.widht=4: unknown key; nearest is altup.width"),
@@ -67,6 +72,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         "--rank-per-node: unknown option; nearest is --ranks-per-node",
     ),
     "launch torchrun, no dashes": (["launch", "torchrun", "true"], "'true': unexpected word; a command goes behind --"),
+    "launch torchrun, half a command": (
+        ["launch", "torchrun", "--", "train", "quickstart"],
+        "command 'train': not found; type altup-moe train quickstart",
+    ),
     "launch deepspeed, wrong value": (
         ["launch", "deepspeed", "--node_rank", "x", "--", "true"],
         "--node-rank='x': expects a whole number",

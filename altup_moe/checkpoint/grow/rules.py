@@ -98,7 +98,7 @@ def equal_copies_notes(growth: Growth) -> list[str]:
         if blocks:
             which = ", ".join(map(str, blocks))
             lines.append(
-                f"no layer computes on blocks {which}: the copies among them stay equal without coefficient_noise"
+                f"no layer computes on blocks {which}: the copies among them stay equal without --coefficient-noise"
             )
     if growth.expert_times > 1 and not (growth.split_experts or growth.expert_noise):
         lines.append("copies of an expert are chosen together and stay equal without expert_noise")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from altup_moe.config import UserError
-from altup_moe.config.files import write_bytes, write_text
-from altup_moe.study.records import read_rows
+from altup_moe.config import ConfigError, UserError
+from altup_moe.config.files import check_directory, write_bytes, write_text
+from altup_moe.study.records import StudyRow, read_rows
 from altup_moe.study.report.formatting import report_lines
 from altup_moe.study.report.options import ReportOptions, check_options
 from altup_moe.study.report.page import study_page
@@ -15,6 +16,7 @@ from altup_moe.study.report.pictures import pictures
 from altup_moe.study.report.statistics import Bootstrap
 from altup_moe.study.report.summary import summarise, summary_dict
 from altup_moe.study.report.tables import tables
+from altup_moe.study.study_directory import ROWS, check_study
 
 PAGE = "report.html"
 
@@ -26,10 +28,14 @@ def write_report(options: ReportOptions) -> int:
         UserError: an option that cannot be, rows that cannot be read, a directory that cannot be written.
     """
     check_options(options)
-    path = options.directory / "rows.jsonl"
-    rows = read_rows(path)
+    check_study(options.directory)
+    if options.out is not None:
+        check_directory("out", options.out)
+    path = options.directory / ROWS
+    rows = read_rows(path) if path.exists() else []
     if not rows:
-        raise UserError(f"{path}: no rows yet")
+        raise UserError(f"{path}: no rows yet; altup-moe study status {options.directory} says how far it is")
+    _check_reference(options.reference, rows)
     found = summarise(rows, options.reference, Bootstrap(options.bootstrap, options.seed))
     out = options.out or options.directory / "report"
     texts, images = tables(found), dict(pictures(found))
@@ -49,6 +55,13 @@ def write_report(options: ReportOptions) -> int:
     else:
         print("\n".join([*report_lines(found), "", *(f"wrote {name}" for name in written)]))
     return 0
+
+
+def _check_reference(reference: str, rows: Sequence[StudyRow]) -> None:
+    """Raise ConfigError for a family that no row has; the default need not be there."""
+    families = sorted({row.family for row in rows})
+    if reference not in (ReportOptions.reference, *families):
+        raise ConfigError("reference", reference, f"no row is of this family; one of {', '.join(families)} would fit")
 
 
 def _study(path: Path) -> str | None:

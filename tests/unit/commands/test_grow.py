@@ -17,6 +17,7 @@ from altup_moe.config.load import load_config, save_config
 from altup_moe.data.prepare import prepare_tokens
 from altup_moe.data.sources import LeftOut, local_documents
 from altup_moe.data.tokenizer import train_bpe
+from altup_moe.inference.grow import go_on
 from tests.command import command
 from tests.unit.checkpoint.models_for_tests import STEP, save, tiny
 
@@ -66,6 +67,10 @@ def test_a_grown_run_evaluates_as_its_source(source: Path, capsys: pytest.Captur
     printed = capsys.readouterr().out
     assert "largest difference" in printed
     assert "starts from zero for" in printed
+    assert printed.splitlines()[-1] == f"go on: altup-moe train {dst}/config.yaml (to step 12)"
+    assert go_on("runs/wide", 8, 8) == (
+        "all 8 steps are done; go on: altup-moe train runs/wide/config.yaml --train.steps 16"
+    )
     assert sorted(file.name for file in dst.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl", "tokenizer"]
     assert [file.name for file in dst.parent.iterdir()] == ["grown"]
     config, source_config = load_config(dst / "config.yaml"), load_config(source / "config.yaml")
@@ -151,6 +156,8 @@ def test_what_cannot_be_grown_is_one_line(source: Path, capsys: pytest.CaptureFi
     assert "altup.width=3: expects one of" in _fails(capsys, source, dst, "--altup.width", 3)
     assert "nearest is altup.width" in _fails(capsys, source, dst, "--altup.widht", 4)
     assert "log.run_dir" in _fails(capsys, source, dst, *wider, "--log.run_dir", "z")
+    noise = ["--coefficient_noise", -1]
+    assert "--coefficient-noise=-1.0: must be at least 0" in _fails(capsys, source, dst, *wider, *noise)
     assert "nothing grows" in _fails(capsys, source, dst, "--train.steps", 50)
     experts = ["--moe.num_experts", 4, "--moe.ffn_hidden_size", 16]
     assert "moe.ffn_hidden_size=16: experts of layer 1" in _fails(capsys, source, dst, *experts)

@@ -236,7 +236,12 @@ def test_a_dry_run_writes_nothing(run_dir: Path, capsys: pytest.CaptureFixture[s
         (["--expert", "3"], "--expert=3: must divide moe.num_experts (4)"),
         (["--expert-tensor", "5"], "--expert-tensor=5: must divide moe.ffn_hidden_size (24)"),
         (["--context", "3"], "--context=3: "),
-        (["--data", "3"], "--data=3: train.global_batch_size=8: must be a multiple of"),
+        (
+            ["--data", "3"],
+            "--data=3: train.global_batch_size=8: must be a multiple of train.micro_batch_size (2) * data-parallel "
+            "ranks (3); --data 1, 2, 4 would fit\n",
+        ),
+        (["--tp", "2"], "--tp: unknown option; nearest is --tensor"),
         (["--data", "2", "--expert", "4"], "--expert=4: --expert * expert_tensor * pipeline (4) must divide the world"),
         (["--micro-batch-size", "0"], "--micro-batch-size=0: must be at least 1"),
         (["--tensors", "2"], "--tensors: unknown option; nearest is --tensor"),
@@ -255,9 +260,10 @@ def test_what_does_not_fit_names_the_flag(
     assert left(run_dir) == ["old"]
 
 
-def test_a_smaller_micro_batch_makes_room_for_data_ranks(run_dir: Path) -> None:
+def test_a_smaller_micro_batch_makes_room_for_data_ranks(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     new = run_dir.parent / "new"
     assert run(run_dir, new, "--data", 8) == 2
+    assert "--data 1, 2, 4 or --micro-batch-size 1 would fit" in capsys.readouterr().err
     assert run(run_dir, new, "--data", 8, "--micro-batch-size", 1) == 0
     config = load_config(new / "config.yaml")
     assert (config.parallel.data, config.train.micro_batch_size) == (8, 1)

@@ -208,7 +208,8 @@ def test_a_study_without_latencies_curves_and_experts_has_its_page(tmp_path: Pat
         (["--bootstrap", "9"], "bootstrap=9"),
         (["--seed", "-1"], "seed=-1"),
         (["--draws", "9"], "draws"),
-        (["--out", "rows.jsonl"], "rows.jsonl"),
+        (["--out", "rows.jsonl"], "rows.jsonl is a file; a directory would fit"),
+        (["--reference", "nope"], "--reference='nope': no row is of this family; one of dense would fit"),
     ],
 )
 def test_what_cannot_be_is_one_line(

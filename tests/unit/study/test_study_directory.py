@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from altup_moe.cli import main
 from altup_moe.config import UserError
 from altup_moe.config.load import load_config
+from altup_moe.parallel.counts import count_parameters
 from altup_moe.study.collect_row import curve, done_row, failed_row, spread_of_turns, worst_rank
+from altup_moe.study.live_table import study_table
 from altup_moe.study.progress import snapshot
 from altup_moe.study.read_study import load_study
 from altup_moe.study.records import Spread
@@ -51,6 +54,55 @@ def finish(directory: StudyDirectory, study: Study, row: int) -> None:
     exchange = {"exchange_ms": [[4.0, 6.0], [4.0, 6.0]], "exposed_ms": [[3.0, 1.0], [2.0, 1.0]]}
     write_json(row_directory.measured("steps", 0), {"seconds": [0.3, 0.1, 0.2], **exchange})
     write_json(row_directory.measured("texts", 0), {"prefill_seconds": [0.01], "decode_seconds": [0.02]})
+
+
+def test_a_directory_that_is_no_study_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "small.yaml"  # as `study` wrote it
+    file.write_text(yaml.safe_dump({**SMALL, "seeds": [7]}))
+    run, near = tmp_path / "run", tmp_path / "studies" / "near"
+    run.mkdir()
+    (run / "config.yaml").write_text("{}\n")
+    near.mkdir(parents=True)
+    (near / "study.yaml").write_text("{}\n")
+    for words, says in (
+        (["run", str(file), "--dir", str(run)], f"--dir='{run}': is the directory of a training run"),
+        (["run", str(file), "--dir", str(file)], f"{file} is a file; a directory would fit"),
+        (["report", str(run)], f"is a training run, no study; type altup-moe show {run}"),
+        (["status", str(run)], f"is a training run, no study; type altup-moe show {run}"),
+        (["report", str(near.with_name("neer"))], f"there is no such directory; nearest study is {near}"),
+        (["report", str(near / "study.yaml")], f"is a file; a study is a directory; nearest study is {near}"),
+        (["report", str(tmp_path)], "holds neither rows.jsonl nor study.yaml, so it is no study"),
+    ):
+        assert main(["study", *words]) == 2
+        error = capsys.readouterr().err
+        assert says in error
+        assert error.count("\n") == 1
+    assert [path.name for path in run.iterdir()] == ["config.yaml"]
+
+
+def test_a_dry_run_lists_the_rows_and_writes_nothing(
+    tmp_path: Path, study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, directory = tmp_path / "small.yaml", StudyDirectory(tmp_path / "study")
+    words = ["study", "run", str(file), "--dir", str(directory.root), "--dry-run"]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["row", "seed", "parameters", "steps", "ranks", "state"]
+    parameters = f"{count_parameters(study.rows[1].config).total:,}"
+    assert lines[2].split() == ["moe", "7", parameters, str(study.rows[1].config.train.steps), "1"]
+    assert "2 rows, 0 of them finished" in lines[-1]
+    assert not directory.root.exists()
+    train(directory, study, 1, 8)
+    directory.add(failed_row(study, study.rows[1], directory, "it burnt"))
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split()[-1] == "failed"
+    assert "2 rows, 1 of them finished" in lines[-1]
+
+
+def test_the_table_says_which_loss_it_shows(study: Study, tmp_path: Path) -> None:
+    found = study_table("small", snapshot(study, StudyDirectory(tmp_path / "study"), {}, set(), 2))
+    assert [column.header for column in found.columns][-1] == "train loss"
 
 
 def test_a_row_s_line_comes_from_its_files(tmp_path: Path, study: Study) -> None:

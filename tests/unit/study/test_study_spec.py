@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from altup_moe.config import ConfigError
+from altup_moe.config import ConfigError, UserError
 from altup_moe.study.read_study import load_study
 from altup_moe.study.spec import RowSpec
 
@@ -72,6 +72,25 @@ def test_tokens_become_whole_steps(tmp_path: Path) -> None:
     assert row.tokens_per_step == 128
 
 
+def test_a_run_s_file_is_no_study_and_what_is_missing_has_an_example(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is the configuration of a run, no study; .*altup-moe train"):
+        load_study(ROOT / "configs" / "quickstart.yaml")
+    file = tmp_path / "no_budget.yaml"
+    file.write_text(yaml.safe_dump({key: value for key, value in SMALL.items() if key != "budget"}))
+    with pytest.raises(ConfigError, match=r"budget=None: is missing, as in budget: \{tokens: 2_000_000\}"):
+        load_study(file)
+
+
+def test_a_budget_below_one_step_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    for tokens, said in (
+        (100, ["budget.tokens=100 is less than one step of dense (128 tokens): 2 of 2 rows"]),
+        (128, []),
+    ):
+        file.write_text(yaml.safe_dump({**SMALL, "budget": {"tokens": tokens}}))
+        assert [note.removesuffix(" train one step") for note in load_study(file).notes()] == said
+
+
 def test_a_base_may_be_a_file_and_ranks_a_row_s_own(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({**BASE, "train": {**BASE["train"], "steps": 7}}))
     rows = [{"name": "alone"}, {"name": "pair", "set": {"ranks": 2, "launcher": "netlab", "rate": "9mbit"}}]
@@ -126,6 +145,11 @@ MISTAKES = [
     ({"rows": [{"name": "a", "set": {"model.num_query_groups": 3}}]}, "rows.a.model.num_query_groups", "must divide"),
     ({"rows": [{"name": "a", "set": {"train.seed": 3}}]}, "rows.a.train.seed", "seeds decides it"),
     ({"rows": [{"name": "a", "set": {"train.steps": 3}}]}, "rows.a.train.steps", "budget.tokens decides it"),
+    (
+        {"rows": [{"name": "a", "set": {"parallel.tensor": 2}}]},
+        "rows.a.parallel.tensor",
+        "must divide the world size (1); ranks: 2 would fit, at the top or in a row's set",
+    ),
     ({"rows": [{"name": "a", "set": {"rate": "3mbit"}}]}, "rows.a.rate", "launcher netlab's"),
     ({"rows": [{"name": "a"}, {"name": "b"}]}, "rows.b", "is the same run as rows.a"),
     ({"rows": [{"name": "a"}, {"name": "a"}]}, "rows", "stands twice"),
@@ -141,6 +165,7 @@ MISTAKES = [
     ({"measure": {"train_step": 5}}, "measure.train_step", "nearest is measure.train_steps"),
     ({"measure": {"prefill_tokens": 32}}, "measure.prefill_tokens", "must lie in [1, 31]"),
     ({"sedes": [1]}, "sedes", "nearest is seeds"),
+    ({"grid": {"set": {"altup.widht": [2]}}}, "grid.set.altup.widht", "nearest is altup.width"),
 ]
 
 
