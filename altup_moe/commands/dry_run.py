@@ -17,6 +17,7 @@ import yaml
 from altup_moe.commands.dry_run_model import layout_section, model_section, plan_section
 from altup_moe.commands.dry_run_run import data_section, end_section, resume_section
 from altup_moe.commands.dry_run_section import Section
+from altup_moe.commands.run_file import check_run_file, new_weights_note
 from altup_moe.config import RunConfig, UserError
 from altup_moe.config.checks import check_config, smallest_world, world_size_from_env
 from altup_moe.config.load import load_config
@@ -78,6 +79,7 @@ def dry_run(path: str, overrides: Sequence[str], options: DryRunOptions) -> int:
         UserError: it could not, as `train` raises it. Mistakes in the configuration come before anything is printed.
     """
     config = load_config(path, overrides)
+    check_run_file(path, config, overrides)
     if options.ranks is not None:
         COUNT.check("ranks", options.ranks)
     given = options.ranks or world_size_from_env()
@@ -124,7 +126,7 @@ def describe(
         model_section(config),
         plan_section(config, ranks, cluster, assumed=options.cluster is None),
         data_section(config, found.data, damaged),
-        resume_section(config, ranks, found.resume, refused),
+        resume_section(config, ranks, found.resume, refused, new_weights_note(path, config)),
         end_section(config, found.data, found.resume),
     ]
     return sections, found.error
