@@ -119,9 +119,9 @@ def describe(
 
     refused = found.attempt(order) or found.attempt(resume)
     damaged = found.attempt(data)
-    config = found.config
+    given, config = config, found.config
     sections = [
-        configuration_section(config, path, options.full),
+        configuration_section(config, given, path, options.full),
         layout_section(config, ranks, path),
         model_section(config),
         plan_section(config, ranks, cluster, assumed=options.cluster is None),
@@ -132,13 +132,21 @@ def describe(
     return sections, found.error
 
 
-def configuration_section(config: RunConfig, path: str, full: bool) -> Section:
-    """Keys that differ from the defaults, or all of them as config.yaml would hold them."""
+def configuration_section(config: RunConfig, given: RunConfig, path: str, full: bool) -> Section:
+    """Keys that differ from the defaults, or all of them as config.yaml would hold them.
+
+    Args:
+        given: the configuration before a start fills keys in: those do not differ, nobody set them.
+    """
     now, defaults = config.to_dict(), RunConfig().to_dict()
     pairs = [
         (f"{section}.{key}", value, defaults[section][key]) for section in now for key, value in now[section].items()
     ]
-    differs = {key: value for key, value, default in pairs if value != default}
+    as_given = given.to_dict()
+    filled_in = {
+        f"{section}.{key}" for section in now for key in now[section] if now[section][key] != as_given[section][key]
+    }
+    differs = {key: value for key, value, default in pairs if value != default and key not in filled_in}
     head = f"{path}: {len(differs)} of {len(pairs)} keys differ from the defaults"
     figures = {"file": path, "differs": differs, "all": now}
     if full:

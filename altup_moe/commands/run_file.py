@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from altup_moe.checkpoint.store import latest_checkpoint
 from altup_moe.config import RunConfig, UserError
 from altup_moe.config.run_directory import checkpoints_dir, config_file, metrics_file
 
@@ -49,6 +48,8 @@ def new_weights_note(file: str | Path, config: RunConfig) -> str | None:
     run, target = run_of_file(file), config.log.run_dir
     if run is None or _same(run, target) or config.checkpoint.initial_load_path is not None:
         return None
+    from altup_moe.checkpoint.store import latest_checkpoint  # loads numpy, which a page of help does without
+
     if latest_checkpoint(run) is None or latest_checkpoint(target) is not None:
         return None
     return f"{target}: starts from new weights; --checkpoint.initial_load_path {run} takes those of {run}"
