@@ -17,6 +17,7 @@ import yaml
 from altup_moe.commands.dry_run_model import layout_section, model_section, plan_section
 from altup_moe.commands.dry_run_run import data_section, end_section, resume_section
 from altup_moe.commands.dry_run_section import Section
+from altup_moe.commands.run_file import check_run_file, new_weights_note
 from altup_moe.config import RunConfig, UserError
 from altup_moe.config.checks import check_config, smallest_world, world_size_from_env
 from altup_moe.config.expected_run import check_initial_load
@@ -79,6 +80,7 @@ def dry_run(path: str, overrides: Sequence[str], options: DryRunOptions) -> int:
         UserError: it could not, as `train` raises it. Mistakes in the configuration come before anything is printed.
     """
     config = load_config(path, overrides)
+    check_run_file(path, config, overrides)
     if options.ranks is not None:
         COUNT.check("ranks", options.ranks)
     given = options.ranks or world_size_from_env()
@@ -119,26 +121,34 @@ def describe(
 
     refused = found.attempt(order) or found.attempt(resume)
     damaged = found.attempt(data)
-    config = found.config
+    given, config = config, found.config
     sections = [
-        configuration_section(config, path, options.full),
+        configuration_section(config, given, path, options.full),
         layout_section(config, ranks, path),
         model_section(config),
         plan_section(config, ranks, cluster, assumed=options.cluster is None),
         data_section(config, found.data, damaged),
-        resume_section(config, ranks, found.resume, refused),
+        resume_section(config, ranks, found.resume, refused, new_weights_note(path, config)),
         end_section(config, found.data, found.resume),
     ]
     return sections, found.error
 
 
-def configuration_section(config: RunConfig, path: str, full: bool) -> Section:
-    """Keys that differ from the defaults, or all of them as config.yaml would hold them."""
+def configuration_section(config: RunConfig, given: RunConfig, path: str, full: bool) -> Section:
+    """Keys that differ from the defaults, or all of them as config.yaml would hold them.
+
+    Args:
+        given: the configuration before a start fills keys in: those do not differ, nobody set them.
+    """
     now, defaults = config.to_dict(), RunConfig().to_dict()
     pairs = [
         (f"{section}.{key}", value, defaults[section][key]) for section in now for key, value in now[section].items()
     ]
-    differs = {key: value for key, value, default in pairs if value != default}
+    as_given = given.to_dict()
+    filled_in = {
+        f"{section}.{key}" for section in now for key in now[section] if now[section][key] != as_given[section][key]
+    }
+    differs = {key: value for key, value, default in pairs if value != default and key not in filled_in}
     head = f"{path}: {len(differs)} of {len(pairs)} keys differ from the defaults"
     figures = {"file": path, "differs": differs, "all": now}
     if full:

@@ -54,15 +54,17 @@ def _epochs(config: RunConfig, data: Sequence[FoundData]) -> float | None:
     return config.train.steps * config.train.global_batch_size / data[0].train_samples
 
 
-def resume_section(config: RunConfig, ranks: int, point: ResumePoint | None, refused: str | None) -> Section:
-    """From which step and weights the run starts, and what it changes there."""
+def resume_section(
+    config: RunConfig, ranks: int, point: ResumePoint | None, refused: str | None, note: str | None
+) -> Section:
+    """From which step and weights the run starts, and what it changes there; `note` is one more line."""
     run_dir = Path(config.log.run_dir)
     figures: dict[str, Any] = {"run_dir": str(run_dir), "exists": run_dir.is_dir(), "refused": refused}
     figures |= {"checkpoint": None, "step": 0, "weights_only": False, "changes": {}}
     lines = [f"refused: {refused}"] if refused else []
     if point is None and not refused:
         there = "it holds no checkpoint" if run_dir.is_dir() else "it does not exist yet"
-        lines = [f"the run starts anew in {run_dir}; {there}"]
+        lines = [f"the run starts anew in {run_dir}; {there}", *([note] if note else [])]
     elif point is not None:
         step, weights = point.manifest.step, point.weights_only
         figures |= {"checkpoint": str(point.directory), "step": 0 if weights else step, "weights_only": weights}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from altup_moe.commands.run_file import check_run_file, new_weights_note
 from altup_moe.config import RunConfig, UserError
 from altup_moe.config.checks import check_config, world_size_from_env
 from altup_moe.config.expected_run import check_initial_load
@@ -71,8 +73,12 @@ def main(args: Sequence[str]) -> int:
     # A warning of SLURM that comes before the first step is heeded after it; it must not end the process.
     with StopSignal((WARNING,)):
         config = load_config(file, overrides)
+        check_run_file(file, config, overrides)
         check_config(config, world_size_from_env())
         check_initial_load(config, file)
+        note = new_weights_note(file, config)
+        if note and os.environ.get("RANK", "0") == "0":
+            print(note, flush=True)
         from altup_moe.train import loop
 
         return loop.train(config)

@@ -31,10 +31,20 @@ class Option:
     text: str
     default: object
 
+    @property
+    def turns_off(self) -> bool:
+        """Whether it is `--no-NAME`, of a boolean that is on by default."""
+        return self.written.startswith("--no-") and self.default is True
+
+    @property
+    def described(self) -> str:
+        """What it does; of an option that turns off, what is then left out."""
+        return f"Leave out: {self.text}" if self.turns_off else self.text
+
     def line(self, whole: bool) -> str:
         """What stands beside it: the first sentence or the whole text, then the default."""
-        text = self.text if whole else first_sentence(self.text)
-        hidden = self.default is None or self.default is False or self.default == ()
+        text = self.described if whole else first_sentence(self.described)
+        hidden = self.turns_off or self.default is None or self.default is False or self.default == ()
         shown = {True: "on"}.get(self.default, self.default) if isinstance(self.default, bool) else self.default
         if isinstance(shown, tuple):
             shown = " ".join(map(str, shown))
@@ -152,14 +162,7 @@ def table(rows: Iterable[tuple[str, str]], widest: int = 32) -> list[str]:
 
 def option_lines(options: Sequence[Option], whole: bool = False) -> list[str]:
     """Options as lines of a page. A boolean that is on by default is written as the flag that turns it off."""
-    return table((option.written, _negative(option, whole)) for option in options)
-
-
-def _negative(option: Option, whole: bool) -> str:
-    if option.written.startswith("--no-") and option.default is True:
-        text = option.text if whole else first_sentence(option.text)
-        return f"Turn off: {text}"
-    return option.line(whole)
+    return table((option.written, option.line(whole)) for option in options)
 
 
 def heading(usage: str, examples: Sequence[str], about: str) -> list[str]:

@@ -44,6 +44,7 @@ class Headline:
     hardware: str | None
     libraries: dict[str, str]
     loss: float | None
+    loss_name: str
     grad_norm: float | None
     learning_rate: float | None
     valid_loss: float | None
@@ -92,7 +93,8 @@ def headline(run: RunFiles, name: str) -> Headline:
         layout=_layout(run),
         hardware=_hardware(run),
         libraries=_libraries(run),
-        loss=next((v for key in ("lm_loss", "loss") if (v := number(last, key)) is not None), None),
+        loss=number(last, "loss" if number(last, "lm_loss") is None else "lm_loss"),
+        loss_name="loss" if number(last, "lm_loss") is None else "lm loss",
         grad_norm=number(last, "grad_norm"),
         learning_rate=number(last, "learning_rate"),
         valid_loss=valid[-1][0] if valid else None,
@@ -173,7 +175,7 @@ def facts(found: Headline) -> Iterator[tuple[str, str]]:
     yield "layout", found.layout or "not recorded"
     yield "hardware", found.hardware or "not recorded (a run of an older version)"
     if found.loss is not None:
-        parts = [f"loss {found.loss:.4f}"]
+        parts = [f"{found.loss_name} {found.loss:.4f}"]
         parts += [f"gradient norm {digits(found.grad_norm)}"] if found.grad_norm is not None else []
         parts += [f"learning rate {found.learning_rate:.3g}"] if found.learning_rate is not None else []
         yield f"step {found.step}", ", ".join(parts)

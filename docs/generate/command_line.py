@@ -41,6 +41,7 @@ def _section(name: str) -> Iterator[str]:
     yield from ("", f"## {name} {{#{name}}}")
     if name in WITH_KEYS:
         yield from _with_keys(name, module)
+    groups = [found for found in vars(module).values() if isinstance(found, Group)]
     for found in vars(module).values():
         match found:
             case Command() if found.name == name:
@@ -48,6 +49,8 @@ def _section(name: str) -> Iterator[str]:
             case Group():
                 yield from ("", docstring(found.about))
                 yield from _parts(found.commands)
+            case dict() if any(found is group.commands for group in groups):
+                pass  # the group has them
             case dict() if found and all(isinstance(one, Command) for one in found.values()):
                 yield from _parts(found)
 
@@ -91,14 +94,15 @@ def _paragraphs(text: str) -> Iterator[str]:
 def _options(options: Sequence[tuple[str, Option]]) -> Iterator[str]:
     if options:
         rows = [
-            [f"`{written}`".replace("|", "\\|"), cell(docstring(one.text)), _default(one)] for written, one in options
+            [f"`{written}`".replace("|", "\\|"), cell(docstring(one.described)), _default(one)]
+            for written, one in options
         ]
         yield from ("", *table(["option", "what it is", "default"], rows))
 
 
 def _default(option: Option) -> str:
-    if option.written.startswith("--no-") and option.default is True:
-        return "on; the option turns it off"
+    if option.turns_off:
+        return "done without the option"
     value = option.default
     if dataclasses.is_dataclass(value) or value is None or value is False or value == ():
         return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,24 @@ def test_a_key_that_the_page_lacks_is_found(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "los": 1.0}\n', encoding="utf-8")
     assert undocumented(file, documented_metrics()) == {"los"}
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.relative_to(DOCS).as_posix())
+def test_no_heading_stands_twice(page: Path) -> None:
+    """Under one heading above it; an anchor that is written out stands once in the page."""
+    path: list[str] = []
+    found: list[str] = []
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for marks, title in re.findall(r"^(#+) (.+)$", text, re.M):
+        path = [*path[: len(marks) - 1], title]
+        found.append(" / ".join(path))
+    assert not [one for one, times in Counter(found).items() if times > 1]
+    anchors = Counter(re.findall(r"\{#([\w-]+)\}", text))
+    assert not [one for one, times in anchors.items() if times > 1]
+
+
+def test_an_option_that_turns_off_says_so(made: dict[str, bytes]) -> None:
+    page = made["reference/command_line.md"].decode()
+    rows = re.findall(r"^\| `--no-(?!ssh)[\w-]+` \| (.*?) \| (.*?) \|$", page, re.M)  # no_ssh is the option's own name
+    assert len(rows) > 3
+    assert {(text.startswith("Leave out: "), default) for text, default in rows} == {(True, "done without the option")}

@@ -78,6 +78,8 @@ def test_what_differs_from_the_defaults_is_named(capsys: pytest.CaptureFixture[s
     assert found["differs"]["optim.learning_rate"] == 0.5
     assert "model.seq_length" not in found["differs"], "256 is the default"
     assert found["all"]["model"]["seq_length"] == 256
+    assert "data.shuffle" not in found["differs"], "a start fills it in"
+    assert found["all"]["data"]["shuffle"] == "epoch"
     assert main(["train", *words, "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "optim.learning_rate        0.5  (default 0.001)" in text
