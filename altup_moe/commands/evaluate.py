@@ -89,5 +89,6 @@ EVALUATE = Command(
     EvaluateOptions,
     evaluate,
     positional=["run_dir"],
+    stray="a text to measure is given as --corpus {word}",
 )
 main = EVALUATE.main

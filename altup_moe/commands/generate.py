@@ -51,5 +51,6 @@ GENERATE = Command(
     GenerateOptions,
     generate,
     positional=["run_dir"],
+    stray="a prompt is given as --prompt {word}",
 )
 main = GENERATE.main

@@ -131,6 +131,7 @@ PREPARE_DATA = Command(
     PrepareDataOptions,
     prepare_data,
     positional=["source", "out"],
+    stray="several files are one SOURCE: a glob in quotes, or their directory",
     more="""SOURCE is a file, a directory or a glob in quotes of text, jsonl or parquet; a named corpus (python-docs,
     wikipedia-sample); or a Hugging Face dataset. A text file is one document, as is a row of jsonl or parquet. Files
     may be compressed (.gz, .bz2, .xz, .zst). Rows and files that are left out are named at the end. Train on the result

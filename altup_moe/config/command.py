@@ -36,6 +36,7 @@ class Command:
         positional: fields that are given without a name, in order.
         launcher: a command follows after `--`.
         more: paragraphs at the end of the page.
+        stray: what the error about a word too many advises; `{word}` is the word. "" how options are written.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Command:
     positional: Sequence[str] = ()
     launcher: bool = False
     more: str = ""
+    stray: str = ""
 
     def main(self, args: Sequence[str]) -> int:
         """Print the help, or parse the words and run. Returns the exit code.
@@ -59,7 +61,7 @@ class Command:
             print("\n".join(self.page(topic)))
             return 0
         try:
-            stray = f"a command goes behind --, as in {self.examples[0]}" if self.launcher else ""
+            stray = f"a command goes behind --, as in {self.examples[0]}" if self.launcher else self.stray
             record = parse(self.options, own, None, tuple(self.positional), self.examples[0], stray)
             return self.run(record, command) if self.launcher else self.run(record)
         except ConfigError as error:

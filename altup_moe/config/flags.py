@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shlex
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +67,7 @@ def read_flags(
         args: the words.
         hints: type of every option by dotted key (`field_hints`).
         positionals: words without dashes that are allowed.
-        stray: what the error about a word too many says; "" how options are written.
+        stray: what the error about a word too many says, with {word} for it; "" how options are written.
 
     Raises:
         ConfigError: an unknown option, or one without its value.
@@ -80,7 +81,8 @@ def read_flags(
         word = rest.pop(0)
         if not word.startswith("-"):
             if len(found) == positionals:
-                raise UserError(f"{word!r}: unexpected word; {stray or _how_options_are_written(word, hints)}")
+                advice = stray.replace("{word}", shlex.quote(word)) or _how_options_are_written(word, hints)
+                raise UserError(f"{word!r}: unexpected word; {advice}")
             found.append(word)
             continue
         if not word.startswith("--"):

@@ -5,6 +5,7 @@ A checkout has them in ``configs/``, an installed wheel in ``altup_moe/configs/`
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def find_file(given: str | Path, kind: Kind) -> Path:
         kind: what the file must be. A path is not looked into; a shipped file of another kind is an error.
 
     Raises:
-        UserError: there is no such file (the nearest shipped one is named), or it is a directory.
+        UserError: no such file (the nearest beside it, or else the nearest shipped one, is named), or it is a directory.
     """
     path = Path(given)
     if path.exists() and not path.is_dir():
@@ -91,10 +92,19 @@ def find_file(given: str | Path, kind: Kind) -> Path:
         elif hub is not None:
             fits = f"; it is a Hugging Face model: type altup-moe convert import {shlex.quote(str(given))} RUN"
         raise UserError(f"{given}: Is a directory, where a file is expected{fits}")
+    if beside := _similar_beside(path):
+        raise UserError(f"{given}: No such file or directory; the nearest file there is {beside}")
     nearest = nearest_key(name, [file.name for file in files.values() if file.kind == kind])
     raise UserError(
         f"{given}: No such file or directory; the nearest shipped {kind} is {nearest} ({LIST_COMMAND} lists all)"
     )
+
+
+def _similar_beside(path: Path) -> Path | None:
+    """The YAML file in the same directory whose name is most like the path's; None if none is like it."""
+    files = {file.stem: file for ending in _YAML for file in path.parent.glob(f"*{ending}")}
+    found = difflib.get_close_matches(path.stem, files, n=1, cutoff=0.75)
+    return files[found[0]] if found else None
 
 
 def _shipped(path: Path) -> ShippedFile:

@@ -99,3 +99,12 @@ def test_a_study_may_stand_on_a_shipped_configuration() -> None:
     Path("mine.yaml").write_text(text.replace("BASE", "quikstart"))
     with pytest.raises(UserError, match="nearest shipped configuration is quickstart"):
         load_study("mine.yaml")
+
+
+def test_a_similar_file_beside_it_comes_before_shipped_ones(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").touch()
+    for wrong in ("mine.yml", "mien.yaml", "mine"):
+        with pytest.raises(UserError, match=r"the nearest file there is .*/mine\.yaml"):
+            shipped.find_file(tmp_path / wrong, "configuration")
+    with pytest.raises(UserError, match="the nearest shipped configuration is "):
+        shipped.find_file(tmp_path / "quikstart", "configuration")
