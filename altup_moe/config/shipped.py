@@ -72,7 +72,7 @@ def find_file(given: str | Path, kind: Kind) -> Path:
         kind: what the file must be. A path is not looked into; a shipped file of another kind is an error.
 
     Raises:
-        UserError: no such file (the nearest beside it, or else the nearest shipped one, is named), or it is a directory.
+        UserError: no such file (the nearest beside it, or the nearest shipped one, is named), or it is a directory.
     """
     path = Path(given)
     if path.exists() and not path.is_dir():

@@ -181,7 +181,8 @@ def hub_documents(
         raise
     except Exception as error:  # datasets and the hub raise many kinds
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name}: no such file, and no dataset that can be read ({first})") from error
+        fits = f"a file, a directory, a glob in quotes or {', '.join(CORPUS_NAMES)} would fit"
+        raise UserError(f"{name}: no such file, and no dataset that can be read ({first}); {fits}") from error
     if empty:
         raise DataError(source, "has no text")
 
