@@ -61,6 +61,7 @@ def test_the_headline_of_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFi
         "7.25M, 4M active",
         "expert 2, data 2 on 2 ranks",
         "Some CPU 2.0 GHz, 2 cores, 1 thread a rank",
+        "lm loss ",
         "best ",
         "1.64M tokens in ",
         "1 resume(s), 1 skipped step(s)",
