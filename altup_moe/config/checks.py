@@ -14,11 +14,12 @@ from typing import get_args
 
 from altup_moe.altup.variants import VARIANTS
 from altup_moe.config.arch_checks import check_arch
-from altup_moe.config.data_checks import check_data, task_names
+from altup_moe.config.data_checks import check_data
 from altup_moe.config.errors import ConfigError
 from altup_moe.config.model_schema import Width
 from altup_moe.config.packages import check_installed
-from altup_moe.config.ranges import RANGES, TEMPERATURE
+from altup_moe.config.ranges import RANGES
+from altup_moe.config.sampling import check_generation
 from altup_moe.config.schema import ParallelConfig, RunConfig
 from altup_moe.config.sequence import strided_decoder_layers, strided_layers
 from altup_moe.config.start_advice import start_with
@@ -359,20 +360,6 @@ def _optimizer(config: RunConfig, world_size: int) -> None:
             raise ConfigError(key, value, f"optim.optimizer adafactor needs tensors whole on a rank; {fit} would fit")
 
 
-def _generation(config: RunConfig, world_size: int) -> None:
-    log, tasks = config.log, config.train.eval_tasks
-    for name in tasks:
-        task_names("train.eval_tasks", name)
-    if len(set(tasks)) < len(tasks):
-        raise ConfigError("train.eval_tasks", list(tasks), "each task once would fit")
-    if log.sample_interval is not None and not log.sample_prompts and log.sample_prompts_file is None:
-        fits = 'needs prompts: --log.sample_prompts "Once upon a time" would fit, or log.sample_prompts_file'
-        raise ConfigError("log.sample_interval", log.sample_interval, fits)
-    if log.sample_temperature != 0 and log.sample_temperature not in TEMPERATURE:
-        fits = f"{TEMPERATURE}; 0 takes the likeliest token"
-        raise ConfigError("log.sample_temperature", log.sample_temperature, fits)
-
-
 def check_files(config: RunConfig, world_size: int) -> None:
     """What must lie on the disk of a run that starts. Raises ConfigError."""
     check_data(config, world_size)
@@ -401,7 +388,7 @@ CHECKS: list[Callable[[RunConfig, int], None]] = [
     _overlap,
     _schedule,
     _optimizer,
-    _generation,
+    check_generation,
     check_files,
 ]
 """In this order: later ones divide by what earlier ones found positive."""

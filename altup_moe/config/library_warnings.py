@@ -68,6 +68,8 @@ class LibraryWarnings:
             logging.getLogger(name).setLevel(level)
         for name, value in NO_BARS.items():
             os.environ.setdefault(name, value)
+        if loaded := sys.modules.get("transformers.utils.logging"):  # it has read the variables already
+            loaded.disable_progress_bar()
         warnings.showwarning = self._show
         return self
 

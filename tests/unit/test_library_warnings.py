@@ -91,4 +91,4 @@ def test_a_good_run_says_nothing_on_standard_error(
         out, err = capfd.readouterr()
         assert (code, err) == (0, ""), words
         if words[0] == "train":
-            assert "stream: altup.width=1, the plain Transformer (the default is 2)\n" in out
+            assert "stream: altup.width=1, the plain Transformer (without the key: 2)\n" in out
