@@ -54,7 +54,7 @@ def need_torch() -> None:
     if importlib.util.find_spec("torch") is None:
         raise LaunchError(
             f"{sys.executable} has no torch (and so no torchrun); activate the environment of altup-moe, "
-            "set PYTHON to its interpreter, or pip install altup-moe there"
+            "set PYTHON to its interpreter, or install the package there (pip install . in a checkout)"
         )
 
 
