@@ -11,6 +11,14 @@ EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75
 """A signal stopped the run after a save (EX_TEMPFAIL); the same command continues it."""
 
+EXIT_DIVERGED = 76
+"""Training cannot go on with these numbers: too many skipped steps in a row, or a loss spike where one stops the run.
+The same command would end the same way; a checkpoint from before is there."""
+
+EXIT_HUNG = 77
+"""A rank or link did not answer for train.hang_timeout; all ranks ended. The same command continues from the newest
+checkpoint."""
+
 EXIT_INTERRUPTED = 130
 """SIGINT (Ctrl-C) ended the command before it had anything to save; 128 + 2, as shells count."""
 
