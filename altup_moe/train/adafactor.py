@@ -105,7 +105,9 @@ def direction(gradient: Tensor, moments: dict[str, Tensor], step: int) -> Tensor
         row, column = (moments[kind] for kind in FACTORED_STATES)
         row.lerp_(square.mean(-1), 1.0 - decay)
         column.lerp_(square.mean(-2), 1.0 - decay)
-        update = gradient * (row / row.mean(-1, keepdim=True)).rsqrt().unsqueeze(-1) * column.rsqrt().unsqueeze(-2)
+        # The quotient of a row without gradients may underflow to zero, and zero times rsqrt(0) is no number.
+        share = (row / row.mean(-1, keepdim=True)).clamp(min=torch.finfo(row.dtype).tiny)
+        update = gradient * share.rsqrt().unsqueeze(-1) * column.rsqrt().unsqueeze(-2)
     else:
         moments["exp_avg_sq"].lerp_(square, 1.0 - decay)
         update = gradient * moments["exp_avg_sq"].rsqrt()

@@ -23,6 +23,7 @@ import deepspeed
 import torch
 from deepspeed.moe.layer import MoE
 from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
+from deepspeed.runtime.utils import combine_grad_norm_groups
 from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
 from torch import Tensor, nn
 
@@ -137,14 +138,17 @@ class ZeroEngine:
             for index in kept:
                 kept[index] = None
 
-    def gradients_are_finite(self) -> bool:
-        """As DeepSpeed looks for overflow."""
-        return not self.optimizer.has_overflow()
+    def gradient_norm(self) -> float:
+        """DeepSpeed's own, over data-parallel and tensor ranks; what is infinite or undefined it calls inf."""
+        zero, name = self.optimizer, "_get_norm_groups" if self._stage == 3 else "scaled_global_norm"
+        found = getattr(type(zero), name)(zero)
+        # `step` asks this object for it, and gets what was found.
+        setattr(zero, name, lambda: found)
+        return float(combine_grad_norm_groups(found) if self._stage == 3 else found)
 
-    def step(self) -> float:
-        """DeepSpeed clips by its norm over data-parallel and tensor ranks."""
+    def step(self) -> None:
+        """DeepSpeed clips."""
         self._engine.step()
-        return float(self._engine.get_global_grad_norm())
 
     def _copies(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(this rank's part of the weights, what the optimizer updates of it), by group."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
+from megatron.core.optimizer import optimizer as megatron_optimizer
 
 from altup_moe.config import RunConfig
 from altup_moe.model.build import build_model, named_tensors
@@ -30,11 +30,12 @@ class Engine(Protocol):
     def zero_grad(self) -> None:
         """Forget the gradients of the step before, also of one that was not taken."""
 
-    def gradients_are_finite(self) -> bool:
-        """Whether no rank holds an infinite or undefined gradient after the reduction; the same on every rank."""
+    def gradient_norm(self) -> float:
+        """Global L2 norm of the reduced gradients, before clipping; infinite or undefined where one of them is, or
+        where it overflows. Once a step, after the backward pass."""
 
-    def step(self) -> float:
-        """Clip by the global norm, update, and return the norm before clipping."""
+    def step(self) -> None:
+        """Clip by the norm that `gradient_norm` has found, and update."""
 
     def weights_loaded(self, with_optimizer: bool) -> None:
         """Weights were set from outside; `with_optimizer`: and so was the optimizer's state, fp32 copies included."""
@@ -48,7 +49,7 @@ class MegatronEngine:
         self.optimizer = build_optimizer(self.chunks, config)
         if config.optim.optimizer == "adafactor":
             use_adafactor(self.optimizer, named_tensors(self.chunks, config, topology))
-        self._device = topology.device
+        self._clip, self._norm = config.optim.clip_grad, 0.0
 
     def zero_grad(self) -> None:
         """Also the buffers that hold the gradients of all parameters."""
@@ -56,19 +57,21 @@ class MegatronEngine:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
 
-    def gradients_are_finite(self) -> bool:
-        """Looks at sums of whole buffers."""
-        finite = torch.ones((), device=self._device)
-        for chunk in self.chunks:
-            for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers):
-                finite *= torch.isfinite(buffer.grad_data.sum()).float()
-        dist.all_reduce(finite, op=dist.ReduceOp.MIN)
-        return bool(finite)
+    def gradient_norm(self) -> float:
+        """Megatron's own, over what its optimizer updates."""
+        self.optimizer.prepare_grads()
+        self._norm = self.optimizer.get_grad_norm()
+        return float(self._norm)
 
-    def step(self) -> float:
-        """Megatron's optimizer clips."""
-        _, grad_norm, _ = self.optimizer.step()
-        return float(grad_norm)
+    @torch.no_grad()
+    def step(self) -> None:
+        """What Megatron's `ChainedOptimizer.step` does once it has the norm."""
+        for part in self.optimizer.chained_optimizers:
+            parameters = part.get_parameters()
+            if self._clip and parameters:
+                # By the module: there a CPU answers for CUDA (parallel.cpu).
+                megatron_optimizer.clip_grad_by_total_norm_fp32(parameters, self._clip, self._norm)
+        self.optimizer.step_with_ready_grads()
 
     def weights_loaded(self, with_optimizer: bool) -> None:
         """The fp32 copies of half-precision weights follow the weights, where they were not loaded themselves."""

@@ -18,6 +18,7 @@ from altup_moe.config import RunConfig
 from altup_moe.parallel.topology import Topology
 from altup_moe.train.batches import Batch, SampleDataset, micro_batches
 from altup_moe.train.engine import Engine
+from altup_moe.train.guards.norms import agreed_norm, overflowed
 from altup_moe.train.routing import RoutingSummary, begin_step, step_taken, summarise_routing
 
 
@@ -32,6 +33,10 @@ class StepResult:
     grad_norm: float
     skipped: bool
     routing: RoutingSummary | None
+    reason: str = ""
+    """Why it was skipped."""
+    spike: bool = False
+    """Whether it was skipped as a spike, not for numbers that are none."""
 
     @property
     def loss(self) -> float:
@@ -128,13 +133,17 @@ def train_step(
     config: RunConfig,
     topology: Topology,
     before_update: Callable[[], None] = lambda: None,
+    spike: Callable[[float, float], str | None] = lambda loss, norm: None,
 ) -> StepResult:
     """Forward, backward, reduce, clip, update.
 
-    A step with a non-finite loss or gradient is skipped: weights, optimizer state, expert biases and loads stay. Its
-    samples count as consumed, it has its place in the learning rate's schedule, and dropout has drawn for it.
+    A step with a non-finite loss or an overflowing gradient norm, or one that is a spike, is skipped: weights,
+    optimizer state, expert biases and loads stay. Its samples count as consumed, it has its place in the learning
+    rate's schedule, and dropout has drawn for it.
 
-    ``before_update`` is called once nothing but the update is left: whoever still reads the weights comes to an end.
+    Args:
+        before_update: called once nothing but the update is left: whoever still reads the weights comes to an end.
+        spike: (lm loss, gradient norm) -> why the step is a spike; None if it is not.
     """
     chunks = engine.chunks
     for chunk in chunks:
@@ -144,10 +153,15 @@ def train_step(
     loss, tokens = run_schedule(chunks, batches, config, topology).tolist()
     routing = summarise_routing(chunks, config, topology)
     lm_loss = loss / max(tokens, 1.0)
-    if not (math.isfinite(lm_loss) and engine.gradients_are_finite()):
-        return StepResult(lm_loss, math.nan, True, routing)
+    if not math.isfinite(lm_loss):
+        return StepResult(lm_loss, math.nan, True, routing, f"its loss is {lm_loss}")
+    grad_norm = agreed_norm(engine.gradient_norm(), topology.device)
+    if overflowed(grad_norm):
+        return StepResult(lm_loss, math.nan, True, routing, f"its gradient norm is {grad_norm:.3g}")
+    if reason := spike(lm_loss, grad_norm):
+        return StepResult(lm_loss, grad_norm, True, routing, reason, spike=True)
     before_update()
-    grad_norm = engine.step()
+    engine.step()
     step_taken(chunks, routing, config)
     return StepResult(lm_loss, grad_norm, False, routing)
 

@@ -8,7 +8,7 @@ from transformers.optimization import Adafactor as Theirs
 
 from altup_moe.checkpoint import optimizer_state_shapes
 from altup_moe.parallel.parameter_mapping import NamedTensor, Piece
-from altup_moe.train.adafactor import Adafactor
+from altup_moe.train.adafactor import Adafactor, direction
 
 SHAPES = [(6, 9), (5,), (4, 4), (1, 7), (8, 3)]
 STEPS, RATE, DECAY = 8, 0.3, 0.1
@@ -108,3 +108,15 @@ def test_small_matrices_are_not_factored(monkeypatch: pytest.MonkeyPatch) -> Non
     }
     assert shapes("adafactor", (127, 256)) == {"exp_avg_sq": (127, 256)}
     assert shapes("adamw", (4,)) == {"exp_avg": (4,), "exp_avg_sq": (4,)}
+
+
+@pytest.mark.parametrize("large", [1e3, 1e12, 1e18])
+def test_rows_without_gradients_stay_beside_very_large_ones(large: float) -> None:
+    """Rows are compared by quotients, which underflow: what has no gradient is not moved, and nothing is no number."""
+    moments = {"exp_avg_sq_row": torch.zeros(2), "exp_avg_sq_col": torch.zeros(3)}
+    gradient = torch.tensor([[0.0, 0.0, 0.0], [large, -large, large]])
+    for step in (1, 2, 3):
+        update = direction(gradient, moments, step)
+        assert update.isfinite().all()
+        assert update[0].abs().max() == 0
+        assert all(moment.isfinite().all() for moment in moments.values())
