@@ -16,6 +16,8 @@ from altup_moe.config.errors import UserError
 from altup_moe.config.exit_codes import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from altup_moe.config.interrupts import Interrupts, say_interrupted
 from altup_moe.config.library_warnings import LibraryWarnings
+from altup_moe.config.os_errors import reason, user_line
+from altup_moe.config.output import complain, discard
 
 OWN_MISTAKE_SECONDS = 1.0
 """How long a rank other than 0 waits before it prints a mistake."""
@@ -78,20 +80,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _exit_code(words: list[str], interrupts: Interrupts) -> int:
-    """Run the words; a mistake and a reader that has gone are exit codes."""
+    """Run the words; a mistake, a file system that refuses and a reader that has gone are exit codes."""
     try:
         code = _dispatch(words)
-        sys.stdout.flush()
-        return code
+        return _flushed(code)
     except UserError as error:
         if interrupts.noted:
             raise
-        print(f"altup-moe: error: {_whose()}{' '.join(str(error).splitlines())}", file=sys.stderr, flush=True)
-        return EXIT_USER_ERROR
+        return _mistake(str(error))
     except BrokenPipeError:
         # The reader (head, less) has gone; the interpreter must not complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
         return 0
+    except OSError as error:
+        line = None if interrupts.noted else user_line(error)
+        if line is None:
+            raise
+        if error.filename is None and _flushed(0):
+            return EXIT_USER_ERROR
+        return _mistake(line)
+
+
+def _flushed(code: int) -> int:
+    """The code, once all of standard output is written; that of a mistake if it cannot be."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard(sys.stdout)
+    except OSError as error:
+        discard(sys.stdout)
+        return _mistake(f"standard output: {reason(error)}")
+    return code
+
+
+def _mistake(line: str) -> int:
+    complain(f"altup-moe: error: {_whose()}{' '.join(line.splitlines())}")
+    return EXIT_USER_ERROR
 
 
 def _whose() -> str:

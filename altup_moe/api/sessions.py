@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from altup_moe.parallel.topology import Topology
     from altup_moe.train.batches import Batch, SampleDataset
     from altup_moe.train.engine import Engine
-    from altup_moe.train.loggers import JsonLines
+    from altup_moe.train.log_files import JsonLines
     from altup_moe.train.metrics import StepMetrics
     from altup_moe.train.resume import ResumePoint
     from altup_moe.train.run import Run
@@ -346,7 +346,7 @@ class Session:
 
     def _write_from(self, run: Run, point: ResumePoint | None) -> None:
         """On rank 0: metrics.jsonl goes on after the run's present step; lines of later steps are moved beside it."""
-        from altup_moe.train.loggers import JsonLines
+        from altup_moe.train.log_files import JsonLines
 
         self._close_lines()
         if run.topology.is_first:

@@ -25,6 +25,7 @@ from altup_moe.checkpoint.manifest import ITEM_BYTES, StoredFile
 from altup_moe.checkpoint.plain import open_plain, start_flush
 from altup_moe.checkpoint.slices import in_bounds, slice_shape
 from altup_moe.config import DataError
+from altup_moe.config.os_errors import naming
 from altup_moe.parallel.parameter_mapping import TensorSlice
 
 ITEM_TYPES = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
@@ -127,14 +128,15 @@ def write_tensors(
     Raises:
         OSError: from the file system; the caller removes the incomplete file.
     """
-    writer = ShardWriter(path, entries, metadata)
-    try:
-        for items in tensors:
-            writer.write(items)
-        return writer.close()
-    except BaseException:
-        writer.abandon()
-        raise
+    with naming(path):
+        writer = ShardWriter(path, entries, metadata)
+        try:
+            for items in tensors:
+                writer.write(items)
+            return writer.close()
+        except BaseException:
+            writer.abandon()
+            raise
 
 
 class ShardReader(Closeable):

@@ -16,7 +16,7 @@ from altup_moe.config.locks import LOCK, unread
 from altup_moe.data.found import FoundData
 from altup_moe.data.prepare import data_cache
 from altup_moe.moe.backends import unavailable_overlap
-from altup_moe.parallel.counts import count_parameters
+from altup_moe.train.preflight import checkpoint_bytes, existing_directory
 from altup_moe.train.resume import ResumePoint
 from altup_moe.train.start_notes import resume_notes, run_notes
 
@@ -90,7 +90,7 @@ def end_section(config: RunConfig, data: Sequence[FoundData], point: ResumePoint
     read = min(t.eval_samples, sum(held)) if known else t.eval_samples
     often = f"every {c.save_interval} steps, the newest {c.keep} kept" if c.save_interval else "at the end alone"
     kept = f", and those of every {c.keep_every} steps" if c.keep_every else ""
-    free = shutil.disk_usage(_existing(Path(log.run_dir))).free
+    free = shutil.disk_usage(existing_directory(Path(log.run_dir))).free
     generated = (
         [f"{', '.join(t.eval_tasks)} with each validation, {t.eval_task_limit or 'all'} examples"]
         if t.eval_tasks
@@ -123,22 +123,6 @@ def end_section(config: RunConfig, data: Sequence[FoundData], point: ResumePoint
     lines += [*notes, *([shut] if shut else [])]
     figures = {"last_step": last, "steps_to_do": max(0, last - done), "validation_samples": read}
     return Section("end", lines, {**figures, "checkpoint_bytes": size, "disk_free_bytes": free, "notes": notes})
-
-
-def checkpoint_bytes(config: RunConfig) -> int:
-    """Size of a checkpoint's tensors: weights, both moments in fp32, and of bf16 weights an fp32 copy.
-
-    Adafactor's factored moments are small: counted as none.
-    """
-    half = config.train.precision == "bf16"
-    moments = 8 if config.optim.optimizer == "adamw" else 0
-    return count_parameters(config).total * ((2 if half else 4) + moments + (4 if half else 0))
-
-
-def _existing(path: Path) -> Path:
-    """The path, or the nearest directory above it that exists."""
-    path = path.absolute()
-    return next(place for place in (path, *path.parents) if place.is_dir())
 
 
 def _size(count: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from altup_moe.config.errors import ConfigError
@@ -38,5 +39,10 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
         fsync(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        # Not the temporary file's name, which is gone when a user reads it; a write has none.
+        error.filename, error.filename2 = os.fspath(path), None
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()

@@ -53,6 +53,8 @@ def check_utf8(words: Sequence[str]) -> None:
             word.encode()
         except UnicodeEncodeError:
             raise UserError(f"word {number} of the command line is not UTF-8: {os.fsencode(word)!r}") from None
+        if "\0" in word:
+            raise UserError(f"word {number} of the command line has a NUL character: {word!r}")
 
 
 def read_flags(

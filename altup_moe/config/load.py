@@ -115,8 +115,13 @@ def coerce(key: str, hint: Any, value: object) -> object:
             items = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else value
             item = typing.get_args(member)[0]
             if isinstance(items, list | tuple) and all(type(one) is item for one in items):
+                for one in items:
+                    if isinstance(one, str):
+                        coerce(key, str, one)
                 return tuple(items)
         elif type(value) is member:
+            if isinstance(value, str) and "\0" in value:
+                raise ConfigError(key, value, "has a NUL character, which no path and no name can have")
             return value
         elif member is float and type(value) in (int, str):
             try:

@@ -1,9 +1,12 @@
-"""Where a step's record goes: metrics.jsonl, the console, TensorBoard, and W&B or MLflow if asked for. Rank 0 only."""
+"""Where a step's record goes: metrics.jsonl, the console, TensorBoard, and W&B or MLflow if asked for. Rank 0 only.
+
+None of them stops a run once it has begun. Files keep what a full disk refuses (`kept_file.py`); what a tracker of
+others refuses is lost, and said once.
+"""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import time
@@ -12,21 +15,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from altup_moe.config import RunConfig
-from altup_moe.config.files import write_bytes
-from altup_moe.config.metrics_lines import split_metrics
+from altup_moe.config.output import complain
 from altup_moe.config.resume_keys import Changes
-from altup_moe.config.run_directory import (
-    metrics_file,
-    removed_metrics_file,
-    routing_file,
-    samples_file,
-    tensorboard_dir,
-)
+from altup_moe.config.run_directory import metrics_file, routing_file, samples_file
 from altup_moe.report.metric_groups import GROUPS
 from altup_moe.train.generation import GeneratedText
+from altup_moe.train.log_files import JsonLines, RoutingLines, SampleLines
 from altup_moe.train.metrics import StepMetrics
 from altup_moe.train.time_left import TimeLeft, spelled_left
-from altup_moe.train.tracker_pages import load_picture, tensorboard_pages, tracked
+from altup_moe.train.tracker_pages import load_picture, tracked
 
 
 class Logger(Protocol):
@@ -40,89 +37,6 @@ class Logger(Protocol):
 
     def close(self) -> None:
         """Flush and release; nothing is recorded afterwards."""
-
-
-class _StepLines:
-    """A file of JSON lines that have a step. Lines of steps that will be done again are moved beside it first."""
-
-    def __init__(self, path: Path, first_step: int) -> None:
-        _go_on(path, first_step)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
-
-    def write(self, line: dict[str, Any]) -> None:
-        """Write a line that is there at once."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
-    def log_texts(self, step: int, texts: Sequence[GeneratedText]) -> None:
-        """Nothing, unless the file is for texts."""
-
-    def close(self) -> None:
-        """End it."""
-        self._file.close()
-
-
-class RoutingLines(_StepLines):
-    """routing.jsonl: the routes of every layer and expert, summed over `steps` steps that end with `step`."""
-
-    def log(self, metrics: StepMetrics) -> None:
-        if metrics.routing is not None:
-            loads = metrics.routing
-            routes = [[round(route) for route in layer] for layer in loads.routes]
-            dropped = [round(count) for count in loads.dropped]
-            self.write({"step": metrics.step, "steps": loads.steps, "routes": routes, "dropped": dropped})
-
-
-class JsonLines(_StepLines):
-    """metrics.jsonl, one object a step.
-
-    Args:
-        changed: keys of the configuration that this step changes, key -> (before, now); the first line holds them.
-    """
-
-    def __init__(self, path: Path, first_step: int, changed: Changes | None = None) -> None:
-        self._changed = changed or {}
-        super().__init__(path, first_step)
-
-    def log(self, metrics: StepMetrics) -> None:
-        # JSON has no word for infinity or NaN: null says that the step had no such number.
-        line: dict[str, Any] = {k: v if math.isfinite(v) else None for k, v in metrics.to_dict().items()}
-        if self._changed:
-            line["changed"], self._changed = self._changed, {}
-        self.write(line)
-
-
-class SampleLines(_StepLines):
-    """samples.jsonl: the texts of log.sample_interval, one object each."""
-
-    def log(self, metrics: StepMetrics) -> None:
-        """Nothing: texts come by `log_texts`."""
-
-    def log_texts(self, step: int, texts: Sequence[GeneratedText]) -> None:
-        for one in texts:
-            self.write({"step": step, **vars(one)})
-
-
-def _go_on(path: Path, first_step: int) -> None:
-    """Leave in the file the lines before `first_step`; append the others, and what cannot be read, to the one beside.
-
-    Nothing is lost: one damaged line costs no other.
-    """
-    lines = split_metrics(path.read_bytes()) if path.is_file() else []
-    kept = [line for line in lines if line.step is not None and line.step < first_step]
-    unreadable = [line for line in lines if line.step is None]
-    again = len(lines) - len(kept) - len(unreadable)
-    if len(kept) < len(lines):
-        beside = removed_metrics_file(path)
-        with open(beside, "ab") as file:
-            file.write(b"".join(line.raw + b"\n" for line in lines if line.step is None or line.step >= first_step))
-            file.flush()
-            os.fsync(file.fileno())
-        numbers = ", ".join(str(line.number) for line in unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
-        what = [f"{again} line(s) of steps from {first_step} on"] if again else []
-        what += [f"{len(unreadable)} line(s) that cannot be read ({numbers})"] if unreadable else []
-        print(f"{path.name}: {' and '.join(what)} moved to {beside.name}", flush=True)
-    write_bytes(path, b"".join(line.raw + b"\n" for line in kept))
 
 
 class Console:
@@ -176,31 +90,6 @@ class Console:
     def close(self) -> None:
         if self._progress is not None:
             self._progress.stop()
-
-
-class TensorBoard:
-    """Event files in RUN/tensorboard: a scalar a number, pages of them (custom scalars), pictures of the routing."""
-
-    def __init__(self, config: RunConfig, first_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(tensorboard_dir(config.log.run_dir)), purge_step=first_step)
-        self._writer.add_custom_scalars(tensorboard_pages(config))
-
-    def log(self, metrics: StepMetrics) -> None:
-        for name, value in tracked(metrics).items():
-            self._writer.add_scalar(name, value, metrics.step)
-        if metrics.routing is not None:
-            self._writer.add_image("routing/load", load_picture(metrics.routing), metrics.step, dataformats="HWC")
-
-    def log_texts(self, step: int, texts: Sequence[GeneratedText]) -> None:
-        for number, one in enumerate(texts):
-            # Indented by four, it is shown as it is.
-            shown = f"{one.prompt}\n---\n{one.text}".replace("\n", "\n    ")
-            self._writer.add_text(f"samples/{number}", f"    {shown}", step)
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 class WandB:
@@ -267,6 +156,33 @@ class MLflow:
         self._mlflow.end_run()
 
 
+class BestEffort:
+    """A tracker whose errors do not stop a run: the first is said in one line, and later steps are tried again."""
+
+    def __init__(self, tracker: Logger) -> None:
+        self.tracker, self._failed = tracker, 0
+
+    def log(self, metrics: StepMetrics) -> None:
+        self._try(lambda: self.tracker.log(metrics))
+
+    def log_texts(self, step: int, texts: Sequence[GeneratedText]) -> None:
+        self._try(lambda: self.tracker.log_texts(step, texts))
+
+    def close(self) -> None:
+        self._try(self.tracker.close)
+        if self._failed:
+            complain(f"{type(self.tracker).__name__}: {self._failed} record(s) were not taken")
+
+    def _try(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:  # a tracker has errors of its own: of networks, files, servers
+            self._failed += 1
+            if self._failed == 1:
+                what = " ".join(f"{type(error).__name__}: {error}".split())
+                complain(f"{type(self.tracker).__name__}: {what}; training goes on, later steps are tried again")
+
+
 def open_loggers(config: RunConfig, first_step: int, changed: Changes | None = None) -> list[Logger]:
     """All loggers of a run that begins with step `first_step`, and changes keys there."""
     run_dir, log = Path(config.log.run_dir), config.log
@@ -281,9 +197,11 @@ def open_loggers(config: RunConfig, first_step: int, changed: Changes | None = N
     if log.sample_interval is not None or samples.is_file():
         loggers.append(SampleLines(samples, first_step))
     if log.tensorboard:
+        from altup_moe.train.tensorboard_files import TensorBoard
+
         loggers.append(TensorBoard(config, first_step))
     if log.wandb_project is not None:
-        loggers.append(WandB(log.wandb_project, config))
+        loggers.append(BestEffort(WandB(log.wandb_project, config)))
     if log.mlflow_experiment is not None:
-        loggers.append(MLflow(log.mlflow_experiment, config))
+        loggers.append(BestEffort(MLflow(log.mlflow_experiment, config)))
     return loggers

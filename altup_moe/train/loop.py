@@ -13,6 +13,7 @@ import torch
 from altup_moe.checkpoint.saver import Saved, SaveError
 from altup_moe.config import RunConfig
 from altup_moe.config.exit_codes import EXIT_STOPPED
+from altup_moe.config.output import unfailing_output
 from altup_moe.moe.backends import unavailable_overlap
 from altup_moe.parallel.control_collectives import any_rank
 from altup_moe.parallel.topology import topology
@@ -44,7 +45,7 @@ def train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None = None
         UserError: what the user can mend, before any process group exists.
     """
     check_packages(config)
-    with run_lock(config):
+    with unfailing_output(), run_lock(config):
         return _train(config, enough)
 
 

@@ -11,10 +11,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import nn
 
+from altup_moe.config.os_errors import reason
+from altup_moe.config.output import complain
+from altup_moe.parallel.control_collectives import first_problem
 from altup_moe.parallel.topology import Topology
 from altup_moe.timeline.chrome import write_trace
 from altup_moe.timeline.overlap import OverlapReport, overlap, report_table
@@ -36,10 +38,19 @@ def watch_layers(chunks: Sequence[nn.Module]) -> None:
 
 
 def gather(recording: Recording, directory: Path, topology: Topology) -> list[Recording] | None:
-    """All ranks' recordings on rank 0, through files in a directory that all see; None elsewhere."""
-    directory.mkdir(parents=True, exist_ok=True)
-    write_recording(directory / f"rank_{topology.rank}.json", recording)
-    dist.barrier()
+    """All ranks' recordings on rank 0, through files in a directory that all see; None elsewhere.
+
+    Raises:
+        OSError: on every rank, if one cannot write.
+    """
+    problem = None
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_recording(directory / f"rank_{topology.rank}.json", recording)
+    except OSError as error:
+        problem = [error.errno, reason(error)]
+    if (first := first_problem(problem, topology.device)) is not None:
+        raise OSError(*first, str(directory))
     if topology.rank != 0:
         return None
     return [read_recording(directory / f"rank_{rank}.json") for rank in range(topology.world_size)]
@@ -84,12 +95,24 @@ class Profile:
         self._open.close()
         self._open, self._left = None, 0
         assert self._recording is not None
-        recordings = gather(self._recording, self._directory, self._topology)
+        try:
+            recordings = gather(self._recording, self._directory, self._topology)
+        except OSError as error:
+            self._not_written(error)
+            return None
         if recordings is None:
             return None
-        write_trace(self._directory / "trace.json", recordings)
-        write_picture(self._directory / "step.png", recordings)
         found = overlap(recordings)
         print(report_table(found))
+        try:
+            write_trace(self._directory / "trace.json", recordings)
+            write_picture(self._directory / "step.png", recordings)
+        except OSError as error:
+            self._not_written(error)
+            return found
         print(f"profile of {len(recordings[0].steps)} step(s): {self._directory}/trace.json, step.png", flush=True)
         return found
+
+    def _not_written(self, error: OSError) -> None:
+        if self._topology.rank == 0:
+            complain(f"{self._directory}: {reason(error)}; training goes on without its profile")

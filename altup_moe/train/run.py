@@ -45,6 +45,7 @@ from altup_moe.train.engine import Engine, build_engine
 from altup_moe.train.metrics import StepMetrics, overlap_metrics, peak_memory_gib
 from altup_moe.train.mixture import run_samples
 from altup_moe.train.optim import build_scheduler, learning_rate
+from altup_moe.train.preflight import check_writable
 from altup_moe.train.profile import Profile
 from altup_moe.train.resume import ResumePoint, check_tokens, find_resume_point, verified
 from altup_moe.train.routing import RoutingSums
@@ -118,6 +119,10 @@ def prepare_run(config: RunConfig, with_data: bool = True) -> PreparedRun:
     keep_compiled_code(config)
     config = ordered(config)
     resume = find_resume_point(config)
+    # A run that is done saves nothing more.
+    last = min(config.train.steps, config.train.stop_after or config.train.steps)
+    done = 0 if resume is None or resume.weights_only else resume.manifest.step
+    check_writable(config, with_room=done < last)
     samples = run_samples(config) if with_data and own_rank() == 0 else None
     if samples is not None:
         check_tokens(resume, samples.fingerprint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -14,6 +15,8 @@ import torch
 from altup_moe.checkpoint.layout import describe_layout
 from altup_moe.checkpoint.library_versions import library_versions
 from altup_moe.config import RunConfig
+from altup_moe.config.os_errors import reason
+from altup_moe.config.output import complain
 from altup_moe.parallel.machine import device_name, processor, usable_cores
 
 
@@ -39,9 +42,15 @@ def start_record(config: RunConfig, world_size: int, step: int, checkpoint: str 
 
 
 def append_start(path: Path, record: dict[str, Any]) -> None:
-    """Add a line; one that a crash has cut short before stays a line of its own."""
-    with open(path, "ab+") as file:
-        # In mode a+ all writes go to the end.
-        if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-            file.write(b"\n")
-        file.write(json.dumps(record).encode() + b"\n")
+    """Add a line; one that a crash has cut short before stays a line of its own. A full disk is said."""
+    try:
+        with open(path, "ab+", buffering=0) as file:
+            # In mode a+ all writes go to the end.
+            end = file.seek(0, os.SEEK_END)
+            cut_short = end and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+            line = (b"\n" if cut_short else b"") + json.dumps(record).encode() + b"\n"
+            if file.write(line) < len(line):
+                file.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        complain(f"{path}: {reason(error)}; training goes on without a line of this start")

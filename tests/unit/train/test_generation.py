@@ -21,8 +21,10 @@ from altup_moe.data.tokenizer import Tokenizer
 from altup_moe.inference.in_training import InTraining, prepare_inputs, read_prompts, unchanged_random_states
 from altup_moe.parallel.topology import Topology
 from altup_moe.train.generation import Due, GeneratedText, due_after, generates, open_generator, prepare_generation
-from altup_moe.train.loggers import Console, MLflow, SampleLines, TensorBoard, WandB, open_loggers
+from altup_moe.train.log_files import SampleLines
+from altup_moe.train.loggers import Console, MLflow, WandB, open_loggers
 from altup_moe.train.start_notes import run_notes
+from altup_moe.train.tensorboard_files import TensorBoard
 from tests.unit.train.records import record
 from tests.unit.train.runs import tiny
 

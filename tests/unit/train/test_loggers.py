@@ -11,7 +11,9 @@ import pytest
 
 from altup_moe.config import ConfigError, LogConfig, RunConfig
 from altup_moe.config.packages import check_loggers
-from altup_moe.train.loggers import Console, JsonLines, TensorBoard, open_loggers
+from altup_moe.train.log_files import JsonLines
+from altup_moe.train.loggers import Console, open_loggers
+from altup_moe.train.tensorboard_files import TensorBoard
 from tests.unit.train.records import MOE, VALID, record
 
 

@@ -14,8 +14,9 @@ import pytest
 
 from altup_moe.config import LogConfig, ModelConfig, MoEConfig, RunConfig
 from altup_moe.report.metric_groups import GROUPS, METRICS
-from altup_moe.train.loggers import TensorBoard, open_loggers
+from altup_moe.train.loggers import open_loggers
 from altup_moe.train.metrics import RoutingLoads, StepMetrics
+from altup_moe.train.tensorboard_files import TensorBoard
 from altup_moe.train.tracker_pages import (
     CELL,
     EVEN,
