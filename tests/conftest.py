@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,22 @@ def signals_are_heard() -> Iterator[None]:
     yield
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
+
+
+@pytest.fixture
+def saw(request: pytest.FixtureRequest) -> Iterator[Callable[[float, int, str], None]]:
+    """How a test with the mark `fault(KEY)` reports what it saw: `saw(seconds, exit code, all that was printed)`.
+
+    The exit code is compared with the table of promises (tests/faults/promises.py). Such a test must report.
+    """
+    from tests.faults.seen import note
+
+    marker = request.node.get_closest_marker("fault")
+    assert marker is not None, "the test has no mark fault(KEY)"
+    (key,) = marker.args
+    reports = []
+    yield lambda seconds, code, text: reports.append(note(key, seconds, code, text))
+    assert reports, f"the test reports nothing of the fault {key}"
 
 
 @pytest.fixture(autouse=True)
