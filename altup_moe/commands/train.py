@@ -13,6 +13,7 @@ from altup_moe.config.expected_run import check_initial_load
 from altup_moe.config.help_pages import help_topic
 from altup_moe.config.load import load_config, split_overrides
 from altup_moe.config.section_pages import run_page, topic_page
+from altup_moe.parallel.compile_later import compile_later
 from altup_moe.train.stop_signal import WARNING, StopSignal
 
 EXAMPLES = (
@@ -79,7 +80,8 @@ def main(args: Sequence[str]) -> int:
         note = new_weights_note(file, config)
         if note and os.environ.get("RANK", "0") == "0":
             print(note, flush=True)
-        from altup_moe.train import loop
+        with compile_later():
+            from altup_moe.train import loop
 
         return loop.train(config)
 

@@ -228,7 +228,19 @@ def _torchrun() -> Iterator[Patch]:
     )
 
 
-PATCHES = {patch.target: patch for patch in (*_cuda(), *_megatron(), *_deepspeed(), *_torchrun())}
+COMPILE = "torch:compile"
+
+
+def _start() -> Iterator[Patch]:
+    yield Patch(
+        COMPILE,
+        "Megatron's decorators load the compiler, 1.5 s, at the import; the first call does so instead",
+        TORCH,
+        "parallel/compile_later.py",
+    )
+
+
+PATCHES = {patch.target: patch for patch in (*_cuda(), *_megatron(), *_deepspeed(), *_torchrun(), *_start())}
 """Every patch by its target."""
 
 
