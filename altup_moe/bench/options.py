@@ -188,3 +188,49 @@ class CheckpointBench:
     """Where to write (a few times the size; removed afterwards); None is the current directory."""
     json: bool = False
     """Print one JSON object instead of a table."""
+
+
+FaultKind = Literal[
+    "kill-rank",
+    "kill-launcher",
+    "kill-node",
+    "stop-signal",
+    "stop-rank",
+    "link-down",
+    "slow-rank",
+    "slow-link",
+    "full-disk",
+]
+NODE_KINDS: tuple[FaultKind, ...] = ("kill-node", "link-down", "slow-link")
+"""Faults of a node or its link: they need --nodes."""
+ROOT_KINDS: tuple[FaultKind, ...] = ("slow-rank", "full-disk")
+"""Faults that need root: a cgroup, a file system of their own."""
+
+
+@dataclass(frozen=True)
+class FaultsBench:
+    """Goodput: train a tiny model on ranks, inject faults, start again, count what was lost. Exit code 1: samples were
+    lost or repeated, a process outlived its launcher, or the losses are not bit for bit those of a quiet run."""
+
+    minutes: float = 5.0
+    """How long to train among faults; a quiet run of the same steps comes after."""
+    every: float = 60.0
+    """Seconds between faults, a quarter more or less."""
+    seed: int = 1
+    """Decides which fault comes when, and whom it meets."""
+    ranks: int = 2
+    """Ranks, 2 to 4."""
+    nodes: bool = False
+    """Put each rank on a node of its own, on a netlab (needs root). Without it: one node, with --max-restarts."""
+    kinds: tuple[FaultKind, ...] = ()
+    """Faults to inject, each as often as the others; none named is all that this machine can have."""
+    save_interval: int = 10
+    """Steps between checkpoints."""
+    hang_timeout: float = 10.0
+    """Seconds after which a hang is reported (train.hang_timeout)."""
+    quiet: bool = True
+    """Compare with a quiet run."""
+    directory: str | None = None
+    """New directory for both runs and the console's lines, kept; None is a temporary one."""
+    json: bool = False
+    """Print one JSON object instead of a table."""

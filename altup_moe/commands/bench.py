@@ -13,6 +13,7 @@ from typing import Any
 from altup_moe.bench.options import (
     CheckpointBench,
     ExpertsBench,
+    FaultsBench,
     MixingBench,
     OverlapBench,
     SequenceBench,
@@ -22,7 +23,7 @@ from altup_moe.bench.options import (
 from altup_moe.config import ConfigError
 from altup_moe.config.checks import world_size_from_env
 from altup_moe.config.command import Command, Group
-from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, Range
+from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Range
 
 
 def _bench(
@@ -83,6 +84,25 @@ def _checkpoint(o: CheckpointBench) -> None:
         raise ConfigError("directory", o.directory, "is no directory")
 
 
+def _faults(o: FaultsBench) -> None:
+    from altup_moe.bench.faults.available import left_out
+    from altup_moe.launch.netlab import unavailable
+
+    for key in ("minutes", "every", "hang_timeout"):
+        POSITIVE.check(key, getattr(o, key))
+    Range(2, 4).check("ranks", o.ranks)
+    if o.every > 60 * o.minutes:
+        raise ConfigError("every", o.every, f"is longer than all of --minutes; at most {60 * o.minutes:g} would fit")
+    if o.nodes and (reason := unavailable()):
+        raise ConfigError("nodes", True, reason)
+    unable = left_out(o.nodes)
+    for kind in o.kinds:
+        if kind in unable:
+            raise ConfigError("kinds", kind, unable[kind])
+    if o.directory is not None and (Path(o.directory).exists() or not Path(o.directory).absolute().parent.is_dir()):
+        raise ConfigError("directory", o.directory, "must be a new directory in one that exists")
+
+
 _SHAPE = "hidden_size num_layers seq_length micro_batch_size repeats threads"
 
 BENCHES = {
@@ -100,6 +120,7 @@ BENCHES = {
     "train": _bench("train", TrainBench, "--hidden-size 256", f"{_SHAPE} ffn_hidden_size vocab_size", _train),
     "mixing": _bench("mixing", MixingBench, "--widths 2 4 --no-rivals", "hidden_size repeats threads", _mixing),
     "checkpoint": _bench("checkpoint", CheckpointBench, "--megabytes 64", "megabytes repeats threads", _checkpoint),
+    "faults": _bench("faults", FaultsBench, "--minutes 5 --every 60 --ranks 2", "save_interval", _faults),
 }
 """By name."""
 

@@ -145,19 +145,22 @@ def start_run(prepared: PreparedRun, topo: Topology) -> tuple[Run, ResumePoint |
         DataError: the checkpoint's bytes are not those that were saved.
     """
     dist.barrier()
+    began = time.perf_counter()
     config = prepared.config
     samples = prepared.samples or (run_samples(config, scan=False) if prepared.with_data else None)
     resume = verified(config, prepared.resume, topo) if prepared.resume else None
     run = build_run(config, topo, samples)
     if resume:
         restore_run(run, resume)
+    loading = time.perf_counter() - began
     if topo.is_first:
         save_config(config, config_file(config.log.run_dir))
         if samples is not None:
             copytree(samples.tokenizer_dir, tokenizer_dir(config.log.run_dir), dirs_exist_ok=True)
         if run.step < config.train.steps:
             source = resume.directory.name if resume else None
-            append_start(starts_file(config.log.run_dir), start_record(config, topo.world_size, run.step, source))
+            record = start_record(config, topo.world_size, run.step, source, loading)
+            append_start(starts_file(config.log.run_dir), record)
     return run, resume
 
 

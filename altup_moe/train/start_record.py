@@ -20,16 +20,20 @@ from altup_moe.config.output import complain
 from altup_moe.parallel.machine import device_name, processor, usable_cores
 
 
-def start_record(config: RunConfig, world_size: int, step: int, checkpoint: str | None) -> dict[str, Any]:
+def start_record(
+    config: RunConfig, world_size: int, step: int, checkpoint: str | None, load_seconds: float
+) -> dict[str, Any]:
     """A start as a JSON-serialisable record.
 
     Args:
         step: steps that were done before. checkpoint: name of the one it goes on from; None for a new run.
+        load_seconds: from the ranks' first meeting until the model was built and the checkpoint verified and read.
     """
     return {
         "step": step,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "checkpoint": checkpoint,
+        "load_seconds": round(load_seconds, 3),
         "layout": describe_layout(config.parallel, world_size),
         "ranks": world_size,
         "device": device_name(),

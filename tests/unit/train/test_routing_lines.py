@@ -72,10 +72,10 @@ def test_the_file_is_there_if_it_has_a_use(experts: int, interval: int | None, t
 
 def test_every_start_is_a_line_of_its_own(tmp_path: Path) -> None:
     path, run = tmp_path / "starts.jsonl", config(None)
-    append_start(path, start_record(run, 1, 0, None))
+    append_start(path, start_record(run, 1, 0, None, 0.5))
     path.write_text(path.read_text() + '{"step": 3, "ti')  # a crash
     parallel = replace(run.parallel, expert=2)
-    append_start(path, start_record(replace(run, parallel=parallel), 2, 4, "step_00000004"))
+    append_start(path, start_record(replace(run, parallel=parallel), 2, 4, "step_00000004", 0.5))
     first, cut, second = path.read_text().splitlines()
     assert cut == '{"step": 3, "ti'
     known = json.loads(second)
