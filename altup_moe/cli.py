@@ -13,11 +13,13 @@ from importlib import import_module
 from typing import NamedTuple
 
 from altup_moe.config.errors import UserError
-from altup_moe.config.exit_codes import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from altup_moe.config.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR
 from altup_moe.config.interrupts import Interrupts, say_interrupted
 from altup_moe.config.library_warnings import LibraryWarnings
 from altup_moe.config.os_errors import reason, user_line
 from altup_moe.config.output import complain, discard
+from altup_moe.parallel import death_record, parent_death
+from altup_moe.parallel.death_record import OWN_LAUNCHER
 
 OWN_MISTAKE_SECONDS = 1.0
 """How long a rank other than 0 waits before it prints a mistake."""
@@ -58,16 +60,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     Under a launcher all ranks mostly find the same mistake. Rank 0 prints it; the others only what is theirs.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and ("TORCHELASTIC_RUN_ID" in os.environ or OWN_LAUNCHER in os.environ):
+        _end_with_the_launcher()
     with Interrupts() as interrupts:
         try:
             with LibraryWarnings():
                 code = _exit_code(words, interrupts)
         except BaseException as error:
             # A library may have made another error of it.
-            if not (interrupts.noted or isinstance(error, KeyboardInterrupt)):
+            if interrupts.noted or isinstance(error, KeyboardInterrupt):
+                say_interrupted()
+                code = EXIT_INTERRUPTED
+            elif death_record.leave(error, EXIT_FAILED):
+                code = EXIT_FAILED  # the launcher prints it: whole if it was the first one
+            else:
                 raise
-            say_interrupted()
-            code = EXIT_INTERRUPTED
     if "TORCHELASTIC_RUN_ID" in os.environ:
         from altup_moe.launch.bare_torchrun import advise
 
@@ -77,6 +84,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         leave(code)  # no node may be late
     return code
+
+
+def _end_with_the_launcher() -> None:
+    """This is a rank: it saves and stops when its launcher dies, and is killed if that takes too long."""
+    parent = os.getppid()
+    parent_death.stop_with_parent(parent)
+    parent_death.end_after_parent(parent, parent_death.seconds_to_save())
 
 
 def _exit_code(words: list[str], interrupts: Interrupts) -> int:

@@ -14,10 +14,15 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from altup_moe.config.exit_codes import EXIT_STOPPED, EXIT_USER_ERROR
-from altup_moe.launch.node import OWN_LAUNCHER
+from altup_moe.config.exit_codes import EXIT_DIVERGED, EXIT_HUNG, EXIT_STOPPED, EXIT_USER_ERROR
+from altup_moe.parallel.death_record import OWN_LAUNCHER
 
-_MEANING = {EXIT_USER_ERROR: "a mistake, in the line above", EXIT_STOPPED: "stopped by a signal and saved"}
+_MEANING = {
+    EXIT_USER_ERROR: "a mistake, in the line above",
+    EXIT_STOPPED: "stopped by a signal and saved",
+    EXIT_DIVERGED: "training has diverged",
+    EXIT_HUNG: "a rank or link did not answer",
+}
 
 
 def advice(code: int, words: Sequence[str], env: Mapping[str, str]) -> str | None:

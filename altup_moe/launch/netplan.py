@@ -145,7 +145,7 @@ def _node_argv(
     # setpriv: a node gets SIGTERM when netlab itself is killed, so that its ranks do not keep training.
     # -P keeps this directory out of the launcher's module path.
     inside = _words(f"setpriv --pdeathsig TERM -- ip netns exec {namespace}")
-    launcher = (python, "-P", str(Path(__file__).with_name("node.py")))
+    launcher = (python, "-P", str(Path(__file__).with_name("netlab_node.py")))
     size = f"--nnodes {nodes} --nproc-per-node {ranks_per_node} --node-rank {rank}"
     meeting = f"--master-addr 10.77.0.1 --master-port {MASTER_PORT} --local-addr 10.77.0.{rank + 1}"
     logs = f"--log-dir {WORK_DIR}/{namespace}"

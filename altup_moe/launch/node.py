@@ -1,23 +1,28 @@
-"""One torchrun node, run as a script. It takes torchrun's arguments and returns the ranks' own exit code.
+"""One torchrun node. It takes torchrun's arguments and returns the ranks' own exit code.
 
 torchrun itself exits with 1 whatever its ranks returned, also after a signal. But the exit code of a trainer has a
-meaning (altup-moe: 75 is "stopped and saved"). So this script forwards a signal to the ranks and waits until they have
+meaning (altup-moe: 75 is "stopped and saved"). So this module forwards a signal to the ranks and waits until they have
 ended, before torchrun sees it.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
-import re
 import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
-from typing import Any
+
+from altup_moe.launch.rank_watch import POLL_SECONDS, is_stopped, send
+from altup_moe.launch.restarts import Failures
+from altup_moe.parallel.death_record import DIRECTORY, LAUNCHER_ID, OWN_LAUNCHER
+from altup_moe.parallel.parent_death import seconds_to_save
 
 # Signals that end a node -> the signal that the ranks get. SLURM warns with USR1, which becomes a request to stop.
 FORWARDED = {
@@ -26,19 +31,15 @@ FORWARDED = {
     signal.SIGHUP: signal.SIGHUP,
     signal.SIGUSR1: signal.SIGTERM,
 }
-FINAL_CODES = (2, 75)
-"""Exit codes of a rank after which a restart would not help: a mistake of the user; stopped and saved."""
-OWN_LAUNCHER = "ALTUP_MOE_LAUNCHER"
-"""Variable of ranks that were started here; bare torchrun hides their exit codes (`bare_torchrun`)."""
-ENDED_BY_SIGNAL = (128 + signal.SIGINT, 128 + signal.SIGTERM)
-"""Exit codes of a rank that was told to end before it had anything to save: nothing more is to be said."""
 TWICE_SECONDS = 2.0
 """A signal that comes again so soon is one request told twice, as for a rank (`train.stop_signal`)."""
 PARENT = os.getppid()
+NETLAB = "altup-moe launch netlab"
+"""Prefix of messages of netlab's nodes."""
+_by_netlab = False
 _received: list[int] = []
 _forwarded: list[float] = []
 """When signals were forwarded to ranks, by `time.monotonic`."""
-_ENDED = re.compile(r"failed \(exitcode: (?P<code>-?\d+)\)")
 
 
 def child_processes(parent: int) -> list[int]:
@@ -78,14 +79,31 @@ def forward_signal(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
     _forwarded.append(time.monotonic())
     for rank in ranks:
-        with suppress(ProcessLookupError):
-            os.killpg(rank, FORWARDED[signal.Signals(number)])  # torchrun makes each rank the leader of a group
-    for rank in ranks:
-        with suppress(ChildProcessError):
-            os.waitid(os.P_PID, rank, os.WEXITED | os.WNOWAIT)
-    if os.getppid() != PARENT:
+        # torchrun makes each rank the leader of a group. A second request is not kept from a rank that is stopped.
+        send(rank, signal.SIGKILL if len(_forwarded) > 1 and is_stopped(rank) else FORWARDED[signal.Signals(number)])
+    _wait_for(ranks)
+    if _by_netlab and os.getppid() != PARENT:
         # netlab was killed, so nothing would stop this node while torchrun waits for the others (300 s).
         os._exit(128 + number)
+
+
+def _wait_for(ranks: Sequence[int]) -> None:
+    """Wait until these have ended. If netlab has been killed nobody else would end them, so there is a bound."""
+    give_up = math.inf
+    while running := [rank for rank in ranks if _runs(rank)]:
+        if _by_netlab and os.getppid() != PARENT:
+            give_up = min(give_up, time.monotonic() + seconds_to_save())
+        if time.monotonic() >= give_up:
+            for rank in running:
+                send(rank, signal.SIGKILL)
+        time.sleep(POLL_SECONDS)
+
+
+def _runs(child: int) -> bool:
+    """Whether a child process has not ended; its exit code is left to whoever collects it."""
+    with suppress(ChildProcessError):
+        return os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None
+    return False
 
 
 def hear_signals() -> None:
@@ -95,40 +113,21 @@ def hear_signals() -> None:
             signal.signal(number, forward_signal)
 
 
-def restart_only_failures() -> None:
-    """Keep torchrun from restarting ranks that were stopped by a signal, or whose exit code is in `FINAL_CODES`.
+def arguments_for_ranks(argv: Sequence[str]) -> list[str]:
+    """torchrun's arguments, with a command that is told to stop when this process ends (`parallel.parent_death`).
 
-    torchrun has no such setting, so this sets the number of remaining restarts of its agent to 0 (torch 2.13).
+    Each `$` of the command is doubled, so that torchrun does not substitute `$local_rank`.
     """
-    from altup_moe.parallel.patches import RESTARTS, original, replace
-
-    monitor = original(RESTARTS)
-
-    def watched(self: Any, group: Any) -> Any:
-        result = monitor(self, group)
-        if result.is_failed():
-            codes = [failure.exitcode for failure in result.failures.values()]
-            if _received or any(code in FINAL_CODES for code in codes):
-                self._remaining_restarts = 0
-        return result
-
-    replace(RESTARTS, watched)
+    cut = argv.index("--no-python") + 1 if "--no-python" in argv else len(argv)
+    own, command = argv[:cut], argv[cut:]
+    if not command:
+        return [*own]
+    script = Path(__file__).parents[1] / "parallel" / "parent_death.py"
+    stops = [sys.executable, "-I", "-S", str(script), "--stop", str(os.getpid())]
+    return [*own, *(word.replace("$", "$$") for word in (*stops, *command))]
 
 
-def expected_end(line: str) -> bool:
-    """Whether a line of torchrun's log tells of ranks that ended as they were told to, or by a user's mistake."""
-    told = _ENDED.match(line)
-    code = int(told["code"]) if told else None
-    return "closing signal" in line or (code is not None and (bool(_received) or code in FINAL_CODES))
-
-
-def literal(argv: Sequence[str]) -> list[str]:
-    """torchrun's arguments with each `$` of the command doubled, so that torchrun does not substitute `$local_rank`."""
-    cut = argv.index("--no-python") + 2 if "--no-python" in argv else len(argv)
-    return [*argv[:cut], *(word.replace("$", "$$") for word in argv[cut:])]
-
-
-def main(argv: Sequence[str], name: str = "altup-moe launch netlab") -> int:
+def main(argv: Sequence[str], name: str = NETLAB) -> int:
     """Run torchrun and return 0 or the exit code of the first rank that failed (128 + n for signal n).
 
     Args:
@@ -137,25 +136,33 @@ def main(argv: Sequence[str], name: str = "altup-moe launch netlab") -> int:
     """
     hear_signals()
     os.environ[OWN_LAUNCHER] = "torchrun"
+    global _by_netlab
+    _by_netlab = DIRECTORY in os.environ and name == NETLAB
+    with nullcontext(os.environ[DIRECTORY]) if _by_netlab else TemporaryDirectory(prefix="altup-moe-") as records:
+        if not _by_netlab:
+            os.environ.update({DIRECTORY: records, LAUNCHER_ID: str(os.getpid())})
+        failures = Failures(name, Path(records), lambda: bool(_received), speaks=not _by_netlab)
+        failures.install()
+        return _run(argv, failures)
+
+
+def _run(argv: Sequence[str], failures: Failures) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    restart_only_failures()
-    log = logging.getLogger("torch.distributed.elastic.multiprocessing.api")
-    log.addFilter(lambda record: not expected_end(record.getMessage()))
+    # What torchrun says of a failed rank is said by `failures`.
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     # With one store for all restarts, gloo would read the addresses of ranks that have died (torch 2.13).
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     # torchrun must handle at least one signal; this one is not in FORWARDED.
     own = ["--signals-to-handle", "SIGUSR2", "--monitor-interval", "0.05"]
     try:
-        run(parse_args([*own, *literal(argv)]))
+        run(parse_args([*own, *arguments_for_ranks(argv)]))
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-        if _received and code in ENDED_BY_SIGNAL:
-            return code
-        print(f"{name}: rank {rank} ended with exit code {code}", file=sys.stderr)
-        return code
+        if failures.first is not None:
+            return failures.first.code
+        code = error.get_first_failure()[1].exitcode
+        return code if code > 0 else 128 - code
     except SystemExit as stopped:  # by a signal, without ranks
         return int(stopped.code or 0)
     return 0
@@ -166,8 +173,3 @@ def leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # altup_moe, also where it is not installed
-    leave(main(sys.argv[1:]))  # netlab reports the node that ends first, so no node may be late

@@ -221,9 +221,10 @@ RESTARTS = "torch.distributed.elastic.agent.server.local_elastic_agent:LocalElas
 def _torchrun() -> Iterator[Patch]:
     yield Patch(
         RESTARTS,
-        "torchrun starts ranks again after a signal or a mistake of the user's too; it has no setting for that",
+        "torchrun starts ranks again after a signal or a mistake of the user's too, names the failed rank that it"
+        " collected first, and waits 30 s for a stopped one; it has no settings for that",
         TORCH,
-        "launch/node.py",
+        "launch/restarts.py",
         ("self", "worker_group"),
     )
 

@@ -14,7 +14,7 @@ from megatron.core import parallel_state as ps
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from altup_moe.config import ParallelConfig
-from altup_moe.parallel import compat, cpu, release
+from altup_moe.parallel import compat, cpu, death_record, release
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,10 @@ def topology(parallel: ParallelConfig, timeout_seconds: float = 600.0) -> Iterat
         if not ours:
             # A rank that leaves at once would break connections that another one still makes.
             dist.barrier()
+    except BaseException as error:
+        # Before connections are closed: other ranks fail because of that, and later.
+        death_record.leave(error)
+        raise
     finally:
         release.release(keep=before)
         if ours and dist.is_initialized():

@@ -36,6 +36,7 @@ from altup_moe.config.run_directory import (
 from altup_moe.model.build import named_tensors
 from altup_moe.model.flops import flops_per_token
 from altup_moe.moe.backends import find_backend
+from altup_moe.parallel.death_record import note_step
 from altup_moe.parallel.parameter_names import is_buffer
 from altup_moe.parallel.rng import rng_state, seed_dropout, set_rng_state
 from altup_moe.parallel.seeds import derived_seed
@@ -212,6 +213,7 @@ def take_step(run: Run, batches: list[Batch] | None = None, validating: bool = F
     Args:
         batches: this rank's micro-batches; None cuts them from the run's own samples.
     """
+    note_step(run.step + 1)
     started = time.perf_counter()
     if batches is None:
         assert run.samples is not None

@@ -9,7 +9,7 @@ import pytest
 
 from altup_moe.cli import main
 from altup_moe.launch.bare_torchrun import advice
-from altup_moe.launch.node import OWN_LAUNCHER
+from altup_moe.parallel.death_record import OWN_LAUNCHER
 
 BARE = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1", "RANK": "0"}
 WORDS = ["train", "my run.yaml", "--train.steps", "5"]

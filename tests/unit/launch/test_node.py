@@ -15,7 +15,7 @@ from altup_moe.train.stop_signal import TWICE_SECONDS
 
 pytestmark = pytest.mark.slow  # torchrun imports torch
 
-NODE = Path(__file__).parents[3] / "altup_moe" / "launch" / "node.py"
+NODE = Path(__file__).parents[3] / "altup_moe" / "launch" / "netlab_node.py"
 
 
 def start(script: str, logs: Path) -> subprocess.Popen[bytes]:
