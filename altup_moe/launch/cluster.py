@@ -13,11 +13,18 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext, suppress
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import IO
 
 from altup_moe.config.exit_codes import EXIT_TIMEOUT
+from altup_moe.launch.deaths import how_it_ended, in_order, lost_its_peer, report
 from altup_moe.launch.netplan import NAMESPACE, WORK_DIR, NetlabError, NetlabPlan, Node
+from altup_moe.launch.node import FORWARDED, NETLAB, told_already
+from altup_moe.launch.rank_watch import RankWatch
+from altup_moe.launch.restarts import ENDED_BY_SIGNAL, FINAL_CODES
+from altup_moe.parallel import death_record
+from altup_moe.parallel.death_record import Death
 
 NODE_POLL_SECONDS = 0.05
 FAILURE_GRACE = 5.0
@@ -29,8 +36,9 @@ _serial = count()
 
 
 class Signals:
-    """Inside this context SIGTERM, SIGINT and SIGHUP are only noted, so that none interrupts the cleanup.
+    """Inside this context SIGTERM, SIGINT, SIGHUP and SIGUSR1 are only noted, so that none interrupts the cleanup.
 
+    What only repeats SLURM's warning is not noted (`node.told_already`).
     A signal that was ignored before (nohup, background jobs) stays ignored. Outside the main thread no signal is noted.
     """
 
@@ -40,7 +48,7 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            for number in FORWARDED:
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self._previous[number] = signal.signal(number, self._note)
         return self
@@ -50,7 +58,8 @@ class Signals:
             signal.signal(number, previous)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received.append(number)
+        if not told_already(number, self.received):
+            self.received.append(number)
 
 
 def execute(argv: Sequence[str]) -> str:
@@ -114,7 +123,7 @@ def run_plan(plan: NetlabPlan, grace: float, timeout: float | None, log_dir: Pat
         0, or the exit code of the node that failed first; 128 + n when signal n came before the nodes had started;
         124 after `timeout` seconds.
     """
-    with Signals() as signals:
+    with Signals() as signals, TemporaryDirectory(prefix="altup-moe-") as records:
         started: list[subprocess.Popen[str]] = []
         copies: list[threading.Thread] = []
         try:
@@ -123,11 +132,14 @@ def run_plan(plan: NetlabPlan, grace: float, timeout: float | None, log_dir: Pat
                 if signals.received:
                     return 128 + signals.received[0]
             for rank, node in enumerate(plan.nodes):
-                process = _start(rank, node, log_dir)
+                process = _start(rank, node, log_dir, records)
                 started.append(process)
                 if process.stdout:
                     copies.append(_copy(rank, process.stdout))
-            return _wait(started, signals, grace, timeout)
+            code, first = _wait(started, signals, grace, timeout)
+            if code in (0, EXIT_TIMEOUT):
+                return code
+            return _first_failure(Path(records), bool(signals.received), first) or code
         finally:
             for process in started:
                 process.kill()  # before its ranks: a launcher that sees them end would start to report
@@ -138,13 +150,33 @@ def run_plan(plan: NetlabPlan, grace: float, timeout: float | None, log_dir: Pat
                 copy.join(5)
 
 
-def _start(rank: int, node: Node, log_dir: Path | None) -> subprocess.Popen[str]:
+def _first_failure(records: Path, stopped: bool, node: Death | None) -> int:
+    """Say which rank of all nodes failed first, and how the others ended. Its exit code, 0 if none is known.
+
+    Args:
+        records: of the ranks. stopped: a signal has ended the nodes. node: the first one that ended (`rank` is its
+            number); it is named if no rank failed by itself.
+    """
+    deaths = in_order(death_record.read_all(records))
+    if node is not None and (not deaths or lost_its_peer(deaths[0])):
+        code, lines = node.code, [f"{NETLAB}: node {node.rank} {how_it_ended(node)}", *report(NETLAB, deaths)[-1:]]
+    elif deaths:
+        code, lines = deaths[0].code, report(NETLAB, deaths, FINAL_CODES)
+    else:
+        return 0
+    if not (stopped and code in (*FINAL_CODES, *ENDED_BY_SIGNAL)):
+        print("\n".join(lines), file=sys.stderr, flush=True)
+    return code
+
+
+def _start(rank: int, node: Node, log_dir: Path | None, records: str) -> subprocess.Popen[str]:
     """Start a node. Only node 0 writes to stdout; the others write to their log files or to a pipe."""
     log = log_dir / f"node{rank}.log" if log_dir else None
+    own = {death_record.DIRECTORY: records, death_record.LAUNCHER_ID: str(os.getpid())}
     with log.open("w") if rank and log else nullcontext() as file:
         return subprocess.Popen(
             node.argv,
-            env={**_DEFAULTS, **os.environ, **node.env},
+            env={**_DEFAULTS, **os.environ, **node.env, **own},
             stdin=subprocess.DEVNULL,
             stdout=(file or subprocess.PIPE) if rank else None,
             stderr=subprocess.STDOUT if rank else None,
@@ -167,30 +199,44 @@ def _copy(rank: int, lines: IO[str]) -> threading.Thread:
     return thread
 
 
-def _wait(nodes: list[subprocess.Popen[str]], signals: Signals, grace: float, timeout: float | None) -> int:
-    """Wait for all nodes. Forward signals, stop the others after a failure, and give up after the grace period."""
+def _wait(
+    nodes: list[subprocess.Popen[str]], signals: Signals, grace: float, timeout: float | None
+) -> tuple[int, Death | None]:
+    """Wait for all nodes. Forward signals, stop the others after a failure, and give up after the grace period.
+
+    Returns:
+        The exit code, and the node that failed first; None if none did by itself.
+    """
     give_up = None if timeout is None else time.monotonic() + timeout
     deadline: float | None = None  # set when the nodes have been told to stop
-    failed: int | None = None
-    timed_out = False
+    failed: Death | None = None
+    timed_out = killed = False
+    watch = RankWatch()
+    watch.follow({number: node.pid for number, node in enumerate(nodes)})
     while True:
-        codes = [node.poll() for node in nodes]
+        for number, node in enumerate(nodes):
+            # The watch sees an end first, with its time.
+            if (number in watch.deaths or number in watch.gone) and node.poll() is not None:
+                watch.note(number, node.returncode)
         if failed is None:
-            failed = next((code for code in codes if code), None)
-        if None not in codes:
+            failed = min(watch.failed, key=lambda death: death.time, default=None)
+        running = [node for node in nodes if node.returncode is None]
+        if not running:
             break
         now = time.monotonic()
         if deadline is None:
             timed_out = give_up is not None and now >= give_up
             if signals.received or failed is not None or timed_out:
                 deadline = now + (FAILURE_GRACE if failed is not None else grace)
-                for node in nodes:
-                    if node.poll() is None:
-                        node.send_signal(signals.received[0] if signals.received else signal.SIGTERM)
+                for node in running:
+                    with suppress(ProcessLookupError):
+                        os.kill(node.pid, signals.received[0] if signals.received else signal.SIGTERM)
         elif now >= deadline or len(signals.received) > 1:
-            failed = failed or 128 + signal.SIGKILL
+            killed = True
             break
         time.sleep(NODE_POLL_SECONDS)
     if timed_out:
-        return EXIT_TIMEOUT
-    return 128 - failed if failed is not None and failed < 0 else failed or 0
+        return EXIT_TIMEOUT, failed
+    if failed is None:
+        return (128 + signal.SIGKILL if killed else 0), None
+    return failed.code, failed

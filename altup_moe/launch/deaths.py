@@ -52,11 +52,11 @@ def joined(observed: Iterable[Death], records: Iterable[Death], told_at: float =
     seen = []
     for death in observed:
         record = left.pop(death.rank, None)
+        told = (record or death).time >= told_at
         if record is not None:
-            own = record.time < told_at
-            code = record.code if own and death.told else death.code
-            death = replace(record, code=code, told=death.told and not own)
-        seen.append(death)
+            code = record.code if death.time >= told_at and not told else death.code
+            death = replace(record, code=code)
+        seen.append(replace(death, told=told))
     return [*seen, *left.values()]
 
 

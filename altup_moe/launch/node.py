@@ -38,6 +38,8 @@ NETLAB = "altup-moe launch netlab"
 """Prefix of messages of netlab's nodes."""
 _by_netlab = False
 _received: list[int] = []
+_stopped: list[float] = []
+"""When signals were received, seconds since the epoch."""
 _forwarded: list[float] = []
 """When signals were forwarded to ranks, by `time.monotonic`."""
 
@@ -68,6 +70,7 @@ def forward_signal(number: int, frame: FrameType | None) -> None:
     """
     told = told_already(number, _received)
     _received.append(number)
+    _stopped.append(time.time())
     if told:
         return
     ranks = child_processes(os.getpid())
@@ -141,7 +144,7 @@ def main(argv: Sequence[str], name: str = NETLAB) -> int:
     with nullcontext(os.environ[DIRECTORY]) if _by_netlab else TemporaryDirectory(prefix="altup-moe-") as records:
         if not _by_netlab:
             os.environ.update({DIRECTORY: records, LAUNCHER_ID: str(os.getpid())})
-        failures = Failures(name, Path(records), lambda: bool(_received), speaks=not _by_netlab)
+        failures = Failures(name, Path(records), lambda: min(_stopped, default=math.inf), speaks=not _by_netlab)
         failures.install()
         return _run(argv, failures)
 

@@ -18,6 +18,8 @@ GRACE = 30.0
 """Seconds that the other ranks have to end after one has failed; torchrun's own."""
 HUNG_GRACE = 3.0
 """The same after one has ended because ranks hang: its watchdog has waited already."""
+KILL_SECONDS = 5.0
+"""Seconds in which a killed process has ended, unless the kernel keeps it."""
 POLL_SECONDS = 0.02
 
 
@@ -33,15 +35,16 @@ class RankWatch:
         self.pids: dict[int, int] = {}
         self.told_at = math.inf
         """When they were told to end, seconds since the epoch."""
-        self._gone: set[int] = set()
+        self.gone: set[int] = set()
+        """Those whose exit code somebody else has collected."""
 
     def follow(self, pids: Mapping[int, int]) -> None:
         """Watch these processes (rank -> process); the same ones again change nothing."""
         if self.pids == dict(pids):
             return
-        self.pids, self.deaths, self.told_at, self._gone = dict(pids), {}, math.inf, set()
+        self.pids, self.deaths, self.told_at, self.gone = dict(pids), {}, math.inf, set()
         for rank, pid in pids.items():
-            threading.Thread(target=self._wait, args=(rank, pid, self.deaths, self._gone), daemon=True).start()
+            threading.Thread(target=self._wait, args=(rank, pid, self.deaths, self.gone), daemon=True).start()
 
     @property
     def failed(self) -> list[Death]:
@@ -58,18 +61,23 @@ class RankWatch:
         hung = any(death.code == EXIT_HUNG for death in self.failed)
         give_up = time.monotonic() + (HUNG_GRACE if hung else GRACE)
         self.told_at = time.time()
-        for pid in self._running():
+        for pid in self.running:
             send(pid, signal.SIGTERM)
-        while (running := self._running()) and time.monotonic() < give_up:
+        while (running := self.running) and time.monotonic() < give_up:
             for pid in running:
                 if is_stopped(pid):
                     send(pid, signal.SIGKILL)
             time.sleep(POLL_SECONDS)
-        for pid in self._running():
+        for pid in self.running:
             send(pid, signal.SIGKILL)
+        give_up = time.monotonic() + KILL_SECONDS
+        while self.running and time.monotonic() < give_up:
+            time.sleep(POLL_SECONDS)
 
-    def _running(self) -> list[int]:
-        return [pid for rank, pid in self.pids.items() if rank not in self.deaths and rank not in self._gone]
+    @property
+    def running(self) -> list[int]:
+        """Those that have not ended."""
+        return [pid for rank, pid in self.pids.items() if rank not in self.deaths and rank not in self.gone]
 
     def _wait(self, rank: int, pid: int, deaths: dict[int, Death], gone: set[int]) -> None:
         try:
@@ -82,8 +90,7 @@ class RankWatch:
         self._note(rank, pid, code, deaths)
 
     def _note(self, rank: int, pid: int, code: int, deaths: dict[int, Death]) -> None:
-        now = time.time()
-        deaths[rank] = Death(rank, now, code, pid, host=os.uname().nodename, told=now >= self.told_at)
+        deaths[rank] = Death(rank, time.time(), code, pid, host=os.uname().nodename)
 
 
 def is_stopped(pid: int) -> bool:

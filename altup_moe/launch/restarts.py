@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 from collections.abc import Callable
@@ -25,27 +26,31 @@ class Failures:
 
     Args:
         name: prefix of lines. records: directory of the ranks' records.
-        stopping: whether a signal has told this node to end.
+        stopped_at: when a signal told this node to end, seconds since the epoch; infinity if none has.
         speaks: False leaves the lines to netlab, which reads the records of all nodes.
     """
 
-    def __init__(self, name: str, records: Path, stopping: Callable[[], bool], speaks: bool = True) -> None:
+    def __init__(self, name: str, records: Path, stopped_at: Callable[[], float], speaks: bool = True) -> None:
         self.first: Death | None = None
         """The first failure of the latest start."""
-        self._name, self._records, self._stopping, self._speaks = name, records, stopping, speaks
+        self._name, self._records, self._stopped_at, self._speaks = name, records, stopped_at, speaks
         self._watch = RankWatch()
 
     def install(self) -> None:
         """Have torchrun's agent do so. It has no such settings, so its check of the ranks is wrapped (torch 2.13)."""
+        from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
+
         from altup_moe.parallel.patches import RESTARTS, original, replace
 
         monitor = original(RESTARTS)
 
         def watched(agent: Any, group: Any) -> Any:
             self._watch.follow({worker.global_rank: worker.id for worker in group.workers})
-            if self._watch.failed and not self._stopping():
+            if self._watch.failed and not self._stopping:
                 # Otherwise torchrun would wait 30 s for a rank that is stopped.
                 self._watch.end_others()
+            if self._watch.running:
+                return RunResult(state=WorkerState.HEALTHY)
             result = monitor(agent, group)
             if result.is_failed():
                 for rank, failure in result.failures.items():
@@ -58,9 +63,9 @@ class Failures:
     def _restarts_left(self, planned: int) -> int:
         """Say how the ranks ended, and how many restarts are left."""
         own = [record for record in death_record.read_all(self._records) if record.rank in self._watch.pids]
-        deaths = joined(self._watch.failed, own, self._watch.told_at)
+        deaths = joined(self._watch.failed, own, min(self._watch.told_at, self._stopped_at()))
         before, self.first = self.first, in_order(deaths)[0]
-        stopping, first = self._stopping(), self.first
+        stopping, first = self._stopping, self.first
         if not self._speaks:
             for death in deaths:
                 death_record.write(self._records, death)
@@ -75,6 +80,10 @@ class Failures:
         death_record.clear(self._records)
         self._say(f"{self._name}: all ranks start again, from the newest checkpoint; {planned - 1} restarts are left")
         return planned
+
+    @property
+    def _stopping(self) -> bool:
+        return self._stopped_at() < math.inf
 
     def _say(self, *lines: str) -> None:
         for line in lines:

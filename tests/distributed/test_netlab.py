@@ -108,7 +108,7 @@ def test_two_netlabs_at_once_measure_their_own_rates() -> None:
 def test_a_failing_rank_ends_all_nodes_with_its_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     script = f"if [ $RANK = 1 ]; then exit 3; fi; touch {tmp_path}/0; while true; do sleep 0.2; done"
     assert netlab.run_on_netlab(2, None, ["sh", "-c", script], timeout=100) == 3
-    assert "[node 1] altup-moe launch netlab: rank 1 ended with exit code 3" in capfd.readouterr().err
+    assert "altup-moe launch netlab: rank 1 ended with exit code 3" in capfd.readouterr().err
     assert not namespaces(os.getpid())
     assert not running(tmp_path)
 
