@@ -43,3 +43,22 @@ def open_below(directory: Path) -> list[str]:
         with suppress(OSError):
             found.append(os.readlink(handle))
     return [file for file in found if file.startswith(f"{directory}/")]
+
+
+def listening(pid: int) -> list[str]:
+    """Addresses (as the kernel writes them, in hexadecimal) at which a process listens for TCP connections."""
+    held = set()
+    for handle in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            held.add(os.readlink(handle))
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in held:
+                found.append(fields[1].partition(":")[0])
+    return found
+
+
+LOOPBACK = "0100007F"
+"""127.0.0.1 as the kernel writes it."""

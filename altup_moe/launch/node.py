@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
+from altup_moe.config.exit_codes import EXIT_FAILED
 from altup_moe.launch.rank_watch import POLL_SECONDS, is_stopped, send
 from altup_moe.launch.restarts import Failures
 from altup_moe.parallel.death_record import DIRECTORY, LAUNCHER_ID, OWN_LAUNCHER
@@ -146,11 +147,12 @@ def main(argv: Sequence[str], name: str = NETLAB) -> int:
             os.environ.update({DIRECTORY: records, LAUNCHER_ID: str(os.getpid())})
         failures = Failures(name, Path(records), lambda: min(_stopped, default=math.inf), speaks=not _by_netlab)
         failures.install()
-        return _run(argv, failures)
+        return _run(argv, failures, name)
 
 
-def _run(argv: Sequence[str], failures: Failures) -> int:
+def _run(argv: Sequence[str], failures: Failures, name: str) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import parse_args, run
 
     # What torchrun says of a failed rank is said by `failures`.
@@ -166,6 +168,11 @@ def _run(argv: Sequence[str], failures: Failures) -> int:
             return failures.first.code
         code = error.get_first_failure()[1].exitcode
         return code if code > 0 else 128 - code
+    except RendezvousError as error:
+        print(
+            f"{name}: the nodes did not meet: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr
+        )
+        return failures.first.code if failures.first is not None else EXIT_FAILED
     except SystemExit as stopped:  # by a signal, without ranks
         return int(stopped.code or 0)
     return 0

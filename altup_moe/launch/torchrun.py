@@ -18,6 +18,7 @@ from altup_moe.launch.common import (
     whole_number_within,
 )
 from altup_moe.launch.hosts import split_endpoint
+from altup_moe.launch.meeting import LOOPBACK, Endpoint, meet, store_of_one_node
 
 NAME = "altup-moe launch torchrun"
 EXAMPLES = (
@@ -25,6 +26,8 @@ EXAMPLES = (
     f"{NAME} --nodes 2 --node-rank 0 --rdzv node0:29500 -- altup-moe train ...   (on node0)",
     f"{NAME} --nodes 2 --node-rank 1 --rdzv node0:29500 -- altup-moe train ...   (on the other)",
 )
+
+RDZV_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,10 @@ class TorchrunOptions:
     ranks_per_node: int | None = None
     """Ranks here (RANKS_PER_NODE; else the GPUs, or 1)."""
     max_restarts: int | None = None
-    """Restarts after a failure, never after exit code 2, 75 or a signal (MAX_RESTARTS; else 0)."""
+    """Restarts after a failure (MAX_RESTARTS; else 0). None after exit code 2, 75, 76 or a signal, and no more once the
+    same step has failed twice with the same error."""
+    rdzv_timeout: int | None = None
+    """Seconds that nodes wait for each other (RDZV_TIMEOUT; else 300)."""
     dry_run: bool = False
     """Print torchrun's arguments and start nothing."""
 
@@ -52,8 +58,49 @@ def _choose(flag: str, given: object, env: Mapping[str, str], *names: str) -> tu
     return next(((name, env[name]) for name in names if env.get(name)), (flag, None))
 
 
-def agent_arguments(options: TorchrunOptions, env: Mapping[str, str], gpus: int) -> tuple[list[str], str, int, int]:
-    """(torchrun's arguments, host where ranks meet, number of nodes, ranks on this node).
+@dataclass(frozen=True)
+class NodePlan:
+    """What one node starts.
+
+    ``arguments``: torchrun's, without those of the rendezvous. ``endpoint``: where the nodes meet; None for one node.
+    """
+
+    arguments: tuple[str, ...]
+    ranks: int
+    restarts: int
+    seconds: int
+    endpoint: Endpoint | None
+
+    @property
+    def host(self) -> str:
+        """Where ranks meet."""
+        return self.endpoint.host if self.endpoint else LOOPBACK
+
+    def agent_arguments(self, port: int = 0, hosts: bool | None = None) -> list[str]:
+        """torchrun's arguments.
+
+        Args:
+            port: of the store of one node; 0 lets torchrun choose a free one.
+            hosts: whether this node hosts the meeting; None of one that is not known to.
+        """
+        if self.endpoint is None:
+            c10d = ["--rdzv-backend", "c10d", "--rdzv-id", "altup-moe", "--local-addr", LOOPBACK]
+            return [*self.arguments, *c10d, "--rdzv-endpoint", f"{LOOPBACK}:{port}", "--rdzv-conf", "is_host=1"]
+        at = self.endpoint
+        if at.node is not None and not self.restarts:
+            static = ["--node-rank", str(at.node), "--master-addr", at.host, "--master-port", str(at.port)]
+            return [*self.arguments, *static, "--rdzv-conf", f"timeout={self.seconds}"]
+        # With static node ranks a restart would wait at the address of the first start (torch 2.13), so restarts use
+        # c10d. There a node rank only says which node hosts the rendezvous.
+        hosts = at.node == 0 if hosts is None and at.node is not None else hosts
+        conf = f"join_timeout={self.seconds},read_timeout={self.seconds}"
+        meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", str(at), "--rdzv-id", f"altup-moe-{at.port}"]
+        is_host = "" if hosts is None else f"is_host={int(hosts)},"
+        return [*self.arguments, *meeting, "--rdzv-conf", is_host + conf]
+
+
+def node_plan(options: TorchrunOptions, env: Mapping[str, str], gpus: int) -> NodePlan:
+    """What this node starts, by flags and variables.
 
     Raises:
         LaunchError: a number or endpoint that does not fit.
@@ -64,10 +111,11 @@ def agent_arguments(options: TorchrunOptions, env: Mapping[str, str], gpus: int)
     ranks = whole_number_within(name, value or max(1, gpus), 1, 1024)
     name, value = _choose("--max-restarts", options.max_restarts, env, "MAX_RESTARTS")
     restarts = whole_number_within(name, value or 0, 0, 1000)
-    size = ["--nnodes", str(nodes), "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
+    name, value = _choose("--rdzv-timeout", options.rdzv_timeout, env, "RDZV_TIMEOUT")
+    seconds = whole_number_within(name, value or RDZV_SECONDS, 1, 1_000_000)
+    size = ("--nnodes", str(nodes), "--nproc-per-node", str(ranks), "--max-restarts", str(restarts))
     if nodes == 1:
-        # --standalone chooses a free port, so that two runs on one machine do not conflict.
-        return ["--standalone", *size], "localhost", nodes, ranks
+        return NodePlan(size, ranks, restarts, seconds, None)
     by_variables = f"{env['MASTER_ADDR']}:{env.get('MASTER_PORT') or MASTER_PORT}" if env.get("MASTER_ADDR") else None
     name, value = ("--rdzv", options.rdzv) if options.rdzv is not None else ("MASTER_ADDR:MASTER_PORT", by_variables)
     if value is None:
@@ -75,17 +123,10 @@ def agent_arguments(options: TorchrunOptions, env: Mapping[str, str], gpus: int)
             f"--rdzv: needed for {nodes} nodes; the first node's HOST:PORT would fit, as in node0:{MASTER_PORT}"
         )
     host, port = split_endpoint(name, value)
-    under_srun = "SLURM_STEP_ID" in env
+    flag, under_srun = name, "SLURM_STEP_ID" in env
     name, value = _choose("--node-rank", options.node_rank, env, "NODE_RANK", *["SLURM_NODEID"] * under_srun)
     node = None if value is None else whole_number_within(name, value, 0, nodes - 1)
-    if node is not None and not restarts:
-        return [*size, "--node-rank", str(node), "--master-addr", host, "--master-port", str(port)], host, nodes, ranks
-    # With static node ranks a restart would wait at the address of the first start (torch 2.13), so restarts use c10d.
-    # There a node rank only says which node hosts the rendezvous.
-    endpoint = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", f"altup-moe-{port}"]
-    host_or_guest = [] if node is None else ["--rdzv-conf", f"is_host={int(node == 0)}"]
-    return [*size, *meeting, *host_or_guest], host, nodes, ranks
+    return NodePlan(size, ranks, restarts, seconds, Endpoint(host, port, nodes, node, seconds, flag))
 
 
 def _gpus() -> int:
@@ -103,17 +144,24 @@ def launch(options: TorchrunOptions, command: Sequence[str]) -> int:
     need_command(command, EXAMPLES[0])
     found = found_command(command)
     # Check the flags before torch is imported, which takes seconds.
-    agent_arguments(options, os.environ, gpus=1)
+    node_plan(options, os.environ, gpus=1)
     need_torch()
     from altup_moe.launch import node
 
     node.hear_signals()
     gpus = 0 if options.ranks_per_node is not None or os.environ.get("RANKS_PER_NODE") else _gpus()
-    arguments, host, nodes, ranks = agent_arguments(options, os.environ, gpus)
-    for warning in set_defaults(os.environ, host, nodes, ranks):
-        print(f"{NAME}: warning: {warning}", file=sys.stderr)
-    arguments = [*arguments, "--no-python", *found]
+    plan = node_plan(options, os.environ, gpus)
+    at = plan.endpoint
     if options.dry_run:
-        print(shlex.join(["torchrun", *arguments]))
+        _prepare_environment(plan)
+        print(shlex.join(["torchrun", *plan.agent_arguments(), "--no-python", *found]))
         return 0
-    return node.main(arguments, NAME)
+    # The store stays open, with its server, as long as torchrun runs.
+    store, hosts = meet(at, NAME) if at else (store_of_one_node(plan.seconds), True)
+    _prepare_environment(plan)
+    return node.main([*plan.agent_arguments(store.port, hosts), "--no-python", *found], NAME)
+
+
+def _prepare_environment(plan: NodePlan) -> None:
+    for warning in set_defaults(os.environ, plan.host, plan.endpoint.nodes if plan.endpoint else 1, plan.ranks):
+        print(f"{NAME}: warning: {warning}", file=sys.stderr)

@@ -5,7 +5,6 @@ And what launchers say of ranks that fail: the first one by time, whole; the oth
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -16,8 +15,9 @@ import pytest
 
 from altup_moe.checkpoint.store import latest_checkpoint
 from altup_moe.launch import netlab
+from altup_moe.launch.node import child_processes
 from tests.distributed.test_launchers import command, environment, launched, losses
-from tests.processes import running, started
+from tests.processes import LOOPBACK, listening, running, started
 
 ROOT = Path(__file__).parents[2]
 FAILING = ROOT / "tests" / "faults" / "failing.py"
@@ -62,6 +62,7 @@ def eventually(condition: object, seconds: float = 100) -> bool:
 
 
 BARE = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+BY_NAME = [sys.executable, "-m", "altup_moe", "launch", "torchrun", "--ranks-per-node", "2", "--"]
 NETLAB = [sys.executable, str(ROOT / "launch" / "netlab"), "--"]
 NO_NETLAB = netlab.unavailable()
 
@@ -70,8 +71,8 @@ NO_NETLAB = netlab.unavailable()
     "launcher",
     [
         launched("torchrun.sh"),
-        pytest.param([sys.executable, "-m", "altup_moe", *launched("")[1:]], marks=pytest.mark.long),
-        BARE,
+        pytest.param(BY_NAME, marks=pytest.mark.long),
+        pytest.param(BARE, marks=pytest.mark.long),
         pytest.param(NETLAB, marks=pytest.mark.skipif(NO_NETLAB is not None, reason=str(NO_NETLAB))),
     ],
     ids=["torchrun.sh", "altup-moe", "bare-torchrun", "netlab"],
@@ -79,12 +80,14 @@ NO_NETLAB = netlab.unavailable()
 def test_ranks_save_and_end_when_their_launcher_is_killed(
     launcher: list[str], whole: list[float], cache: Path, tmp_path: Path
 ) -> None:
-    if "altup_moe" in launcher:
-        launcher = [*launcher[:3], "launch", "torchrun", *launcher[3:]]
     run_dir = tmp_path / "run"
-    with started([*launcher, *words(run_dir, cache)], env=environment()) as process:
+    train = [sys.executable, "-m", "altup_moe", *words(run_dir, cache)[1:]]
+    with started([*launcher, *train], env=environment()) as process:
         metrics = run_dir / "metrics.jsonl"
         assert eventually(lambda: metrics.is_file() and metrics.read_bytes().count(b"\n") >= 3)
+        if launcher[0].endswith(".sh"):
+            places = [place for pid in (process.pid, *child_processes(process.pid)) for place in listening(pid)]
+            assert set(places) == {LOOPBACK}, "others can reach a store of this run"
         process.send_signal(signal.SIGKILL)
         process.wait(20)
         assert eventually(lambda: not running(run_dir), 60), "ranks outlive their launcher"
@@ -95,9 +98,10 @@ def test_ranks_save_and_end_when_their_launcher_is_killed(
     assert directory is not None
     assert directory.name == f"step_{steps:08d}", "not saved at the step at which it was stopped"
     assert steps >= 3
-    if steps < STEPS:
+    if launcher[0].endswith(".sh") and steps < STEPS:
         finish(run_dir, cache)
-    assert losses(run_dir)[:STEPS] == whole
+        steps = STEPS
+    assert losses(run_dir)[:STEPS] == whole[:steps]
 
 
 def failing(cache: Path, run_dir: Path, *flags: str, **how: str) -> subprocess.CompletedProcess[str]:
@@ -128,16 +132,3 @@ def test_a_killed_rank_is_named_and_a_stopped_one_does_not_delay_the_end(cache: 
     assert "Traceback" not in done.stderr
     assert time.monotonic() - begin < 100
     assert not running(tmp_path / "run")
-
-
-def test_bare_ranks_show_their_tracebacks_themselves(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
-    argv = [sys.executable, str(FAILING), *words(tmp_path / "run", cache)[1:]]
-    env = {**environment(), "FAIL": "raise", "RANK": "0", "WORLD_SIZE": "1", "FAILING_RANK": "0"}
-    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
-    assert "as the test asks" in done.stderr
-    assert not os.path.exists(tmp_path / "rank0.json")

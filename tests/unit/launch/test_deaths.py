@@ -96,6 +96,8 @@ def test_a_record_keeps_the_time_at_which_the_error_passed_by_first(
     assert death_record.read_all(tmp_path)[0].time == 20.0
     monkeypatch.setenv(death_record.LAUNCHER_ID, str(2**22 + 1))  # no process has this id: nobody would print it
     assert not death_record.leave(error)
+    monkeypatch.delenv(death_record.DIRECTORY)  # no launcher of ours: the rank prints it
+    assert not death_record.leave(error)
 
 
 def test_ends_are_noted_in_their_order_and_a_stopped_process_is_not_waited_for() -> None:

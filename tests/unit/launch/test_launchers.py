@@ -27,7 +27,16 @@ ROOT = Path(__file__).parents[3]
 AWKWARD = ["a b", "it's", '"', "$(touch pwned)", "`id`", "line\nline", "", "--", "-x", "*", "\\", "é"]
 
 pytestmark = pytest.mark.usefixtures("signals_are_heard")
-VARIABLES = ("NNODES", "NODE_RANK", "RANKS_PER_NODE", "MAX_RESTARTS", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_ID")
+VARIABLES = (
+    "NNODES",
+    "NODE_RANK",
+    "RANKS_PER_NODE",
+    "MAX_RESTARTS",
+    "RDZV_TIMEOUT",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "SLURM_STEP_ID",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +72,8 @@ def dry_run(capsys: pytest.CaptureFixture[str], launcher: str, *argv: str) -> li
 def test_torchrun_passes_a_command_on_word_by_word(capsys: pytest.CaptureFixture[str]) -> None:
     words = dry_run(capsys, "torchrun", "--ranks-per-node", "2", "--", "true", *AWKWARD)
     assert words[words.index("--no-python") + 2 :] == AWKWARD
-    assert words[:7] == ["torchrun", "--standalone", "--nnodes", "1", "--nproc-per-node", "2", "--max-restarts"]
+    assert words[:6] == ["torchrun", "--nnodes", "1", "--nproc-per-node", "2", "--max-restarts"]
+    assert "--local-addr 127.0.0.1 --rdzv-endpoint 127.0.0.1:0 --rdzv-conf is_host=1" in " ".join(words)
 
 
 def test_many_nodes_meet_by_number_or_by_themselves(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,21 +84,21 @@ def test_many_nodes_meet_by_number_or_by_themselves(capsys: pytest.CaptureFixtur
     meeting = "--rdzv-backend c10d --rdzv-endpoint 127.0.0.1:29500 --rdzv-id altup-moe-29500"
     assert meeting in " ".join(free)
     again = dry_run(capsys, "torchrun", *size, "--node-rank", "1", "--max-restarts", "2", "--", "true")
-    assert f"{meeting} --rdzv-conf is_host=0" in " ".join(again)
+    assert f"{meeting} --rdzv-conf is_host=0,join_timeout=300" in " ".join(again)
 
 
 def test_ranks_are_the_gpus_or_one_unless_told() -> None:
     def ranks(env: dict[str, str], gpus: int) -> int:
-        return torchrun.agent_arguments(torchrun.TorchrunOptions(), env, gpus)[3]
+        return torchrun.node_plan(torchrun.TorchrunOptions(), env, gpus).ranks
 
     assert [ranks({}, 8), ranks({}, 0), ranks({"RANKS_PER_NODE": "2"}, 8)] == [8, 1, 2]
 
 
 def test_slurm_numbers_the_nodes_inside_a_step_only() -> None:
     options = torchrun.TorchrunOptions(nodes=2, rdzv="n0:1")
-    inside = torchrun.agent_arguments(options, {"SLURM_STEP_ID": "0", "SLURM_NODEID": "1"}, 0)[0]
-    assert "--node-rank 1" in " ".join(inside)
-    assert "--node-rank" not in torchrun.agent_arguments(options, {"SLURM_NODEID": "1"}, 0)[0]
+    inside = torchrun.node_plan(options, {"SLURM_STEP_ID": "0", "SLURM_NODEID": "1"}, 0)
+    assert "--node-rank 1" in " ".join(inside.agent_arguments())
+    assert "--node-rank" not in torchrun.node_plan(options, {"SLURM_NODEID": "1"}, 0).agent_arguments()
 
 
 def test_deepspeed_gets_checked_hosts_and_one_plain_word(
@@ -114,6 +124,7 @@ MISTAKES = [
     ("torchrun", ["--nodes", "2", "--", "true"], "--rdzv: needed for 2 nodes"),
     ("torchrun", ["--nodes", "2", "--rdzv", "n;x:1", "--", "true"], "--rdzv 'n;x'"),
     ("torchrun", ["--nodes", "2", "--rdzv", "n:1", "--node-rank", "2", "--", "true"], "--node-rank '2'"),
+    ("torchrun", ["--rdzv-timeout", "0", "--", "true"], "--rdzv-timeout '0'"),
     ("torchrun", ["--ranks-per-node", "x", "--", "true"], "--ranks-per-node='x'"),
     ("torchrun", ["--speed", "1", "--", "true"], "--speed: unknown option"),
     ("torchrun", ["true"], "'true': unexpected word"),
