@@ -178,7 +178,9 @@ class Session:
 
         Raises:
             ConfigError: train.steps are done. ValueError: batches of another number or shape, or none without data.
+            RuntimeError: train.max_skipped or train.on_spike stop ends the run (`train.guards.after_skip.Diverged`).
         """
+        from altup_moe.train.guards.after_skip import after_skip
         from altup_moe.train.run import take_step
 
         run = self._opened()
@@ -189,6 +191,8 @@ class Session:
         record = take_step(run, None if batches is None else self._checked(run, batches), validate)
         if self._lines is not None:
             self._lines.log(record)
+        if run.last is not None and run.last.skipped and (point := after_skip(run)):
+            self._write_from(run, point)
         return record
 
     def batches(self, dataset: SampleDataset) -> list[Batch]:

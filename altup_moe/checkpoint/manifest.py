@@ -89,7 +89,18 @@ class Manifest:
     tensors: dict[str, StoredTensor] = field(default_factory=dict)
     changes: list[dict[str, Any]] = field(default_factory=list)
     """What the run has changed on its way, oldest first: ``{"step": N, "keys": {KEY: [before, after step N]}}``."""
+    passed_over: list[dict[str, Any]] = field(default_factory=list)
+    """Training samples that the run has left out after a step, oldest first: ``{"step": N, "samples": [from, to]}``,
+    the last excluded. `consumed_samples` counts them."""
+    guards: dict[str, Any] = field(default_factory=dict)
+    """What the run's guards remember (`train.guards.spikes.GuardState`): steps skipped in a row up to this one, losses
+    and gradient norms of the last steps."""
     format_version: int = FORMAT_VERSION
+
+    @property
+    def skipped_in_row(self) -> int:
+        """Steps that were skipped since the last one that was taken, this one included."""
+        return int(self.guards.get("skipped_in_row", 0))
 
     @property
     def has_optimizer(self) -> bool:
@@ -103,7 +114,7 @@ class Manifest:
 
 
 _MANIFEST_KEYS = [f.name for f in fields(Manifest)]
-_LATER_KEYS: dict[str, Any] = {"changes": []}
+_LATER_KEYS: dict[str, Any] = {"changes": [], "passed_over": [], "guards": {}}
 """Keys that older manifests lack, with what they mean then; not written where they say nothing else."""
 _FILE_KEYS = [f.name for f in fields(StoredFile)]
 _TENSOR_KEYS = ("shape", "dtype", "pieces")
@@ -174,6 +185,8 @@ def _manifest(content: Mapping[str, Any]) -> Manifest:
         if type(known[name]) is not plain or (plain is int and not 0 <= known[name] < MAX_COUNT):
             raise ValueError(f"{name} is {str(known[name])[:60]}")
     known["changes"] = [_change(entry) for entry in known["changes"]]
+    known["passed_over"] = [_passed_over(entry) for entry in known["passed_over"]]
+    known["guards"] = _guards(known["guards"])
     known["libraries"] = {_text(k): _text(v) for k, v in known["libraries"].items()}
     known["files"] = {_file_name(name): _file(entry) for name, entry in known["files"].items()}
     known["tensors"] = {name: _tensor(name, entry, known["files"]) for name, entry in known["tensors"].items()}
@@ -205,6 +218,26 @@ def _change(entry: Any) -> dict[str, Any]:
     _counts([known["step"]])
     if not isinstance(known["keys"], dict) or any(len(_each(values)) != 2 for values in known["keys"].values()):
         raise ValueError(f"{str(known['keys'])[:60]} are no changed keys")
+    return known
+
+
+def _passed_over(entry: Any) -> dict[str, Any]:
+    known = _fields(("step", "samples"), entry)
+    _counts([known["step"]])
+    ends = _counts(known["samples"])
+    if len(ends) != 2 or ends[0] > ends[1]:
+        raise ValueError(f"{str(known['samples'])[:60]} is no range of samples")
+    return known
+
+
+def _guards(content: Any) -> dict[str, Any]:
+    if content == {}:
+        return {}
+    known = _fields(("skipped_in_row", "losses", "norms"), content)
+    _counts([known["skipped_in_row"]])
+    for key in ("losses", "norms"):
+        if not all(type(number) in (int, float) for number in _each(known[key])):
+            raise ValueError(f"{key}: {str(known[key])[:60]} are no numbers")
     return known
 
 

@@ -95,7 +95,13 @@ def publish_and_prune(
         # In the order of the plan: the same checkpoint always has the same manifest.
         ordered = {name: files[name] for name in assignment.files}
         publish(partial, replace(head, files=ordered, tensors=stored_tensors(assignment.files, assignment.specs)))
-        prune(partial.parent, config.keep, config.keep_every)
+        prune(partial.parent, config.keep, config.keep_every, _last_taken(head))
+
+
+def _last_taken(head: Manifest) -> int | None:
+    """The last step that was taken, not skipped; None where nothing is to follow: at the good end of a run."""
+    finished = (head.config.get("train") or {}).get("steps") == head.step
+    return None if finished and not head.skipped_in_row else head.step - head.skipped_in_row
 
 
 @contextmanager

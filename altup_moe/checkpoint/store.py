@@ -29,6 +29,8 @@ LATEST = "latest"
 _NAME = re.compile(r"step_[0-9]{8,}")
 _ASIDE = ".replaced"
 """Suffix of a directory that was replaced by another, or that is being removed."""
+DIVERGED = ".diverged"
+"""Suffix of a checkpoint that a run left behind when it could not go on from it."""
 
 
 def step_name(step: int) -> str:
@@ -39,7 +41,7 @@ def step_name(step: int) -> str:
 def complete_checkpoints(root: Path) -> list[Path]:
     """Complete checkpoints in a directory of checkpoints, oldest first."""
     found = [path for path in root.glob("step_*") if _NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+    return sorted(found, key=step_of)
 
 
 def latest_checkpoint(run_dir: str | Path) -> Path | None:
@@ -123,24 +125,44 @@ def move_latest(root: Path, name: str) -> None:
     fsync(root)
 
 
-def set_aside(root: Path, damaged: Iterable[Path], instead: Path) -> None:
-    """Make the older checkpoint `instead` the latest; keep the damaged ones as ``NAME.damaged``."""
+def set_aside(root: Path, others: Iterable[Path], instead: Path, ending: str = ".damaged") -> None:
+    """Make the older checkpoint `instead` the latest; the others are ``NAME.damaged`` (or another ending) from now."""
     move_latest(root, instead.name)
-    for path in damaged:
-        aside = path.with_name(f"{path.name}.damaged")
+    for path in others:
+        aside = path.with_name(f"{path.name}{ending}")
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(path, aside)
 
 
-def prune(root: Path, keep: int, keep_every: int | None = None) -> None:
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(path.name.removeprefix("step_"))
+
+
+def last_good(root: Path, last_taken: int) -> Path | None:
+    """The newest complete checkpoint that a good step followed: one of an earlier step than the last that was taken."""
+    return next((path for path in reversed(complete_checkpoints(root)) if step_of(path) < last_taken), None)
+
+
+def go_back(root: Path, to: Path, *, keep_others: bool) -> None:
+    """Make an older checkpoint the latest. Later ones are ``NAME.diverged``, or go with the next `prune`."""
+    later = [path for path in complete_checkpoints(root) if step_of(path) > step_of(to)]
+    set_aside(root, later, to, DIVERGED if keep_others else _ASIDE)
+
+
+def prune(root: Path, keep: int, keep_every: int | None = None, last_taken: int | None = None) -> None:
     """Remove old checkpoints; keep the newest `keep`, the steps that are multiples of `keep_every`, and the latest.
 
     One that is being read stays until the next call. Also removes what killed saves left, so no save may be running.
+
+    Args:
+        last_taken: the last step of the run that was not skipped. The newest checkpoint of an earlier step stays: that
+            step has shown that a run can go on from it.
     """
     found, pointed = complete_checkpoints(root), _pointed(root)
+    good = None if last_taken is None else last_good(root, last_taken)
     for path in found[: max(0, len(found) - keep)]:
-        step = int(path.name.removeprefix("step_"))
-        kept = path == pointed or (keep_every and step % keep_every == 0)
+        kept = path in (pointed, good) or (keep_every and step_of(path) % keep_every == 0)
         if not kept and unread(path / MANIFEST):
             # Rename first: a checkpoint that is removed in part must not look complete.
             aside = root / f"{path.name}{_ASIDE}"

@@ -171,6 +171,17 @@ class TrainConfig:
     """Examples of each of train.eval_tasks that are answered, the first ones; null answers all."""
     stop_after: int | None = None
     """Stop (saving) after this step while the schedule still runs to train.steps; None runs through."""
+    max_skipped: int | None = 10
+    """Steps skipped in a row, for a loss or gradient that is no finite number or for a spike, that end the run with
+    exit code 76; null never does. A checkpoint from before the first of them is kept."""
+    spike_sigma: float | None = None
+    """A step whose loss or gradient norm lies more than this many standard deviations above the mean of
+    train.spike_window steps is a spike (OLMo-core uses 6); null looks for none."""
+    spike_window: int = 128
+    """Steps that a spike is measured against; until half of them, and 20, are there no step is one."""
+    on_spike: Literal["skip", "stop", "rollback"] = "skip"
+    """What a spike does. skip: its update is left out. stop: the run ends with exit code 76. rollback: the run goes
+    back to the newest checkpoint that a good step followed, and passes over the samples from there to the spike."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +191,7 @@ class CheckpointConfig:
     save_interval: int = 100
     """Steps between checkpoints; 0 saves only at the end and on SIGTERM."""
     keep: int = 2
-    """Newest checkpoints kept."""
+    """Newest checkpoints kept; beside them, while the run lasts, the newest one that a good step followed."""
     keep_every: int | None = None
     """Checkpoints whose step is a multiple of this are kept too; None keeps only the newest."""
     asynchronous: bool = True

@@ -5,6 +5,7 @@ What a session of `altup_moe.api` needs as well lies in `run.py`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ import torch
 
 from altup_moe.checkpoint.saver import Saved, SaveError
 from altup_moe.config import RunConfig
-from altup_moe.config.exit_codes import EXIT_STOPPED
+from altup_moe.config.exit_codes import EXIT_DIVERGED, EXIT_STOPPED
 from altup_moe.config.output import unfailing_output
 from altup_moe.moe.backends import unavailable_overlap
 from altup_moe.parallel.control_collectives import any_rank
@@ -24,6 +25,7 @@ from altup_moe.train.generation import (
     open_generator,
     prepare_generation,
 )
+from altup_moe.train.guards.after_skip import Diverged, after_skip
 from altup_moe.train.loggers import Logger, open_loggers
 from altup_moe.train.metrics import StepMetrics
 from altup_moe.train.resume import ResumePoint
@@ -40,7 +42,7 @@ def train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None = None
         enough: rank 0 asks it after every step, once the step is recorded; all ranks stop when it says so, saved.
     Returns:
         0 when all steps are done (or train.stop_after is reached, or it is enough), `EXIT_STOPPED` when a signal
-        stopped it; saved.
+        stopped it; saved. `EXIT_DIVERGED` when its numbers are such that it cannot go on; nothing is saved.
     Raises:
         UserError: what the user can mend, before any process group exists.
     """
@@ -66,6 +68,10 @@ def _train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None) -> i
             # A run shorter than its profile writes what it has.
             run.profile.close()
             return code
+        except Diverged as end:
+            if topo.is_first:
+                print(f"altup-moe: {end}", file=sys.stderr, flush=True)
+            return EXIT_DIVERGED
         finally:
             for logger in loggers:
                 logger.close()
@@ -88,6 +94,10 @@ def _steps(
             logger.log(replace(metrics, scores=generated.scores))
             if generated.texts:
                 logger.log_texts(run.step, generated.texts)
+        if run.last is not None and run.last.skipped and (point := after_skip(run)):
+            if run.topology.is_first:
+                _reopen(loggers, run, point)
+            continue
         told = enough is not None and enough(metrics)
         signalled, done, writing = any_rank([stop.caught, told, run.saver.busy], run.topology.device)
         stopping = signalled or done
@@ -103,6 +113,13 @@ def _steps(
                 print(f"stopped by a signal after step {saved}, saved; the same command goes on", flush=True)
             return EXIT_STOPPED
     return 0
+
+
+def _reopen(loggers: list[Logger], run: Run, point: ResumePoint) -> None:
+    """The same loggers, which go on after an older step: their lines of later steps are moved away."""
+    for logger in loggers:
+        logger.close()
+    loggers[:] = open_loggers(run.config, run.step + 1, point.changes)
 
 
 def _generate(run: Run, generator: TrainingGenerator | None, last: int, stop: StopSignal) -> Generated:

@@ -44,7 +44,7 @@ class StepMetrics:
     z_loss: float | None
     """Router z-loss times its coefficient, summed over the MoE layers."""
     grad_norm: float
-    """Global L2 norm of the gradient before clipping; not a number in a skipped step."""
+    """Global L2 norm of the gradient before clipping; not a number where a step was skipped for it."""
     learning_rate: float
     """The step's learning rate, of matrices."""
     tokens_per_second: float
@@ -63,7 +63,7 @@ class StepMetrics:
     dropped_share: float | None
     """Share of the routes (tokens times top_k) that found their expert full; 0 without a capacity."""
     skipped_steps: int
-    """Steps of the run so far that were skipped because loss or gradient was not finite."""
+    """Steps of the run so far that were skipped because loss or gradient was not finite, or was a spike."""
     valid_loss: float | None = None
     """Mean loss of the validation samples, nats per label."""
     valid_perplexity: float | None = None

@@ -9,6 +9,7 @@ import os
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -43,6 +44,7 @@ from altup_moe.parallel.seeds import derived_seed
 from altup_moe.parallel.topology import Topology, own_rank
 from altup_moe.train.batches import Batch, SampleDataset, micro_batches
 from altup_moe.train.engine import Engine, build_engine
+from altup_moe.train.guards.spikes import GuardState, check_rollback, remember, spike
 from altup_moe.train.metrics import StepMetrics, overlap_metrics, peak_memory_gib
 from altup_moe.train.mixture import run_samples
 from altup_moe.train.optim import build_scheduler, learning_rate
@@ -75,11 +77,19 @@ class Run:
     skipped: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     """Keys that the run has changed on its way (`Manifest.changes`)."""
+    passed_over: list[dict[str, Any]] = field(default_factory=list)
+    """Samples that a rollback has left out (`Manifest.passed_over`)."""
+    guard: GuardState = field(default_factory=GuardState)
+    last: StepResult | None = None
+    """The step that was taken, or skipped, last."""
+    rolled_back: tuple[int, int] = (0, 0)
+    """Step that this process went back to last, and how many times in a row it was that one."""
 
     @property
     def consumed_samples(self) -> int:
-        """Samples that finished steps have seen."""
-        return self.step * self.config.train.global_batch_size
+        """Samples that finished steps have seen, and those that were passed over."""
+        passed = sum(stop - start for start, stop in (entry["samples"] for entry in self.passed_over))
+        return self.step * self.config.train.global_batch_size + passed
 
 
 @dataclass(frozen=True)
@@ -119,6 +129,7 @@ def prepare_run(config: RunConfig, with_data: bool = True) -> PreparedRun:
     """
     keep_compiled_code(config)
     config = ordered(config)
+    check_rollback(config)
     resume = find_resume_point(config)
     # A run that is done saves nothing more.
     last = min(config.train.steps, config.train.stop_after or config.train.steps)
@@ -193,6 +204,7 @@ def restore_run(run: Run, resume: ResumePoint) -> None:
     set_optimizer_steps(run.engine.optimizer, manifest.optimizer_steps)
     run.scheduler.step(manifest.scheduler_steps - run.scheduler.num_steps)
     run.step, run.skipped, run.history = manifest.step, manifest.skipped_steps, resume.history
+    run.passed_over, run.guard = manifest.passed_over, GuardState.from_dict(manifest.guards)
     if streams:
         set_rng_state(streams)
     else:
@@ -222,9 +234,12 @@ def take_step(run: Run, batches: list[Batch] | None = None, validating: bool = F
     run.scheduler.step(1)
     rate = learning_rate(run.engine.optimizer)
     with run.profile.step():
-        result = train_step(run.engine, batches, run.config, run.topology, run.saver.settle)
+        spiked = partial(spike, run.config.train, run.guard)
+        result = train_step(run.engine, batches, run.config, run.topology, run.saver.settle, spiked)
     run.step += 1
     run.skipped += result.skipped
+    run.last = result
+    run.guard = remember(run.config.train, run.guard, result.lm_loss, result.grad_norm, result.skipped)
     seconds = time.perf_counter() - started
     recorded = run.profile.settle()
     metrics = _metrics(run, result, rate, seconds, validate_run(run) if validating else None)
@@ -280,6 +295,8 @@ def start_save(run: Run) -> None:
         config=run.config.to_dict(),
         libraries=library_versions(),
         changes=run.history,
+        passed_over=run.passed_over,
+        guards=run.guard.to_dict(),
     )
     named = named_tensors(list(run.engine.chunks), run.config, run.topology)
     run.saver.start(head, local_tensors(named, run.engine.optimizer), rng_state())

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from altup_moe.config import RunConfig
-from tests.distributed.cases import small, with_long
-from tests.distributed.ranks import run_ranks
+from tests.distributed.cases import with_long
 from tests.distributed.runs import losses, records, text_run, train_on_ranks
 
 pytestmark = [

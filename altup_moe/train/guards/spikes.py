@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from altup_moe.config import ConfigError, RunConfig
 from altup_moe.config.schema import TrainConfig
 
 LEAST = 20
@@ -39,6 +40,14 @@ class GuardState:
         """What `to_dict` made."""
         losses, norms = (tuple(values.get(key, ())) for key in ("losses", "norms"))
         return cls(values.get("skipped_in_row", 0), losses, norms)
+
+
+def check_rollback(config: RunConfig) -> None:
+    """Raise ConfigError if the run may go back, and its samples (data.shuffle filled in) cannot be passed over."""
+    train = config.train
+    if train.spike_sigma is not None and train.on_spike == "rollback" and config.data.shuffle == "run":
+        fits = "a run in the order of older versions (data.shuffle run) has no samples beyond its steps; skip would fit"
+        raise ConfigError("train.on_spike", train.on_spike, fits)
 
 
 def spike(train: TrainConfig, state: GuardState, loss: float, norm: float) -> str | None:

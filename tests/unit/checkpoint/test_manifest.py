@@ -271,7 +271,7 @@ def test_hashes_have_the_form_of_sha256sum(tmp_path: Path) -> None:
 
 def test_a_manifest_has_no_defaults_left_out() -> None:
     """But for keys that programs of their time do not know, where they say nothing."""
-    assert set(json.loads(dump(head_of()))) == set(Manifest.__dataclass_fields__) - {"changes"}
+    assert set(json.loads(dump(head_of()))) == set(Manifest.__dataclass_fields__) - {"changes", "passed_over", "guards"}
 
 
 CHANGES = [{"step": 3, "keys": {"train.steps": [9, 12], "optim.decay_steps": [None, 4]}}, {"step": 5, "keys": {}}]
@@ -289,5 +289,37 @@ def test_changed_keys_are_read_back(tmp_path: Path) -> None:
 )
 def test_damaged_changes(changes: object, tmp_path: Path) -> None:
     write_manifest(tmp_path, replace(FULL, changes=changes))
+    with pytest.raises(DataError, match="is no checkpoint manifest"):
+        read_manifest(tmp_path)
+
+
+GUARDS = {"skipped_in_row": 2, "losses": [5.25, 1], "norms": []}
+PASSED = [{"step": 4, "samples": [32, 48]}]
+
+
+def test_guards_and_passed_over_samples_are_read_back(tmp_path: Path) -> None:
+    held = replace(FULL, guards=GUARDS, passed_over=PASSED)
+    write_manifest(tmp_path, held)
+    assert read_manifest(tmp_path) == held
+    assert held.skipped_in_row == 2
+    assert FULL.skipped_in_row == 0
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"guards": {"skipped_in_row": 1}},
+        {"guards": {**GUARDS, "skipped_in_row": -1}},
+        {"guards": {**GUARDS, "losses": ["5"]}},
+        {"guards": {**GUARDS, "norms": [float("nan")]}},
+        {"guards": []},
+        {"passed_over": [{"step": 4, "samples": [48, 32]}]},
+        {"passed_over": [{"step": 4, "samples": [32]}]},
+        {"passed_over": [{"step": -4, "samples": [32, 48]}]},
+        {"passed_over": [[4, 32, 48]]},
+    ],
+)
+def test_damaged_guards(fields: dict, tmp_path: Path) -> None:
+    write_manifest(tmp_path, replace(FULL, **fields))
     with pytest.raises(DataError, match="is no checkpoint manifest"):
         read_manifest(tmp_path)

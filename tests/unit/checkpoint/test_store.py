@@ -19,10 +19,12 @@ from altup_moe.checkpoint.store import (
     checkpoints_dir,
     complete_checkpoints,
     find_checkpoint,
+    go_back,
     latest_checkpoint,
     move_latest,
     open_partial,
     prune,
+    step_of,
 )
 from altup_moe.config import DataError, UserError
 from tests.unit.checkpoint.models import forms_of, values_of
@@ -255,6 +257,35 @@ def test_prune(tmp_path: Path) -> None:
     prune(root, keep=0)
     assert steps() == [4]
     assert sorted(path.name for path in root.iterdir()) == [LATEST, "step_00000004"]
+
+
+@pytest.mark.parametrize(
+    ("last_taken", "kept"),
+    [
+        (8, [7, 8]),
+        # Step 7 was skipped: that the run could go on from 6 is not known.
+        (6, [5, 8]),
+        (4, [3, 8]),
+        (2, [1, 8]),
+        (1, [8]),
+        (None, [8]),
+    ],
+)
+def test_the_last_that_a_good_step_followed_stays(last_taken: int | None, kept: list[int], tmp_path: Path) -> None:
+    for step in range(1, 9):
+        save(tmp_path, step)
+    prune(tmp_path, 1, last_taken=last_taken)
+    assert [step_of(path) for path in complete_checkpoints(tmp_path)] == kept
+
+
+@pytest.mark.parametrize(("keep_others", "left"), [(True, ["step_00000003.diverged"]), (False, [])])
+def test_going_back(keep_others: bool, left: list[str], tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    go_back(tmp_path, tmp_path / "step_00000002", keep_others=keep_others)
+    assert (tmp_path / LATEST).read_text() == "step_00000002\n"
+    prune(tmp_path, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LATEST, "step_00000001", "step_00000002", *left]
 
 
 def test_a_checkpoint_that_is_read_stays(tmp_path: Path) -> None:
