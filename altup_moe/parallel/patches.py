@@ -241,7 +241,40 @@ def _start() -> Iterator[Patch]:
     )
 
 
-PATCHES = {patch.target: patch for patch in (*_cuda(), *_megatron(), *_deepspeed(), *_torchrun(), *_start())}
+def _watchdog() -> Iterator[Patch]:
+    where, world = "parallel/watchdog/notes.py", "torch.distributed.distributed_c10d"
+    noted = "a hang is explained from notes of every collective and exchange; wrapped while a run is open"
+    for name in STARTS_WORK:
+        yield Patch(f"{world}:ProcessGroup.{name}", noted, TORCH, where)
+    yield Patch(f"{world}:Work.wait", noted, TORCH, where)
+
+
+STARTS_WORK = (
+    "allreduce",
+    "allreduce_coalesced",
+    "allgather",
+    "allgather_coalesced",
+    "all_gather_single",
+    "all_gather_single_coalesced",
+    "reduce_scatter",
+    "reduce_scatter_single",
+    "reduce_scatter_single_coalesced",
+    "alltoall",
+    "all_to_all_single",
+    "broadcast",
+    "reduce",
+    "gather",
+    "scatter",
+    "send",
+    "recv",
+    "recv_anysource",
+    "barrier",
+)
+"""Methods of ProcessGroup that start a collective or an exchange."""
+
+PATCHES = {
+    patch.target: patch for patch in (*_cuda(), *_megatron(), *_deepspeed(), *_torchrun(), *_start(), *_watchdog())
+}
 """Every patch by its target."""
 
 

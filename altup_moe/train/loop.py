@@ -18,6 +18,7 @@ from altup_moe.config.output import unfailing_output
 from altup_moe.moe.backends import unavailable_overlap
 from altup_moe.parallel.control_collectives import any_rank
 from altup_moe.parallel.topology import topology
+from altup_moe.parallel.watchdog.notes import keep_notes, step_done
 from altup_moe.train.generation import (
     Generated,
     TrainingGenerator,
@@ -55,7 +56,7 @@ def _train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None) -> i
     prepared = prepare_run(config)
     samples = prepared.samples
     inputs = prepare_generation(prepared.config, samples.tokenizer) if samples is not None else None
-    with topology(config.parallel) as topo, StopSignal() as stop:
+    with keep_notes(), topology(config.parallel) as topo, StopSignal() as stop:
         run, resume = start_run(prepared, topo)
         generator = open_generator(run.config, topo, inputs)
         loggers: list[Logger] = []
@@ -89,6 +90,7 @@ def _steps(
     saved = run.step
     while run.step < last:
         metrics = take_step(run, validating=run.step + 1 == last or _due(run.step + 1, t.eval_interval))
+        step_done(run.step)
         generated = _generate(run, generator, last, stop)
         for logger in loggers:
             logger.log(replace(metrics, scores=generated.scores))
