@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -154,6 +155,7 @@ def _below(pid: int) -> list[int]:
     return own + [found for each in own for found in _below(each)]
 
 
+@pytest.mark.fault("stop-signals")
 @pytest.mark.parametrize(
     ("launcher", "number", "told"),
     [
@@ -165,7 +167,7 @@ def _below(pid: int) -> list[int]:
     ],
 )
 def test_a_signal_saves_stops_and_the_same_command_goes_on(
-    launcher: str, number: int, told: str, cache: Path, tmp_path: Path
+    launcher: str, number: int, told: str, cache: Path, tmp_path: Path, saw: Callable[[float, int, str], None]
 ) -> None:
     """srun tells every process of a step at once: the launcher, which tells its ranks, and the ranks."""
     if launcher == "deepspeed.sh" and not HAS_DEEPSPEED:
@@ -173,13 +175,16 @@ def test_a_signal_saves_stops_and_the_same_command_goes_on(
     run_dir = tmp_path / "run"
     flags = ["--master_port", free_port()] if launcher == "deepspeed.sh" else []
     argv = [*launched(launcher, *flags), *command(run_dir, cache, **{"train.steps": 100_000})]
-    with started(argv, env=environment()) as process:
+    output = tmp_path / "output.txt"
+    with output.open("w") as file, started(argv, env=environment(), stdout=file, stderr=file) as process:
         give_up = time.monotonic() + 100
         metrics = run_dir / "metrics.jsonl"
         while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < give_up:
             time.sleep(0.05)
         for pid in [process.pid, *(_below(process.pid) if told == "every process" else [])]:
             os.kill(pid, number)
-        assert process.wait(60) == 75
+        began = time.monotonic()
+        assert process.wait(60) == 75, output.read_text()[-2000:]
+        saw(time.monotonic() - began, 75, output.read_text())
     assert (run_dir / "checkpoints" / "latest").exists()
     assert not running(run_dir)

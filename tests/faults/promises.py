@@ -137,7 +137,7 @@ FAULTS = (
     Fault(
         "full-disk-logging",
         "The disk fills up while metrics are written",
-        "writes to `metrics.jsonl` fail with ENOSPC for some steps",
+        "a tmpfs is filled to its last byte for some steps",
         "One warning; training goes on, and the missing lines are written once there is room.",
         (0,),
     ),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,12 +83,17 @@ def _events(run_dir: Path) -> list[int]:
     return [event.step for event in events.Scalars("loss/total")]
 
 
+@pytest.mark.fault("full-disk-logging")
 @pytest.mark.skipif(not AS_ROOT, reason="a disk of its own needs root")
-def test_a_disk_that_fills_up_costs_no_line(quiet: tuple[Path, RunConfig]) -> None:
+def test_a_disk_that_fills_up_costs_no_line(
+    quiet: tuple[Path, RunConfig], saw: Callable[[float, int, str], None]
+) -> None:
     directory, whole = quiet
     with mounted(directory / "disk", 40 << 20) as disk:
         config = _config(directory, "disk/run")
+        began = time.monotonic()
         ((code, said),) = run_ranks(1, _train, config, disk / "filler", os.devnull)
+        seconds = time.monotonic() - began
         assert code == 0
         run_dir = Path(config.log.run_dir)
         assert [record["step"] for record in records(config)] == list(range(1, STEPS + 1))
@@ -97,6 +104,7 @@ def test_a_disk_that_fills_up_costs_no_line(quiet: tuple[Path, RunConfig]) -> No
         # The lines between fill more than the page that the disk had given the file before.
         (written,) = [line for line in said.splitlines() if "metrics.jsonl: written again" in line]
         assert "line(s) that waited" in written
+        saw(seconds, code, written)
         for file in {line.partition(": ")[0] for line in said.splitlines()}:
             mine = [line for line in said.splitlines() if line.startswith(f"{file}: ")]
             assert len(mine) == 2, said
