@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from altup_moe.config.errors import UserError
-from altup_moe.config.exit_codes import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from altup_moe.config.exit_codes import EXIT_INTERRUPTED
 from altup_moe.config.interrupts import Interrupts, say_interrupted
 from altup_moe.config.library_warnings import LibraryWarnings
 
@@ -86,27 +86,44 @@ def _exit_code(words: list[str], interrupts: Interrupts) -> int:
     except UserError as error:
         if interrupts.noted:
             raise
-        print(f"altup-moe: error: {_whose()}{' '.join(str(error).splitlines())}", file=sys.stderr, flush=True)
-        return EXIT_USER_ERROR
+        _say(error, words)
+        return error.exit_code
     except BrokenPipeError:
         # The reader (head, less) has gone; the interpreter must not complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
-def _whose() -> str:
-    """Names this rank, unless it is rank 0, which speaks at once.
+def _say(error: UserError, words: Sequence[str]) -> None:
+    """Print a mistake, unless another rank does.
 
-    The others wait first: if rank 0, or the first rank of this node, has the same mistake, its launcher ends them
-    meanwhile, and the line stands there once. A mistake that is a rank's own is printed by it.
+    Rank 0 speaks at once, the others name themselves. They wait first: if rank 0, or the first rank of this node, has
+    the same mistake, its launcher ends them meanwhile, and the line stands there once. A launcher ends the ranks of its
+    own node only: what is found before the ranks of `train` have met is told to those of other nodes.
     """
-    rank = os.environ.get("RANK", "0")
+    if error.told is True:
+        return
+    rank, text = os.environ.get("RANK", "0"), " ".join(str(error).splitlines())
     if rank == "0":
-        return ""
+        print(f"altup-moe: error: {text}", file=sys.stderr, flush=True)
+    early = error.told is None and words[:1] == ["train"] and _on_several_nodes()
+    if early:
+        from altup_moe.parallel.start_meeting import tell_early
+
+        if tell_early(text):
+            return
+    if rank == "0":
+        return
     import platform
 
-    time.sleep(OWN_MISTAKE_SECONDS * (1 if os.environ.get("LOCAL_RANK") == "0" else 2))
-    return f"on rank {rank} ({platform.node()}): "
+    if error.told is None and not early:
+        time.sleep(OWN_MISTAKE_SECONDS * (1 if os.environ.get("LOCAL_RANK") == "0" else 2))
+    print(f"altup-moe: error: on rank {rank} ({platform.node()}): {text}", file=sys.stderr, flush=True)
+
+
+def _on_several_nodes() -> bool:
+    size = os.environ.get("WORLD_SIZE", "1")
+    return size != os.environ.get("LOCAL_WORLD_SIZE", size)
 
 
 def _dispatch(argv: list[str]) -> int:
