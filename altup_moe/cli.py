@@ -97,28 +97,26 @@ def _exit_code(words: list[str], interrupts: Interrupts) -> int:
 def _say(error: UserError, words: Sequence[str]) -> None:
     """Print a mistake, unless another rank does.
 
-    Rank 0 speaks at once, the others name themselves. They wait first: if rank 0, or the first rank of this node, has
-    the same mistake, its launcher ends them meanwhile, and the line stands there once. A launcher ends the ranks of its
-    own node only: what is found before the ranks of `train` have met is told to those of other nodes.
+    On one node rank 0 speaks at once. The others, which name themselves, wait first: if rank 0, or the first rank of
+    the node, has the same mistake, its launcher ends them meanwhile, and the line stands there once. On several nodes,
+    of which a launcher ends only its own, ranks of `train` tell each other.
     """
     if error.told is True:
         return
     rank, text = os.environ.get("RANK", "0"), " ".join(str(error).splitlines())
-    if rank == "0":
-        print(f"altup-moe: error: {text}", file=sys.stderr, flush=True)
-    early = error.told is None and words[:1] == ["train"] and _on_several_nodes()
-    if early:
+    if error.told is None and words[:1] == ["train"] and _on_several_nodes():
         from altup_moe.parallel.start_meeting import tell_early
 
         if tell_early(text):
             return
-    if rank == "0":
-        return
-    import platform
-
-    if error.told is None and not early:
+    elif error.told is None and rank != "0":
         time.sleep(OWN_MISTAKE_SECONDS * (1 if os.environ.get("LOCAL_RANK") == "0" else 2))
-    print(f"altup-moe: error: on rank {rank} ({platform.node()}): {text}", file=sys.stderr, flush=True)
+    whose = ""
+    if rank != "0":
+        import platform
+
+        whose = f"on rank {rank} ({platform.node()}): "
+    print(f"altup-moe: error: {whose}{text}", file=sys.stderr, flush=True)
 
 
 def _on_several_nodes() -> bool:

@@ -35,8 +35,11 @@ WATCH_SECONDS = 0.5
 """How often the thread of a rank that works looks for a problem."""
 OWN_SECONDS = 1.0
 """How long a rank other than 0 waits whether rank 0 has the same problem, before it tells its own."""
-LINGER_SECONDS = 15.0
-"""How long rank 0 keeps the store open after a problem, for ranks that do not know of it yet."""
+LINGER_SECONDS = 60.0
+"""How long ranks stay after a problem at most, until all know of it: when the first has ended, its launcher ends the
+others of its node, and the store may go with them."""
+GONE_SECONDS = 10.0
+"""How long ranks look for the store of torchrun's agent, which was there before they were."""
 ARRIVE_SECONDS = 600.0
 """How long ranks wait for rank 0's store, and rank 0 for the fingerprints of the others."""
 EARLY_SECONDS = 30.0
@@ -58,9 +61,9 @@ class _Place:
     port: int
 
     @property
-    def hosts(self) -> bool:
-        """Whether this process opens the store: rank 0 does, unless torchrun's agent has."""
-        return self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    def agent_hosts(self) -> bool:
+        """Whether torchrun's agent has opened the store; else rank 0 does."""
+        return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _place() -> _Place | None:
@@ -77,13 +80,14 @@ class StartMeeting:
     """One rank's part in a meeting. Without a store it is alone, and everything is agreed.
 
     Args:
-        store: shared by all ranks of this start. ends_process: a problem of another rank ends this process.
+        store: shared by all ranks of this start. own: it ends with the processes of this start, not with a world that
+            the caller has made. ends_process: a problem of another rank ends this process.
     """
 
     def __init__(
-        self, store: Any = None, rank: int = 0, world_size: int = 1, *, hosts: bool = False, ends_process: bool = False
+        self, store: Any = None, rank: int = 0, world_size: int = 1, *, own: bool = False, ends_process: bool = False
     ) -> None:
-        self._store, self.rank, self.world_size, self._hosts = store, rank, world_size, hosts
+        self._store, self.rank, self.world_size, self._own = store, rank, world_size, own
         self._host, self._ended = platform.node(), threading.Event()
         self._lock, self._joined, self._counted = threading.Lock(), False, False
         if store is not None and ends_process:
@@ -154,8 +158,7 @@ class StartMeeting:
             self._store.set("line", difference_line(known[0], known[1:]))
         line = self._wait("line").decode()
         self._seen(self._store)
-        if self._hosts:
-            threading.Thread(target=self._linger).start()
+        self._stay()
         raise PeerError(line, told=self.rank != 0)
 
     def close(self) -> None:
@@ -199,6 +202,7 @@ class StartMeeting:
         if self._store.check(["problem"]):
             code, rank, host, text = json.loads(self._store.get("problem"))
             self._seen(self._store)
+            self._stay()
             raise PeerError(f"rank {rank} ({host}): {text}", code=code)
 
     def _absent(self) -> str:
@@ -222,17 +226,20 @@ class StartMeeting:
             self._seen(self._store)
         except RuntimeError:
             return False  # nobody is left to be told
-        if self._hosts:
-            # Not a daemon: the process, which ends now, waits for it.
-            threading.Thread(target=self._linger).start()
+        self._stay()
         return bool(first_rank != self.rank and first_text == text)
 
-    def _linger(self) -> None:
-        """Keep the store until all ranks know of the problem."""
+    def _stay(self) -> None:
+        """Let this process, which is about to end, live until all ranks know of the problem."""
+        if self._own:
+            # Not a daemon: the interpreter waits for it at its end.
+            threading.Thread(target=self._until_all_know, args=(self._store.clone(),)).start()
+
+    def _until_all_know(self, store: Any) -> None:
         deadline = time.monotonic() + LINGER_SECONDS
         with suppress(RuntimeError):
-            while self._store.add("seen", 0) < self.world_size and time.monotonic() < deadline:
-                time.sleep(0.02)
+            while store.add("seen", 0) < self.world_size and time.monotonic() < deadline:
+                time.sleep(LONGEST_PAUSE)
 
     def _seen(self, store: Any) -> None:
         """Count this rank, once, among those that know how the start ends."""
@@ -253,6 +260,7 @@ class StartMeeting:
                 self._seen(store)
             except RuntimeError:
                 return
+            self._until_all_know(store)
             with suppress(OSError, ValueError):
                 sys.stdout.flush()
             os._exit(code)
@@ -308,9 +316,11 @@ def _open(ends_process: bool) -> StartMeeting:
             return StartMeeting(dist.PrefixStore(f"altup_moe/{number}", store), rank, size)
     if place is None:
         return StartMeeting()
-    meeting = _own_meeting(place, ends_process, ARRIVE_SECONDS)
+    seconds = GONE_SECONDS if place.agent_hosts else ARRIVE_SECONDS
+    meeting = _own_meeting(place, ends_process, seconds)
     if meeting is None:
-        raise UserError(f"rank 0 was not found at {place.address}:{place.port} in {ARRIVE_SECONDS:g} s")
+        line = f"nobody answers at {place.address}:{place.port}, where ranks meet, for {seconds:g} s"
+        raise PeerError(line, told=os.environ.get("LOCAL_RANK", "0") != "0")
     return meeting
 
 
@@ -319,13 +329,14 @@ def _own_meeting(place: _Place, ends_process: bool, seconds: float) -> StartMeet
     global _opened
     import torch.distributed as dist
 
-    if not place.hosts and not _answers(place, seconds):
+    hosts = place.rank == 0 and not place.agent_hosts
+    if not hosts and not _answers(place, seconds):
         return None
     store = dist.TCPStore(
         place.address,
         place.port,
         place.world_size,
-        is_master=place.hosts,
+        is_master=hosts,
         timeout=timedelta(seconds=ARRIVE_SECONDS),
         wait_for_workers=False,
         multi_tenant=True,
@@ -336,7 +347,7 @@ def _own_meeting(place: _Place, ends_process: bool, seconds: float) -> StartMeet
         dist.PrefixStore(prefix, store),
         place.rank,
         place.world_size,
-        hosts=place.hosts,
+        own=True,
         ends_process=ends_process,
     )
 
