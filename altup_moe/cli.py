@@ -97,11 +97,11 @@ def _exit_code(words: list[str], interrupts: Interrupts) -> int:
     """Run the words; a mistake, a file system that refuses and a reader that has gone are exit codes."""
     try:
         code = _dispatch(words)
-        return _flushed(code)
+        return _flushed(code, words)
     except UserError as error:
         if interrupts.noted:
             raise
-        return _mistake(str(error))
+        return _mistake(error, words)
     except BrokenPipeError:
         # The reader (head, less) has gone; the interpreter must not complain again when it flushes at exit.
         discard(sys.stdout)
@@ -110,12 +110,12 @@ def _exit_code(words: list[str], interrupts: Interrupts) -> int:
         line = None if interrupts.noted else user_line(error)
         if line is None:
             raise
-        if error.filename is None and _flushed(0):
+        if error.filename is None and _flushed(0, words):
             return EXIT_USER_ERROR
-        return _mistake(line)
+        return _mistake(UserError(line), words)
 
 
-def _flushed(code: int) -> int:
+def _flushed(code: int, words: Sequence[str]) -> int:
     """The code, once all of standard output is written; that of a mistake if it cannot be."""
     try:
         sys.stdout.flush()
@@ -123,28 +123,43 @@ def _flushed(code: int) -> int:
         discard(sys.stdout)
     except OSError as error:
         discard(sys.stdout)
-        return _mistake(f"standard output: {reason(error)}")
+        return _mistake(UserError(f"standard output: {reason(error)}"), words)
     return code
 
 
-def _mistake(line: str) -> int:
-    complain(f"altup-moe: error: {_whose()}{' '.join(line.splitlines())}")
-    return EXIT_USER_ERROR
+def _mistake(error: UserError, words: Sequence[str]) -> int:
+    _say(error, words)
+    return error.exit_code
 
 
-def _whose() -> str:
-    """Names this rank, unless it is rank 0, which speaks at once.
+def _say(error: UserError, words: Sequence[str]) -> None:
+    """Print a mistake, unless another rank does.
 
-    The others wait first: if rank 0, or the first rank of this node, has the same mistake, its launcher ends them
-    meanwhile, and the line stands there once. A mistake that is a rank's own is printed by it.
+    On one node rank 0 speaks at once. The others, which name themselves, wait first: if rank 0, or the first rank of
+    the node, has the same mistake, its launcher ends them meanwhile, and the line stands there once. On several nodes,
+    of which a launcher ends only its own, ranks of `train` tell each other.
     """
-    rank = os.environ.get("RANK", "0")
-    if rank == "0":
-        return ""
-    import platform
+    if error.told is True:
+        return
+    rank, text = os.environ.get("RANK", "0"), " ".join(str(error).splitlines())
+    if error.told is None and words[:1] == ["train"] and _on_several_nodes():
+        from altup_moe.parallel.start_meeting import tell_early
 
-    time.sleep(OWN_MISTAKE_SECONDS * (1 if os.environ.get("LOCAL_RANK") == "0" else 2))
-    return f"on rank {rank} ({platform.node()}): "
+        if tell_early(text):
+            return
+    elif error.told is None and rank != "0":
+        time.sleep(OWN_MISTAKE_SECONDS * (1 if os.environ.get("LOCAL_RANK") == "0" else 2))
+    whose = ""
+    if rank != "0":
+        import platform
+
+        whose = f"on rank {rank} ({platform.node()}): "
+    complain(f"altup-moe: error: {whose}{text}")
+
+
+def _on_several_nodes() -> bool:
+    size = os.environ.get("WORLD_SIZE", "1")
+    return size != os.environ.get("LOCAL_WORLD_SIZE", size)
 
 
 def _dispatch(argv: list[str]) -> int:

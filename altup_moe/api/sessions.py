@@ -16,6 +16,7 @@ from altup_moe.api.configuration import check_config
 from altup_moe.config import ConfigError, RunConfig, UserError
 from altup_moe.config.checks import num_microbatches
 from altup_moe.config.run_directory import metrics_file
+from altup_moe.parallel.start_meeting import start_meeting
 
 if TYPE_CHECKING:
     import torch
@@ -114,21 +115,23 @@ class Session:
         """Start it without a ``with`` block, as in a notebook; `close` ends it. Raises as `session`."""
         if self._stack is not None:
             raise UserError("the session is open already")
-        check_config(self._asked)
-        with warnings.catch_warnings(), ExitStack() as stack:
-            # What Megatron says at import of libraries that are not there.
-            warnings.filterwarnings("ignore", module=r"megatron\.")
-            from altup_moe.parallel.topology import layout_exists, topology
-            from altup_moe.train import run as parts
+        with start_meeting() as meeting, warnings.catch_warnings(), ExitStack() as stack:
+            with meeting.telling():
+                check_config(self._asked)
+                # What Megatron says at import of libraries that are not there.
+                warnings.filterwarnings("ignore", module=r"megatron\.")
+                from altup_moe.parallel.topology import layout_exists, topology
+                from altup_moe.train import run as parts
 
-            if layout_exists():
-                raise UserError("a session, or a layout of Megatron's, is open in this process; close it first")
-            parts.check_packages(self._asked)
-            stack.enter_context(_environment_kept())
-            stack.enter_context(parts.run_lock(self._asked))
-            prepared = parts.prepare_run(self._asked, self._data)
-            topo = stack.enter_context(topology(prepared.config.parallel, self._timeout))
-            run, resume = parts.start_run(prepared, topo)
+                if layout_exists():
+                    raise UserError("a session, or a layout of Megatron's, is open in this process; close it first")
+                parts.check_packages(self._asked)
+                stack.enter_context(_environment_kept())
+                stack.enter_context(parts.run_lock(self._asked))
+                prepared = parts.prepare_run(self._asked, meeting, self._data)
+            topo = stack.enter_context(topology(prepared.config.parallel, self._timeout, meeting.world_store))
+            with meeting.telling():
+                run, resume = parts.start_run(prepared, topo)
             stack.callback(self._close_lines)
             self._write_from(run, resume)
             self._run, self._stack = run, stack.pop_all()

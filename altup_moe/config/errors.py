@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+from altup_moe.config.exit_codes import EXIT_USER_ERROR
+
 
 class UserError(ValueError):
-    """Something the user asked for cannot be done; ``str(error)`` is one readable line."""
+    """Something the user asked for cannot be done; ``str(error)`` is one readable line.
+
+    ``told``: whether another rank prints the line, once the ranks of a run have met; None before.
+    ``exit_code``: of the command that it ends.
+    """
+
+    told: bool | None = None
+    exit_code: int = EXIT_USER_ERROR
+
+
+class PeerError(UserError):
+    """The ranks of a run cannot start together: they differ, or another one has failed.
+
+    Args:
+        line: which rank, and why.
+        told: as of `UserError`. code: the exit code of the rank that failed.
+    """
+
+    def __init__(self, line: str, *, told: bool = True, code: int = EXIT_USER_ERROR) -> None:
+        super().__init__(line)
+        self.told, self.exit_code = told, code
 
 
 class ConfigError(UserError):

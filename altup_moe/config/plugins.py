@@ -44,6 +44,13 @@ def load_plugins() -> None:
             raise ConfigError(VARIABLE, entry, f"fails: {type(error).__name__}: {error}") from error
 
 
+def plugin_files() -> list[Path]:
+    """Python files of the modules that were loaded; of a package its `__init__.py`."""
+    names = [f"altup_moe_plugin_{Path(entry).stem}" if entry.endswith(".py") else entry for entry in sorted(_loaded)]
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in names]
+    return [Path(file) for file in files if file]
+
+
 def _import(entry: str) -> None:
     if not entry.endswith(".py"):
         try:

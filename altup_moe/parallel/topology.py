@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -49,7 +50,7 @@ class Topology:
         return self.pipeline_rank == self.pipeline_size - 1
 
 
-def start(parallel: ParallelConfig, timeout_seconds: float = 600.0) -> Topology:
+def start(parallel: ParallelConfig, timeout_seconds: float = 600.0, store: Any = None) -> Topology:
     """Start `torch.distributed` (if it is not started) and Megatron's groups.
 
     Under torchrun or deepspeed the environment gives rank and world size; alone it is a world of one.
@@ -57,6 +58,7 @@ def start(parallel: ParallelConfig, timeout_seconds: float = 600.0) -> Topology:
     Args:
         parallel: a layout that `check_config` accepted for this world size.
         timeout_seconds: how long a collective may wait before the process fails.
+        store: where ranks meet; None is as the environment says.
     """
     on_cpu = cpu.enable()
     compat.mend_megatron()
@@ -70,9 +72,9 @@ def start(parallel: ParallelConfig, timeout_seconds: float = 600.0) -> Topology:
             backend="gloo" if on_cpu else "nccl",
             timeout=timedelta(seconds=timeout_seconds),
             # A world of one needs no port: a store in this process cannot collide with another run's.
-            store=dist.HashStore() if alone else None,
-            rank=0 if alone else -1,
-            world_size=1 if alone else -1,
+            store=dist.HashStore() if alone else store,
+            rank=int(os.environ["RANK"]) if alone or store is not None else -1,
+            world_size=int(os.environ["WORLD_SIZE"]) if alone or store is not None else -1,
         )
     ps.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
@@ -105,12 +107,12 @@ def start(parallel: ParallelConfig, timeout_seconds: float = 600.0) -> Topology:
 
 
 @contextmanager
-def topology(parallel: ParallelConfig, timeout_seconds: float = 600.0) -> Iterator[Topology]:
+def topology(parallel: ParallelConfig, timeout_seconds: float = 600.0, store: Any = None) -> Iterator[Topology]:
     """`start` around a block; afterwards, also on failure, everything that it started is taken down."""
     ours = not dist.is_initialized()
     before = release.groups()
     try:
-        yield start(parallel, timeout_seconds)
+        yield start(parallel, timeout_seconds, store)
         if not ours:
             # A rank that leaves at once would break connections that another one still makes.
             dist.barrier()

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -17,7 +19,8 @@ from altup_moe.config.exit_codes import EXIT_DIVERGED, EXIT_STOPPED
 from altup_moe.config.output import unfailing_output
 from altup_moe.moe.backends import unavailable_overlap
 from altup_moe.parallel.control_collectives import any_rank
-from altup_moe.parallel.topology import topology
+from altup_moe.parallel.start_meeting import StartMeeting, start_meeting
+from altup_moe.parallel.topology import own_rank, topology
 from altup_moe.parallel.watchdog.notes import keep_notes, step_done
 from altup_moe.train.generation import (
     Generated,
@@ -30,7 +33,16 @@ from altup_moe.train.guards.after_skip import Diverged, after_skip
 from altup_moe.train.loggers import Logger, open_loggers
 from altup_moe.train.metrics import StepMetrics
 from altup_moe.train.resume import ResumePoint
-from altup_moe.train.run import Run, check_packages, prepare_run, run_lock, start_run, start_save, take_step
+from altup_moe.train.run import (
+    PreparedRun,
+    Run,
+    check_packages,
+    prepare_run,
+    run_lock,
+    start_run,
+    start_save,
+    take_step,
+)
 from altup_moe.train.samples import Samples
 from altup_moe.train.start_notes import resume_notes, run_notes, start_of, stream_note
 from altup_moe.train.stop_signal import StopSignal
@@ -47,18 +59,26 @@ def train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None = None
     Raises:
         UserError: what the user can mend, before any process group exists.
     """
-    check_packages(config)
-    with unfailing_output(), run_lock(config):
-        return _train(config, enough)
+    with unfailing_output(), ExitStack() as stack, start_meeting(ends_process=True) as meeting:
+        with meeting.telling():
+            check_packages(config)
+            stack.enter_context(run_lock(config))
+            prepared = prepare_run(config, meeting)
+            assert prepared.samples is not None
+            tokenizer = prepared.samples.tokenizer
+            inputs = prepare_generation(prepared.config, tokenizer) if own_rank() == 0 else None
+        return _train(prepared, meeting, inputs, enough)
 
 
-def _train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None) -> int:
-    prepared = prepare_run(config)
-    samples = prepared.samples
-    inputs = prepare_generation(prepared.config, samples.tokenizer) if samples is not None else None
-    with keep_notes(), topology(config.parallel) as topo, StopSignal() as stop:
-        run, resume = start_run(prepared, topo)
-        generator = open_generator(run.config, topo, inputs)
+def _train(
+    prepared: PreparedRun, meeting: StartMeeting, inputs: Any, enough: Callable[[StepMetrics], bool] | None
+) -> int:
+    parallel = prepared.config.parallel
+    with keep_notes(), topology(parallel, store=meeting.world_store) as topo, StopSignal() as stop:
+        with meeting.telling():
+            run, resume = start_run(prepared, topo)
+            generator = open_generator(run.config, topo, inputs)
+        meeting.close()
         loggers: list[Logger] = []
         if topo.is_first:
             assert run.samples is not None

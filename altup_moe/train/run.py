@@ -14,7 +14,7 @@ from pathlib import Path
 from shutil import copytree
 from typing import Any
 
-import torch.distributed as dist
+import torch
 
 from altup_moe.checkpoint.library_versions import library_versions
 from altup_moe.checkpoint.manifest import Manifest
@@ -41,9 +41,11 @@ from altup_moe.parallel.death_record import note_step
 from altup_moe.parallel.parameter_names import is_buffer
 from altup_moe.parallel.rng import rng_state, seed_dropout, set_rng_state
 from altup_moe.parallel.seeds import derived_seed
+from altup_moe.parallel.start_meeting import StartMeeting
 from altup_moe.parallel.topology import Topology, own_rank
 from altup_moe.train.batches import Batch, SampleDataset, micro_batches
 from altup_moe.train.engine import Engine, build_engine
+from altup_moe.train.fingerprints import run_fingerprint
 from altup_moe.train.guards.spikes import GuardState, check_rollback, remember, spike
 from altup_moe.train.metrics import StepMetrics, overlap_metrics, peak_memory_gib
 from altup_moe.train.mixture import run_samples
@@ -96,13 +98,12 @@ class Run:
 class PreparedRun:
     """A run before any process group exists: its data is there, and what it goes on from is known.
 
-    ``samples``: on rank 0 alone, and if the run reads its own data.
+    ``samples``: None where all batches are the caller's own.
     """
 
     config: RunConfig
     resume: ResumePoint | None
     samples: Samples | None
-    with_data: bool = True
 
 
 def check_packages(config: RunConfig) -> None:
@@ -119,13 +120,15 @@ def run_lock(config: RunConfig) -> AbstractContextManager[None]:
     return locked_directory(Path(config.log.run_dir), "training", "name another log.run_dir")
 
 
-def prepare_run(config: RunConfig, with_data: bool = True) -> PreparedRun:
-    """Find the checkpoint that a checked configuration goes on from, and its data.
+def prepare_run(config: RunConfig, meeting: StartMeeting, with_data: bool = True) -> PreparedRun:
+    """Find the checkpoint that a checked configuration goes on from, and its data; agree on it with all ranks.
 
     Rank 0 prepares and verifies the data first: whatever is wrong with it ends the run before the others meet it.
 
+    Args:
+        meeting: open, inside its `telling`.
     Raises:
-        UserError: what the user can mend.
+        UserError: what the user can mend. PeerError: what another rank must, or ranks differ.
     """
     keep_compiled_code(config)
     config = ordered(config)
@@ -135,10 +138,15 @@ def prepare_run(config: RunConfig, with_data: bool = True) -> PreparedRun:
     last = min(config.train.steps, config.train.stop_after or config.train.steps)
     done = 0 if resume is None or resume.weights_only else resume.manifest.step
     check_writable(config, with_room=done < last)
-    samples = run_samples(config) if with_data and own_rank() == 0 else None
+    first = own_rank() == 0
+    samples = run_samples(config) if with_data and first else None
+    meeting.first_is_ready()
+    if with_data and not first:
+        samples = run_samples(config, scan=False)
     if samples is not None:
         check_tokens(resume, samples.fingerprint)
-    return PreparedRun(config, resume, samples, with_data)
+    meeting.agree(lambda: run_fingerprint(config, resume, samples, "cuda" if torch.cuda.is_available() else "cpu"))
+    return PreparedRun(config, resume, samples)
 
 
 def keep_compiled_code(config: RunConfig) -> None:
@@ -156,10 +164,8 @@ def start_run(prepared: PreparedRun, topo: Topology) -> tuple[Run, ResumePoint |
     Raises:
         DataError: the checkpoint's bytes are not those that were saved.
     """
-    dist.barrier()
     began = time.perf_counter()
-    config = prepared.config
-    samples = prepared.samples or (run_samples(config, scan=False) if prepared.with_data else None)
+    config, samples = prepared.config, prepared.samples
     resume = verified(config, prepared.resume, topo) if prepared.resume else None
     run = build_run(config, topo, samples)
     if resume:
