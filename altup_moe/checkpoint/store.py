@@ -36,10 +36,15 @@ def step_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
+def step_of(directory: Path) -> int:
+    """The step in the name of a complete checkpoint's directory."""
+    return int(directory.name.removeprefix("step_"))
+
+
 def complete_checkpoints(root: Path) -> list[Path]:
     """Complete checkpoints in a directory of checkpoints, oldest first."""
     found = [path for path in root.glob("step_*") if _NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+    return sorted(found, key=step_of)
 
 
 def latest_checkpoint(run_dir: str | Path) -> Path | None:
@@ -139,7 +144,7 @@ def prune(root: Path, keep: int, keep_every: int | None = None) -> None:
     """
     found, pointed = complete_checkpoints(root), _pointed(root)
     for path in found[: max(0, len(found) - keep)]:
-        step = int(path.name.removeprefix("step_"))
+        step = step_of(path)
         kept = path == pointed or (keep_every and step % keep_every == 0)
         if not kept and unread(path / MANIFEST):
             # Rename first: a checkpoint that is removed in part must not look complete.

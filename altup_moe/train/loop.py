@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -25,6 +26,7 @@ from altup_moe.train.generation import (
     prepare_generation,
 )
 from altup_moe.train.loggers import Logger, open_loggers
+from altup_moe.train.memory import open_memory
 from altup_moe.train.metrics import StepMetrics
 from altup_moe.train.resume import ResumePoint
 from altup_moe.train.run import Run, check_packages, prepare_run, run_lock, start_run, start_save, take_step
@@ -54,7 +56,8 @@ def _train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None) -> i
     samples = prepared.samples
     inputs = prepare_generation(prepared.config, samples.tokenizer) if samples is not None else None
     with topology(config.parallel) as topo, StopSignal() as stop:
-        run, resume = start_run(prepared, topo)
+        memory = open_memory(prepared.config, topo)
+        run, resume = start_run(prepared, topo, memory)
         generator = open_generator(run.config, topo, inputs)
         loggers: list[Logger] = []
         if topo.is_first:
@@ -65,8 +68,12 @@ def _train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None) -> i
             code = _steps(run, loggers, stop, enough if topo.is_first else None, generator)
             # A run shorter than its profile writes what it has.
             run.profile.close()
+            if memory is not None:
+                memory.end()
             return code
         finally:
+            if memory is not None:
+                memory.close()
             for logger in loggers:
                 logger.close()
 
@@ -83,6 +90,9 @@ def _steps(
     saved = run.step
     while run.step < last:
         metrics = take_step(run, validating=run.step + 1 == last or _due(run.step + 1, t.eval_interval))
+        if run.memory is not None:
+            # Before the step is recorded: what is recorded is lost by at most memory_interval steps.
+            run.memory.after_step(run.step, partial(start_save, run), leaving=run.step == last)
         generated = _generate(run, generator, last, stop)
         for logger in loggers:
             logger.log(replace(metrics, scores=generated.scores))
