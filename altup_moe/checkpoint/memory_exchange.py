@@ -16,7 +16,7 @@ from altup_moe.checkpoint.memory_nodes import Transfer
 CHUNK_BYTES = 1 << 24
 """Bytes of a message; the receiver holds one."""
 MISSING = -1
-"""Sent in the place of a size: the sender does not have the file."""
+"""Sent in the place of a size: the sender, which raises, does not have the file; the receiver goes on without it."""
 
 
 def exchange(transfers: Iterable[Transfer], directory: Path, rank: int, group: Any) -> None:
@@ -67,7 +67,7 @@ def _receive(path: Path, source: int, group: Any) -> None:
     dist.recv(told, source, group=group)
     left = int(told)
     if left == MISSING:
-        raise FileNotFoundError(2, f"rank {source} could not send it", str(path))
+        return
     temporary = path.with_name(f".{path.name}.incoming")
     chunk = torch.empty(min(left, CHUNK_BYTES), dtype=torch.uint8)
     problem: OSError | None = None
