@@ -61,7 +61,7 @@ def copy_and_write(
     Args:
         staging: where to copy to; None writes from the live tensors.
     """
-    with _reported(result, f"rank {rank}: {partial}"):
+    with reported(result, f"rank {rank}: {partial}"):
         try:
             if staging is not None:
                 live = {part: tensor for part, tensor in tensors.items() if not changes_in_forward(part.name)}
@@ -91,7 +91,7 @@ def publish_and_prune(
         head: everything of the manifest but files and tensors.
         files: what all ranks wrote.
     """
-    with _reported(result, f"{partial}"):
+    with reported(result, f"{partial}"):
         # In the order of the plan: the same checkpoint always has the same manifest.
         ordered = {name: files[name] for name in assignment.files}
         publish(partial, replace(head, files=ordered, tensors=stored_tensors(assignment.files, assignment.specs)))
@@ -105,7 +105,7 @@ def _last_taken(head: Manifest) -> int | None:
 
 
 @contextmanager
-def _reported(result: ThreadResult, where: str) -> Iterator[None]:
+def reported(result: ThreadResult, where: str) -> Iterator[None]:
     """Turn an exception of the block into the result's problem: no caller can catch what a thread raises."""
     try:
         yield

@@ -114,14 +114,14 @@ class Saver:
         tensors = self._rank_tensors(held, streams)
         assignment = self._assignment = self._assignment or self._assign(tensors)
         partial = self.root / f"{step_name(head.step)}.partial"
-        self._all_succeed(head.step, self._prepare(head, assignment.bytes) if self.topology.is_first else None)
+        self._all_succeed(head.step, self._prepare(head, assignment) if self._makes_directory else None)
         wanted = {part: tensors[part].tensor for parts in assignment.mine.values() for part in parts}
         staging = self._staging if self.config.asynchronous else None
         if staging is not None:
             wanted |= staging.stage({part: t for part, t in wanted.items() if changes_in_forward(part.name)})
         # The thread gets its own references: it may still be starting when this save is waited for.
         result = ThreadResult()
-        thread = start_thread(copy_and_write, result, partial, assignment, wanted, staging, self.topology.rank)
+        thread = start_thread(self._write, result, partial, assignment, wanted, staging)
         if not self.config.asynchronous:
             thread.join()
         self._save = _RunningSave(head, partial, thread, result, began, time.perf_counter() - began)
@@ -152,7 +152,7 @@ class Saver:
         if problem is not None:
             if self.topology.is_first:
                 shutil.rmtree(save.partial, ignore_errors=True)
-            raise SaveError(_not_saved(save.head.step, problem))
+            raise SaveError(not_saved(save.head.step, problem))
         now = time.perf_counter()
         waited = save.waited + now - began
         if save.publishing:
@@ -203,8 +203,25 @@ class Saver:
         held = [[part.name, part.tensor_slice, each.spec.shape, each.spec.dtype] for part, each in tensors.items()]
         return assign_writes(gather_json(held, self.topology.device), self.topology.rank)
 
-    def _prepare(self, head: Manifest, needed: int) -> str | None:
-        """On rank 0: check the free space and make the directory. Returns the problem, if there is one."""
+    @property
+    def _makes_directory(self) -> bool:
+        """Whether this rank makes the directory that files are written to."""
+        return self.topology.is_first
+
+    def _write(
+        self,
+        result: ThreadResult,
+        partial: Path,
+        assignment: WriteAssignment,
+        tensors: dict[NamedSlice, Tensor],
+        staging: StagingBuffer | None,
+    ) -> None:
+        """The work of a rank's thread."""
+        copy_and_write(result, partial, assignment, tensors, staging, self.topology.rank)
+
+    def _prepare(self, head: Manifest, assignment: WriteAssignment) -> str | None:
+        """On one rank: check the free space and make the directory. Returns the problem, if there is one."""
+        needed = assignment.bytes
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.root).free
@@ -218,8 +235,9 @@ class Saver:
     def _all_succeed(self, step: int, problem: str | None) -> None:
         problem = first_problem(problem, self.topology.device)
         if problem is not None:
-            raise SaveError(_not_saved(step, problem))
+            raise SaveError(not_saved(step, problem))
 
 
-def _not_saved(step: int, problem: str) -> str:
+def not_saved(step: int, problem: str) -> str:
+    """What a `SaveError` says."""
     return f"checkpoint of step {step} was not saved: {problem}"

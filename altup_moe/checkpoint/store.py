@@ -38,6 +38,11 @@ def step_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
+def step_of(directory: Path) -> int:
+    """The step in the name of a complete checkpoint's directory."""
+    return int(directory.name.removeprefix("step_"))
+
+
 def complete_checkpoints(root: Path) -> list[Path]:
     """Complete checkpoints in a directory of checkpoints, oldest first."""
     found = [path for path in root.glob("step_*") if _NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
@@ -132,11 +137,6 @@ def set_aside(root: Path, others: Iterable[Path], instead: Path, ending: str = "
         aside = path.with_name(f"{path.name}{ending}")
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(path, aside)
-
-
-def step_of(path: Path) -> int:
-    """The step in a checkpoint's name."""
-    return int(path.name.removeprefix("step_"))
 
 
 def last_good(root: Path, last_taken: int) -> Path | None:

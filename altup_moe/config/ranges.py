@@ -133,6 +133,7 @@ RANGES: dict[str, Range] = {
     "checkpoint.save_interval": STEPS_OR_ZERO,
     "checkpoint.keep": COUNT,
     "checkpoint.keep_every": COUNT,
+    "checkpoint.memory_interval": COUNT,
     "log.interval": COUNT,
     "log.routing_interval": COUNT_OR_ZERO,
     "log.profile_steps": COUNT_OR_ZERO,

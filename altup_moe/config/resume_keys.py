@@ -57,7 +57,9 @@ KEY_CLASSES: dict[str, KeyClass] = {
     **_each("train", "recorded", "spike_sigma spike_window on_spike"),
     **_each("train", "free", "engine transformer_engine recompute eval_interval eval_tasks stop_after max_skipped"),
     **_each("checkpoint", "recorded", "initial_load_path"),
-    **_each("checkpoint", "free", "save_interval keep keep_every asynchronous on_failure resume fallback"),
+    **_each(
+        "checkpoint", "free", "save_interval keep keep_every memory_interval asynchronous on_failure resume fallback"
+    ),
     **_each(
         "log", "free", "run_dir interval routing_interval profile_steps tensorboard wandb_project mlflow_experiment"
     ),

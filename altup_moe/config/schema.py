@@ -194,6 +194,9 @@ class CheckpointConfig:
     """Newest checkpoints kept; beside them, while the run lasts, the newest one that a good step followed."""
     keep_every: int | None = None
     """Checkpoints whose step is a multiple of this are kept too; None keeps only the newest."""
+    memory_interval: int | None = None
+    """Steps between checkpoints in the memory of each node and of a neighbour (/dev/shm, or ALTUP_MOE_MEMORY_DIR): a
+    restart after a crash goes on from the newest one without the disk. Two stay. null is off."""
     asynchronous: bool = True
     """Take a copy (whose memory is kept for the next) and train on while it is written. false waits for the disk."""
     on_failure: Literal["continue", "stop"] = "continue"

@@ -22,6 +22,7 @@ from types import FrameType
 from altup_moe.config.exit_codes import EXIT_FAILED
 from altup_moe.launch.rank_watch import POLL_SECONDS, is_stopped, send
 from altup_moe.launch.restarts import Failures
+from altup_moe.launch.standby import standby
 from altup_moe.parallel.death_record import DIRECTORY, LAUNCHER_ID, OWN_LAUNCHER
 from altup_moe.parallel.parent_death import seconds_to_save
 
@@ -162,7 +163,9 @@ def _run(argv: Sequence[str], failures: Failures, name: str) -> int:
     # torchrun must handle at least one signal; this one is not in FORWARDED.
     own = ["--signals-to-handle", "SIGUSR2", "--monitor-interval", "0.05"]
     try:
-        run(parse_args([*own, *arguments_for_ranks(argv)]))
+        arguments = parse_args([*own, *arguments_for_ranks(argv)])
+        with standby(restarts=int(arguments.max_restarts) > 0):
+            run(arguments)
     except ChildFailedError as error:
         if failures.first is not None:
             return failures.first.code

@@ -229,6 +229,7 @@ def _torchrun() -> Iterator[Patch]:
     )
 
 
+START_RANK = "torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler:SubprocessHandler._popen"
 COMPILE = "torch:compile"
 
 
@@ -238,6 +239,13 @@ def _start() -> Iterator[Patch]:
         "Megatron's decorators load the compiler, 1.5 s, at the import; the first call does so instead",
         TORCH,
         "parallel/compile_later.py",
+    )
+    yield Patch(
+        START_RANK,
+        "a rank of a restart is forked from a process that has imported torch and Megatron; torchrun has no setting",
+        TORCH,
+        "launch/standby.py",
+        ("self", "args", "env"),
     )
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from altup_moe.train.generation import (
 )
 from altup_moe.train.guards.after_skip import Diverged, after_skip
 from altup_moe.train.loggers import Logger, open_loggers
+from altup_moe.train.memory import open_memory
 from altup_moe.train.metrics import StepMetrics
 from altup_moe.train.resume import ResumePoint
 from altup_moe.train.run import (
@@ -75,8 +77,9 @@ def _train(
 ) -> int:
     parallel = prepared.config.parallel
     with keep_notes(), topology(parallel, store=meeting.world_store) as topo, StopSignal() as stop:
+        memory = open_memory(prepared.config, topo)
         with meeting.telling():
-            run, resume = start_run(prepared, topo)
+            run, resume = start_run(prepared, topo, memory)
             generator = open_generator(run.config, topo, inputs)
         meeting.close()
         loggers: list[Logger] = []
@@ -88,12 +91,16 @@ def _train(
             code = _steps(run, loggers, stop, enough if topo.is_first else None, generator)
             # A run shorter than its profile writes what it has.
             run.profile.close()
+            if memory is not None:
+                memory.end()
             return code
         except Diverged as end:
             if topo.is_first:
                 print(f"altup-moe: {end}", file=sys.stderr, flush=True)
             return EXIT_DIVERGED
         finally:
+            if memory is not None:
+                memory.close()
             for logger in loggers:
                 logger.close()
 
@@ -111,6 +118,9 @@ def _steps(
     while run.step < last:
         metrics = take_step(run, validating=run.step + 1 == last or _due(run.step + 1, t.eval_interval))
         step_done(run.step)
+        if run.memory is not None:
+            # Before the step is recorded: what is recorded is lost by at most memory_interval steps.
+            run.memory.after_step(run.step, partial(start_save, run), leaving=run.step == last)
         generated = _generate(run, generator, last, stop)
         for logger in loggers:
             logger.log(replace(metrics, scores=generated.scores))

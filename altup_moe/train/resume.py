@@ -28,12 +28,14 @@ class ResumePoint:
     """The checkpoint a run starts from.
 
     ``weights_only``: a new run that takes over its weights. ``changes``: keys that the run changes there.
+    ``in_memory``: it lies in the memory of the nodes (checkpoint.memory_interval), not on the disk.
     """
 
     directory: Path
     manifest: Manifest
     weights_only: bool = False
     changes: Changes = field(default_factory=dict)
+    in_memory: bool = False
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -99,7 +101,7 @@ def point_at(config: RunConfig, path: str | Path, weights_only: bool) -> ResumeP
         return _weights_of(config, directory)
     with Checkpoint(directory) as checkpoint:
         manifest = checkpoint.manifest
-    return ResumePoint(directory, manifest, changes=_changes(config, manifest, directory))
+    return ResumePoint(directory, manifest, changes=changes_of(config, manifest, directory))
 
 
 def check_bytes(point: ResumePoint, topology: Topology) -> None:
@@ -140,7 +142,7 @@ def _usable(config: RunConfig) -> Iterator[ResumePoint]:
             if fallback and directory != candidates[-1]:
                 continue
             raise DataError(error.file, error.problem + _advice(root, directory, fallback)) from error
-        yield ResumePoint(directory, manifest, changes=_changes(config, manifest, directory))
+        yield ResumePoint(directory, manifest, changes=changes_of(config, manifest, directory))
         if not fallback:
             return
 
@@ -192,7 +194,7 @@ def _damage(directory: Path, topology: Topology) -> list[str] | None:
     return None
 
 
-def _changes(config: RunConfig, manifest: Manifest, directory: Path) -> Changes:
+def changes_of(config: RunConfig, manifest: Manifest, directory: Path) -> Changes:
     """Keys that the run changes when it goes on from a checkpoint. Raises ConfigError for one that it cannot change."""
     # What was written before a field existed has its default.
     written = from_dict(manifest.config)

@@ -22,7 +22,7 @@ from altup_moe.checkpoint.restore import random_streams, restore
 from altup_moe.checkpoint.saver import Saver
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.state import local_tensors, optimizer_steps, set_optimizer_steps
-from altup_moe.config import RunConfig
+from altup_moe.config import DataError, RunConfig
 from altup_moe.config.load import save_config
 from altup_moe.config.locks import locked_directory
 from altup_moe.config.packages import check_loggers
@@ -47,6 +47,7 @@ from altup_moe.train.batches import Batch, SampleDataset, micro_batches
 from altup_moe.train.engine import Engine, build_engine
 from altup_moe.train.fingerprints import run_fingerprint
 from altup_moe.train.guards.spikes import GuardState, check_rollback, remember, spike
+from altup_moe.train.memory import RunMemory
 from altup_moe.train.metrics import StepMetrics, overlap_metrics, peak_memory_gib
 from altup_moe.train.mixture import run_samples
 from altup_moe.train.optim import build_scheduler, learning_rate
@@ -75,6 +76,7 @@ class Run:
     profile: Profile
     routing: RoutingSums
     saver: Saver
+    memory: RunMemory | None = None
     step: int = 0
     skipped: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -87,6 +89,12 @@ class Run:
     rolled_back: tuple[int, int] = (0, 0)
     """Step that this process went back to last, and how many times in a row it was that one."""
 
+    def settle(self) -> None:
+        """Wait until no save reads weights or optimizer state any more."""
+        self.saver.settle()
+        if self.memory is not None:
+            self.memory.saver.settle()
+
     @property
     def consumed_samples(self) -> int:
         """Samples that finished steps have seen, and those that were passed over."""
@@ -98,12 +106,14 @@ class Run:
 class PreparedRun:
     """A run before any process group exists: its data is there, and what it goes on from is known.
 
-    ``samples``: None where all batches are the caller's own.
+    ``samples``: None where all batches are the caller's own. ``damage``: why the checkpoint on disk cannot be used;
+    there may be one in memory.
     """
 
     config: RunConfig
     resume: ResumePoint | None
     samples: Samples | None
+    damage: DataError | None = None
 
 
 def check_packages(config: RunConfig) -> None:
@@ -133,7 +143,13 @@ def prepare_run(config: RunConfig, meeting: StartMeeting, with_data: bool = True
     keep_compiled_code(config)
     config = ordered(config)
     check_rollback(config)
-    resume = find_resume_point(config)
+    resume, damage = None, None
+    try:
+        resume = find_resume_point(config)
+    except DataError as error:
+        if config.checkpoint.memory_interval is None:
+            raise
+        damage = error
     # A run that is done saves nothing more.
     last = min(config.train.steps, config.train.stop_after or config.train.steps)
     done = 0 if resume is None or resume.weights_only else resume.manifest.step
@@ -146,7 +162,7 @@ def prepare_run(config: RunConfig, meeting: StartMeeting, with_data: bool = True
     if samples is not None:
         check_tokens(resume, samples.fingerprint)
     meeting.agree(lambda: run_fingerprint(config, resume, samples, "cuda" if torch.cuda.is_available() else "cpu"))
-    return PreparedRun(config, resume, samples)
+    return PreparedRun(config, resume, samples, damage)
 
 
 def keep_compiled_code(config: RunConfig) -> None:
@@ -156,9 +172,11 @@ def keep_compiled_code(config: RunConfig) -> None:
         os.environ.update(TORCHINDUCTOR_FX_GRAPH_CACHE="0", TORCHINDUCTOR_AUTOGRAD_CACHE="0")
 
 
-def start_run(prepared: PreparedRun, topo: Topology) -> tuple[Run, ResumePoint | None]:
+def start_run(prepared: PreparedRun, topo: Topology, memory: RunMemory | None = None) -> tuple[Run, ResumePoint | None]:
     """Build, seed, and restore the checkpoint if there is one; rank 0 writes the run's files. Collective.
 
+    Args:
+        memory: of the nodes; what is there is taken unless the disk has newer.
     Returns:
         The run, and the point that it goes on from: with checkpoint.fallback it may be older than the prepared one.
     Raises:
@@ -166,8 +184,9 @@ def start_run(prepared: PreparedRun, topo: Topology) -> tuple[Run, ResumePoint |
     """
     began = time.perf_counter()
     config, samples = prepared.config, prepared.samples
-    resume = verified(config, prepared.resume, topo) if prepared.resume else None
+    resume = _point(prepared, topo, memory, samples)
     run = build_run(config, topo, samples)
+    run.memory = memory
     if resume:
         restore_run(run, resume)
     loading = time.perf_counter() - began
@@ -179,7 +198,25 @@ def start_run(prepared: PreparedRun, topo: Topology) -> tuple[Run, ResumePoint |
             source = resume.directory.name if resume else None
             record = start_record(config, topo.world_size, run.step, source, loading)
             append_start(starts_file(config.log.run_dir), record)
+    if memory is not None:
+        memory.begin(run.step)
     return run, resume
+
+
+def _point(
+    prepared: PreparedRun, topo: Topology, memory: RunMemory | None, samples: Samples | None
+) -> ResumePoint | None:
+    """The checkpoint that the run goes on from, its bytes verified. Collective."""
+    disk = prepared.resume
+    if memory is not None:
+        point = memory.newer_point(disk.manifest.step if disk and not disk.weights_only else -1)
+        if point is not None:
+            if samples is not None:
+                check_tokens(point, samples.fingerprint)
+            return point
+    if prepared.damage is not None:
+        raise prepared.damage
+    return verified(prepared.config, disk, topo) if disk else None
 
 
 def build_run(config: RunConfig, topo: Topology, samples: Samples | None) -> Run:
@@ -241,7 +278,7 @@ def take_step(run: Run, batches: list[Batch] | None = None, validating: bool = F
     rate = learning_rate(run.engine.optimizer)
     with run.profile.step():
         spiked = partial(spike, run.config.train, run.guard)
-        result = train_step(run.engine, batches, run.config, run.topology, run.saver.settle, spiked)
+        result = train_step(run.engine, batches, run.config, run.topology, run.settle, spiked)
     run.step += 1
     run.skipped += result.skipped
     run.last = result
@@ -284,9 +321,11 @@ def _metrics(run: Run, result: StepResult, rate: float, seconds: float, valid: V
     )
 
 
-def start_save(run: Run) -> None:
-    """Start to save the run as it is, by `run.saver`, which has no save under way. Collective.
+def start_save(run: Run, saver: Saver | None = None) -> None:
+    """Start to save the run as it is, by a saver that has no save under way. Collective.
 
+    Args:
+        saver: None is `run.saver`.
     Raises:
         SaveError: the disk is too full, or the directory cannot be made.
     """
@@ -305,4 +344,4 @@ def start_save(run: Run) -> None:
         guards=run.guard.to_dict(),
     )
     named = named_tensors(list(run.engine.chunks), run.config, run.topology)
-    run.saver.start(head, local_tensors(named, run.engine.optimizer), rng_state())
+    (saver or run.saver).start(head, local_tensors(named, run.engine.optimizer), rng_state())

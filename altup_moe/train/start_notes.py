@@ -24,7 +24,7 @@ def start_of(step: int, resume: ResumePoint | None) -> str:
         return "from step 0"
     if resume.weights_only:
         return f"a new run, from step 0 with the weights of {resume.directory}"
-    return f"going on from step {step} ({resume.directory.name})"
+    return f"going on from step {step} ({resume.directory.name}{' in memory' if resume.in_memory else ''})"
 
 
 def stream_note(config: RunConfig) -> str:
