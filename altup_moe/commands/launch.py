@@ -18,9 +18,10 @@ LAUNCH = Group(
             torchrun.launch,
             launcher=True,
             more="""Without --node-rank, and with --max-restarts, the nodes number themselves when they have met. Exit
-            codes are the ranks' own: 0, 2 (a mistake), 75 (stopped by a signal and saved: the same command goes on).
-            SIGTERM, SIGINT, SIGHUP and SIGUSR1 reach the ranks, SIGUSR1 as SIGTERM. Variables of the environment
-            (in parentheses) are the flags' defaults.""",
+            codes are the ranks' own: 0, 2 (a mistake), 75 (stopped by a signal and saved: the same command goes on),
+            76 (diverged), 77 (a rank hung). The rank that failed first is shown whole, the others in a line each.
+            SIGTERM, SIGINT, SIGHUP and SIGUSR1 reach the ranks, SIGUSR1 as SIGTERM. If the launcher is killed the ranks
+            save and end. Variables of the environment (in parentheses) are the flags' defaults.""",
         ),
         "deepspeed": Command(
             "launch deepspeed",

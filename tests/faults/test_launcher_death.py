@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from altup_moe.checkpoint.store import latest_checkpoint
+from altup_moe.doctor.network import free_port
 from altup_moe.launch import netlab
 from tests.distributed.test_launchers import command, environment, launched, losses
 from tests.processes import LOOPBACK, listening, running, started
@@ -21,6 +23,7 @@ from tests.processes import LOOPBACK, listening, running, started
 ROOT = Path(__file__).parents[2]
 FAILING = ROOT / "tests" / "faults" / "failing.py"
 STEPS = 40
+Saw = Callable[[float, int, str], None]
 
 pytestmark = [pytest.mark.usefixtures("signals_are_heard"), pytest.mark.distributed, pytest.mark.timeout(600)]
 
@@ -51,11 +54,10 @@ def finish(run_dir: Path, cache: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def eventually(condition: object, seconds: float = 100) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 100) -> bool:
     """Whether a condition comes true in time."""
     give_up = time.monotonic() + seconds
-    assert callable(condition)
-    while not (met := bool(condition())) and time.monotonic() < give_up:
+    while not (met := condition()) and time.monotonic() < give_up:
         time.sleep(0.02)
     return met
 
@@ -66,41 +68,51 @@ NETLAB = [sys.executable, str(ROOT / "launch" / "netlab"), "--"]
 NO_NETLAB = netlab.unavailable()
 
 
+def killed(launcher: list[str], run_dir: Path, cache: Path, check: Callable[[int], None] = lambda pid: None) -> tuple:
+    """Train, kill the launcher and see its ranks save and end: seconds from then, exit code, what was printed."""
+    train = [sys.executable, "-m", "altup_moe", *words(run_dir, cache)[1:]]
+    output = run_dir.with_suffix(".txt")
+    with output.open("w") as said, started([*launcher, *train], env=environment(), stdout=said) as process:
+        metrics = run_dir / "metrics.jsonl"
+        assert eventually(lambda: metrics.is_file() and metrics.read_bytes().count(b"\n") >= 3)
+        check(process.pid)
+        process.send_signal(signal.SIGKILL)
+        began = time.monotonic()
+        code = process.wait(20)
+        assert eventually(lambda: not running(run_dir), 60), "ranks outlive their launcher"
+        seconds = time.monotonic() - began
+    directory = latest_checkpoint(run_dir)
+    assert directory is not None
+    assert directory.name == f"step_{len(losses(run_dir)):08d}", "not saved at the step at which it was stopped"
+    return seconds, code, output.read_text()
+
+
+@pytest.mark.fault("kill-launcher")
+def test_ranks_save_and_end_with_torchrun_and_go_on(whole: list[float], cache: Path, tmp_path: Path, saw: Saw) -> None:
+    def on_the_loopback(launcher: int) -> None:
+        assert set(listening(launcher)) == {LOOPBACK}, "others can reach a store of this run"
+
+    run_dir = tmp_path / "run"
+    report = killed(launched("torchrun.sh"), run_dir, cache, on_the_loopback)
+    if len(losses(run_dir)) < STEPS:
+        finish(run_dir, cache)
+    assert losses(run_dir)[:STEPS] == whole
+    saw(*report)
+
+
 @pytest.mark.parametrize(
     "launcher",
     [
-        launched("torchrun.sh"),
         pytest.param(BY_NAME, marks=pytest.mark.long),
         pytest.param(BARE, marks=pytest.mark.long),
         pytest.param(NETLAB, marks=pytest.mark.skipif(NO_NETLAB is not None, reason=str(NO_NETLAB))),
     ],
-    ids=["torchrun.sh", "altup-moe", "bare-torchrun", "netlab"],
+    ids=["altup-moe", "bare-torchrun", "netlab"],
 )
-def test_ranks_save_and_end_when_their_launcher_is_killed(
-    launcher: list[str], whole: list[float], cache: Path, tmp_path: Path
-) -> None:
-    run_dir = tmp_path / "run"
-    train = [sys.executable, "-m", "altup_moe", *words(run_dir, cache)[1:]]
-    with started([*launcher, *train], env=environment()) as process:
-        metrics = run_dir / "metrics.jsonl"
-        assert eventually(lambda: metrics.is_file() and metrics.read_bytes().count(b"\n") >= 3)
-        if launcher[0].endswith(".sh"):
-            places = listening(process.pid)
-            assert set(places) == {LOOPBACK}, "others can reach a store of this run"
-        process.send_signal(signal.SIGKILL)
-        process.wait(20)
-        assert eventually(lambda: not running(run_dir), 60), "ranks outlive their launcher"
+def test_ranks_save_and_end_with_any_launcher(launcher: list[str], cache: Path, tmp_path: Path) -> None:
+    killed(launcher, tmp_path / "run", cache)
     if launcher is NETLAB:
         assert subprocess.run([*NETLAB[:-1], "--clean"], timeout=60).returncode == 0
-    steps = len(losses(run_dir))
-    directory = latest_checkpoint(run_dir)
-    assert directory is not None
-    assert directory.name == f"step_{steps:08d}", "not saved at the step at which it was stopped"
-    assert steps >= 3
-    if launcher[0].endswith(".sh") and steps < STEPS:
-        finish(run_dir, cache)
-        steps = STEPS
-    assert losses(run_dir)[:STEPS] == whole[:steps]
 
 
 def failing(cache: Path, run_dir: Path, *flags: str, **how: str) -> subprocess.CompletedProcess[str]:
@@ -109,8 +121,10 @@ def failing(cache: Path, run_dir: Path, *flags: str, **how: str) -> subprocess.C
     return subprocess.run(argv, env={**environment(), **how}, capture_output=True, text=True, timeout=250)
 
 
-def test_the_first_failure_is_named_and_a_storm_of_restarts_ends(cache: Path, tmp_path: Path) -> None:
+@pytest.mark.fault("restart-storm")
+def test_the_first_failure_is_named_and_a_storm_of_restarts_ends(cache: Path, tmp_path: Path, saw: Saw) -> None:
     """In step 4 of every start rank 1 raises, and takes its time to end; rank 0 loses its peer and is gone first."""
+    began = time.monotonic()
     done = failing(cache, tmp_path / "run", "--max-restarts", "5", FAIL="raise")
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if line.startswith("altup-moe launch torchrun: ")]
@@ -121,13 +135,28 @@ def test_the_first_failure_is_named_and_a_storm_of_restarts_ends(cache: Path, tm
     assert done.stderr.count("Traceback (most recent call last)") == 2
     assert done.stderr.count("ValueError: as the test asks") == 4  # each start: its traceback and its line
     assert not running(tmp_path / "run")
+    saw(time.monotonic() - began, done.returncode, done.stderr)
 
 
-def test_a_killed_rank_is_named_and_a_stopped_one_does_not_delay_the_end(cache: Path, tmp_path: Path) -> None:
+@pytest.mark.fault("kill-rank")
+def test_a_killed_rank_is_named_and_a_stopped_one_does_not_delay_the_end(cache: Path, tmp_path: Path, saw: Saw) -> None:
     begin = time.monotonic()
     done = failing(cache, tmp_path / "run", FAIL="kill", STOP="1")
     assert done.returncode == 128 + signal.SIGKILL, done.stderr
     assert "rank 1 ended with exit code 137 (killed by signal 9, SIGKILL)" in done.stderr
     assert "Traceback" not in done.stderr
-    assert time.monotonic() - begin < 100
     assert not running(tmp_path / "run")
+    saw(time.monotonic() - begin, done.returncode, done.stderr)
+
+
+@pytest.mark.fault("missing-peer")
+@pytest.mark.parametrize("flags", [["--node-rank", "0"], ["--max-restarts", "3"]], ids=["static", "c10d"])
+def test_a_node_that_does_not_come_is_named(flags: list[str], saw: Saw) -> None:
+    meeting = ["--nodes", "2", "--rdzv", f"127.0.0.1:{free_port()}", "--rdzv-timeout", "2"]
+    began = time.monotonic()
+    argv = [str(ROOT / "launch" / "torchrun.sh"), "--ranks-per-node", "1", *meeting, *flags, "--", "true"]
+    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert ": only 1 of 2 nodes came within 2 s: " in done.stderr
+    saw(time.monotonic() - began, done.returncode, done.stderr)
