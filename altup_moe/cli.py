@@ -90,7 +90,8 @@ def _end_with_the_launcher() -> None:
     """This is a rank: it saves and stops when its launcher dies, and is killed if that takes too long."""
     parent = os.getppid()
     parent_death.stop_with_parent(parent)
-    parent_death.end_after_parent(parent, parent_death.seconds_to_save())
+    launcher = parent_death.launcher_process()
+    parent_death.end_after_parent(parent, parent_death.seconds_to_save(), launcher if launcher != parent else None)
 
 
 def _exit_code(words: list[str], interrupts: Interrupts) -> int:

@@ -247,8 +247,9 @@ def _report(plan: dict[str, Any], digests: DigestComparison | None, seconds: flo
 
 def reshard(options: ReshardOptions) -> int:
     """Reshard a checkpoint; a signal or an error leaves nothing behind. Returns the exit code."""
-    # Turn SIGTERM into an exception, so that incomplete files are removed.
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # Turn signals into an exception, so that incomplete files are removed.
+    heard = [n for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, frame: sys.exit(128 + number)) for number in heard}
     try:
         return run_reshard(options)
     except OSError as error:
@@ -257,7 +258,8 @@ def reshard(options: ReshardOptions) -> int:
         print("altup-moe: stopped, nothing was kept", file=sys.stderr)
         return 130
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 RESHARD = Command(

@@ -23,7 +23,7 @@ from altup_moe.launch.netplan import NAMESPACE, WORK_DIR, NetlabError, NetlabPla
 from altup_moe.launch.node import FORWARDED, NETLAB, told_already
 from altup_moe.launch.rank_watch import RankWatch
 from altup_moe.launch.restarts import ENDED_BY_SIGNAL, FINAL_CODES
-from altup_moe.parallel import death_record
+from altup_moe.parallel import death_record, parent_death
 from altup_moe.parallel.death_record import Death
 
 NODE_POLL_SECONDS = 0.05
@@ -172,7 +172,7 @@ def _first_failure(records: Path, stopped: bool, node: Death | None) -> int:
 def _start(rank: int, node: Node, log_dir: Path | None, records: str) -> subprocess.Popen[str]:
     """Start a node. Only node 0 writes to stdout; the others write to their log files or to a pipe."""
     log = log_dir / f"node{rank}.log" if log_dir else None
-    own = {death_record.DIRECTORY: records, death_record.LAUNCHER_ID: str(os.getpid())}
+    own = {death_record.DIRECTORY: records, parent_death.LAUNCHER_ID: str(os.getpid())}
     with log.open("w") if rank and log else nullcontext() as file:
         return subprocess.Popen(
             node.argv,

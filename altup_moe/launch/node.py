@@ -23,8 +23,8 @@ from altup_moe.config.exit_codes import EXIT_FAILED
 from altup_moe.launch.rank_watch import POLL_SECONDS, is_stopped, send
 from altup_moe.launch.restarts import Failures
 from altup_moe.launch.standby import standby
-from altup_moe.parallel.death_record import DIRECTORY, LAUNCHER_ID, OWN_LAUNCHER
-from altup_moe.parallel.parent_death import seconds_to_save
+from altup_moe.parallel.death_record import DIRECTORY, OWN_LAUNCHER
+from altup_moe.parallel.parent_death import LAUNCHER_ID, seconds_to_save
 
 # Signals that end a node -> the signal that the ranks get. SLURM warns with USR1, which becomes a request to stop.
 FORWARDED = {

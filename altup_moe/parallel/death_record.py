@@ -1,7 +1,7 @@
 """What a rank that fails leaves for its launcher: when, in which step, the error and its traceback, as a JSON file.
 
 The launcher names a directory in the variable `DIRECTORY`. It prints the first failure whole and the others as a line
-each (`launch.deaths`), so a rank that has left its record prints no traceback. Standard library only.
+each (`launch.deaths`), so a rank that has left its record prints no traceback.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from altup_moe.parallel.parent_death import launcher_process
+
 DIRECTORY = "ALTUP_MOE_DEATHS"
 """Variable: directory for the records of a launcher's ranks."""
 OWN_LAUNCHER = "ALTUP_MOE_LAUNCHER"
 """Variable of ranks that one of our launchers has started; bare torchrun hides their exit codes."""
-LAUNCHER_ID = "ALTUP_MOE_LAUNCHER_PID"
-"""Variable: process of the launcher that prints the records."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def leave(error: BaseException, code: int = 1) -> bool:
     )
     try:
         write(directory, death)
-        return _launcher_lives()
+        return launcher_process() is not None
     except OSError:
         return False
 
@@ -126,10 +126,3 @@ def _chain(error: BaseException) -> list[BaseException]:
         chain.append(found)
         found = found.__cause__ or found.__context__
     return chain
-
-
-def _launcher_lives() -> bool:
-    with suppress(ValueError, OSError):
-        os.kill(int(os.environ.get(LAUNCHER_ID, "")), 0)
-        return True
-    return False

@@ -14,6 +14,8 @@ import time
 PR_SET_PDEATHSIG = 1
 SECONDS_TO_SAVE = "ALTUP_MOE_ORPHAN_SECONDS"
 """Variable: seconds that a rank has to save and end after its launcher has died; then it kills itself."""
+LAUNCHER_ID = "ALTUP_MOE_LAUNCHER_PID"
+"""Variable: process of the launcher, of ours, that has started this rank, also through others."""
 DEFAULT_SECONDS_TO_SAVE = 120.0
 POLL_SECONDS = 0.5
 
@@ -35,21 +37,43 @@ def stop_with_parent(parent: int) -> None:
     _request(parent, signal.SIGTERM)
 
 
-def end_after_parent(parent: int, seconds: float) -> threading.Thread:
+def end_after_parent(parent: int, seconds: float, launcher: int | None = None) -> threading.Thread:
     """Kill this process `seconds` after its parent has ended, if it has not ended by then. Returns the thread.
 
     A thread does it, since the main thread may wait for a rank that answers no more.
+
+    Args:
+        launcher: a process further up, which the kernel does not watch for this one. When it ends first this process
+            gets SIGUSR1, which asks a run to stop and never does more; then it has as many seconds.
     """
 
     def work() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent and (launcher is None or _exists(launcher)):
             time.sleep(POLL_SECONDS)
+        if os.getppid() == parent:
+            os.kill(os.getpid(), signal.SIGUSR1)
         time.sleep(seconds)
         os.kill(os.getpid(), signal.SIGKILL)
 
     thread = threading.Thread(target=work, name="end-after-parent", daemon=True)
     thread.start()
     return thread
+
+
+def launcher_process() -> int | None:
+    """The process that `LAUNCHER_ID` names, if it runs on this machine."""
+    text = os.environ.get(LAUNCHER_ID, "")
+    return int(text) if text.isascii() and text.isdigit() and _exists(int(text)) else None
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def seconds_to_save() -> float:

@@ -13,7 +13,7 @@ import pytest
 
 from altup_moe.launch.deaths import in_order, joined, report, same_failure
 from altup_moe.launch.rank_watch import RankWatch
-from altup_moe.parallel import death_record
+from altup_moe.parallel import death_record, parent_death
 from altup_moe.parallel.death_record import Death
 
 GONE = "RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:5321"
@@ -80,7 +80,7 @@ def test_a_record_keeps_the_time_at_which_the_error_passed_by_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(death_record.DIRECTORY, str(tmp_path))
-    monkeypatch.setenv(death_record.LAUNCHER_ID, str(os.getpid()))
+    monkeypatch.setenv(parent_death.LAUNCHER_ID, str(os.getpid()))
     monkeypatch.setenv("RANK", "3")
     now = [10.0]
     monkeypatch.setattr(death_record.time, "time", lambda: now[0])
@@ -94,7 +94,7 @@ def test_a_record_keeps_the_time_at_which_the_error_passed_by_first(
     assert (record.rank, record.time, record.error) == (3, 10.0, "RuntimeError: wrapped")
     assert death_record.leave(ValueError("another"))
     assert death_record.read_all(tmp_path)[0].time == 20.0
-    monkeypatch.setenv(death_record.LAUNCHER_ID, str(2**22 + 1))  # no process has this id: nobody would print it
+    monkeypatch.setenv(parent_death.LAUNCHER_ID, str(2**22 + 1))  # no process has this id: nobody would print it
     assert not death_record.leave(error)
     monkeypatch.delenv(death_record.DIRECTORY)  # no launcher of ours: the rank prints it
     assert not death_record.leave(error)
@@ -146,4 +146,26 @@ def test_a_process_that_ignores_the_request_is_killed_after_its_parent(tmp_path:
         parent.kill()
         assert parent.stdout is not None
         parent.stdout.read()  # ends when the rank, which holds the other end, has ended
+    assert (tmp_path / "told").exists()
+
+
+@pytest.mark.usefixtures("signals_are_heard")
+def test_a_rank_is_asked_to_stop_when_a_launcher_further_up_has_been_killed(tmp_path: Path) -> None:
+    """Its parent, DeepSpeed's launcher say, lives on. The bound holds for it as well."""
+    rank = (
+        "import os, signal, sys, time; from altup_moe.parallel.parent_death import *;"
+        "signal.signal(signal.SIGUSR1, lambda *_: open(sys.argv[1] + '/told', 'w'));"
+        "end_after_parent(os.getppid(), 0.3, launcher_process()); open(sys.argv[1] + '/ready', 'w');"
+        "[time.sleep(0.1) for _ in range(1000)]"
+    )
+    with subprocess.Popen(["sleep", "100"]) as launcher:
+        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), parent_death.LAUNCHER_ID: str(launcher.pid)}
+        with subprocess.Popen([sys.executable, "-c", rank, str(tmp_path)], env=env) as process:
+            give_up = time.monotonic() + 60
+            while not (tmp_path / "ready").exists() and time.monotonic() < give_up:
+                time.sleep(0.02)
+            assert process.poll() is None
+            launcher.kill()
+            launcher.wait()
+            assert process.wait(60) == -signal.SIGKILL
     assert (tmp_path / "told").exists()
