@@ -22,12 +22,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from altup_moe.config.errors import PeerError, UserError
 from altup_moe.config.exit_codes import EXIT_FAILED, EXIT_USER_ERROR
 from altup_moe.parallel.agreement import ASKED_GROUPS, SHOWN_RANKS, Fingerprint, Party, difference_line, parties
+from altup_moe.parallel.tcp_store import open_store
 
 LONGEST_PAUSE = 0.1
 """Seconds between two looks at a key. (A wait inside the store hears no Ctrl-C, and prints lines of its own.)"""
@@ -332,15 +332,8 @@ def _own_meeting(place: _Place, ends_process: bool, seconds: float) -> StartMeet
     hosts = place.rank == 0 and not place.agent_hosts
     if not hosts and not _answers(place, seconds):
         return None
-    store = dist.TCPStore(
-        place.address,
-        place.port,
-        place.world_size,
-        is_master=hosts,
-        timeout=timedelta(seconds=ARRIVE_SECONDS),
-        wait_for_workers=False,
-        multi_tenant=True,
-    )
+    here = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE")) == str(place.world_size)
+    store = open_store(place.address, place.port, hosts=hosts, seconds=ARRIVE_SECONDS, alone=here)
     _opened += 1
     prefix = f"altup_moe/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_opened}"
     return StartMeeting(

@@ -17,6 +17,7 @@ import pytest
 from altup_moe.checkpoint.store import latest_checkpoint
 from altup_moe.doctor.network import free_port
 from altup_moe.launch import netlab
+from altup_moe.launch.node import child_processes
 from tests.distributed.test_launchers import command, environment, launched, losses
 from tests.processes import LOOPBACK, listening, running, started
 
@@ -90,7 +91,9 @@ def killed(launcher: list[str], run_dir: Path, cache: Path, check: Callable[[int
 @pytest.mark.fault("kill-launcher")
 def test_ranks_save_and_end_with_torchrun_and_go_on(whole: list[float], cache: Path, tmp_path: Path, saw: Saw) -> None:
     def on_the_loopback(launcher: int) -> None:
-        assert set(listening(launcher)) == {LOOPBACK}, "others can reach a store of this run"
+        places = [place for pid in (launcher, *child_processes(launcher)) for place in listening(pid)]
+        assert len(places) >= 2, "the launcher's store and that of rank 0"
+        assert set(places) == {LOOPBACK}, "others can reach a store of this run"
 
     run_dir = tmp_path / "run"
     report = killed(launched("torchrun.sh"), run_dir, cache, on_the_loopback)
