@@ -19,7 +19,7 @@ EXAMPLES = (
 )
 SBATCH = Path(__file__).with_name("slurm.sbatch")
 """The batch file without a command; `sbatch [flags] slurm.sbatch COMMAND` takes one as it is."""
-LAST_FLAG, PROLOGUE = "#SBATCH --signal=B:USR1@120\n", "set -euo pipefail\n"
+FIRST, PROLOGUE = "#!/usr/bin/env bash\n", "set -euo pipefail\n"
 """Lines of the batch file after which its flags and the command are put."""
 
 
@@ -101,7 +101,7 @@ def batch_file(options: SlurmOptions, command: Sequence[str]) -> str:
     names = {flag.partition("=")[0] for flag in flags}
     kept = [line for line in text.splitlines(keepends=True) if not _sets(line, names)]
     text = "".join(kept)
-    text = text.replace(LAST_FLAG, LAST_FLAG + "".join(f"#SBATCH {shlex.quote(flag)}\n" for flag in flags), 1)
+    text = text.replace(FIRST, FIRST + "".join(f"#SBATCH {shlex.quote(flag)}\n" for flag in flags), 1)
     return text.replace(PROLOGUE, PROLOGUE + prologue, 1)
 
 

@@ -1,8 +1,9 @@
-"""slurm.sbatch under a pretended `srun` and `scontrol`: no SLURM was at hand."""
+"""slurm.sbatch under a pretended SLURM, quickly; tests/slurm/ has a real one."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -25,8 +26,12 @@ exec "$@"
 """
 SCONTROL = """#!/bin/sh
 echo "$*" >> "$LOG/scontrol"
-[ "$1" = show ] && printf 'node7\\nnode8\\n'
+[ "$2" = hostnames ] && printf 'node7\\nnode8\\n'
+[ "$2" = node ] && echo "NodeName=node8 $NODE"
 exit 0
+"""
+SQUEUE = """#!/bin/sh
+echo "${STATE-RUNNING None}"
 """
 TORCHRUN = """#!/bin/sh
 for word in "$@"; do printf '%s\\0' "$word"; done > "$LOG/argv"
@@ -40,7 +45,8 @@ while :; do sleep 0.1; done
 @pytest.fixture
 def job(tmp_path: Path) -> dict[str, str]:
     """Environment of a job whose programs write what they were told to `tmp_path`."""
-    for name, text in (("bin/srun", SRUN), ("bin/scontrol", SCONTROL), ("launch/torchrun.sh", TORCHRUN)):
+    programs = {"bin/srun": SRUN, "bin/scontrol": SCONTROL, "bin/squeue": SQUEUE, "launch/torchrun.sh": TORCHRUN}
+    for name, text in programs.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
@@ -58,7 +64,9 @@ def job(tmp_path: Path) -> dict[str, str]:
 
 def run(env: dict[str, str], *argv: str) -> subprocess.CompletedProcess[str]:
     """The script to its end."""
-    return subprocess.run(["bash", str(SBATCH), *argv], env=env, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [str(shutil.which("bash")), str(SBATCH), *argv], env=env, capture_output=True, text=True, timeout=60
+    )
 
 
 def test_it_is_bash_and_its_help_needs_no_slurm() -> None:
@@ -105,10 +113,37 @@ def test_a_warning_lets_ranks_save_and_the_job_is_queued_again(
     assert "job 4242 goes back into the queue" in err
 
 
-@pytest.mark.parametrize("code", [1, 2, 137])
+@pytest.mark.parametrize("code", [0, 1, 2, 76, 137])
 def test_any_other_end_is_the_jobs_end(code: int, job: dict[str, str], tmp_path: Path) -> None:
-    assert run(job | {"CODE": str(code)}, "true").returncode == code
-    assert "requeue" not in (tmp_path / "scontrol").read_text()
+    done = run(job | {"CODE": str(code), "NODE": "State=MIXED BootTime=2001-01-01T00:00:00"}, "true")
+    assert (done.returncode, done.stderr.count("\n")) == (code, int(code > 0))
+    assert "requeue " not in (tmp_path / "scontrol").read_text()
+
+
+ENDS = [
+    ("77", {}, "hung"),
+    ("77", {"SLURM_RESTART_COUNT": "20"}, None),
+    ("77", {"SLURM_RESTART_COUNT": "20", "MAX_REQUEUES": "21"}, "hung"),
+    ("75", {"SLURM_RESTART_COUNT": "20"}, "saved and stopped"),
+    ("75", {"STATE": "COMPLETING None"}, None),  # scancel, or preemption
+    ("75", {"STATE": "COMPLETING TimeLimit"}, "saved and stopped"),
+    ("138", {}, "anything to save"),
+    ("1", {"NODE": "State=DOWN*"}, "a node was lost"),
+    ("1", {"NODE": "State=ALLOCATED*"}, "a node was lost"),
+    ("134", {"NODE": "State=MIXED SlurmdStartTime=2999-01-01T00:00:00"}, "a node was lost"),
+    ("2", {"NODE": "State=DOWN*"}, None),
+    ("76", {"NODE": "State=DOWN*"}, None),
+]
+
+
+@pytest.mark.parametrize(("code", "env", "why"), ENDS)
+def test_what_a_job_is_put_back_for(
+    code: str, env: dict[str, str], why: str | None, job: dict[str, str], tmp_path: Path
+) -> None:
+    done = run(job | {"CODE": code} | env, "true")
+    assert (done.returncode, done.stderr.count("\n")) == (int(code), 1)
+    assert ("requeue 4242\n" in (tmp_path / "scontrol").read_text()) == (why is not None)
+    assert (why or "slurm.sbatch: ") in done.stderr
 
 
 def test_mistakes_are_one_line_and_exit_code_2(job: dict[str, str], tmp_path: Path) -> None:
@@ -118,7 +153,7 @@ def test_mistakes_are_one_line_and_exit_code_2(job: dict[str, str], tmp_path: Pa
         (run(job), "command: none given"),
         (run(without, "true"), "SLURM_JOB_ID: not set"),
         (run(job | {"SLURM_SUBMIT_DIR": "/", "PATH": bare}, "true"), "set ALTUP_MOE_ROOT"),
-        (run(job | {"PATH": os.environ["PATH"]}, "true"), "srun: not found"),
+        (run(job | {"PATH": str(tmp_path)}, "true"), "srun: not found"),
     ]
     for done, says in cases:
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -129,13 +164,21 @@ def test_mistakes_are_one_line_and_exit_code_2(job: dict[str, str], tmp_path: Pa
 def test_the_command_and_flags_are_written_into_the_batch_file(
     job: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--nodes", "2", "--partition", "gpu", "--ranks-per-node", "3", "--sbatch=--account=mine --qos=high"]
+    flags = [
+        "--nodes",
+        "2",
+        "--partition",
+        "gpu",
+        "--ranks-per-node",
+        "3",
+        "--sbatch=--account=mine --signal=B:TERM@60",
+    ]
     words = ["altup-moe", "a b", "$(touch pwned)", "--"]
     assert main(["launch", "slurm", "--print", *flags, "--", *words]) == 0
     text = capsys.readouterr().out
-    wanted = ("--nodes=2", "--partition=gpu", "--account=mine", "--qos=high", "--job-name=altup-moe")
+    wanted = ("--nodes=2", "--partition=gpu", "--account=mine", "--job-name=altup-moe", "--signal=B:TERM@60")
     assert [text.count(f"#SBATCH {flag}\n") for flag in wanted] == [1] * len(wanted)
-    assert text.count("#SBATCH --nodes") == 1
+    assert (text.count("#SBATCH --nodes"), text.count("#SBATCH --signal")) == (1, 1)
     file = tmp_path / "run.sbatch"
     file.write_text(text)
     done = subprocess.run(["bash", str(file)], env=job | {"CODE": "0"}, capture_output=True, text=True, timeout=60)
