@@ -48,7 +48,7 @@ def _measure(options: FaultsBench, kinds: tuple[FaultKind, ...], place: Path, un
     with small_disk(place / "disk", mount="full-disk" in kinds) as disk:
         run_dir = disk / "run"
         command = train_command(options, run_dir, cache)
-        _tell(f"{len(planned)} faults in {options.minutes:g} min of training; lines of the run: {place}/console.txt")
+        _tell(f"{len(planned)} fault(s) in {options.minutes:g} min of training; lines of the run: {place}/console.txt")
         seen = Supervisor(command, run_dir, disk, place / "console.txt").run(planned, seconds)
         kept_dir = shutil.copytree(run_dir, place / "run", ignore=shutil.ignore_patterns("checkpoints"))
     run = measured(seen, kept_dir, batch_size(options.ranks))
