@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,6 @@ ROOT = Path(__file__).parents[2]
 FAILING = ROOT / "tests" / "faults" / "failing.py"
 STEPS = 40
 
-Saw = Callable[[float, int, str], None]
 pytestmark = [pytest.mark.usefixtures("signals_are_heard"), pytest.mark.distributed, pytest.mark.timeout(300)]
 
 
@@ -69,7 +67,6 @@ NETLAB = [sys.executable, str(ROOT / "launch" / "netlab"), "--"]
 NO_NETLAB = netlab.unavailable()
 
 
-@pytest.mark.fault("kill-launcher")
 @pytest.mark.parametrize(
     "launcher",
     [
@@ -81,22 +78,19 @@ NO_NETLAB = netlab.unavailable()
     ids=["torchrun.sh", "altup-moe", "bare-torchrun", "netlab"],
 )
 def test_ranks_save_and_end_when_their_launcher_is_killed(
-    launcher: list[str], whole: list[float], cache: Path, tmp_path: Path, saw: Saw
+    launcher: list[str], whole: list[float], cache: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     train = [sys.executable, "-m", "altup_moe", *words(run_dir, cache)[1:]]
-    output = tmp_path / "output.txt"
-    with output.open("w") as file, started([*launcher, *train], env=environment(), stdout=file) as process:
+    with started([*launcher, *train], env=environment()) as process:
         metrics = run_dir / "metrics.jsonl"
         assert eventually(lambda: metrics.is_file() and metrics.read_bytes().count(b"\n") >= 3)
         if launcher[0].endswith(".sh"):
             places = [place for pid in (process.pid, *child_processes(process.pid)) for place in listening(pid)]
             assert set(places) == {LOOPBACK}, "others can reach a store of this run"
         process.send_signal(signal.SIGKILL)
-        began = time.monotonic()
-        code = process.wait(20)
+        process.wait(20)
         assert eventually(lambda: not running(run_dir), 60), "ranks outlive their launcher"
-        saw(time.monotonic() - began, code, output.read_text())
     if launcher is NETLAB:
         assert subprocess.run([*NETLAB[:-1], "--clean"], timeout=60).returncode == 0
     steps = len(losses(run_dir))
@@ -116,13 +110,10 @@ def failing(cache: Path, run_dir: Path, *flags: str, **how: str) -> subprocess.C
     return subprocess.run(argv, env={**environment(), **how}, capture_output=True, text=True, timeout=150)
 
 
-@pytest.mark.fault("restart-storm")
-def test_the_first_failure_is_named_and_a_storm_of_restarts_ends(cache: Path, tmp_path: Path, saw: Saw) -> None:
+def test_the_first_failure_is_named_and_a_storm_of_restarts_ends(cache: Path, tmp_path: Path) -> None:
     """In step 4 of every start rank 1 raises, and takes its time to end; rank 0 loses its peer and is gone first."""
-    began = time.monotonic()
     done = failing(cache, tmp_path / "run", "--max-restarts", "5", FAIL="raise")
     assert done.returncode == 1
-    saw(time.monotonic() - began, 1, done.stderr)
     lines = [line for line in done.stderr.splitlines() if line.startswith("altup-moe launch torchrun: ")]
     first = "altup-moe launch torchrun: rank 1 ended with exit code 1 in step 4: ValueError: as the test asks"
     assert [line for line in lines if "rank 1" in line] == [first] * 2, done.stderr
