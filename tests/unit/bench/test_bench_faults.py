@@ -143,13 +143,14 @@ def test_a_file_is_followed_through_its_replacement(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize("nodes", [False, True])
 def test_the_command_is_a_configuration_that_fits(ranks: int, nodes: bool, tmp_path: Path) -> None:
-    words = train_command(FaultsBench(ranks=ranks, nodes=nodes), tmp_path / "run", tmp_path / "tokens", stop_after=7)
+    options = FaultsBench(ranks=ranks, nodes=nodes, memory_interval=3)
+    words = train_command(options, tmp_path / "run", tmp_path / "tokens", stop_after=7)
     assert ("netlab" in words) is nodes
     keys = words[words.index("quickstart") + 1 :]
     config = load_config("quickstart", keys)
     check_config(config, ranks)
     assert config.train.global_batch_size == batch_size(ranks)
-    assert config.train.stop_after == 7
+    assert (config.train.stop_after, config.checkpoint.memory_interval) == (7, 3)
 
 
 def test_kinds_that_cannot_be_had_are_named() -> None:
