@@ -25,6 +25,7 @@ from altup_moe.bench.faults.report import Measured, Outcome, as_json, table
 from altup_moe.bench.faults.schedule import schedule
 from altup_moe.bench.faults.supervise import Seen, Supervisor
 from altup_moe.bench.options import FaultKind, FaultsBench
+from altup_moe.checkpoint.memory_directory import USUAL, VARIABLE
 from altup_moe.config.exit_codes import EXIT_FAILED
 from altup_moe.config.run_directory import metrics_file, removed_metrics_file
 
@@ -45,11 +46,11 @@ def bench_faults(options: FaultsBench) -> int:
 def _measure(options: FaultsBench, kinds: tuple[FaultKind, ...], place: Path, unable: dict[FaultKind, str]) -> Outcome:
     seconds, cache = 60 * options.minutes, place / "tokens"
     planned = schedule(kinds, seconds, options.every, options.seed)
-    with small_disk(place / "disk", mount="full-disk" in kinds) as disk:
+    with small_disk(place / "disk", mount="full-disk" in kinds) as disk, _memory() as memory:
         run_dir = disk / "run"
         command = train_command(options, run_dir, cache)
-        _tell(f"{len(planned)} faults in {options.minutes:g} min of training; lines of the run: {place}/console.txt")
-        seen = Supervisor(command, run_dir, disk, place / "console.txt").run(planned, seconds)
+        _tell(f"{len(planned)} fault(s) in {options.minutes:g} min of training; lines of the run: {place}/console.txt")
+        seen = Supervisor(command, run_dir, disk, place / "console.txt", {VARIABLE: memory}).run(planned, seconds)
         kept_dir = shutil.copytree(run_dir, place / "run", ignore=shutil.ignore_patterns("checkpoints"))
     run = measured(seen, kept_dir, batch_size(options.ranks))
     if not options.quiet:
@@ -57,9 +58,9 @@ def _measure(options: FaultsBench, kinds: tuple[FaultKind, ...], place: Path, un
     _tell(f"a quiet run of {run.records.steps:,} steps")
     quiet_dir = place / "quiet"
     command = train_command(options, quiet_dir, cache, stop_after=run.records.steps)
-    quiet = measured(
-        Supervisor(command, quiet_dir, place, place / "quiet.txt").run_to_end(), quiet_dir, batch_size(options.ranks)
-    )
+    with _memory() as memory:
+        seen = Supervisor(command, quiet_dir, place, place / "quiet.txt", {VARIABLE: memory}).run_to_end()
+    quiet = measured(seen, quiet_dir, batch_size(options.ranks))
     differs = first_difference(*(read_lines(metrics_file(one).read_text()) for one in (kept_dir, quiet_dir)))
     return Outcome(run, quiet, differs, unable)
 
@@ -83,6 +84,13 @@ def _place(directory: str | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(dir=".", prefix=".bench-faults-") as name:
         yield Path(name).absolute()
+
+
+@contextmanager
+def _memory() -> Iterator[str]:
+    """Where checkpoints in memory lie: a directory of its own, so that none stays."""
+    with tempfile.TemporaryDirectory(dir=USUAL if Path(USUAL).is_dir() else None, prefix="altup-moe-bench-") as name:
+        yield name
 
 
 @contextmanager

@@ -226,6 +226,8 @@ class FaultsBench:
     """Faults to inject, each as often as the others; none named is all that this machine can have."""
     save_interval: int = 10
     """Steps between checkpoints."""
+    memory_interval: int | None = None
+    """Steps between checkpoints in memory (checkpoint.memory_interval); None is off."""
     hang_timeout: float = 10.0
     """Seconds after which a hang is reported (train.hang_timeout)."""
     quiet: bool = True

@@ -91,6 +91,8 @@ def _faults(o: FaultsBench) -> None:
     for key in ("minutes", "every", "hang_timeout"):
         POSITIVE.check(key, getattr(o, key))
     Range(2, 4).check("ranks", o.ranks)
+    if o.memory_interval is not None:
+        COUNT.check("memory_interval", o.memory_interval)
     if o.every > 60 * o.minutes:
         raise ConfigError("every", o.every, f"is longer than all of --minutes; at most {60 * o.minutes:g} would fit")
     if o.nodes and (reason := unavailable()):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from tests.distributed.runs import losses, records, text_run
 
 pytestmark = pytest.mark.distributed
 
+Saw = Callable[[float, int, str], None]
 BATCH = 8
 SPIKE, STEPS = 10, 14
 """The step whose samples are labelled with a rare token, and the steps of a run."""
@@ -112,16 +115,19 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("numbers")
 
 
-def test_a_loss_that_is_undefined_for_good_ends_the_run_before_the_first_skip(directory: Path) -> None:
+@pytest.mark.fault("nan-loss")
+def test_a_loss_that_is_undefined_for_good_ends_the_run_before_the_first_skip(directory: Path, saw: Saw) -> None:
     whole = config_of("dp2", directory, "whole", train={"steps": STEPS})
     cut = config_of("dp2", directory, "cut", train={"steps": STEPS, "max_skipped": 3}, checkpoint={"keep": 1})
     assert spoiled_run("dp2", whole)[0] == [0, 0]
     # Step 8 is saved, and step 9 is the first that is skipped: 6 is the last that a good step has followed. By the end
     # step 10, which was skipped, is saved too.
     for _ in range(2):
+        began = time.monotonic()
         codes, lines, errors = spoiled_run("dp2", cut, undefined=steps_of(9, 99))
         assert codes == [EXIT_DIVERGED] * 2
         assert len(errors) == 1
+        saw(time.monotonic() - began, codes[0], errors[0])
         assert "steps 9 to 11 skipped, train.max_skipped 3" in errors[0]
         assert "its loss is nan" in errors[0]
         assert "nothing was saved, the latest checkpoint is step_00000006" in errors[0]
@@ -179,11 +185,14 @@ def test_a_spike_is_skipped_also_by_a_run_that_has_just_resumed(directory: Path)
     assert losses(off)[SPIKE] != losses(whole)[SPIKE]
 
 
-def test_a_spike_stops_the_run(directory: Path) -> None:
+@pytest.mark.fault("loss-spike")
+def test_a_spike_stops_the_run(directory: Path, saw: Saw) -> None:
     config = spikes("dp2", directory, "stop", "stop")
+    began = time.monotonic()
     codes, _, errors = spoiled_run("dp2", config, rare=steps_of(SPIKE, SPIKE))
     assert codes == [EXIT_DIVERGED] * 2
     (error,) = errors
+    saw(time.monotonic() - began, codes[0], error)
     assert f"step {SPIKE} skipped, train.on_spike stop: " in error
     assert "the latest checkpoint is step_00000008" in error
     assert len(records(config)) == SPIKE

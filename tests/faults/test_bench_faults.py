@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.usefixtures
 
 
 def test_two_kills_cost_time_and_nothing_else(tmp_path: Path) -> None:
-    words = ["--minutes", "0.5", "--every", "10", "--kinds", *KINDS, "--save-interval", "5", "--json"]
+    words = ["--minutes", "0.3", "--every", "6", "--kinds", *KINDS, "--save-interval", "5", "--json"]
     argv = [sys.executable, "-m", "altup_moe", "bench", "faults", *words, "--directory", str(tmp_path / "bench")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=280)

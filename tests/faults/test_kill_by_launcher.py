@@ -82,14 +82,21 @@ def goes_on(run_dir: Path, cache: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.fault("kill-in-save")
-def test_a_rank_that_is_killed_inside_a_save(cache: Path, tmp_path: Path, saw: Saw) -> None:
+@pytest.mark.parametrize(
+    "in_save",
+    [
+        pytest.param(False, marks=pytest.mark.fault("kill-rank")),
+        pytest.param(True, marks=pytest.mark.fault("kill-in-save")),
+    ],
+)
+def test_a_rank_that_is_killed(in_save: bool, cache: Path, tmp_path: Path, saw: Saw) -> None:
     run_dir = tmp_path / "run"
 
     def kill(process: subprocess.Popen) -> None:
         wait_for(lambda: latest_checkpoint(run_dir) is not None, process)
         rank = ranks_of(run_dir)[1]
-        wait_for(lambda: any((run_dir / "checkpoints").glob("step_*.partial")), process, every=0.0005)
+        saving = lambda: any((run_dir / "checkpoints").glob("step_*.partial"))  # noqa: E731
+        wait_for(lambda: saving() is in_save, process, every=0.0005)
         os.kill(rank, signal.SIGKILL)
 
     seconds, code, said = killed(launched("torchrun.sh"), run_dir, cache, kill)

@@ -129,6 +129,7 @@ class Records:
 
     Attributes:
         steps: steps that are there. step_seconds: their median, s. all_step_seconds: their sum, s.
+        redone_seconds: time that steps took whose lines were moved aside, s.
         lost: samples of steps that are missing. repeated: samples of steps that are there twice.
         redone: lines that were moved aside because their step was done again. differing: those of them whose loss is
             not that of the second time.
@@ -137,6 +138,7 @@ class Records:
     steps: int
     step_seconds: float
     all_step_seconds: float
+    redone_seconds: float
     lost: int
     repeated: int
     redone: int
@@ -169,6 +171,7 @@ def check_records(kept: Sequence[dict[str, Any]], removed: Sequence[dict[str, An
         steps=len(times),
         step_seconds=statistics.median(seconds) if seconds else 0.0,
         all_step_seconds=sum(seconds),
+        redone_seconds=sum(record["step_seconds"] for record in again),
         lost=(missing + wrong) * batch,
         repeated=(sum(times.values()) - len(times)) * batch,
         redone=len(again),

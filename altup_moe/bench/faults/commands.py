@@ -56,6 +56,8 @@ def train_command(options: FaultsBench, run_dir: Path, cache: Path, stop_after: 
     }
     if "train.hang_timeout" in HINTS:
         keys["train.hang_timeout"] = o.hang_timeout
+    if o.memory_interval is not None:
+        keys["checkpoint.memory_interval"] = o.memory_interval
     if stop_after is not None:
         keys["train.stop_after"] = stop_after
     program = [sys.executable, "-P", "-m", "altup_moe"]

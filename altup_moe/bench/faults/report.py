@@ -83,7 +83,7 @@ def table(options: FaultsBench, outcome: Outcome) -> list[str]:
     injected = ", ".join(f"{kind} {number}" for kind, number in sorted(kinds.items())) or "none"
     where = f"{options.ranks} nodes of a netlab" if options.nodes else f"{options.ranks} ranks under torchrun"
     lines = [
-        f"{sum(kinds.values())} faults in {run.wall:.0f} s on {where}, seed {options.seed}: {injected}",
+        f"{sum(kinds.values())} fault(s) in {run.wall:.0f} s on {where}, seed {options.seed}: {injected}",
         *[f"not injected: {kind} ({why})" for kind, why in outcome.left_out.items()],
         "",
         *_cost_table(by_kind(run.outages)),
@@ -116,11 +116,14 @@ def _goodput_lines(run: Measured, quiet: Measured | None) -> list[str]:
     records, lost = run.records, run.lost_seconds
     useful = records.steps * records.step_seconds
     slowed = max(0.0, records.all_step_seconds - useful)
-    rest = run.wall - useful - slowed - sum(lost.values())
-    shares = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in lost.items())
+    # Steps that are done again are useful the second time; what was lost is the first.
+    waiting = {phase: seconds for phase, seconds in lost.items() if phase != "redo"}
+    rest = run.wall - records.all_step_seconds - records.redone_seconds - sum(waiting.values())
+    shares = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in waiting.items())
     beside = f"; a quiet run: {quiet.goodput:.3f}" if quiet else ""
     return [
         f"goodput {run.goodput:.3f}: {records.steps:,} steps of {1e3 * records.step_seconds:.0f} ms (median) "
         f"in {run.wall:.0f} s{beside}",
-        f"seconds lost: {shares}, slower steps {slowed:.1f}, between steps {rest:.1f}",
+        f"seconds lost: {shares}, steps done again {records.redone_seconds:.1f}, "
+        f"slower steps {slowed:.1f}, between steps {rest:.1f}",
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,8 +52,16 @@ class Seen:
 class Supervisor:
     """A command that is started again whenever it has ended and can go on."""
 
-    def __init__(self, command: Sequence[str], run_dir: Path, disk: Path, console: Path) -> None:
-        self._command, self._run_dir, self._disk, self._console = list(command), run_dir, disk, console
+    def __init__(
+        self,
+        command: Sequence[str],
+        run_dir: Path,
+        disk: Path,
+        console: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._command, self._environment = list(command), environment or {}
+        self._run_dir, self._disk, self._console = run_dir, disk, console
         self.seen = Seen()
         self._process: subprocess.Popen[bytes] | None = None
         self._metrics, self._starts = Follower(metrics_file(run_dir)), Follower(starts_file(run_dir))
@@ -133,7 +141,7 @@ class Supervisor:
             raise FaultsError(f"{MOST_ATTEMPTS} starts without a step; the last lines were: {self._tail()}")
         if self._barren > 2:
             time.sleep(0.5)
-        self._process = start_process(self._command, {}, self._console)
+        self._process = start_process(self._command, self._environment, self._console)
         self.seen.starts += 1
 
     def _judge(self, code: int) -> None:

@@ -143,13 +143,14 @@ def test_a_file_is_followed_through_its_replacement(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize("nodes", [False, True])
 def test_the_command_is_a_configuration_that_fits(ranks: int, nodes: bool, tmp_path: Path) -> None:
-    words = train_command(FaultsBench(ranks=ranks, nodes=nodes), tmp_path / "run", tmp_path / "tokens", stop_after=7)
+    options = FaultsBench(ranks=ranks, nodes=nodes, memory_interval=3)
+    words = train_command(options, tmp_path / "run", tmp_path / "tokens", stop_after=7)
     assert ("netlab" in words) is nodes
     keys = words[words.index("quickstart") + 1 :]
     config = load_config("quickstart", keys)
     check_config(config, ranks)
     assert config.train.global_batch_size == batch_size(ranks)
-    assert config.train.stop_after == 7
+    assert (config.train.stop_after, config.checkpoint.memory_interval) == (7, 3)
 
 
 def test_kinds_that_cannot_be_had_are_named() -> None:
@@ -188,11 +189,12 @@ def outcome(**changes: Any) -> Outcome:
 
 def test_the_table() -> None:
     lines = table(FaultsBench(), outcome(left_out={"slow-rank": "needs root"}))
-    assert lines[0] == "1 faults in 20 s on 2 ranks under torchrun, seed 1: kill-rank 1"
+    assert lines[0] == "1 fault(s) in 20 s on 2 ranks under torchrun, seed 1: kill-rank 1"
     assert lines[1] == "not injected: slow-rank (needs root)"
     assert lines[4].split() == ["kill-rank", "1", "1", "10", "0.50", "3.00", "1.00", "1.50", "6.00", "6.00"]
     assert lines[6] == "goodput 0.500: 100 steps of 100 ms (median) in 20 s; a quiet run: 0.800"
-    assert lines[7] == "seconds lost: detect 0.5, restart 3.0, load 1.0, redo 1.5, slower steps 0.0, between steps 4.0"
+    lost = "detect 0.5, restart 3.0, load 1.0, steps done again 0.1, slower steps 0.0, between steps 5.4"
+    assert lines[7] == f"seconds lost: {lost}"
     assert lines[8].endswith("steps done again 1, with other numbers 0; orphans 0")
     assert lines[9] == "numbers of 100 steps: bit for bit those of a quiet run"
     assert json.loads(json.dumps(as_json(FaultsBench(), outcome())))["run"]["goodput"] == pytest.approx(0.5)
