@@ -10,9 +10,10 @@ from pathlib import Path
 
 from altup_moe.config import ConfigError, RunConfig, UserError
 from altup_moe.config.command import Command
-from altup_moe.config.files import check_directory
+from altup_moe.config.files import check_directory, try_to_write, write_text
 from altup_moe.config.keys import unknown_key
 from altup_moe.config.load import HINTS, load_config
+from altup_moe.config.os_errors import naming
 from altup_moe.config.ranges import COUNT
 from altup_moe.launch.netlab import run_on_netlab
 from altup_moe.launch.netplan import bits_per_second
@@ -120,8 +121,9 @@ def _draw(directory: Path, recorded: list) -> None:
     from altup_moe.timeline.picture import write_picture
 
     directory.mkdir(parents=True, exist_ok=True)
-    write_trace(directory / "trace.json", recorded)
-    write_picture(directory / "step.png", recorded, title="planned step, one rank of each stage")
+    with naming(directory):
+        write_trace(directory / "trace.json", recorded)
+        write_picture(directory / "step.png", recorded, title="planned step, one rank of each stage")
 
 
 def _sizes(text: str) -> list[int]:
@@ -143,12 +145,15 @@ def published(options: PublishedOptions) -> int:
 
 def measure(options: MeasureOptions) -> int:
     """Measure this machine, and write what was found."""
+    if options.file is not None:
+        # Before the minutes that it takes.
+        try_to_write(options.file)
     network = _on_netlab(options.netlab)
     from altup_moe.plan.calibrate.measure_cluster import measure_cluster
 
     text = cluster_yaml(measure_cluster(network))
     if options.file is not None:
-        options.file.write_text(text, encoding="utf-8")
+        write_text(options.file, text)
     print(text, end="")
     return 0
 

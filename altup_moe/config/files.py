@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from altup_moe.config.errors import ConfigError
+from altup_moe.config.os_errors import naming
 
 
 def check_directory(key: str, path: Path) -> None:
@@ -16,6 +17,19 @@ def check_directory(key: str, path: Path) -> None:
             return
         if each.exists():
             raise ConfigError(key, str(path), f"{each} is a file; a directory would fit")
+
+
+def try_to_write(path: Path) -> None:
+    """Raise OSError, with the path, unless a byte can be added to a file. It stays as it is, or missing."""
+    new = not path.exists()
+    with naming(path), open(path, "ab", buffering=0) as file:
+        try:
+            end = file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+            file.truncate(end)
+        finally:
+            if new:
+                path.unlink()
 
 
 def fsync(path: Path) -> None:

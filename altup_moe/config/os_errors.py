@@ -32,7 +32,8 @@ def user_line(error: OSError) -> str | None:
         return f"{source}: {text}"
     if type(error) not in _OURS or error.errno not in _MENDABLE:
         return None
-    path = error.filename2 if error.errno == errno.EXDEV and error.filename2 else error.filename
+    # Of a copy or a rename: what is full is where it was to go.
+    path = error.filename2 if error.errno in _FULL | {errno.EXDEV} and error.filename2 else error.filename
     if isinstance(path, str | bytes | os.PathLike):
         return f"{_printable(path)}: {reason(error)}"
     return f"a file cannot be written: {reason(error)}" if error.errno in _FULL else None
@@ -44,10 +45,10 @@ def _printable(path: str | bytes | os.PathLike[str]) -> str:
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Give OSErrors of the block the path: a failed write has none."""
+    """Give errors of a full disk in the block the path: a failed write has none."""
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno in _FULL:
             error.filename = os.fspath(path)
         raise

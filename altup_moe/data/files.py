@@ -13,6 +13,7 @@ from pathlib import Path
 
 from altup_moe.config.errors import UserError
 from altup_moe.config.files import fsync
+from altup_moe.config.os_errors import naming
 
 READ_BLOCK_BYTES = 1 << 22
 """Bytes read at a time while hashing."""
@@ -41,7 +42,8 @@ def staging(parent: Path, name: str) -> Iterator[Path]:
     parent.mkdir(parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=parent))
     try:
-        yield directory
+        with naming(parent / name):
+            yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
