@@ -27,6 +27,10 @@ PR_SET_CHILD_SUBREAPER = 36
 ANSWER_SECONDS = 10.0
 """How long the agent waits for a fork; a busy machine takes its time, and a start takes about as long."""
 POLL_SECONDS = 0.01
+WAIT_SECONDS = 10.0
+"""The first ranks start meanwhile; then they leave some time to the template."""
+NO_RANK = "-00001"
+"""RANK of the template. The forked rank writes its own there, where `/proc/PID/environ` shows it."""
 WRAPPER = "parent_death.py"
 """Script before a rank's command, which ends it with the launcher (`parallel.parent_death`)."""
 
@@ -112,13 +116,20 @@ class Standby:
         """The template's process; None while there is none."""
         return self._process.pid if self._process is not None else None
 
-    def begin(self, env: Mapping[str, str]) -> None:
-        """Start the template with a rank's environment."""
+    def begin(self, args: Sequence[str], env: Mapping[str, str], wait: float = WAIT_SECONDS) -> None:
+        """Start the template with a rank's environment.
+
+        Args:
+            args: the rank's words; the template's own leave room for them, so that `ps` can show them.
+            wait: seconds that it leaves to the ranks before it imports.
+        """
         answers, theirs = os.pipe()
         command = [sys.executable, "-P", "-m", "altup_moe.launch.standby_process", str(os.getpid()), str(theirs)]
+        command.append(str(wait))
+        command.append("-" * len(" ".join(args).encode()))
         try:
             self._process = subprocess.Popen(
-                command, env={**env, "RANK": "-1"}, stdin=subprocess.PIPE, pass_fds=[theirs], start_new_session=True
+                command, env={**env, "RANK": NO_RANK}, stdin=subprocess.PIPE, pass_fds=[theirs], start_new_session=True
             )
         finally:
             os.close(theirs)
@@ -193,7 +204,7 @@ def standby(restarts: bool) -> Iterator[Standby]:
             return forked
         process = start(self, args, env)
         if template.pid is None:
-            template.begin(env)
+            template.begin(args, env)
         return process
 
     replace(START_RANK, started)
