@@ -3,7 +3,8 @@
 Ours flushes, hashes and checks everything: a save is all of `write_checkpoint`, a load opens, compares every hash and
 reads into tensors that exist. Plain is `save_file` and one fsync, `load_file` and a copy into the same tensors, which
 touches every byte. Both are timed in turn, the one that begins changing every time. Asynchronous saves are timed as
-training knows them: real steps of a model of that size, alone and right after a save was started.
+training knows them: real steps of a model of that size, alone and right after a save was started. Likewise a step that
+saves a checkpoint into memory (checkpoint.memory_interval), and a load from there beside one from the disk.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 import torch
 
 from altup_moe.bench.checkpoint_rivals import SavedBothWays, forget, head_of
+from altup_moe.bench.memory_checkpoint import memory_loads, memory_steps
 from altup_moe.bench.options import CheckpointBench
 from altup_moe.bench.stepper import Stepper
 from altup_moe.checkpoint.saver import Saver
@@ -131,6 +133,15 @@ def measure_asynchronous(bench: SavedBothWays, repeats: int) -> list[CheckpointT
     ]
 
 
+def measure_memory(bench: SavedBothWays, repeats: int) -> list[CheckpointTiming]:
+    """Time a step that saves a checkpoint into memory beside one that does not, and a load beside the disk's."""
+    megabytes, saving, alone = memory_steps(bench, repeats)
+    return [
+        timing("a step, saved in memory", megabytes, saving, alone, goal=None),
+        timing("load from memory", bench.bytes / 1e6, *memory_loads(bench, repeats), goal=None),
+    ]
+
+
 def reshard_peak(bench: SavedBothWays) -> dict[str, float]:
     """Peak megabytes of `altup-moe reshard` in a process of its own, and the goal."""
     bench.save_ours()
@@ -159,6 +170,7 @@ def bench_checkpoint(options: CheckpointBench) -> int:
         shutil.rmtree(bench.plain)
         shutil.rmtree(bench.ours)
         rows += measure_asynchronous(bench, options.repeats)
+        rows += measure_memory(bench, options.repeats)
         peak = reshard_peak(bench)
     size = bench.bytes / 1e6
     if options.json:

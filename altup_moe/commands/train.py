@@ -13,6 +13,7 @@ from altup_moe.config.expected_run import check_initial_load
 from altup_moe.config.help_pages import help_topic
 from altup_moe.config.load import load_config, split_overrides
 from altup_moe.config.section_pages import run_page, topic_page
+from altup_moe.config.start_clock import mark
 from altup_moe.parallel.compile_later import compile_later
 from altup_moe.train.stop_signal import WARNING, StopSignal
 
@@ -56,6 +57,7 @@ def main(args: Sequence[str]) -> int:
     Raises:
         UserError: a mistake of the user's.
     """
+    mark("process, interpreter")
     topic = help_topic(args)
     if topic is not None:
         print("\n".join(_page(topic, args)))
@@ -83,6 +85,7 @@ def main(args: Sequence[str]) -> int:
         with compile_later():
             from altup_moe.train import loop
 
+        mark("imports")
         return loop.train(config)
 
 

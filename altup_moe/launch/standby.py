@@ -24,9 +24,13 @@ from typing import Any
 from altup_moe.parallel.patches import START_RANK, original, replace
 
 PR_SET_CHILD_SUBREAPER = 36
-ANSWER_SECONDS = 10.0
-"""How long the agent waits for a fork; a busy machine takes its time, and a start takes about as long."""
+ANSWER_SECONDS = 60.0
+"""How long the agent waits for a fork, which takes milliseconds. A rank whose answer nobody reads ends."""
 POLL_SECONDS = 0.01
+WAIT_SECONDS = 10.0
+"""The first ranks start meanwhile; then they leave some time to the template."""
+NO_RANK = "-00001"
+"""RANK of the template. The forked rank writes its own there, where `/proc/PID/environ` shows it."""
 WRAPPER = "parent_death.py"
 """Script before a rank's command, which ends it with the launcher (`parallel.parent_death`)."""
 
@@ -112,13 +116,30 @@ class Standby:
         """The template's process; None while there is none."""
         return self._process.pid if self._process is not None else None
 
-    def begin(self, env: Mapping[str, str]) -> None:
-        """Start the template with a rank's environment."""
+    @property
+    def ready(self) -> bool:
+        """Whether the template can fork. One that has died is gone from then on."""
+        if self._process is not None and not self._ready and _readable(self._answers, 0.0):
+            with suppress(OSError):
+                self._ready = self._answer() == "ready"
+            if not self._ready:
+                self.end()
+        return self._ready
+
+    def begin(self, args: Sequence[str], env: Mapping[str, str], wait: float = WAIT_SECONDS) -> None:
+        """Start the template with a rank's environment.
+
+        Args:
+            args: the rank's words; the template's own leave room for them, so that `ps` can show them.
+            wait: seconds that it leaves to the ranks before it imports.
+        """
         answers, theirs = os.pipe()
         command = [sys.executable, "-P", "-m", "altup_moe.launch.standby_process", str(os.getpid()), str(theirs)]
+        command.append(str(wait))
+        command.append("-" * len(" ".join(args).encode()))
         try:
             self._process = subprocess.Popen(
-                command, env={**env, "RANK": "-1"}, stdin=subprocess.PIPE, pass_fds=[theirs], start_new_session=True
+                command, env={**env, "RANK": NO_RANK}, stdin=subprocess.PIPE, pass_fds=[theirs], start_new_session=True
             )
         finally:
             os.close(theirs)
@@ -126,15 +147,12 @@ class Standby:
 
     def fork(self, args: Sequence[str], env: Mapping[str, str]) -> AdoptedProcess | None:
         """A rank's process, started by the template; None if it cannot be, and then there is no template any more."""
-        if self._process is None or not (self._ready or _readable(self._answers, 0.0)):
+        if not self.ready or self._process is None:
             return None
         assert self._process.stdin is not None
         # Of two processes that the template starts one below the other the first ends: the agent adopts the second.
         _adopt(True)
         try:
-            if not self._ready and self._answer() != "ready":
-                raise OSError("not ready")
-            self._ready = True
             self._process.stdin.write(json.dumps({"args": list(args), "env": dict(env)}).encode() + b"\n")
             self._process.stdin.flush()
             return AdoptedProcess(int(self._answer()), args)
@@ -174,11 +192,11 @@ def _adopt(orphans: bool) -> None:
 
 
 @contextmanager
-def standby(restarts: bool) -> Iterator[Standby]:
+def standby(restarts: bool, wait: float = WAIT_SECONDS) -> Iterator[Standby]:
     """While open, torchrun's agent starts ranks again from a template.
 
     Args:
-        restarts: whether there may be any; otherwise nothing is done.
+        restarts: whether there may be any; otherwise nothing is done. wait: as in `Standby.begin`.
     """
     template, start = Standby(), original(START_RANK)
     if not restarts or not sys.platform.startswith("linux"):
@@ -193,7 +211,7 @@ def standby(restarts: bool) -> Iterator[Standby]:
             return forked
         process = start(self, args, env)
         if template.pid is None:
-            template.begin(env)
+            template.begin(args, env, wait)
         return process
 
     replace(START_RANK, started)

@@ -1,13 +1,15 @@
 """The template of `standby`: imports what a training imports, and forks a rank for each line that it is sent.
 
-    python -m altup_moe.launch.standby_process PARENT ANSWERS
+    python -m altup_moe.launch.standby_process PARENT ANSWERS WAIT ROOM
 
 A line of standard input is a JSON object with a rank's command line and environment. To the descriptor ANSWERS go
-`ready` when a line may come, and the process number of each rank, which PARENT has adopted by then.
+`ready` when a line may come, and the process number of each rank, which PARENT has adopted by then. WAIT: seconds
+before it imports; ROOM: as long as the words of a rank.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import select
@@ -17,11 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from altup_moe.config.library_warnings import LibraryWarnings
-from altup_moe.launch.standby import training_words, unwrapped
+from altup_moe.launch.standby import NO_RANK, training_words, unwrapped
 from altup_moe.parallel import parent_death
 
-WAIT_SECONDS = 10.0
-"""The first ranks start meanwhile; then they leave some time to this process."""
 ADOPTION_SECONDS = 5.0
 
 
@@ -71,6 +71,23 @@ def _become(parent: int) -> None:
     os.setsid()
 
 
+def _show(args: list[str], rank: str) -> None:
+    """Have the kernel show the rank's words and number in the place of the template's: `ps`, `pgrep`, /proc.
+
+    They are overwritten where they lie, as setproctitle(3) does. Nothing of Python refers to that memory any more.
+    """
+    numbers = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    arguments, arguments_end, variables, variables_end = (int(number) for number in numbers[45:49])
+    words = b"\0".join(word.encode() for word in args)
+    if 0 < arguments < arguments_end and len(words) < arguments_end - arguments:
+        ctypes.memmove(arguments, words.ljust(arguments_end - arguments, b"\0"), arguments_end - arguments)
+    if 0 < variables < variables_end:
+        place = ctypes.string_at(variables, variables_end - variables).find(f"\0RANK={NO_RANK}\0".encode())
+        number = rank.zfill(len(NO_RANK)).encode()
+        if place >= 0 and len(number) == len(NO_RANK):
+            ctypes.memmove(variables + place + len(b"\0RANK="), number, len(number))
+
+
 def _run(told: dict[str, Any]) -> int:
     """In a rank: run its command here; as a new program if CUDA was used before the fork."""
     import torch
@@ -80,6 +97,7 @@ def _run(told: dict[str, Any]) -> int:
         os.execve(args[0], args, env)
     os.environ.clear()
     os.environ.update(env)
+    _show(args, env.get("RANK", "0"))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     wrapper, command = unwrapped(args)
     if wrapper:
@@ -96,7 +114,7 @@ if __name__ == "__main__":
     parent, answers = int(sys.argv[1]), int(sys.argv[2])
     parent_death.die_with_parent(parent)
     if Path("/proc/self/task").is_dir():
-        select.select([sys.stdin], [], [], WAIT_SECONDS)
+        select.select([sys.stdin], [], [], float(sys.argv[3]))
         load()
         told = _serve(parent, answers)
         sys.exit(0 if told is None else _run(told))

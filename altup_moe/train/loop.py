@@ -18,6 +18,7 @@ from altup_moe.checkpoint.saver import Saved, SaveError
 from altup_moe.config import RunConfig
 from altup_moe.config.exit_codes import EXIT_DIVERGED, EXIT_STOPPED
 from altup_moe.config.output import unfailing_output
+from altup_moe.config.start_clock import mark
 from altup_moe.moe.backends import unavailable_overlap
 from altup_moe.parallel.control_collectives import any_rank
 from altup_moe.parallel.start_meeting import StartMeeting, start_meeting
@@ -32,7 +33,7 @@ from altup_moe.train.generation import (
 )
 from altup_moe.train.guards.after_skip import Diverged, after_skip
 from altup_moe.train.loggers import Logger, open_loggers
-from altup_moe.train.memory import open_memory
+from altup_moe.train.memory import memory_of
 from altup_moe.train.metrics import StepMetrics
 from altup_moe.train.resume import ResumePoint
 from altup_moe.train.run import (
@@ -75,9 +76,15 @@ def train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None = None
 def _train(
     prepared: PreparedRun, meeting: StartMeeting, inputs: Any, enough: Callable[[StepMetrics], bool] | None
 ) -> int:
-    parallel = prepared.config.parallel
-    with keep_notes(), topology(parallel, store=meeting.world_store) as topo, StopSignal() as stop:
-        memory = open_memory(prepared.config, topo)
+    config = prepared.config
+    mark("checkpoint found, data opened")
+    with (
+        keep_notes(),
+        topology(config.parallel, store=meeting.world_store) as topo,
+        StopSignal() as stop,
+        memory_of(config, topo) as memory,
+    ):
+        mark("process groups")
         with meeting.telling():
             run, resume = start_run(prepared, topo, memory)
             generator = open_generator(run.config, topo, inputs)
@@ -85,6 +92,7 @@ def _train(
         loggers: list[Logger] = []
         if topo.is_first:
             assert run.samples is not None
+            mark("model built, checkpoint loaded")
             _say_start(run, run.samples, resume)
             loggers = open_loggers(run.config, run.step + 1, resume.changes if resume else None)
         try:
@@ -97,10 +105,10 @@ def _train(
         except Diverged as end:
             if topo.is_first:
                 print(f"altup-moe: {end}", file=sys.stderr, flush=True)
+            if memory is not None:
+                memory.end()  # the same command goes on from the disk, before the first skipped step
             return EXIT_DIVERGED
         finally:
-            if memory is not None:
-                memory.close()
             for logger in loggers:
                 logger.close()
 
@@ -118,6 +126,7 @@ def _steps(
     while run.step < last:
         metrics = take_step(run, validating=run.step + 1 == last or _due(run.step + 1, t.eval_interval))
         step_done(run.step)
+        mark("first step")
         if run.memory is not None:
             # Before the step is recorded: what is recorded is lost by at most memory_interval steps.
             run.memory.after_step(run.step, partial(start_save, run), leaving=run.step == last)
@@ -127,6 +136,8 @@ def _steps(
             if generated.texts:
                 logger.log_texts(run.step, generated.texts)
         if run.last is not None and run.last.skipped and (point := after_skip(run)):
+            if run.memory is not None:
+                run.memory.go_back(run.step)
             if run.topology.is_first:
                 _reopen(loggers, run, point)
             continue

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,15 +113,23 @@ class RunMemory:
 
     def begin(self, step: int) -> None:
         """The run starts at `step`: what memory holds of others, or of later steps, goes. Collective."""
+        self._forget_after(step)
         identity = gather_json(run_identity(self.config.log.run_dir), self.topology.device)[0]
-        if self.leads:
-            if identity != self.identity:
-                remove_steps(self.directory)
-            for path in complete_checkpoints(self.directory):
-                if step_of(path) > step:
-                    shutil.rmtree(path, ignore_errors=True)
+        if self.leads and identity != self.identity:
+            remove_steps(self.directory)
         self.identity = identity
         self._note()
+
+    def go_back(self, step: int) -> None:
+        """The run has gone back to `step`. Collective."""
+        with suppress(SaveError):
+            self.saver.finish()
+        self._forget_after(step)
+
+    def _forget_after(self, step: int) -> None:
+        for path in complete_checkpoints(self.directory) if self.leads else ():
+            if step_of(path) > step:
+                shutil.rmtree(path, ignore_errors=True)
 
     def _note(self) -> None:
         """Have every node say which run its memory is of. Collective."""
@@ -171,6 +181,17 @@ class RunMemory:
             self.failing = True
             if self.topology.is_first:
                 print(f"{KEY}: {problem}", flush=True)
+
+
+@contextmanager
+def memory_of(config: RunConfig, topology: Topology) -> Iterator[RunMemory | None]:
+    """`open_memory` around a block. After a failure what is in memory stays there."""
+    memory = open_memory(config, topology)
+    try:
+        yield memory
+    finally:
+        if memory is not None:
+            memory.close()
 
 
 def open_memory(config: RunConfig, topology: Topology) -> RunMemory | None:

@@ -16,6 +16,7 @@ from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import step_name
 
 ROWS = ["save", "load, cold", "load, warm", "asynchronous save, waiting", "a step beside it"]
+ROWS += ["a step, saved in memory", "load from memory"]
 
 
 @pytest.mark.parametrize(("megabytes", "least"), [(3, 2), (512, 450)])
