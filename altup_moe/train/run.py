@@ -45,7 +45,7 @@ from altup_moe.parallel.start_meeting import StartMeeting
 from altup_moe.parallel.topology import Topology, own_rank
 from altup_moe.train.batches import Batch, SampleDataset, micro_batches
 from altup_moe.train.engine import Engine, build_engine
-from altup_moe.train.fingerprints import run_fingerprint
+from altup_moe.train.fingerprints import files_fingerprint, program_fingerprint
 from altup_moe.train.guards.spikes import GuardState, check_rollback, remember, spike
 from altup_moe.train.metrics import StepMetrics, overlap_metrics, peak_memory_gib
 from altup_moe.train.mixture import run_samples
@@ -131,6 +131,7 @@ def prepare_run(config: RunConfig, meeting: StartMeeting, with_data: bool = True
         UserError: what the user can mend. PeerError: what another rank must, or ranks differ.
     """
     keep_compiled_code(config)
+    meeting.agree(lambda: program_fingerprint(config, "cuda" if torch.cuda.is_available() else "cpu"))
     config = ordered(config)
     check_rollback(config)
     resume = find_resume_point(config)
@@ -145,7 +146,7 @@ def prepare_run(config: RunConfig, meeting: StartMeeting, with_data: bool = True
         samples = run_samples(config, scan=False)
     if samples is not None:
         check_tokens(resume, samples.fingerprint)
-    meeting.agree(lambda: run_fingerprint(config, resume, samples, "cuda" if torch.cuda.is_available() else "cpu"))
+    meeting.agree(lambda: files_fingerprint(config, resume, samples))
     return PreparedRun(config, resume, samples)
 
 
