@@ -145,7 +145,7 @@ def prepare_run(config: RunConfig, meeting: StartMeeting, with_data: bool = True
     if with_data and not first:
         samples = run_samples(config, scan=False)
     if samples is not None:
-        check_tokens(resume, samples.fingerprint)
+        check_tokens(resume, samples.fingerprint, samples.tokenizer.sha256)
     meeting.agree(lambda: files_fingerprint(config, resume, samples))
     return PreparedRun(config, resume, samples)
 
@@ -303,6 +303,7 @@ def start_save(run: Run) -> None:
         libraries=library_versions(),
         changes=run.history,
         passed_over=run.passed_over,
+        tokenizer_sha256=run.samples.tokenizer.sha256 if run.samples is not None else "",
         guards=run.guard.to_dict(),
     )
     named = named_tensors(list(run.engine.chunks), run.config, run.topology)
