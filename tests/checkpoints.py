@@ -20,7 +20,9 @@ from altup_moe.parallel.parameter_names import global_shapes, is_buffer
 
 def head(config: RunConfig, step: int, **fields: object) -> Manifest:
     """A manifest without tensors, of a run's step."""
-    known = {"consumed_samples": 8 * step, "skipped_steps": 1, "optimizer_steps": step, "scheduler_steps": step}
+    samples, skipped = config.train.global_batch_size * step, min(1, step)
+    known = {"consumed_samples": samples, "skipped_steps": skipped, "optimizer_steps": step - skipped}
+    known |= {"scheduler_steps": step}
     known |= {"world_size": 1, "data_fingerprint": "f00d", "config": config.to_dict()}
     return Manifest(step=step, **{**known, **fields})
 

@@ -64,7 +64,7 @@ def size_of(specs: dict[str, TensorSpec]) -> int:
 
 def head_of(config: RunConfig, step: int = 1) -> Manifest:
     """A manifest without files and tensors."""
-    return Manifest(step, 8 * step, 0, step, 8 * step, 1, "", config.to_dict())
+    return Manifest(step, config.train.global_batch_size * step, 0, step, step, 1, "", config.to_dict())
 
 
 def forget(directory: Path) -> None:

@@ -19,6 +19,13 @@ from altup_moe.checkpoint.plain import strict_json
 MAX_HEADER = 100_000_000
 """Limit of a header in bytes, that of the safetensors library."""
 
+MAX_TENSORS = 200_000
+"""Most tensors of a file of which nothing else is known."""
+SPARE_TENSORS = 100
+"""Tensors beyond twice the expected number for which a header is parsed, so that the odd one is named."""
+ENTRY_BYTES = 2000
+"""Longest entry of a header that is expected."""
+
 
 @dataclass(frozen=True)
 class HeaderEntry:
@@ -61,17 +68,21 @@ def header_bytes(
     return len(text).to_bytes(8, "little") + text, sizes
 
 
-def read_header(file: int) -> dict[str, HeaderEntry]:
+def read_header(file: int, tensors: int | None = None) -> dict[str, HeaderEntry]:
     """Key -> tensor of an open file, in the order of the items.
+
+    Args:
+        tensors: how many are expected; a header that claims many more is not parsed. None is `MAX_TENSORS`.
 
     Raises:
         ValueError: no safetensors header, or it does not match the file's size. OSError: the file cannot be read.
     """
     size = os.fstat(file).st_size
     length = int.from_bytes(os.pread(file, 8, 0), "little")
-    if not 2 <= length <= min(MAX_HEADER, size - 8):
+    most = MAX_TENSORS if tensors is None else 2 * tensors + SPARE_TENSORS
+    if not 2 <= length <= min(MAX_HEADER, size - 8, most * ENTRY_BYTES):
         raise ValueError(f"its header would have {length} bytes")
-    content = strict_json(os.pread(file, length, 8))
+    content = strict_json(os.pread(file, length, 8), most)
     if not isinstance(content, dict):
         raise ValueError("its header is no JSON object")
     content.pop("__metadata__", None)

@@ -30,6 +30,11 @@ FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
 """File names that a manifest may contain: never a path."""
 STATE_KINDS = ("weights", "exp_avg", "exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col", "main")
 """First parts of the names of stored weights and optimizer state."""
+MAX_BYTES = 150_000_000
+"""Largest manifest that is read."""
+MAX_OBJECTS = 1_000_000
+"""Most entries of a manifest (tensors, pieces, files) that are parsed: a run of 50,000 tensors in two pieces each, and
+three tensors of state for each, has 600,000."""
 MAX_COUNT = 1 << 62
 """Upper limit (excluded) of sizes and counts in a manifest."""
 
@@ -92,6 +97,8 @@ class Manifest:
     passed_over: list[dict[str, Any]] = field(default_factory=list)
     """Training samples that the run has left out after a step, oldest first: ``{"step": N, "samples": [from, to]}``,
     the last excluded. `consumed_samples` counts them."""
+    tokenizer_sha256: str = ""
+    """Identity of the run's tokenizer (`data.tokenizer.Tokenizer.sha256`); empty where it is not known."""
     guards: dict[str, Any] = field(default_factory=dict)
     """What the run's guards remember (`train.guards.spikes.GuardState`): steps skipped in a row up to this one, losses
     and gradient norms of the last steps."""
@@ -114,7 +121,7 @@ class Manifest:
 
 
 _MANIFEST_KEYS = [f.name for f in fields(Manifest)]
-_LATER_KEYS: dict[str, Any] = {"changes": [], "passed_over": [], "guards": {}}
+_LATER_KEYS: dict[str, Any] = {"changes": [], "passed_over": [], "tokenizer_sha256": "", "guards": {}}
 """Keys that older manifests lack, with what they mean then; not written where they say nothing else."""
 _FILE_KEYS = [f.name for f in fields(StoredFile)]
 _TENSOR_KEYS = ("shape", "dtype", "pieces")
@@ -158,14 +165,14 @@ def read_manifest(directory: Path) -> Manifest:
         DataError: the manifest is missing, damaged or malformed; the error names the file and the problem.
     """
     path = directory / MANIFEST
-    raw, digest = read_plain(path), read_plain(directory / DIGEST)
+    raw, digest = read_plain(path, MAX_BYTES), read_plain(directory / DIGEST, 1 << 10)
     # The hash first: what is damaged is not even parsed.
     if not re.fullmatch(rb"[0-9a-f]{64}  %b\n" % re.escape(MANIFEST.encode()), digest):
         raise DataError(directory / DIGEST, f"is not one line with the SHA-256 of {MANIFEST}")
     if digest[:64] != hashlib.sha256(raw).hexdigest().encode():
         raise DataError(path, f"is not the one that {DIGEST} was written for: one of the two is damaged")
     try:
-        content = strict_json(raw)
+        content = strict_json(raw, MAX_OBJECTS)
         if not isinstance(content, dict):
             raise ValueError(f"a JSON {type(content).__name__} instead of an object")
         version = content.get("format_version")

@@ -13,6 +13,8 @@ from typing import Any
 
 from altup_moe.config import DataError
 
+VALUES_PER_OBJECT = 20
+"""Items of lists and objects that `strict_json` takes for each object it may have."""
 _SYNC_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform == "linux" else None
 
 
@@ -34,13 +36,18 @@ def open_plain(path: Path) -> int:
     return descriptor
 
 
-def read_plain(path: Path) -> bytes:
+def read_plain(path: Path, most: int | None = None) -> bytes:
     """The content of a small regular file.
 
+    Args:
+        most: bytes that it may have.
     Raises:
-        DataError: as `open_plain`, or the file cannot be read.
+        DataError: as `open_plain`, or the file cannot be read, or is larger.
     """
     with os.fdopen(open_plain(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if most is not None and size > most:
+            raise DataError(path, f"has {size:,} bytes; at most {most:,} are read")
         try:
             return file.read()
         except OSError as error:
@@ -53,12 +60,17 @@ def start_flush(descriptor: int, offset: int, count: int) -> None:
         _SYNC_RANGE(descriptor, ctypes.c_int64(offset), ctypes.c_int64(count), ctypes.c_uint(2))
 
 
-def strict_json(raw: bytes) -> Any:
+def strict_json(raw: bytes, most: int | None = None) -> Any:
     """Parse JSON. Unlike `json.loads`: UTF-8 only, unique keys in an object, no NaN and no infinity.
 
+    Args:
+        most: objects that it may have, and 20 values for each. They are counted before anything is parsed, since a
+            parsed text takes many times its memory.
     Raises:
         ValueError: the text breaks one of these rules or is nested too deeply.
     """
+    if most is not None and (raw.count(b"{") > most or raw.count(b"[") + raw.count(b",") > VALUES_PER_OBJECT * most):
+        raise ValueError(f"it has more than {most:,} entries")
     try:
         return json.loads(
             raw.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite
@@ -70,8 +82,9 @@ def strict_json(raw: bytes) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)[:60]!r} stands twice in an object")
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice[:60]!r} stands twice in an object")
     return content
 
 

@@ -146,11 +146,12 @@ class ShardReader(Closeable):
         DataError: no regular file, or its header is not a safetensors header that fits the file's size.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tensors: int | None = None) -> None:
+        """``tensors``: how many the file should hold (`read_header`)."""
         self.path = path
         self._file = open_plain(path)
         try:
-            self.entries: dict[str, HeaderEntry] = read_header(self._file)
+            self.entries: dict[str, HeaderEntry] = read_header(self._file, tensors)
         except BaseException as error:
             os.close(self._file)
             if isinstance(error, OSError):

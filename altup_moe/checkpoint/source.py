@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from altup_moe.checkpoint.counters import counter_problem
 from altup_moe.checkpoint.manifest import DIGEST, MANIFEST, STATE_KINDS, Manifest, StoredTensor, read_manifest
 from altup_moe.checkpoint.optimizer_state_shapes import state_shapes
 from altup_moe.checkpoint.shards import ShardReader, ShardReaders, item_type
@@ -39,8 +41,10 @@ class Checkpoint(ShardReaders):
     def __init__(self, directory: Path) -> None:
         super().__init__()
         self.directory = directory
+        if directory.is_symlink():
+            raise DataError(directory, "is a symbolic link; a checkpoint is a directory of its own, name that one")
         # `prune` keeps a checkpoint that somebody reads.
-        self._held = hold_for_reading(directory / MANIFEST)
+        self._held: int | None = hold_for_reading(directory / MANIFEST)
         try:
             self._open(directory)
         except BaseException:
@@ -53,9 +57,12 @@ class Checkpoint(ShardReaders):
             self.config: RunConfig = from_dict(self.manifest.config)
         except UserError as error:
             raise DataError(directory / MANIFEST, f"its configuration is of no run ({error})") from error
+        if problem := counter_problem(self.manifest, self.config, directory.name):
+            raise DataError(directory / MANIFEST, problem)
         _check_files(directory, self.manifest)
+        held = Counter(piece.file for stored in self.manifest.tensors.values() for piece in stored.pieces)
         for name in self.manifest.files:
-            self._readers[name] = ShardReader(directory / name)
+            self._readers[name] = ShardReader(directory / name, held[name])
         self._check_tensors()
         _check_model(directory, self.manifest, self.config)
 

@@ -35,10 +35,10 @@ from altup_moe.config.checks import check_config
 from altup_moe.config.load import save_config
 from altup_moe.config.run_directory import GENERATION, checkpoints_dir, config_file, tokenizer_dir
 from altup_moe.data.files import new_directory
-from altup_moe.data.tokenizer import save_tokenizer
+from altup_moe.data.tokenizer import load_tokenizer, save_tokenizer
 from altup_moe.inference.hub_answers import CheckFailed, compare_answers
 from altup_moe.inference.hub_tokenizer import export_tokenizer, imported_tokenizer, write_json
-from altup_moe.inference.load_run import load_checkpoint
+from altup_moe.inference.load_run import check_tokenizer, load_checkpoint
 from altup_moe.inference.logits import logits_of, model_of
 from altup_moe.model.reference.build import class_of, reference_config
 from altup_moe.parallel.parameter_names import global_shapes
@@ -75,7 +75,9 @@ def import_run(
         names = weights.match(global_shapes(config), hub.family, hub.model.share_embeddings_and_output_weights)
         exact = exact_precision(weights, names)
         config = replace(config, train=replace(config.train, precision=precision or exact))
-        directory = import_weights(weights, names, config, checkpoints_dir(staged), library_versions())
+        directory = import_weights(
+            weights, names, config, checkpoints_dir(staged), library_versions(), tokenizer.sha256
+        )
         save_tokenizer(tokenizer, tokenizer_dir(staged))
         write_json(tokenizer_dir(staged) / GENERATION, _generation(source, content))
         save_config(config, config_file(staged))
@@ -111,6 +113,8 @@ def export_run(source: Path, out: Path, plain: bool, check: bool) -> list[str]:
         family = plain_family(config) if plain else None
         checkpoint.verify()
         tokenizer = tokenizer_dir(directory.parents[1])
+        if tokenizer.is_dir():
+            check_tokenizer(checkpoint, load_tokenizer(tokenizer), tokenizer)
         special, lines = export_tokenizer(tokenizer, staged, config)
         if plain:
             content = plain_config(config, torch_dtype(config), special)

@@ -73,6 +73,7 @@ def load_checkpoint(directory: Path, config: RunConfig, tokenizer_directory: Pat
     tokenizer = load_tokenizer(tokenizer_directory, config.data.add_special_tokens)
     model = generating_model(config, tokenizer, tokenizer_directory)
     with Checkpoint(directory) as checkpoint:
+        check_tokenizer(checkpoint, tokenizer, tokenizer_directory)
         checkpoint.verify()
         step = checkpoint.manifest.step
         config = with_sample_order(config, checkpoint.manifest)
@@ -82,6 +83,14 @@ def load_checkpoint(directory: Path, config: RunConfig, tokenizer_directory: Pat
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise DataError(directory, f"is not of the model in config.yaml: {' '.join(lines[1:3])}") from error
     return FinishedRun(config, model.to(device).eval(), tokenizer, step)
+
+
+def check_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer, directory: Path) -> None:
+    """Raise DataError if a tokenizer's directory holds another one than the checkpoint was trained with."""
+    known = checkpoint.manifest.tokenizer_sha256
+    if known not in ("", tokenizer.sha256):
+        problem = f"is not the tokenizer of {checkpoint.directory}: sha256 {tokenizer.sha256[:12]}, not {known[:12]}"
+        raise DataError(directory / "tokenizer.json", problem)
 
 
 def generating_model(config: RunConfig, tokenizer: Tokenizer, tokenizer_directory: Path) -> ReferenceModel:

@@ -6,8 +6,11 @@ ended by a thread of its own. Keys of the store, under a prefix of this start:
 
     world      the first rank's WORLD_SIZE, with its name        problem   what ended the start: code, rank, host, text
     joined/R   how often rank R came                             seen      ranks that know of the problem
-    ready      rank 0 has prepared what the others read          print/R   digest of rank R's fingerprint
-    verdict    of rank 0, once all digests are there             detail/R  entries of a rank that rank 0 asks for
+    ready      rank 0 has prepared what the others read
+    and of each comparison N
+    N/print/R  digest of rank R's fingerprint                    N/arrived, N/complete  how many, whether all are there
+    N/verdict  ranks whose entries rank 0 asks for; none if all agree
+    N/detail/R entries of such a rank                            N/line    who differs
 """
 
 from __future__ import annotations
@@ -44,7 +47,9 @@ ARRIVE_SECONDS = 600.0
 """How long ranks wait for rank 0's store, and rank 0 for the fingerprints of the others."""
 EARLY_SECONDS = 30.0
 """How long a rank that has failed already looks for that store."""
-WAITED_FOR = ("ready", "complete", "verdict", "line")
+ROUNDS = 2
+"""Comparisons of a start: of what is known at once, and of what is found on the disk."""
+WAITED_FOR = ("ready", *(f"{number}/{key}" for number in range(ROUNDS) for key in ("complete", "verdict", "line")))
 """Keys that ranks wait for; a problem sets them too, to wake those ranks."""
 
 _opened = 0
@@ -89,7 +94,7 @@ class StartMeeting:
     ) -> None:
         self._store, self.rank, self.world_size, self._own = store, rank, world_size, own
         self._host, self._ended = platform.node(), threading.Event()
-        self._lock, self._joined, self._counted = threading.Lock(), False, False
+        self._lock, self._joined, self._counted, self._rounds = threading.Lock(), False, False, 0
         if store is not None and ends_process:
             # Its own connection: this one may be blocked by a wait.
             threading.Thread(target=self._watch, args=(store.clone(),), daemon=True).start()
@@ -136,27 +141,30 @@ class StartMeeting:
         """
         if self._store is None:
             return
-        fingerprint = make()
-        self._store.set(f"print/{self.rank}", fingerprint.digest)
-        if self._store.add("arrived", 1) == self.world_size:
-            self._store.set("complete", "1")
+        fingerprint, here = make(), f"{self._rounds}/"
+        self._rounds += 1
+        self._store.set(f"{here}print/{self.rank}", fingerprint.digest)
+        if self._store.add(f"{here}arrived", 1) == self.world_size:
+            self._store.set(f"{here}complete", "1")
+        found: list[tuple[int, ...]] = []
         if self.rank == 0:
-            self._wait("complete", ARRIVE_SECONDS)
-            digests = self._store.multi_get([f"print/{rank}" for rank in range(self.world_size)])
+            self._wait(f"{here}complete", ARRIVE_SECONDS)
+            digests = self._store.multi_get([f"{here}print/{rank}" for rank in range(self.world_size)])
             found = parties([digest.decode() for digest in digests])
+            # Who asks for nobody says that all agree.
             asked = [ranks[0] for ranks in found[: ASKED_GROUPS + 1]] if len(found) > 1 else []
-            self._store.set("verdict", json.dumps(asked))
+            self._store.set(f"{here}verdict", json.dumps(asked))
         else:
-            found = []
-            asked = json.loads(self._wait("verdict"))
+            asked = json.loads(self._wait(f"{here}verdict"))
         if not asked:
             return
         if self.rank in asked:
-            self._store.set(f"detail/{self.rank}", json.dumps([self._host, dict(fingerprint.entries)]))
+            self._store.set(f"{here}detail/{self.rank}", json.dumps([self._host, dict(fingerprint.entries)]))
         if self.rank == 0:
-            known = [Party(ranks, *json.loads(self._wait(f"detail/{ranks[0]}"))) for ranks in found[: len(asked)]]
-            self._store.set("line", difference_line(known[0], known[1:]))
-        line = self._wait("line").decode()
+            details = [json.loads(self._wait(f"{here}detail/{rank}")) for rank in asked]
+            known = [Party(ranks, *detail) for ranks, detail in zip(found, details, strict=False)]
+            self._store.set(f"{here}line", difference_line(known[0], known[1:]))
+        line = self._wait(f"{here}line").decode()
         self._seen(self._store)
         self._stay()
         raise PeerError(line, told=self.rank != 0)
@@ -207,7 +215,9 @@ class StartMeeting:
 
     def _absent(self) -> str:
         """Ranks without a fingerprint, for a message."""
-        absent = [rank for rank in range(self.world_size) if not self._store.check([f"print/{rank}"])]
+        absent = [
+            rank for rank in range(self.world_size) if not self._store.check([f"{self._rounds - 1}/print/{rank}"])
+        ]
         more = f" and {len(absent) - SHOWN_RANKS} more" if len(absent) > SHOWN_RANKS else ""
         return f"rank {', '.join(map(str, absent[:SHOWN_RANKS]))}{more} of {self.world_size}"
 

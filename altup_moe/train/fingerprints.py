@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,29 +35,48 @@ SHOWN_DIGITS = 12
 """Digits of a hash that a message shows."""
 
 
-def run_fingerprint(
-    config: RunConfig, resume: ResumePoint | None, samples: Samples | None, device: str = "cpu"
-) -> Fingerprint:
-    """The fingerprint of a prepared run.
+def program_fingerprint(config: RunConfig, device: str) -> Fingerprint:
+    """What a rank knows before it has opened a file: configuration, code, libraries, environment.
 
     Args:
-        resume: the checkpoint that it goes on from. samples: None where all batches are the caller's own.
         device: kind of device that computes.
     """
-    data = (samples.fingerprint, samples.tokenizer.sha256) if samples is not None else ("none", "none")
     return Fingerprint(
         {
-            **{f"{s}.{key}": json.dumps(value) for s, keys in config.to_dict().items() for key, value in keys.items()},
-            **{f"version of {name}": version for name, version in _libraries(config)},
+            **_keys(config),
+            **{f"version of {name}": found for name, found in _libraries(config)},
             **{f"environment {name}": value for name, value in _environment(os.environ)},
             **code_hashes(),
             **{f"code {file.name}": _file_sha256(file) for file in plugin_files()},
             "device": device,
-            "tokens of the data": data[0][:SHOWN_DIGITS],
-            "tokenizer": data[1][:SHOWN_DIGITS],
+        }
+    )
+
+
+def files_fingerprint(config: RunConfig, resume: ResumePoint | None, samples: Samples | None) -> Fingerprint:
+    """What a rank has found on its disks.
+
+    Args:
+        config: with what depends on the checkpoint.
+        resume: the checkpoint that it goes on from. samples: None where all batches are the caller's own.
+    """
+    tokens, tokenizer = (samples.fingerprint, samples.tokenizer.sha256) if samples is not None else ("none", "none")
+    return Fingerprint(
+        {
+            **_keys(config),
+            "tokens of the data": tokens[:SHOWN_DIGITS],
+            "tokenizer": tokenizer[:SHOWN_DIGITS],
             "checkpoint to go on from": _checkpoint(resume),
         }
     )
+
+
+def _keys(config: RunConfig) -> dict[str, str]:
+    return {
+        f"{section}.{key}": json.dumps(value)
+        for section, values in config.to_dict().items()
+        for key, value in values.items()
+    }
 
 
 @cache
@@ -82,8 +101,8 @@ def _libraries(config: RunConfig) -> Iterator[tuple[str, str]]:
     }
     for name in (*LIBRARIES, *(name for name, needed in used.items() if needed)):
         try:
-            yield name, importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+            yield name, version(name)
+        except PackageNotFoundError:
             yield name, "none"
 
 

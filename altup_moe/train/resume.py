@@ -112,11 +112,12 @@ def check_bytes(point: ResumePoint, topology: Topology) -> None:
         raise DataError(problem[0], problem[1])
 
 
-def check_tokens(point: ResumePoint | None, fingerprint: str) -> None:
-    """Raise ConfigError if the run goes on with other tokens than those it was trained on.
+def check_tokens(point: ResumePoint | None, fingerprint: str, tokenizer_sha256: str = "") -> None:
+    """Raise ConfigError if the run goes on with other tokens, or another tokenizer, than those it was trained with.
 
     Args:
-        fingerprint: of the samples (`train.samples.Samples`).
+        fingerprint: of the samples (`train.samples.Samples`). tokenizer_sha256: identity of their tokenizer;
+            empty where it is not known.
     """
     if point is None or point.weights_only:
         return
@@ -124,6 +125,9 @@ def check_tokens(point: ResumePoint | None, fingerprint: str) -> None:
     if point.manifest.data_fingerprint not in ("", fingerprint):
         fits = f"{point.directory} was trained on other tokens; use the same data, or another log.run_dir"
         raise ConfigError("data.corpus", fingerprint[:12], fits)
+    if tokenizer_sha256 and point.manifest.tokenizer_sha256 not in ("", tokenizer_sha256):
+        fits = f"{point.directory} was trained with {point.manifest.tokenizer_sha256[:12]}; use the same tokenizer"
+        raise ConfigError("data.tokenizer", tokenizer_sha256[:12], fits)
 
 
 def _usable(config: RunConfig) -> Iterator[ResumePoint]:

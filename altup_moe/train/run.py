@@ -45,7 +45,7 @@ from altup_moe.parallel.start_meeting import StartMeeting
 from altup_moe.parallel.topology import Topology, own_rank
 from altup_moe.train.batches import Batch, SampleDataset, micro_batches
 from altup_moe.train.engine import Engine, build_engine
-from altup_moe.train.fingerprints import run_fingerprint
+from altup_moe.train.fingerprints import files_fingerprint, program_fingerprint
 from altup_moe.train.guards.spikes import GuardState, check_rollback, remember, spike
 from altup_moe.train.memory import RunMemory
 from altup_moe.train.metrics import StepMetrics, overlap_metrics, peak_memory_gib
@@ -141,6 +141,7 @@ def prepare_run(config: RunConfig, meeting: StartMeeting, with_data: bool = True
         UserError: what the user can mend. PeerError: what another rank must, or ranks differ.
     """
     keep_compiled_code(config)
+    meeting.agree(lambda: program_fingerprint(config, "cuda" if torch.cuda.is_available() else "cpu"))
     config = ordered(config)
     check_rollback(config)
     resume, damage = None, None
@@ -160,8 +161,8 @@ def prepare_run(config: RunConfig, meeting: StartMeeting, with_data: bool = True
     if with_data and not first:
         samples = run_samples(config, scan=False)
     if samples is not None:
-        check_tokens(resume, samples.fingerprint)
-    meeting.agree(lambda: run_fingerprint(config, resume, samples, "cuda" if torch.cuda.is_available() else "cpu"))
+        check_tokens(resume, samples.fingerprint, samples.tokenizer.sha256)
+    meeting.agree(lambda: files_fingerprint(config, resume, samples))
     return PreparedRun(config, resume, samples, damage)
 
 
@@ -212,7 +213,7 @@ def _point(
         point = memory.newer_point(disk.manifest.step if disk and not disk.weights_only else -1)
         if point is not None:
             if samples is not None:
-                check_tokens(point, samples.fingerprint)
+                check_tokens(point, samples.fingerprint, samples.tokenizer.sha256)
             return point
     if prepared.damage is not None:
         raise prepared.damage
@@ -341,6 +342,7 @@ def start_save(run: Run, saver: Saver | None = None) -> None:
         libraries=library_versions(),
         changes=run.history,
         passed_over=run.passed_over,
+        tokenizer_sha256=run.samples.tokenizer.sha256 if run.samples is not None else "",
         guards=run.guard.to_dict(),
     )
     named = named_tensors(list(run.engine.chunks), run.config, run.topology)

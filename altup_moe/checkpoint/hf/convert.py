@@ -32,13 +32,19 @@ def exact_precision(weights: HubWeights, names: dict[str, str]) -> Literal["fp32
 
 
 def import_weights(
-    weights: HubWeights, names: dict[str, str], config: RunConfig, root: Path, libraries: dict[str, str]
+    weights: HubWeights,
+    names: dict[str, str],
+    config: RunConfig,
+    root: Path,
+    libraries: dict[str, str],
+    tokenizer_sha256: str = "",
 ) -> Path:
     """Write Hugging Face weights as checkpoint 0 of a run. A failure leaves no files.
 
     Args:
         names: global name -> name in the files (`HubWeights.match`).
         root: directory of the run's checkpoints. libraries: versions, for the manifest.
+        tokenizer_sha256: of the run's tokenizer.
     Returns:
         The checkpoint's directory.
     """
@@ -59,6 +65,7 @@ def import_weights(
         data_fingerprint="",
         config=config.to_dict(),
         libraries=libraries,
+        tokenizer_sha256=tokenizer_sha256,
     )
     return write_checkpoint(root, head, specs, single_process_plan(specs), read)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from altup_moe.checkpoint.header import HeaderEntry
+from altup_moe.checkpoint.header import MAX_HEADER, MAX_TENSORS, HeaderEntry
 from altup_moe.checkpoint.hf.names import hub_name, is_redundant, tied_copies
 from altup_moe.checkpoint.manifest import FILE_NAME, ITEM_BYTES
 from altup_moe.checkpoint.plain import read_plain, strict_json
@@ -29,14 +29,18 @@ FLOATS = ("F32", "BF16", "F16")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, most: int | None = None) -> dict[str, Any]:
     """The content of a JSON file that contains an object. Symbolic links are followed.
 
+    Args:
+        most: entries that it may have.
     Raises:
         DataError: the file cannot be read, or its content is not an object.
     """
     # The hub's cache contains symbolic links.
-    raw = read_plain(path.resolve())
+    raw = read_plain(path.resolve(), MAX_HEADER if most is not None else None)
+    if most is not None and raw.count(b",") > most:
+        raise DataError(path, f"has more than {most:,} entries")
     try:
         content = strict_json(raw)
     except ValueError as error:
@@ -112,7 +116,7 @@ class HubWeights(ShardReaders):
     def _files(self) -> list[str]:
         index = self.directory / INDEX
         if index.is_file():
-            held = read_json_object(index).get("weight_map")
+            held = read_json_object(index, MAX_TENSORS).get("weight_map")
             files = sorted(set(held.values())) if isinstance(held, dict) else []
             wrong = [name for name in files if not isinstance(name, str) or not FILE_NAME.fullmatch(name)]
             if wrong or not files:

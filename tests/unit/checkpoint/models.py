@@ -58,10 +58,10 @@ def head_of(step: int = 3, config: RunConfig = CONFIG) -> Manifest:
     """A manifest without files and tensors."""
     return Manifest(
         step=step,
-        consumed_samples=8 * step,
+        consumed_samples=config.train.global_batch_size * step,
         skipped_steps=0,
         optimizer_steps=step,
-        scheduler_steps=8 * step,
+        scheduler_steps=step,
         world_size=1,
         data_fingerprint="abc",
         config=config.to_dict(),

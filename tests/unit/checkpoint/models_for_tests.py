@@ -62,7 +62,17 @@ def save(run: Path, config: RunConfig, optimizer: bool = True) -> Path:
             value = value.square() if kind == "exp_avg_sq" else value
         return items(value.to(TORCH_DTYPES[specs[stored].dtype]).contiguous())
 
-    head = Manifest(STEP, 56, 1, 6, 7, 1, "fingerprint", config.to_dict(), {"torch": "x"})
+    head = Manifest(
+        STEP,
+        STEP * config.train.global_batch_size,
+        1,
+        STEP - 1,
+        STEP,
+        1,
+        "fingerprint",
+        config.to_dict(),
+        {"torch": "x"},
+    )
     return write_checkpoint(run / "checkpoints", head, specs, single_process_plan(specs), read)
 
 

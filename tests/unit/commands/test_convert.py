@@ -77,7 +77,7 @@ def write_run(run_dir: Path, config: RunConfig) -> AltUpMoEForCausalLM:
             tensor.add_(0.3 * torch.randn_like(tensor))
     state = {f"weights/{name}": tensor for name, tensor in model.state_dict().items()}
     specs = {name: TensorSpec(tuple(tensor.shape), "F32") for name, tensor in state.items()}
-    head = Manifest(7, 0, 0, 7, 7, 1, "", config.to_dict())
+    head = Manifest(7, 7 * config.train.global_batch_size, 0, 7, 7, 1, "", config.to_dict())
     write_checkpoint(
         checkpoints_dir(run_dir), head, specs, single_process_plan(specs), lambda name, _: items(state[name])
     )
