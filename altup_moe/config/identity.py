@@ -10,6 +10,7 @@ ADDED_KEYS: frozenset[str] = frozenset(
     {
         *("data.add_special_tokens", "data.shuffle", "model.max_positions", "moe.load_balancing_type"),
         *("train.eval_tasks", "train.eval_task_limit", "log.routing_interval", "log.sample_interval"),
+        "train.hang_timeout",
         *("log.sample_prompts", "log.sample_prompts_file", "log.sample_tokens", "log.sample_temperature"),
     }
 )

@@ -127,6 +127,7 @@ RANGES: dict[str, Range] = {
     "train.eval_samples": COUNT,
     "train.eval_task_limit": COUNT,
     "train.stop_after": STEPS,
+    "train.hang_timeout": Range(0, 1e7, wide=True),
     "checkpoint.save_interval": STEPS_OR_ZERO,
     "checkpoint.keep": COUNT,
     "checkpoint.keep_every": COUNT,

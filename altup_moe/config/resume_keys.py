@@ -54,7 +54,7 @@ KEY_CLASSES: dict[str, KeyClass] = {
     **_each("train", "run", "global_batch_size seed precision"),
     # The number of steps stretches the schedule; capacity and balance losses are by micro-batch.
     **_each("train", "recorded", "steps micro_batch_size eval_samples eval_task_limit"),
-    **_each("train", "free", "engine transformer_engine recompute eval_interval eval_tasks stop_after"),
+    **_each("train", "free", "engine transformer_engine recompute eval_interval eval_tasks stop_after hang_timeout"),
     **_each("checkpoint", "recorded", "initial_load_path"),
     **_each("checkpoint", "free", "save_interval keep keep_every asynchronous on_failure resume fallback"),
     **_each(

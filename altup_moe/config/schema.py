@@ -171,6 +171,9 @@ class TrainConfig:
     """Examples of each of train.eval_tasks that are answered, the first ones; null answers all."""
     stop_after: int | None = None
     """Stop (saving) after this step while the schedule still runs to train.steps; None runs through."""
+    hang_timeout: float | None = 120.0
+    """Seconds, beyond the longest step so far, in which some rank must move on. Then a report names the rank and
+    operation that all wait for (RUN_DIR/watchdog), and all ranks end with exit code 77. 0 or null is off."""
 
 
 @dataclass(frozen=True)

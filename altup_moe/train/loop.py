@@ -13,11 +13,14 @@ import torch
 from altup_moe.checkpoint.saver import Saved, SaveError
 from altup_moe.config import RunConfig
 from altup_moe.config.exit_codes import EXIT_STOPPED
+from altup_moe.config.run_directory import watchdog_dir
 from altup_moe.config.output import unfailing_output
 from altup_moe.moe.backends import unavailable_overlap
 from altup_moe.parallel.control_collectives import any_rank
 from altup_moe.parallel.topology import topology
-from altup_moe.parallel.watchdog.notes import keep_notes, step_done
+from altup_moe.parallel.watchdog import notes
+from altup_moe.parallel.watchdog.rank_side import process_group_seconds, watched
+from altup_moe.parallel.watchdog.watcher import PREPARING, TRAINING
 from altup_moe.train.generation import (
     Generated,
     TrainingGenerator,
@@ -46,15 +49,20 @@ def train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None = None
         UserError: what the user can mend, before any process group exists.
     """
     check_packages(config)
-    with unfailing_output(), run_lock(config):
+    watch = watched(watchdog_dir(config.log.run_dir), config.train.hang_timeout)
+    with unfailing_output(), run_lock(config), watch:
         return _train(config, enough)
 
 
 def _train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None) -> int:
+    notes.progress(PREPARING)
     prepared = prepare_run(config)
     samples = prepared.samples
     inputs = prepare_generation(prepared.config, samples.tokenizer) if samples is not None else None
-    with keep_notes(), topology(config.parallel) as topo, StopSignal() as stop:
+    notes.progress("meeting the other ranks")
+    seconds = process_group_seconds(config.train.hang_timeout)
+    with topology(config.parallel, seconds) as topo, StopSignal() as stop:
+        notes.progress("loading")
         run, resume = start_run(prepared, topo)
         generator = open_generator(run.config, topo, inputs)
         loggers: list[Logger] = []
@@ -62,6 +70,7 @@ def _train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None) -> i
             assert run.samples is not None
             _say_start(run, run.samples, resume)
             loggers = open_loggers(run.config, run.step + 1, resume.changes if resume else None)
+        notes.progress(TRAINING)
         try:
             code = _steps(run, loggers, stop, enough if topo.is_first else None, generator)
             # A run shorter than its profile writes what it has.
@@ -84,7 +93,7 @@ def _steps(
     saved = run.step
     while run.step < last:
         metrics = take_step(run, validating=run.step + 1 == last or _due(run.step + 1, t.eval_interval))
-        step_done(run.step)
+        notes.step_done(run.step)
         generated = _generate(run, generator, last, stop)
         for logger in loggers:
             logger.log(replace(metrics, scores=generated.scores))
@@ -112,7 +121,10 @@ def _generate(run: Run, generator: TrainingGenerator | None, last: int, stop: St
     due = due_after(run.config, run.step, last)
     if generator is None or not due:
         return Generated()
-    return generator.generate(list(run.engine.chunks), run.step, due, lambda: stop.caught)
+    notes.progress("generating")
+    generated = generator.generate(list(run.engine.chunks), run.step, due, lambda: stop.caught)
+    notes.progress(TRAINING)
+    return generated
 
 
 def _due(step: int, interval: int) -> bool:
@@ -121,6 +133,7 @@ def _due(step: int, interval: int) -> bool:
 
 def _save(run: Run, leaving: bool) -> None:
     """Start a save of this step, after the one before it; see it through if the run is about to end."""
+    notes.progress("saving")
     _end_save(run, run.saver.conclude)
     try:
         start_save(run)
@@ -130,6 +143,7 @@ def _save(run: Run, leaving: bool) -> None:
         _not_saved(run, error)
     if leaving or not run.config.checkpoint.asynchronous:
         _end_save(run, run.saver.conclude, leaving)
+    notes.progress(TRAINING)
 
 
 def _end_save(run: Run, end: Callable[[], Saved | None], leaving: bool = False) -> None:
