@@ -13,8 +13,8 @@ import torch
 from altup_moe.checkpoint.saver import Saved, SaveError
 from altup_moe.config import RunConfig
 from altup_moe.config.exit_codes import EXIT_STOPPED
-from altup_moe.config.run_directory import watchdog_dir
 from altup_moe.config.output import unfailing_output
+from altup_moe.config.run_directory import watchdog_dir
 from altup_moe.moe.backends import unavailable_overlap
 from altup_moe.parallel.control_collectives import any_rank
 from altup_moe.parallel.topology import topology

@@ -53,6 +53,7 @@ class Ranks:
 
     def hang(self) -> str:
         """The one report that the run directory holds."""
+        assert not self.left()
         (file,) = (Path(self.config.log.run_dir) / "watchdog").iterdir()
         assert file.name.startswith("hang_")
         return file.read_text(encoding="utf-8")

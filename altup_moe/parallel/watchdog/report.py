@@ -138,14 +138,15 @@ def _line(r: Record) -> str:
 
 
 def _top(stacks: str) -> str:
-    """Where the main thread is: the newest call of the package, else the newest of all."""
+    """Where the main thread is: its newest call, and the newest one of this package."""
     calls = [
         line.strip() for line in stacks.rpartition("Current thread")[2].splitlines() if line.strip().startswith("File")
     ]
     if not calls:
         calls = [line.strip() for line in stacks.rpartition("Thread 0x")[2].splitlines() if "File" in line]
     ours = [call for call in calls if "altup_moe" in call and "watchdog" not in call]
-    return (ours or calls or ["no stack"])[0].removeprefix("File ")
+    newest = (calls or ["no stack"])[0].removeprefix("File ")
+    return f"{newest}, called from {ours[0].removeprefix('File ')}" if ours and ours[0] != calls[0] else newest
 
 
 def _missing(hang: Hang, ranks: list[int]) -> str:

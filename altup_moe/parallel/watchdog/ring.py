@@ -117,7 +117,8 @@ class Header:
     """A rank's counters.
 
     ``progress``: anything that moved on. ``longest_step``: seconds. ``step_began``: when the last one ended (0 before),
-    ``opened``: `time.monotonic` seconds. ``wall``: what to add to those for the time of day. ``phase``: what the rank does, in words.
+    ``opened``: `time.monotonic` seconds. ``wall``: what to add to those for the time of day.
+    ``phase``: what the rank does, in words.
     """
 
     number: int

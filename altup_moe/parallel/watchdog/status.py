@@ -29,8 +29,9 @@ class Status:
 
     ``start``: names the start that the rank belongs to. ``beat``: counts what its watcher has written. ``at``: when,
     seconds since the epoch. ``since``: seconds without progress. ``process``: state as in /proc (R, S, D, T, ...), ""
-    where it is not known. ``answers``: whether its Python answers; None was not asked. ``records``, ``stacks``: only
-    once it has expired. ``report``: file of the report, once there is one; ``summary``: its first lines.
+    where it is not known. ``answers``: whether its Python answers; None was not asked. ``records``: only once it has
+    expired. ``told``: the stacks are there, or cannot be had. ``report``: file of the report, once there is one;
+    ``summary``: its first lines.
     """
 
     rank: int
@@ -48,6 +49,7 @@ class Status:
     answers: bool | None = None
     records: tuple[Record, ...] = field(default=(), repr=False)
     stacks: str = field(default="", repr=False)
+    told: bool = False
     report: str = ""
     summary: str = ""
 

@@ -43,7 +43,9 @@ STACKS_SIGNAL = signal.SIGRTMIN + 8
 END, QUIT, PING = b"e", b"q", b"p"
 """To the rank: end now; is your Python there. From the rank: the run is over; yes."""
 MANY_RANKS, RECORDS, RECORDS_OF_MANY = 64, 1024, 256
-ANSWER_SECONDS, REPORT_SECONDS, END_SECONDS = 1.0, 6.0, 2.0
+ANSWER_SECONDS, STACKS_SECONDS, REPORT_SECONDS, END_SECONDS = 1.0, 2.0, 6.0, 2.0
+START_SECONDS = 30.0
+"""Before the first step train.hang_timeout counts as at least so much: ranks that meet try again every few seconds."""
 PATIENCE = 10
 """How many times train.hang_timeout a rank that works outside collectives may take before its first step is over, and
 in a save, a validation or a generation."""
@@ -125,11 +127,13 @@ class Watcher:
             self.seen, self.moved = (header.number, header.progress), now
             self.others.clear()
         quiet, limit = now - self.moved, self.orders.timeout + header.longest_step
+        if header.step_began == 0.0:
+            limit = max(limit, START_SECONDS)
         expired = quiet >= limit and not self.excused(header, quiet, now)
         if expired and self.status.state != EXPIRED:
             self.expire(quiet)
         elif not expired and self.status.state == EXPIRED:
-            self.publish(state=RUNNING, records=(), stacks="", answers=None)
+            self.publish(state=RUNNING, records=(), answers=None)
         beat = self.orders.timeout / (12 if quiet > limit / 2 else 4)
         if now - self.published >= beat:
             self.publish()
@@ -197,18 +201,8 @@ class Watcher:
 
     def report(self, hang: Hang) -> None:
         """Write and print the report, tell the others, end the rank."""
-        stopped = [rank for rank, one in hang.statuses.items() if one.stopped]
-        if stopped:
-            # Their watchers wake them for their stacks.
-            self.wake()
-            time.sleep(0.5)
-            fresh = {rank: read_status(self.directory, rank) or hang.statuses[rank] for rank in hang.statuses}
-            fresh[self.orders.rank] = self.status
-            fresh = {
-                rank: replace(one, process=hang.statuses[rank].process, records=hang.statuses[rank].records)
-                for rank, one in fresh.items()
-            }
-            hang = replace(hang, statuses=fresh)
+        self.tell_stacks()
+        hang = replace(hang, statuses={rank: self.with_stacks(one) for rank, one in hang.statuses.items()})
         cause = find_cause(hang)
         file = self.directory / time.strftime("hang_%Y%m%d-%H%M%S.txt")
         with suppress(OSError):
@@ -220,10 +214,20 @@ class Watcher:
         self.publish(state=REPORTED, report=str(file), summary=text)
         self.end(text)
 
+    def with_stacks(self, one: Status) -> Status:
+        """A rank's status with its stacks, which its watcher adds now."""
+        if one.rank == self.orders.rank:
+            return self.status
+        deadline = time.monotonic() + STACKS_SECONDS
+        while one.state == EXPIRED and not one.told and time.monotonic() < deadline:
+            time.sleep(0.05)
+            one = read_status(self.directory, one.rank) or one
+        return one
+
     def wait_for_report(self, speaker: int) -> bool:
         """Until the rank that reports has; if it does not, the others end without."""
+        self.tell_stacks()
         deadline = time.monotonic() + REPORT_SECONDS
-        self.wake()
         while time.monotonic() < deadline:
             one = read_status(self.directory, speaker)
             if one is not None and one.state == REPORTED:
@@ -236,20 +240,11 @@ class Watcher:
     def expire(self, quiet: float) -> None:
         """Note what the rank does, and tell the others."""
         answers = self.answers()
-        self.publish(
-            state=EXPIRED,
-            since=quiet,
-            answers=answers,
-            records=self.records(),
-            stacks=self.stacks(),
-            process=self.state(),
-        )
+        self.publish(state=EXPIRED, since=quiet, answers=answers, records=self.records(), process=self.state())
 
-    def wake(self) -> None:
-        """Have a rank that is stopped write its stacks: everything is over, so it may run for a moment."""
-        if not self.status.stopped:
-            return
-        self.publish(stacks=self.stacks(wake=True))
+    def tell_stacks(self) -> None:
+        """Once all is over (a signal may disturb what is not): add the stacks, of a stopped rank as well."""
+        self.publish(stacks=self.stacks(wake=self.status.stopped), told=True)
 
     def answers(self) -> bool | None:
         """Whether Python runs in the rank; None if it is stopped."""
