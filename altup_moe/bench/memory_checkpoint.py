@@ -58,7 +58,9 @@ def memory_steps(bench: SavedBothWays, repeats: int) -> tuple[float, list[float]
 
 def memory_loads(bench: SavedBothWays, repeats: int) -> tuple[list[float], list[float]]:
     """(seconds of loads from memory, of loads from the disk with a cold page cache), taken in turn; hashes checked."""
-    disk, memory, cold = bench.ours, [], []
+    disk = bench.ours
+    memory: list[float] = []
+    cold: list[float] = []
     bench.save_ours()
     with _in_memory() as root:
         shutil.copytree(disk / step_name(1), root / step_name(1))

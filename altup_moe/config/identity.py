@@ -12,6 +12,7 @@ ADDED_KEYS: frozenset[str] = frozenset(
         *("train.eval_tasks", "train.eval_task_limit", "log.routing_interval", "log.sample_interval"),
         *("train.max_skipped", "train.spike_sigma", "train.spike_window", "train.on_spike"),
         "checkpoint.memory_interval",
+        "train.hang_timeout",
         *("log.sample_prompts", "log.sample_prompts_file", "log.sample_tokens", "log.sample_temperature"),
     }
 )

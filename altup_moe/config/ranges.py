@@ -130,6 +130,7 @@ RANGES: dict[str, Range] = {
     "train.max_skipped": COUNT,
     "train.spike_sigma": POSITIVE,
     "train.spike_window": Range(2),
+    "train.hang_timeout": Range(0, 1e7, wide=True),
     "checkpoint.save_interval": STEPS_OR_ZERO,
     "checkpoint.keep": COUNT,
     "checkpoint.keep_every": COUNT,

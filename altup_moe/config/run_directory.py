@@ -14,6 +14,7 @@ RUN/config.yaml     the resolved configuration
     tensorboard/    event files
     profile/        traces of log.profile_steps
     kernels/        compiled kernels
+    watchdog/       hang_DATE.txt: report of a hang; rank_NNNNN.json while it trains on several ranks
 """
 
 from __future__ import annotations
@@ -96,3 +97,8 @@ def profile_dir(run_dir: str | Path) -> Path:
 def kernels_dir(run_dir: str | Path) -> Path:
     """Directory of torch.compile's cache."""
     return Path(run_dir) / "kernels"
+
+
+def watchdog_dir(run_dir: str | Path) -> Path:
+    """Directory in which the watchers of a run's ranks meet, and of their reports."""
+    return Path(run_dir) / "watchdog"

@@ -182,6 +182,9 @@ class TrainConfig:
     on_spike: Literal["skip", "stop", "rollback"] = "skip"
     """What a spike does. skip: its update is left out. stop: the run ends with exit code 76. rollback: the run goes
     back to the newest checkpoint that a good step followed, and passes over the samples from there to the spike."""
+    hang_timeout: float | None = 120.0
+    """Seconds, beyond the longest step so far, in which some rank must move on. Then a report names the rank and
+    operation that all wait for (RUN_DIR/watchdog), and all ranks end with exit code 77. 0 or null is off."""
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,15 @@ from altup_moe.checkpoint.saver import Saved, SaveError
 from altup_moe.config import RunConfig
 from altup_moe.config.exit_codes import EXIT_DIVERGED, EXIT_STOPPED
 from altup_moe.config.output import unfailing_output
+from altup_moe.config.run_directory import watchdog_dir
 from altup_moe.config.start_clock import mark
 from altup_moe.moe.backends import unavailable_overlap
 from altup_moe.parallel.control_collectives import any_rank
 from altup_moe.parallel.start_meeting import StartMeeting, start_meeting
 from altup_moe.parallel.topology import own_rank, topology
-from altup_moe.parallel.watchdog.notes import keep_notes, step_done
+from altup_moe.parallel.watchdog import notes
+from altup_moe.parallel.watchdog.rank_side import process_group_seconds, watched
+from altup_moe.parallel.watchdog.watcher import PREPARING, TRAINING
 from altup_moe.train.generation import (
     Generated,
     TrainingGenerator,
@@ -62,10 +65,13 @@ def train(config: RunConfig, enough: Callable[[StepMetrics], bool] | None = None
     Raises:
         UserError: what the user can mend, before any process group exists.
     """
+    watch = watched(watchdog_dir(config.log.run_dir), config.train.hang_timeout)
     with unfailing_output(), ExitStack() as stack, start_meeting(ends_process=True) as meeting:
         with meeting.telling():
             check_packages(config)
             stack.enter_context(run_lock(config))
+            stack.enter_context(watch)
+            notes.progress(PREPARING)
             prepared = prepare_run(config, meeting)
             assert prepared.samples is not None
             tokenizer = prepared.samples.tokenizer
@@ -78,13 +84,15 @@ def _train(
 ) -> int:
     config = prepared.config
     mark("checkpoint found, data opened")
+    notes.progress("meeting the other ranks")
+    seconds = process_group_seconds(config.train.hang_timeout)
     with (
-        keep_notes(),
-        topology(config.parallel, store=meeting.world_store) as topo,
+        topology(config.parallel, seconds, store=meeting.world_store) as topo,
         StopSignal() as stop,
         memory_of(config, topo) as memory,
     ):
         mark("process groups")
+        notes.progress("loading")
         with meeting.telling():
             run, resume = start_run(prepared, topo, memory)
             generator = open_generator(run.config, topo, inputs)
@@ -95,6 +103,7 @@ def _train(
             mark("model built, checkpoint loaded")
             _say_start(run, run.samples, resume)
             loggers = open_loggers(run.config, run.step + 1, resume.changes if resume else None)
+        notes.progress(TRAINING)
         try:
             code = _steps(run, loggers, stop, enough if topo.is_first else None, generator)
             # A run shorter than its profile writes what it has.
@@ -125,7 +134,7 @@ def _steps(
     saved = run.step
     while run.step < last:
         metrics = take_step(run, validating=run.step + 1 == last or _due(run.step + 1, t.eval_interval))
-        step_done(run.step)
+        notes.step_done(run.step)
         mark("first step")
         if run.memory is not None:
             # Before the step is recorded: what is recorded is lost by at most memory_interval steps.
@@ -170,7 +179,10 @@ def _generate(run: Run, generator: TrainingGenerator | None, last: int, stop: St
     due = due_after(run.config, run.step, last)
     if generator is None or not due:
         return Generated()
-    return generator.generate(list(run.engine.chunks), run.step, due, lambda: stop.caught)
+    notes.progress("generating")
+    generated = generator.generate(list(run.engine.chunks), run.step, due, lambda: stop.caught)
+    notes.progress(TRAINING)
+    return generated
 
 
 def _due(step: int, interval: int) -> bool:
@@ -179,6 +191,7 @@ def _due(step: int, interval: int) -> bool:
 
 def _save(run: Run, leaving: bool) -> None:
     """Start a save of this step, after the one before it; see it through if the run is about to end."""
+    notes.progress("saving")
     _end_save(run, run.saver.conclude)
     try:
         start_save(run)
@@ -188,6 +201,7 @@ def _save(run: Run, leaving: bool) -> None:
         _not_saved(run, error)
     if leaving or not run.config.checkpoint.asynchronous:
         _end_save(run, run.saver.conclude, leaving)
+    notes.progress(TRAINING)
 
 
 def _end_save(run: Run, end: Callable[[], Saved | None], leaving: bool = False) -> None:

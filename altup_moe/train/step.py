@@ -16,6 +16,7 @@ from torch import Tensor
 from altup_moe.altup.shape import stream_width
 from altup_moe.config import RunConfig
 from altup_moe.parallel.topology import Topology
+from altup_moe.parallel.watchdog.notes import progress
 from altup_moe.train.batches import Batch, SampleDataset, micro_batches
 from altup_moe.train.engine import Engine
 from altup_moe.train.guards.norms import agreed_norm, overflowed
@@ -74,6 +75,7 @@ def _loss_func(
 def _forward_step(
     weight: Tensor, byte_lengths: Tensor | None, iterator: Iterator[Batch], model: Any
 ) -> tuple[Tensor, Callable]:
+    progress()
     batch = next(iterator)
     return model(batch.tokens, batch.labels, **batch.model_inputs), partial(_loss_func, batch, weight, byte_lengths)
 

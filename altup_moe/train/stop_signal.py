@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
 from altup_moe.config.interrupts import Interrupts
+from altup_moe.train.second_signal import GRACE, SecondSignal, end_by
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 WARNING = signal.SIGUSR1
@@ -20,7 +22,8 @@ class StopSignal:
     """Notes SIGTERM, SIGINT, SIGHUP (unless it is ignored, as under nohup) and SIGUSR1 while open.
 
     A second one of the same kind acts as usual once `TWICE_SECONDS` have passed since the first; SIGUSR1 never
-    does more than ask. One that opens inside another, the command's, knows what that one has noted; once it has noted
+    does more than ask. Where the main thread waits in C++ and cannot act, the second one ends the process by itself,
+    a second later. One that opens inside another, the command's, knows what that one has noted; once it has noted
     a signal itself, the command is about to end, and what other ways tell too late is ignored from then on.
 
     Args:
@@ -38,6 +41,9 @@ class StopSignal:
         self._previous: dict[int, object] = {}
         self._outer: StopSignal | None = None
         self._ending = False
+        self._heard: dict[int, float] = {}
+        self._acted = threading.Event()
+        self._second = SecondSignal(self._hear)
 
     def __enter__(self) -> StopSignal:
         interrupts = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
@@ -51,11 +57,14 @@ class StopSignal:
             outer = getattr(previous, "__self__", None)
             if isinstance(outer, StopSignal):
                 self._outer, self.caught = outer, self.caught or outer.caught
+        self._second.open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._second.close()
+        self._acted.set()
         if self._outer is not None and self.caught:
             self._ending = self._outer._ending = True
         for number, previous in self._previous.items():
@@ -67,5 +76,16 @@ class StopSignal:
         now = self._clock()
         if number == WARNING or now - self._first.setdefault(number, now) < TWICE_SECONDS:
             return
+        self._acted.set()
         signal.signal(number, self._previous[number])  # type: ignore[arg-type]
         signal.raise_signal(number)
+
+    def _hear(self, number: int) -> None:
+        """In a thread: a signal has come, whether or not the main thread can note it."""
+        now = self._clock()
+        if number == WARNING or number not in self._previous:
+            return
+        if now - self._heard.setdefault(number, now) < TWICE_SECONDS:
+            return
+        if not self._acted.wait(GRACE):
+            end_by(number)

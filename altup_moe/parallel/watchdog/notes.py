@@ -64,7 +64,7 @@ _PEERS = {ring.OPERATIONS.index("send"), ring.OPERATIONS.index("receive")}
 _DTYPES = {getattr(torch, name): index for index, name in enumerate(ring.DTYPES) if hasattr(torch, name)}
 _OTHER = len(ring.DTYPES) - 1
 _NO_SHAPE = torch.Size()
-_INSIDE = ("/torch/", "typing_extensions.py")
+_INSIDE = ("/torch/", "typing_extensions.py", "/contextlib.py")
 """Parts of the names of files through which a call comes here."""
 _NUMBER, _PROGRESS = ring.NUMBER_AT >> 3, ring.PROGRESS_AT >> 3
 _WRITERS = [record.pack_into for record in ring.RECORDS]

@@ -116,8 +116,9 @@ class Record:
 class Header:
     """A rank's counters.
 
-    ``progress``: anything that moved on. ``longest_step``: seconds. ``step_began``, ``opened``: `time.monotonic`
-    seconds. ``wall``: what to add to those for the time of day. ``phase``: what the rank does, in words.
+    ``progress``: anything that moved on. ``longest_step``: seconds. ``step_began``: when the last one ended (0 before),
+    ``opened``: `time.monotonic` seconds. ``wall``: what to add to those for the time of day.
+    ``phase``: what the rank does, in words.
     """
 
     number: int
@@ -141,7 +142,7 @@ def new_memory(shared: bool = False) -> tuple[mmap.mmap, int | None]:
         os.ftruncate(descriptor, SIZE)
     memory = mmap.mmap(-1 if descriptor is None else descriptor, SIZE)
     now = time.monotonic()
-    _HEADER.pack_into(memory, 0, _MAGIC, CAPACITY, 0, 0, 0, 0, now, 0.0, time.time() - now, now, b"starting")
+    _HEADER.pack_into(memory, 0, _MAGIC, CAPACITY, 0, 0, 0, 0, 0.0, 0.0, time.time() - now, now, b"starting")
     return memory, descriptor
 
 
