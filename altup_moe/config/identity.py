@@ -10,6 +10,7 @@ ADDED_KEYS: frozenset[str] = frozenset(
     {
         *("data.add_special_tokens", "data.shuffle", "model.max_positions", "moe.load_balancing_type"),
         *("train.eval_tasks", "train.eval_task_limit", "log.routing_interval", "log.sample_interval"),
+        *("moe.alarm_expert_share", "moe.alarm_dropped_share", "moe.alarm_steps"),
         *("train.max_skipped", "train.spike_sigma", "train.spike_window", "train.on_spike"),
         "checkpoint.memory_interval",
         "train.hang_timeout",

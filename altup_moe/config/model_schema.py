@@ -200,6 +200,13 @@ class MoEConfig:
     partial: bool = False
     """Experts stand beside each MoE layer's dense MLP of model.ffn_hidden_size, which becomes the shared expert (the
     AltUp paper's partial experts: small ones, top_k 1); excludes shared_expert_size."""
+    alarm_expert_share: float | None = None
+    """Share of a layer's tokens that one expert may take; a line and a metric say who takes more for alarm_steps steps
+    in a row. top_k / num_experts is balanced, 1 is every token; null says nothing."""
+    alarm_dropped_share: float | None = None
+    """Share of a layer's routes that may find their expert full (capacity_factor), likewise; null says nothing."""
+    alarm_steps: int = 10
+    """Steps in a row that a share lies above its bound before it is said."""
 
     @property
     def balances_steps(self) -> bool:

@@ -39,7 +39,7 @@ KEY_CLASSES: dict[str, KeyClass] = {
         "run",
         "capacity_factor aux_loss_coeff load_balancing_type z_loss_coeff expert_bias_update_rate dispatcher",
     ),
-    **_each("moe", "free", "backend"),
+    **_each("moe", "free", "backend alarm_expert_share alarm_dropped_share alarm_steps"),
     **_each("parallel", "free", "tensor pipeline virtual_pipeline first_stage_layers last_stage_layers expert"),
     **_each("parallel", "free", "expert_tensor context data distributed_optimizer overlap_grad_reduce zero_stage"),
     **_each("overlap", "free", "mixing exchange microbatch_halves"),

@@ -55,6 +55,7 @@ class EpochWindows:
     ) -> None:
         self.part, self.size, self.overlap, self.seed = part, size, overlap, seed
         self._starts = tokens.pointers[part.documents] // tokens.dtype.itemsize + part.begins
+        self.file = tokens.bin
         self._tokens = np.memmap(tokens.bin, tokens.dtype, "r")
         self.full = max(0, (part.tokens - overlap) // size)
         self._rest = part.tokens - self.full * size
@@ -65,6 +66,10 @@ class EpochWindows:
         return self.full + self.tail
 
     def __getitem__(self, number: int) -> np.ndarray:
+        return np.concatenate([ids for _, ids in self.pieces(number)]).astype(np.int64)
+
+    def pieces(self, number: int) -> list[tuple[int, np.ndarray]]:
+        """A window as it lies in the file: (number of its first token in the .bin, ids) of each document in it."""
         epoch = self._order(number // len(self))
         at = number % len(self)
         if at == self.full:
@@ -84,7 +89,7 @@ class EpochWindows:
             self._epoch = _Epoch(number, documents, np.cumsum(self.part.lengths[documents]), windows, offset)
         return self._epoch
 
-    def _read(self, epoch: _Epoch, start: int, stop: int) -> np.ndarray:
+    def _read(self, epoch: _Epoch, start: int, stop: int) -> list[tuple[int, np.ndarray]]:
         """Tokens [start, stop) of the documents end to end."""
         pieces, at = [], int(np.searchsorted(epoch.ends, start, side="right"))
         while start < stop:
@@ -92,6 +97,6 @@ class EpochWindows:
             end = int(epoch.ends[at])
             inside = int(self._starts[document]) + start - (end - int(self.part.lengths[document]))
             taken = min(stop, end) - start
-            pieces.append(self._tokens[inside : inside + taken])
+            pieces.append((inside, self._tokens[inside : inside + taken]))
             start, at = start + taken, at + 1
-        return np.concatenate(pieces).astype(np.int64)
+        return pieces

@@ -57,6 +57,7 @@ METRICS = (
     Metric("memory_gib", "throughput", "memory_gib", "peak memory (GiB)"),
     Metric("expert_load_imbalance", "routing", "load_imbalance", "fullest expert over the mean, worst layer"),
     Metric("dropped_share", "routing", "dropped_share", "dropped routes (%)", factor=100.0, zeros=False),
+    Metric("router_alarms", "routing", "alarms", "router alarms", zeros=False),
     Metric("exchange_ms", "overlap", "exchange_ms", "exchange in flight (ms a step)"),
     Metric("exposed_ms", "overlap", "exposed_ms", "waited for exchange (ms a step)"),
     Metric("mixing_ms", "overlap", "mixing_ms", "mixing (ms a step)"),

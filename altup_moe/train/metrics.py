@@ -64,6 +64,8 @@ class StepMetrics:
     """Share of the routes (tokens times top_k) that found their expert full; 0 without a capacity."""
     skipped_steps: int
     """Steps of the run so far that were skipped because loss or gradient was not finite, or was a spike."""
+    router_alarms: int | None = None
+    """Experts and layers above moe.alarm_expert_share or moe.alarm_dropped_share for moe.alarm_steps steps in a row."""
     valid_loss: float | None = None
     """Mean loss of the validation samples, nats per label."""
     valid_perplexity: float | None = None

@@ -46,7 +46,9 @@ from altup_moe.parallel.topology import Topology, own_rank
 from altup_moe.train.batches import Batch, SampleDataset, micro_batches
 from altup_moe.train.engine import Engine, build_engine
 from altup_moe.train.fingerprints import files_fingerprint, program_fingerprint
+from altup_moe.train.guards.router_alarms import RouterAlarms
 from altup_moe.train.guards.spikes import GuardState, check_rollback, remember, spike
+from altup_moe.train.guards.token_ids import BadIds, named
 from altup_moe.train.memory import RunMemory
 from altup_moe.train.metrics import StepMetrics, overlap_metrics, peak_memory_gib
 from altup_moe.train.mixture import run_samples
@@ -84,6 +86,7 @@ class Run:
     passed_over: list[dict[str, Any]] = field(default_factory=list)
     """Samples that a rollback has left out (`Manifest.passed_over`)."""
     guard: GuardState = field(default_factory=GuardState)
+    alarms: RouterAlarms | None = None
     last: StepResult | None = None
     """The step that was taken, or skipped, last."""
     rolled_back: tuple[int, int] = (0, 0)
@@ -226,7 +229,8 @@ def build_run(config: RunConfig, topo: Topology, samples: Samples | None) -> Run
     profile = Profile(config.log.profile_steps, profile_dir(config.log.run_dir), engine.chunks, topo)
     saver = Saver(checkpoints_dir(config.log.run_dir), config.checkpoint, topo)
     scheduler, routing = build_scheduler(engine.optimizer, config), RoutingSums(config)
-    return Run(config, topo, samples, engine, scheduler, profile, routing, saver)
+    alarms = RouterAlarms(config.moe)
+    return Run(config, topo, samples, engine, scheduler, profile, routing, saver, alarms=alarms if alarms.on else None)
 
 
 def restore_run(run: Run, resume: ResumePoint) -> None:
@@ -268,18 +272,26 @@ def take_step(run: Run, batches: list[Batch] | None = None, validating: bool = F
 
     Args:
         batches: this rank's micro-batches; None cuts them from the run's own samples.
+    Raises:
+        DataError: an id that is no token, with its sample and where it is known its file; on every rank.
     """
     note_step(run.step + 1)
     started = time.perf_counter()
+    dataset = None
     if batches is None:
         assert run.samples is not None
-        batches = step_batches(run, run.samples.train)
+        dataset = run.samples.train
+        batches = step_batches(run, dataset)
     # The schedule is stepped first: step 1 trains at the first warm-up value, not at zero.
     run.scheduler.step(1)
     rate = learning_rate(run.engine.optimizer)
     with run.profile.step():
         spiked = partial(spike, run.config.train, run.guard)
-        result = train_step(run.engine, batches, run.config, run.topology, run.settle, spiked)
+        try:
+            result = train_step(run.engine, batches, run.config, run.topology, run.settle, spiked)
+        except BadIds as error:
+            size, vocab_size = run.config.train.micro_batch_size, run.config.model.vocab_size
+            raise named(error, dataset, run.consumed_samples, size, vocab_size, run.topology) from None
     run.step += 1
     run.skipped += result.skipped
     run.last = result
@@ -287,6 +299,11 @@ def take_step(run: Run, batches: list[Batch] | None = None, validating: bool = F
     seconds = time.perf_counter() - started
     recorded = run.profile.settle()
     metrics = _metrics(run, result, rate, seconds, validate_run(run) if validating else None)
+    if run.alarms is not None:
+        active, lines = run.alarms.step(result.routing)
+        metrics = replace(metrics, router_alarms=active)
+        for line in lines if run.topology.is_first else ():
+            print(f"step {run.step}: {line}", flush=True)
     return replace(metrics, routing=run.routing.step(result.routing, run.step), **overlap_metrics(recorded))
 
 

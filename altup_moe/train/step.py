@@ -20,6 +20,7 @@ from altup_moe.parallel.watchdog.notes import progress
 from altup_moe.train.batches import Batch, SampleDataset, micro_batches
 from altup_moe.train.engine import Engine
 from altup_moe.train.guards.norms import agreed_norm, overflowed
+from altup_moe.train.guards.token_ids import BadIds, bad_id, named
 from altup_moe.train.routing import RoutingSummary, begin_step, step_taken, summarise_routing
 
 
@@ -80,17 +81,26 @@ def _forward_step(
     return model(batch.tokens, batch.labels, **batch.model_inputs), partial(_loss_func, batch, weight, byte_lengths)
 
 
-def _label_weight(batches: list[Batch], topology: Topology) -> Tensor:
+def _label_weight(batches: list[Batch], vocab_size: int, topology: Topology) -> Tensor:
     """The weight of a label's loss with which the step's gradient is that of the sum over all its labels divided by
     their number, whatever micro-batch or rank holds them.
 
     Megatron's schedule divides a micro-batch's loss by the number of micro-batches, and gradients are averaged over
     data and context ranks. (Its own way, `calculate_per_token_loss`, scales the routers' losses as well.)
+
+    Raises:
+        BadIds: on every rank, if one of them has an id outside the vocabulary. (A file may be damaged on one node.)
     """
     labels = torch.stack([batch.loss_mask.sum(dtype=torch.float64) for batch in batches]).sum().to(topology.device)
-    dist.all_reduce(labels, group=topology.groups.dp)
+    bad = bad_id(batches, vocab_size)
+    # Ranks of one data rank have the same micro-batches: one of them counts.
+    counts = (topology.tensor_rank, topology.pipeline_rank, dist.get_rank(topology.groups.cp)) == (0, 0, 0)
+    told = torch.stack([labels * counts, torch.full_like(labels, float(bad is not None))])
+    dist.all_reduce(told)
+    if told[1]:
+        raise BadIds(bad)
     averaged = len(batches) * topology.data_size * topology.context_size
-    return (averaged / labels.clamp(min=1.0)).float()
+    return (averaged / told[0].clamp(min=1.0)).float()
 
 
 def run_schedule(
@@ -105,8 +115,12 @@ def run_schedule(
 
     Returns:
         Sums over the micro-batches of all ranks, float64: loss, tokens, and bytes if asked for.
+    Raises:
+        BadIds: on all ranks, before the model sees it: an id that is no token.
     """
-    weight = torch.ones((), device=topology.device) if forward_only else _label_weight(batches, topology)
+    weight = _label_weight(batches, config.model.vocab_size, topology)
+    if forward_only:
+        weight = torch.ones_like(weight)
     batches = [batch.on_context_rank(topology.context_size).to(topology.device) for batch in batches]
     # Every chunk of an interleaved schedule reads the same micro-batches in its own time.
     iterators = [iter(batches) for _ in chunks]
@@ -195,5 +209,9 @@ def validate(
         last = batches[-1]
         batches.append(replace(last, loss_mask=torch.zeros_like(last.loss_mask)))
     lengths = byte_lengths.to(topology.device)
-    loss, tokens, text_bytes = run_schedule(chunks, batches, config, topology, True, lengths).tolist()
+    try:
+        loss, tokens, text_bytes = run_schedule(chunks, batches, config, topology, True, lengths).tolist()
+    except BadIds as error:
+        size, vocab_size = config.train.micro_batch_size, config.model.vocab_size
+        raise named(error, dataset, 0, size, vocab_size, topology) from None
     return Validation(loss / tokens, loss / math.log(2) / max(text_bytes, 1.0), round(tokens))

@@ -21,7 +21,7 @@ from torch import Tensor
 from altup_moe.checkpoint.manifest import read_manifest
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import latest_checkpoint
-from altup_moe.config import RunConfig
+from altup_moe.config import DataError, RunConfig
 from altup_moe.config.checks import check_config
 from altup_moe.config.exit_codes import EXIT_DIVERGED
 from altup_moe.config.run_directory import checkpoints_dir
@@ -236,3 +236,61 @@ def test_a_run_that_goes_back_to_one_checkpoint_again_and_again_ends(directory: 
     assert codes == [EXIT_DIVERGED] * 2
     assert sum("back to step_00000008" in line for line in lines) == 2
     assert "2 times the run went back to step_00000008 (train.max_skipped)" in errors[0]
+
+
+def _train_on_damaged_file(config: RunConfig, number: int) -> tuple[int, str]:
+    """Train while after step 1 an id in the middle of a sample becomes none. Returns (its byte, what was raised)."""
+    from altup_moe.train import run
+    from altup_moe.train.loop import train
+
+    real, at = run.step_batches, [0]
+
+    def damaged(this: Any, samples: Any) -> Any:
+        if this.step == 1:
+            torch.distributed.barrier()
+            windows = samples.windows if hasattr(samples, "windows") else samples.samples.windows
+            first, ids = windows.pieces(number)[0]
+            at[0] = (first + len(ids) // 2) * ids.dtype.itemsize
+            if this.topology.is_first:
+                with windows.file.open("r+b") as file:
+                    file.seek(at[0])
+                    file.write((60_000).to_bytes(2, "little"))
+            torch.distributed.barrier()
+        return real(this, samples)
+
+    with contextlib.redirect_stdout(io.StringIO()), mock.patch.object(run, "step_batches", damaged):
+        try:
+            return train(config), "trained"
+        except DataError as error:
+            return at[0], str(error)
+
+
+@pytest.mark.parametrize("layout", ["dp2", "tp2-ep2"])
+def test_an_id_that_is_no_token_ends_all_ranks_with_its_place(layout: str, directory: Path) -> None:
+    """A vocabulary cut over tensor ranks would take it silently. Sample 11 is data rank 1's, and of step 2."""
+    config = config_of(layout, directory, f"{layout}-id", train={"steps": 4})
+    config = replace(config, data=replace(config.data, cache=str(directory / f"{layout}-cache")))
+    found = run_ranks(2, _train_on_damaged_file, config, 11)
+    assert found[0] == found[1]
+    byte, error = found[0]
+    assert f".bin at byte {byte}: token id 60000 is outside the vocabulary of 320 (sample 11, token " in error
+    assert len(records(config)) == 1
+
+
+def test_a_router_alarm_is_a_line_and_a_metric(directory: Path) -> None:
+    moe = {"alarm_expert_share": 0.5, "alarm_dropped_share": 0.01, "alarm_steps": 2, "capacity_factor": 0.5}
+    alarmed, quiet = (
+        config_of("ep2", directory, f"alarms-{bool(keys)}", train={"steps": 3}, moe={"capacity_factor": 0.5, **keys})
+        for keys in (moe, {})
+    )
+    codes, lines, _ = spoiled_run("ep2", alarmed)
+    assert codes == [0, 0]
+    told = [line for line in lines if "router alarm" in line]
+    assert any(line.startswith("step 2: router alarm: layer 1 drops ") for line in told)
+    assert any("layer 1, expert " in line and "of the tokens (moe.alarm_expert_share 0.5)" in line for line in told)
+    counts = [record["router_alarms"] for record in records(alarmed)]
+    assert counts[0] == 0
+    assert counts[1] == len([line for line in told if line.startswith("step 2")])
+    assert spoiled_run("ep2", quiet)[0] == [0, 0]
+    assert losses(quiet) == losses(alarmed)
+    assert "router_alarms" not in records(quiet)[0]
