@@ -87,7 +87,7 @@ def test_a_marked_test_must_report(pytester_run, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv(VARIABLE, raising=False)
     assert pytester_run('@pytest.mark.fault("kill-rank")\ndef test_a(saw): saw(1.0, 137, "x")') == 0
     assert pytester_run('@pytest.mark.fault("kill-rank")\ndef test_a(saw): pass') == 1
-    assert pytester_run("def test_a(saw): saw(1.0, 137, 'x')") == 1
+    assert pytester_run("def test_a(saw): saw(1.0, 2, 'a case without the mark')") == 0
 
 
 @pytest.fixture
