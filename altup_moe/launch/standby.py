@@ -134,7 +134,7 @@ class Standby:
             wait: seconds that it leaves to the ranks before it imports.
         """
         answers, theirs = os.pipe()
-        command = [sys.executable, "-P", "-m", "altup_moe.launch.standby_process", str(os.getpid()), str(theirs)]
+        command = [sys.executable, "-P", "-m", "altup_moe.standby_process", str(os.getpid()), str(theirs)]
         command.append(str(wait))
         command.append("-" * len(" ".join(args).encode()))
         try:

@@ -15,7 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # timeline <- altup <- config <- report <- overlap, moe <- parallel <- model | data | checkpoint <- train <- inference
-# <- study | bench | recipe | plan | doctor | show <- launch | api <- commands <- cli <- __main__, tools.
+# <- study | bench | recipe | plan | doctor | show <- launch | api <- commands <- cli <- __main__,
+# standby_process, tools.
 # A part may import those of earlier rows; the parts of one row are siblings, and do not import each other but for
 # `SIBLINGS`.
 ROWS = (
@@ -32,7 +33,7 @@ ROWS = (
     ("launch", "api"),
     ("commands",),
     ("cli",),
-    ("__main__", "tools"),
+    ("__main__", "standby_process", "tools"),
 )
 SIBLINGS = {("moe", "overlap"), ("recipe", "study")}
 """(importer, imported) of one row: experts exchange beside other work, and the recipe is a study."""

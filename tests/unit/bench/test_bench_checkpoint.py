@@ -71,8 +71,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert bench_module.bench_checkpoint(options) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "median of 1 interleaved turns; load average" in lines[0]
-    assert [line.strip().split("  ")[0] for line in lines[2:7]] == ROWS
-    assert lines[7] == "  altup-moe reshard: peak memory 83 MB  < 266"
+    assert [line.strip().split("  ")[0] for line in lines[2:9]] == ROWS
+    assert lines[9] == "  altup-moe reshard: peak memory 83 MB  < 266"
     assert bench_module.bench_checkpoint(CheckpointBench(1, 1, 1, str(tmp_path), json=True)) == 0
     found = json.loads(capsys.readouterr().out)
     assert [each["name"] for each in found["rows"]] == ROWS

@@ -1,6 +1,6 @@
 """The template of `standby`: imports what a training imports, and forks a rank for each line that it is sent.
 
-    python -m altup_moe.launch.standby_process PARENT ANSWERS WAIT ROOM
+    python -m altup_moe.standby_process PARENT ANSWERS WAIT ROOM
 
 A line of standard input is a JSON object with a rank's command line and environment. To the descriptor ANSWERS go
 `ready` when a line may come, and the process number of each rank, which PARENT has adopted by then. WAIT: seconds
