@@ -15,6 +15,8 @@ from altup_moe.config.load import load_config, split_overrides
 from altup_moe.config.section_pages import run_page, topic_page
 from altup_moe.config.start_clock import mark
 from altup_moe.parallel.compile_later import compile_later
+from altup_moe.parallel.machine import device_name, memory_bytes
+from altup_moe.plan.fits import check_fits
 from altup_moe.train.stop_signal import WARNING, StopSignal
 
 EXAMPLES = (
@@ -86,7 +88,17 @@ def main(args: Sequence[str]) -> int:
             from altup_moe.train import loop
 
         mark("imports")
+        check_memory(config)
         return loop.train(config)
+
+
+def check_memory(config: RunConfig) -> None:
+    """Raise UserError for a run that this machine, or a GPU of it, cannot hold."""
+    memory = memory_bytes()
+    if memory is None:
+        return
+    here = 1 if device_name() != "cpu" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    check_fits(config, world_size_from_env(), int(os.environ.get("RANK", "0")), here, memory)
 
 
 def _page(topic: str, args: Sequence[str]) -> list[str]:

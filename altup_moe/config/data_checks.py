@@ -76,7 +76,7 @@ def mixture_entries(entries: Sequence[str]) -> dict[str, Fraction | None]:
         if weight is None:  # a path may hold an equals sign
             name = entry
         elif weight <= 0:
-            raise ConfigError("data.mixture", entry, "a weight must be above 0")
+            raise ConfigError("data.mixture", entry, "a weight must be above 0, and finite")
         if not name or name in found:
             raise ConfigError("data.mixture", entry, "NAME or NAME=WEIGHT would fit, each name once")
         found[name] = weight
@@ -111,7 +111,12 @@ def check_task_files(key: str, entries: Iterable[str]) -> None:
 
 
 def _number(text: str) -> Fraction | None:
+    """A weight as written; a fraction too, as in 1/3. One that fp64 cannot hold is told apart before it is computed:
+    the digits of 1e999999999 would fill the memory.
+    """
     try:
+        if "/" not in text and not 1e-300 < abs(float(text)) < 1e300:
+            return Fraction(0)
         return Fraction(text)
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         return None

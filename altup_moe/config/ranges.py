@@ -51,8 +51,8 @@ COUNT_OR_ZERO = Range(0, LARGEST_COUNT, wide=True)
 STEPS = Range(1, 10**12, wide=True)
 """Steps and samples of a run: what checkpoints accept as a count, with room."""
 STEPS_OR_ZERO = Range(0, 10**12, wide=True)
-LAYERS = Range(1, 10_000, wide=True)
-"""The deepest Transformer known has 1,000 (DeepNet, arXiv 2203.00555)."""
+LAYERS = Range(1, 2000, wide=True)
+"""Twice the deepest Transformer known (DeepNet, arXiv 2203.00555)."""
 POSITIVE = Range(SMALLEST, LARGEST, wide=True)
 NOT_NEGATIVE = Range(0, LARGEST, wide=True)
 RATE = Range(SMALLEST, 1e6, wide=True)

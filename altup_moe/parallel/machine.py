@@ -22,6 +22,40 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def memory_bytes() -> int | None:
+    """Bytes of memory that this process may use: of its GPU where torch has one, else of the machine or its cgroup;
+    None where the system does not say.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        local = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+        return int(torch.cuda.get_device_properties(local).total_memory)
+    try:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+    return min([machine, *_cgroup_limits()])
+
+
+def _cgroup_limits() -> list[int]:
+    """Limits of the process's cgroup (version 2) and of those around it, bytes."""
+    try:
+        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").rpartition("::")[2].strip()
+    except OSError:
+        return []
+    found, root = [], Path("/sys/fs/cgroup")
+    directory = root / own.lstrip("/")
+    for level in (directory, *directory.parents):
+        if root not in (level, *level.parents):
+            break
+        try:
+            found.append(int((level / "memory.max").read_text()))
+        except (OSError, ValueError):
+            continue  # "max", or the root
+    return found
+
+
 def device_name() -> str:
     """Name of the GPU that torch uses; `cpu` without one."""
     import torch  # whoever only asks for the processor need not load it
