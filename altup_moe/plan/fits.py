@@ -38,6 +38,6 @@ def check_fits(config: RunConfig, world_size: int, rank: int, ranks_here: int, m
         if bytes_ * ranks_here > share:
             raise UserError(
                 f"model: {ranks_here} rank(s) need about {bytes_ * ranks_here / GIB:,.0f} GiB for {what}, and this "
-                f"machine has {memory / GIB:,.0f} GiB; fewer layers or features, smaller micro-batches or sequences, or "
-                "more machines would fit (altup-moe train CONFIG --dry-run plans them)"
+                f"machine has {memory / GIB:,.0f} GiB; fewer layers or features, smaller micro-batches or sequences "
+                "or more machines would fit (altup-moe train CONFIG --dry-run plans them)"
             )
