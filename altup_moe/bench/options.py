@@ -149,6 +149,28 @@ class TrainBench:
 
 
 @dataclass(frozen=True)
+class WatchdogBench:
+    """What notes of collectives (train.hang_timeout) cost a step: interleaved steps with and without, on all ranks."""
+
+    hidden_size: int = 256
+    """Width d of a layer, in features."""
+    num_layers: int = 4
+    """Transformer layers."""
+    seq_length: int = 256
+    """Tokens of a sample."""
+    micro_batch_size: int = 4
+    """Samples of a step of each rank."""
+    moe_experts: int = 8
+    """Experts of every layer, top-2."""
+    repeats: int = 31
+    """Timed pairs of steps, after two that are not counted."""
+    threads: int = 1
+    """CPU threads of torch."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+@dataclass(frozen=True)
 class MixingBench:
     """Time of the one pass over the wide stream: over a copy of the same bytes, and beside others. On a CPU."""
 

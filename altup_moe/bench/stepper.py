@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from altup_moe.bench.options import SequenceBench, StepBench
+from altup_moe.bench.options import SequenceBench, StepBench, WatchdogBench
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig, TrainConfig
 from altup_moe.config.model_schema import Width
 from altup_moe.parallel.topology import Topology
@@ -22,7 +22,7 @@ UNCOUNTED = 2
 """Untimed first steps of each model."""
 
 
-def run_config(bench: StepBench | SequenceBench, width: Width) -> RunConfig:
+def run_config(bench: StepBench | SequenceBench | WatchdogBench, width: Width) -> RunConfig:
     """Configuration of the stepped model: recycled AltUp of a width."""
     heads = max(1, bench.hidden_size // 64)
     model = ModelConfig(

@@ -19,6 +19,7 @@ from altup_moe.bench.options import (
     SequenceBench,
     StepBench,
     TrainBench,
+    WatchdogBench,
 )
 from altup_moe.config import ConfigError
 from altup_moe.config.checks import world_size_from_env
@@ -122,6 +123,9 @@ BENCHES = {
     "train": _bench("train", TrainBench, "--hidden-size 256", f"{_SHAPE} ffn_hidden_size vocab_size", _train),
     "mixing": _bench("mixing", MixingBench, "--widths 2 4 --no-rivals", "hidden_size repeats threads", _mixing),
     "checkpoint": _bench("checkpoint", CheckpointBench, "--megabytes 64", "megabytes repeats threads", _checkpoint),
+    "watchdog": _bench(
+        "watchdog", WatchdogBench, "--hidden-size 256 --repeats 31", f"{_SHAPE} moe_experts", _step, on_ranks=True
+    ),
     "faults": _bench("faults", FaultsBench, "--minutes 5 --every 60 --ranks 2", "save_interval", _faults),
 }
 """By name."""

@@ -45,10 +45,8 @@ class SecondSignal:
         """End. In the main thread."""
         if self._ends is None:
             return
-        _ours, theirs = self._ends
-        self._ends = None
+        (_, theirs), self._ends = self._ends, None
         signal.set_wakeup_fd(-1)
-        # The thread reads its end, and closes the other.
         theirs.close()
 
     def _read(self, pipe: socket.socket) -> None:

@@ -6,8 +6,10 @@ import ctypes
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -19,6 +21,8 @@ STEP = 3
 def stop(take: Callable[..., Any]) -> Any:
     """The process is stopped."""
     os.kill(os.getpid(), signal.SIGSTOP)
+    # Another thread takes the signal: this one runs on for a moment.
+    time.sleep(2)
     return take()
 
 
@@ -42,11 +46,19 @@ def lock(take: Callable[..., Any]) -> Any:
 
 def interpreter(take: Callable[..., Any]) -> Any:
     """A C function that does not return holds the interpreter's lock."""
-    ctypes.PyDLL(None).pause()
+    library, mutex = ctypes.PyDLL(None), ctypes.create_string_buffer(64)
+    library.pthread_mutex_lock(mutex)
+    library.pthread_mutex_lock(mutex)
     return take()
 
 
-FAULTS = {"stop": stop, "skip": skip, "lock": lock, "interpreter": interpreter}
+def link(take: Callable[..., Any]) -> Any:
+    """This node's link goes down."""
+    subprocess.run(["ip", "link", "set", "veth0", "down"], check=True)
+    return take()
+
+
+FAULTS = {"link": link, "stop": stop, "skip": skip, "lock": lock, "interpreter": interpreter}
 
 
 def main(fault: str, victim: str, text: str) -> int:

@@ -8,19 +8,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from altup_moe.config import RunConfig
 from altup_moe.doctor.network import free_port
+from tests.distributed.ranks import start_ranks
 from tests.distributed.runs import text_run
+from tests.faults import hanging as rank
 from tests.processes import running
 
 TIMEOUT = 3.0
 """train.hang_timeout of these runs."""
-PATIENCE = 150.0
+PATIENCE = 300.0
 """Seconds after which a test fails; not a figure."""
 
 
@@ -28,14 +31,14 @@ PATIENCE = 150.0
 class Ranks:
     """Two ranks that run: their processes, the configuration, and the file that both write to."""
 
-    processes: list[subprocess.Popen]
+    processes: Sequence[Any]
     config: RunConfig
     output: Path
 
     def codes(self) -> list[int]:
         """Exit codes of all, once all have ended."""
         deadline = time.monotonic() + PATIENCE
-        while None in (codes := [process.poll() for process in self.processes]):
+        while None in (codes := [_code(process) for process in self.processes]):
             assert time.monotonic() < deadline, f"{codes}\n{self.text()}"
             time.sleep(0.05)
         return [code for code in codes if code is not None]
@@ -68,13 +71,36 @@ class Ranks:
         return found
 
 
+def hanging_run(directory: Path, timeout: float | None = TIMEOUT) -> RunConfig:
+    """A small run of two expert-parallel ranks that saves every other step."""
+    config = text_run("ep2", directory, "run", train={"steps": 30, "eval_interval": 0, "hang_timeout": timeout})
+    return replace(config, checkpoint=replace(config.checkpoint, save_interval=2))
+
+
+def _code(process: Any) -> int | None:
+    return process.poll() if isinstance(process, subprocess.Popen) else process.exitcode
+
+
+def _on_rank(output: Path, fault: str, victim: int, config: RunConfig) -> int:
+    with open(output, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    return rank.main(fault, str(victim), json.dumps(config.to_dict()))
+
+
 @contextmanager
-def hanging(
-    directory: Path, fault: str, victim: int, *, ranks: int = 2, layout: str = "ep2", timeout: float | None = TIMEOUT
-) -> Iterator[Ranks]:
-    """Two ranks of a run (or only the first `ranks` of them), of which one meets a fault; none is left afterwards."""
-    config = text_run(layout, directory, "run", train={"steps": 30, "eval_interval": 0, "hang_timeout": timeout})
-    config = replace(config, checkpoint=replace(config.checkpoint, save_interval=2))
+def hanging(directory: Path, fault: str, victim: int, timeout: float | None = TIMEOUT) -> Iterator[Ranks]:
+    """Two forked ranks of a run, of which one meets a fault; they have a world already. None is left afterwards."""
+    config, output = hanging_run(directory, timeout), directory / "output.txt"
+    output.touch()
+    with start_ranks(2, _on_rank, output, fault, victim, config) as ranks:
+        yield Ranks(ranks, config, output)
+
+
+@contextmanager
+def hanging_programs(directory: Path, fault: str, victim: int, ranks: int = 2) -> Iterator[Ranks]:
+    """The same with programs, which meet by a store of rank 0. Only the first `ranks` of them are started."""
+    config = hanging_run(directory)
     output = directory / "output.txt"
     environment = {
         **os.environ,
@@ -83,7 +109,7 @@ def hanging(
     processes = []
     try:
         with open(output, "ab") as file:
-            for rank in range(ranks):
+            for number in range(ranks):
                 processes.append(
                     subprocess.Popen(
                         [
@@ -94,7 +120,7 @@ def hanging(
                             str(victim),
                             json.dumps(config.to_dict()),
                         ],
-                        env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                        env={**environment, "RANK": str(number), "LOCAL_RANK": str(number)},
                         stdout=file,
                         stderr=file,
                         start_new_session=True,

@@ -2,59 +2,102 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from altup_moe.config.exit_codes import EXIT_HUNG
+from altup_moe.launch import netlab
 from tests.faults.hanging import STEP
-from tests.faults.hangs import PATIENCE, hanging
+from tests.faults.hangs import PATIENCE, hanging, hanging_programs, hanging_run
+from tests.processes import running
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(700)]
 
+NO_NETLAB = netlab.unavailable()
 LABELS = "all-reduce of float64 [1], group data (number 7), called at altup_moe/train/routing.py"
 """The first operation of a step of this run."""
-FAULTS = {
-    "stopped": ("stop", 1, "its process is stopped (SIGSTOP or a debugger); it has not come to " + LABELS),
-    "the store's rank stopped": (
-        "stop",
-        0,
-        "its process is stopped (SIGSTOP or a debugger); it has not come to " + LABELS,
-    ),
-    "skipped": (
-        "skip",
-        1,
-        "skipped all-reduce of float64 [], group data (number 8), called at altup_moe/train/step.py",
-    ),
-    "a lock": ("lock", 1, "it has not come to " + LABELS),
-    "the interpreter's lock": ("interpreter", 1, "its Python does not answer: a thread holds the interpreter's lock"),
-}
+STOPPED = f"its process is stopped (SIGSTOP or a debugger); it has not come to {LABELS}"
+Saw = Callable[[float, int, str], None]
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_the_rank_and_its_operation_are_named(name: str, tmp_path: Path) -> None:
-    fault, victim, words = FAULTS[name]
-    with hanging(tmp_path, fault, victim) as ranks:
+def meet(directory: Path, fault: str, victim: int, words: str, start: Any = hanging) -> tuple[float, str]:
+    """Let a rank meet a fault, and check report, exit codes and what is left.
+
+    Args:
+        words: what the line about the rank says.
+    Returns:
+        Seconds from the last step to the end, and all that was printed.
+    """
+    with start(directory, fault, victim) as ranks:
         codes = ranks.codes()
+        seconds = time.time() - (Path(ranks.config.log.run_dir) / "metrics.jsonl").stat().st_mtime
         text, report = ranks.text(), ranks.hang()
-    # A rank whose interpreter's lock is held cannot exit; it is killed.
     assert codes[1 - victim] == EXIT_HUNG
+    # A rank whose interpreter's lock is held cannot exit; it is killed.
     assert codes[victim] == (-signal.SIGKILL if fault == "interpreter" else EXIT_HUNG)
     (line,) = [line for line in text.splitlines() if line.startswith(f"  rank {victim} on ")]
     assert words in line
     assert text.count("altup-moe: hang") == 1
     assert f"hang after step {STEP}" in text
     assert f"rank {1 - victim}: in " in text
-    assert report.startswith(text[text.index("altup-moe: hang") :].splitlines()[0])
+    assert text[text.index("altup-moe: hang") :].splitlines()[0] == report.splitlines()[0]
     assert report.count("Python stacks") == 2
-    assert "hanging.py" in report.partition(f"rank {victim} on ")[2].partition("Python stacks")[2]
+    assert "hanging.py" in report.partition(f"\nrank {victim} on ")[2].partition("Python stacks")[2]
+    return seconds, text
 
 
-def test_a_rank_that_never_arrives_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with hanging(tmp_path, "stop", 1, ranks=1) as ranks:
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        pytest.param("stop", STOPPED, marks=pytest.mark.fault("stop-rank")),
+        pytest.param(
+            "skip",
+            "skipped all-reduce of float64 [], group data (number 8), called at altup_moe/train/step.py",
+            marks=pytest.mark.fault("skipped-collective"),
+        ),
+        pytest.param("lock", f"it has not come to {LABELS}", marks=pytest.mark.fault("python-deadlock")),
+    ],
+)
+def test_the_rank_and_its_operation_are_named(fault: str, words: str, tmp_path: Path, saw: Saw) -> None:
+    seconds, text = meet(tmp_path, fault, 1, words)
+    saw(seconds, EXIT_HUNG, text)
+
+
+def test_the_rank_of_the_store_is_named(tmp_path: Path) -> None:
+    meet(tmp_path, "stop", 0, STOPPED, hanging_programs)
+
+
+def test_a_rank_that_keeps_the_interpreters_lock_is_named(tmp_path: Path) -> None:
+    meet(tmp_path, "interpreter", 1, "its Python does not answer: a thread holds the interpreter's lock")
+
+
+@pytest.mark.fault("link-down")
+@pytest.mark.skipif(NO_NETLAB is not None, reason=str(NO_NETLAB))
+@pytest.mark.usefixtures("signals_are_heard")
+def test_a_link_that_is_down_is_told_from_a_rank_that_is_late(
+    tmp_path: Path, saw: Saw, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = hanging_run(tmp_path)
+    command = [sys.executable, "-m", "tests.faults.hanging", "link", "1", json.dumps(config.to_dict())]
+    assert netlab.run_on_netlab(2, None, command, timeout=PATIENCE) == EXIT_HUNG
+    seconds = time.time() - (Path(config.log.run_dir) / "metrics.jsonl").stat().st_mtime
+    text = capfd.readouterr().err
+    (line,) = [line for line in text.splitlines() if "a link is down" in line]
+    assert f"all of ranks 0, 1 are in {LABELS}" in line
+    assert not running(tmp_path)
+    saw(seconds, EXIT_HUNG, text)
+
+
+def test_a_rank_that_never_arrives_is_named(tmp_path: Path) -> None:
+    with hanging_programs(tmp_path, "stop", 1, ranks=1) as ranks:
         assert ranks.codes() == [EXIT_HUNG]
         text = ranks.text()
         assert "hang before the first step" in text
@@ -70,12 +113,15 @@ def test_a_second_signal_ends_a_rank_that_waits_in_gloo(tmp_path: Path) -> None:
         for _ in range(2):
             os.kill(waiting.pid, signal.SIGTERM)
             time.sleep(2.5)
-        assert waiting.wait(PATIENCE) == -signal.SIGTERM
-        assert ranks.processes[1].poll() is None
+        waiting.join(PATIENCE)
+        assert [process.exitcode for process in ranks.processes] == [-signal.SIGTERM, None]
 
 
 def test_a_run_without_faults_leaves_nothing_of_its_watchdog(tmp_path: Path) -> None:
     with hanging(tmp_path, "stop", -1) as ranks:
-        assert ranks.codes() == [0, 0]
-        assert not ranks.left()
+        ranks.wait_for_steps(ranks.config.train.steps)
+        deadline = time.monotonic() + PATIENCE
+        while (watchers := running(tmp_path)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not watchers
         assert not (Path(ranks.config.log.run_dir) / "watchdog").exists()

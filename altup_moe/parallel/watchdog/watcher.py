@@ -194,9 +194,8 @@ class Watcher:
             starting=header.longest_step == 0.0 and header.step_began == 0.0,
         )
         speakers = sorted(rank for rank, one in statuses.items() if one.state == EXPIRED)
-        if speakers[0] != self.orders.rank:
-            return self.wait_for_report(speakers[0])
-        self.report(hang)
+        if speakers[0] == self.orders.rank or not self.wait_for_report(speakers[0]):
+            self.report(hang)
         return True
 
     def report(self, hang: Hang) -> None:
@@ -225,7 +224,7 @@ class Watcher:
         return one
 
     def wait_for_report(self, speaker: int) -> bool:
-        """Until the rank that reports has; if it does not, the others end without."""
+        """Until the rank that reports has, and end; False if it does not."""
         self.tell_stacks()
         deadline = time.monotonic() + REPORT_SECONDS
         while time.monotonic() < deadline:
@@ -234,8 +233,7 @@ class Watcher:
                 self.end(one.summary)
                 return True
             time.sleep(0.05)
-        self.end("the run hangs")
-        return True
+        return False
 
     def expire(self, quiet: float) -> None:
         """Note what the rank does, and tell the others."""
