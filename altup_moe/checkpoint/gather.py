@@ -73,6 +73,12 @@ class WeightGatherer:
         self, tensors: Mapping[NamedSlice, LocalTensor], targets: Mapping[str, Tensor] | None
     ) -> list[_Transfer]:
         mine = [[part.name, part.tensor_slice, each.spec.shape, each.spec.dtype] for part, each in tensors.items()]
+        for part, each in tensors.items():
+            # Rank 0 would wait for other bytes than are sent.
+            expected = (slice_shape(part.tensor_slice), TORCH_DTYPES[each.spec.dtype])
+            if (tuple(each.tensor.shape), each.tensor.dtype) != expected:
+                found = f"{each.tensor.dtype} {list(each.tensor.shape)}, not {expected[1]} {list(expected[0])}"
+                raise AssertionError(f"{part.name} on rank {self.topology.rank} is {found}")
         described = gather_json(mine, self.topology.device)
         transfers: dict[NamedSlice, _Transfer] = {}
         specs: dict[str, TensorSpec] = {}

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from altup_moe.overlap.exchange_sizes import agree_on_sizes
 from altup_moe.timeline.spans import in_flight, waiting
 
 
@@ -47,6 +48,7 @@ class AllToAll:
     def launch(self, sent: Tensor) -> tuple[Tensor, Any]:
         """[sum(send), ...] -> [sum(receive), ...]. Raises ValueError before the call if the sizes do not fit."""
         self._check(sent)
+        agree_on_sizes(self.group, self.name, sent, self.send, self.receive)
         received = sent.new_empty((sum(self.receive), *sent.shape[1:]))
         work = dist.all_to_all_single(
             received, sent, list(self.receive), list(self.send), group=self.group, async_op=True
@@ -65,6 +67,11 @@ class AllToAll:
                 raise ValueError(f"{who}: {what} sizes {list(counts)} are not {size} counts of rows")
         if sum(self.send) != sent.shape[0]:
             raise ValueError(f"{who}: send sizes {list(self.send)} do not add up to the tensor's {sent.shape[0]} rows")
+        own = self.group.rank()
+        if self.send[own] != self.receive[own]:
+            # The counts that ranks have gathered are not those that this one gave.
+            problem = f"keeps {self.send[own]} rows by its own count and {self.receive[own]} by the gathered ones"
+            raise ValueError(f"{who}: {problem}")
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,13 @@ class ReduceScatter:
     name: str = "reduce-scatter"
 
     def launch(self, sent: Tensor) -> tuple[Tensor, Any]:
-        """[n, ...] -> [n / ranks, ...]."""
+        """[n, ...] -> [n / ranks, ...]. Raises ValueError where ranks have other sizes."""
+        size = self.group.size()
+        if sent.shape[0] % size:
+            raise ValueError(
+                f"{self.name}: {sent.shape[0]} rows on rank {self.group.rank()} are not parts of {size} ranks"
+            )
+        agree_on_sizes(self.group, self.name, sent, *[[sent.shape[0] // size] * size] * 2)
         kept = sent.new_empty((sent.shape[0] // self.group.size(), *sent.shape[1:]))
         return kept, dist.reduce_scatter_tensor(kept, sent, group=self.group, async_op=True)
 
@@ -92,7 +105,8 @@ class AllGather:
     name: str = "all-gather"
 
     def launch(self, sent: Tensor) -> tuple[Tensor, Any]:
-        """[n, ...] -> [n * ranks, ...]."""
+        """[n, ...] -> [n * ranks, ...]. Raises ValueError where ranks have other sizes."""
+        agree_on_sizes(self.group, self.name, sent, *[[sent.shape[0]] * self.group.size()] * 2)
         whole = sent.new_empty((sent.shape[0] * self.group.size(), *sent.shape[1:]))
         return whole, dist.all_gather_into_tensor(whole, sent, group=self.group, async_op=True)
 

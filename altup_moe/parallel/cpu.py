@@ -169,6 +169,10 @@ def _pad_uneven_collectives() -> None:
     def gather_any(input_: Any, group: Any, output_split_sizes: Any = None, use_global_buffer: bool = False) -> Any:
         if output_split_sizes is None or group.size() == 1:
             return gather(input_, group, None, use_global_buffer)
+        own = output_split_sizes[group.rank()]
+        if input_.shape[0] != own:
+            who = f"gather of uneven pieces on rank {group.rank()} of {group.size()}"
+            raise ValueError(f"{who}: {input_.shape[0]} rows; the sizes {list(output_split_sizes)} say {own}")
         rows = max(output_split_sizes)
         pieces = gather(padded(input_, rows), group).split(rows) if rows else [input_] * group.size()
         return torch.cat([piece[:n] for piece, n in zip(pieces, output_split_sizes, strict=True)])
@@ -177,6 +181,11 @@ def _pad_uneven_collectives() -> None:
     def scatter_any(input_: Any, group: Any, input_split_sizes: Any = None, use_global_buffer: bool = False) -> Any:
         if input_split_sizes is None or group.size() == 1:
             return scatter(input_, group, None, use_global_buffer)
+        if input_.shape[0] != sum(input_split_sizes):
+            who = f"reduce-scatter of uneven pieces on rank {group.rank()} of {group.size()}"
+            raise ValueError(
+                f"{who}: {input_.shape[0]} rows; the sizes {list(input_split_sizes)} do not add up to them"
+            )
         rows = max(input_split_sizes)
         pieces = torch.cat([padded(piece, rows) for piece in input_.split(input_split_sizes)])
         return (scatter(pieces, group) if rows else input_)[: input_split_sizes[group.rank()]]

@@ -133,3 +133,34 @@ def _order() -> list[str]:
 def test_the_backward_pass_mirrors_the_window() -> None:
     for seen in run_fresh_ranks(2, _order):
         assert seen == ["launch", "work", "land", "launch back", "work back", "land back"]
+
+
+def _differing(kind: str) -> str:
+    """On a rank: an exchange of which rank 1 has other sizes. Returns the error; gloo alone would end the process."""
+    rank, world = dist.get_rank(), dist.group.WORLD
+    rows = torch.zeros(4, 6 if kind == "width" and rank == 1 else 3)
+    more = torch.zeros(6 if rank == 1 else 4, 3)
+    counts = {"rows": ([2, 2], [2, 1 if rank == 0 else 2]), "width": ([2, 2], [2, 2])}
+    exchanges = {
+        "rows": lambda: start_collective(rows, all_to_all(world, *counts["rows"])),
+        "width": lambda: start_collective(rows, all_to_all(world, *counts["width"])),
+        "all-gather": lambda: start_collective(more, AllGather(world)),
+        "reduce-scatter": lambda: start_collective(more, ReduceScatter(world)),
+    }
+    with pytest.raises(ValueError, match="rank 1") as caught:
+        exchanges[kind]()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("rows", "all-to-all: rank 1 sends 2 rows to rank 0, which expects 1"),
+        ("width", "all-to-all: a row has 12 bytes on rank 0 and 24 on rank 1"),
+        ("all-gather", "all-gather: rank 0 sends 4 rows to rank 1, which expects 6"),
+        ("reduce-scatter", "reduce-scatter: rank 0 sends 2 rows to rank 1, which expects 3"),
+    ],
+)
+def test_sizes_that_differ_are_an_error_on_every_rank(kind: str, says: str) -> None:
+    # Living ranks: had the process been aborted, they could not answer.
+    assert run_ranks(2, _differing, kind) == [says, says]
