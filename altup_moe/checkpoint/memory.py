@@ -25,9 +25,9 @@ from altup_moe.checkpoint.memory_directory import remove_steps
 from altup_moe.checkpoint.memory_exchange import exchange
 from altup_moe.checkpoint.memory_nodes import Nodes, copy_transfers
 from altup_moe.checkpoint.save_threads import ThreadResult, reported
-from altup_moe.checkpoint.saver import SPARE_BYTES, Saved, SaveError, Saver, not_saved
+from altup_moe.checkpoint.saver import Saved, SaveError, Saver, not_saved
 from altup_moe.checkpoint.staging_buffer import StagingBuffer
-from altup_moe.checkpoint.store import complete_checkpoints, open_partial, step_of
+from altup_moe.checkpoint.store import SPARE_BYTES, complete_checkpoints, open_partial, step_of
 from altup_moe.checkpoint.write import NamedSlice, WritePlan, stored_tensors
 from altup_moe.checkpoint.write_balancing import WriteAssignment, part_bytes
 from altup_moe.config import CheckpointConfig

@@ -32,16 +32,13 @@ from altup_moe.checkpoint.save_threads import (
 from altup_moe.checkpoint.slices import full_slice
 from altup_moe.checkpoint.staging_buffer import StagingBuffer
 from altup_moe.checkpoint.state import LocalTensor
-from altup_moe.checkpoint.store import open_partial, step_name
+from altup_moe.checkpoint.store import SPARE_BYTES, open_partial, step_name
 from altup_moe.checkpoint.tensors import DTYPE_NAMES
 from altup_moe.checkpoint.write import NamedSlice, TensorSpec
 from altup_moe.checkpoint.write_balancing import WriteAssignment, assign_writes
 from altup_moe.config import CheckpointConfig, UserError
 from altup_moe.parallel.control_collectives import first_problem, gather_json
 from altup_moe.parallel.topology import Topology
-
-SPARE_BYTES = 1 << 24
-"""Free disk space required beyond the tensors: for file headers and the manifest."""
 
 
 class SaveError(UserError):

@@ -26,6 +26,8 @@ from altup_moe.config.locks import unread
 from altup_moe.config.run_directory import checkpoints_dir
 
 LATEST = "latest"
+SPARE_BYTES = 1 << 24
+"""Free disk space required beyond the tensors: for file headers and the manifest."""
 _NAME = re.compile(r"step_[0-9]{8,}")
 _ASIDE = ".replaced"
 """Suffix of a directory that was replaced by another, or that is being removed."""

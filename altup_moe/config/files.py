@@ -55,7 +55,8 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         # Not the temporary file's name, which is gone when a user reads it; a write has none.
-        error.filename, error.filename2 = os.fspath(path), None
+        if error.errno is not None:
+            error.filename, error.filename2 = os.fspath(path), None
         raise
     finally:
         with suppress(OSError):

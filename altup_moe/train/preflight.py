@@ -11,7 +11,7 @@ import shutil
 import stat
 from pathlib import Path
 
-from altup_moe.checkpoint.saver import SPARE_BYTES
+from altup_moe.checkpoint.store import SPARE_BYTES
 from altup_moe.config import RunConfig
 from altup_moe.config.errors import UserError
 from altup_moe.config.os_errors import reason

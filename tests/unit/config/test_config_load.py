@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -23,7 +24,10 @@ def written(directory: Path, text: str) -> Path:
 def values_of(hint: object) -> st.SearchStrategy:
     """Any value of the type; a float is finite, since NaN equals nothing."""
     finite = st.floats(allow_nan=False, allow_infinity=False)
-    known = {float: finite, float | None: st.none() | finite}
+    # No key may hold a NUL: no path and no name can.
+    text = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
+    known: dict[Any, st.SearchStrategy[Any]] = {float: finite, float | None: st.none() | finite}
+    known |= {str: text, str | None: st.none() | text, tuple[str, ...]: st.lists(text).map(tuple)}
     return known[hint] if hint in known else st.from_type(hint)
 
 
