@@ -158,6 +158,8 @@ def _run(argv: Sequence[str], failures: Failures, name: str) -> int:
 
     # What torchrun says of a failed rank is said by `failures`.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    # It warns at length where the node that hosts the rendezvous has ended.
+    logging.getLogger("torch.distributed.elastic.rendezvous.dynamic_rendezvous").setLevel(logging.ERROR)
     # With one store for all restarts, gloo would read the addresses of ranks that have died (torch 2.13).
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     # torchrun must handle at least one signal; this one is not in FORWARDED.

@@ -45,6 +45,7 @@ class Failures:
         monitor = original(RESTARTS)
 
         def watched(agent: Any, group: Any) -> Any:
+            _bear_a_lost_store(group.spec.rdzv_handler)
             self._watch.follow({worker.global_rank: worker.id for worker in group.workers})
             if self._watch.failed and not self._stopping:
                 # Otherwise torchrun would wait 30 s for a rank that is stopped.
@@ -88,3 +89,26 @@ class Failures:
     def _say(self, *lines: str) -> None:
         for line in lines:
             print(line, file=sys.stderr, flush=True)
+
+
+def _bear_a_lost_store(handler: Any) -> None:
+    """Keep torchrun's agent watching its ranks when the node that hosts the rendezvous has died.
+
+    It asks there, again and again, whether other nodes wait to join. Its ranks are about to save and end.
+    """
+    if "num_nodes_waiting" in vars(handler):
+        return
+    from torch.distributed.elastic.rendezvous import RendezvousError
+
+    ask = handler.num_nodes_waiting
+    lost: list[RendezvousError] = []
+
+    def waiting() -> int:
+        if not lost:
+            try:
+                return int(ask())
+            except RendezvousError as error:
+                lost.append(error)
+        return 0
+
+    handler.num_nodes_waiting = waiting

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from altup_moe.doctor.network import MASTER_PORT
@@ -28,6 +29,7 @@ EXAMPLES = (
 )
 
 RDZV_SECONDS = 300
+CPP_LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
 
 @dataclass(frozen=True)
@@ -149,17 +151,35 @@ def launch(options: TorchrunOptions, command: Sequence[str]) -> int:
     from altup_moe.launch import node
 
     node.hear_signals()
-    gpus = 0 if options.ranks_per_node is not None or os.environ.get("RANKS_PER_NODE") else _gpus()
+    with _without_pages():
+        gpus = 0 if options.ranks_per_node is not None or os.environ.get("RANKS_PER_NODE") else _gpus()
     plan = node_plan(options, os.environ, gpus)
     at = plan.endpoint
     if options.dry_run:
         _prepare_environment(plan)
         print(shlex.join(["torchrun", *plan.agent_arguments(), "--no-python", *found]))
         return 0
+    with _without_pages():
+        import torch.distributed  # noqa: F401
     # The store stays open, with its server, as long as torchrun runs.
     store, hosts = meet(at, NAME) if at else (store_of_one_node(plan.seconds), True)
     _prepare_environment(plan)
     return node.main([*plan.agent_arguments(store.port, hosts), "--no-python", *found], NAME)
+
+
+@contextmanager
+def _without_pages() -> Iterator[None]:
+    """Inside, torch is imported such that its C++ code only logs errors in this process: not a page of stack frames
+    for each node that has ended. Ranks log as the user wants.
+    """
+    if CPP_LOG_LEVEL in os.environ:
+        yield
+        return
+    os.environ[CPP_LOG_LEVEL] = "ERROR"
+    try:
+        yield
+    finally:
+        del os.environ[CPP_LOG_LEVEL]
 
 
 def _prepare_environment(plan: NodePlan) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ FAILING = ROOT / "tests" / "faults" / "failing.py"
 STEPS = 40
 Saw = Callable[[float, int, str], None]
 
-pytestmark = [pytest.mark.usefixtures("signals_are_heard"), pytest.mark.distributed, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.usefixtures("signals_are_heard"), pytest.mark.distributed, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def finish(run_dir: Path, cache: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 100) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 200) -> bool:
     """Whether a condition comes true in time."""
     give_up = time.monotonic() + seconds
     while not (met := condition()) and time.monotonic() < give_up:
@@ -80,7 +81,7 @@ def killed(launcher: list[str], run_dir: Path, cache: Path, check: Callable[[int
         process.send_signal(signal.SIGKILL)
         began = time.monotonic()
         code = process.wait(20)
-        assert eventually(lambda: not running(run_dir), 60), "ranks outlive their launcher"
+        assert eventually(lambda: not running(run_dir), 100), "ranks outlive their launcher"
         seconds = time.monotonic() - began
     directory = latest_checkpoint(run_dir)
     assert directory is not None
@@ -116,6 +117,32 @@ def test_ranks_save_and_end_with_any_launcher(launcher: list[str], cache: Path, 
     killed(launcher, tmp_path / "run", cache)
     if launcher is NETLAB:
         assert subprocess.run([*NETLAB[:-1], "--clean"], timeout=60).returncode == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("restarts", ["0", "2"], ids=["static", "c10d"])
+def test_ranks_of_all_nodes_save_when_the_launcher_that_hosts_their_meeting_is_killed(
+    restarts: str, cache: Path, tmp_path: Path
+) -> None:
+    """Its store dies with it; the other launcher goes on watching its rank, and ends with the rank's code."""
+    run_dir, port = tmp_path / "run", free_port()
+    with ExitStack() as stack:
+        nodes = []
+        for node in ("0", "1"):
+            meeting = ["--nodes", "2", "--node-rank", node, "--rdzv", f"127.0.0.1:{port}", "--max-restarts", restarts]
+            argv = [str(ROOT / "launch" / "torchrun.sh"), "--ranks-per-node", "1", *meeting, "--"]
+            said = stack.enter_context((tmp_path / f"{node}.txt").open("w"))
+            options = {"env": environment(), "stdout": said, "stderr": said}
+            nodes.append(stack.enter_context(started([*argv, *words(run_dir, cache)], **options)))
+        metrics = run_dir / "metrics.jsonl"
+        assert eventually(lambda: metrics.is_file() and metrics.read_bytes().count(b"\n") >= 3)
+        nodes[0].send_signal(signal.SIGKILL)
+        assert nodes[1].wait(200) == 75
+        assert eventually(lambda: not running(run_dir), 100)
+    directory = latest_checkpoint(run_dir)
+    assert directory is not None
+    assert directory.name == f"step_{len(losses(run_dir)):08d}"
+    assert (tmp_path / "1.txt").read_text() == "altup-moe launch torchrun: rank 1 ended with exit code 75\n"
 
 
 def failing(cache: Path, run_dir: Path, *flags: str, **how: str) -> subprocess.CompletedProcess[str]:
