@@ -67,7 +67,8 @@ def named(
         dataset: what the micro-batches were cut from, from sample `start` on; None if they are the caller's own.
         size: samples of a micro-batch.
     """
-    found, own = error.found, None
+    found = error.found
+    own: list[Any] | None = None
     if found is not None:
         fits = f"ids of model.vocab_size {vocab_size} are 0 to {vocab_size - 1}"
         own = [f"micro-batch {found.micro_batch}, row {found.row}", f"{found.problem}; {fits}", None]
