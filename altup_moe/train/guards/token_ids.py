@@ -70,16 +70,17 @@ def named(
     found = error.found
     own: list[Any] | None = None
     if found is not None:
-        fits = f"ids of model.vocab_size {vocab_size} are 0 to {vocab_size - 1}"
-        own = [f"micro-batch {found.micro_batch}, row {found.row}", f"{found.problem}; {fits}", None]
+        where, offset = f"micro-batch {found.micro_batch}, row {found.row}", None
+        problem = f"{found.problem}; ids of model.vocab_size {vocab_size} are 0 to {vocab_size - 1}"
         if dataset is not None:
             stride = size * topology.data_size
             number = start + topology.data_rank * size + found.micro_batch * stride + found.row
-            own[0] = f"sample {number}"
+            where = f"sample {number}"
             if place := in_file(dataset, number, vocab_size):
-                path, offset, value = place
-                problem = f"token id {value} is outside the vocabulary of {vocab_size}"
-                own = [path, f"{problem} (sample {number}, {found.problem})", offset]
+                where, offset, value = place
+                known = f"token id {value} is outside the vocabulary of {vocab_size}"
+                problem = f"{known} (sample {number}, {found.problem})"
+        own = where, problem, offset
     told = first_problem(own, topology.device)
     assert told is not None
     return DataError(*told)
