@@ -68,7 +68,7 @@ def named(
         size: samples of a micro-batch.
     """
     found = error.found
-    own: list[Any] | None = None
+    own: tuple[str, str, int | None] | None = None
     if found is not None:
         where, offset = f"micro-batch {found.micro_batch}, row {found.row}", None
         problem = f"{found.problem}; ids of model.vocab_size {vocab_size} are 0 to {vocab_size - 1}"
