@@ -43,7 +43,7 @@ STACKS_SIGNAL = signal.SIGRTMIN + 8
 END, QUIT, PING = b"e", b"q", b"p"
 """To the rank: end now; is your Python there. From the rank: the run is over; yes."""
 MANY_RANKS, RECORDS, RECORDS_OF_MANY = 64, 1024, 256
-ANSWER_SECONDS, STACKS_SECONDS, REPORT_SECONDS, END_SECONDS = 1.0, 2.0, 6.0, 2.0
+ANSWER_SECONDS, STACKS_SECONDS, REPORT_SECONDS, END_SECONDS = 3.0, 2.0, 6.0, 2.0
 START_SECONDS = 30.0
 """Before the first step train.hang_timeout counts as at least so much: ranks that meet try again every few seconds."""
 PATIENCE = 10
@@ -118,6 +118,8 @@ class Watcher:
                     return "left"
                 if not data:
                     return "died"
+                if self.status.answers is False and PING in data:
+                    self.publish(answers=True)
         return "died" if os.getppid() != self.orders.pid else ""
 
     def look(self, now: float) -> bool:
@@ -201,7 +203,8 @@ class Watcher:
     def report(self, hang: Hang) -> None:
         """Write and print the report, tell the others, end the rank."""
         self.tell_stacks()
-        hang = replace(hang, statuses={rank: self.with_stacks(one) for rank, one in hang.statuses.items()})
+        deadline = time.monotonic() + STACKS_SECONDS
+        hang = replace(hang, statuses={rank: self.with_stacks(one, deadline) for rank, one in hang.statuses.items()})
         cause = find_cause(hang)
         file = self.directory / time.strftime("hang_%Y%m%d-%H%M%S.txt")
         with suppress(OSError):
@@ -213,11 +216,10 @@ class Watcher:
         self.publish(state=REPORTED, report=str(file), summary=text)
         self.end(text)
 
-    def with_stacks(self, one: Status) -> Status:
+    def with_stacks(self, one: Status, deadline: float) -> Status:
         """A rank's status with its stacks, which its watcher adds now."""
         if one.rank == self.orders.rank:
             return self.status
-        deadline = time.monotonic() + STACKS_SECONDS
         while one.state == EXPIRED and not one.told and time.monotonic() < deadline:
             time.sleep(0.05)
             one = read_status(self.directory, one.rank) or one
