@@ -171,7 +171,8 @@ class Watcher:
             if one is not None and one.state == REPORTED:
                 self.end(one.summary)
                 return True
-            patience = max(self.orders.timeout / 2, 5 * self.poll)
+            # A watcher that asks its rank whether Python answers writes nothing meanwhile.
+            patience = max(self.orders.timeout / 2, ANSWER_SECONDS + 2)
             if one is None:
                 waits_for_someone |= unheard < patience
                 continue
@@ -187,6 +188,9 @@ class Watcher:
             statuses[rank] = one
         if self.status.state != EXPIRED or waits_for_someone:
             return False
+        if text := self.reported():
+            self.end(text)
+            return True
         hang = Hang(
             self.orders.world_size,
             statuses,
@@ -199,6 +203,14 @@ class Watcher:
         if speakers[0] == self.orders.rank or not self.wait_for_report(speakers[0]):
             self.report(hang)
         return True
+
+    def reported(self) -> str:
+        """The head of the report that another watcher of this start has written already; "" if none has."""
+        with suppress(OSError):
+            for file in self.directory.glob("hang_*.txt"):
+                if file.stat().st_mtime >= self.started:
+                    return file.read_text(encoding="utf-8").partition("\n\n")[0] or "the run hangs"
+        return ""
 
     def report(self, hang: Hang) -> None:
         """Write and print the report, tell the others, end the rank."""
