@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -22,9 +23,11 @@ from tests.processes import running
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(700)]
 
 NO_NETLAB = netlab.unavailable()
-LABELS = "all-reduce of float64 [1], group data (number 7), called at altup_moe/train/routing.py"
-"""The first operation of a step of this run."""
-STOPPED = f"its process is stopped (SIGSTOP or a debugger); it has not come to {LABELS}"
+FIRST = (
+    r"all-reduce of float64 \[1\], group data \(number \d+\), called at altup_moe/train/routing.py:\d+ in begin_step"
+)
+"""The first operation of a step of this run, as a pattern."""
+STOPPED = rf"its process is stopped \(SIGSTOP or a debugger\); it has not come to {FIRST}"
 Saw = Callable[[float, int, str], None]
 
 
@@ -32,7 +35,7 @@ def meet(directory: Path, fault: str, victim: int, words: str, start: Any = hang
     """Let a rank meet a fault, and check report, exit codes and what is left.
 
     Args:
-        words: what the line about the rank says.
+        words: pattern of what the line about the rank says.
     Returns:
         Seconds from the last step to the end, and all that was printed.
     """
@@ -44,7 +47,7 @@ def meet(directory: Path, fault: str, victim: int, words: str, start: Any = hang
     # A rank whose interpreter's lock is held cannot exit; it is killed.
     assert codes[victim] == (-signal.SIGKILL if fault == "interpreter" else EXIT_HUNG)
     (line,) = [line for line in text.splitlines() if line.startswith(f"  rank {victim} on ")]
-    assert words in line
+    assert re.search(words, line)
     assert text.count("altup-moe: hang") == 1
     assert f"hang after step {STEP}" in text
     assert f"rank {1 - victim}: in " in text
@@ -60,10 +63,12 @@ def meet(directory: Path, fault: str, victim: int, words: str, start: Any = hang
         pytest.param("stop", STOPPED, marks=pytest.mark.fault("stop-rank")),
         pytest.param(
             "skip",
-            "skipped all-reduce of float64 [], group data (number 8), called at altup_moe/train/step.py",
+            r"skipped all-reduce of float64 .* altup_moe/train/step.py:\d+ in _label_weight, which rank 0 did",
             marks=pytest.mark.fault("skipped-collective"),
         ),
-        pytest.param("lock", f"it has not come to {LABELS}", marks=pytest.mark.fault("python-deadlock")),
+        pytest.param(
+            "lock", f"in lock, called from .*; it has not come to {FIRST}", marks=pytest.mark.fault("python-deadlock")
+        ),
     ],
 )
 def test_the_rank_and_its_operation_are_named(fault: str, words: str, tmp_path: Path, saw: Saw) -> None:
@@ -91,7 +96,7 @@ def test_a_link_that_is_down_is_told_from_a_rank_that_is_late(
     seconds = time.time() - (Path(config.log.run_dir) / "metrics.jsonl").stat().st_mtime
     text = capfd.readouterr().err
     (line,) = [line for line in text.splitlines() if "a link is down" in line]
-    assert f"all of ranks 0, 1 are in {LABELS}" in line
+    assert re.search(f"all of ranks 0, 1 are in {FIRST}, and nothing arrives", line)
     assert not running(tmp_path)
     saw(seconds, EXIT_HUNG, text)
 

@@ -43,7 +43,7 @@ STACKS_SIGNAL = signal.SIGRTMIN + 8
 END, QUIT, PING = b"e", b"q", b"p"
 """To the rank: end now; is your Python there. From the rank: the run is over; yes."""
 MANY_RANKS, RECORDS, RECORDS_OF_MANY = 64, 1024, 256
-ANSWER_SECONDS, STACKS_SECONDS, REPORT_SECONDS, END_SECONDS = 1.0, 2.0, 6.0, 2.0
+ANSWER_SECONDS, STACKS_SECONDS, REPORT_SECONDS, END_SECONDS = 3.0, 2.0, 6.0, 2.0
 START_SECONDS = 30.0
 """Before the first step train.hang_timeout counts as at least so much: ranks that meet try again every few seconds."""
 PATIENCE = 10
@@ -118,6 +118,8 @@ class Watcher:
                     return "left"
                 if not data:
                     return "died"
+                if self.status.answers is False and PING in data:
+                    self.publish(answers=True)
         return "died" if os.getppid() != self.orders.pid else ""
 
     def look(self, now: float) -> bool:
@@ -169,7 +171,8 @@ class Watcher:
             if one is not None and one.state == REPORTED:
                 self.end(one.summary)
                 return True
-            patience = max(self.orders.timeout / 2, 5 * self.poll)
+            # A watcher that asks its rank whether Python answers writes nothing meanwhile.
+            patience = max(self.orders.timeout / 2, ANSWER_SECONDS + 2)
             if one is None:
                 waits_for_someone |= unheard < patience
                 continue
@@ -185,6 +188,9 @@ class Watcher:
             statuses[rank] = one
         if self.status.state != EXPIRED or waits_for_someone:
             return False
+        if text := self.reported():
+            self.end(text)
+            return True
         hang = Hang(
             self.orders.world_size,
             statuses,
@@ -198,10 +204,19 @@ class Watcher:
             self.report(hang)
         return True
 
+    def reported(self) -> str:
+        """The head of the report that another watcher of this start has written already; "" if none has."""
+        with suppress(OSError):
+            for file in self.directory.glob("hang_*.txt"):
+                if file.stat().st_mtime >= self.started:
+                    return file.read_text(encoding="utf-8").partition("\n\n")[0] or "the run hangs"
+        return ""
+
     def report(self, hang: Hang) -> None:
         """Write and print the report, tell the others, end the rank."""
         self.tell_stacks()
-        hang = replace(hang, statuses={rank: self.with_stacks(one) for rank, one in hang.statuses.items()})
+        deadline = time.monotonic() + STACKS_SECONDS
+        hang = replace(hang, statuses={rank: self.with_stacks(one, deadline) for rank, one in hang.statuses.items()})
         cause = find_cause(hang)
         file = self.directory / time.strftime("hang_%Y%m%d-%H%M%S.txt")
         with suppress(OSError):
@@ -213,11 +228,10 @@ class Watcher:
         self.publish(state=REPORTED, report=str(file), summary=text)
         self.end(text)
 
-    def with_stacks(self, one: Status) -> Status:
+    def with_stacks(self, one: Status, deadline: float) -> Status:
         """A rank's status with its stacks, which its watcher adds now."""
         if one.rank == self.orders.rank:
             return self.status
-        deadline = time.monotonic() + STACKS_SECONDS
         while one.state == EXPIRED and not one.told and time.monotonic() < deadline:
             time.sleep(0.05)
             one = read_status(self.directory, one.rank) or one
