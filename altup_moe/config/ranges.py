@@ -141,6 +141,8 @@ RANGES: dict[str, Range] = {
     "log.interval": COUNT,
     "log.routing_interval": COUNT_OR_ZERO,
     "log.profile_steps": COUNT_OR_ZERO,
+    "log.straggler_interval": COUNT_OR_ZERO,
+    "log.straggler_threshold": Range(1.05, 1e6),
     "log.sample_interval": COUNT,
     "log.sample_tokens": COUNT,
     "log.sample_temperature": NOT_NEGATIVE,

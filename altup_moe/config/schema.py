@@ -226,6 +226,10 @@ class LogConfig:
     profile_steps: int = 0
     """Steps to record, after two that are not, into RUN_DIR/profile: trace.json (Perfetto, Chrome) and step.png; 0 is
     off. --profile alone records 3."""
+    straggler_interval: int = 20
+    """Steps after which the ranks' own times of a step (without waiting for others) are compared; 0 is off."""
+    straggler_threshold: float = 1.5
+    """A rank whose own time is so many times its peers' median, in two intervals in a row, is named as slow."""
     tensorboard: bool = True
     """Write TensorBoard files into the run directory."""
     wandb_project: str | None = None

@@ -55,6 +55,8 @@ METRICS = (
     Metric("step_seconds", "throughput", "step_seconds", "time of a step (ms)", factor=1e3, roof=0.98),
     Metric("tflops_per_second", "throughput", "tflops_per_second", "TFLOP/s"),
     Metric("memory_gib", "throughput", "memory_gib", "peak memory (GiB)"),
+    Metric("slowest_score", "throughput", "slowest_score", "slowest rank's own time over its peers'"),
+    Metric("slow_rank", "throughput", "slow_rank", "rank named as slow"),
     Metric("expert_load_imbalance", "routing", "load_imbalance", "fullest expert over the mean, worst layer"),
     Metric("dropped_share", "routing", "dropped_share", "dropped routes (%)", factor=100.0, zeros=False),
     Metric("router_alarms", "routing", "alarms", "router alarms", zeros=False),

@@ -39,6 +39,10 @@ class Logger(Protocol):
         """Flush and release; nothing is recorded afterwards."""
 
 
+def _said_at_once(metrics: StepMetrics) -> bool:
+    return metrics.valid_loss is not None or metrics.slow_rank is not None
+
+
 class Console:
     """A line a step. The time left is at the end of each, or on a terminal in a progress bar below them.
 
@@ -68,7 +72,7 @@ class Console:
 
     def log(self, metrics: StepMetrics) -> None:
         left = self._time_left.step_ended(metrics.step, self._clock())
-        if metrics.step % self.interval == 0 or metrics.step == self.steps or metrics.valid_loss is not None:
+        if metrics.step % self.interval == 0 or metrics.step == self.steps or _said_at_once(metrics):
             line = metrics.line(self.steps)
             if self._progress is None:
                 print(line if left is None else f"{line} | {spelled_left(left)}", flush=True)

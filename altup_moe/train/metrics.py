@@ -80,6 +80,10 @@ class StepMetrics:
     """Milliseconds of a recorded step in which the stream was mixed."""
     mixing_hidden_ms: float | None = None
     """The part of mixing_ms in which an exchange was in flight."""
+    slowest_score: float | None = None
+    """Every `log.straggler_interval` steps of several ranks: own time of a step of the slowest rank over its peers'."""
+    slow_rank: int | None = None
+    """The rank that is named as slow (`log.straggler_threshold`)."""
     routing: RoutingLoads | None = None
     """Every `log.routing_interval` steps; not in metrics.jsonl."""
 
@@ -111,6 +115,8 @@ class StepMetrics:
         parts.append(f"skipped {self.skipped_steps}")
         if self.valid_loss is not None:
             parts.append(f"valid loss {self.valid_loss:.4f} | bits/byte {self.valid_bits_per_byte:.4f}")
+        if self.slow_rank is not None:
+            parts.append(f"slow rank {self.slow_rank} ({self.slowest_score:.1f}x)")
         parts += [f"{name} {value:.1f}" for name, value in self.scores.items()]
         return " | ".join(parts)
 

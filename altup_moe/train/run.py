@@ -61,6 +61,7 @@ from altup_moe.train.sample_order import ordered
 from altup_moe.train.samples import Samples
 from altup_moe.train.start_record import append_start, start_record
 from altup_moe.train.step import StepResult, Validation, train_step, validate
+from altup_moe.train.stragglers import Stragglers
 
 
 @dataclass
@@ -78,6 +79,7 @@ class Run:
     profile: Profile
     routing: RoutingSums
     saver: Saver
+    stragglers: Stragglers
     memory: RunMemory | None = None
     step: int = 0
     skipped: int = 0
@@ -229,8 +231,11 @@ def build_run(config: RunConfig, topo: Topology, samples: Samples | None) -> Run
     profile = Profile(config.log.profile_steps, profile_dir(config.log.run_dir), engine.chunks, topo)
     saver = Saver(checkpoints_dir(config.log.run_dir), config.checkpoint, topo)
     scheduler, routing = build_scheduler(engine.optimizer, config), RoutingSums(config)
+    stragglers = Stragglers(config.log.straggler_interval, config.log.straggler_threshold, topo)
     alarms = RouterAlarms(config.moe)
-    return Run(config, topo, samples, engine, scheduler, profile, routing, saver, alarms=alarms if alarms.on else None)
+    run = Run(config, topo, samples, engine, scheduler, profile, routing, saver, stragglers)
+    run.alarms = alarms if alarms.on else None
+    return run
 
 
 def restore_run(run: Run, resume: ResumePoint) -> None:
@@ -278,32 +283,35 @@ def take_step(run: Run, batches: list[Batch] | None = None, validating: bool = F
     note_step(run.step + 1)
     started = time.perf_counter()
     dataset = None
-    if batches is None:
-        assert run.samples is not None
-        dataset = run.samples.train
-        batches = step_batches(run, dataset)
-    # The schedule is stepped first: step 1 trains at the first warm-up value, not at zero.
-    run.scheduler.step(1)
-    rate = learning_rate(run.engine.optimizer)
-    with run.profile.step():
-        spiked = partial(spike, run.config.train, run.guard)
-        try:
-            result = train_step(run.engine, batches, run.config, run.topology, run.settle, spiked)
-        except BadIds as error:
-            size, vocab_size = run.config.train.micro_batch_size, run.config.model.vocab_size
-            raise named(error, dataset, run.consumed_samples, size, vocab_size, run.topology) from None
+    with run.stragglers.step():
+        if batches is None:
+            assert run.samples is not None
+            dataset = run.samples.train
+            batches = step_batches(run, dataset)
+        # The schedule is stepped first: step 1 trains at the first warm-up value, not at zero.
+        run.scheduler.step(1)
+        rate = learning_rate(run.engine.optimizer)
+        with run.profile.step():
+            spiked = partial(spike, run.config.train, run.guard)
+            try:
+                result = train_step(run.engine, batches, run.config, run.topology, run.settle, spiked)
+            except BadIds as error:
+                size, vocab_size = run.config.train.micro_batch_size, run.config.model.vocab_size
+                raise named(error, dataset, run.consumed_samples, size, vocab_size, run.topology) from None
     run.step += 1
     run.skipped += result.skipped
     run.last = result
     run.guard = remember(run.config.train, run.guard, result.lm_loss, result.grad_norm, result.skipped)
     seconds = time.perf_counter() - started
-    recorded = run.profile.settle()
+    recorded, slowest = run.profile.settle(), run.stragglers.settle()
     metrics = _metrics(run, result, rate, seconds, validate_run(run) if validating else None)
     if run.alarms is not None:
         active, lines = run.alarms.step(result.routing)
         metrics = replace(metrics, router_alarms=active)
         for line in lines if run.topology.is_first else ():
             print(f"step {run.step}: {line}", flush=True)
+    if slowest is not None:
+        metrics = replace(metrics, slowest_score=slowest.score, slow_rank=slowest.rank)
     return replace(metrics, routing=run.routing.step(result.routing, run.step), **overlap_metrics(recorded))
 
 

@@ -31,6 +31,7 @@ from tests.unit.train.records import MOE, VALID, record
 
 LOADS = RoutingLoads(2, [[], [10.0, 20.0, 30.0, 20.0]], [0.0, 8.0])
 OVERLAP = {"exchange_ms": 4.0, "exposed_ms": 1.0, "mixing_ms": 2.0, "mixing_hidden_ms": 1.5}
+NUMBERS = ("int", "float", "int | None", "float | None")
 FULL = record(3, **MOE, **VALID, **OVERLAP, routing=LOADS, scores={"eval/squad/f1": 12.5})
 
 
@@ -41,7 +42,7 @@ def config(**log: Any) -> RunConfig:
 
 
 def test_every_number_of_a_step_has_a_group_and_a_name_of_its_own() -> None:
-    numbers = {field.name for field in fields(StepMetrics) if field.type in ("int", "float", "float | None")}
+    numbers = {field.name for field in fields(StepMetrics) if field.type in NUMBERS}
     assert {metric.key for metric in METRICS} == numbers - {"step"}
     assert len({metric.path for metric in METRICS}) == len(METRICS)
     assert {metric.group for metric in METRICS} == set(GROUPS) - {"eval"}
