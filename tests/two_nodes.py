@@ -123,7 +123,7 @@ class TwoNodes:
             time.sleep(0.05)
 
 
-def wait_until(condition: Any, what: str, seconds: float = 200) -> Any:
+def wait_until(condition: Any, what: str, seconds: float = 400) -> Any:
     """What `condition()` returns once it is true."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):

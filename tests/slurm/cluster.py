@@ -119,6 +119,10 @@ class Cluster:
         """How often a job was put back into the queue."""
         return int(self.shown(job, "Restarts"))
 
+    def exit_code(self, job: str) -> int:
+        """The exit code of a job's batch script."""
+        return int(self.shown(job, "ExitCode").partition(":")[0])
+
     def wait_for(self, job: str, *states: str, seconds: float = 200) -> str:
         """Wait until a job is in one of the states."""
         return wait_until(lambda: (found := self.state(job)) in states and found, f"job {job} {states}", seconds)

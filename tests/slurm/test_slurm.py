@@ -6,7 +6,8 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.distributed.test_launchers import SMALL
 from tests.slurm.cluster import ROOT, Cluster, reason
 from tests.two_nodes import NODES, TwoNodes, wait_until
 
+Saw = Callable[[float, int, str], None]
 REASON = reason()
 STEPS = 60
 
@@ -100,13 +102,14 @@ def goes_on(cluster: Cluster, job: str, name: str, whole: list[float]) -> None:
     assert losses(cluster, name) == whole
 
 
+@pytest.mark.fault("slurm-time-limit")
 def test_signals_and_the_time_limit_save_and_the_job_goes_on_to_the_same_losses(
-    cluster: Cluster, whole: list[float]
+    cluster: Cluster, whole: list[float], saw: Saw
 ) -> None:
     """One job, interrupted three times: scancel tells each process of the step, the time limit the batch script."""
     job = interrupted(cluster, "signals")
     for done, event in enumerate(("USR1", "TERM", "time limit"), start=1):
-        before = len(losses(cluster, "signals"))
+        before, told_at = len(losses(cluster, "signals")), time.monotonic()
         if event == "time limit":
             cluster.end_soon(job)
         else:
@@ -119,6 +122,7 @@ def test_signals_and_the_time_limit_save_and_the_job_goes_on_to_the_same_losses(
             wait_until(lambda step=step: len(losses(cluster, "signals")) > step, f"steps after {event}")
     goes_on(cluster, job, "signals", whole)
     assert (cluster.restarts(job), cluster.output(job).count("going on from step")) == (3, 3)
+    saw(time.monotonic() - told_at, cluster.exit_code(job), cluster.output(job))
 
 
 def test_a_cancelled_job_saves_and_stays_away(cluster: Cluster) -> None:
@@ -163,14 +167,17 @@ def test_which_ends_of_a_job_are_followed_by_another_start(cluster: Cluster) -> 
 
 
 @pytest.mark.long
-def test_a_preempted_job_saves_and_goes_on_when_there_is_room(cluster: Cluster, whole: list[float]) -> None:
+@pytest.mark.fault("slurm-preemption")
+def test_a_preempted_job_saves_and_goes_on_when_there_is_room(cluster: Cluster, whole: list[float], saw: Saw) -> None:
     job = interrupted(cluster, "preempted")
+    taken_at = time.monotonic()
     size = ["--nodes=2", "--ntasks-per-node=2", "--partition=urgent", "--output=/dev/null"]
     urgent = cluster.run("sbatch", *size, "--wrap", "sleep 1").split()[-1]
     assert requeued(cluster, job, "preempted") >= 5
     assert cluster.wait_for(urgent, "COMPLETED", "FAILED") == "COMPLETED"
     goes_on(cluster, job, "preempted", whole)
     assert cluster.restarts(job) == 1
+    saw(time.monotonic() - taken_at, cluster.exit_code(job), cluster.output(job))
 
 
 @pytest.mark.long

@@ -109,7 +109,7 @@ def test_deepspeed_gets_checked_hosts_and_one_plain_word(
     words = dry_run(capsys, "deepspeed", *flags, "--", "true", *AWKWARD)
     assert words[:4] == ["node0", "slots=2", "node1", "slots=2"]
     assert "--master_addr node0 --master_port 29500 --no_local_rank --no_ssh --node_rank 1" in " ".join(words)
-    assert unpack(words[-1])[1:] == AWKWARD
+    assert unpack(words[-2])[1:] == AWKWARD
     assert not list(tmp_path.glob("**/pwned"))
 
 

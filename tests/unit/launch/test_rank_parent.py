@@ -1,0 +1,113 @@
+"""The parent of a rank under DeepSpeed's launcher: exit codes, deaths, and the end of the launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from altup_moe.launch import deepspeed, pdsh
+from altup_moe.launch.common import LaunchError
+from altup_moe.launch.hosts import Host
+from altup_moe.launch.packed import pack
+from altup_moe.launch.rank_parent import MARK, tell
+from altup_moe.parallel.death_record import Death
+from tests.processes import started
+
+SCRIPT = Path(deepspeed.__file__).with_name("packed.py")
+
+pytestmark = pytest.mark.usefixtures("signals_are_heard")
+
+
+@contextmanager
+def rank(script: str, token: str) -> Iterator[subprocess.Popen]:
+    """Rank 3 as DeepSpeed starts it, once it has printed its first line."""
+    words = [sys.executable, "-u", str(SCRIPT), pack(["sh", "-c", f"echo ready; {script}"]), token]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with started(words, env={**os.environ, "RANK": "3"}, **pipes) as process:
+        assert process.stdout.readline() == b"ready\n"
+        yield process
+
+
+def ended(process: subprocess.Popen) -> tuple[int, bytes, bytes]:
+    """Exit code and output; its input stays open (`communicate` closes it)."""
+    return process.wait(60), process.stdout.read(), process.stderr.read()
+
+
+def death(err: bytes) -> Death:
+    """The line for the launcher."""
+    (line,) = [line for line in err.decode().splitlines() if line.startswith(MARK)]
+    return Death(**json.loads(line.removeprefix(MARK)))
+
+
+def test_a_rank_that_fails_by_itself_leaves_a_line_and_its_exit_code() -> None:
+    with rank("sleep 0.1; echo out; echo err >&2; kill -9 $$", "t1") as process:
+        code, out, err = ended(process)
+    assert (code, out, err.splitlines()[0]) == (137, b"out\n", b"err")
+    told = death(err)
+    assert (told.rank, told.code, told.told) == (3, 137, False)
+
+
+SAVES = "trap 'sleep 0.2; echo saved; exit 75' TERM USR1; while :; do sleep 0.1; done"
+
+
+def test_a_rank_saves_when_its_launcher_has_gone_and_nobody_reads_its_output(tmp_path: Path) -> None:
+    script = SAVES.replace("echo saved", f"echo saved; touch {tmp_path}/saved")
+    with rank(script, "t2") as process:
+        for pipe in (process.stdout, process.stderr, process.stdin):
+            pipe.close()
+        assert process.wait(60) == 75
+    assert (tmp_path / "saved").exists()
+
+
+def test_signals_reach_the_ranks_of_one_launch_alone() -> None:
+    with rank(SAVES, "t3") as process, rank(SAVES, "t4") as other:
+        assert tell("t3", signal.SIGTERM, SCRIPT.name)
+        code, out, err = ended(process)
+        assert (code, out, death(err).told) == (75, b"saved\n", True)
+        assert other.poll() is None
+    assert not tell("t3", signal.SIGTERM, SCRIPT.name)
+
+
+def test_a_second_signal_ends_a_rank_that_does_not_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    with rank("trap 'echo told' INT; while :; do sleep 0.1; done", "t5") as process:
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == b"told\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2.2)  # a repetition within 2 s would be the same request
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 137
+
+
+PDSH = [
+    (0, "", None),
+    (31, "pdsh@a: n1: ssh exited with exit code 31\n", "host n1: no directory /srv"),
+    (32, "pdsh@a: n1: ssh exited with exit code 32\n", "host n1: no .* an installation at the same path would fit"),
+    (
+        255,
+        "n1: ssh: Could not resolve hostname n1\npdsh@a: n1: ssh exited with exit code 255\n",
+        r"host n1: cannot be reached \(ssh: Could not resolve hostname n1\); try ssh n1 true",
+    ),
+    (1, "pdsh: bad module\n", "hosts: pdsh: pdsh: bad module"),
+]
+
+
+@pytest.mark.parametrize(("code", "err", "says"), PDSH)
+def test_a_host_that_cannot_run_a_rank_is_named(
+    code: int, err: str, says: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pdsh, "run_on", lambda hosts, command: SimpleNamespace(returncode=code, stderr=err))
+    if says is None:
+        pdsh.check_hosts([Host("n1", 1)], "/srv", "/srv/packed.py")
+        return
+    with pytest.raises(LaunchError, match=says) as caught:
+        pdsh.check_hosts([Host("n1", 1)], "/srv", "/srv/packed.py")
+    assert "\n" not in str(caught.value)
