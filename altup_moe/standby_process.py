@@ -30,10 +30,8 @@ def load() -> None:
     threads = os.environ.get("OPENBLAS_NUM_THREADS")
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     with LibraryWarnings():
-        from altup_moe.parallel.compile_later import compile_later
-
-        with compile_later():
-            import altup_moe.train.loop
+        # With torch's compiler, which the first step loads at the latest (`parallel.compile_later`).
+        import altup_moe.train.loop
     import altup_moe.commands.train  # noqa: F401
 
     if threads is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from altup_moe.bench.checkpoint_rivals import SavedBothWays, forget, head_of
 from altup_moe.bench.stepper import Stepper
 from altup_moe.checkpoint.memory import MemorySaver
-from altup_moe.checkpoint.memory_directory import memory_base
+from altup_moe.checkpoint.memory_directory import PREFIX, memory_base
 from altup_moe.checkpoint.memory_nodes import Nodes
 from altup_moe.checkpoint.state import local_tensors
 from altup_moe.checkpoint.store import step_name
@@ -25,7 +25,7 @@ from altup_moe.parallel.topology import topology
 
 @contextmanager
 def _in_memory() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=memory_base(os.environ), prefix="altup-moe-bench-") as path:
+    with tempfile.TemporaryDirectory(dir=memory_base(os.environ), prefix=f"{PREFIX}-{os.getuid()}-bench-") as path:
         yield Path(path)
 
 
