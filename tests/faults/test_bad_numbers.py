@@ -23,7 +23,7 @@ from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import latest_checkpoint
 from altup_moe.config import DataError, RunConfig
 from altup_moe.config.checks import check_config
-from altup_moe.config.exit_codes import EXIT_DIVERGED
+from altup_moe.config.exit_codes import EXIT_DIVERGED, EXIT_USER_ERROR
 from altup_moe.config.run_directory import checkpoints_dir
 from tests.distributed.cases import world_size
 from tests.distributed.ranks import run_ranks
@@ -265,14 +265,18 @@ def _train_on_damaged_file(config: RunConfig, number: int) -> tuple[int, str]:
             return at[0], str(error)
 
 
+@pytest.mark.fault("token-range")
 @pytest.mark.parametrize("layout", ["dp2", "tp2-ep2"])
-def test_an_id_that_is_no_token_ends_all_ranks_with_its_place(layout: str, directory: Path) -> None:
+def test_an_id_that_is_no_token_ends_all_ranks_with_its_place(layout: str, directory: Path, saw: Saw) -> None:
     """A vocabulary cut over tensor ranks would take it silently. Sample 11 is data rank 1's, and of step 2."""
     config = config_of(layout, directory, f"{layout}-id", train={"steps": 4})
     config = replace(config, data=replace(config.data, cache=str(directory / f"{layout}-cache")))
+    began = time.monotonic()
     found = run_ranks(2, _train_on_damaged_file, config, 11)
     assert found[0] == found[1]
     byte, error = found[0]
+    # A DataError: the command line makes one line and this code of it.
+    saw(time.monotonic() - began, EXIT_USER_ERROR, error)
     assert f".bin at byte {byte}: token id 60000 is outside the vocabulary of 320 (sample 11, token " in error
     assert len(records(config)) == 1
 

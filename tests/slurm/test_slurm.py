@@ -6,7 +6,8 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.distributed.test_launchers import SMALL
 from tests.slurm.cluster import ROOT, Cluster, reason
 from tests.two_nodes import NODES, TwoNodes, wait_until
 
+Saw = Callable[[float, int, str], None]
 REASON = reason()
 STEPS = 60
 
@@ -100,24 +102,28 @@ def goes_on(cluster: Cluster, job: str, name: str, whole: list[float]) -> None:
     assert losses(cluster, name) == whole
 
 
+@pytest.mark.fault("slurm-time-limit")
 def test_signals_and_the_time_limit_save_and_the_job_goes_on_to_the_same_losses(
-    cluster: Cluster, whole: list[float]
+    cluster: Cluster, whole: list[float], saw: Saw
 ) -> None:
     """One job, interrupted three times: scancel tells each process of the step, the time limit the batch script."""
     job = interrupted(cluster, "signals")
     for done, event in enumerate(("USR1", "TERM", "time limit"), start=1):
-        before = len(losses(cluster, "signals"))
+        before, began = len(losses(cluster, "signals")), time.monotonic()
         if event == "time limit":
             cluster.end_soon(job)
         else:
             cluster.run("scancel", f"--signal={event}", job)
         step = requeued(cluster, job, "signals", done)
+        seconds = time.monotonic() - began
         assert before <= step < STEPS, event
         if event == "time limit":
             cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=UNLIMITED")
         else:
             wait_until(lambda step=step: len(losses(cluster, "signals")) > step, f"steps after {event}")
+    said = cluster.output(job)
     goes_on(cluster, job, "signals", whole)
+    saw(seconds, 0, said)
     assert (cluster.restarts(job), cluster.output(job).count("going on from step")) == (3, 3)
 
 
@@ -163,13 +169,17 @@ def test_which_ends_of_a_job_are_followed_by_another_start(cluster: Cluster) -> 
 
 
 @pytest.mark.long
-def test_a_preempted_job_saves_and_goes_on_when_there_is_room(cluster: Cluster, whole: list[float]) -> None:
+@pytest.mark.fault("slurm-preemption")
+def test_a_preempted_job_saves_and_goes_on_when_there_is_room(cluster: Cluster, whole: list[float], saw: Saw) -> None:
     job = interrupted(cluster, "preempted")
     size = ["--nodes=2", "--ntasks-per-node=2", "--partition=urgent", "--output=/dev/null"]
+    began = time.monotonic()
     urgent = cluster.run("sbatch", *size, "--wrap", "sleep 1").split()[-1]
     assert requeued(cluster, job, "preempted") >= 5
+    seconds, said = time.monotonic() - began, cluster.output(job)
     assert cluster.wait_for(urgent, "COMPLETED", "FAILED") == "COMPLETED"
     goes_on(cluster, job, "preempted", whole)
+    saw(seconds, 0, said)
     assert cluster.restarts(job) == 1
 
 
