@@ -44,7 +44,7 @@ def text(seen: Mapping[str, Seen], machine: str, commit: str) -> str:
         *table(HEAD, rows(seen), right=(3, 4)),
         "",
         "Seconds are from the fault to the end of the run, or to the line that names the fault where training goes on.",
-        "Tests set short timeouts (`hang_timeout`, `--rdzv-timeout`). Of several cases of a fault the slowest is",
+        "Tests set short timeouts (`train.hang_timeout`, `--rdzv-timeout`). Of several cases of a fault the slowest is",
         "shown. Paths are shortened to `...`.",
         "",
         f"Hardware: {machine}. Commit: {commit}.",

@@ -61,7 +61,7 @@ FAULTS = (
         "stop-rank",
         "A rank stands still",
         "SIGSTOP of one rank",
-        "Within `hang_timeout` one report names the rank and the operation; all ranks end.",
+        "Within `train.hang_timeout` one report names the rank and the operation; all ranks end.",
         (77,),
     ),
     Fault(
@@ -95,14 +95,14 @@ FAULTS = (
     Fault(
         "code-differs",
         "Ranks have different code or libraries",
-        "a package file with another line on one rank",
+        "another hash of a package file on one rank",
         "The file or library is named before the first step; no rank trains.",
         (2,),
     ),
     Fault(
         "data-differs",
         "Ranks read different data",
-        "another token file in the cache of one rank",
+        "another token file on one rank",
         "The fingerprint is named before the first step; no rank trains.",
         (2,),
     ),

@@ -25,7 +25,8 @@ SCAN_SECONDS = 0.5
 """How often all processes are looked through, where nothing has ended."""
 ORPHAN_SECONDS = 30.0
 """How long ranks have to end after their launcher has: they save first. What lives on is an orphan, and is killed."""
-STOP_SECONDS = 120.0
+PATIENCE_SECONDS = STOP_SECONDS = 120.0
+"""How long a fault waits for a rank that it can meet, and how long a run has to stop."""
 FINAL = (0, EXIT_USER_ERROR, EXIT_DIVERGED)
 """Exit codes after which the same command would not go on."""
 MOST_ATTEMPTS = 20
@@ -85,6 +86,8 @@ class Supervisor:
                 since = now - self.seen.first if self.seen.first is not None else -1.0
                 if waiting and since >= waiting[0].second and self._inject(waiting[0], now):
                     waiting.pop(0)
+                if waiting and since > waiting[0].second + PATIENCE_SECONDS:
+                    raise FaultsError(f"{waiting[0].kind}: nobody was there whom it could meet; {self._tail()}")
                 if since >= seconds and not waiting and not self._held and self._recovered():
                     return self._stop()
                 time.sleep(POLL_SECONDS)
