@@ -225,6 +225,8 @@ FaultKind = Literal[
 ]
 NODE_KINDS: tuple[FaultKind, ...] = ("kill-node", "link-down", "slow-link")
 """Faults of a node or its link: they need --nodes."""
+HANG_KINDS: tuple[FaultKind, ...] = ("stop-rank", "link-down")
+"""Faults that nothing ends but a watchdog."""
 ROOT_KINDS: tuple[FaultKind, ...] = ("slow-rank", "full-disk")
 """Faults that need root: a cgroup, a file system of their own."""
 

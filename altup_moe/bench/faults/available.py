@@ -10,11 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
-from altup_moe.bench.options import NODE_KINDS, ROOT_KINDS, FaultKind
+from altup_moe.bench.options import HANG_KINDS, NODE_KINDS, ROOT_KINDS, FaultKind
 from altup_moe.config.load import HINTS
 
-HANGS: tuple[FaultKind, ...] = ("stop-rank", "link-down")
-"""Faults that nothing ends but a watchdog."""
 DISK_MEGABYTES = 512
 
 
@@ -27,7 +25,7 @@ def left_out(nodes: bool) -> dict[FaultKind, str]:
             found[kind] = "needs --nodes"
         elif kind in ROOT_KINDS and not root:
             found[kind] = "needs root"
-        elif kind in HANGS and "train.hang_timeout" not in HINTS:
+        elif kind in HANG_KINDS and "train.hang_timeout" not in HINTS:
             found[kind] = "needs train.hang_timeout"
         elif kind == "slow-rank" and not _cgroups():
             found[kind] = "needs a cgroup for the CPU that can be written"

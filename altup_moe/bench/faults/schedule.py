@@ -6,12 +6,15 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from altup_moe.bench.options import FaultKind
+from altup_moe.bench.options import HANG_KINDS, FaultKind
 
 JITTER = 0.25
 """A fault comes up to this share of the interval before or after its time."""
 HELD_SHARE, HELD_MOST = 0.3, 20.0
 """How long a fault that passes (a slow rank, a full disk) is held: this share of the interval, at most so many s."""
+
+HANG_HELD = 300.0
+"""Most seconds of a fault that the watchdog ends; it is taken back when the ranks have ended."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ def schedule(kinds: Sequence[FaultKind], seconds: float, every: float, seed: int
             bag = list(kinds)
             choose.shuffle(bag)
         second = middle + every * JITTER * choose.uniform(-1, 1)
-        planned.append(Planned(second, bag.pop(), choose.random(), held))
+        kind = bag.pop()
+        planned.append(Planned(second, kind, choose.random(), HANG_HELD if kind in HANG_KINDS else held))
     return planned
 
 

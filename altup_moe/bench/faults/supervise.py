@@ -162,6 +162,7 @@ class Supervisor:
         living = {pid for pid in self._ranks if alive(pid)}
         if self._ranks and not living:
             self.seen.events.append(Event(now, "gone"))
+            self._held = [(0.0 if kind in FATAL else until, kind, undo) for until, kind, undo in self._held]
         if living != self._ranks or not living or now - self._scanned > SCAN_SECONDS:
             self._scanned = now
             living |= set(ranks_of(self._run_dir).values())

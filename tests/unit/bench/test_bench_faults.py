@@ -42,6 +42,7 @@ def test_the_schedule_is_a_function_of_its_seed() -> None:
     for three in (planned[:3], planned[3:6], planned[6:]):
         assert {one.kind for one in three} == set(KINDS), "every kind comes as often as the others"
     assert schedule(KINDS, 60, 60, 7) == []
+    assert {one.held for one in schedule(["stop-rank"], 600, 60, 7)} == {300.0}, "the watchdog ends it"
 
 
 def test_a_draw_names_a_victim() -> None:
