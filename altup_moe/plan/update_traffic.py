@@ -48,23 +48,21 @@ def norm_groups(config: RunConfig, world: World, coordinates: RankCoordinates) -
 
 
 def report_transfers(config: RunConfig, world: World, coordinates: RankCoordinates) -> Iterator[Transfer]:
-    """Once for each step: labels and tokens, gradient norms, whether they are finite, losses, routing counts and expert
-    biases.
-    """
+    """Once for each step: labels and tokens, gradient norms, losses, routing counts and expert biases."""
     moe, everyone = config.moe, world.everyone()
     phase: TransferPhase = "step"
     groups = norm_groups(config, world, coordinates)
     # The distributed optimizer reduces both norms in one call.
     for ranks in groups[:1] if config.parallel.distributed_optimizer else groups:
         yield Transfer("report", "all_reduce", ranks, 1, 4, phase)
-    yield Transfer("report", "all_reduce", everyone, 1, 4, phase)
-    yield Transfer("report", "all_reduce", everyone, 1, 16, phase)
+    # The largest norm, on which all agree; labels and whether an id is no token; losses and tokens.
+    yield Transfer("report", "all_reduce", everyone, 3, 8 + 16 + 16, phase)
     if moe.num_experts:
         yield Transfer("report", "all_reduce", everyone, 1, 8 * config.model.num_layers * (moe.num_experts + 3), phase)
     layers = [layer for chunk in chunk_layers(config, coordinates.pipeline) for layer in chunk.layers]
     own = sum(is_moe_layer(layer, moe.num_experts, moe.layer_freq) for layer in layers)
-    # Labels of the step; and where routers' losses are over its tokens, their number.
-    counts = 1 + int(own > 0 and (moe.z_loss_coeff > 0 or moe.balances_steps))
-    yield Transfer("report", "all_reduce", world.data_alone(coordinates), counts, 8 * counts, phase)
+    # Where routers' losses are over the tokens of the step, their number.
+    counted = int(own > 0 and (moe.z_loss_coeff > 0 or moe.balances_steps))
+    yield Transfer("report", "all_reduce", world.data_alone(coordinates), counted, 8 * counted, phase)
     if moe.expert_bias_update_rate > 0:
         yield Transfer("report", "all_reduce", world.stage(coordinates), int(own > 0), 4 * own * moe.num_experts, phase)
