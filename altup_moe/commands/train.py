@@ -98,7 +98,8 @@ def check_memory(config: RunConfig) -> None:
     if memory is None:
         return
     here = 1 if device_name() != "cpu" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    check_fits(config, world_size_from_env(), int(os.environ.get("RANK", "0")), here, memory)
+    size = world_size_from_env()
+    check_fits(config, size, min(int(os.environ.get("RANK", "0")), size - 1), here, memory)
 
 
 def _page(topic: str, args: Sequence[str]) -> list[str]:

@@ -21,6 +21,8 @@ from altup_moe.config.help_pages import (
 from altup_moe.config.keys import nearest_key
 
 PROGRAM = "altup-moe"
+MOST_EXAMPLES = 5
+"""Examples on the page of a group of commands, which fits a screen."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,9 @@ class Group:
         return self.commands[word].main(rest)
 
     def page(self) -> list[str]:
-        """Which commands there are, each with an example."""
+        """Which commands there are, with examples; each command's own page has its own."""
         own = list(self.commands.values())
         usage = f"{PROGRAM} {self.name} {'|'.join(self.commands)} ..."
-        lines = heading(usage, [command.examples[0] for command in own], self.about)
+        lines = heading(usage, [command.examples[0] for command in own[:MOST_EXAMPLES]], self.about)
         rows = table((f"{command.name} {command.usage}", command.summary) for command in own)
         return [*lines, "", *rows, "", f"{PROGRAM} {self.name} COMMAND --help says more."]

@@ -55,10 +55,14 @@ def test_documents_stay_in_one_piece_between_windows(tokens: IndexedTokens) -> N
         epoch(windows, number)
         order = windows._epoch
         assert order is not None
-        stream = [int(windows._read(order, at, at + 1)[0]) for at in range(TOTAL)]
+
+        def tokens_of(start: int, stop: int) -> list[int]:
+            return np.concatenate([piece for _, piece in windows._read(order, start, stop)]).tolist()
+
+        stream = [token for at in range(TOTAL) for token in tokens_of(at, at + 1)]
         expected = np.concatenate([np.arange(ends[d] - LENGTHS[d], ends[d]) for d in order.documents])
         assert stream == expected.tolist()
-        assert windows._read(order, 3, 250).tolist() == expected[3:250].tolist()
+        assert tokens_of(3, 250) == expected[3:250].tolist()
 
 
 @pytest.mark.parametrize("overlap", [0, 1])

@@ -21,15 +21,16 @@ def test_from_run_carries_every_field() -> None:
     run = RunConfig(
         ModelConfig(3, 48, 80, 6, 2, 40, 99, False, 777, 1e-4, 0.03, 0.1, 0.2, 18, True, 4.5),
         AltUpConfig(4, "gemma", "same", False, coef_clip=0.7),
-        MoEConfig(6, 3, 1, 56, 1.5, "sigmoid", 0.04, "global_aux_loss", 0.05, 0.06, 24, "allgather"),
+        MoEConfig(6, 3, 1, 56, 1.5, "sigmoid", 0.04, "global_aux_loss", 0.05, 0.06, 24, "allgather", alarm_steps=11),
         sequence=SequenceConfig(4, "0..1", "average_pool"),
     )
     config = AltUpMoEConfig.from_run(run, eos_token_id=7)
     values = config.to_dict()
     ours = [v for section in (run.model, run.altup, run.moe, run.sequence) for v in dataclasses.astuple(section)]
     for value in ours:
-        # How it is computed, by what collective or code, is not part of the model.
-        assert value in values.values() or value in ("allgather", "auto", "megatron", *T5_ALONE), value
+        # How it is computed, by what collective or code, and when its router is reported is not part of the model.
+        others = ("allgather", "auto", "megatron", run.moe.alarm_steps, *T5_ALONE)
+        assert value in values.values() or value in others, value
     partial = dataclasses.replace(run, moe=dataclasses.replace(run.moe, shared_expert_size=0, partial=True))
     assert AltUpMoEConfig.from_run(partial).moe_shared_expert_size == 80
     assert config.eos_token_id == 7
