@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,10 @@ def test_every_epoch_reads_every_window_once(size: int, overlap: int, tokens: In
         assert len(set(orders)) == 40
 
 
+def _tokens(windows: EpochWindows, epoch_order: Any, start: int, stop: int) -> list[int]:
+    return np.concatenate([piece for _, piece in windows._read(epoch_order, start, stop)]).tolist()
+
+
 def test_documents_stay_in_one_piece_between_windows(tokens: IndexedTokens) -> None:
     """Put end to end in their order, windows are the documents, whole and shuffled."""
     windows = EpochWindows(tokens, whole_documents(LENGTHS), 1, 0, 0)
@@ -55,14 +61,10 @@ def test_documents_stay_in_one_piece_between_windows(tokens: IndexedTokens) -> N
         epoch(windows, number)
         order = windows._epoch
         assert order is not None
-
-        def tokens_of(start: int, stop: int) -> list[int]:
-            return np.concatenate([piece for _, piece in windows._read(order, start, stop)]).tolist()
-
-        stream = [token for at in range(TOTAL) for token in tokens_of(at, at + 1)]
+        stream = [token for at in range(TOTAL) for token in _tokens(windows, order, at, at + 1)]
         expected = np.concatenate([np.arange(ends[d] - LENGTHS[d], ends[d]) for d in order.documents])
         assert stream == expected.tolist()
-        assert tokens_of(3, 250) == expected[3:250].tolist()
+        assert _tokens(windows, order, 3, 250) == expected[3:250].tolist()
 
 
 @pytest.mark.parametrize("overlap", [0, 1])
