@@ -64,10 +64,12 @@ def starts(cluster: Cluster, name: str) -> int:
 
 def stand_in(name: str, first: str, later: str = "exit 0") -> list[str]:
     """A script in place of training: what it does at its first start, and later; it counts them in the file `name`."""
-    return ["sh", "-c", f'echo start >> {name}; [ "$(wc -l < {name})" = 1 ] || {{ {later}; }}; {first}']
+    return ["sh", "-c", f'{SAVES}; echo start >> {name}; [ "$(wc -l < {name})" = 1 ] || {{ {later}; }}; {first}']
 
 
-SAVES = "trap 'touch saved; exit 75' TERM USR1; while :; do sleep 0.1; done"
+SAVES = "trap 'touch saved; exit 75' TERM USR1"
+"""What such a script does first: whoever has seen that it started may send a signal at once."""
+UNTIL_TOLD = "while :; do sleep 0.1; done"
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +128,8 @@ def test_signals_and_the_time_limit_save_and_the_job_goes_on_to_the_same_losses(
 
 
 def test_a_cancelled_job_saves_and_stays_away(cluster: Cluster) -> None:
-    job = cluster.submit(stand_in("cancelled", f"touch ready; {SAVES}"), "--nodes", "2", "--job-name", "cancelled")
+    script = f"{SAVES}; echo start >> cancelled; {UNTIL_TOLD}"
+    job = cluster.submit(["sh", "-c", script], "--nodes", "2", "--job-name", "cancelled")
     wait_until(lambda: starts(cluster, "cancelled") == 2, "both ranks")
     cluster.run("scancel", job)
     assert cluster.wait_for(job, "CANCELLED", "PENDING", "COMPLETED", "FAILED") == "CANCELLED"
@@ -137,7 +140,9 @@ def test_a_cancelled_job_saves_and_stays_away(cluster: Cluster) -> None:
 
 def test_one_task_of_an_array_is_requeued_and_finished_ones_do_not_run_again(cluster: Cluster) -> None:
     """The last task has the number of the whole array."""
-    script = "if [ $SLURM_ARRAY_TASK_ID = 0 ]; then echo start >> task0; exit 0; fi; " + stand_in("task1", SAVES)[2]
+    script = (
+        "if [ $SLURM_ARRAY_TASK_ID = 0 ]; then echo start >> task0; exit 0; fi; " + stand_in("task1", UNTIL_TOLD)[2]
+    )
     array = cluster.submit(["sh", "-c", script], "--sbatch=--array=0-1")
     wait_until(lambda: starts(cluster, "task1") == 1, "task 1")
     assert cluster.wait_for(f"{array}_0", "COMPLETED", "FAILED") == "COMPLETED", cluster.output(array)
