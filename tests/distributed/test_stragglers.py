@@ -103,6 +103,7 @@ def test_the_slow_rank_is_named(slow: int, tmp_path: Path) -> None:
     assert f" | slow rank {slow} (" in printed
 
 
+@pytest.mark.long  # a rank with so little of a core takes minutes where the machine is busy
 @pytest.mark.skipif(CPU_GROUPS is None, reason="a cgroup of its own needs root and the cpu controller")
 def test_a_rank_with_a_fiftieth_of_a_core_is_named(tmp_path: Path) -> None:
     """As on a node that is too hot. It is less than what a busy machine leaves the other rank."""

@@ -198,7 +198,9 @@ class Supervisor:
                 entry[2]()
 
     def _recovered(self) -> bool:
-        """Whether training is further than it has ever been."""
+        """Whether training is further than it has ever been. (Ranks of a launcher that was killed take a last step.)"""
+        if self._process is None or self._process.poll() is not None:
+            return False
         steps = [event.step for event in self.seen.events if event.what == "progress"]
         return bool(steps) and self.seen.events[-1].what == "progress" and steps[-1] == max(steps)
 
