@@ -25,9 +25,9 @@ from altup_moe.checkpoint.memory_directory import remove_steps
 from altup_moe.checkpoint.memory_exchange import exchange
 from altup_moe.checkpoint.memory_nodes import Nodes, copy_transfers
 from altup_moe.checkpoint.save_threads import ThreadResult, reported
-from altup_moe.checkpoint.saver import Saved, SaveError, Saver, not_saved
+from altup_moe.checkpoint.saver import Saved, SaveError, Saver, make_partial, not_saved
 from altup_moe.checkpoint.staging_buffer import StagingBuffer
-from altup_moe.checkpoint.store import SPARE_BYTES, complete_checkpoints, open_partial, step_of
+from altup_moe.checkpoint.store import complete_checkpoints, step_of
 from altup_moe.checkpoint.write import NamedSlice, WritePlan, stored_tensors
 from altup_moe.checkpoint.write_balancing import WriteAssignment, part_bytes
 from altup_moe.config import CheckpointConfig
@@ -84,15 +84,7 @@ class MemorySaver(Saver):
         """On a node's leader: leave the newest whole checkpoint before this step, check the space."""
         older = [path for path in complete_checkpoints(self.root) if step_of(path) < head.step]
         remove_steps(self.root, keep=older[-1] if older else None)
-        needed = node_bytes(self._nodes, self.topology.rank, assignment) + SPARE_BYTES
-        try:
-            free = shutil.disk_usage(self.root).free
-            if free < needed:
-                return f"{self.root} has {free / 1e6:,.0f} MB free; {needed / 1e6:,.0f} MB are needed"
-            open_partial(self.root, head.step)
-        except OSError as error:
-            return f"{self.root}: {error.strerror}"
-        return None
+        return make_partial(self.root, head.step, node_bytes(self._nodes, self.topology.rank, assignment))
 
     def _write(
         self,

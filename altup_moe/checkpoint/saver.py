@@ -218,21 +218,29 @@ class Saver:
 
     def _prepare(self, head: Manifest, assignment: WriteAssignment) -> str | None:
         """On one rank: check the free space and make the directory. Returns the problem, if there is one."""
-        needed = assignment.bytes
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self.root).free
-            if free < needed + SPARE_BYTES:
-                return f"{self.root} has {free / 1e6:,.0f} MB free; {(needed + SPARE_BYTES) / 1e6:,.0f} MB are needed"
-            open_partial(self.root, head.step)
-        except OSError as error:
-            return f"{self.root}: {error.strerror}"
-        return None
+        return make_partial(self.root, head.step, assignment.bytes)
 
     def _all_succeed(self, step: int, problem: str | None) -> None:
         problem = first_problem(problem, self.topology.device)
         if problem is not None:
             raise SaveError(not_saved(step, problem))
+
+
+def make_partial(root: Path, step: int, needed: int) -> str | None:
+    """Check the free space and make the directory of a checkpoint's files. Returns the problem, if there is one.
+
+    Args:
+        needed: bytes, without `SPARE_BYTES`.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        free, needed = shutil.disk_usage(root).free, needed + SPARE_BYTES
+        if free < needed:
+            return f"{root} has {free / 1e6:,.0f} MB free; {needed / 1e6:,.0f} MB are needed"
+        open_partial(root, step)
+    except OSError as error:
+        return f"{root}: {error.strerror}"
+    return None
 
 
 def not_saved(step: int, problem: str) -> str:

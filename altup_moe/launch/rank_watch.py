@@ -9,10 +9,10 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 
 from altup_moe.config.exit_codes import EXIT_HUNG
 from altup_moe.parallel.death_record import Death
+from altup_moe.parallel.watchdog.processes import state
 
 GRACE = 30.0
 """Seconds that the other ranks have to end after one has failed; torchrun's own."""
@@ -95,9 +95,7 @@ class RankWatch:
 
 def is_stopped(pid: int) -> bool:
     """Whether a process is stopped (SIGSTOP, a debugger): it hears no signal but SIGKILL."""
-    with suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
-    return False
+    return state(pid) in ("T", "t")
 
 
 def send(pid: int, number: int) -> None:

@@ -17,8 +17,8 @@ from tests.fuzz.strategies import as_words, changed_keys
 
 pytestmark = pytest.mark.slow
 CASES = 300
-SLOW_SECONDS = 50.0
-"""Far beyond what a case takes on a busy machine (10 s on a quiet one is the promise; `--durations` shows it)."""
+LONGEST_SECONDS = 10.0
+"""Processor time of a case: a wall clock would tell how busy the machine is. (The worker kills what sleeps on.)"""
 
 Answer = dict[str, Any]
 TINY: dict[str, dict[str, Any]] = {
@@ -107,7 +107,7 @@ def check(answer: Answer, what: object) -> str:
     """Fails unless a command ended as promised; 'refused' or 'started'."""
     assert answer["code"] is not None, f"{what}: still running after {answer['seconds']} s"
     assert "Traceback" not in answer["err"] + answer["out"], f"{what}: {answer['err'][-3000:]}"
-    assert answer["seconds"] < SLOW_SECONDS, what
+    assert answer["processor"] < LONGEST_SECONDS, f"{what}: {answer['processor']:.1f} s of processor time"
     if answer["code"] == 2:
         said = [line for line in answer["err"].splitlines() if line.startswith("altup-moe: error: ")]
         assert len(said) == 1, f"{what}: {answer['err']}"

@@ -77,16 +77,18 @@ def _child(words: list[str], out: Path, err: Path) -> None:
 
 
 def run(words: list[str], directory: Path) -> dict[str, Any]:
-    """Run a command line in a child; its exit code (None if it was killed for time), output and seconds."""
+    """Run a command line in a child; exit code (None if killed for time), output, seconds of clock and processor."""
     out, err = directory / "out", directory / "err"
     began = time.monotonic()
     child = os.fork()
     if child == 0:
         _child(words, out, err)
     code: int | None = None
+    processor = 0.0
     while time.monotonic() - began < SECONDS:
-        done, status = os.waitpid(child, os.WNOHANG)
+        done, status, used = os.wait4(child, os.WNOHANG)
         if done:
+            processor = used.ru_utime + used.ru_stime
             code = os.waitstatus_to_exitcode(status)
             break
         time.sleep(0.005)
@@ -97,7 +99,7 @@ def run(words: list[str], directory: Path) -> dict[str, Any]:
     texts = [path.read_text(errors="replace") if path.exists() else "" for path in (out, err)]
     for path in (out, err):
         path.unlink(missing_ok=True)
-    return {"code": code, "out": texts[0], "err": texts[1], "seconds": round(seconds, 3)}
+    return {"code": code, "out": texts[0], "err": texts[1], "seconds": round(seconds, 3), "processor": processor}
 
 
 def main() -> None:

@@ -8,10 +8,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from altup_moe.parallel.watchdog.processes import state
+
 
 def alive(pid: int) -> bool:
     """Whether a process runs: a zombie does not."""
-    return _state(pid) not in ("", "Z", "X")
+    return state(pid) not in ("", "Z", "X")
 
 
 def of_run(run_dir: Path) -> list[int]:
@@ -40,10 +42,3 @@ def send(pids: Iterable[int], number: signal.Signals) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
-
-
-def _state(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
