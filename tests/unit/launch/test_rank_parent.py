@@ -28,9 +28,9 @@ pytestmark = pytest.mark.usefixtures("signals_are_heard")
 
 
 @contextmanager
-def rank(script: str, token: str) -> Iterator[subprocess.Popen]:
-    """Rank 3 as DeepSpeed starts it, once it has printed its first line."""
-    words = [sys.executable, "-u", str(SCRIPT), pack(["sh", "-c", f"echo ready; {script}"]), token]
+def rank(script: str, token: str, trap: str = ":") -> Iterator[subprocess.Popen]:
+    """Rank 3 as DeepSpeed starts it, once it hears signals (`trap`) and has printed its first line."""
+    words = [sys.executable, "-u", str(SCRIPT), pack(["sh", "-c", f"{trap}; echo ready; {script}"]), token]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with started(words, env={**os.environ, "RANK": "3"}, **pipes) as process:
         assert process.stdout.readline() == b"ready\n"
@@ -56,12 +56,13 @@ def test_a_rank_that_fails_by_itself_leaves_a_line_and_its_exit_code() -> None:
     assert (told.rank, told.code, told.told) == (3, 137, False)
 
 
-SAVES = "trap 'sleep 0.2; echo saved; exit 75' TERM USR1; while :; do sleep 0.1; done"
+SAVES = "trap 'sleep 0.2; echo saved; exit 75' TERM USR1"
+UNTIL_TOLD = "while :; do sleep 0.1; done"
 
 
 def test_a_rank_saves_when_its_launcher_has_gone_and_nobody_reads_its_output(tmp_path: Path) -> None:
-    script = SAVES.replace("echo saved", f"echo saved; touch {tmp_path}/saved")
-    with rank(script, "t2") as process:
+    trap = SAVES.replace("echo saved", f"echo saved; touch {tmp_path}/saved")
+    with rank(UNTIL_TOLD, "t2", trap) as process:
         for pipe in (process.stdout, process.stderr, process.stdin):
             pipe.close()
         assert process.wait(60) == 75
@@ -69,7 +70,7 @@ def test_a_rank_saves_when_its_launcher_has_gone_and_nobody_reads_its_output(tmp
 
 
 def test_signals_reach_the_ranks_of_one_launch_alone() -> None:
-    with rank(SAVES, "t3") as process, rank(SAVES, "t4") as other:
+    with rank(UNTIL_TOLD, "t3", SAVES) as process, rank(UNTIL_TOLD, "t4", SAVES) as other:
         assert tell("t3", signal.SIGTERM, SCRIPT.name)
         code, out, err = ended(process)
         assert (code, out, death(err).told) == (75, b"saved\n", True)
@@ -78,7 +79,7 @@ def test_signals_reach_the_ranks_of_one_launch_alone() -> None:
 
 
 def test_a_second_signal_ends_a_rank_that_does_not_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    with rank("trap 'echo told' INT; while :; do sleep 0.1; done", "t5") as process:
+    with rank(UNTIL_TOLD, "t5", "trap 'echo told' INT") as process:
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == b"told\n"
         with pytest.raises(subprocess.TimeoutExpired):
