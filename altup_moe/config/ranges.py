@@ -143,6 +143,7 @@ RANGES: dict[str, Range] = {
     "log.profile_steps": COUNT_OR_ZERO,
     "log.straggler_interval": COUNT_OR_ZERO,
     "log.straggler_threshold": Range(1.05, 1e6),
+    "log.slow_link_threshold": Range(1.05, 1e6),
     "log.sample_interval": COUNT,
     "log.sample_tokens": COUNT,
     "log.sample_temperature": NOT_NEGATIVE,

@@ -64,7 +64,7 @@ KEY_CLASSES: dict[str, KeyClass] = {
     **_each(
         "log", "free", "run_dir interval routing_interval profile_steps tensorboard wandb_project mlflow_experiment"
     ),
-    **_each("log", "free", "straggler_interval straggler_threshold"),
+    **_each("log", "free", "straggler_interval straggler_threshold slow_link_threshold"),
     **_each("log", "free", "sample_interval sample_prompts sample_prompts_file sample_tokens sample_temperature"),
 }
 """Dotted key -> class, of every key. A new key is entered here."""

@@ -227,9 +227,12 @@ class LogConfig:
     """Steps to record, after two that are not, into RUN_DIR/profile: trace.json (Perfetto, Chrome) and step.png; 0 is
     off. --profile alone records 3."""
     straggler_interval: int = 20
-    """Steps after which the ranks' own times of a step (without waiting for others) are compared; 0 is off."""
+    """Steps after which the ranks' own times of a step (without waiting for others) and the links between nodes are
+    compared; 0 is off."""
     straggler_threshold: float = 1.5
     """A rank whose own time is so many times its peers' median, in two intervals in a row, is named as slow."""
+    slow_link_threshold: float = 2.0
+    """A link between nodes that is so many times slower than their median, in two measurements in a row, is named."""
     tensorboard: bool = True
     """Write TensorBoard files into the run directory."""
     wandb_project: str | None = None

@@ -40,7 +40,8 @@ class Logger(Protocol):
 
 
 def _said_at_once(metrics: StepMetrics) -> bool:
-    return metrics.valid_loss is not None or metrics.slow_rank is not None
+    named = (metrics.slow_rank, metrics.slow_link_sender, metrics.slow_link_receiver)
+    return metrics.valid_loss is not None or any(one is not None for one in named)
 
 
 class Console:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from altup_moe.timeline.overlap import OverlapReport
+from altup_moe.train.stragglers import Straggler
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,14 @@ class StepMetrics:
     """Every `log.straggler_interval` steps of several ranks: own time of a step of the slowest rank over its peers'."""
     slow_rank: int | None = None
     """The rank that is named as slow (`log.straggler_threshold`)."""
+    slowest_link_score: float | None = None
+    """Of several nodes, from time to time: how many times slower than the others' median their slowest link is."""
+    slowest_link_rate: float | None = None
+    """10^6 bytes a second of the slowest link between nodes."""
+    slow_link_sender: int | None = None
+    """Rank whose node is named because what it sends is slow (`log.slow_link_threshold`)."""
+    slow_link_receiver: int | None = None
+    """Rank whose node is named because what it receives is slow. With a sender too it is the link between both."""
     routing: RoutingLoads | None = None
     """Every `log.routing_interval` steps; not in metrics.jsonl."""
 
@@ -117,6 +126,9 @@ class StepMetrics:
             parts.append(f"valid loss {self.valid_loss:.4f} | bits/byte {self.valid_bits_per_byte:.4f}")
         if self.slow_rank is not None:
             parts.append(f"slow rank {self.slow_rank} ({self.slowest_score:.1f}x)")
+        ends = (("from", self.slow_link_sender), ("to", self.slow_link_receiver))
+        if named := [f"{word} rank {rank}" for word, rank in ends if rank is not None]:
+            parts.append(f"slow link {' '.join(named)} ({self.slowest_link_score:.1f}x)")
         parts += [f"{name} {value:.1f}" for name, value in self.scores.items()]
         return " | ".join(parts)
 
@@ -125,6 +137,17 @@ def overlap_metrics(found: OverlapReport | None) -> dict[str, Any]:
     """The fields of `StepMetrics` that a profile has."""
     names = ("exchange_ms", "exposed_ms", "mixing_ms", "mixing_hidden_ms")
     return {name: getattr(found, name) for name in names} if found else {}
+
+
+def straggler_metrics(found: Straggler | None) -> dict[str, Any]:
+    """The fields of `StepMetrics` that an interval of `train.stragglers` has."""
+    if found is None:
+        return {}
+    values = {"slowest_score": found.score, "slow_rank": found.rank}
+    if (link := found.link) is not None:
+        values |= {"slowest_link_score": link.score, "slowest_link_rate": link.rate}
+        values |= {"slow_link_sender": link.sender, "slow_link_receiver": link.receiver}
+    return values
 
 
 def peak_memory_gib() -> float:

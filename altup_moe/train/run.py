@@ -50,7 +50,7 @@ from altup_moe.train.guards.router_alarms import RouterAlarms
 from altup_moe.train.guards.spikes import GuardState, check_rollback, remember, spike
 from altup_moe.train.guards.token_ids import BadIds, named
 from altup_moe.train.memory import RunMemory
-from altup_moe.train.metrics import StepMetrics, overlap_metrics, peak_memory_gib
+from altup_moe.train.metrics import StepMetrics, overlap_metrics, peak_memory_gib, straggler_metrics
 from altup_moe.train.mixture import run_samples
 from altup_moe.train.optim import build_scheduler, learning_rate
 from altup_moe.train.preflight import check_writable
@@ -231,7 +231,7 @@ def build_run(config: RunConfig, topo: Topology, samples: Samples | None) -> Run
     profile = Profile(config.log.profile_steps, profile_dir(config.log.run_dir), engine.chunks, topo)
     saver = Saver(checkpoints_dir(config.log.run_dir), config.checkpoint, topo)
     scheduler, routing = build_scheduler(engine.optimizer, config), RoutingSums(config)
-    stragglers = Stragglers(config.log.straggler_interval, config.log.straggler_threshold, topo)
+    stragglers = Stragglers(config.log, topo)
     alarms = RouterAlarms(config.moe)
     run = Run(config, topo, samples, engine, scheduler, profile, routing, saver, stragglers)
     run.alarms = alarms if alarms.on else None
@@ -310,9 +310,8 @@ def take_step(run: Run, batches: list[Batch] | None = None, validating: bool = F
         metrics = replace(metrics, router_alarms=active)
         for line in lines if run.topology.is_first else ():
             print(f"step {run.step}: {line}", flush=True)
-    if slowest is not None:
-        metrics = replace(metrics, slowest_score=slowest.score, slow_rank=slowest.rank)
-    return replace(metrics, routing=run.routing.step(result.routing, run.step), **overlap_metrics(recorded))
+    found = {**overlap_metrics(recorded), **straggler_metrics(slowest)}
+    return replace(metrics, routing=run.routing.step(result.routing, run.step), **found)
 
 
 def validate_run(run: Run) -> Validation:

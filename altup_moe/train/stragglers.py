@@ -6,6 +6,8 @@ times are about the same there, and none is named.
 
 Stages of a pipeline do different work. A rank is compared with the ranks of its own stage; one that is alone there
 with its own fastest interval.
+
+The links between nodes are measured at the same steps (`train.link_speeds`).
 """
 
 from __future__ import annotations
@@ -13,27 +15,29 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median, median_low
 
 import torch
 import torch.distributed as dist
 
+from altup_moe.config import LogConfig
 from altup_moe.parallel.topology import Topology
 from altup_moe.parallel.watchdog.notes import blocked_seconds
-
-STEADY = 2
-"""Intervals in a row that a rank must be the slow one to be named: one is often a neighbour's work."""
-RELEASE = 0.8
-"""Share of the threshold below which a rank is named no longer: a score near the threshold does not flicker."""
+from altup_moe.train.link_speeds import RELEASE, STEADY, LinkSpeeds, SlowestLink
 
 
 @dataclass(frozen=True)
 class Straggler:
-    """What an interval showed. ``rank``: the named one, None if there is none; ``score``: of the slowest rank."""
+    """What an interval showed.
+
+    ``rank``: the named one, None if there is none; ``score``: of the slowest rank. ``link``: of several nodes, where
+    their links were measured.
+    """
 
     score: float
     rank: int | None
+    link: SlowestLink | None = None
 
 
 def scores(own: Sequence[float], stages: Sequence[int], fastest: Sequence[float]) -> list[float]:
@@ -73,11 +77,15 @@ class Naming:
 
 
 class Stragglers:
-    """Times this rank's steps, and compares the ranks' every `interval` steps; off with 0, and in a world of one."""
+    """Times this rank's steps; every `log.straggler_interval` steps compares the ranks' times and the nodes' links.
 
-    def __init__(self, interval: int, threshold: float, topology: Topology) -> None:
-        self.interval = interval if topology.world_size > 1 else 0
-        self._topology, self._naming = topology, Naming(threshold)
+    Off with 0, and in a world of one.
+    """
+
+    def __init__(self, log: LogConfig, topology: Topology) -> None:
+        self.interval = log.straggler_interval if topology.world_size > 1 else 0
+        self._topology, self._naming = topology, Naming(log.straggler_threshold)
+        self._links = LinkSpeeds(log.slow_link_threshold, topology)
         self._own: list[float] = []
         self._fastest = [float("inf")] * topology.world_size
         self._first = True
@@ -106,4 +114,4 @@ class Stragglers:
             self._first = False
             return None
         self._fastest = [min(pair) for pair in zip(self._fastest, own, strict=True)]
-        return self._naming.interval(scores(own, stages, self._fastest))
+        return replace(self._naming.interval(scores(own, stages, self._fastest)), link=self._links.settle())

@@ -20,7 +20,6 @@ import mmap
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import wraps
 from threading import get_ident, main_thread
 from time import monotonic
@@ -68,38 +67,17 @@ _INSIDE = ("/torch/", "typing_extensions.py", "/contextlib.py")
 """Parts of the names of files through which a call comes here."""
 _NUMBER, _PROGRESS = ring.NUMBER_AT >> 3, ring.PROGRESS_AT >> 3
 _WRITERS = [record.pack_into for record in ring.RECORDS]
-_Note = tuple[int, int, "_Stream", int, float]
-"""Where in the memory a record is, its number, the stream, bytes, and when it began."""
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """All ended operations of one kind in one group (and with one peer, for sends and receives).
-
-    ``ranks``: of the group, in the world. ``peer``: rank in the world, or `ring.NO_PEER`. ``bytes``: of this rank's
-    tensors together. ``seconds``: from each one's start to the end of its wait, the wait for late ranks included.
-    ``fastest``: the most bytes a second that one of them, of 64 KiB or more, has reached; 0 where there was none.
-    """
-
-    group: str
-    ranks: tuple[int, ...]
-    operation: str
-    peer: int
-    count: int
-    bytes: int
-    seconds: float
-    fastest: float
+_Note = tuple[int, int]
+"""Where in the memory a record is, and its number."""
 
 
 class _Stream:
-    """Operations of one kind in one group: their sequence number, and sums. Mutable."""
+    """Operations of one kind in one group, or with one peer of it. `order`: their sequence number, mutable."""
 
-    __slots__ = ("bytes", "count", "fastest", "group", "operation", "order", "peer", "seconds")
+    __slots__ = ("group", "order", "peer")
 
-    def __init__(self, group: int, operation: int, peer: int, order: list[int]) -> None:
-        self.group, self.operation, self.peer, self.order = group, operation, peer, order
-        self.count = self.bytes = 0
-        self.seconds = self.fastest = 0.0
+    def __init__(self, group: int, peer: int, order: list[int]) -> None:
+        self.group, self.peer, self.order = group, peer, order
 
 
 class Notes:
@@ -130,14 +108,13 @@ class Notes:
         self._number = number = self._number + 1
         at = RECORDS_AT + number % CAPACITY * RECORD_BYTES
         if tensor is None:
-            dtype, shape, size = 0, _NO_SHAPE, 0
+            dtype, shape = 0, _NO_SHAPE
         else:
-            dtype, shape, size = _DTYPES.get(tensor.dtype, _OTHER), tensor.shape, tensor.nbytes
+            dtype, shape = _DTYPES.get(tensor.dtype, _OTHER), tensor.shape
         dims = len(shape)
         if dims > 4:
             shape, dims = shape[:4], 4
         place = self._place(frame)
-        now = monotonic()
         _WRITERS[dims](
             self.memory,
             at,
@@ -150,19 +127,19 @@ class Notes:
             dims,
             1,
             place,
-            now,
+            monotonic(),
             0.0,
             *shape,
         )
         self._counters[_NUMBER] = number
-        return at, number, stream, size, now
+        return at, number
 
     def wait(self, wait: Callable[..., Any], work: Any, *args: Any, **kwargs: Any) -> Any:
         """`Work.wait`, noted."""
         note = self.started.pop(id(work), None)
         if note is None:
             return wait(work, *args, **kwargs)
-        at, number, stream, size, begun = note
+        at, number = note
         self.memory[at + ring.STATE_AT] = 2
         waited = monotonic()
         result = wait(work, *args, **kwargs)
@@ -174,12 +151,6 @@ class Notes:
         self._counters[_PROGRESS] = self._progress
         if get_ident() == self._main:
             self.blocked += now - waited
-        taken = now - begun
-        stream.count += 1
-        stream.bytes += size
-        stream.seconds += taken
-        if size >= 65536 and taken > 0 and size / taken > stream.fastest:
-            stream.fastest = size / taken
         return result
 
     def step(self, step: int) -> None:
@@ -204,21 +175,6 @@ class Notes:
         self._counters.release()
         self._ends.release()
 
-    def exchanges(self) -> list[Exchange]:
-        """Sums since the notes began."""
-        return [
-            Exchange(
-                *self._members[s.group],
-                ring.OPERATIONS[s.operation],
-                s.peer,
-                s.count,
-                s.bytes,
-                s.seconds,
-                s.fastest,
-            )
-            for s in list(self._streams.values())
-        ]
-
     def _new_stream(self, group: Any, operation: int, peer: int) -> _Stream:
         index = self._groups.get(group)
         if index is None:
@@ -235,7 +191,7 @@ class Notes:
             world_peer, order = peer, self._orders[index]
         else:
             world_peer, order = self._members[index][1][peer], [0]
-        stream = self._streams[group, operation, peer] = _Stream(index, operation, world_peer, order)
+        stream = self._streams[group, operation, peer] = _Stream(index, world_peer, order)
         return stream
 
     def _place(self, frame: FrameType) -> int:
@@ -292,11 +248,6 @@ def keep_notes(memory: mmap.mmap | None = None) -> Iterator[Notes]:
 def blocked_seconds() -> float:
     """Seconds since the notes began for which the main thread waited for collectives; 0.0 while none are kept."""
     return _notes.blocked if _notes is not None else 0.0
-
-
-def exchanges() -> list[Exchange]:
-    """Sums of all operations since the notes began, by group, kind and peer; [] while none are kept."""
-    return _notes.exchanges() if _notes is not None else []
 
 
 def progress(phase: str | None = None) -> None:

@@ -50,3 +50,10 @@ def test_a_healthy_run_with_noise_names_nobody() -> None:
 def test_the_console_line_names_it() -> None:
     assert " | slow rank 3 (2.4x)" in record(1, slow_rank=3, slowest_score=2.42).line(2)
     assert "slow" not in record(1, slowest_score=1.1).line(2)
+
+
+def test_the_console_line_names_the_ends_of_a_link() -> None:
+    both = record(1, slow_link_sender=2, slow_link_receiver=0, slowest_link_score=3.1, slowest_link_rate=12.0)
+    assert " | slow link from rank 2 to rank 0 (3.1x)" in both.line(2)
+    assert " | slow link to rank 4 (2.0x)" in record(1, slow_link_receiver=4, slowest_link_score=2.0).line(2)
+    assert "slow" not in record(1, slowest_link_score=1.1, slowest_link_rate=90.0).line(2)

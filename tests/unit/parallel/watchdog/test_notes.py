@@ -79,12 +79,7 @@ def test_blocked_seconds_are_those_of_waits(alone: Topology, monkeypatch: pytest
         dist.all_reduce(torch.ones(40_000))
         dist.all_reduce(torch.ones(3), group=alone.groups.dp)
         assert 0.1 <= notes.blocked_seconds() < 60
-        first, second = notes.exchanges()
-    assert (first.group, first.operation, first.count, first.bytes) == ("world", "all-reduce", 1, 160_000)
-    assert first.seconds >= 0.05
-    assert 0 < first.fastest <= 160_000 / 0.05
-    assert (second.group, second.bytes, second.fastest) == ("data", 12, 0.0)
-    assert (notes.blocked_seconds(), notes.exchanges()) == (0.0, [])
+    assert notes.blocked_seconds() == 0.0
 
 
 def test_steps_and_phases_are_in_the_header() -> None:
