@@ -91,7 +91,9 @@ def interrupted(cluster: Cluster, name: str, **changes: object) -> str:
 
 def requeued(cluster: Cluster, job: str, name: str, times: int = 1) -> int:
     """Wait until a job was put back so often. Returns the step of its newest checkpoint, which is also its last."""
-    wait_until(lambda: cluster.restarts(job) == times, f"requeue {times} of job {job}")
+    # One that is preempted counts as put back at once, while its ranks still save.
+    put_back = lambda: cluster.restarts(job) == times and cluster.state(job) != "COMPLETING"  # noqa: E731
+    wait_until(put_back, f"requeue {times} of job {job}")
     step = len(losses(cluster, name))
     assert (cluster.directory / name / "checkpoints" / f"step_{step:08d}").is_dir(), cluster.output(job)
     return step

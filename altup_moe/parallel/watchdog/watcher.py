@@ -221,7 +221,10 @@ class Watcher:
         file = self.directory / time.strftime("hang_%Y%m%d-%H%M%S.txt")
         with suppress(OSError):
             self.directory.mkdir(parents=True, exist_ok=True)
-            file.write_text(whole(hang, cause, str(file)), encoding="utf-8")
+            # In one piece: the others read it (`reported`).
+            partial = file.with_suffix(".partial")
+            partial.write_text(whole(hang, cause, str(file)), encoding="utf-8")
+            partial.replace(file)
         text = "\n".join(summary(hang, cause, str(file)))
         with suppress(OSError):
             print(text, file=sys.stderr, flush=True)
@@ -243,8 +246,10 @@ class Watcher:
         deadline = time.monotonic() + REPORT_SECONDS
         while time.monotonic() < deadline:
             one = read_status(self.directory, speaker)
-            if one is not None and one.state == REPORTED:
-                self.end(one.summary)
+            # The one that reports takes its status away as soon as its rank has ended.
+            text = one.summary if one is not None and one.state == REPORTED else self.reported()
+            if text:
+                self.end(text)
                 return True
             time.sleep(0.05)
         return False

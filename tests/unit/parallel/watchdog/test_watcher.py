@@ -1,0 +1,44 @@
+"""A watcher without its rank: what it makes of the files that the other watchers leave."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from altup_moe.config.exit_codes import EXIT_HUNG
+from altup_moe.parallel.watchdog import ring
+from altup_moe.parallel.watchdog.watcher import Orders, Watcher
+
+
+@pytest.fixture
+def watcher(tmp_path: Path) -> Iterator[Watcher]:
+    """That of rank 1 of two, which this process stands for."""
+    _, memory = ring.new_memory(shared=True)
+    assert memory is not None
+    ours, theirs = socket.socketpair()
+    with ours, (tmp_path / "stacks").open("w+") as stacks:
+        yield Watcher(
+            Orders(1, 2, os.getpid(), 3.0, str(tmp_path), memory, stacks.fileno(), theirs.detach(), EXIT_HUNG)
+        )
+    os.close(memory)
+
+
+def test_a_report_is_found_when_its_writer_has_gone_already(
+    watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its status lives only until its rank has ended: less than a turn of waiting."""
+    ends: list[str] = []
+    monkeypatch.setattr(watcher, "end", ends.append)
+    monkeypatch.setattr(watcher, "tell_stacks", lambda: None)
+    report = tmp_path / "hang_20260101-000000.txt"
+    report.write_text("altup-moe: hang after step 3\n  rank 0: in lock\n\nPython stacks\n")
+    later = time.time() + 1
+    os.utime(report, (later, later))
+    assert watcher.wait_for_report(0)
+    assert ends == ["altup-moe: hang after step 3\n  rank 0: in lock"]
+    assert sorted(tmp_path.glob("hang_*")) == [report]
