@@ -95,7 +95,7 @@ def publish_and_prune(
         # In the order of the plan: the same checkpoint always has the same manifest.
         ordered = {name: files[name] for name in assignment.files}
         publish(partial, replace(head, files=ordered, tensors=stored_tensors(assignment.files, assignment.specs)))
-        prune(partial.parent, config.keep, config.keep_every, _last_taken(head))
+        prune(partial.parent, config.keep, config.keep_every, _last_taken(head), config.save_at)
 
 
 def _last_taken(head: Manifest) -> int | None:

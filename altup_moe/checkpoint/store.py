@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from altup_moe.checkpoint.manifest import MANIFEST, Manifest, write_manifest
@@ -152,8 +152,10 @@ def go_back(root: Path, to: Path, *, keep_others: bool) -> None:
     set_aside(root, later, to, DIVERGED if keep_others else _ASIDE)
 
 
-def prune(root: Path, keep: int, keep_every: int | None = None, last_taken: int | None = None) -> None:
-    """Remove old checkpoints; keep the newest `keep`, the steps that are multiples of `keep_every`, and the latest.
+def prune(
+    root: Path, keep: int, keep_every: int | None = None, last_taken: int | None = None, save_at: Sequence[int] = ()
+) -> None:
+    """Remove old checkpoints; keep the newest `keep`, multiples of `keep_every`, steps of `save_at`, and the latest.
 
     One that is being read stays until the next call. Also removes what killed saves left, so no save may be running.
 
@@ -164,7 +166,8 @@ def prune(root: Path, keep: int, keep_every: int | None = None, last_taken: int 
     found, pointed = complete_checkpoints(root), _pointed(root)
     good = None if last_taken is None else last_good(root, last_taken)
     for path in found[: max(0, len(found) - keep)]:
-        kept = path in (pointed, good) or (keep_every and step_of(path) % keep_every == 0)
+        step = step_of(path)
+        kept = path in (pointed, good) or step in save_at or (keep_every and step % keep_every == 0)
         if not kept and unread(path / MANIFEST):
             # Rename first: a checkpoint that is removed in part must not look complete.
             aside = root / f"{path.name}{_ASIDE}"

@@ -71,6 +71,8 @@ def resume_section(
         figures |= {"changes": {key: list(values) for key, values in point.changes.items()}}
         if weights:
             lines = [f"a new run in {run_dir}, with the weights of {point.directory} (step {step})"]
+        elif point.branched:
+            lines = [f"a new run in {run_dir} that branches off step {step} of {point.directory}"]
         else:
             lines = [f"the run in {run_dir} goes on from step {step} ({point.directory.name})"]
         lines += resume_notes(config, point, ranks)
@@ -90,6 +92,7 @@ def end_section(config: RunConfig, data: Sequence[FoundData], point: ResumePoint
     read = min(t.eval_samples, sum(held)) if known else t.eval_samples
     often = f"every {c.save_interval} steps, the newest {c.keep} kept" if c.save_interval else "at the end alone"
     kept = f", and those of every {c.keep_every} steps" if c.keep_every else ""
+    kept += f", and those of steps {', '.join(map(str, c.save_at))}" if c.save_at else ""
     free = shutil.disk_usage(existing_directory(Path(log.run_dir))).free
     generated = (
         [f"{', '.join(t.eval_tasks)} with each validation, {t.eval_task_limit or 'all'} examples"]

@@ -46,7 +46,8 @@ def check_run_file(file: str | Path, config: RunConfig, overrides: Sequence[str]
 def new_weights_note(file: str | Path, config: RunConfig) -> str | None:
     """A note for a new run from the file of a run with weights, which starts without them; None for any other."""
     run, target = run_of_file(file), config.log.run_dir
-    if run is None or _same(run, target) or config.checkpoint.initial_load_path is not None:
+    starts_from = config.checkpoint.initial_load_path or config.checkpoint.branch_from
+    if run is None or _same(run, target) or starts_from is not None:
         return None
     from altup_moe.checkpoint.store import latest_checkpoint  # loads numpy, which a page of help does without
 

@@ -20,13 +20,11 @@ from altup_moe.config.model_schema import Width
 from altup_moe.config.packages import check_installed
 from altup_moe.config.ranges import RANGES
 from altup_moe.config.sampling import check_generation
+from altup_moe.config.schedule_checks import check_checkpoints, check_schedule
 from altup_moe.config.schema import ParallelConfig, RunConfig
 from altup_moe.config.sequence import strided_decoder_layers, strided_layers
 from altup_moe.config.start_advice import start_with
 from altup_moe.config.zero_checks import check_zero
-
-ENDLESS = ("constant", "inverse_sqrt")
-"""Schedules in which a step's rate does not depend on how many steps there are."""
 
 
 def check_config(config: RunConfig, world_size: int) -> None:
@@ -105,8 +103,8 @@ def _ranges(config: RunConfig, world_size: int) -> None:
     for key, allowed in RANGES.items():
         section, _, name = key.partition(".")
         value = getattr(getattr(config, section), name)
-        if value is not None:
-            allowed.check(key, value)
+        for one in value if isinstance(value, tuple) else () if value is None else (value,):
+            allowed.check(key, one)
 
 
 def _arch(config: RunConfig, world_size: int) -> None:
@@ -326,24 +324,6 @@ def _overlap(config: RunConfig, world_size: int) -> None:
         raise ConfigError("train.micro_batch_size", t.micro_batch_size, fits)
 
 
-def _schedule(config: RunConfig, world_size: int) -> None:
-    o, steps = config.optim, config.train.steps
-    if o.min_learning_rate > o.learning_rate:
-        fits = f"at most optim.learning_rate ({o.learning_rate}) would fit"
-        raise ConfigError("optim.min_learning_rate", o.min_learning_rate, fits)
-    if o.decay_steps is not None and o.schedule in ENDLESS:
-        fits = f"optim.schedule {o.schedule} has no end that it would move; null would fit"
-        raise ConfigError("optim.decay_steps", o.decay_steps, fits)
-    if o.decay_steps is not None and o.schedule == "wsd" and o.warmup_steps + o.decay_steps > steps:
-        fits = f"at most train.steps - optim.warmup_steps ({steps - o.warmup_steps}) would fit schedule wsd"
-        raise ConfigError("optim.decay_steps", o.decay_steps, fits)
-    if o.decay_steps is not None and o.schedule == "cosine" and o.decay_steps <= o.warmup_steps:
-        fits = f"the decay ends before the warm-up does; more than optim.warmup_steps ({o.warmup_steps}) would fit"
-        raise ConfigError("optim.decay_steps", o.decay_steps, fits)
-    if config.train.stop_after is not None and config.train.stop_after > steps:
-        raise ConfigError("train.stop_after", config.train.stop_after, f"at most train.steps ({steps}) would fit")
-
-
 def _optimizer(config: RunConfig, world_size: int) -> None:
     p = config.parallel
     if config.optim.optimizer == "adamw":
@@ -386,7 +366,8 @@ CHECKS: list[Callable[[RunConfig, int], None]] = [
     _engine,
     _batch,
     _overlap,
-    _schedule,
+    check_schedule,
+    check_checkpoints,
     _optimizer,
     check_generation,
     check_files,

@@ -53,15 +53,15 @@ def check_source(path: Path, command: str, after: Sequence[str] = (), key: str =
 
 
 def check_initial_load(config: RunConfig, file: str | Path) -> None:
-    """Raise ConfigError, as `check_run` does, if a new run is to take weights from where no checkpoint is.
+    """Raise ConfigError, as `check_run` does, if a new run is to start from where no checkpoint is.
 
     Args:
         file: the run's configuration, for the message.
     """
-    path = config.checkpoint.initial_load_path
-    if path is not None and not _is_trained(Path(config.log.run_dir)):
-        key = "checkpoint.initial_load_path"
-        check_source(Path(path), f"train {shlex.quote(str(file))} --{key}", key=key)
+    for name in ("initial_load_path", "branch_from"):
+        key, path = f"checkpoint.{name}", getattr(config.checkpoint, name)
+        if path is not None and not _is_trained(Path(config.log.run_dir)):
+            check_source(Path(path), f"train {shlex.quote(str(file))} --{key}", key=key)
 
 
 def _found(path: Path) -> _Found:

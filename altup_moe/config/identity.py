@@ -12,7 +12,7 @@ ADDED_KEYS: frozenset[str] = frozenset(
         *("train.eval_tasks", "train.eval_task_limit", "log.routing_interval", "log.sample_interval"),
         *("moe.alarm_expert_share", "moe.alarm_dropped_share", "moe.alarm_steps"),
         *("train.max_skipped", "train.spike_sigma", "train.spike_window", "train.on_spike"),
-        "checkpoint.memory_interval",
+        *("checkpoint.memory_interval", "checkpoint.save_at", "checkpoint.branch_from"),
         "train.hang_timeout",
         *("log.straggler_interval", "log.straggler_threshold", "log.slow_link_threshold"),
         *("log.sample_prompts", "log.sample_prompts_file", "log.sample_tokens", "log.sample_temperature"),

@@ -137,6 +137,7 @@ RANGES: dict[str, Range] = {
     "checkpoint.save_interval": STEPS_OR_ZERO,
     "checkpoint.keep": COUNT,
     "checkpoint.keep_every": COUNT,
+    "checkpoint.save_at": STEPS,
     "checkpoint.memory_interval": COUNT,
     "log.interval": COUNT,
     "log.routing_interval": COUNT_OR_ZERO,

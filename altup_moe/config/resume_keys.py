@@ -59,7 +59,9 @@ KEY_CLASSES: dict[str, KeyClass] = {
     **_each("train", "free", "hang_timeout"),
     **_each("checkpoint", "recorded", "initial_load_path"),
     **_each(
-        "checkpoint", "free", "save_interval keep keep_every memory_interval asynchronous on_failure resume fallback"
+        "checkpoint",
+        "free",
+        "save_interval keep keep_every save_at branch_from memory_interval asynchronous on_failure resume fallback",
     ),
     **_each(
         "log", "free", "run_dir interval routing_interval profile_steps tensorboard wandb_project mlflow_experiment"

@@ -197,6 +197,8 @@ class CheckpointConfig:
     """Newest checkpoints kept; beside them, while the run lasts, the newest one that a good step followed."""
     keep_every: int | None = None
     """Checkpoints whose step is a multiple of this are kept too; None keeps only the newest."""
+    save_at: tuple[int, ...] = ()
+    """Steps after which a checkpoint is saved, beside those of save_interval, and kept: to branch other runs off."""
     memory_interval: int | None = None
     """Steps between checkpoints in the memory of each node and of a neighbour (/dev/shm, or ALTUP_MOE_MEMORY_DIR): a
     restart after a crash goes on from the newest one without the disk. Two stay. null is off."""
@@ -210,6 +212,9 @@ class CheckpointConfig:
     """When the newest checkpoint is damaged, go on from the newest older one that is not."""
     initial_load_path: str | None = None
     """Checkpoint, or directory of a run, whose weights a new run starts from; counters and optimizer start afresh."""
+    branch_from: str | None = None
+    """Checkpoint of another run that a new run goes on from, exactly as that run would have: weights, optimizer,
+    counters and random streams. What a resumed run may change may differ, as the schedule."""
 
 
 @dataclass(frozen=True)

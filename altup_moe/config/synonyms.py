@@ -82,6 +82,7 @@ checkpoint.keep: save_total_limit keep_last keep_last_k keep_latest_k max_to_kee
 checkpoint.asynchronous: async_save async_mode async_checkpoint
 checkpoint.initial_load_path: load load_path init_from pretrained from_pretrained model_name_or_path finetune_from
     load_checkpoint restore_from pretrained_checkpoint
+checkpoint.branch_from: fork_from branch warmstart_from
 checkpoint.resume: auto_resume resume_training
 log.run_dir: output_dir out_dir save_dir save_path save run_name exp_dir log_dir out
 log.interval: log_interval logging_steps log_every log_freq log_every_n_steps

@@ -155,7 +155,8 @@ def _steps(
         stopping = signalled or done
         if run.saver.pending and not writing:
             _end_save(run, run.saver.advance)
-        if stopping or run.step == last or _due(run.step, run.config.checkpoint.save_interval):
+        c = run.config.checkpoint
+        if stopping or run.step == last or run.step in c.save_at or _due(run.step, c.save_interval):
             _save(run, leaving=stopping or run.step == last)
             saved = run.step
         if done:

@@ -4,7 +4,7 @@ bytes by all ranks together once they can talk."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,8 @@ class ResumePoint:
     """The checkpoint a run starts from.
 
     ``weights_only``: a new run that takes over its weights. ``changes``: keys that the run changes there.
-    ``in_memory``: it lies in the memory of the nodes (checkpoint.memory_interval), not on the disk.
+    ``in_memory``: it lies in the memory of the nodes (checkpoint.memory_interval), not on the disk. ``branched``: it is
+    another run's (checkpoint.branch_from).
     """
 
     directory: Path
@@ -36,6 +37,7 @@ class ResumePoint:
     weights_only: bool = False
     changes: Changes = field(default_factory=dict)
     in_memory: bool = False
+    branched: bool = False
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -71,19 +73,20 @@ def verified(config: RunConfig, point: ResumePoint, topology: Topology) -> Resum
     # Imports torch; `find_resume_point`, which a dry run calls, does not need it.
     from altup_moe.parallel.control_collectives import first_problem
 
-    points: Iterator[ResumePoint] = iter([point]) if point.weights_only else _usable(config)
+    others = point.weights_only or point.branched
+    points: Iterator[ResumePoint] = iter([point]) if others else _usable(config)
     for candidate in points:
         problem = first_problem(_damage(candidate.directory, topology), topology.device)
         if problem is None:
-            if topology.is_first and config.checkpoint.fallback and not candidate.weights_only:
+            if topology.is_first and config.checkpoint.fallback and not others:
                 root = checkpoints_dir(config.log.run_dir)
                 damaged = [path for path in _candidates(config, root) if path.name > candidate.directory.name]
                 set_aside(root, damaged, candidate.directory)
             first_problem(None, topology.device)
             return candidate
-        if point.weights_only or not config.checkpoint.fallback:
+        if others or not config.checkpoint.fallback:
             file, what = problem
-            advice = "" if point.weights_only else _advice(candidate.directory.parent, candidate.directory, False)
+            advice = "" if others else _advice(candidate.directory.parent, candidate.directory, False)
             raise DataError(file, what + advice)
         if topology.is_first:
             print(f"checkpoint.fallback: {': '.join(problem)}", flush=True)
@@ -170,6 +173,8 @@ def _advice(root: Path, damaged: Path | None, fallback: bool) -> str:
 
 
 def _initial(config: RunConfig) -> ResumePoint | None:
+    if (branch := config.checkpoint.branch_from) is not None:
+        return replace(point_at(config, branch, weights_only=False), branched=True)
     path = config.checkpoint.initial_load_path
     if path is None:
         return None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from altup_moe.checkpoint.manifest import Manifest, read_manifest
-from altup_moe.checkpoint.store import complete_checkpoints
+from altup_moe.checkpoint.store import complete_checkpoints, find_checkpoint
 from altup_moe.config import ConfigError, DataError, RunConfig
 from altup_moe.config.run_directory import checkpoints_dir
 
@@ -41,17 +41,24 @@ def ordered(config: RunConfig) -> RunConfig:
         ConfigError: its checkpoints were written with another order; or their order depends on train.steps, and that
             was changed.
     """
-    newest = _newest(checkpoints_dir(config.log.run_dir))
+    own = _newest(checkpoints_dir(config.log.run_dir))
+    newest, where = (own, config.log.run_dir) if own else (_branched_from(config), config.checkpoint.branch_from)
     if newest is None or (order := written_order(newest)) is None:
         return with_sample_order(config, None)
     if config.data.shuffle not in (None, order):
-        fits = f"the checkpoints in {config.log.run_dir} were written with {order!r}; use that, or another log.run_dir"
+        fits = f"the checkpoints in {where} were written with {order!r}; use that, or another log.run_dir"
         raise ConfigError("data.shuffle", config.data.shuffle, fits)
     steps = (newest.config.get("train") or {}).get("steps", config.train.steps)
     if order == "run" and steps != config.train.steps:
         fits = f"the order of samples (data.shuffle run) depends on it, and the checkpoints were written with {steps}"
         raise ConfigError("train.steps", config.train.steps, f"{fits}; use that, or another log.run_dir")
     return with_sample_order(config, newest)
+
+
+def _branched_from(config: RunConfig) -> Manifest | None:
+    """Manifest of the other run's checkpoint that a new run goes on from."""
+    branch = config.checkpoint.branch_from
+    return None if branch is None else read_manifest(find_checkpoint(Path(branch)))
 
 
 def _newest(root: Path) -> Manifest | None:

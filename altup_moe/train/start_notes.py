@@ -24,6 +24,8 @@ def start_of(step: int, resume: ResumePoint | None) -> str:
         return "from step 0"
     if resume.weights_only:
         return f"a new run, from step 0 with the weights of {resume.directory}"
+    if resume.branched:
+        return f"a new run that branches off step {step} of {resume.directory}"
     return f"going on from step {step} ({resume.directory.name}{' in memory' if resume.in_memory else ''})"
 
 

@@ -249,6 +249,8 @@ def test_prune(tmp_path: Path) -> None:
 
     prune(root, keep=5)
     assert steps() == [3, 4, 5, 6, 7]
+    prune(root, keep=2, keep_every=4, save_at=(5,))
+    assert steps() == [4, 5, 6, 7]
     prune(root, keep=2, keep_every=4)
     assert steps() == [4, 6, 7]
     move_latest(root, "step_00000004")
