@@ -47,7 +47,9 @@ def run_command(o: RunOptions) -> int:
     root = o.dir or Path("runs/study") / study.name
     check_new_study("dir", root)
     if o.dry_run:
-        print("\n".join(planned_rows(study, StudyDirectory(root))))
+        directory = StudyDirectory(root)
+        known = study if study.grow is None else study.grow(directory.loss)
+        print("\n".join(planned_rows(known, directory)))
         return 0
     from altup_moe.study.run import run_study
 

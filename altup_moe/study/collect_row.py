@@ -26,14 +26,14 @@ CURVE_POINTS = 100
 def done_row(study: Study, row: RowSpec, directory: StudyDirectory) -> StudyRow:
     """Build the line of a row that is trained and measured."""
     row_directory = directory.of_row(row)
-    trained, lines = read_json_or_none(row_directory.trained) or {}, row_directory.metrics()
+    trained, lines = read_json_or_none(row_directory.trained) or {}, steps_of(row, directory)
     experts = trained.get("experts")
     return StudyRow(
         **_who(study, row, trained.get("device", "unknown")),
         status="done",
         **_run(row, lines),
         quality=Quality(trained["valid_loss"], trained["valid_bits_per_byte"], _last_tenth(lines)),
-        latency=_latency(study.measure, row, row_directory, lines),
+        latency=_latency(study.measure, row, row_directory, lines) if row.role == "trained" else None,
         experts=Experts(**experts) if experts else None,
         curve=curve(row, lines),
     )
@@ -41,11 +41,20 @@ def done_row(study: Study, row: RowSpec, directory: StudyDirectory) -> StudyRow:
 
 def failed_row(study: Study, row: RowSpec, directory: StudyDirectory, reason: str) -> StudyRow:
     """Build the line of a row that failed, with the figures of the steps that it took."""
-    lines = directory.of_row(row).metrics()
+    lines = steps_of(row, directory)
     device = (read_json_or_none(directory.of_row(row).trained) or {}).get("device", "unknown")
     return StudyRow(
         **_who(study, row, device), status="failed", reason=reason, **_run(row, lines), curve=curve(row, lines)
     )
+
+
+def steps_of(row: RowSpec, directory: StudyDirectory) -> list[dict[str, Any]]:
+    """A row's metrics of each step so far; of one that branches off another, that one's up to there first."""
+    own = directory.of_row(row).metrics()
+    if row.branch is None:
+        return list(own)
+    before = steps_of(row.branch.row, directory)
+    return [*(line for line in before if line["step"] <= row.branch.step), *own]
 
 
 def _who(study: Study, row: RowSpec, device: str) -> dict[str, Any]:
@@ -56,6 +65,7 @@ def _who(study: Study, row: RowSpec, device: str) -> dict[str, Any]:
         "seed": row.seed,
         "config_hash": row.config_hash,
         "overrides": row.overrides,
+        "role": row.role,
         "commit": commit(ROOT),
         "hardware": Hardware(
             processor=processor(),

@@ -89,7 +89,8 @@ def training_work(row: RowSpec, lines: Sequence[dict[str, Any]], wall: float) ->
     if row.budget.seconds is not None:
         return Work(spent * row.cores, row.budget.seconds * row.cores, spent * row.cores, row.cores)
     step = row.tokens_per_step * flops_per_token(row.config)
-    return Work(len(lines) * step, row.config.train.steps * step, max(spent, wall) * row.cores, row.cores)
+    steps = row.config.train.steps - (row.branch.step if row.branch is not None else 0)
+    return Work(len(lines) * step, steps * step, max(spent, wall) * row.cores, row.cores)
 
 
 def measuring_work(measure: MeasureSpec, row: RowSpec, lines: Sequence[dict[str, Any]]) -> Work:

@@ -11,6 +11,8 @@
       family: altup
       set: {altup.width: [2, 4], altup.select: [same, alternating]}
 
+Instead of budget, rows and grid there may be a `ladder` (`study.ladder.spec`).
+
 A row or grid may name a row above it as its `after`: it is trained once that row of the same seed is, from its weights.
 If that row fails, so does this one. `ranks`, `launcher` and `rate` stand at the top, and differ in a row or grid where
 its `set` has them. Everything is read and checked before anything starts.
@@ -21,7 +23,7 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,11 @@ from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Range
 from altup_moe.config.shipped import find_file
 from altup_moe.config.start_advice import replace_start
 from altup_moe.study.grid import combinations, default_name, filled, safe
+from altup_moe.study.ladder.read import read_ladder
+from altup_moe.study.ladder.rows import LadderRow, ladder_rows
+from altup_moe.study.read_record import mapping, record
 from altup_moe.study.same_run import reasons
-from altup_moe.study.spec import Budget, Launcher, MeasureSpec, RowSpec, Study
+from altup_moe.study.spec import Branch, Budget, Launcher, Losses, MeasureSpec, RowSpec, Study
 
 _RATE = re.compile(r"[0-9]+(\.[0-9]+)?([kmg])bit", re.IGNORECASE)
 _DECIDED = {"train.seed": "seeds", "train.stop_after": "budget", "log.run_dir": "the study's directory"}
@@ -48,8 +53,9 @@ class _Top:
 
     base: Any
     seeds: Any
-    budget: Any
+    budget: Any = None
     name: str | None = None
+    ladder: Any = None
     rows: Any = None
     grid: Any = None
     measure: Any = None
@@ -86,14 +92,17 @@ def load_study(path: str | Path) -> Study:
     file = find_file(path, "study")
     content = read_yaml(file)
     _check_no_run(file, content)
-    top = _record(_Top, content, "")
-    base = read_yaml(_base(file, top.base)) if isinstance(top.base, str) else _mapping("base", top.base)
-    budget, measure = _budget(top.budget), _measure(top.measure)
+    top = record(_Top, content, "", _EXAMPLES)
+    base = read_yaml(_base(file, top.base)) if isinstance(top.base, str) else mapping("base", top.base)
+    measure = _measure(top.measure)
     COUNT.check("threads", top.threads)
+    seeds = _seeds(top.seeds)
+    if top.ladder is not None:
+        return _ladder(top, base, seeds, measure, safe(top.name or file.stem))
+    budget = _budget(top.budget)
     named = [*_rows(top.rows), *_grids(top.grid)]
     if not named:
         raise ConfigError("rows", top.rows, "one row or more, here or in grid, would fit")
-    seeds = _seeds(top.seeds)
     made: list[RowSpec] = []
     for seed in seeds:
         for each in named:
@@ -101,6 +110,35 @@ def load_study(path: str | Path) -> Study:
     _check_different(made, base)
     _check_fits(measure, made)
     return Study(safe(top.name or file.stem), made, measure)
+
+
+def _ladder(top: _Top, base: Mapping[str, Any], seeds: list[int], measure: MeasureSpec, name: str) -> Study:
+    """The study of a ladder, with the rows that are known before anything is trained."""
+    for key in ("budget", "rows", "grid"):
+        if (value := getattr(top, key)) is not None:
+            raise ConfigError(key, value, "a ladder decides its rows and their tokens; without it it would fit")
+    ladder = read_ladder(top.ladder)
+
+    def resolve(keys: Mapping[str, Any]) -> RunConfig:
+        return from_dict(_sections(base, keys))
+
+    def spec(row: LadderRow, branch: Branch | None = None) -> RowSpec:
+        named = _Named(row.name, row.family, row.set)
+        made = _row(top, base, Budget(tokens=row.tokens), named, row.seed, None)
+        return replace(made, role=row.role, branch=branch)
+
+    def grown(losses: Losses) -> Study:
+        made: dict[tuple[str, int], RowSpec] = {}
+        for row in ladder_rows(ladder, seeds, resolve, lambda row: losses(spec(row))):
+            off = row.branches_off
+            branch = None if off is None else Branch(made[off[0], row.seed], off[1])
+            made[row.name, row.seed] = spec(row, branch)
+        rows = list(made.values())
+        _check_different(rows, base)
+        _check_fits(measure, rows)
+        return Study(name, rows, measure, grown, len(ladder.families) * len(ladder.sizes))
+
+    return grown(lambda row: None)
 
 
 def _check_no_run(file: Path, content: object) -> None:
@@ -117,29 +155,10 @@ def _base(study: Path, base: str) -> Path:
     return beside if beside.is_file() or "/" in base else find_file(base, "configuration")
 
 
-def _record(kind: Any, content: object, prefix: str) -> Any:
-    """Convert a mapping to a record; unknown and missing keys are errors."""
-    values, chosen = _mapping(prefix.rstrip(".") or "study", content), {}
-    hints = typing.get_type_hints(kind)
-    for key, value in values.items():
-        if key not in hints:
-            raise unknown_key(f"{prefix}{key}", value, [f"{prefix}{known}" for known in hints])
-        chosen[key] = value if hints[key] is Any else coerce(f"{prefix}{key}", hints[key], value)
-    for field in fields(kind):
-        if field.default is MISSING and field.name not in chosen:
-            example = _EXAMPLES.get(f"{prefix}{field.name}")
-            raise ConfigError(f"{prefix}{field.name}", None, "is missing" + (f", as in {example}" if example else ""))
-    return kind(**chosen)
-
-
-def _mapping(key: str, content: object) -> dict[Any, Any]:
-    if not isinstance(content, dict):
-        raise ConfigError(key, content, "is a section: its keys stand below it, indented")
-    return content
-
-
 def _budget(content: object) -> Budget:
-    budget: Budget = _record(Budget, content, "budget.")
+    if content is None:
+        raise ConfigError("budget", None, f"is missing, as in {_EXAMPLES['budget']}")
+    budget: Budget = record(Budget, content, "budget.")
     if (budget.tokens is None) == (budget.seconds is None):
         raise ConfigError("budget", content, "has tokens or seconds, one of the two")
     if budget.tokens is not None:
@@ -150,7 +169,7 @@ def _budget(content: object) -> Budget:
 
 
 def _measure(content: object) -> MeasureSpec:
-    measure: MeasureSpec = _record(MeasureSpec, content or {}, "measure.")
+    measure: MeasureSpec = record(MeasureSpec, content or {}, "measure.")
     for key, value in vars(measure).items():
         if value is not None:
             (NOT_NEGATIVE if key in ("warmup", "recorded") else COUNT).check(f"measure.{key}", value)
@@ -169,24 +188,24 @@ def _rows(content: object) -> Iterator[_Named]:
     if content is not None and not isinstance(content, list):
         raise ConfigError("rows", content, "a list of rows, each with a name and a set, would fit")
     for number, row in enumerate(content or ()):
-        values = _mapping(f"rows.{number}", row)
+        values = mapping(f"rows.{number}", row)
         for key in values:
             if key not in _NAMED:
                 raise unknown_key(f"rows.{number}.{key}", values[key], [f"rows.{number}.{k}" for k in _NAMED])
         name = values.get("name")
         if not isinstance(name, str) or safe(name) != name or not name:
             raise ConfigError(f"rows.{number}.name", name, "letters, digits, dots, dashes and underscores would fit")
-        overrides = _mapping(f"rows.{name}.set", values.get("set") or {})
+        overrides = mapping(f"rows.{name}.set", values.get("set") or {})
         yield _Named(name, str(values.get("family", name)), overrides, values.get("after"))
 
 
 def _grids(content: object) -> Iterator[_Named]:
     for grid in content if isinstance(content, list) else [content] if content is not None else []:
-        values = _mapping("grid", grid)
+        values = mapping("grid", grid)
         for key in values:
             if key not in _NAMED:
                 raise unknown_key(f"grid.{key}", values[key], [f"grid.{k}" for k in _NAMED])
-        lists = _mapping("grid.set", values.get("set"))
+        lists = mapping("grid.set", values.get("set"))
         for key, listed in lists.items():
             if key not in HINTS and key not in _RUN_HINTS:
                 known = unknown_key(str(key), listed, [*HINTS, *_RUN_HINTS])
@@ -228,17 +247,14 @@ def _checked(
     top: _Top, base: Mapping[str, Any], budget: Budget, named: _Named, seed: int, after: RowSpec | None
 ) -> RowSpec:
     run = {key: getattr(top, key) for key in _RUN_HINTS}
-    sections: dict[str, dict[str, Any]] = {name: dict(values or {}) for name, values in base.items()}
+    sections = _sections(base, named.set)
     for key, value in named.set.items():
-        section, dot, leaf = str(key).partition(".")
-        if not dot and key in run:
+        if key in run:
             run[key] = coerce(key, _RUN_HINTS[key], value)
         elif key not in HINTS:
             raise unknown_key(str(key), value, [*HINTS, *run])
         elif key in _DECIDED:
             raise ConfigError(key, value, f"{_DECIDED[key]} decides it")
-        else:
-            sections.setdefault(section, {})[leaf] = value
     if budget.tokens is not None and "train.steps" in named.set:
         raise ConfigError("train.steps", named.set["train.steps"], "budget.tokens decides it")
     config = _budgeted(_quiet(from_dict(sections), sections), sections, budget, seed)
@@ -252,6 +268,16 @@ def _checked(
         raise ConfigError("checkpoint.initial_load_path", path, f"after: {after.name} decides it")
     overrides = {str(key): value for key, value in named.set.items()}
     return RowSpec(named.name, named.family, seed, overrides, config, budget, threads=top.threads, after=after, **run)
+
+
+def _sections(base: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Sections of a run: the base's with dotted keys of a row."""
+    sections: dict[str, dict[str, Any]] = {name: dict(values or {}) for name, values in base.items()}
+    for key, value in keys.items():
+        section, dot, leaf = str(key).partition(".")
+        if dot:
+            sections.setdefault(section, {})[leaf] = value
+    return sections
 
 
 def _quiet(config: RunConfig, given: Mapping[str, Mapping[str, Any]]) -> RunConfig:

@@ -120,6 +120,8 @@ class StudyRow:
     quality: Quality | None = None
     latency: Latency | None = None
     experts: Experts | None = None
+    role: Literal["trained", "tuning"] = "trained"
+    """tuning: it chose the value of a tuned key for others, and was not measured; the report leaves it out."""
     curve: list[CurvePoint] = field(default_factory=list)
 
     def line(self) -> str:

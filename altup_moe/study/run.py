@@ -113,6 +113,7 @@ def run_study(study: Study, root: Path, jobs: int | None = None, retry_failed: b
         if retry_failed:
             directory.forget([row for row in study.rows if _failed(finished, row)])
             finished = directory.finished()
+        study = grown(study, directory)
         directory.lay_out(study)
         run = StudyRun(study, directory, table, jobs or usable_cores(), finished, JobPool(signals))
         run.pool.poll = run.draw
@@ -121,8 +122,7 @@ def run_study(study: Study, root: Path, jobs: int | None = None, retry_failed: b
         try:
             if run.pending:
                 table.say(f"{study.name}: {run.snapshot().summary()}")
-                _prepare(run)
-                _train(run)
+                _train_all(run)
                 _measure(run)
         except StoppedBySignal:
             table.say(f"stopped by a signal: {run.snapshot().summary()}; the same command goes on")
@@ -136,6 +136,24 @@ def run_study(study: Study, root: Path, jobs: int | None = None, retry_failed: b
 def _failed(finished: dict[str, StudyRow], row: RowSpec) -> bool:
     line = finished.get(row.config_hash)
     return line is not None and line.status == "failed"
+
+
+def grown(study: Study, directory: StudyDirectory) -> Study:
+    """The study with all rows that are known by now."""
+    return study if study.grow is None else study.grow(directory.loss)
+
+
+def _train_all(run: StudyRun) -> None:
+    """Train all rows, those too that are known only once others are trained."""
+    while True:
+        _prepare(run)
+        _train(run)
+        more = grown(run.study, run.directory)
+        if len(more.rows) == len(run.study.rows):
+            return
+        run.table.say(f"{len(more.rows) - len(run.study.rows)} row(s) follow from what is trained")
+        run.study = more
+        run.directory.lay_out(more)
 
 
 def _on_one_rank(row: RowSpec) -> RowSpec:
@@ -168,7 +186,7 @@ def _train(run: StudyRun) -> None:
         if not has_line and not trained.exists():
             row_directory.failure.unlink(missing_ok=True)
         arguments = worker_main.train_arguments(row_directory.root, row.budget.seconds)
-        after = () if row.after is None else (row.after.key,)
+        after = () if row.before is None else (row.before.key,)
         done = trained.exists if not has_line else lambda: True
         jobs.append(worker_job(row.key, arguments, row, row_directory.log, done, after))
     run.pool.run(jobs, run.jobs, usable_cores(), run)
@@ -192,6 +210,9 @@ def measured_together(rows: list[RowSpec], kind: MeasureKind) -> list[list[RowSp
 
 def _measure(run: StudyRun) -> None:
     """Measure the trained rows in rounds, while nothing else runs, and write their lines."""
+    for row in run.pending:
+        if row.role == "tuning":
+            run.finish(row, done_row(run.study, row, run.directory))
     kinds: tuple[MeasureKind, ...] = ("steps", "texts")
     for number in range(run.study.measure.rounds):
         for kind in kinds:

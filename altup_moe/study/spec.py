@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +12,8 @@ from altup_moe.config import RunConfig
 from altup_moe.config.identity import identity
 
 Launcher = Literal["torchrun", "netlab"]
+Role = Literal["trained", "tuning"]
+"""What a row is for: its figures, or only the choice of a tuned key of others."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,14 @@ class MeasureSpec:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """The checkpoint of a step of another row."""
+
+    row: RowSpec
+    step: int
+
+
+@dataclass(frozen=True)
 class RowSpec:
     """One row to train: a configuration, a seed, and what runs it."""
 
@@ -60,6 +71,14 @@ class RowSpec:
     threads: int = 1
     after: RowSpec | None = None
     """The row of the same seed that is trained before it; this row starts from its weights."""
+    branch: Branch | None = None
+    """Where it goes on from. That saves time alone: the row is the same run without it (checkpoint.branch_from)."""
+    role: Role = "trained"
+
+    @property
+    def before(self) -> RowSpec | None:
+        """The row that has to be trained before it."""
+        return self.branch.row if self.branch is not None else self.after
 
     @property
     def config_hash(self) -> str:
@@ -71,6 +90,8 @@ class RowSpec:
         content |= {"initial_load_path": path, "run": run, "budget": vars(self.budget)}
         if self.after is not None:
             content["after"] = self.after.config_hash
+        if self.role != "trained":
+            content["role"] = self.role
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -89,16 +110,32 @@ class RowSpec:
         return self.config.train.global_batch_size * self.config.model.tokens_per_sample
 
 
+Losses = Callable[[RowSpec], float | None]
+"""Held-out loss of a row: None while it is not trained, inf if it has failed."""
+
+
 @dataclass(frozen=True)
 class Study:
-    """All rows in the order of training: the first seed of every configuration, then the second."""
+    """All rows in the order of training: the first seed of every configuration, then the second.
+
+    ``grow``: the study with the rows that follow once its rows are trained (a ladder's that tunes); None has no more.
+    ``models``: of a ladder, families times sizes: those that are not tuned yet have rows to come.
+    """
 
     name: str
     rows: list[RowSpec]
     measure: MeasureSpec
+    grow: Callable[[Losses], Study] | None = None
+    models: int = 0
 
     def notes(self) -> list[str]:
-        """What may surprise before it starts: a budget that is less than one step."""
+        """What may surprise before it starts: rows that are not known yet, a budget that is less than one step."""
+        tuned = {(row.family, row.config.model.hidden_size) for row in self.rows if row.role == "trained"}
+        more = self.models - len(tuned)
+        to_come = [f"{more} of {self.models} models are tuned first; their other rows follow"] if more > 0 else []
+        return [*to_come, *self._small_budgets()]
+
+    def _small_budgets(self) -> list[str]:
         small = [row for row in self.rows if (row.budget.tokens or row.tokens_per_step) < row.tokens_per_step]
         if not small:
             return []

@@ -15,6 +15,7 @@ DIR/rows/NAME-sSEED-HASH/   config.yaml   what the row trains
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ from altup_moe.config.locks import locked_directory
 from altup_moe.config.metrics_lines import read_metrics
 from altup_moe.config.run_directory import checkpoints_dir, config_file, metrics_file
 from altup_moe.study.records import StudyRow, read_rows
-from altup_moe.study.spec import Budget, MeasureSpec, RowSpec, Study
+from altup_moe.study.spec import Branch, Budget, MeasureSpec, RowSpec, Study
 
 ROWS = "rows.jsonl"
 STUDY = "study.yaml"
@@ -178,6 +179,11 @@ class StudyDirectory:
         config, checkpoint = row.config, row.config.checkpoint
         if row.after is not None:
             checkpoint = replace(checkpoint, initial_load_path=str(self.of_row(row.after).run_dir))
+        if row.branch is not None:
+            from altup_moe.checkpoint.store import step_name  # loads numpy, which a dry run does without
+
+            root = checkpoints_dir(self.of_row(row.branch.row).run_dir)
+            checkpoint = replace(checkpoint, branch_from=str(root / step_name(row.branch.step)))
         log = replace(config.log, run_dir=str(self.of_row(row).run_dir))
         data = replace(config.data, cache=config.data.cache or str(self.root / "data"))
         return replace(config, log=log, data=data, checkpoint=checkpoint)
@@ -198,6 +204,8 @@ class StudyDirectory:
                 "threads": row.threads,
                 "budget": dict(vars(row.budget)),
                 **({} if row.after is None else {"after": f"rows/{row.after.key}"}),
+                **({} if row.branch is None else {"branches_off": [f"rows/{row.branch.row.key}", row.branch.step]}),
+                **({} if row.role == "trained" else {"role": row.role}),
             }
             for row in study.rows
         ]
@@ -222,16 +230,31 @@ class StudyDirectory:
         content = read_yaml(path)
         rows: dict[str, RowSpec] = {}
         for written in content["rows"]:
-            rows[written["directory"]] = self._read_row(written, rows.get(written.get("after")))
+            directory, step = written.get("branches_off", (None, 0))
+            branch = None if directory is None else Branch(rows[directory], step)
+            rows[written["directory"]] = self._read_row(written, rows.get(written.get("after")), branch)
         return Study(content["name"], list(rows.values()), MeasureSpec(**content["measure"]))
 
-    def _read_row(self, written: dict[str, Any], after: RowSpec | None) -> RowSpec:
+    def _read_row(self, written: dict[str, Any], after: RowSpec | None, branch: Branch | None) -> RowSpec:
         config = load_config(RowDirectory(self.root / written["directory"]).config)
         if after is not None:
             config = replace(config, checkpoint=replace(config.checkpoint, initial_load_path=None))
+        if branch is not None:
+            config = replace(config, checkpoint=replace(config.checkpoint, branch_from=None))
         run = {key: written[key] for key in ("name", "family", "seed", "ranks", "launcher", "rate", "threads")}
         budget = Budget(**written["budget"])
-        return RowSpec(overrides=written["set"], config=config, budget=budget, after=after, **run)
+        role = written.get("role", "trained")
+        return RowSpec(
+            overrides=written["set"], config=config, budget=budget, after=after, branch=branch, role=role, **run
+        )
+
+    def loss(self, row: RowSpec) -> float | None:
+        """Held-out loss of a row: None while it is not trained, inf if it has failed."""
+        trained = read_json_or_none(self.of_row(row).trained)
+        if trained is not None:
+            return math.inf if trained["problem"] else float(trained["valid_loss"])
+        line = self.finished().get(row.config_hash)
+        return None if line is None else math.inf
 
     def training(self, study: Study) -> set[str]:
         """Keys of the rows that have begun, if a study runs here; for another process, such as `status`."""

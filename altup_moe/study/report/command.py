@@ -32,7 +32,7 @@ def write_report(options: ReportOptions) -> int:
     if options.out is not None:
         check_directory("out", options.out)
     path = options.directory / ROWS
-    rows = read_rows(path) if path.exists() else []
+    rows = [row for row in read_rows(path) if row.role == "trained"] if path.exists() else []
     if not rows:
         raise UserError(f"{path}: no rows yet; altup-moe study status {options.directory} says how far it is")
     _check_reference(options.reference, rows)

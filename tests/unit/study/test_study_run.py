@@ -220,3 +220,30 @@ def test_a_signal_has_children_save_and_leaves_none(stage: Stage) -> None:
     assert sorted(each for each in stage.events("train") if "saved" in each) == ["saved waits-1", "saved waits-2"]
     assert "c" not in stage.events("train")
     assert stage.rows() == {}
+
+
+def test_rows_of_a_ladder_follow_once_its_tries_are_trained(stage: Stage) -> None:
+    file = stage.directory / "ladder.yaml"
+    tune = {"optim.learning_rate": [0.001, 0.002, 0.004]}
+    ladder = {"sizes": [32], "tokens_per_parameter": [1, 2], "families": [{"name": "wide"}], "tune": tune}
+    base = {**SMALL["base"], "optim": {"warmup_steps": 5}}  # type: ignore[dict-item]
+    file.write_text(yaml.safe_dump({"base": base, "seeds": [1], "ladder": ladder, "measure": {"rounds": 1}}))
+    study = load_study(file)
+    assert run_study(study, stage.root) == 0
+    trained = [each for each in stage.events("train") if "beside" not in each]
+    # All losses are equal, so the lowest rate is the best one and the grid goes on below it, twice.
+    tries = [f"wide-d32-learning_rate-{rate:g}" for rate in (0.001, 0.002, 0.004, 0.0005, 0.00025)]
+    assert sorted(trained[:3]) == sorted(tries[:3])
+    assert trained[3:5] == tries[3:]
+    assert trained[5:] == ["wide-d32-t2", "wide-d32-t1"]
+    assert stage.events("steps") == stage.events("texts") == ["wide-d32-t2+wide-d32-t1"]
+    rows = stage.rows()
+    assert {name: (row.role, row.status, row.latency is None) for name, row in rows.items()} == {
+        **dict.fromkeys(tries, ("tuning", "done", True)),
+        **dict.fromkeys(("wide-d32-t2", "wide-d32-t1"), ("trained", "done", False)),
+    }
+    assert rows["wide-d32-t1"].overrides["optim.learning_rate"] == 0.00025
+    # The first step of the run that it branches off, and its own (each pretends one step of 0.1 s).
+    assert rows["wide-d32-t1"].train_seconds == pytest.approx(0.2)
+    assert run_study(load_study(file), stage.root) == 0
+    assert [each for each in stage.events("train") if "beside" not in each] == trained
