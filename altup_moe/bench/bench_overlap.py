@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterator
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from altup_moe.bench.options import OverlapBench, StepBench
+from altup_moe.bench.recorded_steps import recorded_steps, report_of_all
 from altup_moe.bench.stepper import Stepper, milliseconds_text, run_config
 from altup_moe.config import OverlapConfig, ParallelConfig, RunConfig
 from altup_moe.config.checks import check_config
@@ -30,8 +31,7 @@ from altup_moe.parallel.topology import Topology, topology
 from altup_moe.timeline.chrome import write_trace
 from altup_moe.timeline.overlap import OverlapReport, median_overlap, overlap_by_step
 from altup_moe.timeline.picture import write_picture
-from altup_moe.timeline.spans import record, step
-from altup_moe.train.profile import gather, watch_layers
+from altup_moe.train.profile import gather
 
 MODES = [
     OverlapConfig(mixing, exchange, halves)
@@ -133,12 +133,7 @@ def _measure(bench: OverlapBench, topo: Topology) -> list[ModeResult] | None:
 
 
 def _recorded(bench: OverlapBench, width: Width, mode: OverlapConfig, stepper: Stepper) -> OverlapReport | None:
-    with record(stepper.topology.rank) as recording:
-        watch_layers(stepper.chunks)
-        for _ in range(bench.recorded):
-            dist.barrier()
-            with step():
-                stepper.step()
+    recording = recorded_steps(stepper, bench.recorded)
     name = f"k{width}-{mode.mixing}-{mode.exchange}{'-halves' if mode.microbatch_halves else ''}"
     return _together(bench, name, recording, stepper.topology)
 
@@ -153,10 +148,7 @@ def _together(bench: OverlapBench, name: str, recording: Any, topo: Topology) ->
         write_trace(directory / "trace.json", recordings)
         write_picture(directory / "step.png", recordings, title=name)
         return median_overlap([report for each in recordings for report in overlap_by_step(each)])
-    own = torch.tensor([astuple(report) for report in overlap_by_step(recording)], dtype=torch.float64)
-    every = [torch.empty_like(own) for _ in range(topo.world_size)]
-    dist.all_gather(every, own)
-    return median_overlap([OverlapReport(*figures) for figures in torch.cat(every).tolist()])
+    return report_of_all(recording, topo)
 
 
 def bench_overlap(bench: OverlapBench, world_size: int) -> int:

@@ -171,6 +171,48 @@ class WatchdogBench:
 
 
 @dataclass(frozen=True)
+class ScalingBench:
+    """Tokens a second of one model on 1, 2, 4 ... ranks, experts spread over all of them: strong and weak scaling."""
+
+    ranks: tuple[int, ...] = (1, 2)
+    """Numbers of ranks to compare, each started by the launcher in turns."""
+    launcher: Literal["torchrun", "netlab"] = "torchrun"
+    """netlab: each rank on a node of its own with a link of --rate (root)."""
+    rate: str | None = None
+    """Rate of netlab's links, as 200mbit; None does not limit them."""
+    hidden_size: int = 256
+    """Width d of a layer, in features."""
+    num_layers: int = 4
+    """Transformer layers, all with experts."""
+    seq_length: int = 256
+    """Tokens of a sample."""
+    samples: int = 4
+    """Strong scaling: samples of a step of all ranks together. Weak: of a step of each rank, over the most ranks."""
+    width: Width = 2
+    """Blocks K of the stream."""
+    moe_experts: int = 8
+    """Experts of a layer, top-2, over all ranks."""
+    repeats: int = 9
+    """Timed steps of each number of ranks in a round, after two that are not counted."""
+    rounds: int = 2
+    """Times that each number of ranks is started."""
+    recorded: int = 3
+    """Further steps of a round whose spans are recorded."""
+    threads: int = 1
+    """CPU threads of a rank."""
+    cluster: str | None = None
+    """Cluster for the planner's prediction: a shipped one's name or a file, as `altup-moe plan measure` writes."""
+    directory: str | None = None
+    """Directory of the measured points (points.jsonl), which other calls add to; None is a temporary one."""
+    report: bool = False
+    """Measure nothing: print what --directory holds."""
+    picture: str | None = None
+    """File for a picture, .png or .svg; None draws none."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+@dataclass(frozen=True)
 class MixingBench:
     """Time of the one pass over the wide stream: over a copy of the same bytes, and beside others. On a CPU."""
 

@@ -16,6 +16,7 @@ from altup_moe.bench.options import (
     FaultsBench,
     MixingBench,
     OverlapBench,
+    ScalingBench,
     SequenceBench,
     StepBench,
     TrainBench,
@@ -106,6 +107,26 @@ def _faults(o: FaultsBench) -> None:
         raise ConfigError("directory", o.directory, "must be a new directory in one that exists")
 
 
+def _scaling(o: ScalingBench) -> None:
+    from altup_moe.launch.netlab import unavailable
+
+    COUNT.check("moe_experts", o.moe_experts)
+    if o.launcher == "netlab" and (reason := unavailable()):
+        raise ConfigError("launcher", o.launcher, reason)
+    if o.rate is not None and o.launcher != "netlab":
+        raise ConfigError("rate", o.rate, "is launcher netlab's")
+    if o.report and o.directory is None:
+        raise ConfigError("directory", None, "--report needs the directory that was measured into")
+    if o.picture is not None and Path(o.picture).suffix not in (".png", ".svg"):
+        raise ConfigError("picture", o.picture, "a file that ends with .png or .svg would fit")
+    if not o.ranks or sorted(set(o.ranks)) != list(o.ranks):
+        raise ConfigError("ranks", list(o.ranks), "the same in ascending order, each once, would fit")
+    if o.cluster is not None:
+        from altup_moe.plan.cluster import load_cluster
+
+        load_cluster(o.cluster)
+
+
 _SHAPE = "hidden_size num_layers seq_length micro_batch_size repeats threads"
 
 BENCHES = {
@@ -125,6 +146,14 @@ BENCHES = {
     "checkpoint": _bench("checkpoint", CheckpointBench, "--megabytes 64", "megabytes repeats threads", _checkpoint),
     "watchdog": _bench(
         "watchdog", WatchdogBench, "--hidden-size 256 --repeats 31", f"{_SHAPE} moe_experts", _step, on_ranks=True
+    ),
+    "scaling": _bench(
+        "scaling",
+        ScalingBench,
+        "--ranks 1 2 4",
+        "hidden_size num_layers seq_length samples repeats rounds recorded threads ranks",
+        _scaling,
+        on_ranks=True,
     ),
     "faults": _bench("faults", FaultsBench, "--minutes 5 --every 60 --ranks 2", "save_interval", _faults),
 }

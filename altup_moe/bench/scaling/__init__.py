@@ -1,0 +1,1 @@
+"""What `altup-moe bench scaling` is made of: points that ranks measure, their table, and a picture."""
