@@ -23,7 +23,7 @@ from altup_moe.bench.faults.available import left_out, small_disk
 from altup_moe.bench.faults.commands import batch_size, train_command
 from altup_moe.bench.faults.report import Measured, Outcome, as_json, table
 from altup_moe.bench.faults.schedule import schedule
-from altup_moe.bench.faults.supervise import Seen, Supervisor
+from altup_moe.bench.faults.supervise import FaultsError, Seen, Supervisor
 from altup_moe.bench.options import FaultKind, FaultsBench
 from altup_moe.checkpoint.memory_directory import USUAL, VARIABLE
 from altup_moe.config.exit_codes import EXIT_FAILED
@@ -50,11 +50,19 @@ def _measure(options: FaultsBench, kinds: tuple[FaultKind, ...], place: Path, un
         run_dir = disk / "run"
         command = train_command(options, run_dir, cache)
         _tell(f"{len(planned)} fault(s) in {options.minutes:g} min of training; lines of the run: {place}/console.txt")
-        seen = Supervisor(command, run_dir, disk, place / "console.txt", {VARIABLE: memory}).run(planned, seconds)
+        supervisor = Supervisor(command, run_dir, disk, place / "console.txt", {VARIABLE: memory})
+        seen, broken = supervisor.seen, None
+        try:
+            supervisor.run(planned, seconds)
+        except FaultsError as error:
+            # What was seen until then is told all the same.
+            if seen.first is None:
+                raise
+            broken = str(error)
         kept_dir = shutil.copytree(run_dir, place / "run", ignore=shutil.ignore_patterns("checkpoints"))
     run = measured(seen, kept_dir, batch_size(options.ranks))
-    if not options.quiet:
-        return Outcome(run, None, None, unable)
+    if broken is not None or not options.quiet:
+        return Outcome(run, None, None, unable, broken)
     _tell(f"a quiet run of {run.records.steps:,} steps")
     quiet_dir = place / "quiet"
     command = train_command(options, quiet_dir, cache, stop_after=run.records.steps)

@@ -330,7 +330,9 @@ def _open(ends_process: bool) -> StartMeeting:
     meeting = _own_meeting(place, ends_process, seconds)
     if meeting is None:
         line = f"nobody answers at {place.address}:{place.port}, where ranks meet, for {seconds:g} s"
-        raise PeerError(line, told=os.environ.get("LOCAL_RANK", "0") != "0")
+        # The launchers have met there already: the network or the first node has gone, which is no mistake of a user's.
+        code = EXIT_FAILED if place.agent_hosts else EXIT_USER_ERROR
+        raise PeerError(line, told=os.environ.get("LOCAL_RANK", "0") != "0", code=code)
     return meeting
 
 

@@ -34,18 +34,22 @@ class Measured:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Both runs. `differs`: first step that differs from the quiet run's; None where none does or none was run."""
+    """Both runs. `differs`: first step that differs from the quiet run's; None where none does or none was run.
+    `broken`: why the run could not be kept going; None where it could.
+    """
 
     run: Measured
     quiet: Measured | None
     differs: int | None
     left_out: Mapping[FaultKind, str]
+    broken: str | None = None
 
     @property
     def kept(self) -> bool:
         """Whether nothing was lost but time."""
         r = self.run.records
-        return not (r.lost or r.repeated or r.differing or self.run.seen.orphans or self.differs is not None)
+        lost = r.lost or r.repeated or r.differing or self.run.seen.orphans
+        return not (lost or self.differs is not None or self.broken is not None)
 
 
 def as_json(options: FaultsBench, outcome: Outcome) -> dict[str, Any]:
@@ -72,6 +76,7 @@ def as_json(options: FaultsBench, outcome: Outcome) -> dict[str, Any]:
         "quiet": measured(outcome.quiet) if outcome.quiet else None,
         "first_difference": outcome.differs,
         "left_out": dict(outcome.left_out),
+        "broken": outcome.broken,
         "kept": outcome.kept,
     }
 
@@ -92,6 +97,8 @@ def table(options: FaultsBench, outcome: Outcome) -> list[str]:
         f"samples lost {records.lost}, repeated {records.repeated}; "
         f"steps done again {records.redone}, with other numbers {records.differing}; orphans {run.seen.orphans}",
     ]
+    if outcome.broken is not None:
+        lines.append(f"it did not go on: {outcome.broken}")
     if outcome.quiet is not None:
         steps = f"{records.steps:,} steps"
         if outcome.differs is None:

@@ -299,6 +299,14 @@ def test_a_command_that_can_go_on_is_started_again_and_stopped_at_the_end(tmp_pa
     assert of_run(tmp_path / "run") == []
 
 
+def test_what_was_seen_is_told_when_the_run_could_not_be_kept_going() -> None:
+    broken = outcome(quiet=None, broken="the command ended with exit code 2")
+    assert not broken.kept
+    assert as_json(FaultsBench(), broken)["broken"] == "the command ended with exit code 2"
+    assert table(FaultsBench(), broken)[-1] == "it did not go on: the command ended with exit code 2"
+    assert any(one.startswith("goodput 0.500") for one in table(FaultsBench(), broken))
+
+
 def test_a_command_that_cannot_go_on_is_not_started_again(tmp_path: Path) -> None:
     with pytest.raises(FaultsError, match=r"exit code 76; its last lines were: began after 0"):
         supervisor(tmp_path, WRITES.replace("CODE", "76")).run([], 60.0)

@@ -11,6 +11,9 @@ import pytest
 import torch.distributed as dist
 
 from altup_moe.config.errors import PeerError, UserError
+from altup_moe.config.exit_codes import EXIT_FAILED, EXIT_USER_ERROR
+from altup_moe.doctor.network import free_port
+from altup_moe.parallel import start_meeting
 from altup_moe.parallel.agreement import MISSING, Fingerprint, Party, difference_line, parties
 from altup_moe.parallel.start_meeting import StartMeeting
 
@@ -142,3 +145,18 @@ def test_details_are_asked_of_one_rank_of_each_kind() -> None:
     _meet(6, part, store=store)
     assert sorted(n for n in range(6) if store.check([f"0/detail/{n}"])) == [0, 1]
     assert json.loads(store.get("0/verdict")) == [0, 1]
+
+
+@pytest.mark.parametrize(("by_agent", "code"), [("True", EXIT_FAILED), ("False", EXIT_USER_ERROR)])
+def test_a_store_that_has_gone_is_no_mistake_of_a_user(
+    by_agent: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun's agents have met where the ranks are to meet: a launcher starts again after a network that was down."""
+    place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for name, value in {**place, "TORCHELASTIC_USE_AGENT_STORE": by_agent}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(start_meeting, "GONE_SECONDS", 0.2)
+    monkeypatch.setattr(start_meeting, "ARRIVE_SECONDS", 0.2)
+    with pytest.raises(PeerError, match=r"nobody answers at 127\.0\.0\.1:\d+, where ranks meet") as caught:
+        start_meeting._open(ends_process=False)
+    assert caught.value.exit_code == code
