@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -62,3 +63,12 @@ def listening(pid: int) -> list[str]:
 
 LOOPBACK = "0100007F"
 """127.0.0.1 as the kernel writes it."""
+
+
+def wait_until(condition: Any, what: str, seconds: float = 400) -> Any:
+    """What `condition()` returns once it is true."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"{what}: not after {seconds:g} s"
+        time.sleep(0.1)
+    return result

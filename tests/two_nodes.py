@@ -18,6 +18,7 @@ from typing import Any
 
 from altup_moe.launch.node import child_processes
 from altup_moe.parallel import parent_death
+from tests.processes import wait_until
 
 HOSTS = "127.0.0.1 localhost\n10.77.0.254 ctl\n10.77.0.10 n0\n10.77.0.11 n1\n"
 NODES = ("n0", "n1")
@@ -121,12 +122,3 @@ class TwoNodes:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
-
-
-def wait_until(condition: Any, what: str, seconds: float = 400) -> Any:
-    """What `condition()` returns once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, f"{what}: not after {seconds:g} s"
-        time.sleep(0.1)
-    return result

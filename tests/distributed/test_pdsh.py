@@ -17,7 +17,8 @@ import pytest
 
 from altup_moe.launch.node import TWICE_SECONDS, child_processes
 from tests.distributed.test_launchers import ROOT, command, losses
-from tests.two_nodes import NODES, TwoNodes, unavailable, wait_until
+from tests.processes import wait_until
+from tests.two_nodes import NODES, TwoNodes, unavailable
 
 MISSING = [name for name in ("pdsh", "ssh", "ssh-keygen", "/usr/sbin/sshd") if shutil.which(name) is None]
 REASON = f"not found: {', '.join(MISSING)} (Debian: pdsh openssh-server openssh-client)" if MISSING else unavailable()

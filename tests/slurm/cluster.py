@@ -9,7 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.two_nodes import NODES, TwoNodes, unavailable, wait_until
+from tests.processes import wait_until
+from tests.two_nodes import NODES, TwoNodes, unavailable
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue", "scancel")

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.test_launchers import SMALL
+from tests.processes import wait_until
 from tests.slurm.cluster import ROOT, Cluster, reason
-from tests.two_nodes import NODES, TwoNodes, wait_until
+from tests.two_nodes import NODES, TwoNodes
 
 Saw = Callable[[float, int, str], None]
 REASON = reason()

@@ -27,6 +27,7 @@ from altup_moe.bench.options import FaultKind, FaultsBench
 from altup_moe.cli import main
 from altup_moe.config.checks import check_config
 from altup_moe.config.load import load_config
+from tests.processes import wait_until
 
 KINDS: tuple[FaultKind, ...] = ("kill-rank", "kill-launcher", "slow-rank")
 
@@ -225,6 +226,8 @@ def test_ranks_are_found_by_their_directory(tmp_path: Path) -> None:
     rank = subprocess.Popen(argv, env={**os.environ, "RANK": "1"})
     launcher = subprocess.Popen(argv, env={key: value for key, value in os.environ.items() if key != "RANK"})
     try:
+        # Where an exec has only begun, the kernel shows no words of the process yet.
+        wait_until(lambda: len(of_run(tmp_path)) == 2, "both processes")
         assert ranks_of(tmp_path) == {1: rank.pid}
         assert set(of_run(tmp_path)) == {rank.pid, launcher.pid}
         assert of_run(tmp_path / "other") == []
