@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from altup_moe.config import RunConfig
 from altup_moe.config.identity import identity
+from altup_moe.study.report.gaps import gaps
+from altup_moe.study.report.options import REFERENCE
 
 Launcher = Literal["torchrun", "netlab"]
 
@@ -98,7 +100,13 @@ class Study:
     measure: MeasureSpec
 
     def notes(self) -> list[str]:
-        """What may surprise before it starts: a budget that is less than one step."""
+        """What may surprise before it starts: a budget that is less than one step, cells of the report without figures.
+
+        The report's are those against its default reference.
+        """
+        return [*self._small_budget(), *(f"report: {gap}" for gap in gaps(self.rows, REFERENCE))]
+
+    def _small_budget(self) -> list[str]:
         small = [row for row in self.rows if (row.budget.tokens or row.tokens_per_step) < row.tokens_per_step]
         if not small:
             return []
