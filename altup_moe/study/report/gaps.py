@@ -38,7 +38,7 @@ def _of_reference(families: dict[str, set[str]], reference: str) -> Iterator[str
     if not sizes:
         yield (
             f"no row is of the reference family {reference}: no difference of losses, no latency ratio and no speed at "
-            f"equal quality; study report --reference FAMILY takes another ({', '.join(others)})"
+            f"equal quality; study report --reference FAMILY takes another ({', '.join(map(repr, others))})"
         )
     elif len(sizes) == 1:
         yield (

@@ -170,6 +170,14 @@ def test_a_ring_needs_every_other_to_be_shown_worse_or_dearer() -> None:
     assert rings["loss"]["decode"] == []
 
 
+def test_rings_are_told_apart_among_all_of_a_front() -> None:
+    """Each step down the front is found alone (p 0.03), and of two such steps neither is."""
+    steps = (-0.131, -0.1, -0.069)
+    models = [model(f"m{k}", [4.0 + k * step for step in steps], (1, 2, 3), parameters=10 * (k + 1)) for k in range(3)]
+    assert told_apart(models[:2])["loss"]["parameters"] == [0, 1]
+    assert told_apart(models)["loss"]["parameters"] == [0]
+
+
 def test_one_seed_rings_nothing_that_must_be_measured() -> None:
     cheap, good = model("cheap", (4.0,), (1,), ms=10.0, parameters=10), model("good", (3.0,), (1,), parameters=100)
     rings = told_apart([cheap, good])

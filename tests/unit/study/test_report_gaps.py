@@ -40,7 +40,7 @@ def test_without_the_reference_family_nothing_is_compared() -> None:
     rows = [row("a", seed, family="altup") for seed in (1, 2, 3)]
     (said,) = gaps(rows, "dense")
     assert "no row is of the reference family dense" in said
-    assert "--reference FAMILY takes another (altup)" in said
+    assert "--reference FAMILY takes another ('altup')" in said
     assert gaps(rows, "altup") == []
 
 

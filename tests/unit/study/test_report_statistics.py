@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from altup_moe.study.records import StudyRow
+from altup_moe.study.report.comparisons import latency_ratio
 from altup_moe.study.report.front import pareto_front
 from altup_moe.study.report.models import Interval, Model, last_lines, split
 from altup_moe.study.report.statistics import Speed, cost_at, speed
@@ -156,6 +157,16 @@ def test_an_end_is_open_where_the_loss_may_lie_off_the_curve() -> None:
     assert lower.interval is not None
     assert lower.interval.low == -math.inf
     assert lower.interval.high < 1
+
+
+def test_a_loss_that_may_lie_beyond_the_curve_claims_no_more_than_its_end() -> None:
+    own = wide((1.995, 40.0), (1.999, 50.0), (1.985, 62.5))
+    found, end = found_speed(own), latency_ratio(LARGE, own, "train_step")
+    assert found.reached == "better"
+    assert found.interval is not None
+    assert end is not None
+    assert end.interval is not None
+    assert (found.interval.low, found.interval.high) == (pytest.approx(end.interval.low), math.inf)
 
 
 def test_sizes_that_are_not_told_apart_are_no_curve() -> None:
