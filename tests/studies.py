@@ -31,8 +31,9 @@ def row(
     prefill: float | None = None,
     decode: float | None = None,
     hardware: Hardware = MACHINE,
+    width: int | None = None,
 ) -> StudyRow:
-    """A finished row; without latencies if `ms` is None."""
+    """A finished row; without latencies if `ms` is None, of another size than the study's base if it has a width."""
     latency = None
     if ms is not None:
         prefilled, decoded = (None if t is None else spread(t) for t in (prefill, decode))
@@ -43,7 +44,7 @@ def row(
         family=family,
         seed=seed,
         config_hash="0" * 64,
-        overrides={"altup.width": 2} if family != "dense" else {},
+        overrides=({"altup.width": 2} if family != "dense" else {}) | ({"model.hidden_size": width} if width else {}),
         commit="0123456789ab",
         hardware=hardware,
         status="done",
@@ -116,6 +117,7 @@ def study(seed: int = 0) -> list[StudyRow]:
                 active=int(1e6 * active),
                 prefill=0.008 * step,
                 decode=decode,
+                width={"-s": 128, "-l": 384, "-x": 512}.get(name[len(family.replace(" + ", "-")) :][:2]),
             )
             made = replace(made, curve=_curve(at, draw))
             if experts:

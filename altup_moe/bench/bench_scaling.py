@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -30,14 +30,18 @@ from altup_moe.bench.scaling.points import (
     scalings,
 )
 from altup_moe.bench.stepper import milliseconds_text
-from altup_moe.config import ConfigError, UserError
+from altup_moe.config import ConfigError, RunConfig, UserError
 from altup_moe.config.files import check_directory
 
 WHERE = "ALTUP_MOE_BENCH_WHERE"
 """Tells the ranks how they were started, for their points."""
 
 
-def bench_scaling(bench: ScalingBench, world_size: int) -> int:
+Planner = Callable[[RunConfig, str, int], float]
+"""Planned seconds of a step: of a run, on a cluster, on so many ranks."""
+
+
+def bench_scaling(bench: ScalingBench, world_size: int, planner: Planner) -> int:
     """Measure and print a table, or one JSON object; on ranks, add what is measured to the directory."""
     if "RANK" in os.environ:
         return _on_ranks(bench, world_size)
@@ -48,7 +52,7 @@ def bench_scaling(bench: ScalingBench, world_size: int) -> int:
                 for ranks in bench.ranks:
                     _start(bench, ranks, directory)
         points = read_points(directory)
-    found = [_planned(bench, one, points[0]) for one in scalings(points)]
+    found = [_planned(bench, one, points[0], planner) for one in scalings(points)]
     if bench.picture is not None:
         from altup_moe.bench.scaling.picture import write_scaling_picture
 
@@ -112,17 +116,13 @@ def _start(bench: ScalingBench, ranks: int, directory: Path) -> None:
         raise UserError(f"{ranks} rank(s) ended with exit code {done.returncode}: {last}")
 
 
-def _planned(bench: ScalingBench, one: Scaling, point: Point) -> Scaling:
+def _planned(bench: ScalingBench, one: Scaling, point: Point, planner: Planner) -> Scaling:
     """With the planner's seconds for that step, where a cluster is given and fits."""
     if bench.cluster is None:
         return one
-    from altup_moe.plan.cluster import load_cluster
-    from altup_moe.plan.step import plan_step
-
     measured = replace(bench, **point.shape, ranks=(*bench.ranks, one.ranks))
     samples = modes(measured, one.ranks).get(one.mode, measured.samples // one.ranks)
-    config = scaling_config(measured, one.ranks, samples)
-    return replace(one, planned=plan_step(config, load_cluster(bench.cluster), one.ranks).seconds)
+    return replace(one, planned=planner(scaling_config(measured, one.ranks, samples), bench.cluster, one.ranks))
 
 
 def _table(found: Sequence[Scaling], points: Sequence[Point]) -> list[str]:

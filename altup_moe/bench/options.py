@@ -10,7 +10,7 @@ from altup_moe.config.model_schema import ArchName, Width
 
 @dataclass(frozen=True)
 class StepBench:
-    """Training-step time and peak memory of stream widths K: interleaved steps, medians, ratios to the first width."""
+    """Training-step time and peak memory of stream widths K, interleaved."""
 
     widths: tuple[Width, ...] = (1, 2, 4)
     """Widths K to compare; the first is the base of the ratios."""
@@ -122,7 +122,7 @@ class ExpertsBench:
 
 @dataclass(frozen=True)
 class TrainBench:
-    """Tokens per second of a training step (K = 1, one rank) against transformers' Mixtral in a plain PyTorch loop."""
+    """Tokens per second of a step (K = 1, one rank) against transformers' Mixtral."""
 
     hidden_size: int = 256
     """Width d of a layer, in features."""
@@ -172,7 +172,7 @@ class WatchdogBench:
 
 @dataclass(frozen=True)
 class ScalingBench:
-    """Tokens a second of one model on 1, 2, 4 ... ranks, experts spread over all of them: strong and weak scaling."""
+    """Strong and weak scaling: one model on 1, 2, 4 ... ranks, beside the planner."""
 
     ranks: tuple[int, ...] = (1, 2)
     """Numbers of ranks to compare, each started by the launcher in turns."""
@@ -240,7 +240,7 @@ class MixingBench:
 
 @dataclass(frozen=True)
 class CheckpointBench:
-    """Saving and loading, hashes and flushing included, beside plain safetensors; asynchronous saves; interleaved."""
+    """Saving and loading, hashes and flushing included, beside plain safetensors."""
 
     megabytes: int = 512
     """Size of the checkpoint: a MoE model's weights and optimizer state."""

@@ -22,14 +22,20 @@ from altup_moe.bench.options import (
     TrainBench,
     WatchdogBench,
 )
-from altup_moe.config import ConfigError
+from altup_moe.config import ConfigError, RunConfig
 from altup_moe.config.checks import world_size_from_env
 from altup_moe.config.command import Command, Group
 from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Range
 
 
 def _bench(
-    name: str, options: type, example: str, counts: str, check: Callable[[Any], None], on_ranks: bool = False
+    name: str,
+    options: type,
+    example: str,
+    counts: str,
+    check: Callable[[Any], None],
+    on_ranks: bool = False,
+    **parts: Callable[..., Any],
 ) -> Command:
     """A benchmark. Its module `bench_NAME` has a function of the same name.
 
@@ -37,6 +43,7 @@ def _bench(
         example: options of the example.
         counts: options, or all values of an option, that must be 1 or more.
         check: what else must fit. on_ranks: the function also takes how many ranks the launcher started.
+        parts: functions that it takes beside, of packages that bench does not know.
     """
 
     def run(o: Any) -> int:
@@ -46,7 +53,7 @@ def _bench(
                 COUNT.check(key, one)
         check(o)
         function = getattr(import_module(f"altup_moe.bench.bench_{name}"), f"bench_{name}")
-        code: int = function(o, world_size_from_env()) if on_ranks else function(o)
+        code: int = function(o, world_size_from_env(), **parts) if on_ranks else function(o, **parts)
         return code
 
     return Command(f"bench {name}", "[options]", [f"altup-moe bench {name} {example}"], options, run)
@@ -127,6 +134,13 @@ def _scaling(o: ScalingBench) -> None:
         load_cluster(o.cluster)
 
 
+def _planned_seconds(config: RunConfig, cluster: str, ranks: int) -> float:
+    from altup_moe.plan.cluster import load_cluster
+    from altup_moe.plan.step import plan_step
+
+    return plan_step(config, load_cluster(cluster), ranks).seconds
+
+
 _SHAPE = "hidden_size num_layers seq_length micro_batch_size repeats threads"
 
 BENCHES = {
@@ -154,6 +168,7 @@ BENCHES = {
         "hidden_size num_layers seq_length samples repeats rounds recorded threads ranks",
         _scaling,
         on_ranks=True,
+        planner=_planned_seconds,
     ),
     "faults": _bench("faults", FaultsBench, "--minutes 5 --every 60 --ranks 2", "save_interval", _faults),
 }
@@ -161,8 +176,8 @@ BENCHES = {
 
 BENCH = Group(
     "bench",
-    """Measure: every figure beside the figure that it is compared with, in interleaved turns. `overlap` and `experts`
-    also run on ranks: altup-moe launch torchrun --ranks-per-node 2 -- altup-moe bench overlap.""",
+    """Measure: every figure beside the one that it is compared with, in interleaved turns. `overlap` and `experts` also
+    run on ranks: altup-moe launch torchrun --ranks-per-node 2 -- altup-moe bench overlap.""",
     BENCHES,
 )
 main = BENCH.main

@@ -9,7 +9,7 @@ from altup_moe.config.command import Command, Group
 from altup_moe.config.ranges import COUNT
 from altup_moe.parallel.counts import count_parameters
 from altup_moe.study.read_study import load_study
-from altup_moe.study.report.options import ReportOptions, check_options
+from altup_moe.study.report.options import ReportOptions
 from altup_moe.study.spec import Study
 from altup_moe.study.study_directory import StudyDirectory, check_new_study
 
@@ -89,7 +89,6 @@ def status_command(o: StatusOptions) -> int:
 
 def report_command(o: ReportOptions) -> int:
     """What the rows say: a page, pictures and tables."""
-    check_options(o)
     from altup_moe.study.report.command import write_report
 
     return write_report(o)

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from altup_moe.config import RunConfig
 from altup_moe.config.identity import identity
+from altup_moe.study.report.gaps import gaps
+from altup_moe.study.report.options import REFERENCE
 
 Launcher = Literal["torchrun", "netlab"]
 Role = Literal["trained", "tuning"]
@@ -129,13 +131,18 @@ class Study:
     models: int = 0
 
     def notes(self) -> list[str]:
-        """What may surprise before it starts: rows that are not known yet, a budget that is less than one step."""
-        tuned = {(row.family, row.config.model.hidden_size) for row in self.rows if row.role == "trained"}
-        more = self.models - len(tuned)
-        to_come = [f"{more} of {self.models} models are tuned first; their other rows follow"] if more > 0 else []
-        return [*to_come, *self._small_budgets()]
+        """What may surprise before it starts: rows that are not known yet, a budget that is less than one step, cells
+        of the report without figures.
 
-    def _small_budgets(self) -> list[str]:
+        The report's are those against its default reference.
+        """
+        trained = [row for row in self.rows if row.role == "trained"]
+        more = self.models - len({(row.family, row.config.model.hidden_size) for row in trained})
+        if more > 0:
+            return [f"{more} of {self.models} models are tuned first; their other rows follow", *self._small_budget()]
+        return [*self._small_budget(), *(f"report: {gap}" for gap in gaps(trained, REFERENCE))]
+
+    def _small_budget(self) -> list[str]:
         small = [row for row in self.rows if (row.budget.tokens or row.tokens_per_step) < row.tokens_per_step]
         if not small:
             return []

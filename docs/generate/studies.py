@@ -11,12 +11,13 @@ from altup_moe.study.report.formatting import (
     difference_text,
     digits,
     failed_text,
+    loss_text,
     mean_and_deviation,
+    ratio_text,
     sizes,
     speed_text,
 )
-from altup_moe.study.report.models import LATENCIES, UNITS, Model
-from altup_moe.study.report.statistics import Bootstrap
+from altup_moe.study.report.models import LATENCIES, LOSS_UNITS, UNITS, Model
 from altup_moe.study.report.summary import Summary, hardware, hardware_text, summarise
 from docs.generate.markdown import cell, table, text_of
 from docs.generate.source import ROOT
@@ -24,10 +25,9 @@ from docs.generate.study_texts import INTRODUCTION, READING, WHAT
 
 RESULTS = ROOT / "configs" / "study" / "results"
 REFERENCE = "dense"
-BOOTSTRAP = Bootstrap(2000, 0)
-"""The defaults of `altup-moe study report`."""
+"""The default of `altup-moe study report`."""
 CAPTIONS = {
-    "front": "held-out loss against latency and parameters; rings mark the Pareto front",
+    "front": "held-out loss against latency and parameters; dotted: the Pareto front, rings: what of it is told apart",
     "curves": "held-out loss over training tokens",
     "load": "share of the tokens that each layer's experts took",
 }
@@ -45,11 +45,12 @@ def page() -> str:
 
 def _study(study: str) -> Iterator[str]:
     rows = read_rows(RESULTS / study / "rows.jsonl")
-    found = summarise(rows, REFERENCE, BOOTSTRAP)
+    found = summarise(rows, REFERENCE)
     yield from ("", f"## {study}", "", WHAT[study], "")
     yield f"{len(found.rows)} rows, {len(found.models)} models, {len(found.failed)} failed; commit {_commits(found)}."
     yield from (f"{count} rows ran on {hardware_text(one)}." for one, count in hardware(found.rows))
     yield from ("", *_losses(found), "", *_times(found))
+    yield from ("", *_ratios(found)) if found.differences else ()
     if found.failed:
         yield from ("", "Failed:", "", *(f"- {cell(failed_text(row))}" for row in found.failed))
     yield from ("", READING[study])
@@ -70,7 +71,7 @@ def _losses(found: Summary) -> list[str]:
     head += ["difference of losses"] if found.differences else []
     rows = []
     for model in found.models:
-        loss, bits = (mean_and_deviation(model.quality(unit), 4) for unit in ("loss", "bits"))
+        loss, bits = (loss_text(model, unit) for unit in LOSS_UNITS)
         line = [f"`{model.name}`", model.family, str(len(model.rows)), *sizes(model), loss, bits]
         rows.append(line + ([difference_text(found.differences.get(model.name))] if found.differences else []))
     return table(head, rows, right=(2, 3, 4))
@@ -82,7 +83,7 @@ def _times(found: Summary) -> list[str]:
     waits = any(_waited(row) is not None for row in found.rows)
     head = ["model", *(f"{LATENCIES[kind]}, {UNITS[kind]}" for kind in kinds)]
     head += ["all-to-all, ms a step", "waited for, ms a step"] if waits else []
-    timed = any(speed is not None for speeds in found.speeds.values() for speed in speeds.values())
+    timed = found.has_speed
     head += [f"speed at equal quality, {LATENCIES[kind]}" for kind in kinds] if timed else []
     rows = []
     for model in found.models:
@@ -92,6 +93,16 @@ def _times(found: Summary) -> list[str]:
             speeds = found.speeds.get(model.name, {})
             line += ["reference" if model.family == found.reference else speed_text(speeds.get(k), True) for k in kinds]
         rows.append(line)
+    return table(head, rows)
+
+
+def _ratios(found: Summary) -> list[str]:
+    """A table: latencies as multiples of those of the reference's model of nearest size."""
+    head = ["model", "against", *(f"{LATENCIES[kind]}, times the reference's" for kind in found.kinds)]
+    rows = [
+        [f"`{name}`", f"`{gap.other}`", *(ratio_text(found.ratios[name][kind]) for kind in found.kinds)]
+        for name, gap in found.differences.items()
+    ]
     return table(head, rows)
 
 

@@ -10,10 +10,9 @@ from altup_moe.config import ConfigError, UserError
 from altup_moe.config.files import check_directory, write_bytes, write_text
 from altup_moe.study.records import StudyRow, read_rows
 from altup_moe.study.report.formatting import report_lines
-from altup_moe.study.report.options import ReportOptions, check_options
+from altup_moe.study.report.options import REFERENCE, ReportOptions
 from altup_moe.study.report.page import study_page
 from altup_moe.study.report.pictures import pictures
-from altup_moe.study.report.statistics import Bootstrap
 from altup_moe.study.report.summary import summarise, summary_dict
 from altup_moe.study.report.tables import tables
 from altup_moe.study.study_directory import ROWS, check_study
@@ -25,9 +24,8 @@ def write_report(options: ReportOptions) -> int:
     """Compute, write and print. Returns the exit code 0.
 
     Raises:
-        UserError: an option that cannot be, rows that cannot be read, a directory that cannot be written.
+        UserError: a family that no row has, rows that cannot be read, a directory that cannot be written.
     """
-    check_options(options)
     check_study(options.directory)
     if options.out is not None:
         check_directory("out", options.out)
@@ -36,7 +34,7 @@ def write_report(options: ReportOptions) -> int:
     if not rows:
         raise UserError(f"{path}: no rows yet; altup-moe study status {options.directory} says how far it is")
     _check_reference(options.reference, rows)
-    found = summarise(rows, options.reference, Bootstrap(options.bootstrap, options.seed))
+    found = summarise(rows, options.reference)
     out = options.out or options.directory / "report"
     texts, images = tables(found), dict(pictures(found))
     names = [*images, *texts]
@@ -60,7 +58,7 @@ def write_report(options: ReportOptions) -> int:
 def _check_reference(reference: str, rows: Sequence[StudyRow]) -> None:
     """Raise ConfigError for a family that no row has; the default need not be there."""
     families = sorted({row.family for row in rows})
-    if reference not in (ReportOptions.reference, *families):
+    if reference not in (REFERENCE, *families):
         raise ConfigError("reference", reference, f"no row is of this family; one of {', '.join(families)} would fit")
 
 

@@ -30,6 +30,18 @@ LOSS_UNITS: dict[LossUnit, str] = {"loss": "held-out loss (nats a token)", "bits
 
 
 @dataclass(frozen=True)
+class Interval:
+    """A 95 % interval. An infinite end of a speed at equal quality lies off the reference's curve."""
+
+    low: float
+    high: float
+
+    def holds(self, value: float) -> bool:
+        """Whether a value lies inside, the ends included."""
+        return self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
 class Stat:
     """Statistics of a figure over seeds. `std`: sample standard deviation, None for one seed."""
 

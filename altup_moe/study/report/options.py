@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from altup_moe.config import ConfigError
+REFERENCE = "dense"
 
 
 @dataclass(frozen=True)
@@ -19,19 +19,7 @@ class ReportOptions:
     """A study's directory: rows.jsonl, and study.yaml if it is there."""
     out: Path | None = None
     """Directory for the files; DIRECTORY/report if not given."""
-    reference: str = "dense"
-    """Family whose curve gives the speed at equal quality."""
-    bootstrap: int = 2000
-    """Draws of an interval."""
-    seed: int = 0
-    """Of the draws."""
+    reference: str = REFERENCE
+    """Family that others are compared with; its curve gives the speed at equal quality."""
     json: bool = False
     """Print one JSON object."""
-
-
-def check_options(options: ReportOptions) -> None:
-    """Raise ConfigError for a number that cannot be."""
-    if options.bootstrap < 100:
-        raise ConfigError("bootstrap", options.bootstrap, "100 or more would fit: the ends are 2.5 % of the draws")
-    if options.seed < 0:
-        raise ConfigError("seed", options.seed, "0 or more would fit")

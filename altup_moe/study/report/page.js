@@ -15,7 +15,7 @@
     if (!shown.length) { place.textContent = "Nothing to draw: no family is chosen, or none has this figure."; return; }
     const labels = { label: "Quality against cost", xLabel: label(data.axes, axis), yLabel: label(data.measures, measure) };
     const { root, x, y, box } = frame(place, labels, shown.flatMap((m) => m.x[axis]), shown.flatMap((m) => m.y[measure]));
-    const on = new Set(data.fronts[measure][axis]);
+    const rings = new Set(data.rings[measure][axis]);
     if (!frontHidden.has("front")) {
       const steps = [];
       for (const i of data.fronts[measure][axis].filter((i) => shown.includes(data.models[i]))) {
@@ -46,7 +46,7 @@
       point.append(svg("line", { class: "whisker", x1: lx, x2: hx, y1: my, y2: my }));
       point.append(svg("line", { class: "whisker", x1: mx, x2: mx, y1: ly, y2: hy }));
       point.append(svg("path", { class: "mark", d: MARKS[family.mark], transform: `translate(${mx} ${my})` }));
-      if (!frontHidden.has("front") && on.has(data.models.indexOf(m))) point.append(svg("circle", { class: "ring", cx: mx, cy: my, r: 10.5 }));
+      if (!frontHidden.has("front") && rings.has(data.models.indexOf(m))) point.append(svg("circle", { class: "ring", cx: mx, cy: my, r: 10.5 }));
       point.append(svg("circle", { class: "hit", cx: mx, cy: my, r: 14 }));
       explain(point, lines);
       point.addEventListener("focus", () => {

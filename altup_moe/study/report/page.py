@@ -9,10 +9,11 @@ from typing import Any
 from altup_moe.report.curves import COLOURS, MARKS
 from altup_moe.report.formatting import count
 from altup_moe.report.page import page
-from altup_moe.study.report.formatting import mean_and_deviation
+from altup_moe.study.report.formatting import loss_text, mean_and_deviation
+from altup_moe.study.report.front import unbeaten_indices
 from altup_moe.study.report.models import AXES, LATENCIES, LOSS_UNITS, Axis, Model, families, mean_of
 from altup_moe.study.report.page_text import page_text, speed_cells
-from altup_moe.study.report.plot_data import Band, curves, loads, unbeaten_indices
+from altup_moe.study.report.plot_data import Band, curves, loads
 from altup_moe.study.report.summary import Summary
 
 
@@ -39,6 +40,7 @@ def data(found: Summary) -> dict[str, Any]:
         "families": [{"name": name, "colour": i % COLOURS, "mark": i % MARKS} for name, i in index.items()],
         "models": [_model(found, model, index[model.family], list(axes)) for model in found.models],
         "fronts": {unit: {axis: unbeaten_indices(found.models, axis, unit) for axis in axes} for unit in LOSS_UNITS},
+        "rings": found.rings,
         "curves": [
             {
                 "name": curve.model.name,
@@ -75,6 +77,6 @@ def _model(found: Summary, model: Model, family: int, axes: Sequence[Axis]) -> d
         "seeds": len(model.rows),
         "x": {axis: s and [s.mean, s.least, s.most] for axis, s in stats.items()},
         "y": {unit: [s.mean, s.least, s.most] for unit, s in qualities.items()},
-        "shown": {**texts, **{unit: mean_and_deviation(s, 4) for unit, s in qualities.items()}},
+        "shown": {**texts, **{unit: loss_text(model, unit) for unit in LOSS_UNITS}},
         "speed": one and " ".join(part for part in speed_cells(one) if part),
     }

@@ -10,11 +10,13 @@ from altup_moe.report.page import controls, legend, table
 from altup_moe.study.records import StudyRow
 from altup_moe.study.report.formatting import (
     RULES,
-    difference_text,
-    draws_text,
+    comparison_text,
     interval_text,
+    loss_text,
     mean_and_deviation,
+    ratio_text,
     sizes,
+    verdict_text,
 )
 from altup_moe.study.report.models import LATENCIES, UNITS, Model, mean_of
 from altup_moe.study.report.plot_data import loads
@@ -32,8 +34,10 @@ def page_text(found: Summary, study: str | None, shown: Sequence[str]) -> Iterab
     )
     if found.notes:
         yield f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in found.notes)}</ul>"
-    if found.speeds:
+    if found.has_speed:
         yield from _speeds(found)
+    if found.differences:
+        yield from _against(found)
     if found.models:
         yield from _figures(found)
         yield "<h2>Models</h2>"
@@ -52,7 +56,7 @@ def _speeds(found: Summary) -> Iterable[str]:
     yield "<h2>Speed at equal quality</h2>"
     yield (
         f"<p>How many times as long <b>{escape(found.reference)}</b> takes for the same loss. Above 1, the model is "
-        'faster. In brackets: 95 % interval over seeds. <a href="#rules">How it is computed</a></p>'
+        'faster. In brackets: 95 % interval. <a href="#rules">How it is computed</a></p>'
     )
     kinds = found.kinds
     cells = []
@@ -60,13 +64,29 @@ def _speeds(found: Summary) -> Iterable[str]:
         row = [escape(name)]
         for kind in kinds:
             ratio, note = speed_cells(speeds[kind])
-            row.append(f"<b>{escape(ratio)}</b><small>{escape(note)}</small>" if note else f"<b>{escape(ratio)}</b>")
-        gap = found.differences.get(name)
-        first, _, rest = difference_text(gap).partition(" against ")
-        row.append(escape(first) + (f"<small>against {escape(rest)}</small>" if rest else ""))
+            row.append(f"<b>{escape(ratio)}</b>{_small(note)}")
         cells.append(row)
-    heads = ["model", *(LATENCIES[kind] for kind in kinds), "difference of losses (nats)"]
-    yield table(heads, cells, ratio=True)
+    yield table(["model", *(LATENCIES[kind] for kind in kinds)], cells, ratio=True)
+
+
+def _against(found: Summary) -> Iterable[str]:
+    yield "<h2>Beside the reference's model of nearest size</h2>"
+    yield (
+        "<p>Difference of held-out losses (below 0, the model is better), and latencies as a multiple of the "
+        'reference\'s (below 1, the model is faster). <a href="#rules">How it is computed</a></p>'
+    )
+    kinds, cells = found.kinds, []
+    for name, gap in found.differences.items():
+        row = [escape(name), escape(gap.other)]
+        texts = [comparison_text(gap, 4, "+"), *(ratio_text(found.ratios[name][kind]) for kind in kinds)]
+        for first, _, rest in (text.partition(" ") for text in texts):
+            row.append(f"<b>{escape(first)}</b>{_small(rest)}")
+        cells.append(row)
+    yield table(["model", "against", "difference (nats)", *(LATENCIES[kind] for kind in kinds)], cells, ratio=True)
+
+
+def _small(text: str) -> str:
+    return f"<small>{escape(text)}</small>" if text else ""
 
 
 def speed_cells(found: Speed | None) -> tuple[str, str]:
@@ -76,20 +96,21 @@ def speed_cells(found: Speed | None) -> tuple[str, str]:
     notes = [interval_text(found.interval)]
     if found.reached == "better":
         ratio = "not reached"
-        notes = [f"better than the whole curve; more than {found.at_least:.2f}"]
+        notes = [f"better than the whole curve; more than {found.at_least:.2f}", *notes]
     elif found.reached == "worse":
         ratio = "not reached"
-        notes = ["worse than the curve's fastest model"]
+        notes = ["worse than the curve's fastest model", *notes]
     else:
         ratio = f"{found.ratio:.2f}"
-    if found.reached == "yes" and found.no_difference:
-        notes.append("no difference found")
-    return ratio, "; ".join(note for note in (*notes, draws_text(found.interval)) if note)
+    return ratio, "; ".join(note for note in (*notes, verdict_text(found)) if note)
 
 
 def _figures(found: Summary) -> Iterable[str]:
     yield "<h2>Quality against cost</h2>"
-    yield '<p class="soft">Means over seeds; crosses reach from the least to the most. Rings: the Pareto front.</p>'
+    yield (
+        '<p class="soft">Means over seeds; crosses reach from the least to the most. Dotted: the Pareto front of the '
+        "means. Rings: what of it is told apart from every other model.</p>"
+    )
     yield controls([("front-y", "quality"), ("front-x", "against")])
     yield _figure("front")
     if any(row.curve for model in found.models for row in model.rows):
@@ -141,8 +162,8 @@ def model_cells(model: Model) -> list[str]:
         str(len(model.rows)),
         *sizes(model),
         count(mean_of(flops)),
-        mean_and_deviation(model.quality("loss"), 4),
-        mean_and_deviation(model.quality("bits"), 4),
+        loss_text(model, "loss"),
+        loss_text(model, "bits"),
         *(mean_and_deviation(model.along(kind)) for kind in LATENCIES),
         inside("latency", "train_tokens_per_second"),
         inside("latency", "peak_memory_gib"),

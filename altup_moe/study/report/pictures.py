@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from altup_moe.study.report.front import unbeaten_indices
 from altup_moe.study.report.models import AXES, LOSS_UNITS, Axis, Model, families
-from altup_moe.study.report.plot_data import curves, loads, unbeaten_indices
+from altup_moe.study.report.plot_data import curves, loads
 from altup_moe.study.report.summary import Summary
 
 # The page's colours and marks, in its order.
@@ -99,7 +100,10 @@ def _panel(panel: Any, found: Summary, grouped: dict[str, list[Model]], axis: Ax
             linewidth=1.4,
             elinewidth=1,
         )
-    best = [(cost.mean, found.models[i].quality("loss").mean) for i, cost in _at(found, axis)]
+    best = _points(found, unbeaten_indices(found.models, axis, "loss"), axis)
+    ringed = _points(found, found.rings["loss"][axis], axis)
+    if ringed:
+        panel.scatter([c for c, _ in ringed], [q for _, q in ringed], s=110, facecolors="none", edgecolors="#888888")
     panel.step([c for c, _ in best], [q for _, q in best], where="post", color="#888888", linestyle=":", zorder=1)
     if min(costs) > 0 and max(costs) > 3 * min(costs):
         _logarithmic(panel)
@@ -108,9 +112,10 @@ def _panel(panel: Any, found: Summary, grouped: dict[str, list[Model]], axis: Ax
     panel.grid(alpha=0.3)
 
 
-def _at(found: Summary, axis: Axis) -> list[tuple[int, Any]]:
-    """Indices of the models on the Pareto front, with their cost."""
-    return [(i, found.models[i].along(axis)) for i in unbeaten_indices(found.models, axis, "loss")]
+def _points(found: Summary, indices: Sequence[int], axis: Axis) -> list[tuple[float, float]]:
+    """(cost, loss) of models that have the cost."""
+    models = [found.models[i] for i in indices]
+    return [(cost.mean, model.quality("loss").mean) for model in models if (cost := model.along(axis))]
 
 
 def _logarithmic(panel: Any) -> None:

@@ -1,4 +1,4 @@
-"""Data of pictures and page: Pareto front, families with colour and mark, loss curves over seeds, loads of experts."""
+"""Data of pictures and page: loss curves over seeds, loads of experts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from altup_moe.report.curves import DASHES, binned
 from altup_moe.study.records import CurvePoint, StudyRow
-from altup_moe.study.report.models import Axis, LossUnit, Model
-from altup_moe.study.report.statistics import pareto_front
+from altup_moe.study.report.models import Model
 
 Band = tuple[int, float, float, float]
 """(tokens seen, mean loss over seeds, least, most)."""
@@ -70,11 +69,3 @@ def loads(models: Sequence[Model]) -> list[tuple[StudyRow, list[LayerLoad]]]:
         (row, [LayerLoad(i, load) for i, load in enumerate(row.experts.load) if load]) for row in rows if row.experts
     ]
     return [(row, layers) for row, layers in found if layers]
-
-
-def unbeaten_indices(models: Sequence[Model], axis: Axis, unit: LossUnit) -> list[int]:
-    """Indices of the models on the Pareto front of their means, by cost."""
-    costs = [model.along(axis) for model in models]
-    return pareto_front(
-        [c and (c.mean, model.quality(unit).mean) for c, model in zip(costs, models, strict=True)]  # type: ignore[misc]
-    )

@@ -1,46 +1,42 @@
-"""Statistics of a study: the Pareto front, speed at equal quality, differences of losses. All of it is pure.
+"""Speed at equal quality of a study. All of it is pure.
 
-Speed at equal quality: the reference family's models that no other of them beats (in loss and latency both) are a
-falling curve, loss over latency. Between two of them the logarithm of the latency is linear in the loss, since sizes of
-a family grow by factors. What the curve says at a model's loss, over the model's own latency, is the figure: 1.3 means
-that the family needs 1.3 times as long for the same loss. Nothing is extrapolated.
+The reference family's models that no other of them beats (in loss and latency both) are a falling curve, loss over
+latency. Between two of them the logarithm of the latency is linear in the loss, since sizes of a family grow by
+factors. What the curve says at a model's loss, over the model's own latency, is the figure: 1.3 means that the family
+needs 1.3 times as long for the same loss. Nothing is extrapolated.
 
-Intervals are percentile bootstraps (Efron 1979) over seeds: every draw takes, for each model, as many of its rows as it
-has, with replacement, loss and latency of a row together. A draw off the curve is no figure but still has its place in
-the order: better than the whole curve is more than any ratio, worse is less. From few seeds such an interval is too
-narrow: with three it is about the range of the seeds, which holds the true median three times in four.
+Its interval is that of the logarithm, by the delta method: near the means the logarithm of the ratio is a sum of one
+term for each of three models (the model and the two of the curve that its loss lies between), each with the gradient of
+its loss and of its latency. Loss and latency of a row stay together. Terms of models that share their seeds' draws
+(`comparisons`) are added seed by seed; the others are independent, with Satterthwaite's degrees of freedom.
+
+An end is open where the curve ends: `better` where the model's loss is not shown to be worse than that of the curve's
+best, `worse` where it is not shown to be better than that of its fastest. Where the losses of the curve's two models
+are not told apart, the curve says nothing between them, and both ends are open.
 """
 
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from altup_moe.study.report.models import LatencyKind, Model, latency, quality
+from altup_moe.study.report.comparisons import (
+    latency_ratio,
+    log_latency,
+    loss_difference,
+    not_told_apart,
+    share_draws,
+)
+from altup_moe.study.report.front import CostLoss, pareto_front
+from altup_moe.study.report.intervals import Floats, total
+from altup_moe.study.report.models import Interval, LatencyKind, Model, quality
 
-CostLoss = tuple[float, float]
-"""(cost, loss); less of either is better."""
 Reached = Literal["yes", "better", "worse"]
-CONFIDENCE = 0.95
-
-
-def pareto_front(points: Sequence[CostLoss | None]) -> list[int]:
-    """Indices, by cost, of the points that no other beats (as good in both, better in one). Equal points all count."""
-    known = sorted((point, i) for i, point in enumerate(points) if point is not None)
-    kept: list[int] = []
-    best: CostLoss = (-math.inf, math.inf)
-    for point, i in known:
-        if point[1] < best[1] or point == best:
-            best = point
-            kept.append(i)
-    return kept
 
 
 def cost_at(loss: float, curve: Sequence[CostLoss]) -> float:
@@ -62,135 +58,146 @@ def cost_at(loss: float, curve: Sequence[CostLoss]) -> float:
     return curve[-1][0] if loss == curve[-1][1] else math.inf
 
 
-def unbeaten(points: Iterable[CostLoss]) -> list[CostLoss]:
-    """Those points that no other beats, by cost."""
-    points = list(points)
-    return [points[i] for i in pareto_front(points)]
-
-
-@dataclass(frozen=True)
-class BootstrapInterval:
-    """Percentile bootstrap interval. Infinite ends lie off the curve; so did `better` and `worse` of the `draws`."""
-
-    low: float
-    high: float
-    draws: int
-    better: int = 0
-    worse: int = 0
-
-    def holds(self, value: float) -> bool:
-        """Whether a value lies inside, the ends included."""
-        return self.low <= value <= self.high
-
-
 @dataclass(frozen=True)
 class Speed:
     """Speed at equal quality. `ratio` is None unless reached.
 
-    `at_least`: where a model is better than the whole curve, the latency of the curve's best over its own.
-    `interval` is None where the model or one of the curve's has one seed.
+    `at_least`: where a model is better than the whole curve, the latency of the curve's best over its own. `interval`
+    and `p` are None where the model or one of the curve's has one seed. `adjusted`: `p` by Holm among the models.
     """
 
     reached: Reached
     ratio: float | None
     at_least: float | None
-    interval: BootstrapInterval | None
+    interval: Interval | None
+    p: float | None
+    adjusted: float | None = None
 
     @property
     def no_difference(self) -> bool:
-        """Whether the interval holds 1."""
-        return self.interval is not None and self.interval.holds(1.0)
+        """Whether no difference was found; False where none was looked for."""
+        return not_told_apart(self.adjusted)
 
 
 @dataclass(frozen=True)
-class LossDifference:
-    """A model's mean loss less another's, nats a token."""
+class _Measured:
+    """A model with its rows that have both figures, [rows, 2]: logarithm of the latency, loss."""
 
-    other: str
-    loss: float
-    interval: BootstrapInterval | None
+    model: Model
+    seeds: tuple[int, ...]
+    rows: Floats
 
     @property
-    def no_difference(self) -> bool:
-        """Whether the interval holds 0."""
-        return self.interval is not None and self.interval.holds(0.0)
+    def mean(self) -> CostLoss:
+        cost, loss = self.rows.mean(0).tolist()
+        return cost, loss
 
 
-@dataclass(frozen=True)
-class Bootstrap:
-    """Number of bootstrap draws, and their random seed."""
-
-    draws: int
-    seed: int
-
-    def means(self, model: Model, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[rows, figures] -> [draws, figures]: means of drawn rows. A model's draws do not depend on other models."""
-        draw = np.random.default_rng([self.seed, zlib.crc32(model.name.encode())])
-        return values[draw.integers(0, len(values), (self.draws, len(values)))].mean(1)
+def _measured(model: Model, kind: LatencyKind) -> _Measured:
+    rows = [row for row in model.rows if log_latency(row, kind) is not None]
+    found = np.array([(log_latency(row, kind), quality(row, "loss")) for row in rows], dtype=np.float64)
+    return _Measured(model, tuple(row.seed for row in rows), found.reshape(-1, 2))
 
 
-def _pairs(model: Model, kind: LatencyKind) -> NDArray[np.float64]:
-    """[rows, 2]: latency and loss of the rows that have both."""
-    found = [(ms, quality(row, "loss")) for row in model.rows if (ms := latency(row, kind)) is not None]
-    return np.array(found, dtype=np.float64).reshape(-1, 2)
-
-
-def speed(model: Model, reference: Sequence[Model], kind: LatencyKind, bootstrap: Bootstrap) -> Speed | None:
+def speed(model: Model, reference: Sequence[Model], kind: LatencyKind) -> Speed | None:
     """Speed at equal quality; None where the model has no such latency, or fewer than two of the reference have."""
-    own = _pairs(model, kind)
-    others = [(other, pairs) for other in reference if len(pairs := _pairs(other, kind))]
-    if not len(own) or len(others) < 2:
+    own = _measured(model, kind)
+    others = [found for other in reference if len((found := _measured(other, kind)).rows)]
+    if not len(own.rows) or len(others) < 2:
         return None
-    ms, loss = own.mean(0)
-    curve = unbeaten(tuple(pairs.mean(0).tolist()) for _, pairs in others)
-    cost = cost_at(loss, curve)
-    interval = None
-    if len(own) > 1 and all(len(pairs) > 1 for _, pairs in others):
-        drawn = bootstrap.means(model, own)
-        curves = np.stack([bootstrap.means(other, pairs) for other, pairs in others], axis=1)
-        draws = zip(drawn.tolist(), curves.tolist(), strict=True)
-        interval = _interval(
-            [_over(cost_at(at, unbeaten(map(tuple, points))), own_ms) for (own_ms, at), points in draws]
-        )
+    curve = [others[i] for i in pareto_front([other.mean for other in others])]
+    log_ms, loss = own.mean
+    cost = cost_at(loss, [(math.exp(one.mean[0]), one.mean[1]) for one in curve])
+    interval, p = None, None
+    if min(len(one.rows) for one in (own, *curve)) > 1:
+        interval, p = _interval(own, curve, kind)
     if cost == math.inf:
-        return Speed("better", None, float(curve[-1][0] / ms), interval)
+        return Speed("better", None, math.exp(curve[-1].mean[0] - log_ms), interval, p)
     if cost == -math.inf:
-        return Speed("worse", None, None, interval)
-    return Speed("yes", float(cost / ms), None, interval)
+        return Speed("worse", None, None, interval, p)
+    return Speed("yes", cost / math.exp(log_ms), None, interval, p)
 
 
-def _over(cost: float, own: float) -> float:
-    return cost / own if cost > 0 else -math.inf
+def log_ratio_terms(own: Floats, above: Floats, below: Floats) -> tuple[Floats, Floats, Floats]:
+    """Terms whose means add up to the logarithm of the speed at equal quality, to first order around the means.
+
+    Args:
+        own: [..., seeds, 2], logarithm of the latency and loss of the model.
+        above: the same of the curve's faster model, whose loss is higher.
+        below: the same of its slower model.
+
+    Returns:
+        [..., seeds] each.
+    """
+    (_, loss), (a, la), (b, lb) = (np.moveaxis(x.mean(-2), -1, 0)[..., None] for x in (own, above, below))
+    slope = (b - a) / (la - lb)
+    share = (la - loss) / (la - lb)
+    ours = -(own[..., 0] + slope * (own[..., 1] - loss))
+    faster = (1 - share) * (above[..., 0] + slope * (above[..., 1] - la))
+    slower = share * (below[..., 0] + slope * (below[..., 1] - lb))
+    return ours, faster, slower
 
 
-def _interval(values: Sequence[float]) -> BootstrapInterval:
-    """Interval of values. Its ends are order statistics, so that infinite values need no arithmetic."""
-    ordered = sorted(values)
-    tail = (1 - CONFIDENCE) / 2 * len(ordered)
-    low, high = math.floor(tail), math.ceil(len(ordered) - tail) - 1
-    better, worse = ordered.count(math.inf), ordered.count(-math.inf)
-    return BootstrapInterval(ordered[low], ordered[high], len(ordered), better, worse)
+def _interval(own: _Measured, curve: Sequence[_Measured], kind: LatencyKind) -> tuple[Interval, float]:
+    """Interval of the speed, and the p-value that it is 1."""
+    best, first, loss = curve[-1], curve[0], own.mean[1]
+    past_best, past_first = _loss(own, best), _loss(own, first)
+    if past_best.high < 0:
+        return _beyond(own, best, kind, better=True)
+    if past_first.low > 0:
+        return _beyond(own, first, kind, better=False)
+    low, high = -math.inf, math.inf
+    place = next((i for i in range(len(curve) - 1) if loss >= curve[i + 1].mean[1]), len(curve) - 2)
+    if place < 0 or _loss(curve[place], curve[place + 1]).low <= 0:
+        return Interval(low, high), 1.0
+    found = total(_independent((own, curve[place], curve[place + 1])))
+    if past_first.high < 0:
+        low = _exp(found.low)
+    if past_best.low > 0:
+        high = _exp(found.high)
+    elif loss < best.mean[1]:  # no extrapolation: not more than is known at the curve's end
+        low = min(low, _beyond(own, best, kind, better=True)[0].low)
+    shown = low > 1 or high < 1 or (low > -math.inf and high < math.inf)
+    return Interval(low, high), float(found.p) if shown else 1.0
 
 
-def loss_difference(model: Model, other: Model, bootstrap: Bootstrap) -> LossDifference:
-    """Difference of the mean losses; the interval needs two seeds of both models."""
-    ours, theirs = (np.array([[quality(row, "loss")] for row in m.rows]) for m in (model, other))
-    interval = None
-    if min(len(ours), len(theirs)) > 1:
-        drawn = bootstrap.means(model, ours) - bootstrap.means(other, theirs)
-        interval = _interval(drawn[:, 0].tolist())
-    return LossDifference(other.name, float(ours.mean() - theirs.mean()), interval)
+def _independent(three: Sequence[_Measured]) -> list[Floats]:
+    """Terms of the ratio's logarithm; those of models that share their seeds' draws are added seed by seed."""
+    parts: list[tuple[_Measured, Floats]] = []
+    for one, term in zip(three, log_ratio_terms(*(one.rows for one in three)), strict=True):
+        twin = next((i for i, (other, _) in enumerate(parts) if _same_draws(one, other)), None)
+        if twin is None:
+            parts.append((one, term))
+        else:
+            parts[twin] = (one, parts[twin][1] + term)
+    return [term for _, term in parts]
 
 
-def nearest_size(model: Model, reference: Sequence[Model]) -> Model | None:
-    """The reference model whose number of active parameters is nearest, as a ratio."""
+def _same_draws(one: _Measured, other: _Measured) -> bool:
+    return one.seeds == other.seeds and share_draws(one.model, other.model)
 
-    def size(one: Model) -> float | None:
-        found = one.along("active_parameters") or one.along("parameters")
-        return found.mean if found and found.mean > 0 else None
 
-    own = size(model)
-    sized = [(other, s) for other in reference if (s := size(other))]
-    if own is None or not sized:
-        return None
-    return min(sized, key=lambda pair: abs(math.log(pair[1] / own)))[0]
+def _loss(one: _Measured, other: _Measured) -> Interval:
+    """Interval of the difference of two losses."""
+    found = loss_difference(one.model, other.model).interval
+    assert found is not None
+    return found
+
+
+def _beyond(own: _Measured, end: _Measured, kind: LatencyKind, better: bool) -> tuple[Interval, float]:
+    """The speed of a model whose loss lies off the curve: more (less) than the ratio to the latency of the curve's end.
+
+    That it differs from 1 takes both, the loss and the ratio: the larger p-value of the two.
+    """
+    ratio, loss = latency_ratio(end.model, own.model, kind), loss_difference(own.model, end.model)
+    assert ratio is not None
+    assert ratio.interval is not None
+    assert ratio.p is not None
+    assert loss.p is not None
+    p = max(loss.p, ratio.p) if (ratio.value > 1) == better else 1.0
+    return (Interval(ratio.interval.low, math.inf) if better else Interval(-math.inf, ratio.interval.high)), p
+
+
+def _exp(value: Floats) -> float:
+    """A ratio from its logarithm, which two seeds may leave almost anywhere."""
+    return math.exp(min(700.0, float(value)))

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from altup_moe.study.records import Hardware, StudyRow
+from altup_moe.study.report.comparisons import (
+    Comparison,
+    adjusted_p,
+    latency_ratio,
+    loss_difference,
+    nearest_size,
+    own_loss,
+)
+from altup_moe.study.report.front import Rings, told_apart
+from altup_moe.study.report.gaps import gaps
 from altup_moe.study.report.models import LATENCIES, LatencyKind, Model, last_lines, split
-from altup_moe.study.report.statistics import Bootstrap, LossDifference, Speed, loss_difference, nearest_size, speed
+from altup_moe.study.report.statistics import Speed, speed
+
+Tested = TypeVar("Tested", Speed, Comparison)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """All figures of a report. `speeds` and `differences`: of models outside the reference family, by name."""
+    """All figures of a report.
+
+    `speeds`, `ratios` and `differences`: of models outside the reference family, by name. `rings`: the models of each
+    Pareto front that are told apart from all others.
+    """
 
     studies: tuple[str, ...]
     reference: str
@@ -21,7 +37,9 @@ class Summary:
     models: tuple[Model, ...]
     failed: tuple[StudyRow, ...]
     speeds: dict[str, dict[LatencyKind, Speed | None]]
-    differences: dict[str, LossDifference]
+    ratios: dict[str, dict[LatencyKind, Comparison | None]]
+    differences: dict[str, Comparison]
+    rings: Rings
     notes: tuple[str, ...]
 
     @property
@@ -30,28 +48,47 @@ class Summary:
         return ", ".join(self.studies)
 
     @property
+    def has_speed(self) -> bool:
+        """Whether some model has a speed at equal quality."""
+        return any(one is not None for speeds in self.speeds.values() for one in speeds.values())
+
+    @property
     def kinds(self) -> list[LatencyKind]:
         """The latencies that some model has."""
         return [kind for kind in LATENCIES if any(model.along(kind) for model in self.models)]
 
 
-def summarise(lines: Sequence[StudyRow], reference: str, bootstrap: Bootstrap) -> Summary:
+def summarise(lines: Sequence[StudyRow], reference: str) -> Summary:
     """Compute all figures from the rows of a file, in the file's order."""
     rows = last_lines(lines)
     models, failed = split(rows)
     dense = [model for model in models if model.family == reference]
     others = [model for model in models if model.family != reference]
-    differences = {m.name: loss_difference(m, other, bootstrap) for m in others if (other := nearest_size(m, dense))}
+    nearest = {m.name: (m, other) for m in others if (other := nearest_size(m, dense))}
+    speeds = {kind: _adjusted({m.name: speed(m, dense, kind) for m in others}) for kind in LATENCIES}
+    ratios = {
+        kind: _adjusted({name: latency_ratio(m, other, kind, len(nearest)) for name, (m, other) in nearest.items()})
+        for kind in LATENCIES
+    }
+    differences = _adjusted({name: loss_difference(m, other, len(nearest)) for name, (m, other) in nearest.items()})
     return Summary(
         studies=tuple(dict.fromkeys(row.study for row in rows)),
         reference=reference,
         rows=tuple(rows),
         models=tuple(models),
         failed=tuple(failed),
-        speeds={m.name: {kind: speed(m, dense, kind, bootstrap) for kind in LATENCIES} for m in others},
-        differences=differences,
-        notes=tuple(_notes(lines, rows, models, dense, others)),
+        speeds={m.name: {kind: speeds[kind][m.name] for kind in LATENCIES} for m in others},
+        ratios={name: {kind: ratios[kind][name] for kind in LATENCIES} for name in nearest},
+        differences={name: one for name, one in differences.items() if one is not None},
+        rings=told_apart(models),
+        notes=tuple(_notes(lines, rows, models, reference)),
     )
+
+
+def _adjusted(found: dict[str, Tested | None]) -> dict[str, Tested | None]:
+    """A column of the report with its p-values adjusted among all its models."""
+    adjusted = adjusted_p([None if one is None else one.p for one in found.values()])
+    return {name: one and replace(one, adjusted=p) for (name, one), p in zip(found.items(), adjusted, strict=True)}
 
 
 def hardware(rows: Iterable[StudyRow]) -> list[tuple[Hardware, int]]:
@@ -72,15 +109,12 @@ def _notes(
     lines: Sequence[StudyRow],
     rows: Sequence[StudyRow],
     models: Sequence[Model],
-    dense: Sequence[Model],
-    others: Sequence[Model],
+    reference: str,
 ) -> Iterable[str]:
     """Warnings that a reader needs before comparing figures."""
     done = [row for model in models for row in model.rows]
     if len(lines) > len(rows):
         yield f"{len(lines) - len(rows)} earlier lines of rows that were tried again are left out"
-    if others and len(dense) < 2:
-        yield "speed at equal quality needs two models of the reference family; the study has " + str(len(dense))
     if len({row.hardware for row in done}) > 1:
         yield "not all rows ran on the same hardware, or with as many ranks: their latencies do not compare"
     if len({row.tokens for row in done}) > 1:
@@ -90,11 +124,10 @@ def _notes(
     # Each seed draws its own held-out part, which all models of the seed share.
     if not all(_measured_alike(row for row in done if row.seed == seed) for seed in {row.seed for row in done}):
         yield "the rows' tokenizers or held-out parts differ: compare bits per byte, not the losses"
-    if single := [model.name for model in models if len(model.rows) == 1]:
-        yield f"one seed, so no spread and no interval: {', '.join(single)}"
     mixed = [model.name for model in models if len({row.family for row in model.rows}) > 1]
     if mixed:
         yield f"rows of one name are in several families: {', '.join(mixed)}"
+    yield from gaps(done, reference)
 
 
 def _measured_alike(rows: Iterable[StudyRow]) -> bool:
@@ -114,6 +147,10 @@ def summary_dict(found: Summary) -> dict[str, Any]:
         "reference": found.reference,
         "rows": len(found.rows),
         "models": [_model_dict(found, model) for model in found.models],
+        "told_apart": {
+            unit: {axis: [found.models[i].name for i in ringed] for axis, ringed in rings.items()}
+            for unit, rings in found.rings.items()
+        },
         "failed": [{"name": row.name, "seed": row.seed, "reason": row.reason} for row in found.failed],
         "hardware": [{**vars(one), "rows": count} for one, count in hardware(found.rows)],
         "notes": list(found.notes),
@@ -126,12 +163,13 @@ def _model_dict(found: Summary, model: Model) -> dict[str, Any]:
         "name": model.name,
         "family": model.family,
         "seeds": [row.seed for row in model.rows],
-        "loss": vars(model.quality("loss")),
-        "bits_per_byte": vars(model.quality("bits")),
+        "loss": {**vars(model.quality("loss")), "interval": _vars(own_loss(model, "loss"))},
+        "bits_per_byte": {**vars(model.quality("bits")), "interval": _vars(own_loss(model, "bits"))},
         **{kind: _vars(model.along(kind)) for kind in LATENCIES},
         "parameters": _vars(model.along("parameters")),
         "active_parameters": _vars(model.along("active_parameters")),
         "speed_at_equal_quality": {kind: _with_interval(one) for kind, one in speeds.items()},
+        "latency_ratio": {kind: _with_interval(one) for kind, one in found.ratios.get(model.name, {}).items()},
         "loss_difference": _with_interval(found.differences.get(model.name)),
     }
 
@@ -140,12 +178,10 @@ def _vars(one: object) -> dict[str, Any] | None:
     return None if one is None else dict(vars(one))
 
 
-def _with_interval(one: Speed | LossDifference | None) -> dict[str, Any] | None:
+def _with_interval(one: Speed | Comparison | None) -> dict[str, Any] | None:
     if one is None:
         return None
-    values = dict(vars(one))
-    if one.interval is not None:
-        inside = dict(vars(one.interval))
-        ends = {end: None if abs(inside[end]) == float("inf") else inside[end] for end in ("low", "high")}
-        values["interval"] = inside | ends
-    return values | {"no_difference": one.no_difference}
+    interval = _vars(one.interval)
+    if interval is not None:
+        interval = {end: None if abs(value) == float("inf") else value for end, value in interval.items()}
+    return {**vars(one), "interval": interval, "no_difference": one.no_difference}

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from altup_moe.study.records import StudyRow
+from altup_moe.study.report.comparisons import Comparison, own_loss
 from altup_moe.study.report.models import AXES, LATENCIES, LOSS_UNITS, Model, Stat, latency
 from altup_moe.study.report.summary import Summary
 
@@ -74,7 +75,9 @@ def _model(found: Summary, model: Model) -> dict[str, Any]:
     for key, one in stats.items():
         name = f"{key}_ms" if key in LATENCIES else {"loss": "valid_loss", "bits": "valid_bits_per_byte"}.get(key, key)
         line |= {f"{name}_{part}": one and getattr(one, part) for part in ("mean", "std", "least", "most")}
-    gap = found.differences.get(model.name)
+        if key in LOSS_UNITS:
+            own = own_loss(model, key)
+            line |= {f"{name}_low": own and own.low, f"{name}_high": own and own.high}
     for kind in LATENCIES:
         one_speed = found.speeds.get(model.name, {}).get(kind)
         interval = one_speed and one_speed.interval
@@ -83,13 +86,22 @@ def _model(found: Summary, model: Model) -> dict[str, Any]:
             f"{kind}_speed_reached": one_speed and one_speed.reached,
             f"{kind}_speed_low": interval and _end(interval.low),
             f"{kind}_speed_high": interval and _end(interval.high),
+            f"{kind}_speed_p": one_speed and one_speed.adjusted,
         }
-    between = gap and gap.interval
-    return line | {
-        "loss_difference": gap and gap.loss,
-        "loss_difference_from": gap and gap.other,
-        "loss_difference_low": between and between.low,
-        "loss_difference_high": between and between.high,
+        line |= _comparison(f"{kind}_ratio", found.ratios.get(model.name, {}).get(kind))
+    return line | _comparison("loss_difference", found.differences.get(model.name))
+
+
+def _comparison(key: str, one: Comparison | None) -> dict[str, Any]:
+    interval = one and one.interval
+    return {
+        key: one and one.value,
+        f"{key}_from": one and one.other,
+        f"{key}_low": interval and interval.low,
+        f"{key}_high": interval and interval.high,
+        f"{key}_p": one and one.adjusted,
+        f"{key}_paired": one and one.paired,
+        f"{key}_seeds_needed": one and one.seeds_needed,
     }
 
 

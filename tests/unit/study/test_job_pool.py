@@ -98,8 +98,9 @@ def starts(tmp_path: Path) -> list[str]:
 
 
 def test_jobs_follow_those_they_come_after(make: Make, tmp_path: Path) -> None:
-    # Each job asserts that the files of its predecessors are there.
-    late = "time.sleep(0.3)"
+    # Each job asserts that the files of its predecessors are there. The first two end once `e` has started.
+    begun = f"{str(tmp_path / 'starts')!r}"
+    late = f"while 'e' not in open({begun}).read(): time.sleep(0.01)"
     notes = run([make("a", code=late), make("b", code=late), make("c", "a", "b"), make("d", "c"), make("e")], most=5)
     assert sorted(notes.ends) == [(name, 0) for name in "abcde"]
     assert starts(tmp_path)[-2:] == ["c", "d"]

@@ -44,7 +44,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Reported:
     """Of the made-up study."""
     directory = write_study(tmp_path_factory.mktemp("study"), study())
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        assert report_command([str(directory), "--bootstrap", "200"]) == 0
+        assert report_command([str(directory)]) == 0
     return Reported(directory, directory / "report", out.getvalue())
 
 
@@ -80,7 +80,7 @@ def test_the_same_rows_give_the_same_files_and_one_object_of_json(
     reported: Reported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "a" / "b"
-    assert report_command([str(reported.directory), "--json", "--bootstrap", "200", "--out", str(out)]) == 0
+    assert report_command([str(reported.directory), "--json", "--out", str(out)]) == 0
     for name in FILES:
         assert (out / name).read_bytes() == (reported.files / name).read_bytes(), name
     found = json.loads(capsys.readouterr().out)
@@ -97,7 +97,7 @@ def test_the_page_holds_its_data_and_asks_for_nothing(reported: Reported) -> Non
     page = Tags(text)
     assert len(text.encode()) < 200_000
     sources = [attrs[key] for _, attrs in page.tags for key in ("src", "href") if key in attrs]
-    assert sources == ["data:,", "#rules"]
+    assert sources == ["data:,", "#rules", "#rules"]
     assert [url for url in re.findall(r"https?://[^\"'\s)]+", text) if "w3.org" not in url] == []
     policy = next(attrs["content"] for _, attrs in page.tags if "http-equiv" in attrs)
     assert policy is not None
@@ -110,6 +110,12 @@ def test_the_page_holds_its_data_and_asks_for_nothing(reported: Reported) -> Non
     assert "moe-m-e8" in [names[i] for i in data["fronts"]["loss"]["active_parameters"]]
     assert "moe-m-e8" not in [names[i] for i in data["fronts"]["loss"]["parameters"]]
     assert data["models"][names.index("moe-m-e8")]["x"]["decode"] is None
+    rings = [names[i] for i in data["rings"]["loss"]["train_step"]]
+    fronts = [names[i] for i in data["fronts"]["loss"]["train_step"]]
+    assert rings == ["dense-s", "altup-s-k2", "altup-moe-m-e8", "altup-moe-l-e16"]
+    assert [name for name in fronts if name not in rings] == ["dense-m", "altup-m-k2", "altup-m-k4", "moe-m-e8"]
+    assert "Beside the reference's model of nearest size" in page.text
+    assert "1.09[1.05, 1.14] in pairs, p 0.019" in page.text
     assert len(data["loads"]) == 9
     assert [layer["layer"] for layer in data["loads"][0]["layers"]] == [1, 3, 5]
     for needed in ("out of memory: 71.2 GiB wanted", "Some CPU 2.0 GHz", "0123456789ab", "seeds: [0, 1, 2]"):
@@ -119,23 +125,33 @@ def test_the_page_holds_its_data_and_asks_for_nothing(reported: Reported) -> Non
 def test_stdout_gives_the_headline_the_failures_and_the_files(reported: Reported) -> None:
     out = reported.out
     assert re.search(
-        r"^altup-m-k2 +altup +3 +12.8M +12.8M +3\.2\d+ ± 0\.0\d+ .* 1\.\d\d \[1\.\d\d, 1\.\d\d\]$", out, re.M
+        r"^altup-m-k2 +altup +3 +12.8M +12.8M +3\.2\d+ ± 0\.0\d+ .* 1\.\d\d \[1\.\d\d, 1\.\d\d\], p 0\.\d+$", out, re.M
     )
     assert "altup-moe-l-e16  altup + moe" in out
-    assert re.search(r"not reached: better than the whole curve \(more than 1\.\d\d\); so are all 200 draws", out)
+    assert re.search(
+        r"not reached: better than the whole curve \(more than 1\.12\) \[1\.07, better\], p 0\.058, not decided", out
+    )
+    assert re.search(r"^  altup-s-k2 +-0\.0824 \[-0\.0989, -0\.0658\] in pairs, p 0\.0087; against dense-s$", out, re.M)
+    assert re.search(r"^  moe-m-e8 +dense-m +1\.72 \[1\.65, 1\.79\] in pairs, p 0\.0014  .* -$", out, re.M)
     assert "moe-l-e64, seed 0: out of memory: 71.2 GiB wanted, 62.0 GiB there" in out
     assert f"wrote {reported.files / 'report.html'}" in out
     assert "note:" not in out
 
 
 def test_the_words_say_that_no_difference_was_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    dense = [row(f"d{i}", s, 4.0 - i + 0.1 * s, 10.0**i) for i in (1, 2) for s in (0, 1)]
-    wide = [row("wide", s, 2.5 + 0.1 * s, 31.6 * (1 + 0.2 * s), family="altup") for s in (0, 1)]
-    same = [row("same", s, 3.0 + 0.1 * s, 10.0, family="altup") for s in (0, 1)]
-    assert report_command([str(write_study(tmp_path, [*dense, *wide, *same]))]) == 0
+    seeds = (0, 1, 2)
+    dense = [row(f"d{i}", s, 4.0 - i + 0.01 * s, 10.0**i, width=96 * i) for i in (1, 2) for s in seeds]
+    wide = [row("wide", s, 2.5 + 0.01 * s, 31.6 * (1 + 0.2 * s), family="altup", width=64) for s in seeds]
+    same = [row("same", s, 3.0 + 0.01 * s, 10.0, family="altup", width=64) for s in seeds]
+    near = [row("near", s, 2.99 + 0.01 * s, 10.0 + s, family="altup", width=64) for s in seeds]
+    assert report_command([str(write_study(tmp_path, [*dense, *wide, *same, *near]))]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"^wide .*\d\], no difference found", out, re.M)
-    assert re.search(r"^  same +\+0\.0000 \[-0\.1000, \+0\.1000\] against d1, no difference found$", out, re.M)
+    assert re.search(r"^wide .*\d\], p 0\.\d+, no difference found", out, re.M)
+    assert re.search(r"^  same +\+0\.0000 \[-0\.0227, \+0\.0227\], p 1, no difference found; against d1$", out, re.M)
+    assert re.search(
+        r"^  near +-0\.0100 \[-0\.0327, \+0\.0127\], p 0\.58, no difference found \(23 seeds would tell it\)", out, re.M
+    )
+    assert re.search(r"^  near +d1 +1\.10 \[.*\], p 0\.44, no difference found \(14 seeds would tell it\)", out, re.M)
     page = Tags((tmp_path / "report" / "report.html").read_text())
     assert page.text.count("no difference found") >= 3
 
@@ -171,7 +187,7 @@ def hostile() -> list[StudyRow]:
 def test_text_of_a_study_stays_text(tmp_path: Path) -> None:
     write_study(tmp_path, hostile())
     (tmp_path / "study.yaml").write_text(HOSTILE)
-    assert report_command([str(tmp_path), "--bootstrap", "100"]) == 0
+    assert report_command([str(tmp_path)]) == 0
     page = Tags((tmp_path / "report" / "report.html").read_text(encoding="utf-8"))
     assert [attrs for tag, attrs in page.tags if tag == "script"] == [
         {"type": "application/json", "id": "data"},
@@ -205,9 +221,7 @@ def test_a_study_without_latencies_curves_and_experts_has_its_page(tmp_path: Pat
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["--bootstrap", "9"], "bootstrap=9"),
-        (["--seed", "-1"], "seed=-1"),
-        (["--draws", "9"], "draws"),
+        (["--bootstrap", "2000"], "bootstrap"),
         (["--out", "rows.jsonl"], "rows.jsonl is a file; a directory would fit"),
         (["--reference", "nope"], "--reference='nope': no row is of this family; one of dense would fit"),
     ],
@@ -268,5 +282,5 @@ def test_losses_of_one_seed_must_be_of_the_same_tokens(
         for seed, ratio in bits.items():
             one = row(name, seed, ms=100.0 if name == "small" else 200.0)
             rows.append(replace(one, quality=Quality(3.0, 3.0 * (ratio + off), 2.95)))
-    assert report_command([str(write_study(tmp_path, rows)), "--bootstrap", "100"]) == 0
+    assert report_command([str(write_study(tmp_path, rows))]) == 0
     assert ("compare bits per byte" in capsys.readouterr().out) == said

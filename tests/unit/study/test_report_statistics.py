@@ -8,23 +8,41 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from altup_moe.study.records import StudyRow
-from altup_moe.study.report.models import Model, last_lines, split
-from altup_moe.study.report.statistics import Bootstrap, cost_at, loss_difference, nearest_size, pareto_front, speed
+from altup_moe.study.report.comparisons import latency_ratio
+from altup_moe.study.report.front import pareto_front
+from altup_moe.study.report.models import Interval, Model, last_lines, split
+from altup_moe.study.report.statistics import Speed, cost_at, speed
 from altup_moe.study.report.summary import summarise
 from tests.studies import MACHINE, failed, row
 
-FEW = Bootstrap(400, 0)
 
-
-def model(name: str, *points: tuple[float, float], family: str = "dense", parameters: int = 10) -> Model:
+def model(name: str, *points: tuple[float, float], family: str = "dense", width: int | None = None) -> Model:
     """A seed for each (loss, ms)."""
-    rows = [row(name, seed, *point, family=family, parameters=parameters) for seed, point in enumerate(points)]
+    rows = [row(name, seed, *point, family=family, width=width) for seed, point in enumerate(points)]
     return Model(name, family, tuple(rows))
 
 
-SMALL, LARGE = model("small", (4.0, 10.0), (4.0, 10.0)), model("large", (2.0, 1000.0), (2.0, 1000.0))
+def near(loss: float, ms: float, spread: float = 0.001) -> list[tuple[float, float]]:
+    """Three seeds about a loss, the better the faster, each by as many percent as thousandths of a nat."""
+    return [(loss + k * spread, ms * math.exp(0.01 * k)) for k in (-1, 0, 1)]
+
+
+SMALL, LARGE = model("small", *near(4.0, 10.0), width=64), model("large", *near(2.0, 1000.0), width=512)
+
+
+def found_speed(wide: Model, reference: list[Model] | None = None) -> Speed:
+    """The speed of a training step."""
+    found = speed(wide, [SMALL, LARGE] if reference is None else reference, "train_step")
+    assert found is not None
+    return found
+
+
+def wide(*points: tuple[float, float]) -> Model:
+    """A model that is not of the reference family."""
+    return model("wide", *points, family="altup")
 
 
 def test_the_front_has_what_no_other_point_beats() -> None:
@@ -54,95 +72,121 @@ def test_between_two_sizes_the_logarithm_of_the_latency_is_linear() -> None:
 
 
 def test_speed_at_equal_quality_is_the_curve_over_the_models_own_time() -> None:
-    found = speed(model("wide", (2.9, 40.0), (3.1, 60.0), family="altup"), [SMALL, LARGE], "train_step", FEW)
-    assert found is not None
-    assert (found.reached, found.ratio) == ("yes", pytest.approx(2.0))
-    # Two seeds: a quarter of the draws is one of them twice, so the ends are the seeds' own ratios. A row's loss and
-    # time are drawn together: the better loss (125.9 ms on the curve) is the faster row's.
+    found = found_speed(wide(*near(3.0, 50.0)))
+    assert found.ratio == pytest.approx(2.0)
+    # To first order: the model's loss moves the curve by ln(100) / 2 a nat, its latency by itself, and both are higher
+    # for the same seed, so that they add up. Half of each size's row counts, likewise.
+    slope = math.log(100) / 2
+    own, size = slope * 0.001 + 0.01, 0.5 * (slope * 0.001 + 0.01)
+    squares = [s**2 / 3 for s in (own, size, size)]
+    freedom = sum(squares) ** 2 / sum(s**2 / 2 for s in squares)
+    reach = stats.t.ppf(0.975, freedom) * math.sqrt(sum(squares))
     assert found.interval is not None
-    assert found.interval.low == pytest.approx(10**1.9 / 60)
-    assert found.interval.high == pytest.approx(10**2.1 / 40)
-    assert (found.interval.better, found.interval.worse, found.no_difference) == (0, 0, False)
+    assert found.interval.low == pytest.approx(2.0 * math.exp(-reach))
+    assert found.interval.high == pytest.approx(2.0 * math.exp(reach))
+    assert found.p is not None
+    assert found.p < 1e-3
+
+
+def test_loss_and_time_of_a_row_stay_together() -> None:
+    """Where the better seed is the slower one, the two make up for each other."""
+    slope = math.log(100) / 2
+    points = [(3.0 + k * 0.01, 50.0 * math.exp(-slope * k * 0.01)) for k in (-1, 0, 1)]
+    apart = [(loss, ms) for (loss, _), (_, ms) in zip(points, points[::-1], strict=True)]
+    narrow, broad = (found_speed(wide(*each)).interval for each in (points, apart))
+    assert narrow is not None
+    assert broad is not None
+    assert math.log(broad.high / broad.low) > 1.5 * math.log(narrow.high / narrow.low)
+
+
+def test_seeds_that_are_one_draw_for_model_and_curve_are_added_seed_by_seed() -> None:
+    """What a seed does to both the model and a size of the curve, in opposite directions of the ratio, cancels."""
+    shift = (-0.05, 0.0, 0.05)
+    dense = model("small", *((4.0 + 2 * k, 10.0) for k in shift))
+    own = wide(*((3.0 + k, 50.0) for k in shift))  # half of the small size's term: 0.5 * 2 k, less k of its own
+    found = found_speed(own, [dense, LARGE]).interval
+    other = wide(*((3.0 - k, 50.0) for k in shift))
+    assert found is not None
+    assert math.log(found.high / found.low) < 0.1
+    broad = found_speed(other, [dense, LARGE]).interval
+    assert broad is not None
+    assert math.log(broad.high / broad.low) > 0.5
 
 
 def test_a_size_that_another_beats_is_not_on_the_curve() -> None:
-    slow = model("slow", (3.5, 5000.0), (3.5, 5000.0))
-    wide = model("wide", (3.0, 50.0), (3.0, 50.0), family="altup")
-    assert speed(wide, [slow, LARGE, SMALL], "train_step", FEW) == speed(wide, [SMALL, LARGE], "train_step", FEW)
+    slow = model("slow", *near(3.5, 5000.0))
+    assert found_speed(wide(*near(3.0, 50.0)), [slow, LARGE, SMALL]) == found_speed(wide(*near(3.0, 50.0)))
 
 
-def test_no_difference_where_the_interval_holds_one() -> None:
-    found = speed(model("wide", (3.0, 80.0), (3.0, 120.0), family="altup"), [SMALL, LARGE], "train_step", FEW)
-    assert found is not None
+def test_a_speed_near_one_is_not_told_from_it() -> None:
+    found = found_speed(wide((3.0, 80.0), (3.0, 100.0), (3.0, 125.0)))
     assert found.ratio == pytest.approx(1.0)
-    assert found.no_difference
-
-
-@pytest.mark.parametrize(
-    ("losses", "reached", "least"), [((1.5, 1.5), "better", 1000 / 50), ((4.5, 4.5), "worse", None)]
-)
-def test_off_the_curve_there_is_no_figure(losses: tuple[float, float], reached: str, least: float | None) -> None:
-    wide = model("wide", *((loss, 50.0) for loss in losses), family="altup")
-    found = speed(wide, [SMALL, LARGE], "train_step", FEW)
-    assert found is not None
-    assert (found.reached, found.ratio, found.at_least) == (reached, None, least)
     assert found.interval is not None
-    assert (found.interval.better, found.interval.worse) == ((400, 0) if reached == "better" else (0, 400))
+    assert found.interval.holds(1.0)
+    assert found.p == pytest.approx(1.0)
 
 
-def test_draws_off_the_curve_are_counted_and_open_the_interval() -> None:
-    wide = model("wide", (1.75, 50.0), (2.25, 50.0), family="altup")  # their mean is the curve's end
-    found = speed(wide, [SMALL, LARGE], "train_step", FEW)
-    assert found is not None
+def test_off_the_curve_there_is_a_bound() -> None:
+    found = found_speed(wide(*near(1.5, 50.0)))
+    assert (found.reached, found.ratio, found.at_least) == ("better", None, pytest.approx(20.0))
     assert found.interval is not None
-    assert found.ratio == pytest.approx(20.0)
-    assert 60 < found.interval.better < 140
-    assert found.interval.worse == 0
-    assert (found.interval.low, found.interval.high) == (pytest.approx(10 ** (1 + 1.75) / 50), math.inf)
-
-
-def test_the_reference_is_drawn_too() -> None:
-    loose = model("large", (2.0, 500.0), (2.0, 2000.0))
-    wide = model("wide", (2.0, 1000.0), (2.0, 1000.0), family="altup")
-    found = speed(wide, [SMALL, loose], "train_step", FEW)
-    assert found is not None
+    assert found.interval.high == math.inf
+    assert 19.0 < found.interval.low < 20.0
+    assert found.p is not None
+    assert found.p < 0.05
+    found = found_speed(wide(*near(4.5, 50.0)))
+    assert (found.reached, found.ratio, found.at_least) == ("worse", None, None)
     assert found.interval is not None
-    assert (found.interval.low, found.ratio, found.interval.high) == pytest.approx((0.5, 1.25, 2.0))
+    assert found.interval.low == -math.inf
+    assert 0.2 < found.interval.high < 0.21
+
+
+def test_a_bound_that_leaves_out_nothing_tells_nothing() -> None:
+    """Better than the whole curve and slower than its best: neither faster nor slower."""
+    found = found_speed(wide(*near(1.5, 2000.0)))
+    assert (found.reached, found.p) == ("better", 1.0)
+
+
+def test_an_end_is_open_where_the_loss_may_lie_off_the_curve() -> None:
+    upper = found_speed(wide((2.0, 50.0), (2.1, 50.0), (2.2, 50.0)))
+    assert upper.reached == "yes"
+    assert upper.interval is not None
+    assert upper.interval.high == math.inf
+    assert 1 < upper.interval.low < 16
+    lower = found_speed(wide((3.8, 50.0), (3.9, 50.0), (4.0, 50.0)))
+    assert lower.interval is not None
+    assert lower.interval.low == -math.inf
+    assert lower.interval.high < 1
+
+
+def test_a_loss_that_may_lie_beyond_the_curve_claims_no_more_than_its_end() -> None:
+    own = wide((1.995, 40.0), (1.999, 50.0), (1.985, 62.5))
+    found, end = found_speed(own), latency_ratio(LARGE, own, "train_step")
+    assert found.reached == "better"
+    assert found.interval is not None
+    assert end is not None
+    assert end.interval is not None
+    assert (found.interval.low, found.interval.high) == (pytest.approx(end.interval.low), math.inf)
+
+
+def test_sizes_that_are_not_told_apart_are_no_curve() -> None:
+    loose = model("large", (1.5, 1000.0), (3.9, 1000.0), (3.9, 1000.0), width=512)
+    found = found_speed(wide(*near(3.5, 50.0)), [SMALL, loose])
+    assert found.interval == Interval(-math.inf, math.inf)
+    assert found.p == 1.0
 
 
 def test_one_seed_has_a_ratio_and_no_interval() -> None:
-    for wide, large in (((3.0, 50.0),), LARGE), (((3.0, 50.0), (3.0, 50.0)), model("large", (2.0, 1000.0))):
-        found = speed(model("wide", *wide, family="altup"), [SMALL, large], "train_step", FEW)
-        assert found is not None
-        assert (found.ratio, found.interval) == (pytest.approx(2.0), None)
+    for own, large in (wide((3.0, 50.0)), LARGE), (wide(*near(3.0, 50.0)), model("large", (2.0, 1000.0))):
+        found = found_speed(own, [SMALL, large])
+        assert (found.ratio, found.interval, found.p) == (pytest.approx(2.0), None, None)
 
 
 def test_a_latency_that_was_not_measured_gives_nothing() -> None:
-    wide = model("wide", (3.0, 50.0), family="altup")
-    assert speed(wide, [SMALL, LARGE], "decode", FEW) is None
-    assert speed(wide, [SMALL], "train_step", FEW) is None
+    assert speed(wide((3.0, 50.0)), [SMALL, LARGE], "decode") is None
+    assert speed(wide((3.0, 50.0)), [SMALL], "train_step") is None
     unmeasured = Model("wide", "altup", (row("wide", 0, 3.0, None, family="altup"),))
-    assert speed(unmeasured, [SMALL, LARGE], "train_step", FEW) is None
-
-
-def test_the_draws_depend_on_the_seed_and_on_no_other_model() -> None:
-    wide = model("wide", (2.9, 40.0), (3.1, 60.0), (3.0, 55.0), family="altup")
-    loose = model("large", (2.0, 900.0), (2.1, 1000.0), (1.9, 1100.0))
-    one = speed(wide, [SMALL, loose], "train_step", FEW)
-    assert one == speed(wide, [loose, SMALL], "train_step", FEW)
-    assert one != speed(wide, [SMALL, loose], "train_step", Bootstrap(400, 1))
-
-
-def test_the_difference_of_losses_and_its_nearest_counterpart() -> None:
-    small, large = model("small", (4.0, 1.0), (4.2, 1.0), parameters=10), model("large", (2.0, 9.0), parameters=100)
-    wide = model("wide", (3.9, 1.0), (4.1, 1.0), family="altup", parameters=30)  # 3 times small's, a 3.3th of large's
-    assert nearest_size(wide, [large, small]) is small
-    found = loss_difference(wide, small, FEW)
-    assert (found.other, found.loss) == ("small", pytest.approx(-0.1))
-    assert found.interval is not None
-    assert (found.interval.low, found.interval.high) == pytest.approx((-0.3, 0.1))
-    assert found.no_difference
-    assert loss_difference(wide, large, FEW).interval is None
+    assert speed(unmeasured, [SMALL, LARGE], "train_step") is None
 
 
 def test_rows_become_models_and_failures() -> None:
@@ -167,16 +211,18 @@ def test_rows_become_models_and_failures() -> None:
 
 
 def _notes(rows: list[StudyRow]) -> str:
-    return "\n".join(summarise(rows, "dense", FEW).notes)
+    return "\n".join(summarise(rows, "dense").notes)
 
 
 def test_what_cannot_be_compared_is_noted() -> None:
     pair = [row("a", 0, 3.0), row("a", 1, 3.1), row("b", 0, 2.9), row("b", 1, 2.8)]
-    assert _notes(pair) == ""
+    assert _notes([*pair, row("a", 2, 3.0), row("b", 2, 2.9)]) == ""
     assert "same hardware" in _notes([*pair, row("c", 0, hardware=replace(MACHINE, ranks=2))])
     assert "as many tokens\n" in _notes([*pair, replace(row("c", 0), tokens=8192, steps=1)])
     assert "tokens in a step" in _notes([*pair, replace(row("c", 0), steps=1)])
-    assert "one seed, so no spread and no interval: c" in _notes([*pair, row("c", 0)])
+    assert "one seed, so no spread, no interval, no verdict and no ring of the Pareto front: c" in _notes(
+        [*pair, row("c", 0)]
+    )
     other = row("c", 0)
     assert other.quality is not None
     other = replace(other, quality=replace(other.quality, valid_bits_per_byte=1.0))

@@ -132,6 +132,13 @@ def test_all_rows_are_trained_two_at_a_time_then_measured_together(stage: Stage)
     assert rows["c"].latency.train_step.count == 2
 
 
+def test_what_the_report_will_not_say_is_said_before_training(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_study(stage.study("dense", "wide"), stage.root) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(" ")[2][:22] for line in said[:2]] == ["speed at equal quality", "one seed, so no spread"]
+    assert said.index(next(line for line in said if line.startswith("trained"))) > 1
+
+
 def test_finished_rows_are_not_repeated_and_new_ones_are_added(stage: Stage) -> None:
     run_study(stage.study("a"), stage.root, jobs=1)
     before = (stage.root / "rows.jsonl").read_text()

@@ -84,10 +84,10 @@ def test_a_run_s_file_is_no_study_and_what_is_missing_has_an_example(tmp_path: P
 def test_a_budget_below_one_step_is_said(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     for tokens, said in (
-        (100, ["budget.tokens=100 is less than one step of dense (128 tokens): 2 of 2 rows"]),
+        (100, ["budget.tokens=100 is less than one step of dense (128 tokens): 3 of 3 rows"]),
         (128, []),
     ):
-        file.write_text(yaml.safe_dump({**SMALL, "budget": {"tokens": tokens}}))
+        file.write_text(yaml.safe_dump({**SMALL, "seeds": [1, 2, 3], "budget": {"tokens": tokens}}))
         assert [note.removesuffix(" train one step") for note in load_study(file).notes()] == said
 
 
