@@ -22,7 +22,7 @@ from types import FrameType
 from altup_moe.config.exit_codes import EXIT_FAILED
 from altup_moe.launch.rank_watch import POLL_SECONDS, is_stopped, send
 from altup_moe.launch.restarts import Failures
-from altup_moe.launch.standby import standby
+from altup_moe.launch.standby import Standby, standby
 from altup_moe.parallel.death_record import DIRECTORY, OWN_LAUNCHER
 from altup_moe.parallel.parent_death import LAUNCHER_ID, seconds_to_save
 
@@ -39,6 +39,8 @@ PARENT = os.getppid()
 NETLAB = "altup-moe launch netlab"
 """Prefix of messages of netlab's nodes."""
 _by_netlab = False
+_template = Standby()
+"""The process that forks the ranks of a restart. It is no rank: no signal is forwarded to it, nobody waits for it."""
 _received: list[int] = []
 _stopped: list[float] = []
 """When signals were received, seconds since the epoch."""
@@ -75,7 +77,7 @@ def forward_signal(number: int, frame: FrameType | None) -> None:
     _stopped.append(time.time())
     if told:
         return
-    ranks = child_processes(os.getpid())
+    ranks = [child for child in child_processes(os.getpid()) if child != _template.pid]
     if not ranks and _forwarded and time.monotonic() - _forwarded[0] < TWICE_SECONDS:
         return  # the ranks have ended as they were told; torchrun reports their codes
     if not ranks:
@@ -166,7 +168,8 @@ def _run(argv: Sequence[str], failures: Failures, name: str) -> int:
     own = ["--signals-to-handle", "SIGUSR2", "--monitor-interval", "0.05"]
     try:
         arguments = parse_args([*own, *arguments_for_ranks(argv)])
-        with standby(restarts=int(arguments.max_restarts) > 0):
+        global _template
+        with standby(restarts=int(arguments.max_restarts) > 0) as _template:
             run(arguments)
     except ChildFailedError as error:
         if failures.first is not None:

@@ -87,6 +87,24 @@ def test_a_second_signal_to_ranks_that_have_ended_is_the_same_request(
     assert stopped.value.code == 128 + number
 
 
+def test_no_signal_goes_to_the_process_that_forks_the_ranks_of_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would end with a traceback; and between two starts it alone would hear a Ctrl-C, and the ranks start again."""
+    told: list[int] = []
+    template = type("Template", (), {"pid": 2**22 + 2})
+    monkeypatch.setattr(node, "_received", [])
+    monkeypatch.setattr(node, "_forwarded", [])
+    monkeypatch.setattr(node, "_template", template)
+    monkeypatch.setattr(node, "send", lambda pid, number: told.append(pid))
+    monkeypatch.setattr(node, "child_processes", lambda parent: [2**22 + 1, template.pid])
+    node.forward_signal(signal.SIGINT, None)
+    assert told == [2**22 + 1]
+    monkeypatch.setattr(node, "_forwarded", [])
+    monkeypatch.setattr(node, "child_processes", lambda parent: [template.pid])
+    with pytest.raises(SystemExit):
+        node.forward_signal(signal.SIGTERM, None)
+    assert told == [2**22 + 1]
+
+
 def test_twice_is_as_long_as_for_a_rank() -> None:
     assert node.TWICE_SECONDS == TWICE_SECONDS
 
