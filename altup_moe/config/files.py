@@ -50,7 +50,7 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write bytes atomically, as `write_text` does.
 
-    A device or a pipe (/dev/stdout, /dev/null) is written to: a rename would put a file in its place, for every program.
+    A device or a pipe (/dev/stdout, /dev/null) is written to: a rename would replace it for every program.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))

@@ -78,7 +78,8 @@ class RunMemory:
         if chosen is None or chosen[0] < disk_step:
             return None
         if not self.config.checkpoint.resume:
-            fits = f"memory holds step {chosen[0]} of it ({self.directory}); name another directory, or set checkpoint.resume true"
+            held = f"memory holds step {chosen[0]} of it ({self.directory})"
+            fits = f"{held}; name another directory, or set checkpoint.resume true"
             raise ConfigError("log.run_dir", run_dir, fits)
         path = self.directory / step_name(chosen[0])
         problem = self._fetched(path, copies, chosen)

@@ -32,7 +32,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "train, no file": (["train"], "as in altup-moe train quickstart"),
     "train, an empty word": (["train", ""], "as in altup-moe train quickstart"),
     "evaluate, an empty text": (["evaluate", RUN, "--corpus", ""], "--corpus='': there is no such file"),
-    "generate, a number too large for a float": (["generate", RUN, "--prompt", "x", "--seed", "9" * 400], "must lie in"),
+    "generate, a number too large for a float": (
+        ["generate", RUN, "--prompt", "x", "--seed", "9" * 400],
+        "must lie in",
+    ),
     "train, wrong section": (["train", "--help", "optimm"], "nearest is altup-moe train --help optim"),
     "evaluate, wrong flag": (["evaluate", RUN, "--sample", "3"], "--sample: unknown option; nearest is --samples"),
     "evaluate, no run": (["evaluate"], "RUN_DIR is missing, as in altup-moe evaluate runs/quickstart"),
