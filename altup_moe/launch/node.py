@@ -158,10 +158,7 @@ def _run(argv: Sequence[str], failures: Failures, name: str) -> int:
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import parse_args, run
 
-    # What torchrun says of a failed rank is said by `failures`.
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
-    # It warns at length where the node that hosts the rendezvous has ended.
-    logging.getLogger("torch.distributed.elastic.rendezvous.dynamic_rendezvous").setLevel(logging.ERROR)
+    _quieten_torchrun()
     # With one store for all restarts, gloo would read the addresses of ranks that have died (torch 2.13).
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     # torchrun must handle at least one signal; this one is not in FORWARDED.
@@ -184,6 +181,19 @@ def _run(argv: Sequence[str], failures: Failures, name: str) -> int:
     except SystemExit as stopped:  # by a signal, without ranks
         return int(stopped.code or 0)
     return 0
+
+
+def _quieten_torchrun() -> None:
+    # What torchrun says of a failed rank is said by `Failures`.
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    # It warns at length where the node that hosts the rendezvous has ended.
+    logging.getLogger("torch.distributed.elastic.rendezvous.dynamic_rendezvous").setLevel(logging.ERROR)
+    # With a traceback too, at the end of a good run: a node that comes last to the barrier finds its host gone.
+    logging.getLogger("torch.distributed.elastic.agent.server.api").addFilter(_is_no_late_barrier)
+
+
+def _is_no_late_barrier(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Error waiting on exit barrier")
 
 
 def leave(code: int) -> None:

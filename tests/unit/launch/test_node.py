@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -103,6 +104,21 @@ def test_no_signal_goes_to_the_process_that_forks_the_ranks_of_a_restart(monkeyp
     with pytest.raises(SystemExit):
         node.forward_signal(signal.SIGTERM, None)
     assert told == [2**22 + 1]
+
+
+def test_a_good_end_has_no_traceback_of_the_barrier_behind_it(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for the store whose host has ended; torchrun's own words, by its own code."""
+    from torch.distributed.elastic.agent.server import api
+
+    node._quieten_torchrun()
+    agent = type("Agent", (), {"_worker_group": SimpleNamespace(state="", group_world_size=2), "_store": None})()
+    agent._exit_barrier_timeout = 1
+    monkeypatch.setattr(api.logger, "handlers", [caplog.handler])
+    api.SimpleElasticAgent._exit_barrier(agent)
+    api.logger.error("another")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == ["another"]
 
 
 def test_twice_is_as_long_as_for_a_rank() -> None:
