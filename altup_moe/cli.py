@@ -6,6 +6,7 @@ A mistake of the user's is one line on stderr and exit code 2, found before torc
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from altup_moe.config.errors import UserError
-from altup_moe.config.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR
+from altup_moe.config.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR
 from altup_moe.config.interrupts import Interrupts, say_interrupted
 from altup_moe.config.library_warnings import LibraryWarnings
 from altup_moe.config.os_errors import reason, user_line
@@ -75,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 code = EXIT_FAILED  # the launcher prints it: whole if it was the first one
             else:
                 raise
+    if argv is None and code == EXIT_STOPPED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run is saved: Ctrl-C told twice changes no exit code
     if "TORCHELASTIC_RUN_ID" in os.environ:
         from altup_moe.launch.bare_torchrun import advise
 

@@ -13,6 +13,7 @@ import ctypes
 import json
 import os
 import select
+import signal
 import sys
 import time
 from pathlib import Path
@@ -93,6 +94,7 @@ def _run(told: dict[str, Any]) -> int:
     args, env = list(told["args"]), dict(told["env"])
     if torch.cuda._is_in_bad_fork():
         os.execve(args[0], args, env)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(env)
     _show(args, env.get("RANK", "0"))
@@ -109,6 +111,7 @@ def _run(told: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C that reaches it ends it without a traceback
     parent, answers = int(sys.argv[1]), int(sys.argv[2])
     parent_death.die_with_parent(parent)
     if Path("/proc/self/task").is_dir():

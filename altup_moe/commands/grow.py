@@ -62,7 +62,7 @@ def main(args: Sequence[str]) -> int:
 def _checked(args: Sequence[str]) -> tuple[Path, Path, list[str], GrowOptions]:
     """What can be said without reading the source."""
     found, options, overrides = split_overrides(GrowOptions, args, positionals=2)
-    if len(found) < 2:
+    if len(found) < 2 or not all(found):
         raise UserError(f"name a run or checkpoint to grow and a directory to make, as in {EXAMPLES[0]}")
     src, dst = map(Path, found)
     if dst.exists() or dst.is_symlink():

@@ -64,7 +64,7 @@ def main(args: Sequence[str]) -> int:
     if topic is not None:
         print("\n".join(_page(topic, args)))
         return 0
-    if not args or args[0].startswith("-"):
+    if not args or not args[0] or args[0].startswith("-"):
         raise UserError(f"train: name a configuration file first, as in {EXAMPLES[0]}")
     (file,), options, overrides = split_overrides(TrainOptions, args, positionals=1)
     overrides = [*([PROFILE] if options.profile else []), *overrides]

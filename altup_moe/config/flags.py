@@ -28,7 +28,16 @@ BOOLEANS = {
     **dict.fromkeys(("false", "no", "off", "0"), False),
 }
 """Spellings of a boolean."""
-CONVERSIONS: dict[Any, Callable[[str], object]] = {int: int, float: float, str: str, Path: Path}
+
+
+def _path(word: str) -> Path:
+    """A word as a path; an empty one (of a shell's variable that is not set) would be the working directory."""
+    if not word:
+        raise ValueError(word)
+    return Path(word)
+
+
+CONVERSIONS: dict[Any, Callable[[str], object]] = {int: int, float: float, str: str, Path: _path}
 """Type of a field -> function that makes its value of a word, or raises ValueError."""
 NOTHING = ("none", "null", "~")
 """Spellings of None."""
@@ -133,11 +142,13 @@ def parse(
     many = bool(unnamed) and typing.get_origin(hints[unnamed[-1]]) is tuple
     found, flags = read_flags(args, named, positionals=sys.maxsize if many else len(unnamed), stray=stray)
     last = len(unnamed) - 1
-    values: dict[str, object] = {
-        name: converted(Flag(name, tuple(found[place:] if many and place == last else [found[place]])), hints)
-        for place, name in enumerate(unnamed)
-        if place < len(found)
-    }
+    values: dict[str, object] = {}
+    for place, name in enumerate(unnamed[: len(found)]):
+        try:
+            flag = Flag(name, tuple(found[place:] if many and place == last else [found[place]]))
+            values[name] = converted(flag, hints)
+        except ConfigError as error:
+            raise ConfigError(name.upper(), error.value, error.fits) from None
     if default is None:
         _check_required(record, {*flags, *values}, unnamed, example)
     values |= {flag.key: converted(flag, named) for flag in flags.values()}

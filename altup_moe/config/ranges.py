@@ -36,7 +36,8 @@ class Range:
         """Raise ConfigError if `value` lies outside."""
         if value in self:
             return
-        if not math.isfinite(value):
+        # Not of an integer, which may be too large for a float.
+        if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(key, value, f"{self}, and finite")
         too_large = self.wide and value > self.low
         raise ConfigError(key, value, f"must be at most {self.high:.12g}" if too_large else str(self))
@@ -132,7 +133,7 @@ RANGES: dict[str, Range] = {
     "train.stop_after": STEPS,
     "train.max_skipped": COUNT,
     "train.spike_sigma": POSITIVE,
-    "train.spike_window": Range(2),
+    "train.spike_window": Range(2, LARGEST_COUNT, wide=True),
     "train.hang_timeout": Range(0, 1e7, wide=True),
     "checkpoint.save_interval": STEPS_OR_ZERO,
     "checkpoint.keep": COUNT,

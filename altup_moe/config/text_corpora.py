@@ -29,6 +29,8 @@ def table_hint(file: Path) -> str:
 def prepare_hint(corpus: str, config: RunConfig) -> str:
     """What makes text readable for a run: its preparation with the run's tokenizer, and the flag; "" for no text."""
     path = Path(corpus)
+    if not corpus:
+        return ""
     if not path.exists() or path.suffix.lower() in _TABLES:
         return table_hint(path) if path.exists() else ""
     if path.is_file() and path.suffix.lower() not in _TEXT:
@@ -37,7 +39,8 @@ def prepare_hint(corpus: str, config: RunConfig) -> str:
     while prefix.suffix.lower() in _TEXT:
         prefix = prefix.with_suffix("")
     if prefix == path:
-        prefix = path.with_name(f"{path.name}_tokens")
+        # Of `.`, `..` and `/` pathlib has no name to replace.
+        prefix = path.parent / f"{path.resolve().name or 'corpus'}_tokens"
     words = ["altup-moe", "prepare-data", corpus, str(prefix), *_tokenizer(config)]
     return f"; type {shlex.join(words)} and then --data.corpus {shlex.quote(str(prefix))}"
 

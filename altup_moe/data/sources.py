@@ -65,6 +65,8 @@ def local_files(source: str, left_out: LeftOut) -> list[Path]:
         DataError: a directory has no file of a known format, a named file has none, a file is empty, or a directory
             holds a file twice, once compressed.
     """
+    if not source:  # as of a shell's variable that is not set; a Path of it is the working directory
+        return []
     path = Path(source)
     if path.is_dir():
         files = sorted(_in_directory(path, left_out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ from typing import IO
 from altup_moe.config.exit_codes import EXIT_TIMEOUT
 from altup_moe.launch.deaths import how_it_ended, in_order, lost_its_peer, report
 from altup_moe.launch.netplan import NAMESPACE, WORK_DIR, NetlabError, NetlabPlan, Node
-from altup_moe.launch.node import FORWARDED, NETLAB, told_already
+from altup_moe.launch.node import FORWARDED, NETLAB, TWICE_SECONDS, told_already
 from altup_moe.launch.rank_watch import RankWatch
 from altup_moe.launch.restarts import ENDED_BY_SIGNAL, FINAL_CODES
 from altup_moe.parallel import death_record, parent_death
@@ -38,12 +39,14 @@ _serial = count()
 class Signals:
     """Inside this context SIGTERM, SIGINT, SIGHUP and SIGUSR1 are only noted, so that none interrupts the cleanup.
 
-    What only repeats SLURM's warning is not noted (`node.told_already`).
+    What only repeats the first one is not noted: SLURM's warning (`node.told_already`), or one that comes so soon that
+    a rank takes both for one request.
     A signal that was ignored before (nohup, background jobs) stays ignored. Outside the main thread no signal is noted.
     """
 
     def __init__(self) -> None:
         self.received: list[int] = []
+        self._noted_at = -math.inf
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Signals:
@@ -58,8 +61,10 @@ class Signals:
             signal.signal(number, previous)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if not told_already(number, self.received):
+        now = time.monotonic()
+        if not told_already(number, self.received) and now - self._noted_at >= TWICE_SECONDS:
             self.received.append(number)
+            self._noted_at = now
 
 
 def execute(argv: Sequence[str]) -> str:

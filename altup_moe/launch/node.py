@@ -22,7 +22,7 @@ from types import FrameType
 from altup_moe.config.exit_codes import EXIT_FAILED
 from altup_moe.launch.rank_watch import POLL_SECONDS, is_stopped, send
 from altup_moe.launch.restarts import Failures
-from altup_moe.launch.standby import standby
+from altup_moe.launch.standby import Standby, standby
 from altup_moe.parallel.death_record import DIRECTORY, OWN_LAUNCHER
 from altup_moe.parallel.parent_death import LAUNCHER_ID, seconds_to_save
 
@@ -39,6 +39,8 @@ PARENT = os.getppid()
 NETLAB = "altup-moe launch netlab"
 """Prefix of messages of netlab's nodes."""
 _by_netlab = False
+_template = Standby()
+"""The process that forks the ranks of a restart. It is no rank: no signal is forwarded to it, nobody waits for it."""
 _received: list[int] = []
 _stopped: list[float] = []
 """When signals were received, seconds since the epoch."""
@@ -75,7 +77,7 @@ def forward_signal(number: int, frame: FrameType | None) -> None:
     _stopped.append(time.time())
     if told:
         return
-    ranks = child_processes(os.getpid())
+    ranks = [child for child in child_processes(os.getpid()) if child != _template.pid]
     if not ranks and _forwarded and time.monotonic() - _forwarded[0] < TWICE_SECONDS:
         return  # the ranks have ended as they were told; torchrun reports their codes
     if not ranks:
@@ -156,17 +158,15 @@ def _run(argv: Sequence[str], failures: Failures, name: str) -> int:
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import parse_args, run
 
-    # What torchrun says of a failed rank is said by `failures`.
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
-    # It warns at length where the node that hosts the rendezvous has ended.
-    logging.getLogger("torch.distributed.elastic.rendezvous.dynamic_rendezvous").setLevel(logging.ERROR)
+    _quieten_torchrun()
     # With one store for all restarts, gloo would read the addresses of ranks that have died (torch 2.13).
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     # torchrun must handle at least one signal; this one is not in FORWARDED.
     own = ["--signals-to-handle", "SIGUSR2", "--monitor-interval", "0.05"]
     try:
         arguments = parse_args([*own, *arguments_for_ranks(argv)])
-        with standby(restarts=int(arguments.max_restarts) > 0):
+        global _template
+        with standby(restarts=int(arguments.max_restarts) > 0) as _template:
             run(arguments)
     except ChildFailedError as error:
         if failures.first is not None:
@@ -181,6 +181,19 @@ def _run(argv: Sequence[str], failures: Failures, name: str) -> int:
     except SystemExit as stopped:  # by a signal, without ranks
         return int(stopped.code or 0)
     return 0
+
+
+def _quieten_torchrun() -> None:
+    # What torchrun says of a failed rank is said by `Failures`.
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    # It warns at length where the node that hosts the rendezvous has ended.
+    logging.getLogger("torch.distributed.elastic.rendezvous.dynamic_rendezvous").setLevel(logging.ERROR)
+    # With a traceback too, at the end of a good run: a node that comes last to the barrier finds its host gone.
+    logging.getLogger("torch.distributed.elastic.agent.server.api").addFilter(_is_no_late_barrier)
+
+
+def _is_no_late_barrier(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Error waiting on exit barrier")
 
 
 def leave(code: int) -> None:

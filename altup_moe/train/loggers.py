@@ -18,6 +18,8 @@ from altup_moe.config import RunConfig
 from altup_moe.config.output import complain
 from altup_moe.config.resume_keys import Changes
 from altup_moe.config.run_directory import metrics_file, routing_file, samples_file
+from altup_moe.parallel.watchdog import notes
+from altup_moe.parallel.watchdog.watcher import TRACKING, TRAINING
 from altup_moe.report.metric_groups import GROUPS
 from altup_moe.train.generation import GeneratedText
 from altup_moe.train.log_files import JsonLines, RoutingLines, SampleLines
@@ -179,6 +181,7 @@ class BestEffort:
             complain(f"{type(self.tracker).__name__}: {self._failed} record(s) were not taken")
 
     def _try(self, call: Callable[[], None]) -> None:
+        notes.progress(TRACKING)
         try:
             call()
         except Exception as error:  # a tracker has errors of its own: of networks, files, servers
@@ -186,6 +189,8 @@ class BestEffort:
             if self._failed == 1:
                 what = " ".join(f"{type(error).__name__}: {error}".split())
                 complain(f"{type(self.tracker).__name__}: {what}; training goes on, later steps are tried again")
+        finally:
+            notes.progress(TRAINING)
 
 
 def open_loggers(config: RunConfig, first_step: int, changed: Changes | None = None) -> list[Logger]:

@@ -29,7 +29,7 @@ from altup_moe.checkpoint.memory_nodes import MemoryCopy, Nodes, fetches, newest
 from altup_moe.checkpoint.saver import SaveError
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import complete_checkpoints, step_name, step_of
-from altup_moe.config import DataError, RunConfig, UserError
+from altup_moe.config import ConfigError, DataError, RunConfig, UserError
 from altup_moe.parallel.control_collectives import first_problem, gather_json
 from altup_moe.parallel.topology import Topology
 from altup_moe.train.resume import ResumePoint, changes_of
@@ -67,7 +67,7 @@ class RunMemory:
         Args:
             disk_step: step of the newest checkpoint on disk; -1 if there is none.
         Raises:
-            ConfigError: it is of another model, data or schedule.
+            ConfigError: it is of another model, data or schedule, or there is one and checkpoint.resume is false.
         """
         run_dir, device = self.config.log.run_dir, self.topology.device
         own = found_copies(self.directory, run_dir, self.identity) if self.leads else []
@@ -77,6 +77,10 @@ class RunMemory:
         chosen = newest_whole(copies)
         if chosen is None or chosen[0] < disk_step:
             return None
+        if not self.config.checkpoint.resume:
+            held = f"memory holds step {chosen[0]} of it ({self.directory})"
+            fits = f"{held}; name another directory, or set checkpoint.resume true"
+            raise ConfigError("log.run_dir", run_dir, fits)
         path = self.directory / step_name(chosen[0])
         problem = self._fetched(path, copies, chosen)
         if problem is None:

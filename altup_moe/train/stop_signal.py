@@ -68,8 +68,15 @@ class StopSignal:
         if self._outer is not None and self.caught:
             self._ending = self._outer._ending = True
         for number, previous in self._previous.items():
-            late = self._ending and number != signal.SIGINT
-            signal.signal(number, signal.SIG_IGN if late else previous)  # type: ignore[arg-type]
+            late = self._late if number == signal.SIGINT else signal.SIG_IGN
+            signal.signal(number, late if self._ending else previous)  # type: ignore[arg-type]
+
+    def _late(self, number: int, frame: FrameType | None) -> None:
+        """Ctrl-C while the command ends: the request that was heard told twice, or one to end at once."""
+        if self._clock() - self._first.get(number, -TWICE_SECONDS) < TWICE_SECONDS:
+            return
+        signal.signal(number, self._previous[number])  # type: ignore[arg-type]
+        signal.raise_signal(number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.caught = True

@@ -210,3 +210,15 @@ def test_a_run_that_begins_anew_in_the_same_directory_does_not_find_the_old_one(
     (code, printed), _ = run_ranks(RANKS, _train, cut, nodes)
     assert code == 0
     assert "from step 0" in _start_line(printed)
+
+
+def test_a_run_that_may_not_resume_is_refused_what_memory_has(nodes: list[str], place: Path) -> None:
+    """As with a checkpoint on the disk; memory may have one before the disk has any."""
+    cut = _config(place, "refused")
+    _killed(cut, nodes, 3)
+    shutil.rmtree(checkpoints_dir(cut.log.run_dir), ignore_errors=True)
+    held = [_held(cut, node) for node in nodes]
+    anew = replace(cut, checkpoint=replace(cut.checkpoint, resume=False))
+    with pytest.raises(Exception, match=r"log.run_dir=.* memory holds step \d+ of it"):
+        run_ranks(RANKS, _train, anew, nodes)
+    assert [_held(cut, node) for node in nodes] == held

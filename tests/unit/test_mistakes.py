@@ -30,6 +30,12 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "train, wrong value": (["train", "quickstart", "--train.steps", "many"], "train.steps='many': expects a whole"),
     "train, wrong file": (["train", "quikstart"], "quickstart"),
     "train, no file": (["train"], "as in altup-moe train quickstart"),
+    "train, an empty word": (["train", ""], "as in altup-moe train quickstart"),
+    "evaluate, an empty text": (["evaluate", RUN, "--corpus", ""], "--corpus='': there is no such file"),
+    "generate, a number too large for a float": (
+        ["generate", RUN, "--prompt", "x", "--seed", "9" * 400],
+        "must lie in",
+    ),
     "train, wrong section": (["train", "--help", "optimm"], "nearest is altup-moe train --help optim"),
     "evaluate, wrong flag": (["evaluate", RUN, "--sample", "3"], "--sample: unknown option; nearest is --samples"),
     "evaluate, no run": (["evaluate"], "RUN_DIR is missing, as in altup-moe evaluate runs/quickstart"),
@@ -69,6 +75,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "inspect, wrong flag": (["inspect", RUN, "--verfy"], "--verfy: unknown option; nearest is --verify"),
     "grow, wrong key": (["grow", RUN, "x", "--altup.widht", "4"], "altup.widht=4: unknown key; nearest is altup.width"),
     "grow, no destination": (["grow", RUN], "as in altup-moe grow"),
+    "grow, an empty destination": (["grow", RUN, ""], "as in altup-moe grow"),
     "recipe, wrong flag": (["recipe", "paper_tiny", "--job", "2"], "--job: unknown option; nearest is --jobs"),
     "launch, wrong name": (["launch", "torchrn"], "launch torchrn: unknown command; nearest is launch torchrun"),
     "launch torchrun, wrong flag": (

@@ -48,8 +48,8 @@ START_SECONDS = 30.0
 """Before the first step train.hang_timeout counts as at least so much: ranks that meet try again every few seconds."""
 PATIENCE = 10
 """How many times train.hang_timeout a rank that works outside collectives may take before its first step is over, and
-in a save, a validation or a generation."""
-TRAINING, PREPARING = "training", "preparing"
+in a save, a validation or a generation; and how long it may wait for a tracker (W&B, MLflow), whatever it does."""
+TRAINING, PREPARING, TRACKING = "training", "preparing", "telling a tracker"
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,10 @@ class Watcher:
         return self.judge(now, quiet, header)
 
     def excused(self, header: ring.Header, quiet: float, now: float) -> bool:
-        """Whether the rank works at something that takes long and has no collectives."""
+        """Whether the rank works at something long that has no collectives, or waits for a tracker's server."""
         works = self.work.goes_on(now)
+        if header.phase == TRACKING:
+            return quiet < PATIENCE * self.orders.timeout
         if header.phase == TRAINING and header.longest_step > 0:
             return False
         newest = ring.read_records(self.memory, 1)

@@ -133,6 +133,7 @@ def test_positional_and_several_values(words: list[str]) -> None:
         (["here"], "--name is missing"),
         (["--name", "a"], "PLACE is missing"),
         (["here", "there", "--name", "a"], "'there': unexpected"),
+        (["", "--name", "a"], "PLACE='': expects a path"),
         (["here", "--name", "a", "--sizes", "1", "x"], r"sizes='1 x': expects one or more, each a whole number"),
     ],
 )

@@ -36,6 +36,9 @@ def test_a_directory_keeps_its_name(tmp_path: Path) -> None:
         f"{tmp_path}/texts", from_dict({})
     )
     assert prepare_hint(str(tmp_path / "nothing"), from_dict({})) == ""
+    assert prepare_hint("", from_dict({})) == ""
+    assert "prepare-data / /corpus_tokens --vocab-size" in prepare_hint("/", from_dict({}))
+    assert f" . {Path.cwd().name}_tokens --vocab-size" in prepare_hint(".", from_dict({}))
     (tmp_path / "code.py").touch()
     assert prepare_hint(str(tmp_path / "code.py"), from_dict({})) == ""
 

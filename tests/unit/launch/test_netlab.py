@@ -150,6 +150,12 @@ def test_a_signal_goes_to_every_node_once_and_their_exit_code_comes_back(name: s
     assert (tmp_path / "count").read_text() == "1\n"
 
 
+def test_a_signal_told_twice_at_once_is_one_request(tmp_path: Path) -> None:
+    """As of a rank: the second Ctrl-C kills only where it comes 2 s or more after the first."""
+    node = "trap 'kill -INT $PPID; sleep 0.5; exit 75' INT; kill -INT $PPID; while :; do sleep 0.1; done"
+    assert cluster.run_plan(plain_nodes(node), 30, 60, None) == 75
+
+
 def test_node_0_speaks_for_itself_and_the_others_behind_their_number(
     capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

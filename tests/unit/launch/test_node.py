@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -85,6 +86,39 @@ def test_a_second_signal_to_ranks_that_have_ended_is_the_same_request(
     with pytest.raises(SystemExit) as stopped:
         node.forward_signal(number, None)
     assert stopped.value.code == 128 + number
+
+
+def test_no_signal_goes_to_the_process_that_forks_the_ranks_of_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would end with a traceback; and between two starts it alone would hear a Ctrl-C, and the ranks start again."""
+    told: list[int] = []
+    template = type("Template", (), {"pid": 2**22 + 2})
+    monkeypatch.setattr(node, "_received", [])
+    monkeypatch.setattr(node, "_forwarded", [])
+    monkeypatch.setattr(node, "_template", template)
+    monkeypatch.setattr(node, "send", lambda pid, number: told.append(pid))
+    monkeypatch.setattr(node, "child_processes", lambda parent: [2**22 + 1, template.pid])
+    node.forward_signal(signal.SIGINT, None)
+    assert told == [2**22 + 1]
+    monkeypatch.setattr(node, "_forwarded", [])
+    monkeypatch.setattr(node, "child_processes", lambda parent: [template.pid])
+    with pytest.raises(SystemExit):
+        node.forward_signal(signal.SIGTERM, None)
+    assert told == [2**22 + 1]
+
+
+def test_a_good_end_has_no_traceback_of_the_barrier_behind_it(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for the store whose host has ended; torchrun's own words, by its own code."""
+    from torch.distributed.elastic.agent.server import api
+
+    node._quieten_torchrun()
+    agent = type("Agent", (), {"_worker_group": SimpleNamespace(state="", group_world_size=2), "_store": None})()
+    agent._exit_barrier_timeout = 1
+    monkeypatch.setattr(api.logger, "handlers", [caplog.handler])
+    api.SimpleElasticAgent._exit_barrier(agent)
+    api.logger.error("another")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == ["another"]
 
 
 def test_twice_is_as_long_as_for_a_rank() -> None:

@@ -132,6 +132,17 @@ class TestTemplate:
         os.killpg(rank.pid, signal.SIGTERM)
         assert rank.wait(60) in (-signal.SIGTERM, 128 + signal.SIGTERM)
 
+    def test_ctrl_c_ends_a_template_without_a_word(self, capfd: pytest.CaptureFixture[str]) -> None:
+        one = _template([*TRAIN, "x"])
+        _until(lambda: one.ready)
+        assert one.pid is not None
+        os.kill(one.pid, signal.SIGINT)
+        ended = os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOWAIT)
+        assert ended is not None
+        assert (ended.si_code, ended.si_status) == (os.CLD_KILLED, signal.SIGINT)
+        one.end()
+        assert capfd.readouterr() == ("", "")
+
     def test_a_template_that_has_died_starts_nothing(self) -> None:
         one = _template([*TRAIN, "x"])
         assert one.fork([*TRAIN, "x"], {}) is None  # it is not ready

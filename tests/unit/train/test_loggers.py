@@ -11,8 +11,10 @@ import pytest
 
 from altup_moe.config import ConfigError, LogConfig, RunConfig
 from altup_moe.config.packages import check_loggers
+from altup_moe.parallel.watchdog import notes
+from altup_moe.parallel.watchdog.watcher import TRACKING, TRAINING
 from altup_moe.train.log_files import JsonLines
-from altup_moe.train.loggers import Console, open_loggers
+from altup_moe.train.loggers import BestEffort, Console, open_loggers
 from altup_moe.train.tensorboard_files import TensorBoard
 from tests.unit.train.records import MOE, VALID, record
 
@@ -29,6 +31,27 @@ def read(path: Path) -> list[dict]:
         raise AssertionError(f"{word} is no JSON")
 
     return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+
+
+def test_the_watchdog_is_told_of_the_time_in_a_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str | None] = []
+    monkeypatch.setattr(notes, "progress", told.append)
+
+    class Tracker:
+        def log(self, metrics: object) -> None:
+            told.append("log")
+
+        def log_texts(self, step: int, texts: object) -> None:
+            raise OSError("no server")
+
+        def close(self) -> None:
+            told.append("close")
+
+    tracker = BestEffort(Tracker())
+    tracker.log(record(1))
+    tracker.log_texts(1, [])
+    tracker.close()
+    assert told == [TRACKING, "log", TRAINING, TRACKING, TRAINING, TRACKING, "close", TRAINING]
 
 
 def test_a_line_a_step_with_the_fields_that_have_a_value(tmp_path: Path) -> None:

@@ -85,6 +85,19 @@ def test_what_is_told_too_late_does_not_change_the_exit_code(noted: list[int]) -
     assert noted == [signal.SIGINT]
 
 
+def test_a_ctrl_c_told_twice_is_one_request_also_once_the_run_has_saved(noted: list[int]) -> None:
+    """A small run saves within the two seconds in which a second Ctrl-C is the first one told again."""
+    clock = Clock()
+    with StopSignal((WARNING,), clock):
+        with StopSignal(clock=clock):
+            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert noted == []
+        clock.now += TWICE_SECONDS
+        os.kill(os.getpid(), signal.SIGINT)
+    assert noted == [signal.SIGINT]
+
+
 def test_an_ignored_hangup_stays_ignored(noted: list[int]) -> None:
     """Under nohup a run outlives its terminal."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -6,13 +6,14 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from altup_moe.config.exit_codes import EXIT_HUNG
 from altup_moe.parallel.watchdog import ring
-from altup_moe.parallel.watchdog.watcher import Orders, Watcher
+from altup_moe.parallel.watchdog.watcher import TRACKING, TRAINING, Orders, Watcher
 
 
 @pytest.fixture
@@ -26,6 +27,17 @@ def watcher(tmp_path: Path) -> Iterator[Watcher]:
             Orders(1, 2, os.getpid(), 3.0, str(tmp_path), memory, stacks.fileno(), theirs.detach(), EXIT_HUNG)
         )
     os.close(memory)
+
+
+def test_a_rank_may_wait_long_for_a_trackers_server(watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B and MLflow try again for minutes where a server does not answer, also after the last step; not for ever."""
+    monkeypatch.setattr(watcher.work, "goes_on", lambda now: False)
+    header = ring.read_header(watcher.memory)
+    found = []
+    for phase in (TRACKING, TRAINING):
+        header = replace(header, phase=phase, longest_step=0.1)
+        found.append([watcher.excused(header, quiet, 100.0) for quiet in (4.0, 29.0, 31.0)])
+    assert found == [[True, True, False], [False, False, False]]
 
 
 def test_a_report_is_found_when_its_writer_has_gone_already(
