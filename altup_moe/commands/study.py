@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from altup_moe.config.command import Command, Group
-from altup_moe.config.ranges import COUNT
+from altup_moe.config.ranges import COUNT, Range
 from altup_moe.parallel.counts import count_parameters
 from altup_moe.study.read_study import load_study
 from altup_moe.study.report.options import ReportOptions
@@ -37,6 +38,40 @@ class StatusOptions:
 
     dir: Path
     """Directory of the study."""
+
+
+@dataclass(frozen=True)
+class LawOptions:
+    """What a ladder says: tuned rates, the scaling law of each family, the largest size predicted, the multiplier."""
+
+    directory: Path
+    """Directory of a study whose file has a ladder; it may be running."""
+    reference: str = "dense"
+    """Family that the others' compute and seconds are compared with."""
+    shared: bool = False
+    """Families share E, alpha and beta of L = E + A N^-alpha + B D^-beta; without it each family has its own."""
+    draws: int = 1000
+    """Draws of the bootstrap over runs, for the intervals."""
+    seed: int = 0
+    """Of the draws."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def law_command(o: LawOptions) -> int:
+    """Fit the rows of a ladder and print what follows."""
+    COUNT.check("draws", o.draws)
+    Range(0, 2**32 - 1).check("seed", o.seed)
+    from altup_moe.study.ladder.law import analyse
+    from altup_moe.study.ladder.law_text import as_json, law_lines
+    from altup_moe.study.records import read_rows
+    from altup_moe.study.study_directory import ROWS, check_study
+
+    check_study(o.directory)
+    path = o.directory / ROWS
+    found = analyse(read_rows(path) if path.is_file() else [], o.reference, shared=o.shared, draws=o.draws, seed=o.seed)
+    print(json.dumps(as_json(found), allow_nan=False) if o.json else "\n".join(law_lines(found)))
+    return 0
 
 
 def run_command(o: RunOptions) -> int:
@@ -116,6 +151,14 @@ STUDY = Group(
             StatusOptions,
             status_command,
             positional=["dir"],
+        ),
+        "law": Command(
+            "study law",
+            "DIRECTORY [options]",
+            ["altup-moe study law runs/study/ladder --reference dense"],
+            LawOptions,
+            law_command,
+            positional=["directory"],
         ),
         "report": Command(
             "study report",

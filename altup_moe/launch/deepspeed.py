@@ -132,6 +132,7 @@ class LauncherProcess:
         self.argv, self.tell = argv, tell
         self.process: subprocess.Popen[bytes] | None = None
         self.received: list[int] = []
+        self._early: list[int] = []
         self.deaths: list[Death] = []
         self._ended = False
         self._others: threading.Timer | None = None
@@ -153,8 +154,9 @@ class LauncherProcess:
         with _killed_with_this_process(self.process.pid) if self.tell else nullcontext():
             copy = threading.Thread(target=self._copy, daemon=True)
             copy.start()
-            if self.received:
-                self._end()
+            # Ranks may be there before the line that starts them has returned.
+            for early in self._early:
+                self._pass(early)
             code = self.process.wait()
             copy.join(5)
         deaths = in_order(self.deaths)
@@ -191,8 +193,16 @@ class LauncherProcess:
     def _forward(self, number: int, frame: FrameType | None) -> None:
         told = told_already(number, self.received)
         self.received.append(number)
-        if self.process is None or told:
+        if told:
             return
+        if self.process is None:
+            self._early.append(number)
+        else:
+            self._pass(number)
+
+    def _pass(self, number: int) -> None:
+        """Send a signal on to the ranks; where there is none yet, end their launcher."""
+        assert self.process is not None
         passed = FORWARDED[signal.Signals(number)]
         if self.tell is not None:
             if not self.tell(passed):

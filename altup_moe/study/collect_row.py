@@ -84,6 +84,7 @@ def _run(row: RowSpec, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "parameters": counts.total,
         "active_parameters": counts.active,
+        "table_parameters": counts.tables,
         "flops_per_token": flops_per_token(row.config),
         "steps": steps,
         "tokens": steps * row.tokens_per_step,

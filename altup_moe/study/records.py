@@ -113,6 +113,8 @@ class StudyRow:
     parameters: int | None = None
     active_parameters: int | None = None
     """Parameters that one token uses."""
+    table_parameters: int | None = None
+    """Parameters of the embedding and of an output layer of its own."""
     flops_per_token: float | None = None
     steps: int | None = None
     tokens: int | None = None

@@ -203,6 +203,28 @@ def test_a_signal_goes_past_deepspeed_to_the_ranks(number: int, tmp_path: Path, 
     assert (tmp_path / "saved").exists()
 
 
+def test_a_signal_before_the_start_has_returned_reaches_the_ranks_too(
+    tmp_path: Path, fake_deepspeed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine ranks run before the launcher has the process that it started."""
+    before = {number: signal.getsignal(number) for number in deepspeed.FORWARDED}
+    started_process = subprocess.Popen
+
+    def slow_start(*words: object, **options: object) -> object:
+        process = started_process(*words, **options)  # type: ignore[call-overload]
+        wait_for(tmp_path / "ready")
+        os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr("altup_moe.launch.deepspeed.subprocess.Popen", slow_start)
+    try:
+        assert deepspeed.LauncherProcess([str(fake_deepspeed / "deepspeed")]).execute() == 75
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert (tmp_path / "saved").exists()
+
+
 def wait_for(path: Path) -> None:
     """Until a file exists."""
     give_up = time.monotonic() + 60

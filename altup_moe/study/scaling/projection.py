@@ -1,0 +1,181 @@
+"""Least squares of L = E + A N^-alpha + B D^-beta by variable projection, many weightings of the same points at once.
+
+For fixed exponents the law is linear in E, A and B: they are solved for (`project`), and only the two exponents are
+searched, first on a grid that covers all there is to look at, then by damped Gauss-Newton steps. Golub and Pereyra 1973;
+Kaufman 1975 for the step; arXiv 2603.22339 for this law. The grid is what makes the starting point irrelevant.
+
+The loss is Huber's on residuals of the logarithm, as in Hoffmann et al. 2022 (arXiv 2203.15556, equation 4), by weights that
+are renewed in every step. Shapes: R weightings, P points, F families, C = 1 + 2F columns: E, then each family's A and B.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+LEAST, MOST = 0.02, 2.5
+"""Bounds of the exponents. Below, a term cannot be told from E; above, it is gone after the smallest size."""
+GRID = np.geomspace(0.03, 2.0, 22)
+STEPS = 60
+TOLERANCE = 1e-7
+"""Steps end when no exponent moves by more than this share of itself."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """What is fitted, as arrays [P]. `log_n` and `log_d` are centred, so that the columns are of one magnitude."""
+
+    log_n: Array
+    log_d: Array
+    family: NDArray[np.int64]
+    families: int
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Minima: `coefficients` [R, C] (E, then A and B of each family, in the centred units), `alpha`, `beta`, `cost` [R]."""
+
+    coefficients: Array
+    alpha: Array
+    beta: Array
+    cost: Array
+
+
+def columns(points: Points, alpha: Array, beta: Array) -> Array:
+    """[R] exponents -> [R, P, C] derivatives of the loss with respect to E and each family's A and B."""
+    found = np.zeros((len(alpha), len(points.log_n), 1 + 2 * points.families))
+    at = np.arange(len(points.log_n))
+    found[:, :, 0] = 1.0
+    found[:, at, 1 + 2 * points.family] = np.exp(-alpha[:, None] * points.log_n)
+    found[:, at, 2 + 2 * points.family] = np.exp(-beta[:, None] * points.log_d)
+    return found
+
+
+def project(x: Array, y: Array, weights: Array) -> Array:
+    """Weighted least squares with coefficients of no less than 0. [R, P, C], [R, P], [R, P] -> [R, C].
+
+    A coefficient that comes out negative is held at 0 and the others are solved again, until none is negative.
+    """
+    weighted = x * weights[:, :, None]
+    normal = np.swapaxes(weighted, 1, 2) @ x
+    right = (np.swapaxes(weighted, 1, 2) @ y[:, :, None])[:, :, 0]
+    held = np.zeros(right.shape, dtype=bool)
+    for _ in range(right.shape[1]):
+        found = _solve(normal, right, held)
+        negative = found < 0
+        if not negative.any():
+            break
+        held |= negative
+    return np.maximum(found, 0.0)
+
+
+def _solve(normal: Array, right: Array, held: NDArray[np.bool_]) -> Array:
+    """Solve the normal equations; coefficients that are held are 0. A little is added to the diagonal: none is singular."""
+    free = ~held
+    size = np.sqrt(np.maximum(np.diagonal(normal, axis1=1, axis2=2), 1e-300))
+    scaled = normal / (size[:, :, None] * size[:, None, :]) * (free[:, :, None] & free[:, None, :])
+    diagonal = np.arange(right.shape[1])
+    scaled[:, diagonal, diagonal] = np.where(free, 1.0 + 1e-12, 1.0)
+    solved = np.linalg.solve(scaled, (right / size * free)[:, :, None])[:, :, 0]
+    return solved / size
+
+
+def huber(residuals: Array, delta: float) -> Array:
+    """Huber's loss: half the square up to `delta`, then linear."""
+    size = np.abs(residuals)
+    return np.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta))
+
+
+def _reweighted(fitted: Array, y: Array, delta: float) -> Array:
+    """Weights under which squares of (fitted - y) have the slope of Huber's loss of log(fitted / y)."""
+    log = np.log(fitted / y)
+    gap = fitted - y
+    flat = np.abs(log) < 1e-9
+    slope = np.where(flat, 1.0 / fitted**2, log / np.where(flat, 1.0, fitted * gap))
+    return slope * np.minimum(1.0, delta / np.maximum(np.abs(log), 1e-300))
+
+
+def minimise(
+    points: Points, y: Array, weights: Array, delta: float, start: tuple[Array, Array] | None = None
+) -> Solution:
+    """Minimise the weighted sum of Huber's loss. `y`, `weights`: [R, P]; `start`: exponents [R], else the grid's best."""
+    alpha, beta = start if start is not None else grid_start(points, y, weights, delta)
+    x = columns(points, alpha, beta)
+    coefficients = project(x, y, weights / y**2)
+    cost = _cost(x, coefficients, y, weights, delta)
+    damping = np.full(len(alpha), 1e-3)
+    moving = np.arange(len(alpha))
+    for _ in range(STEPS):
+        own, w = coefficients[moving], weights[moving]
+        x = columns(points, alpha[moving], beta[moving])
+        local = w * _reweighted((x @ own[:, :, None])[:, :, 0], y[moving], delta)
+        step = _step(points, x, own, y[moving], local, damping[moving])
+        tried_alpha = np.clip(alpha[moving] + step[:, 0], LEAST, MOST)
+        tried_beta = np.clip(beta[moving] + step[:, 1], LEAST, MOST)
+        tried_x = columns(points, tried_alpha, tried_beta)
+        tried = project(tried_x, y[moving], local)
+        tried_cost = _cost(tried_x, tried, y[moving], w, delta)
+        better = tried_cost <= cost[moving]
+        moved = np.maximum(np.abs(tried_alpha / alpha[moving] - 1), np.abs(tried_beta / beta[moving] - 1))
+        gained = 1 - tried_cost / np.maximum(cost[moving], 1e-300)
+        taken = moving[better]
+        alpha[taken], beta[taken] = tried_alpha[better], tried_beta[better]
+        coefficients[taken], cost[taken] = tried[better], tried_cost[better]
+        damping[moving] = np.clip(np.where(better, damping[moving] / 4, damping[moving] * 8), 1e-9, 1e9)
+        ended = np.where(better, (moved < TOLERANCE) & (gained < 1e-9), moved < TOLERANCE / 100)
+        moving = moving[~ended]
+        if not len(moving):
+            break
+    return Solution(coefficients, alpha, beta, cost)
+
+
+def jacobian(points: Points, x: Array, coefficients: Array, alpha: Array, beta: Array) -> Array:
+    """[R, P, C + 2]: derivatives of the loss with respect to the coefficients, alpha and beta."""
+    rows = np.arange(len(points.log_n))
+    of_a, of_b = 1 + 2 * points.family, 2 + 2 * points.family
+    by_alpha = -points.log_n * x[:, rows, of_a] * coefficients[:, of_a]
+    by_beta = -points.log_d * x[:, rows, of_b] * coefficients[:, of_b]
+    return np.concatenate([x, by_alpha[:, :, None], by_beta[:, :, None]], axis=2)
+
+
+def _step(points: Points, x: Array, coefficients: Array, y: Array, weights: Array, damping: Array) -> Array:
+    """Damped Gauss-Newton step of the exponents, the coefficients moving along: [R, 2]."""
+    full = jacobian(points, x, coefficients, damping, damping)
+    residuals = y - (x @ coefficients[:, :, None])[:, :, 0]
+    # A coefficient that is held at 0 does not move along.
+    full = full * np.concatenate([coefficients > 0, np.ones((len(x), 2), dtype=bool)], axis=1)[:, None, :]
+    weighted = np.swapaxes(full * weights[:, :, None], 1, 2)
+    normal = weighted @ full
+    right = (weighted @ residuals[:, :, None])[:, :, 0]
+    size = np.sqrt(np.maximum(np.diagonal(normal, axis1=1, axis2=2), 1e-300))
+    scaled = normal / (size[:, :, None] * size[:, None, :])
+    diagonal = np.arange(right.shape[1])
+    scaled[:, diagonal, diagonal] = 1.0 + 1e-12
+    scaled[:, diagonal[-2:], diagonal[-2:]] += damping[:, None]
+    return (np.linalg.solve(scaled, (right / size)[:, :, None])[:, :, 0] / size)[:, -2:]
+
+
+def _cost(x: Array, coefficients: Array, y: Array, weights: Array, delta: float) -> Array:
+    fitted = np.maximum((x @ coefficients[:, :, None])[:, :, 0], 1e-300)
+    return (weights * huber(np.log(fitted / y), delta)).sum(1)
+
+
+def grid_start(points: Points, y: Array, weights: Array, delta: float) -> tuple[Array, Array]:
+    """The best exponents of the grid for each weighting; three rounds of weights, the first without Huber's."""
+    alphas, betas = (g.ravel() for g in np.meshgrid(GRID, GRID, indexing="ij"))
+    x = columns(points, alphas, betas)
+    best_alpha, best_beta = np.empty(len(y)), np.empty(len(y))
+    for r in range(len(y)):
+        target = np.broadcast_to(y[r], (len(x), y.shape[1]))
+        local = weights[r] / target**2
+        for _ in range(3):
+            found = project(x, target, local)
+            fitted = (x @ found[:, :, None])[:, :, 0]
+            local = weights[r] * _reweighted(np.maximum(fitted, 1e-300), target, delta)
+        best = int(np.argmin((weights[r] * huber(np.log(np.maximum(fitted, 1e-300) / target), delta)).sum(1)))
+        best_alpha[r], best_beta[r] = alphas[best], betas[best]
+    return best_alpha, best_beta

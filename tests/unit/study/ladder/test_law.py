@@ -1,0 +1,128 @@
+"""`study law` on rows whose law is known: it is found, the largest size predicted, and who is not tuned not judged."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from altup_moe.config import ConfigError, UserError
+from altup_moe.study.ladder.law import analyse, point_of, tuned_models
+from altup_moe.study.ladder.law_text import as_json, law_lines
+from altup_moe.study.ladder.tuning import Tuned
+from altup_moe.study.records import StudyRow
+from altup_moe.study.scaling.records import Law
+from tests import studies
+
+SIZES = {32: 1e5, 48: 3e5, 64: 8e5, 96: 2.4e6}
+TOKENS = (10, 20, 40)
+LAWS = {"dense": Law(1.8, 60.0, 0.35, 90.0, 0.33), "altup-k2": Law(1.8, 54.0, 0.35, 90.0, 0.33)}
+SLOWER = {"dense": 1.0, "altup-k2": 1.1}
+"""Seconds of a step of a family over dense."""
+
+
+def ladder(edge: bool = False) -> Iterator[StudyRow]:
+    """Two families, four sizes, three numbers of tokens, three seeds; losses differ by 0.004 nats between seeds."""
+    draw = random.Random(0)
+    for family, law in LAWS.items():
+        for size, n in SIZES.items():
+            for rate in (1e-3, 2e-3, 4e-3):
+                lowest = 9e-3 if edge and size == 96 else 2e-3
+                loss = 3.0 + math.log(rate / lowest) ** 2
+                keys = {"model.hidden_size": size, "optim.learning_rate": rate, "optim.min_learning_rate": rate / 10}
+                row = studies.row(f"{family}-d{size}-{rate:g}", 1, loss, None, family=family)
+                yield replace(row, role="tuning", overrides=keys)
+            for seed in (1, 2, 3):
+                common = draw.gauss(0, 0.003)
+                for tokens in TOKENS:
+                    d = tokens * n
+                    loss = law.loss(n, d) + common + draw.gauss(0, 0.002)
+                    ms = 2e-8 * n * 8192 * SLOWER[family] * draw.uniform(0.99, 1.01)
+                    row = studies.row(f"{family}-d{size}-t{tokens}", seed, loss, ms, family=family)
+                    yield replace(
+                        row,
+                        overrides={"model.hidden_size": size},
+                        active_parameters=int(n) + 1000,
+                        table_parameters=1000,
+                        flops_per_token=6 * n,
+                        tokens=int(d),
+                        steps=int(d) // 8192,
+                    )
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[StudyRow]:
+    return list(ladder())
+
+
+def test_a_row_is_a_point_without_its_tables(rows: list[StudyRow]) -> None:
+    row = next(row for row in rows if row.role == "trained")
+    point = point_of(row)
+    assert point is not None
+    assert (point.n, point.d, point.flops, point.run) == (1e5, 1e6, pytest.approx(6e11), "d32-s1")
+    assert row.latency is not None
+    assert point.seconds == pytest.approx(row.latency.train_step.median * 1e-3 * (10**6 // 8192))
+    assert point_of(replace(row, status="failed", quality=None)) is None
+
+
+def test_the_law_is_found_and_the_largest_size_predicted(rows: list[StudyRow]) -> None:
+    found = analyse(rows, "dense", shared=True, draws=200)
+    for family, law in LAWS.items():
+        for n, d in ((1e5, 1e6), (8e5, 3.2e7), (2.4e6, 9.6e7)):
+            assert found.draws.fit.laws[family].loss(n, d) == pytest.approx(law.loss(n, d), abs=0.01)
+    assert len(found.predictions) == 2 * 3
+    assert all(one.measured == pytest.approx(one.predicted, abs=0.05) for one in found.predictions)
+    assert not found.untuned
+
+
+def test_a_family_that_learns_more_is_cheaper_and_by_less_at_equal_seconds(rows: list[StudyRow]) -> None:
+    found = analyse(rows, "dense", shared=True, draws=200)
+    flops, seconds = found.compared
+    assert (flops.multiplier.axis, seconds.multiplier.axis) == ("flops", "seconds")
+    assert flops.verdict == "cheaper"
+    assert seconds.multiplier.ratio == pytest.approx(flops.multiplier.ratio / 1.1, rel=0.03)
+
+
+def test_what_is_not_tuned_is_not_judged() -> None:
+    found = analyse(list(ladder(edge=True)), "dense", shared=True, draws=100)
+    assert found.untuned["altup-k2"] == "size 96: the best optim.learning_rate, 0.004, is the last one that was tried"
+    assert {one.verdict for one in found.compared} == {"not decided"}
+    without = [row for row in ladder() if row.role == "trained"]
+    assert analyse(without, "dense", shared=True, draws=100).untuned["dense"] == "size 32 has no tries"
+
+
+def test_the_tries_of_each_model_are_read(rows: list[StudyRow]) -> None:
+    models = list(tuned_models(rows))
+    assert [(one.family, one.size) for one in models] == [(family, size) for family in LAWS for size in SIZES]
+    assert models[0].key == "optim.learning_rate"
+    assert list(models[0].tried) == [1e-3, 2e-3, 4e-3]
+    assert models[0].found == Tuned(2e-3, False)
+
+
+def test_lines_and_json_say_the_same(rows: list[StudyRow]) -> None:
+    failed = replace(rows[-1], status="failed", quality=None, seed=9)
+    found = analyse([*rows, failed], "dense", shared=True, draws=100)
+    text, content = "\n".join(law_lines(found)), as_json(found)
+    json.dumps(content, allow_nan=False)
+    for one in found.compared:
+        assert f"{one.multiplier.ratio:.3g}" in text
+    assert [one["verdict"] for one in content["multipliers"]] == [one.verdict for one in found.compared]
+    assert "1 row(s) failed, and are left out" in text
+    assert content["failed"] == 1
+    assert len(content["points"]) == 2 * 4 * 3 * 3
+    assert "yes" in text or "no" in text
+
+
+def test_mistakes_are_named(rows: list[StudyRow], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="reference='moe': one of the families dense, altup-k2 would fit"):
+        analyse(rows, "moe")
+    with pytest.raises(UserError, match="no trained row of a ladder"):
+        analyse([row for row in rows if row.role == "tuning"], "dense")
+    few = [row for row in rows if row.role == "trained" and row.overrides["model.hidden_size"] < 64]
+    with pytest.raises(UserError):
+        analyse(few, "dense")
