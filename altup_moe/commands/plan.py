@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from altup_moe.commands.plan_progress import ProgressLine
 from altup_moe.config import ConfigError, RunConfig, UserError
 from altup_moe.config.command import Command
 from altup_moe.config.files import check_directory, try_to_write, write_text
@@ -98,8 +99,9 @@ def plan(options: PlanOptions) -> int:
     factors = Factors(options.imbalance, options.straggler)
     if options.search or options.sweep:
         sizes = _sizes(options.sweep) if options.sweep else []
-        one = search(config, cluster, gpus, factors, options.keep) if options.search else []
-        found = [*one, *sweep(config, cluster, sizes, factors)]
+        with ProgressLine() as line:
+            one = search(config, cluster, gpus, factors, options.keep, line.show) if options.search else []
+            found = [*one, *sweep(config, cluster, sizes, factors, line.show)]
         print(json.dumps([found_dict(f) for f in found]) if options.json else "\n".join(found_rows(found)))
         return 0 if found else 1
     return _one(options, config, cluster, gpus, factors)

@@ -49,10 +49,11 @@ class HeldTensor:
 
 def all_rank_coordinates(parallel: ParallelConfig, world_size: int) -> list[RankCoordinates]:
     """Coordinates of all ranks, by rank. ``parallel``: a layout that `check_config` accepts for this world size."""
-    return [_coordinates_of(parallel, world_size, rank) for rank in range(world_size)]
+    return [rank_coordinates(parallel, world_size, rank) for rank in range(world_size)]
 
 
-def _coordinates_of(parallel: ParallelConfig, world_size: int, rank: int) -> RankCoordinates:
+def rank_coordinates(parallel: ParallelConfig, world_size: int, rank: int) -> RankCoordinates:
+    """Coordinates of one rank. ``parallel``: a layout that `check_config` accepts for this world size."""
     stage_ranks = world_size // parallel.pipeline
     pipeline, inside = divmod(rank, stage_ranks)
     rest, tensor = divmod(inside, parallel.tensor)
@@ -95,8 +96,15 @@ def chunk_layers(config: RunConfig, pipeline_rank: int) -> list[ChunkLayers]:
 
 def held_tensors(config: RunConfig, coordinates: RankCoordinates) -> Iterator[HeldTensor]:
     """Every parameter and persistent buffer of a rank's model chunks, as Megatron's modules name them."""
+    for number, chunk in enumerate(chunk_layers(config, coordinates.pipeline)):
+        yield from chunk_tensors(config, coordinates, number, chunk)
+
+
+def chunk_tensors(
+    config: RunConfig, coordinates: RankCoordinates, number: int, chunk: ChunkLayers
+) -> Iterator[HeldTensor]:
+    """Every parameter and persistent buffer of one model chunk of a rank."""
     shard = shard_at(config.parallel, coordinates)
     experts = config.moe.num_experts // config.parallel.expert
-    for number, chunk in enumerate(chunk_layers(config, coordinates.pipeline)):
-        for name in local_names(config, chunk.layers, chunk.first, chunk.last, experts):
-            yield HeldTensor(number, name, tuple(pieces(name, chunk.layers.start, shard, config)))
+    for name in local_names(config, chunk.layers, chunk.first, chunk.last, experts):
+        yield HeldTensor(number, name, tuple(pieces(name, chunk.layers.start, shard, config)))

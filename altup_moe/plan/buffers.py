@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from altup_moe.config import RunConfig
-from altup_moe.parallel.rank_coordinates import RankCoordinates
-from altup_moe.plan.parameters import HeldParameter, held_parameters
+from altup_moe.plan.parameters import HeldSum
 
 PARAMETER_BYTES = {"fp32": 4, "bf16": 2}
 """Bytes of a parameter, by `train.precision`. Gradient sums and AltUp coefficients are always fp32."""
@@ -28,15 +27,12 @@ class Buffer:
     calls: int
 
 
-def buffers(
-    config: RunConfig, coordinates: RankCoordinates, data_ranks: int, expert_data_ranks: int
-) -> Iterator[Buffer]:
-    """The buckets of a rank, one for each chunk, kind (dense or expert) and parameter type.
+def buffers(config: RunConfig, held: Sequence[HeldSum], data_ranks: int, expert_data_ranks: int) -> Iterator[Buffer]:
+    """The buckets of a rank that holds `held`, one for each chunk, kind (dense or expert) and parameter type.
 
     Overlapped reduction splits large buckets. That changes only a few bytes of padding, so it is not counted.
     """
     own = PARAMETER_BYTES[config.train.precision]
-    held = list(held_parameters(config, coordinates))
     for chunk in sorted({h.chunk for h in held}):
         for expert, ranks in ((False, data_ranks), (True, expert_data_ranks)):
             mine = [h for h in held if h.chunk == chunk and h.expert == expert]
@@ -48,29 +44,23 @@ def buffers(
                     together = chunk > 0
 
 
-def _buckets(config: RunConfig, held: Sequence[HeldParameter]) -> Iterator[Sequence[HeldParameter]]:
+def _buckets(config: RunConfig, held: Sequence[HeldSum]) -> Iterator[Sequence[HeldSum]]:
     """With the distributed optimizer, an embedding table that two stages share has its own bucket."""
-    p = config.parallel
-    shared = [h for h in held if p.distributed_optimizer and shared_table(config, h)]
-    rest = [h for h in held if h not in shared]
-    yield from ([h] for h in shared)
+    alone = [config.parallel.distributed_optimizer and shared_table(config, h) for h in held]
+    yield from ([h] for h, own in zip(held, alone, strict=True) if own)
+    rest = [h for h, own in zip(held, alone, strict=True) if not own]
     if rest:
         yield rest
 
 
-def shared_table(config: RunConfig, held: HeldParameter) -> bool:
-    """Whether a parameter is the embedding table that both the first and the last stage hold."""
-    tables = ("embedding.word_embeddings.weight", "output_layer.weight")
-    return config.model.share_embeddings_and_output_weights and config.parallel.pipeline > 1 and held.name in tables
+def shared_table(config: RunConfig, held: HeldSum) -> bool:
+    """Whether it is the embedding table that both the first and the last stage hold."""
+    return config.model.share_embeddings_and_output_weights and config.parallel.pipeline > 1 and held.table
 
 
-def _padded(config: RunConfig, held: Sequence[HeldParameter], ranks: int) -> int:
-    """Padded size, as in megatron.core.distributed.param_and_grad_buffer.
-
-    Parameters start at multiples of 64, and all ranks have equal shares.
-    """
+def _padded(config: RunConfig, held: Sequence[HeldSum], ranks: int) -> int:
+    """Padded size, as in megatron.core.distributed.param_and_grad_buffer: all ranks have equal shares."""
     if not config.parallel.distributed_optimizer:
         return sum(h.size for h in held)
-    aligned = sum(-(-h.size // 64) * 64 for h in held)
     divisor = math.lcm(ranks, 128)
-    return -(-aligned // divisor) * divisor
+    return -(-sum(h.aligned for h in held) // divisor) * divisor

@@ -34,7 +34,7 @@ class Cluster:
     """Network between nodes."""
     network_latency_us: float
     usable_memory: float = 0.9
-    """Share of the memory that a run may fill. The CUDA context, the allocator and the libraries need the rest."""
+    """Share of the memory that a run may fill. The CUDA context and the libraries need the rest."""
     cpu_cost_model: CpuCostModel | None = None
     """Measured costs of ranks that run one operation after another, as torch does on a CPU (`altup-moe plan measure`).
 

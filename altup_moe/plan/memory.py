@@ -6,8 +6,8 @@ Legend: t tokens of a tensor rank's part of the sequence, d width, e bytes of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from altup_moe.altup.shape import is_moe_layer, output_width, stream_width
 from altup_moe.config import RunConfig
@@ -16,7 +16,7 @@ from altup_moe.moe.backends import defers_mixing
 from altup_moe.parallel.rank_coordinates import ChunkLayers, RankCoordinates, chunk_layers
 from altup_moe.plan.buffers import PARAMETER_BYTES, buffers
 from altup_moe.plan.groups import World
-from altup_moe.plan.parameters import held_parameters
+from altup_moe.plan.parameters import HeldSum, held_sums
 from altup_moe.plan.routes import local_tokens
 
 
@@ -38,12 +38,14 @@ class Memory:
     @property
     def total(self) -> float:
         """The sum of all parts."""
-        return sum(astuple(self))
+        return sum(vars(self).values())
 
 
-def rank_memory(config: RunConfig, world: World, coordinates: RankCoordinates) -> Memory:
-    """Planned memory of a rank."""
-    weights, gradients, optimizer = states(config, world, coordinates)
+def rank_memory(
+    config: RunConfig, world: World, coordinates: RankCoordinates, held: Sequence[HeldSum] | None = None
+) -> Memory:
+    """Planned memory of a rank. ``held``: its parameters; None counts them."""
+    weights, gradients, optimizer = states(config, world, coordinates, held)
     kept, stream = held_activations(config, world, coordinates)
     last = any(chunk.last for chunk in chunk_layers(config, coordinates.pipeline))
     return Memory(
@@ -51,13 +53,15 @@ def rank_memory(config: RunConfig, world: World, coordinates: RankCoordinates) -
     )
 
 
-def states(config: RunConfig, world: World, coordinates: RankCoordinates) -> tuple[float, float, float]:
-    """(weights, gradients, optimizer state), bytes.
+def states(
+    config: RunConfig, world: World, coordinates: RankCoordinates, held: Sequence[HeldSum] | None = None
+) -> tuple[float, float, float]:
+    """(weights, gradients, optimizer state), bytes. ``held``: the rank's parameters; None counts them.
 
     Gradients and both moments are fp32. For bf16 weights the optimizer keeps fp32 copies.
     """
     own, p = PARAMETER_BYTES[config.train.precision], config.parallel
-    held = list(held_parameters(config, coordinates))
+    held = held_sums(config, coordinates) if held is None else held
     data, expert_data = len(world.data(coordinates)), len(world.expert_data(coordinates))
     weights = sum(h.size * (4 if h.coefficient else own) for h in held)
 
@@ -70,7 +74,7 @@ def states(config: RunConfig, world: World, coordinates: RankCoordinates) -> tup
         gradients = shared(lambda _: 4.0) if stage >= 2 else 4.0 * sum(h.size for h in held)
         kept = shared(lambda coefficient: 4.0 if coefficient else own) if stage == 3 else weights
         return kept, gradients, shared(lambda _: 12.0)
-    gradients = 4.0 * sum(b.size for b in buffers(config, coordinates, data, expert_data))
+    gradients = 4.0 * sum(b.size for b in buffers(config, held, data, expert_data))
 
     def moments(coefficient: bool) -> float:
         return 8.0 if own == 4 or coefficient else 12.0

@@ -11,6 +11,7 @@ from altup_moe.config.checks import num_microbatches
 from altup_moe.config.units import GIB
 from altup_moe.model.flops import flops_per_token, model_products
 from altup_moe.plan.cluster import Cluster
+from altup_moe.plan.costs import FRAGMENTATION
 from altup_moe.plan.layer_time import Window
 from altup_moe.plan.memory import Memory
 from altup_moe.plan.parameters import count_parameters
@@ -18,6 +19,7 @@ from altup_moe.plan.published import PublishedRun
 from altup_moe.plan.routes import local_tokens, nodes_met
 from altup_moe.plan.search import Found, pareto_layouts
 from altup_moe.plan.step import StepPlan
+from altup_moe.plan.whole_run import whole_run
 
 
 def plan_dict(config: RunConfig, cluster: Cluster, plan: StepPlan) -> dict[str, Any]:
@@ -34,6 +36,7 @@ def plan_dict(config: RunConfig, cluster: Cluster, plan: StepPlan) -> dict[str, 
         "flops_per_token": flops_per_token(config),
         "micro_batches": num_microbatches(config, plan.gpus),
         "step_seconds": plan.seconds,
+        "run": asdict(whole_run(config, plan)),
         "tokens_per_second": plan.tokens_per_second,
         "mfu": plan.mfu,
         "bubble": plan.bubble,
@@ -45,6 +48,7 @@ def plan_dict(config: RunConfig, cluster: Cluster, plan: StepPlan) -> dict[str, 
         "nodes_met_by_a_token": _nodes_met(config, cluster),
         "peak_memory_bytes": plan.peak_memory,
         "fits": plan.fits,
+        "fits_fragmented": plan.fits_fragmented,
         "stages": stages,
     }
 
@@ -68,6 +72,9 @@ def plan_lines(config: RunConfig, cluster: Cluster, plan: StepPlan) -> Iterator[
         f"step        {plan.seconds:.3f} s, {plan.tokens_per_second:,.0f} tokens/s, MFU {plan.mfu:.1%}; "
         f"{num_microbatches(config, plan.gpus)} micro-batches, bubble {plan.bubble:.1%}"
     )
+    run = whole_run(config, plan)
+    hours = f"{run.hours:,.1f} hours, {run.gpu_hours:,.0f} GPU hours"
+    yield f"run         {run.steps:,} steps, {run.tokens:,} tokens: {hours}, without validations and saves"
     exposed = [f"{kind} {seconds * 1e3:,.1f}" for kind, seconds in plan.exposed().items() if seconds]
     yield f"exposed     {', '.join(exposed) or 'no communication'} (ms of the slowest stage)"
     for name, window in (("a dense", plan.dense_window), ("an MoE", plan.moe_window)):
@@ -79,6 +86,8 @@ def plan_lines(config: RunConfig, cluster: Cluster, plan: StepPlan) -> Iterator[
         yield f"dispatch    a token's {config.moe.top_k} experts lie on {met:.2f} nodes in the mean; {saved}"
     limit = cluster.memory_gib * cluster.usable_memory
     fits = "fits" if plan.fits else "DOES NOT FIT"
+    if plan.fits and not plan.fits_fragmented:
+        fits += f", unless the allocator loses {FRAGMENTATION:.0%} to fragmentation"
     yield f"memory      {plan.peak_memory / GIB:.1f} GiB of {limit:.1f} usable: {fits}"
     yield from _stage_table(plan)
     yield from _link_table(plan)
@@ -124,14 +133,27 @@ def layout(config: RunConfig, gpus: int) -> str:
 
 
 def found_rows(found: Sequence[Found]) -> Iterator[str]:
-    """A table of layouts. A star marks those that no layout with the same number of GPUs or fewer beats."""
+    """A table of layouts.
+
+    A star marks those that no layout with the same number of GPUs or fewer beats, an exclamation mark those that fit
+    only in the memory that fragmentation takes.
+    """
+    if not found:
+        yield "no layout fits"
+        return
     best = pareto_layouts(found)
-    yield f"{'GPUs':>7}{'tokens/s':>14}{'MFU':>8}{'bubble':>8}{'GiB':>8}   layout"
+    run = whole_run(found[0].config, found[0].plan)
+    yield f"{run.steps:,} steps, {run.tokens:,} tokens; hours without validations and saves"
+    columns = f"{'GPUs':>7}{'step s':>10}{'tokens/s':>14}{'hours':>10}{'GPU hours':>12}"
+    yield f"{columns}{'MFU':>8}{'bubble':>8}{'GiB':>8}    layout"
     for one in found:
-        plan = one.plan
-        figures = f"{plan.gpus:>7,}{plan.tokens_per_second:>14,.0f}{plan.mfu:>8.1%}{plan.bubble:>8.1%}"
-        star = "*" if one in best else " "
-        yield f"{figures}{plan.peak_memory / GIB:>8.1f} {star} {layout(one.config, plan.gpus)}"
+        plan, run = one.plan, whole_run(one.config, one.plan)
+        figures = f"{plan.gpus:>7,}{plan.seconds:>10.3f}{plan.tokens_per_second:>14,.0f}{run.hours:>10,.1f}"
+        figures += f"{run.gpu_hours:>12,.0f}{plan.mfu:>8.1%}{plan.bubble:>8.1%}{plan.peak_memory / GIB:>8.1f}"
+        marks = ("*" if one in best else " ") + (" " if plan.fits_fragmented else "!")
+        yield f"{figures} {marks} {layout(one.config, plan.gpus)}"
+    if not all(one.plan.fits_fragmented for one in found):
+        yield f"! does not fit if the allocator loses {FRAGMENTATION:.0%} of the memory to fragmentation"
 
 
 def found_dict(one: Found) -> dict[str, Any]:
@@ -139,10 +161,13 @@ def found_dict(one: Found) -> dict[str, Any]:
     plan = one.plan
     return {
         "gpus": plan.gpus,
+        "step_seconds": plan.seconds,
         "tokens_per_second": plan.tokens_per_second,
+        "run": asdict(whole_run(one.config, plan)),
         "mfu": plan.mfu,
         "bubble": plan.bubble,
         "peak_memory_bytes": plan.peak_memory,
+        "fits_fragmented": plan.fits_fragmented,
         "parallel": asdict(one.config.parallel),
         "micro_batch_size": one.config.train.micro_batch_size,
         "recompute": one.config.train.recompute,

@@ -25,29 +25,34 @@ class Slot:
     end: float
 
 
+Durations = Sequence[Sequence[tuple[float, float]]]
+"""Seconds of (forward, backward) for one micro-batch, by stage and chunk."""
+
+
 def order(stages: int, stage: int, chunks: int, micro_batches: int) -> list[PipelineTask]:
     """The tasks of a stage in order.
 
     One chunk: 1F1B (Narayanan et al., arXiv 1806.03377). Several chunks: interleaved (arXiv 2104.04473), which needs a
     multiple of `stages` micro-batches and runs them in groups of `stages`, one chunk after another.
     """
+    return [PipelineTask(*task) for task in _order(stages, stage, chunks, micro_batches)]
+
+
+def _order(stages: int, stage: int, chunks: int, micro_batches: int) -> list[tuple[bool, int, int]]:
+    """(backward, chunk, micro-batch) of the tasks of a stage in order."""
     total = chunks * micro_batches
     if chunks == 1:
         warm_up = min(total, stages - stage - 1)
+        forwards = [(False, 0, index) for index in range(total)]
+        backwards = [(True, 0, index) for index in range(total)]
     else:
         warm_up = min(total, 2 * (stages - stage - 1) + (chunks - 1) * stages)
-
-    def task(index: int, backward: bool) -> PipelineTask:
-        if chunks == 1:
-            return PipelineTask(backward, 0, index)
-        group, inside = divmod(index, stages * chunks)
-        chunk, place = divmod(inside, stages)
-        return PipelineTask(backward, chunks - 1 - chunk if backward else chunk, group * stages + place)
-
-    tasks = [task(index, False) for index in range(warm_up)]
-    for index in range(total - warm_up):
-        tasks += [task(index + warm_up, False), task(index, True)]
-    return [*tasks, *(task(index, True) for index in range(total - warm_up, total))]
+        places = [divmod(index, stages * chunks) for index in range(total)]
+        each = [(*divmod(inside, stages), group * stages) for group, inside in places]
+        forwards = [(False, chunk, group + place) for chunk, place, group in each]
+        backwards = [(True, chunks - 1 - chunk, group + place) for chunk, place, group in each]
+    paired = [task for pair in zip(forwards[warm_up:], backwards, strict=False) for task in pair]
+    return [*forwards[:warm_up], *paired, *backwards[total - warm_up :]]
 
 
 def simulate(
@@ -56,48 +61,80 @@ def simulate(
     """Simulate the schedule. Returns the slots of all tasks, by stage and in the order in which the stage runs them.
 
     Args:
-        seconds: (stage, task) -> duration.
+        seconds: (stage, task) -> duration, which does not depend on the micro-batch.
         send: seconds from the end of a task until its result arrives at another stage.
     """
-    orders = [order(stages, stage, chunks, micro_batches) for stage in range(stages)]
-    done: dict[tuple[bool, int, int], float] = {}
-    at, free = [0] * stages, [0.0] * stages
-    slots: list[list[Slot]] = [[] for _ in range(stages)]
+
+    def pair(stage: int, chunk: int) -> tuple[float, float]:
+        return seconds(stage, PipelineTask(False, chunk, 0)), seconds(stage, PipelineTask(True, chunk, 0))
+
+    durations = [[pair(stage, chunk) for chunk in range(chunks)] for stage in range(stages)]
+    return [
+        Slot(stage, task, begin, begin + durations[stage][task.chunk][task.backward])
+        for stage, begins in enumerate(_begins(durations, micro_batches, send))
+        for task, begin in zip(order(stages, stage, chunks, micro_batches), begins, strict=True)
+    ]
+
+
+def makespan(durations: Durations, micro_batches: int, send: float = 0.0) -> float:
+    """Seconds until the last task of `simulate` ends."""
+    # The last task of a stage is a backward pass of its first chunk.
+    begins = _begins(durations, micro_batches, send)
+    return max(mine[-1] + each[0][1] for mine, each in zip(begins, durations, strict=True))
+
+
+def least_makespan(durations: Durations, micro_batches: int, send: float = 0.0) -> float:
+    """Seconds that `makespan` does not fall below, without simulating.
+
+    A stage begins when the first micro-batch has come through the first chunk of the stages before it. It computes all
+    of its own tasks one after another. The last one is the backward pass of its first chunk, whose result still goes
+    back through the first chunks of the stages before. Equal stages without sends take exactly this long.
+    """
+    way, least = 0.0, 0.0
+    for stage in durations:
+        least = max(least, way + micro_batches * sum(forward + backward for forward, backward in stage))
+        way += sum(stage[0]) + 2 * send
+    # The same sums in another order differ in their last digits.
+    return least * (1 - 1e-12)
+
+
+def _begins(durations: Durations, micro_batches: int, send: float) -> list[list[float]]:
+    """When each task begins: by stage, in the order of its tasks."""
+    stages, chunks = len(durations), len(durations[0])
+    orders = [_order(stages, stage, chunks, micro_batches) for stage in range(stages)]
+    count, last = stages * chunks, stages * chunks - 1
+    send = send if stages > 1 else 0.0
+    # When each forward and backward pass of the model's chunks ends, by chunk and micro-batch; -1 if not known yet.
+    forwards, backwards = ([[-1.0] * micro_batches for _ in range(count)] for _ in range(2))
+    begins: list[list[float]] = [[] for _ in range(stages)]
+    free = [0.0] * stages
     moved = True
     while moved:
         moved = False
-        for stage in range(stages):
-            while at[stage] < len(orders[stage]):
-                task = orders[stage][at[stage]]
-                ready = _ready(task, stage, stages, chunks, done, send)
-                if ready is None:
+        for stage, (mine, tasks) in enumerate(zip(begins, orders, strict=True)):
+            now = free[stage]
+            for index in range(len(mine), len(tasks)):
+                backward, chunk, number = tasks[index]
+                place = chunk * stages + stage
+                if not backward:
+                    ready = forwards[place - 1][number] if place else 0.0
+                    wait = send if place else 0.0
+                elif place == last:
+                    # The last chunk computes the loss itself, so its backward waits for no other stage.
+                    ready, wait = forwards[place][number], 0.0
+                else:
+                    ready, wait = backwards[place + 1][number], send
+                if ready < 0:
                     break
-                begin = max(free[stage], ready)
-                free[stage] = begin + seconds(stage, task)
-                done[task.backward, task.chunk * stages + stage, task.micro_batch] = free[stage]
-                slots[stage].append(Slot(stage, task, begin, free[stage]))
-                at[stage] += 1
+                now = max(now, ready + wait)
+                mine.append(now)
+                now += durations[stage][chunk][backward]
+                (backwards if backward else forwards)[place][number] = now
                 moved = True
-    if any(n < len(tasks) for n, tasks in zip(at, orders, strict=True)):
+            free[stage] = now
+    if any(len(mine) < len(tasks) for mine, tasks in zip(begins, orders, strict=True)):
         raise AssertionError("the schedule is deadlocked")
-    return [slot for stage in slots for slot in stage]
-
-
-def _ready(
-    task: PipelineTask, stage: int, stages: int, chunks: int, done: dict[tuple[bool, int, int], float], send: float
-) -> float | None:
-    """When a task's input arrives; None if that is not known yet."""
-    position, last = task.chunk * stages + stage, chunks * stages - 1
-    if not task.backward:
-        if position == 0:
-            return 0.0
-        before = done.get((False, position - 1, task.micro_batch))
-    elif position == last:
-        # The last chunk computes the loss itself, so its backward waits for no other stage.
-        return done.get((False, position, task.micro_batch))
-    else:
-        before = done.get((True, position + 1, task.micro_batch))
-    return None if before is None else before + (send if stages > 1 else 0.0)
+    return begins
 
 
 def busy(slots: Sequence[Slot], stages: int) -> Iterator[float]:

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from altup_moe.altup.shape import is_moe_layer
 from altup_moe.config import ConfigError, RunConfig
-from altup_moe.config.checks import CHECKS, check_files, num_microbatches
+from altup_moe.config.checks import CHECKS, check_files
 from altup_moe.config.start_advice import replace_start
-from altup_moe.config.units import GIB
 from altup_moe.model.flops import flops_per_token
 from altup_moe.parallel.rank_coordinates import RankCoordinates, chunk_layers
-from altup_moe.plan.buffers import PARAMETER_BYTES
+from altup_moe.plan.cache import Cache
 from altup_moe.plan.cluster import Cluster
+from altup_moe.plan.costs import FRAGMENTATION, StageCosts, memory_limit, stage_memory, step_costs
 from altup_moe.plan.groups import World
-from altup_moe.plan.layer_time import (
-    Factors,
-    Times,
-    Window,
-    chunk_times,
-    layer_times,
-    output_times,
-    window,
-)
-from altup_moe.plan.memory import Memory, rank_memory
-from altup_moe.plan.parameters import held_parameters, stage_coordinates
-from altup_moe.plan.schedule import PipelineTask, Slot, busy, simulate
-from altup_moe.plan.traffic import boundary_bytes, step_transfers
-from altup_moe.plan.transfer_time import transfer_seconds
-from altup_moe.plan.transfers import LinkBytes, Transfer, link_bytes
+from altup_moe.plan.layer_time import Factors, Times, Window, window
+from altup_moe.plan.memory import Memory
+from altup_moe.plan.parameters import held_sums, stage_coordinates
+from altup_moe.plan.schedule import PipelineTask, Slot, busy, makespan, simulate
+from altup_moe.plan.traffic import layer_transfers, step_transfers
+from altup_moe.plan.transfers import LinkBytes, link_bytes
 
 
 @dataclass(frozen=True)
@@ -61,6 +51,8 @@ class StepPlan:
     dense_window: Window | None
     moe_window: Window | None
     fits: bool
+    fits_fragmented: bool
+    """Whether it fits also where the allocator loses the share `FRAGMENTATION` of the memory."""
     slots: list[Slot]
 
     @property
@@ -107,45 +99,32 @@ def check_layout(config: RunConfig, world_size: int) -> None:
         raise ConfigError(error.key, error.value, replace_start(error.fits, gpus)) from None
 
 
-def per_micro_batch(transfers: Sequence[Transfer], count: int) -> list[Transfer]:
-    """The transfers of one of `count` micro-batches. Those once for each step are left out."""
-    return [replace(t, calls=t.calls // count, size=t.size / count) for t in transfers if t.phase != "step"]
+def plan_step(
+    config: RunConfig, cluster: Cluster, gpus: int, factors: Factors | None = None, cache: Cache | None = None
+) -> StepPlan:
+    """Plan one step of a run on `gpus` GPUs. Raises ConfigError: the layout does not fit, or is not modelled.
 
-
-def plan_step(config: RunConfig, cluster: Cluster, gpus: int, factors: Factors | None = None) -> StepPlan:
-    """Plan one step of a run on `gpus` GPUs. Raises ConfigError: the layout does not fit, or is not modelled."""
+    Args:
+        cache: what other layouts of the same run have computed already, with the same cluster, GPUs and factors.
+    """
     check_layout(config, gpus)
-    factors = factors or Factors()
-    if cluster.cpu_cost_model is not None and gpus == 1:
-        cluster = replace(cluster, cpu_cost_model=cluster.cpu_cost_model.alone())
-    world, count, p = World(config.parallel, gpus), num_microbatches(config, gpus), config.parallel
-    first = stage_coordinates(config, gpus)
-    transfers = [step_transfers(config, world, coordinates) for coordinates in first]
-    single = [per_micro_batch(found, count) for found in transfers]
-    passes = [_passes(config, world, cluster, *pair, factors) for pair in zip(first, single, strict=True)]
+    world, p, cache = World(config.parallel, gpus), config.parallel, cache or Cache()
+    costs = step_costs(config, cluster, world, factors or Factors(), cache)
+    durations, count = costs.durations, costs.micro_batches
 
     def seconds(stage: int, task: PipelineTask) -> float:
-        return passes[stage][task.chunk][task.backward].total
+        return durations[stage][task.chunk][task.backward]
 
-    send = _send_seconds(config, cluster, world, first[0]) if p.pipeline > 1 else 0.0
-
-    def with_send(stage: int, task: PipelineTask) -> float:
-        position, last = task.chunk * p.pipeline + stage, p.pipeline * p.virtual_pipeline - 1
-        return seconds(stage, task) + (send if position != (0 if task.backward else last) else 0.0)
-
-    # A GPU sends while its next pass runs. With a `CpuCostModel` the sending core does the work itself.
-    copied = (seconds, send) if cluster.cpu_cost_model is None else (with_send, 0.0)
-    slots = simulate(p.pipeline, p.virtual_pipeline, count, *copied)
+    slots = simulate(p.pipeline, p.virtual_pipeline, count, seconds, costs.send)
     computing = max(slot.end for slot in slots)
-    undelayed = max(s.end for s in simulate(p.pipeline, p.virtual_pipeline, count, seconds)) if send else computing
-    stages = [
-        _stage(config, world, cluster, coordinates, found, spent, count)
-        for coordinates, found, spent in zip(first, transfers, passes, strict=True)
-    ]
+    undelayed = makespan([[(f.total, b.total) for f, b in stage.passes] for stage in costs.stages], count)
+    first = stage_coordinates(config, gpus)
+    memory = stage_memory(config, world, cache)
+    stages = [_stage(config, world, cluster, *parts, count) for parts in zip(first, costs.stages, memory, strict=True)]
     total = computing + max(stage.reduce + stage.update for stage in stages)
     tokens = config.train.global_batch_size * config.model.seq_length
     idle = 1 - sum(busy(slots, p.pipeline)) / (p.pipeline * computing)
-    limit = cluster.memory_gib * GIB * cluster.usable_memory
+    fullest = max(stage.memory.total for stage in stages)
     return StepPlan(
         gpus=gpus,
         tokens=tokens,
@@ -154,45 +133,12 @@ def plan_step(config: RunConfig, cluster: Cluster, gpus: int, factors: Factors |
         bubble=idle,
         pipeline=computing - undelayed,
         stages=stages,
-        dense_window=_window(config, world, cluster, first, single, experts=False),
-        moe_window=_window(config, world, cluster, first, single, experts=True),
-        fits=all(stage.memory.total <= limit for stage in stages),
+        dense_window=_window(config, world, cluster, first, experts=False),
+        moe_window=_window(config, world, cluster, first, experts=True),
+        fits=fullest <= memory_limit(cluster),
+        fits_fragmented=fullest <= memory_limit(cluster, FRAGMENTATION),
         slots=slots,
     )
-
-
-def _send_seconds(config: RunConfig, cluster: Cluster, world: World, coordinates: RankCoordinates) -> float:
-    pair = (coordinates.rank, world.neighbour(coordinates, 1))
-    return transfer_seconds(Transfer("pipeline", "send", pair, 1, boundary_bytes(config)), cluster)
-
-
-def _passes(
-    config: RunConfig,
-    world: World,
-    cluster: Cluster,
-    coordinates: RankCoordinates,
-    transfers: list[Transfer],
-    factors: Factors,
-) -> list[tuple[Times, Times]]:
-    """(forward, backward) of each chunk of a stage for one micro-batch. Layers of the same kind cost the same."""
-    known: dict[bool, tuple[Times, Times]] = {}
-    found = []
-    for number, chunk in enumerate(chunk_layers(config, coordinates.pipeline)):
-        forward = backward = Times()
-        for layer in chunk.layers:
-            kind = is_moe_layer(layer, config.moe.num_experts, config.moe.layer_freq)
-            if kind not in known:
-                known[kind] = layer_times(config, world, cluster, coordinates, layer, transfers, factors)
-            forward, backward = forward + known[kind][0], backward + known[kind][1]
-        if cluster.cpu_cost_model is not None:
-            held = sum(h.size for h in held_parameters(config, coordinates) if h.chunk == number)
-            beside = chunk_times(config, cluster.cpu_cost_model, chunk, held)
-            forward, backward = forward + beside[0], backward + beside[1]
-        if chunk.last:
-            ends = output_times(config, cluster, transfers, factors)
-            forward, backward = forward + ends[0], backward + ends[1]
-        found.append((forward, backward))
-    return found
 
 
 def _stage(
@@ -200,51 +146,29 @@ def _stage(
     world: World,
     cluster: Cluster,
     coordinates: RankCoordinates,
-    transfers: list[Transfer],
-    passes: list[tuple[Times, Times]],
+    costs: StageCosts,
+    memory: Memory,
     count: int,
 ) -> StagePlan:
-    held = list(held_parameters(config, coordinates))
-    once = [t for t in transfers if t.phase == "step"]
-    reduce = sum(transfer_seconds(t, cluster) for t in once if t.operation == "reduce_scatter" or _is_gradient(t))
-    rest = sum(transfer_seconds(t, cluster) for t in once) - reduce
-    if config.parallel.overlap_grad_reduce:
-        # The backward of the last micro-batch hides as much of the reduction as it lasts.
-        reduce = max(0.0, reduce - sum(backward.total for _, backward in passes))
-    share = len(world.data(coordinates)) if config.parallel.distributed_optimizer else 1
-    expert_share = len(world.expert_data(coordinates)) if config.parallel.distributed_optimizer else 1
-    updated = sum(h.size / (expert_share if h.expert else share) for h in held)
-    # Reads gradient, weight and both moments; writes weight and moments, and the weight in its own type.
-    moved = updated * (16 + 12 + PARAMETER_BYTES[config.train.precision])
-    both = sum((forward + backward for forward, backward in passes), Times())
-    model = cluster.cpu_cost_model
     return StagePlan(
         coordinates=coordinates,
-        parameters=sum(h.size for h in held),
-        memory=rank_memory(config, world, coordinates),
-        links=link_bytes(transfers, cluster.gpus_per_node),
-        busy=both * count,
-        reduce=reduce + rest,
-        update=model.update(updated) if model else moved / cluster.memory_rate,
+        parameters=sum(h.size for h in held_sums(config, coordinates)),
+        memory=memory,
+        links=link_bytes(step_transfers(config, world, coordinates), cluster.gpus_per_node),
+        busy=sum((forward + backward for forward, backward in costs.passes), Times()) * count,
+        reduce=costs.reduce,
+        update=costs.update,
     )
 
 
-def _is_gradient(transfer: Transfer) -> bool:
-    return transfer.kind == "data" and transfer.operation == "all_reduce"
-
-
 def _window(
-    config: RunConfig,
-    world: World,
-    cluster: Cluster,
-    first: list[RankCoordinates],
-    transfers: list[list[Transfer]],
-    experts: bool,
+    config: RunConfig, world: World, cluster: Cluster, first: list[RankCoordinates], experts: bool
 ) -> Window | None:
     """The window of the first layer with or without experts; None if there is no such layer."""
-    for coordinates, found in zip(first, transfers, strict=True):
+    for coordinates in first:
         for chunk in chunk_layers(config, coordinates.pipeline):
             for layer in chunk.layers:
                 if is_moe_layer(layer, config.moe.num_experts, config.moe.layer_freq) == experts:
+                    found = layer_transfers(config, world, coordinates, layer)
                     return window(config, world, cluster, coordinates, layer, found)
     return None

@@ -6,7 +6,7 @@ sequence parallelism the activations of a rank are [S / T, B, D].
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from altup_moe.altup.shape import embedding_width, is_moe_layer, output_width, stream_width
@@ -17,6 +17,7 @@ from altup_moe.parallel.rank_coordinates import ChunkLayers, RankCoordinates, ch
 from altup_moe.plan.buffers import PARAMETER_BYTES
 from altup_moe.plan.expert_traffic import expert_exchange, router_transfers
 from altup_moe.plan.groups import Ranks, World
+from altup_moe.plan.parameters import HeldSum, held_sums
 from altup_moe.plan.routes import RouteCounts, balanced, local_tokens
 from altup_moe.plan.transfers import Transfer, TransferKind, times
 from altup_moe.plan.update_traffic import gradient_transfers, report_transfers
@@ -52,13 +53,10 @@ def step_transfers(
         ConfigError: the configuration is not modelled (`check_modelled`).
     """
     check_modelled(config)
-    found = [*_layers(config, world, coordinates, routes), *_ends(config, world, coordinates)]
-    found += [
-        *_pipeline(config, world, coordinates),
-        *gradient_transfers(config, world, coordinates),
-        *report_transfers(config, world, coordinates),
-    ]
-    return [t for t in found if len(t.ranks) > 1 and (t.calls or t.size)]
+    count = num_microbatches(config, world.size)
+    found = [*_layers(config, world, coordinates, routes), *times(_ends(config, world, coordinates), count)]
+    found += _pipeline(config, world, coordinates)
+    return _between_ranks(found) + update_transfers(config, world, coordinates, held_sums(config, coordinates))
 
 
 def _linears(
@@ -84,23 +82,50 @@ def _layers(
     count, moe = num_microbatches(config, world.size), config.moe
     for chunk in chunk_layers(config, coordinates.pipeline):
         for layer in chunk.layers:
-            experts = is_moe_layer(layer, moe.num_experts, moe.layer_freq)
-            per_batch = [*attention(config, world, coordinates, layer)]
-            per_batch += [] if experts else _mlp(config, world, coordinates, layer)
-            whole = list(times(per_batch, count))
-            if experts:
-                whole += times(router_transfers(config, world, coordinates, layer), count)
-                whole += times(_shared(config, world, coordinates, layer), count)
-                if routes is None:
-                    whole += times(expert_exchange(config, world, coordinates, layer, balanced(config), 0), count)
-                else:
-                    whole += [
-                        t for n in range(count) for t in expert_exchange(config, world, coordinates, layer, routes, n)
-                    ]
-            yield from whole
-            if config.train.recompute == "full":
-                # Recomputation repeats the transfers of the forward.
-                yield from (replace(t, phase="recompute") for t in whole if t.phase == "forward")
+            if routes is None or not is_moe_layer(layer, moe.num_experts, moe.layer_freq):
+                yield from times(_layer(config, world, coordinates, layer, balanced(config), 0), count)
+                continue
+            for number in range(count):
+                yield from _layer(config, world, coordinates, layer, routes, number)
+
+
+def _layer(
+    config: RunConfig, world: World, coordinates: RankCoordinates, layer: int, routes: RouteCounts, micro_batch: int
+) -> Iterator[Transfer]:
+    """Transfers of one layer for one micro-batch."""
+    whole = [*attention(config, world, coordinates, layer)]
+    if is_moe_layer(layer, config.moe.num_experts, config.moe.layer_freq):
+        whole += router_transfers(config, world, coordinates, layer)
+        whole += _shared(config, world, coordinates, layer)
+        whole += expert_exchange(config, world, coordinates, layer, routes, micro_batch)
+    else:
+        whole += _mlp(config, world, coordinates, layer)
+    yield from whole
+    if config.train.recompute == "full":
+        # Recomputation repeats the transfers of the forward.
+        yield from (replace(t, phase="recompute") for t in whole if t.phase == "forward")
+
+
+def layer_transfers(config: RunConfig, world: World, coordinates: RankCoordinates, layer: int) -> list[Transfer]:
+    """A rank's transfers of one layer for one micro-batch with balanced routes. Groups of one rank are left out."""
+    return _between_ranks(_layer(config, world, coordinates, layer, balanced(config), 0))
+
+
+def end_transfers(config: RunConfig, world: World, coordinates: RankCoordinates) -> list[Transfer]:
+    """A rank's transfers of embedding, output layer and loss for one micro-batch. Groups of one rank are left out."""
+    return _between_ranks(_ends(config, world, coordinates))
+
+
+def update_transfers(
+    config: RunConfig, world: World, coordinates: RankCoordinates, held: Sequence[HeldSum]
+) -> list[Transfer]:
+    """A rank's transfers once for each step. ``held``: its parameters. Groups of one rank are left out."""
+    found = [*gradient_transfers(config, world, coordinates, held), *report_transfers(config, world, coordinates)]
+    return _between_ranks(found)
+
+
+def _between_ranks(transfers: Iterable[Transfer]) -> list[Transfer]:
+    return [t for t in transfers if len(t.ranks) > 1 and (t.calls or t.size)]
 
 
 def activation_bytes(config: RunConfig) -> float:
@@ -132,21 +157,21 @@ def _shared(config: RunConfig, world: World, coordinates: RankCoordinates, layer
 
 
 def _ends(config: RunConfig, world: World, coordinates: RankCoordinates) -> Iterator[Transfer]:
-    """Embedding, output layer and loss. Tensor ranks shard the vocabulary."""
-    count, m, a, p = num_microbatches(config, world.size), config.model, config.altup, config.parallel
+    """Embedding, output layer and loss for one micro-batch. Tensor ranks shard the vocabulary."""
+    m, a, p = config.model, config.altup, config.parallel
     ranks, size = world.tensor(coordinates), PARAMETER_BYTES[config.train.precision]
     if len(ranks) == 1:
         return
     held = chunk_layers(config, coordinates.pipeline)
     if any(chunk.first for chunk in held):
         shard = local_tokens(config) * embedding_width(m.hidden_size, a.width, a.recycled) * size
-        yield from times(_linears("tensor", ranks, shard, None, ins=0), count)
+        yield from _linears("tensor", ranks, shard, None, ins=0)
     if any(chunk.last for chunk in held):
         shard = local_tokens(config) * output_width(m.hidden_size, a.width, a.variant, a.recycled) * size
-        yield from times(_linears("tensor", ranks, shard, None, outs=0), count)
+        yield from _linears("tensor", ranks, shard, None, outs=0)
         # For each token, fp32: the largest logit, the label's logit, and the sum of exponentials.
         tokens = local_tokens(config) * p.tensor
-        yield Transfer("tensor", "all_reduce", ranks, 3 * count, 3 * 4 * tokens * count)
+        yield Transfer("tensor", "all_reduce", ranks, 3, 3 * 4 * tokens)
 
 
 def boundary_bytes(config: RunConfig) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -34,7 +35,10 @@ def exchange_seconds(transfers: Iterable[Transfer], cluster: Cluster) -> float:
     out = sum(t.between_nodes(cluster.gpus_per_node) for t in pairs)
     inside = sum(t.sent for t in pairs) - out
     latency = cluster.network_latency_us if out else cluster.node_latency_us
-    calls = max(sum(t.calls for t in pairs if t.ranks == ranks) for ranks in {t.ranks for t in pairs})
+    by_pair: Counter[tuple[int, ...]] = Counter()
+    for t in pairs:
+        by_pair[t.ranks] += t.calls
+    calls = max(by_pair.values())
     if cluster.cpu_cost_model is not None:
         return cluster.cpu_cost_model.transfer("all_to_all", calls, inside + out, out)
     return max(inside / (1e9 * cluster.node_gb_per_s), out / (1e9 * cluster.network_gb_per_s)) + calls * 1e-6 * latency
@@ -44,7 +48,8 @@ def kind_seconds(transfers: Sequence[Transfer], kind: str, cluster: Cluster) -> 
     """Seconds of all transfers of one `TransferKind`."""
     mine = [t for t in transfers if t.kind == kind]
     pairs = [t for t in mine if t.operation == "all_to_all"]
-    return exchange_seconds(pairs, cluster) + sum(transfer_seconds(t, cluster) for t in mine if t not in pairs)
+    others = [t for t in mine if t.operation != "all_to_all"]
+    return exchange_seconds(pairs, cluster) + sum(transfer_seconds(t, cluster) for t in others)
 
 
 def busy_seconds(transfers: Sequence[Transfer], cluster: Cluster) -> float:

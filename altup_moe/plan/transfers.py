@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -54,7 +55,7 @@ class Transfer:
         nodes = [rank // node_size for rank in self.ranks]
         if self.operation in ("all_to_all", "send"):
             return self.sent if nodes[0] != nodes[1] else 0.0
-        crossing = sum(a != b for a, b in zip(nodes, [*nodes[1:], nodes[0]], strict=True))
+        crossing = sum(map(operator.ne, nodes, [*nodes[1:], nodes[0]]))
         return self.sent * crossing / len(nodes)
 
 

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from altup_moe.altup.shape import is_moe_layer
 from altup_moe.config import RunConfig
 from altup_moe.parallel.rank_coordinates import RankCoordinates, chunk_layers
 from altup_moe.plan.buffers import buffers, shared_table
 from altup_moe.plan.groups import Ranks, World
-from altup_moe.plan.parameters import held_parameters
+from altup_moe.plan.parameters import HeldSum
 from altup_moe.plan.transfers import Operation, Transfer, TransferPhase
 
 
-def gradient_transfers(config: RunConfig, world: World, coordinates: RankCoordinates) -> Iterator[Transfer]:
+def gradient_transfers(
+    config: RunConfig, world: World, coordinates: RankCoordinates, held: Sequence[HeldSum]
+) -> Iterator[Transfer]:
     """Once for each step: gradients of all parameters over data ranks, of replicated parameters over tensor ranks, of a
-    shared embedding table over its two stages; with the distributed optimizer also the updated weights.
+    shared embedding table over its two stages; with the distributed optimizer also the updated weights. ``held``: the
+    rank's parameters.
     """
     data, expert_data = world.data(coordinates), world.expert_data(coordinates)
-    held = list(held_parameters(config, coordinates))
     # Each of Megatron's two optimizers (dense, experts) gathers all weights, also on a stage without experts.
     optimizers = 2 if config.moe.num_experts else 1
-    for buffer in buffers(config, coordinates, len(data), len(expert_data)):
+    for buffer in buffers(config, held, len(data), len(expert_data)):
         ranks = expert_data if buffer.expert else data
         operation: Operation = "reduce_scatter" if config.parallel.distributed_optimizer else "all_reduce"
         yield Transfer("data", operation, ranks, buffer.calls, 4 * buffer.size, "step")

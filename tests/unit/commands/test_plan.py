@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from altup_moe.commands import plan_progress
+from altup_moe.commands.plan_progress import ProgressLine
 from altup_moe.config.load import load_config, read_yaml
 from altup_moe.plan.calibrate.compare_steps import LAYOUTS, Compared, pairs_in_order
 from altup_moe.plan.cluster import cluster_from, cluster_yaml, load_cluster
 from altup_moe.plan.parameters import count_parameters
+from altup_moe.plan.search import Progress
 from altup_moe.plan.step import plan_step
 from tests.command import command
 
@@ -25,7 +29,16 @@ def test_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([CONFIG, "--nodes", "4", "--set", "parallel.expert=16"]) == 0
     text = capsys.readouterr().out
     assert f"{count_parameters(load_config(CONFIG)).total:,}" in text
-    for word in ("MFU", "bubble", "exposed", "an MoE layer's pass is hidden", "nodes in the mean", "fits", "pipeline"):
+    for word in (
+        "MFU",
+        "bubble",
+        "exposed",
+        "an MoE layer's pass is hidden",
+        "nodes in the mean",
+        "fits",
+        "GPU hours",
+        "pipeline",
+    ):
         assert word in text
 
 
@@ -68,6 +81,51 @@ def test_one_line_says_what_cannot_be(words: list[str], says: str, capsys: pytes
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
+
+
+def test_a_search_prints_its_result_alone_and_says_on_stderr_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_progress, "ELSEWHERE", 0.0)
+    assert main([CONFIG, "--gpus", "2", "--search", "--json", "--keep", "2"]) == 0
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert len(found) == 2
+    assert found[0]["run"]["gpu_hours"] == pytest.approx(found[0]["step_seconds"] * found[0]["run"]["steps"] / 1800)
+    lines = shown.err.splitlines()
+    layouts = lines[0].split(" of ")[1].split()[0]
+    assert lines[0].startswith(f"2 GPUs: 1 of {layouts} layouts looked at")
+    assert lines[-1].startswith(f"2 GPUs: {layouts} of {layouts} layouts looked at")
+    assert f"best so far {found[0]['step_seconds']:.3f} s a step: " in lines[-1]
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [_Terminal(), io.StringIO()], ids=["terminal", "file"])
+def test_progress_comes_from_time_to_time(stream: io.StringIO) -> None:
+    now = 0.0
+    with ProgressLine(stream, lambda: now) as line:
+        for tenth in range(1, 101):
+            now = tenth / 10
+            line.show(Progress(8, 100, tenth))
+    shown = stream.getvalue()
+    if stream.isatty():
+        assert 30 <= shown.count("layouts looked at") <= 50
+        assert "\n" not in shown
+        assert shown.endswith("\r\x1b[K")
+    else:
+        assert [row.split()[2] for row in shown.splitlines()] == ["50", "100"]
+        assert "none fits so far" in shown
+
+
+def test_a_short_search_shows_no_progress() -> None:
+    stream = _Terminal()
+    with ProgressLine(stream, lambda: 0.0) as line:
+        line.show(Progress(8, 100, 1))
+    assert stream.getvalue() == ""
 
 
 def test_published(capsys: pytest.CaptureFixture[str]) -> None:

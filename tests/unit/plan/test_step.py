@@ -17,7 +17,6 @@ from altup_moe.plan.layer_time import Factors
 from altup_moe.plan.picture import recordings
 from altup_moe.plan.published import PUBLISHED_RUNS, planned
 from altup_moe.plan.routes import nodes_met
-from altup_moe.plan.search import pareto_layouts, search, sweep
 from altup_moe.plan.step import StepPlan, plan_step
 from altup_moe.plan.traffic import step_transfers
 from altup_moe.plan.transfers import Transfer
@@ -165,25 +164,6 @@ def test_a_cluster_that_cannot_be(values: dict[str, Any], says: str) -> None:
 def test_layouts_that_cannot_be_are_refused(config: RunConfig, key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         planned_on(config)
-
-
-@pytest.mark.long
-def test_search_keeps_what_fits_and_sorts() -> None:
-    config, cluster = run(), load_cluster("h100x8")
-    found = search(config, cluster, 8, keep=5)
-    assert len(found) == 5
-    assert all(f.plan.fits for f in found)
-    assert [f.plan.seconds for f in found] == sorted(f.plan.seconds for f in found)
-    assert found[0].plan.seconds <= plan_step(run({"expert": 8, "distributed_optimizer": True}), cluster, 8).seconds
-    assert search(config, replace(cluster, memory_gib=1), 8) == []
-
-
-@pytest.mark.slow
-def test_the_curve_and_its_front() -> None:
-    curve = list(sweep(run(), load_cluster("h100x8"), [2, 4]))
-    assert [f.plan.gpus for f in curve] == [2, 4]
-    assert pareto_layouts(curve) == curve
-    assert pareto_layouts([curve[1], curve[0], curve[0]]) == curve
 
 
 def test_the_picture_is_the_schedule() -> None:
