@@ -31,10 +31,14 @@ from altup_moe.bench.stepper import Stepper
 from altup_moe.checkpoint.saver import Saver
 from altup_moe.checkpoint.state import local_tensors
 from altup_moe.checkpoint.store import step_name
-from altup_moe.config import CheckpointConfig, ParallelConfig
+from altup_moe.config import CheckpointConfig, ConfigError, ParallelConfig
 from altup_moe.model.build import named_tensors
+from altup_moe.parallel.machine import memory_bytes
 from altup_moe.parallel.start_ranks import environment_with_package
 from altup_moe.parallel.topology import topology
+
+COPIES = 3
+"""How many checkpoints the disk must have room for."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,14 @@ def reshard_peak(bench: SavedBothWays) -> dict[str, float]:
     return {"peak_mb": plan["peak_memory_bytes"] / 1e6, "goal_mb": goal, "checkpoint_mb": plan["bytes"] / 1e6}
 
 
+def _check_room(megabytes: int, directory: Path) -> None:
+    """Raise ConfigError where the tensors do not fit into memory, or a few checkpoints not on the disk."""
+    memory, free = memory_bytes(), shutil.disk_usage(directory).free
+    for what, room in (("memory holds", memory), (f"{directory.parent} has", free / COPIES)):
+        if room is not None and megabytes * 1e6 > room:
+            raise ConfigError("megabytes", megabytes, f"{what} room for {room / 1e6:,.0f}; less would fit")
+
+
 @contextmanager
 def _scratch(directory: str | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=directory or ".", prefix=".bench-checkpoint-") as path:
@@ -165,6 +177,7 @@ def bench_checkpoint(options: CheckpointBench) -> int:
     torch.set_num_threads(options.threads)
     load = os.getloadavg()[0]
     with _scratch(options.directory) as directory:
+        _check_room(options.megabytes, directory)
         bench = SavedBothWays(directory, options.megabytes)
         rows = measure_checkpoint(bench, options.repeats)
         shutil.rmtree(bench.plain)

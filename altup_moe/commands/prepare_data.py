@@ -11,6 +11,7 @@ from pathlib import Path
 
 from altup_moe.config.command import Command
 from altup_moe.config.errors import ConfigError
+from altup_moe.config.ranges import COUNT, Range
 from altup_moe.data.corpora import CORPORA, load_corpus
 from altup_moe.data.document import Document
 from altup_moe.data.files import staging
@@ -22,6 +23,10 @@ from altup_moe.data.sources import LeftOut, hub_documents, local_documents, loca
 from altup_moe.data.tokenizer import load_tokenizer, train_bpe
 
 DEFAULT_VOCAB = 4096
+
+
+WORKERS = Range(1, 1024)
+"""More threads than any machine has cores for; a process cannot start threads without end."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +76,9 @@ def prepare_source(options: PrepareDataOptions) -> tuple[DatasetManifest, float,
         raise ConfigError("vocab_size", options.vocab_size, "is for a new tokenizer; --tokenizer brings its own")
     if options.tokenizer is not None and options.sentinels is not None:
         raise ConfigError("sentinels", options.sentinels, "is for a new tokenizer; --tokenizer brings its own")
-    if options.sentinels is not None and options.sentinels < 1:
-        raise ConfigError("sentinels", options.sentinels, "must be 1 or more")
-    if options.workers is not None and options.workers < 1:
-        raise ConfigError("workers", options.workers, "must be 1 or more")
+    for key, within in (("vocab_size", COUNT), ("sentinels", COUNT), ("workers", WORKERS)):
+        if (value := getattr(options, key)) is not None:
+            within.check(key, value)
     refuse_existing([suffixed(options.out, end) for end in SUFFIXES], options.overwrite)
     with staging(options.out.parent, options.out.name) as temporary:
         _settle(temporary / "cache", options.workers)

@@ -14,6 +14,7 @@ from altup_moe.bench.checkpoint_rivals import SavedBothWays, benchmark_model, fo
 from altup_moe.bench.options import CheckpointBench
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import step_name
+from altup_moe.config import ConfigError
 
 ROWS = ["save", "load, cold", "load, warm", "asynchronous save, waiting", "a step beside it"]
 ROWS += ["a step, saved in memory", "load from memory"]
@@ -78,6 +79,13 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert [each["name"] for each in found["rows"]] == ROWS
     assert all(each["ratio"] > 0 and each["mb_per_second"] > 0 for each in found["rows"])
     assert list(tmp_path.iterdir()) == [], "nothing stays"
+
+
+def test_more_than_the_machine_holds_is_refused_at_once(tmp_path: Path) -> None:
+    """Its layers would be counted without end."""
+    with pytest.raises(ConfigError, match=r"megabytes=2000000000: .* room for "):
+        bench_module.bench_checkpoint(CheckpointBench(2_000_000_000, 1, 1, str(tmp_path)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_peak_memory_of_resharding(tmp_path: Path) -> None:
