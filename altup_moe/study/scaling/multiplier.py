@@ -19,8 +19,8 @@ class Multiplier:
     """What the reference needs over what the model takes, on one axis. Above 1 the model is cheaper.
 
     loss: the model's, from its law. cost: the model's own. n, d, reference_cost: of the reference's cheapest way to the
-    loss. extrapolated: that way is larger than the reference's largest size or dearer than its dearest run, or smaller or
-    cheaper than the least of them. ratio: infinite where the loss is below the reference's E.
+    loss. extrapolated: that way is outside the sizes or the costs of the reference's runs.
+    ratio: infinite where the loss is below the reference's E.
     """
 
     family: str
