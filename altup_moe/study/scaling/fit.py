@@ -106,6 +106,10 @@ def _check(points: Sequence[Point]) -> None:
             value = getattr(point, name)
             if not (math.isfinite(value) and value > 0):
                 raise UserError(f"run {point.run!r}: {name} is {value}; a number above 0 fits")
+    sizes: dict[tuple[str, str], float] = {}
+    for point in points:
+        if sizes.setdefault((point.family, point.run), point.n) != point.n:
+            raise UserError(f"run {point.run!r} of {point.family!r} has several sizes; a run has one n")
 
 
 def _solve(points: Sequence[Point], families: tuple[str, ...], delta: float | None) -> Group:

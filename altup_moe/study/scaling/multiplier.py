@@ -81,7 +81,7 @@ def best(draws: Draws, family: str, axis: Axis, budget: float) -> tuple[float, f
         UserError: an unknown family, or points without that cost.
     """
     law, rates = draws.fit.family(family), token_cost(draws.fit, family, axis)
-    sizes = np.exp(np.linspace(rates.log_n[0] - np.log(10), rates.log_n[-1] + np.log(10), 4096))
+    sizes = rates.sizes()
     tokens = budget / rates.at(sizes)[0]
     at = int(np.argmin(law.a * sizes**-law.alpha + law.b * tokens**-law.beta))
     return float(sizes[at]), float(tokens[at])

@@ -128,6 +128,7 @@ def test_a_term_that_is_not_there_is_said() -> None:
         ([], "there are none"),
         ([Point(1e6, 1e7, -1.0, "dense", "r1")], "run 'r1': loss is -1.0; a number above 0 fits"),
         ([Point(1e6, 1e7 * k, 3.0, "dense", "r") for k in range(1, 9)], "1 sizes and 8 token counts"),
+        ([Point(1e6 * k, 1e7, 3.0, "dense", "r") for k in (1, 2)], "run 'r' of 'dense' has several sizes"),
     ],
 )
 def test_what_cannot_be_fitted_is_told(points: list[Point], says: str) -> None:
