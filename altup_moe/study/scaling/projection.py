@@ -21,7 +21,9 @@ Array = NDArray[np.float64]
 
 LEAST, MOST = 0.02, 2.5
 """Bounds of the exponents. Below, a term cannot be told from E; above, it is gone after the smallest size."""
-GRID = np.geomspace(0.03, 2.0, 22)
+GRID = np.geomspace(LEAST, MOST, 24)
+MINIMA = 8
+"""Nodes of the grid that steps start from, at the most."""
 STEPS = 200
 TOLERANCE = 1e-7
 """Steps end when no exponent moves by more than this share of itself."""
@@ -101,8 +103,10 @@ def _reweighted(fitted: Array, y: Array, delta: float) -> Array:
 def minimise(
     points: Points, y: Array, weights: Array, delta: float, start: tuple[Array, Array] | None = None
 ) -> Solution:
-    """Minimise the weighted sum of Huber's loss. `y`, `weights`: [R, P]; `start`: exponents, else the grid's best."""
-    alpha, beta = start if start is not None else grid_start(points, y, weights, delta)
+    """Minimise the weighted sum of Huber's loss. `y`, `weights`: [R, P]; `start`: exponents [R], else from the grid."""
+    if start is None:
+        return _from_grid(points, y, weights, delta)
+    alpha, beta = (exponents.copy() for exponents in start)
     x = columns(points, alpha, beta)
     coefficients = project(x, y, weights / y**2)
     cost = _cost(x, coefficients, y, weights, delta)
@@ -160,18 +164,35 @@ def _cost(x: Array, coefficients: Array, y: Array, weights: Array, delta: float)
     return (weights * huber(np.log(fitted / y), delta)).sum(1)
 
 
-def grid_start(points: Points, y: Array, weights: Array, delta: float) -> tuple[Array, Array]:
-    """The best exponents of the grid for each weighting; three rounds of weights, the first without Huber's."""
-    alphas, betas = (g.ravel() for g in np.meshgrid(GRID, GRID, indexing="ij"))
-    x = columns(points, alphas, betas)
-    best_alpha, best_beta = np.empty(len(y)), np.empty(len(y))
-    for r in range(len(y)):
-        target = np.broadcast_to(y[r], (len(x), y.shape[1]))
-        local = weights[r] / target**2
-        for _ in range(3):
-            found = project(x, target, local)
-            fitted = (x @ found[:, :, None])[:, :, 0]
-            local = weights[r] * _reweighted(np.maximum(fitted, 1e-300), target, delta)
-        best = int(np.argmin((weights[r] * huber(np.log(np.maximum(fitted, 1e-300) / target), delta)).sum(1)))
-        best_alpha[r], best_beta[r] = alphas[best], betas[best]
-    return best_alpha, best_beta
+def _from_grid(points: Points, y: Array, weights: Array, delta: float) -> Solution:
+    """The least of the minima that lie below the grid's own minima, for each weighting."""
+    found = []
+    for own, weight in zip(y, weights, strict=True):
+        starts = grid_minima(points, own, weight, delta)
+        shape = (len(starts[0]), len(own))
+        many = minimise(points, np.broadcast_to(own, shape), np.broadcast_to(weight, shape), delta, starts)
+        best = many.cost.argmin()
+        found.append((many.coefficients[best], many.alpha[best], many.beta[best], many.cost[best]))
+    return Solution(*(np.array(values) for values in zip(*found, strict=True)))
+
+
+def grid_minima(points: Points, y: Array, weights: Array, delta: float) -> tuple[Array, Array]:
+    """Exponents of the grid's nodes that no neighbour undercuts, the `MINIMA` lowest. `y`, `weights`: [P].
+
+    Each node has three rounds of weights, the first without Huber's.
+    """
+    side = len(GRID)
+    alpha, beta = (nodes.ravel() for nodes in np.meshgrid(GRID, GRID, indexing="ij"))
+    x = columns(points, alpha, beta)
+    target, weights = np.broadcast_to(y, x.shape[:2]), np.broadcast_to(weights, x.shape[:2])
+    local = weights / target**2
+    for _ in range(3):
+        coefficients = project(x, target, local)
+        fitted = np.maximum((x @ coefficients[:, :, None])[:, :, 0], 1e-300)
+        local = weights * _reweighted(fitted, target, delta)
+    cost = _cost(x, coefficients, target, weights, delta)
+    padded = np.pad(cost.reshape(side, side), 1, constant_values=np.inf)
+    around = np.stack([padded[i : i + side, j : j + side] for i in range(3) for j in range(3)])
+    minima = np.flatnonzero(cost <= around.min(0).ravel())
+    lowest = minima[np.argsort(cost[minima])][:MINIMA]
+    return alpha[lowest], beta[lowest]

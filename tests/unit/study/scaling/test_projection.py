@@ -54,6 +54,21 @@ def test_no_start_of_another_method_ends_lower(number: int) -> None:
     assert hoffmann(points, own, 1e-3) == pytest.approx(group.solution.cost[0], rel=1e-6)
 
 
+@pytest.mark.parametrize("number", [4, 10, 18, 34])
+def test_the_grid_leaves_no_lower_minimum(number: int) -> None:
+    """A third of the points far off: there are several minima, and one start alone ends in another one."""
+    (group,) = fit(random_surface(number).points).groups
+    generator = np.random.default_rng(number)
+    count = len(group.at)
+    losses = group.fitted * np.exp(0.002 * generator.standard_normal(count))
+    losses[generator.choice(count, 12, replace=False)] *= np.exp(generator.uniform(0.05, 0.4, 12))
+    starts = generator.uniform(0.03, 2.4, (2, 25))
+    many = minimise(group.points, np.tile(losses, (25, 1)), np.ones((25, count)), 1e-3, (starts[0], starts[1]))
+    found = minimise(group.points, losses[None], np.ones((1, count)), 1e-3)
+    assert found.cost[0] <= many.cost.min() * (1 + 1e-6)
+    assert many.cost.max() > 1.001 * found.cost[0]
+
+
 def test_draws_end_in_the_minimum_that_the_grid_finds() -> None:
     surface = random_surface(3)
     (group,) = fit(surface.points).groups
