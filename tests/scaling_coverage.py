@@ -11,10 +11,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from altup_moe.study.scaling.bootstrap import bootstrap
-from altup_moe.study.scaling.fit import fit
+from altup_moe.study.scaling.fit import fit, uncentred
 from altup_moe.study.scaling.held_out import predict_largest
 from altup_moe.study.scaling.multiplier import best, multiplier
-from altup_moe.study.scaling.records import Law
+from altup_moe.study.scaling.projection import minimise
+from altup_moe.study.scaling.records import Law, interval
 from tests.unit.study.scaling.surfaces import measured, random_law, random_surface
 
 COEFFICIENTS = ("e", "a", "alpha", "b", "beta")
@@ -31,6 +32,23 @@ def law_intervals(surfaces: Iterable[int], draws: int = 1000, **ladder: object) 
             found[name].append(drawn.coefficient("dense", name).holds(getattr(surface.law, name)))
         n, d = (4 * max(getattr(point, name) for point in surface.points) for name in ("n", "d"))
         found["prediction"].append(drawn.predicted("dense", n, d).holds(surface.law.loss(n, d)))
+    return found
+
+
+def case_intervals(surfaces: Iterable[int], draws: int = 1000, **ladder: object) -> dict[str, list[bool]]:
+    """The same coefficients with whole runs drawn (cases), which is not what the package does."""
+    found: dict[str, list[bool]] = {name: [] for name in COEFFICIENTS}
+    for number in surfaces:
+        surface = random_surface(number, **ladder)
+        (group,) = fit(surface.points).groups
+        runs = np.unique([point.run for point in surface.points], return_inverse=True)[1]
+        drawn = np.random.default_rng(number).integers(0, runs.max() + 1, (draws, runs.max() + 1))
+        counts = np.stack([np.bincount(one, minlength=runs.max() + 1) for one in drawn]).astype(float)
+        losses = np.tile([point.loss for point in surface.points], (draws, 1))
+        start = (np.repeat(group.solution.alpha, draws), np.repeat(group.solution.beta, draws))
+        laws = uncentred(group, minimise(group.points, losses, counts[:, runs], group.delta, start))
+        for name, law in zip(COEFFICIENTS, laws, strict=True):
+            found[name].append(interval(law[:, 0], 0.9).holds(getattr(surface.law, name)))
     return found
 
 
@@ -78,6 +96,8 @@ def main(arguments: list[str]) -> None:
     found = law_intervals(range(count), draws, seeds=seeds, common=common)
     found["largest size, held out"] = held_out(range(count), draws, seeds=seeds, common=common)
     found |= {f"multiplier, {axis}": held for axis, held in multipliers(range(count), draws).items()}
+    cases = case_intervals(range(count), draws, seeds=seeds, common=common)
+    found |= {f"{name}, whole runs drawn": held for name, held in cases.items()}
     for name, held in found.items():
         print(f"{name:24} {100 * np.mean(held):5.1f} %")
 

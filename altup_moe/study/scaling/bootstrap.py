@@ -1,11 +1,13 @@
 """Intervals of a fitted law: a bootstrap over runs (`bootstrap`).
 
-Each draw gives every run the residuals of a run of its family, all of them together, and fits again. Before that,
-residuals are freed of the fit's own pull: a run's vector is multiplied by (I - H)^-1, H its block of the hat matrix, which
-is the residual that leaving the run out would give (the jackknife's, HC3 for clusters: MacKinnon, Nielsen and Webb 2023).
-Runs, not points, are drawn, as points of a run share its seed. Drawing runs themselves (cases) gave intervals that are too
-narrow with three seeds; docs/guides/scaling_laws.md has the figures. Families with fewer than six runs of one number of
-points keep each run's own residuals and draw a factor for them (wild bootstrap, Webb's six points).
+Each draw gives every run the residuals of a run of its family, all of them together, and fits again. Points of a run
+share its seed, so runs are drawn and not points. Before that, residuals are freed of the fit's own pull: a run's vector
+is multiplied by (I - H)^-1, H its block of the hat matrix. To first order that is the residual of a fit without the run
+(cluster jackknife: Bell and McCaffrey 2002; MacKinnon, Nielsen and Webb 2023). Drawing whole runs with their points
+(cases) gives intervals that are too narrow for three seeds; `python -m tests.scaling_coverage` prints both.
+
+Families with fewer than six runs of one number of points keep each run's own residuals, and draw a factor for each run
+(wild bootstrap with Webb's six points: Webb 2014).
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ LEAST_EIGENVALUE = 0.05
 
 @dataclass(frozen=True)
 class Noise:
-    """Drawn noise. `points` [R, points]: of log L. `donors` [R, runs], `factors` [R, runs]: whose residuals, times what."""
+    """Drawn noise. `points` [R, points]: of log L. `donors`, `factors` [R, runs]: whose residuals, times what."""
 
     runs: tuple[str, ...]
     points: Array

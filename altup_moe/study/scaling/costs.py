@@ -41,6 +41,12 @@ class TokenCost:
         found: Array = np.exp(self.log_cost[:, left] * (1 - share) + self.log_cost[:, left + 1] * share)
         return found
 
+    def sizes(self) -> Array:
+        """Sizes to choose from, ascending: those measured, and many between and beyond them."""
+        low, high = self.log_n[0] - math.log(BEYOND), self.log_n[-1] + math.log(BEYOND)
+        found: Array = np.exp(np.union1d(np.linspace(low, high, SIZES), self.log_n))
+        return found
+
 
 @dataclass(frozen=True)
 class Cheapest:
@@ -69,15 +75,15 @@ def drawn_token_cost(draws: Draws, family: str, axis: Axis) -> TokenCost:
     costs = _run_costs(draws.fit, family, axis)
     mean = token_cost(draws.fit, family, axis)
     counts = {n: sum(own == n for own, _ in costs.values()) for n, _ in costs.values()}
-    place = {float(log_n): s for s, log_n in enumerate(mean.log_n)}
+    place = {n: s for s, n in enumerate(sorted(counts))}
     off = np.zeros(draws.noise.donors.shape[1])
     for j, (n, log) in costs.items():
         # The mean of m runs takes 1/m of the variance out of each.
-        off[j] = (log - mean.log_cost[0, place[math.log(n)]]) * math.sqrt(counts[n] / max(counts[n] - 1, 1))
+        off[j] = (log - mean.log_cost[0, place[n]]) * math.sqrt(counts[n] / max(counts[n] - 1, 1))
     drawn = off[draws.noise.donors] * draws.noise.factors
     found = np.repeat(mean.log_cost, len(drawn), 0)
     for j, (n, _) in costs.items():
-        found[:, place[math.log(n)]] += drawn[:, j] / counts[n]
+        found[:, place[n]] += drawn[:, j] / counts[n]
     return TokenCost(mean.log_n, found)
 
 
@@ -109,8 +115,7 @@ def cheapest(laws: Law | tuple[Array, Array, Array, Array, Array], cost: TokenCo
     """
     e, a, alpha, b, beta = _columns(laws)
     target = np.atleast_1d(np.asarray(loss, dtype=np.float64))[:, None]
-    low, high = cost.log_n[0] - math.log(BEYOND), cost.log_n[-1] + math.log(BEYOND)
-    sizes: Array = np.exp(np.union1d(np.linspace(low, high, SIZES), cost.log_n))
+    sizes = cost.sizes()
     left = target - e - a * sizes**-alpha
     with np.errstate(divide="ignore", invalid="ignore"):
         tokens = np.where(left > 0, (b / left) ** (1 / beta), np.inf)

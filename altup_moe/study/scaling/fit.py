@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from altup_moe.config import UserError
-from altup_moe.study.scaling.projection import Points, Solution, columns, jacobian, minimise
+from altup_moe.study.scaling.projection import LEAST, MOST, Points, Solution, columns, jacobian, minimise
 from altup_moe.study.scaling.records import Array, Law, Point
 
 HUBER = 1.345
@@ -49,12 +49,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted law for each family. `residuals` [points]: log(loss / fitted). `groups`: what the bootstrap starts from."""
+    """A fitted law for each family. `residuals` [points]: log(loss / fitted). `groups`: where the bootstrap starts."""
 
     points: tuple[Point, ...]
     laws: dict[str, Law]
     residuals: Array
     groups: tuple[Group, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the points do not tell: exponents at a bound of the search, terms that are 0."""
+        return tuple(note for group in self.groups for note in _notes(group))
 
     def family(self, name: str) -> Law:
         """The law of a family.
@@ -74,8 +79,8 @@ def fit(points: Sequence[Point], *, shared: bool = False, delta: float | None = 
         points: at least three sizes and three token counts in each fit, and more points than coefficients.
         shared: E, alpha and beta are those of all families together, A and B each family's own. Else nothing is shared.
         delta: Huber's delta; 1e-3 is Hoffmann's. None: 1.345 standard deviations of the residuals, from their median
-            absolute deviation. A fixed 1e-3 is about a third of the spread of small runs: it is nearly the sum of absolute
-            values then, and intervals are wider.
+            absolute deviation: a fixed 1e-3 is less than one of them where seeds differ by 0.003 to 0.01 nats, and then
+            nearly the sum of absolute values, which is less efficient under normal noise.
 
     Raises:
         UserError: points that are no numbers above 0, or too few for the law.
@@ -101,6 +106,10 @@ def _check(points: Sequence[Point]) -> None:
             value = getattr(point, name)
             if not (math.isfinite(value) and value > 0):
                 raise UserError(f"run {point.run!r}: {name} is {value}; a number above 0 fits")
+    sizes: dict[tuple[str, str], float] = {}
+    for point in points:
+        if sizes.setdefault((point.family, point.run), point.n) != point.n:
+            raise UserError(f"run {point.run!r} of {point.family!r} has several sizes; a run has one n")
 
 
 def _solve(points: Sequence[Point], families: tuple[str, ...], delta: float | None) -> Group:
@@ -141,6 +150,18 @@ def _adaptive(arrays: Points, losses: Array, weights: Array, count: int) -> tupl
 def _laws(group: Group) -> dict[str, Law]:
     found = uncentred(group, group.solution)
     return {name: Law(*(float(values[0, i]) for values in found)) for i, name in enumerate(group.families)}
+
+
+def _notes(group: Group) -> Iterator[str]:
+    names, found = ", ".join(group.families), group.solution
+    for name, exponent in (("alpha", float(found.alpha[0])), ("beta", float(found.beta[0]))):
+        if not LEAST * 1.01 < exponent < MOST / 1.01:
+            yield f"{names}: {name} ends at {exponent:.3g}, a bound of the search: the points do not tell it"
+    terms = (("E", found.coefficients[0, :1]), ("A", found.coefficients[0, 1::2]), ("B", found.coefficients[0, 2::2]))
+    for name, values in terms:
+        if (values <= 0).any():
+            of = " (so alpha says nothing)" if name == "A" else " (so beta says nothing)" if name == "B" else ""
+            yield f"{names}: {name} is 0{of}"
 
 
 def uncentred(group: Group, solution: Solution) -> tuple[Array, Array, Array, Array, Array]:

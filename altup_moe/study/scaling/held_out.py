@@ -15,8 +15,10 @@ from altup_moe.study.scaling.records import Array, Interval, Point, interval
 
 @dataclass(frozen=True)
 class Prediction:
-    """A cell that was held out: its mean loss over `runs` runs, what the law of the smaller sizes says, and the interval
-    that such a mean should lie in."""
+    """A cell that was held out.
+
+    measured: its mean loss over `runs` runs. predicted: by the law of the smaller sizes. interval: such a mean's.
+    """
 
     family: str
     n: float

@@ -19,8 +19,8 @@ class Multiplier:
     """What the reference needs over what the model takes, on one axis. Above 1 the model is cheaper.
 
     loss: the model's, from its law. cost: the model's own. n, d, reference_cost: of the reference's cheapest way to the
-    loss. extrapolated: that way is larger than the reference's largest size or dearer than its dearest run, or smaller or
-    cheaper than the least of them. ratio: infinite where the loss is below the reference's E.
+    loss. extrapolated: that way is outside the sizes or the costs of the reference's runs.
+    ratio: infinite where the loss is below the reference's E.
     """
 
     family: str
@@ -81,7 +81,7 @@ def best(draws: Draws, family: str, axis: Axis, budget: float) -> tuple[float, f
         UserError: an unknown family, or points without that cost.
     """
     law, rates = draws.fit.family(family), token_cost(draws.fit, family, axis)
-    sizes = np.exp(np.linspace(rates.log_n[0] - np.log(10), rates.log_n[-1] + np.log(10), 4096))
+    sizes = rates.sizes()
     tokens = budget / rates.at(sizes)[0]
     at = int(np.argmin(law.a * sizes**-law.alpha + law.b * tokens**-law.beta))
     return float(sizes[at]), float(tokens[at])

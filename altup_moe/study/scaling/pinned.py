@@ -1,8 +1,8 @@
 """A multiplier from one run each, on a curve whose floor and exponent are assumed: what is commonly published.
 
-L(C) = floor + scale C^-exponent goes through the reference's own run, so its scale drops out. It says nothing about how
-well floor and exponent are known; `multiplier` on fitted laws does. What it can say is how little two runs tell: with the
-spread of losses over seeds, its interval.
+L(C) = floor + scale C^-exponent goes through the reference's own run, so its scale drops out. How well floor and
+exponent are known is left out; `multiplier` on fitted laws has it. With the spread of losses over seeds there is an
+interval, which says how little two runs tell.
 """
 
 from __future__ import annotations

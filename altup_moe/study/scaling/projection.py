@@ -1,11 +1,12 @@
 """Least squares of L = E + A N^-alpha + B D^-beta by variable projection, many weightings of the same points at once.
 
 For fixed exponents the law is linear in E, A and B: they are solved for (`project`), and only the two exponents are
-searched, first on a grid that covers all there is to look at, then by damped Gauss-Newton steps. Golub and Pereyra 1973;
-Kaufman 1975 for the step; arXiv 2603.22339 for this law. The grid is what makes the starting point irrelevant.
+searched, first on a grid that covers their range, then by damped Gauss-Newton steps. No start has to be given, and none
+can be wrong. Golub and Pereyra 1973; Kaufman 1975 for the step; arXiv 2603.22339 for this law.
 
-The loss is Huber's on residuals of the logarithm, as in Hoffmann et al. 2022 (arXiv 2203.15556, equation 4), by weights that
-are renewed in every step. Shapes: R weightings, P points, F families, C = 1 + 2F columns: E, then each family's A and B.
+The objective is Huber's loss of log(fitted / measured), as in Hoffmann et al. 2022 (arXiv 2203.15556, section 3.3): a
+run that went wrong pulls little, and a share of the loss counts alike at every size. Weights that are renewed in every
+step minimise it. Shapes: R weightings, P points, F families, C = 1 + 2F columns: E, then each family's A and B.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 
 Array = NDArray[np.float64]
 
 LEAST, MOST = 0.02, 2.5
 """Bounds of the exponents. Below, a term cannot be told from E; above, it is gone after the smallest size."""
-GRID = np.geomspace(0.03, 2.0, 22)
-STEPS = 60
+GRID = np.geomspace(LEAST, MOST, 24)
+MINIMA = 8
+"""Nodes of the grid that steps start from, at the most."""
+STEPS = 200
 TOLERANCE = 1e-7
 """Steps end when no exponent moves by more than this share of itself."""
 
@@ -37,7 +41,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Solution:
-    """Minima: `coefficients` [R, C] (E, then A and B of each family, in the centred units), `alpha`, `beta`, `cost` [R]."""
+    """Minima. `coefficients` [R, C]: E, then A and B of each family, in centred units. `alpha`, `beta`, `cost`: [R]."""
 
     coefficients: Array
     alpha: Array
@@ -58,30 +62,27 @@ def columns(points: Points, alpha: Array, beta: Array) -> Array:
 def project(x: Array, y: Array, weights: Array) -> Array:
     """Weighted least squares with coefficients of no less than 0. [R, P, C], [R, P], [R, P] -> [R, C].
 
-    A coefficient that comes out negative is held at 0 and the others are solved again, until none is negative.
+    All are solved at once by their normal equations; those with a negative coefficient again, by scipy's `nnls`.
     """
-    weighted = x * weights[:, :, None]
-    normal = np.swapaxes(weighted, 1, 2) @ x
-    right = (np.swapaxes(weighted, 1, 2) @ y[:, :, None])[:, :, 0]
-    held = np.zeros(right.shape, dtype=bool)
-    for _ in range(right.shape[1]):
-        found = _solve(normal, right, held)
-        negative = found < 0
-        if not negative.any():
-            break
-        held |= negative
-    return np.maximum(found, 0.0)
+    weighted = np.swapaxes(x * weights[:, :, None], 1, 2)
+    found = _solve(weighted @ x, (weighted @ y[:, :, None])[:, :, 0])
+    for r in np.flatnonzero((found < 0).any(1)):
+        root = np.sqrt(weights[r])
+        found[r] = nnls(x[r] * root[:, None], y[r] * root)[0]
+    return found
 
 
-def _solve(normal: Array, right: Array, held: NDArray[np.bool_]) -> Array:
-    """Solve the normal equations; coefficients that are held are 0. A little is added to the diagonal: none is singular."""
-    free = ~held
+def _solve(normal: Array, right: Array, damping: Array | float = 0.0) -> Array:
+    """Solve normal equations [R, K, K] with columns of one size; `damping` [R, K] is added to their diagonal of ones.
+
+    A little more is always added: columns that are alike, or 0, leave nothing singular.
+    """
     size = np.sqrt(np.maximum(np.diagonal(normal, axis1=1, axis2=2), 1e-300))
-    scaled = normal / (size[:, :, None] * size[:, None, :]) * (free[:, :, None] & free[:, None, :])
+    scaled = normal / (size[:, :, None] * size[:, None, :])
     diagonal = np.arange(right.shape[1])
-    scaled[:, diagonal, diagonal] = np.where(free, 1.0 + 1e-12, 1.0)
-    solved = np.linalg.solve(scaled, (right / size * free)[:, :, None])[:, :, 0]
-    return solved / size
+    scaled[:, diagonal, diagonal] = 1.0 + 1e-12 + damping
+    found: Array = np.linalg.solve(scaled, (right / size)[:, :, None])[:, :, 0] / size
+    return found
 
 
 def huber(residuals: Array, delta: float) -> Array:
@@ -102,8 +103,10 @@ def _reweighted(fitted: Array, y: Array, delta: float) -> Array:
 def minimise(
     points: Points, y: Array, weights: Array, delta: float, start: tuple[Array, Array] | None = None
 ) -> Solution:
-    """Minimise the weighted sum of Huber's loss. `y`, `weights`: [R, P]; `start`: exponents [R], else the grid's best."""
-    alpha, beta = start if start is not None else grid_start(points, y, weights, delta)
+    """Minimise the weighted sum of Huber's loss. `y`, `weights`: [R, P]; `start`: exponents [R], else from the grid."""
+    if start is None:
+        return _from_grid(points, y, weights, delta)
+    alpha, beta = (exponents.copy() for exponents in start)
     x = columns(points, alpha, beta)
     coefficients = project(x, y, weights / y**2)
     cost = _cost(x, coefficients, y, weights, delta)
@@ -151,12 +154,9 @@ def _step(points: Points, x: Array, coefficients: Array, y: Array, weights: Arra
     weighted = np.swapaxes(full * weights[:, :, None], 1, 2)
     normal = weighted @ full
     right = (weighted @ residuals[:, :, None])[:, :, 0]
-    size = np.sqrt(np.maximum(np.diagonal(normal, axis1=1, axis2=2), 1e-300))
-    scaled = normal / (size[:, :, None] * size[:, None, :])
-    diagonal = np.arange(right.shape[1])
-    scaled[:, diagonal, diagonal] = 1.0 + 1e-12
-    scaled[:, diagonal[-2:], diagonal[-2:]] += damping[:, None]
-    return (np.linalg.solve(scaled, (right / size)[:, :, None])[:, :, 0] / size)[:, -2:]
+    ridge = np.zeros(right.shape)
+    ridge[:, -2:] = damping[:, None]
+    return _solve(normal, right, ridge)[:, -2:]
 
 
 def _cost(x: Array, coefficients: Array, y: Array, weights: Array, delta: float) -> Array:
@@ -164,18 +164,35 @@ def _cost(x: Array, coefficients: Array, y: Array, weights: Array, delta: float)
     return (weights * huber(np.log(fitted / y), delta)).sum(1)
 
 
-def grid_start(points: Points, y: Array, weights: Array, delta: float) -> tuple[Array, Array]:
-    """The best exponents of the grid for each weighting; three rounds of weights, the first without Huber's."""
-    alphas, betas = (g.ravel() for g in np.meshgrid(GRID, GRID, indexing="ij"))
-    x = columns(points, alphas, betas)
-    best_alpha, best_beta = np.empty(len(y)), np.empty(len(y))
-    for r in range(len(y)):
-        target = np.broadcast_to(y[r], (len(x), y.shape[1]))
-        local = weights[r] / target**2
-        for _ in range(3):
-            found = project(x, target, local)
-            fitted = (x @ found[:, :, None])[:, :, 0]
-            local = weights[r] * _reweighted(np.maximum(fitted, 1e-300), target, delta)
-        best = int(np.argmin((weights[r] * huber(np.log(np.maximum(fitted, 1e-300) / target), delta)).sum(1)))
-        best_alpha[r], best_beta[r] = alphas[best], betas[best]
-    return best_alpha, best_beta
+def _from_grid(points: Points, y: Array, weights: Array, delta: float) -> Solution:
+    """The least of the minima that lie below the grid's own minima, for each weighting."""
+    found = []
+    for own, weight in zip(y, weights, strict=True):
+        starts = grid_minima(points, own, weight, delta)
+        shape = (len(starts[0]), len(own))
+        many = minimise(points, np.broadcast_to(own, shape), np.broadcast_to(weight, shape), delta, starts)
+        best = many.cost.argmin()
+        found.append((many.coefficients[best], many.alpha[best], many.beta[best], many.cost[best]))
+    return Solution(*(np.array(values) for values in zip(*found, strict=True)))
+
+
+def grid_minima(points: Points, y: Array, weights: Array, delta: float) -> tuple[Array, Array]:
+    """Exponents of the grid's nodes that no neighbour undercuts, the `MINIMA` lowest. `y`, `weights`: [P].
+
+    Each node has three rounds of weights, the first without Huber's.
+    """
+    side = len(GRID)
+    alpha, beta = (nodes.ravel() for nodes in np.meshgrid(GRID, GRID, indexing="ij"))
+    x = columns(points, alpha, beta)
+    target, weights = np.broadcast_to(y, x.shape[:2]), np.broadcast_to(weights, x.shape[:2])
+    local = weights / target**2
+    for _ in range(3):
+        coefficients = project(x, target, local)
+        fitted = np.maximum((x @ coefficients[:, :, None])[:, :, 0], 1e-300)
+        local = weights * _reweighted(fitted, target, delta)
+    cost = _cost(x, coefficients, target, weights, delta)
+    padded = np.pad(cost.reshape(side, side), 1, constant_values=np.inf)
+    around = np.stack([padded[i : i + side, j : j + side] for i in range(3) for j in range(3)])
+    minima = np.flatnonzero(cost <= around.min(0).ravel())
+    lowest = minima[np.argsort(cost[minima])][:MINIMA]
+    return alpha[lowest], beta[lowest]

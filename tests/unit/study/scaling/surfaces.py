@@ -48,9 +48,11 @@ def measured(
     timing: float = 0.02,
     cost: float = 6.0,
 ) -> list[Point]:
-    """Points of a ladder. `common`: the share of the variance that the points of one run have in common (a run branches
-    to each token count). `cost`: FLOPs a token and parameter; seconds are FLOPs at 1e12 a second, with a `timing` share of
-    noise a run."""
+    """Points of a ladder.
+
+    common: the share of the variance that the points of one run have in common (it branches to each token count).
+    cost: FLOPs a token and parameter. Seconds are FLOPs at 1e12 a second; `timing` is the share of noise of a run.
+    """
     points = []
     for n in sizes:
         for seed in range(seeds):
