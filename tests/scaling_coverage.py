@@ -93,13 +93,17 @@ def main(arguments: list[str]) -> None:
     count, seeds, common, draws = int(given[0]), int(given[1]), float(given[2]), int(given[3])
     print(f"90 % intervals that held the truth, of {count} surfaces: 4 sizes x 3 token counts x {seeds} seeds,")
     print(f"{common:.0%} of the variance common to a run, {draws} draws")
-    found = law_intervals(range(count), draws, seeds=seeds, common=common)
-    found["largest size, held out"] = held_out(range(count), draws, seeds=seeds, common=common)
-    found |= {f"multiplier, {axis}": held for axis, held in multipliers(range(count), draws).items()}
-    cases = case_intervals(range(count), draws, seeds=seeds, common=common)
-    found |= {f"{name}, whole runs drawn": held for name, held in cases.items()}
+    ladder = {"seeds": seeds, "common": common}
+    _print(law_intervals(range(count), draws, **ladder))
+    _print({"largest size, held out": held_out(range(count), draws, **ladder)})
+    _print({f"multiplier, {axis}": held for axis, held in multipliers(range(count), draws).items()})
+    cases = case_intervals(range(count), draws, **ladder)
+    _print({f"{name}, whole runs drawn": held for name, held in cases.items()})
+
+
+def _print(found: dict[str, list[bool]]) -> None:
     for name, held in found.items():
-        print(f"{name:24} {100 * np.mean(held):5.1f} %")
+        print(f"{name:24} {100 * np.mean(held):5.1f} %", flush=True)
 
 
 if __name__ == "__main__":
