@@ -28,6 +28,13 @@ def check_schedule(config: RunConfig, world_size: int) -> None:
         raise ConfigError("train.stop_after", config.train.stop_after, f"at most train.steps ({steps}) would fit")
 
 
+def check_hang_timeout(config: RunConfig, world_size: int) -> None:
+    """Raise ConfigError for a time so short that ranks which end in good order would count as hanging."""
+    seconds = config.train.hang_timeout
+    if seconds is not None and 0 < seconds < 1:
+        raise ConfigError("train.hang_timeout", seconds, "at least 1 s would fit; 0 or null is off")
+
+
 def check_checkpoints(config: RunConfig, world_size: int) -> None:
     """Raise ConfigError unless the steps to save after are steps of the run, and it starts from one place."""
     c, steps = config.checkpoint, config.train.steps

@@ -13,7 +13,7 @@ from altup_moe.study.scaling.bootstrap import DRAWS, Draws, bootstrap
 from altup_moe.study.scaling.costs import Axis
 from altup_moe.study.scaling.fit import fit
 from altup_moe.study.scaling.held_out import Prediction, predict_largest
-from altup_moe.study.scaling.multiplier import Multiplier, multiplier
+from altup_moe.study.scaling.multiplier import Multiplier, best, multiplier
 from altup_moe.study.scaling.records import Point
 
 SIZE = "model.hidden_size"
@@ -33,15 +33,23 @@ class TunedModel:
 
 @dataclass(frozen=True)
 class Compared:
-    """A family's multiplier on an axis. ``decided``: False where one of both families is not tuned."""
+    """A family's multiplier on an axis.
+
+    ``tuned``: whether both families are. ``extrapolated``: the best size of one of both lies outside its runs.
+    """
 
     multiplier: Multiplier
-    decided: bool
+    tuned: bool
+    outside: bool
+
+    @property
+    def extrapolated(self) -> bool:
+        return self.outside or self.multiplier.extrapolated
 
     @property
     def verdict(self) -> str:
         """cheaper, dearer, or not decided."""
-        return self.multiplier.verdict if self.decided else "not decided"
+        return self.multiplier.verdict if self.tuned else "not decided"
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class LadderLaw:
 def analyse(
     rows: Sequence[StudyRow], reference: str, *, shared: bool = False, draws: int = DRAWS, seed: int = 0
 ) -> LadderLaw:
-    """Fit the laws and compare every family with the reference at its own largest size and most tokens.
+    """Fit the laws and compare every family with the reference, at the cost of the family's dearest run.
 
     Raises:
         UserError: no rows of a ladder, or too few of them for the law. ConfigError: no row is of the reference.
@@ -87,7 +95,7 @@ def analyse(
         predictions, not_predicted = [], str(error)
     axes: tuple[Axis, ...] = ("flops", "seconds")
     compared = tuple(
-        Compared(_multiplier(found, points, family, reference, axis), not {family, reference} & untuned.keys())
+        _compared(found, points, family, reference, axis, not {family, reference} & untuned.keys())
         for family in families
         if family != reference
         for axis in axes
@@ -155,8 +163,9 @@ def _untuned(family: str, trained: Sequence[StudyRow], tuned: Sequence[TunedMode
     return ""
 
 
-def _multiplier(draws: Draws, points: Sequence[Point], family: str, reference: str, axis: Axis) -> Multiplier:
+def _compared(draws: Draws, points: Sequence[Point], family: str, reference: str, axis: Axis, tuned: bool) -> Compared:
+    """At the cost of the family's dearest run, each of both at its own best size: neither's shape counts against it."""
     own = [point for point in points if point.family == family]
-    n = max(point.n for point in own)
-    d = max(point.d for point in own if point.n == n)
-    return multiplier(draws, family, reference, axis, n=n, d=d)
+    n, d = best(draws, family, axis, max(getattr(point, axis) for point in own))
+    inside = min(point.n for point in own) <= n <= max(point.n for point in own)
+    return Compared(multiplier(draws, family, reference, axis, n=n, d=d), tuned, not inside)

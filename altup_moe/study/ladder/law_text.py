@@ -77,12 +77,15 @@ def _held_out(found: LadderLaw) -> Iterator[str]:
 
 
 def _multipliers(found: LadderLaw) -> Iterator[str]:
-    yield f"multiplier: what {found.reference} needs for a family's loss at its largest size and most tokens"
+    yield (
+        f"multiplier: how many times the cost of a family's dearest run {found.reference} needs for the loss that the "
+        "family reaches at that cost, each at its best size"
+    )
     rows = [("family", "at equal", "multiplier", "interval", "verdict")]
     for one in found.compared:
         m = one.multiplier
         name = {"flops": "FLOPs", "seconds": "seconds"}[m.axis]
-        beyond = ", beyond the reference's runs" if m.extrapolated else ""
+        beyond = ", beyond the sizes that were trained" if one.extrapolated else ""
         rows.append((m.family, name, f"{m.ratio:.3g}", _range(m.interval), one.verdict + beyond))
     yield from columns(rows)
 
@@ -109,7 +112,10 @@ def as_json(found: LadderLaw) -> dict[str, Any]:
         "untuned": found.untuned,
         "predictions": [{**asdict(one), "inside": one.inside} for one in found.predictions],
         "not_predicted": found.not_predicted,
-        "multipliers": [{**asdict(one.multiplier), "verdict": one.verdict} for one in found.compared],
+        "multipliers": [
+            {**asdict(one.multiplier), "extrapolated": one.extrapolated, "verdict": one.verdict}
+            for one in found.compared
+        ],
         "failed": found.failed,
     }
     return _finite(content)

@@ -234,6 +234,7 @@ WRONG = [
     ),
     ({"optim__min_learning_rate": 1.0}, 1, "optim.min_learning_rate", "at most optim.learning_rate"),
     ({"optim__schedule": "wsd", "optim__decay_steps": 181}, 1, "optim.decay_steps", "(180)"),
+    ({"train__hang_timeout": 0.001}, 1, "train.hang_timeout", "at least 1 s would fit; 0 or null is off"),
     ({"checkpoint__save_at": (5, 201)}, 1, "checkpoint.save_at", "steps from 1 to train.steps (200) would fit"),
     ({"checkpoint__branch_from": "a", "checkpoint__initial_load_path": "b"}, 1, "checkpoint.branch_from", "one of the"),
     ({"optim__decay_steps": 20}, 1, "optim.decay_steps", "optim.warmup_steps (20)"),
