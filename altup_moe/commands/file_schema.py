@@ -1,4 +1,4 @@
-"""One JSON schema for all kinds of shipped files, told apart by a key that only one kind has."""
+"""One JSON schema for all kinds of shipped files, told apart by keys that only one kind has."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from altup_moe.config.json_schema import DIALECT, Schema, closed, record_schema,
 from altup_moe.config.load import HINTS
 from altup_moe.plan.cluster import Cluster
 from altup_moe.recipe.recipe import WORD_TASKS, Evaluation
+from altup_moe.study.ladder.spec import SizeRule
 from altup_moe.study.spec import Budget, MeasureSpec
 
 COUNT: Schema = {"type": "integer", "minimum": 1}
@@ -21,12 +22,20 @@ LAUNCH: dict[str, Schema] = {
 }
 
 
+STUDIES = ("budget", "ladder")
+"""A study has one of both."""
+
+
 def file_schema() -> Schema:
     """The schema of a configuration, a study, a recipe or a cluster."""
-    kinds = {"study": ("budget", _study()), "recipe": ("pretrain", _recipe()), "cluster": ("gpus_per_node", _cluster())}
+    kinds = {
+        "study": (STUDIES, _study()),
+        "recipe": (("pretrain",), _recipe()),
+        "cluster": (("gpus_per_node",), _cluster()),
+    }
     told: Schema = _ref("run")
-    for kind, (key, _) in reversed(kinds.items()):
-        told = {"if": {"required": [key]}, "then": _ref(kind), "else": told}
+    for kind, (keys, _) in reversed(kinds.items()):
+        told = {"if": {"anyOf": [{"required": [key]} for key in keys]}, "then": _ref(kind), "else": told}
     definitions = {"run": run_schema(), **{kind: schema for kind, (_, schema) in kinds.items()}}
     return {"$schema": DIALECT, "title": "altup-moe", **told, "definitions": definitions}
 
@@ -61,12 +70,47 @@ def _study() -> Schema:
             "budget": budget,
             "rows": {"type": "array", "items": row},
             "grid": _either("array", {"items": grid}, _ref("study", "properties", "grid", "then", "items")),
+            "ladder": _ladder(fields),
             "measure": record_schema(MeasureSpec),
             "threads": {**COUNT, "description": "CPU threads of a rank."},
             **LAUNCH,
         },
         "A study: every row with every seed is a run.",
-        ["base", "seeds", "budget"],
+        ["base", "seeds"],
+    ) | {"oneOf": [{"required": [key]} for key in STUDIES]}
+
+
+def _ladder(fields: dict[str, Schema]) -> Schema:
+    positive: Schema = {"type": "number", "exclusiveMinimum": 0}
+    values: Schema = {"type": "array", "items": positive, "minItems": 3}
+    numbers = {key: values for key, hint in HINTS.items() if hint is float}
+    family = closed(
+        {
+            "name": {**TEXT, "description": "Name of the family."},
+            "set": closed(fields, "Fields of its models beside those of the rule, by dotted key."),
+        },
+        required=["name"],
+    )
+    rule = record_schema(SizeRule)
+    for schema in rule["properties"].values():
+        schema |= {"exclusiveMinimum": 0}
+    return closed(
+        {
+            "sizes": {"type": "array", "items": COUNT, "minItems": 1, "description": "model.hidden_size, ascending."},
+            "rule": rule,
+            "tokens_per_parameter": {
+                "type": "array",
+                "items": positive,
+                "minItems": 1,
+                "description": "Tokens a parameter of the first family at that size, tables left out; ascending.",
+            },
+            "decay": {**positive, "exclusiveMaximum": 1, "description": "Share of the steps in which the rate decays."},
+            "families": {"type": "array", "items": family, "minItems": 1},
+            "tune": closed(numbers, "The key that is tuned for each family and size, and the values to try first.")
+            | {"minProperties": 1, "maxProperties": 1},
+        },
+        "Families at several sizes, each on several numbers of tokens, with tuned rates.",
+        ["sizes", "tokens_per_parameter", "families"],
     )
 
 

@@ -60,9 +60,11 @@ def value_schema(hint: Any, within: Range | None = None) -> Schema:
     schemas: list[Schema] = [{"enum": choices}] if choices else []
     for member in members:
         if typing.get_origin(member) is tuple:
-            # A mapping is written as a list of NAME=VALUE, too.
-            schemas.append({"type": "array", "items": value_schema(typing.get_args(member)[0])})
-            schemas.append({"type": "object", "additionalProperties": {"type": ["string", "number"]}})
+            item = typing.get_args(member)[0]
+            schemas.append({"type": "array", "items": value_schema(item, within)})
+            if item is str:
+                # A mapping is written as a list of NAME=VALUE, too.
+                schemas.append({"type": "object", "additionalProperties": {"type": ["string", "number"]}})
     plain = [member for member in members if member in TYPES]
     if plain:
         types = [TYPES[member] for member in plain]

@@ -17,6 +17,7 @@ from altup_moe.config.json_schema import run_schema
 from altup_moe.config.load import HINTS
 from altup_moe.config.ranges import RANGES
 from altup_moe.config.shipped import CONFIGS, SCHEMA_FILE, shipped_files
+from altup_moe.study.ladder import spec as ladder_form
 from altup_moe.study.read_study import load_study
 
 SCHEMA = file_schema()
@@ -49,6 +50,16 @@ def test_the_form_of_a_study_that_its_reader_describes_fits() -> None:
     content = yaml.safe_load(example.replace("{model: {...}, optim: ...}", "{model: {num_layers: 2}}"))
     assert "grid" in content
     assert problems(content) == []
+
+
+def test_the_form_of_a_ladder_that_its_reader_describes_fits() -> None:
+    assert ladder_form.__doc__ is not None
+    example = "\n".join(line for line in ladder_form.__doc__.splitlines() if line.startswith("    "))
+    content = {"base": "dense", "seeds": [1], **yaml.safe_load(example)}
+    assert problems(content) == []
+    assert problems({**content, "budget": {"tokens": 1}}) != []
+    content["ladder"]["rule"]["head_sise"] = 8
+    assert "'head_sise' was unexpected" in problems(content)[0]
 
 
 WRONG = [
@@ -95,7 +106,8 @@ def test_every_field_has_its_description_default_and_range() -> None:
         section, _, name = key.partition(".")
         assert len(schema["description"]) > 10, key
         assert schema["default"] == defaults[section][name], key
-        assert ("minimum" in schema or "exclusiveMinimum" in schema) == (key in RANGES), key
+        number = schema.get("items", schema)
+        assert ("minimum" in number or "exclusiveMinimum" in number) == (key in RANGES), key
     assert schemas["model.seq_length"]["description"] == "Tokens of a training sample (context length)."
     assert list(run_schema()["properties"]) == [field.name for field in dataclasses.fields(RunConfig)]
 
