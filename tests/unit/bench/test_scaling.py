@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -27,6 +28,12 @@ from altup_moe.config import ConfigError
 
 SMALL = ["--hidden-size", "64", "--num-layers", "2", "--seq-length", "16", "--repeats", "2", "--rounds", "1"]
 COMMAND = [sys.executable, "-m", "altup_moe", "bench", "scaling"]
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    """The command as one types it: not as a rank, whatever other tests have left in the environment."""
+    alone = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    return subprocess.run([*COMMAND, *words], env=alone, capture_output=True, text=True)
 
 
 def point(mode: Mode, ranks: int, *seconds: float, where: str = "torchrun", tokens: int = 1024) -> Point:
@@ -101,7 +108,7 @@ def test_points_of_other_shapes_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_is_one_line(words: list[str], says: str) -> None:
-    done = subprocess.run([*COMMAND, *words], capture_output=True, text=True)
+    done = run(*words)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert says in done.stderr
@@ -110,14 +117,14 @@ def test_a_mistake_is_one_line(words: list[str], says: str) -> None:
 @pytest.mark.slow
 def test_one_and_two_ranks_are_measured_and_reported_again(tmp_path: Path) -> None:
     directory, picture = tmp_path / "points", tmp_path / "scaling.png"
-    done = subprocess.run([*COMMAND, *SMALL, "--directory", str(directory)], capture_output=True, text=True)
+    done = run(*SMALL, "--directory", str(directory))
     assert done.returncode == 0, done.stderr
     assert re.findall(r"^(strong|weak) +(\d)  torchrun", done.stdout, re.M) == [
         *(("strong", "1"), ("strong", "2"), ("weak", "1"), ("weak", "2"))
     ]
     assert len(read_points(directory)) == 3
-    again = [*COMMAND, "--report", "--json", "--directory", str(directory), "--picture", str(picture)]
-    said = json.loads(subprocess.run([*again, "--cluster", "h100x8"], capture_output=True, text=True).stdout)
+    again = ["--report", "--json", "--directory", str(directory), "--picture", str(picture), "--cluster", "h100x8"]
+    said = json.loads(run(*again).stdout)
     assert said["shape"]["hidden_size"] == 64
     assert [(one["mode"], one["ranks"]) for one in said["points"]] == [
         *(("strong", 1), ("strong", 2), ("weak", 1), ("weak", 2))
