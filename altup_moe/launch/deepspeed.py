@@ -28,7 +28,7 @@ from altup_moe.doctor.network import MASTER_PORT
 from altup_moe.launch.common import LaunchError, find_program, found_command, need_command, whole_number_within
 from altup_moe.launch.deaths import in_order, report
 from altup_moe.launch.hosts import Host, check_host, read_hosts
-from altup_moe.launch.node import FORWARDED, child_processes, told_already
+from altup_moe.launch.node import FORWARDED, child_processes, told_already, wait_and_hear
 from altup_moe.launch.packed import pack
 from altup_moe.launch.pdsh import check_hosts, tell_ranks
 from altup_moe.launch.rank_parent import MARK
@@ -157,7 +157,7 @@ class LauncherProcess:
             # Ranks may be there before the line that starts them has returned.
             for early in self._early:
                 self._pass(early)
-            code = self.process.wait()
+            code = wait_and_hear(self.process)
             copy.join(5)
         deaths = in_order(self.deaths)
         if deaths:

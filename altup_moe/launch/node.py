@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ FORWARDED = {
     signal.SIGHUP: signal.SIGHUP,
     signal.SIGUSR1: signal.SIGTERM,
 }
+HEAR_SECONDS = 0.5
+"""How late a signal is handled, at most, while a process is waited for."""
 TWICE_SECONDS = 2.0
 """A signal that comes again so soon is one request told twice, as for a rank (`train.stop_signal`)."""
 PARENT = os.getppid()
@@ -57,6 +60,17 @@ def child_processes(parent: int) -> list[int]:
             if int(started_by) == parent and state not in "ZX":
                 found.append(int(entry.parent.name))
     return found
+
+
+def wait_and_hear(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a process as `Popen.wait` does; its exit code.
+
+    Without a bound, a signal that comes just before the wait begins is handled only when the wait ends: Python looks
+    for signals between two instructions, and the kernel does not interrupt a call that has not begun.
+    """
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(HEAR_SECONDS)
 
 
 def told_already(number: int, received: Sequence[int]) -> bool:

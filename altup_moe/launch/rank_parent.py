@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 
 from altup_moe.launch.deaths import joined
-from altup_moe.launch.node import FORWARDED, TWICE_SECONDS, told_already
+from altup_moe.launch.node import FORWARDED, TWICE_SECONDS, told_already, wait_and_hear
 from altup_moe.launch.rank_watch import send
 from altup_moe.parallel import death_record, parent_death
 from altup_moe.parallel.death_record import Death
@@ -42,6 +42,7 @@ class RankParent:
         self.argv, self.env = list(argv), dict(env)
         self.received: list[int] = []
         self.told_at: float | None = None
+        self._early: list[int] = []
         self._child: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
@@ -72,9 +73,10 @@ class RankParent:
             ]
             for thread in (*copies, threading.Thread(target=self._await_launcher, daemon=True)):
                 thread.start()
-            if self.received:
-                self._stop(signal.SIGTERM)
-            code = self._child.wait()
+            # The rank may run before the line that starts it has returned.
+            for early in self._early:
+                self._stop(early)
+            code = wait_and_hear(self._child)
             ended = time.time()
             for copy in copies:
                 copy.join(2)
@@ -86,8 +88,13 @@ class RankParent:
     def _forward(self, number: int, frame: FrameType | None) -> None:
         told = told_already(number, self.received)
         self.received.append(number)
-        if not told:
-            self._stop(FORWARDED[signal.Signals(number)])
+        if told:
+            return
+        passed = FORWARDED[signal.Signals(number)]
+        if self._child is None:
+            self._early.append(passed)
+        else:
+            self._stop(passed)
 
     def _stop(self, number: int) -> None:
         if self._child is None:

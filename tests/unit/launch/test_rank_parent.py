@@ -17,10 +17,11 @@ import pytest
 from altup_moe.launch import deepspeed, pdsh
 from altup_moe.launch.common import LaunchError
 from altup_moe.launch.hosts import Host
+from altup_moe.launch.node import FORWARDED, HEAR_SECONDS, wait_and_hear
 from altup_moe.launch.packed import pack
-from altup_moe.launch.rank_parent import MARK, tell
+from altup_moe.launch.rank_parent import MARK, RankParent, tell
 from altup_moe.parallel.death_record import Death
-from tests.processes import started
+from tests.processes import started, wait_until
 
 SCRIPT = Path(deepspeed.__file__).with_name("packed.py")
 
@@ -86,6 +87,44 @@ def test_a_second_signal_ends_a_rank_that_does_not_stop(monkeypatch: pytest.Monk
             process.wait(2.2)  # a repetition within 2 s would be the same request
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 137
+
+
+def test_a_signal_before_the_start_has_returned_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine the rank runs before its parent has the process that it started. SIGINT stays SIGINT."""
+    before = {number: signal.getsignal(number) for number in FORWARDED}
+    start = subprocess.Popen
+    told = (
+        f"trap 'echo told >> {tmp_path}/told; exit 75' INT; trap 'exit 76' TERM; touch {tmp_path}/ready; {UNTIL_TOLD}"
+    )
+
+    def slow_start(*words: object, **options: object) -> object:
+        process = start(*words, **options)  # type: ignore[call-overload]
+        wait_until(lambda: (tmp_path / "ready").exists(), "the rank")
+        os.kill(os.getpid(), signal.SIGINT)
+        return process
+
+    monkeypatch.setattr("altup_moe.launch.rank_parent.subprocess.Popen", slow_start)
+    monkeypatch.setattr(RankParent, "_await_launcher", lambda self: None)
+    try:
+        assert RankParent(["sh", "-c", told], dict(os.environ)).run() == 75
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert (tmp_path / "told").read_text() == "told\n"
+
+
+def test_a_wait_ends_often_enough_to_hear_signals() -> None:
+    bounds: list[float] = []
+
+    class Running:
+        def wait(self, seconds: float) -> int:
+            bounds.append(seconds)
+            if len(bounds) < 3:
+                raise subprocess.TimeoutExpired("rank", seconds)
+            return 3
+
+    assert wait_and_hear(Running()) == 3  # type: ignore[arg-type]
+    assert bounds == [HEAR_SECONDS] * 3
 
 
 PDSH = [
