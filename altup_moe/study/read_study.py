@@ -39,7 +39,7 @@ from altup_moe.study.ladder.read import read_ladder
 from altup_moe.study.ladder.rows import LadderRow, ladder_rows
 from altup_moe.study.read_record import mapping, record
 from altup_moe.study.same_run import reasons
-from altup_moe.study.spec import Branch, Budget, Launcher, Losses, MeasureSpec, RowSpec, Study
+from altup_moe.study.spec import Branch, Budget, Launcher, Losses, MeasureSpec, RowSpec, Study, steps_for
 
 _RATE = re.compile(r"[0-9]+(\.[0-9]+)?([kmg])bit", re.IGNORECASE)
 _DECIDED = {"train.seed": "seeds", "train.stop_after": "budget", "log.run_dir": "the study's directory"}
@@ -291,8 +291,7 @@ def _budgeted(config: RunConfig, given: Mapping[str, Mapping[str, Any]], budget:
     """Set the seed, the steps that the budget allows, and ten checkpoints during the run."""
     train = replace(config.train, seed=seed, stop_after=None)
     if budget.tokens is not None:
-        step = train.global_batch_size * config.model.tokens_per_sample
-        train = replace(train, steps=max(1, -(-budget.tokens // step)))
+        train = replace(train, steps=steps_for(budget.tokens, config))
     elif config.optim.schedule not in TIMELESS:
         fits = f"budget.seconds leaves the number of steps open; {' or '.join(TIMELESS)} would fit"
         raise ConfigError("optim.schedule", config.optim.schedule, fits)

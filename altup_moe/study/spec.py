@@ -29,6 +29,11 @@ class Budget:
     the schedule must not depend on the number of steps (constant, inverse_sqrt)."""
 
 
+def steps_for(tokens: int, config: RunConfig) -> int:
+    """Optimizer steps that read so many tokens, rounded up."""
+    return max(1, -(-tokens // (config.train.global_batch_size * config.model.tokens_per_sample)))
+
+
 @dataclass(frozen=True)
 class MeasureSpec:
     """How latency is measured once all rows are trained. Rows take turns, and nothing else runs."""

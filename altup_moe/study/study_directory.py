@@ -253,8 +253,11 @@ class StudyDirectory:
         trained = read_json_or_none(self.of_row(row).trained)
         if trained is not None:
             return math.inf if trained["problem"] else float(trained["valid_loss"])
+        # The row's files may be gone; its line stays.
         line = self.finished().get(row.config_hash)
-        return None if line is None else math.inf
+        if line is None:
+            return None
+        return math.inf if line.quality is None else line.quality.valid_loss
 
     def training(self, study: Study) -> set[str]:
         """Keys of the rows that have begun, if a study runs here; for another process, such as `status`."""

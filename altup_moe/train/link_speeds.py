@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from altup_moe.parallel.control_collectives import gather_json
 from altup_moe.parallel.topology import Topology
 
 FIRST_BYTES, LEAST_BYTES, MOST_BYTES = 1 << 18, 1 << 16, 1 << 26
@@ -109,9 +110,10 @@ class LinkSpeeds:
 
     def settle(self) -> SlowestLink | None:
         """At the end of an interval: what was measured, if it was time to. Collective then."""
+        device = self._topology.device
         if self._senders is None:
             local = int(os.environ.get("LOCAL_RANK", self._topology.rank))
-            self._senders = [rank for rank, (place,) in enumerate(self._gathered(local)) if place == 0]
+            self._senders = [rank for rank, place in enumerate(gather_json(local, device)) if place == 0]
         began = time.monotonic()
         interval, self._last = began - self._last, began
         if len(self._senders) < 2:
@@ -122,7 +124,7 @@ class LinkSpeeds:
         shift = 1 + self._number % (len(self._senders) - 1)
         self._number += 1
         mine = self._seconds(self._senders, shift) if self._topology.rank in self._senders else 0.0
-        every = self._gathered(mine, time.monotonic() - began, interval)
+        every = gather_json([mine, time.monotonic() - began, interval], device)
         size = self._bytes
         seconds = [every[rank][0] for rank in self._senders]
         self._bytes = _next_size(size, median(seconds))
@@ -132,12 +134,6 @@ class LinkSpeeds:
         often = math.ceil(every[0][1] / SHARE / max(every[0][2], 1e-3))
         self._leave_out = 0 if self._naming.suspects else often - 1
         return found
-
-    def _gathered(self, *mine: float) -> list[list[float]]:
-        told = torch.tensor(mine, dtype=torch.float64, device=self._topology.device)
-        every = [torch.empty_like(told) for _ in range(self._topology.world_size)]
-        dist.all_gather(every, told)
-        return [one.tolist() for one in every]
 
     def _seconds(self, senders: list[int], shift: int) -> float:
         """Seconds of the fastest transfer from this rank to the one `shift` further."""

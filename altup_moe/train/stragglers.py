@@ -18,10 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import median, median_low
 
-import torch
-import torch.distributed as dist
-
 from altup_moe.config import LogConfig
+from altup_moe.parallel.control_collectives import gather_json
 from altup_moe.parallel.topology import Topology
 from altup_moe.parallel.watchdog.notes import blocked_seconds
 from altup_moe.train.link_speeds import RELEASE, STEADY, LinkSpeeds, SlowestLink
@@ -105,10 +103,8 @@ class Stragglers:
         if len(self._own) < self.interval:
             return None
         mine, self._own = median(self._own), []
-        told = torch.tensor([mine, self._topology.pipeline_rank], dtype=torch.float64, device=self._topology.device)
-        every = [torch.empty_like(told) for _ in range(self._topology.world_size)]
-        dist.all_gather(every, told)
-        own, stages = zip(*((float(one[0]), int(one[1])) for one in every), strict=True)
+        every = gather_json([mine, self._topology.pipeline_rank], self._topology.device)
+        own, stages = zip(*every, strict=True)
         if self._first:
             # Compilers, caches and allocators: a start is no measurement.
             self._first = False

@@ -5,7 +5,6 @@ A pure function of the ladder and of the losses of rows so far, so that a study 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,7 +13,7 @@ from altup_moe.config import ConfigError, RunConfig
 from altup_moe.parallel.counts import count_parameters
 from altup_moe.study.ladder.spec import Family, Ladder
 from altup_moe.study.ladder.tuning import best_value, next_value
-from altup_moe.study.spec import Role
+from altup_moe.study.spec import Role, steps_for
 
 Resolve = Callable[[Mapping[str, Any]], RunConfig]
 """From the keys of a row to its configuration."""
@@ -91,8 +90,7 @@ def _tuned(
     def row(value: float) -> LadderRow:
         own = {**keys, **_with_rate(resolve, keys, key, value)}
         name = f"{family.name}-d{size}-{key.rpartition('.')[2]}-{value:g}"
-        made = _scheduled(LadderRow(name, family.name, seed, tokens, own, "tuning"), ladder, resolve)
-        return made
+        return _scheduled(LadderRow(name, family.name, seed, tokens, own, "tuning"), ladder, resolve)
 
     rows = {value: row(value) for value in grid}
     while True:
@@ -140,8 +138,7 @@ def _of_model(
 
 
 def _steps(row: LadderRow, resolve: Resolve) -> int:
-    config = resolve(row.set)
-    return max(1, math.ceil(row.tokens / (config.train.global_batch_size * config.model.tokens_per_sample)))
+    return steps_for(row.tokens, resolve(row.set))
 
 
 def _scheduled(row: LadderRow, ladder: Ladder, resolve: Resolve) -> LadderRow:

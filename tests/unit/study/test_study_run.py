@@ -16,7 +16,7 @@ from altup_moe.config import UserError
 from altup_moe.config.exit_codes import EXIT_STOPPED
 from altup_moe.study.read_study import load_study
 from altup_moe.study.records import StudyRow
-from altup_moe.study.run import run_study
+from altup_moe.study.run import grown, run_study
 from altup_moe.study.spec import Study
 from altup_moe.study.study_directory import StudyDirectory
 from tests.unit.study.test_study_spec import SMALL
@@ -252,5 +252,12 @@ def test_rows_of_a_ladder_follow_once_its_tries_are_trained(stage: Stage) -> Non
     assert rows["wide-d32-t1"].overrides["optim.learning_rate"] == 0.00025
     # The first step of the run that it branches off, and its own (each pretends one step of 0.1 s).
     assert rows["wide-d32-t1"].train_seconds == pytest.approx(0.2)
+    assert run_study(load_study(file), stage.root) == 0
+    assert [each for each in stage.events("train") if "beside" not in each] == trained
+    # The lines alone say what was tuned: the tries' files may be removed.
+    for row in study.rows:
+        StudyDirectory(stage.root).of_row(row).clear()
+    known = grown(load_study(file), StudyDirectory(stage.root)).rows
+    assert {row.name for row in known} == set(rows)
     assert run_study(load_study(file), stage.root) == 0
     assert [each for each in stage.events("train") if "beside" not in each] == trained
