@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from altup_moe.config import ConfigError, UserError
 from altup_moe.study.ladder.tuning import Tuned, best_value
 from altup_moe.study.records import StudyRow
+from altup_moe.study.report.models import last_lines
 from altup_moe.study.scaling.bootstrap import DRAWS, Draws, bootstrap
 from altup_moe.study.scaling.costs import Axis
 from altup_moe.study.scaling.fit import fit
@@ -17,6 +18,7 @@ from altup_moe.study.scaling.multiplier import Multiplier, best, multiplier
 from altup_moe.study.scaling.records import Point
 
 SIZE = "model.hidden_size"
+AXES: tuple[Axis, ...] = ("flops", "seconds")
 _TAKEN_ALONG = "optim.min_learning_rate"
 
 
@@ -29,6 +31,24 @@ class TunedModel:
     key: str
     tried: dict[float, float]
     found: Tuned | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the rows of a ladder are, with a law or without.
+
+    Attributes:
+        points: of the rows that are done.
+        families: of the trained rows, in order of appearance.
+        untuned: family -> why its losses are not those of its best rate.
+        failed: trained rows that failed.
+    """
+
+    points: tuple[Point, ...]
+    families: tuple[str, ...]
+    tuned: tuple[TunedModel, ...]
+    untuned: dict[str, str]
+    failed: int
 
 
 @dataclass(frozen=True)
@@ -57,18 +77,15 @@ class LadderLaw:
     """All that `altup-moe study law` prints.
 
     Attributes:
-        untuned: family -> why its losses are not those of its best rate.
         predictions: of the largest size, held out; empty where `not_predicted` says why.
     """
 
     draws: Draws
     reference: str
-    tuned: tuple[TunedModel, ...]
-    untuned: dict[str, str]
+    measured: Measured
     predictions: tuple[Prediction, ...]
     not_predicted: str
     compared: tuple[Compared, ...]
-    failed: int
 
 
 def analyse(
@@ -79,30 +96,45 @@ def analyse(
     Raises:
         UserError: no rows of a ladder, or too few of them for the law. ConfigError: no row is of the reference.
     """
-    trained = [row for row in rows if row.role == "trained" and SIZE in row.overrides]
-    if not trained:
+    ladder = measured(rows)
+    families, points = ladder.families, ladder.points
+    if not families:
         raise UserError("no trained row of a ladder yet; a study whose file has a ladder writes them")
-    families = list(dict.fromkeys(row.family for row in trained))
     if reference not in families:
         raise ConfigError("reference", reference, f"one of the families {', '.join(families)} would fit")
-    points = [point for row in trained if (point := point_of(row)) is not None]
     found = bootstrap(fit(points, shared=shared), draws=draws, seed=seed)
-    tuned = tuple(tuned_models(rows))
-    untuned = {family: why for family in families if (why := _untuned(family, trained, tuned))}
     try:
         predictions, not_predicted = predict_largest(points, shared=shared, draws=draws, seed=seed), ""
     except UserError as error:
         predictions, not_predicted = [], str(error)
-    axes: tuple[Axis, ...] = ("flops", "seconds")
     compared = tuple(
-        _compared(found, points, family, reference, axis, not {family, reference} & untuned.keys())
+        _compared(found, points, family, reference, axis, not {family, reference} & ladder.untuned.keys())
         for family in families
         if family != reference
-        for axis in axes
-        if all(getattr(point, axis) is not None for point in points if point.family in (family, reference))
+        for axis in AXES
+        if has_cost(points, axis, family, reference)
     )
-    failed = sum(row.status == "failed" for row in trained)
-    return LadderLaw(found, reference, tuned, untuned, tuple(predictions), not_predicted, compared, failed)
+    return LadderLaw(found, reference, ladder, tuple(predictions), not_predicted, compared)
+
+
+def measured(lines: Sequence[StudyRow]) -> Measured:
+    """Sort the rows of a ladder, the last line of each counts; rows of anything else are left out."""
+    rows = [row for row in last_lines(lines) if SIZE in row.overrides]
+    trained = [row for row in rows if row.role == "trained"]
+    families = tuple(dict.fromkeys(row.family for row in trained))
+    tuned = tuple(tuned_models(rows))
+    return Measured(
+        points=tuple(point for row in trained if (point := point_of(row)) is not None),
+        families=families,
+        tuned=tuned,
+        untuned={family: why for family in families if (why := _untuned(family, trained, tuned))},
+        failed=sum(row.status == "failed" for row in trained),
+    )
+
+
+def has_cost(points: Sequence[Point], axis: Axis, *families: str) -> bool:
+    """Whether all points of families have a cost on an axis."""
+    return all(getattr(point, axis) is not None for point in points if point.family in families)
 
 
 def point_of(row: StudyRow) -> Point | None:

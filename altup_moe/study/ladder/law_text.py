@@ -3,91 +3,123 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from altup_moe.report.formatting import columns, count
-from altup_moe.study.ladder.law import LadderLaw
+from altup_moe.study.ladder.law import Compared, LadderLaw, Measured, TunedModel
 from altup_moe.study.scaling.bootstrap import LEVEL
+from altup_moe.study.scaling.costs import Axis
 from altup_moe.study.scaling.records import Interval
 
 COEFFICIENTS = ("e", "a", "alpha", "b", "beta")
+AXIS_NAMES: dict[Axis, str] = {"flops": "FLOPs", "seconds": "seconds"}
 _HEADS = ("E", "A", "alpha", "B", "beta")
+
+
+Rows = list[tuple[str, ...]]
+"""A table's cells, the heads first."""
 
 
 def law_lines(found: LadderLaw) -> list[str]:
     """Tuning, laws, the largest size held out, multipliers."""
-    lines = [*_tuning(found), *_laws(found), *_held_out(found), *_multipliers(found)]
-    if found.failed:
-        lines.append(f"{found.failed} row(s) failed, and are left out")
-    return lines
+    lines = [*tuning_lines(found.measured), "", LAW]
+    lines += [*columns(law_rows(found)), *found.draws.fit.notes, "", held_out_note(found)]
+    lines += columns(held_out_rows(found)) if found.predictions else []
+    lines += ["", multiplier_note(found), *columns(multiplier_rows(found))]
+    return [*lines, *failed_lines(found.measured)]
 
 
-def _range(one: Interval) -> str:
-    return f"[{one.low:.3g}, {one.high:.3g}]"
+LAW = (
+    f"L = E + A N^-alpha + B D^-beta, nats a token; N: active parameters without tables, D: tokens; "
+    f"{LEVEL:.0%} intervals by a bootstrap over runs"
+)
 
 
-def _tuning(found: LadderLaw) -> Iterator[str]:
-    if found.tuned:
-        rows = [("family", "size", "key", "tried: held-out loss", "taken")]
-        for one in found.tuned:
-            tried = ", ".join(f"{value:g}: {loss:.4f}" for value, loss in one.tried.items())
-            taken = (
-                "all failed" if one.found is None else f"{one.found.value:g}{' (edge)' if one.found.at_edge else ''}"
-            )
-            rows.append((one.family, str(one.size), one.key, tried, taken))
-        yield from columns(rows, left=4)
-    for family, why in found.untuned.items():
-        yield f"{family} is not tuned: {why}"
-    yield ""
+def tuning_lines(found: Measured) -> list[str]:
+    """What was tried and taken, and which families are not tuned."""
+    lines = columns(tuning_rows(found.tuned), left=4) if found.tuned else []
+    return [*lines, *(f"{family} is not tuned: {why}" for family, why in found.untuned.items())]
 
 
-def _laws(found: LadderLaw) -> Iterator[str]:
-    yield (
-        f"L = E + A N^-alpha + B D^-beta, nats a token; N: active parameters without tables, D: tokens; "
-        f"{LEVEL:.0%} intervals by a bootstrap over runs"
-    )
-    rows: list[tuple[str, ...]] = [("family", *_HEADS, "rms of residuals")]
+def failed_lines(found: Measured) -> list[str]:
+    """How many rows are left out; nothing where none is."""
+    return [f"{found.failed} row(s) failed, and are left out"] if found.failed else []
+
+
+def tuning_rows(tuned: Sequence[TunedModel]) -> Rows:
+    """Every try with its held-out loss, and the value that was taken."""
+    rows: Rows = [("family", "size", "key", "tried: held-out loss", "taken")]
+    for one in tuned:
+        tried = ", ".join(f"{value:g}: {loss:.4f}" for value, loss in one.tried.items())
+        rows.append((one.family, str(one.size), one.key, tried, taken_text(one)))
+    return rows
+
+
+def taken_text(one: TunedModel) -> str:
+    """The value that was taken, and whether it lies at an edge."""
+    return "all failed" if one.found is None else f"{one.found.value:g}{' (edge)' if one.found.at_edge else ''}"
+
+
+def law_rows(found: LadderLaw) -> Rows:
+    """Coefficients of each family with their intervals."""
+    rows: Rows = [("family", *_HEADS, "rms of residuals")]
     for family, law in found.draws.fit.laws.items():
-        cells = [f"{getattr(law, name):.3g} {_range(found.draws.coefficient(family, name))}" for name in COEFFICIENTS]
+        cells = [
+            f"{getattr(law, name):.3g} {interval_text(found.draws.coefficient(family, name))}" for name in COEFFICIENTS
+        ]
         own = [
             residual
             for point, residual in zip(found.draws.fit.points, found.draws.fit.residuals, strict=True)
             if point.family == family
         ]
         rows.append((family, *cells, f"{100 * math.sqrt(sum(one * one for one in own) / len(own)):.2f} %"))
-    yield from columns(rows)
-    yield from found.draws.fit.notes
-    yield ""
+    return rows
 
 
-def _held_out(found: LadderLaw) -> Iterator[str]:
+def interval_text(one: Interval) -> str:
+    """An interval with three digits."""
+    return f"[{one.low:.3g}, {one.high:.3g}]"
+
+
+def held_out_note(found: LadderLaw) -> str:
+    """What the predictions are, or why there are none."""
     if found.not_predicted:
-        yield f"the largest size is not predicted: {found.not_predicted}"
-    else:
-        yield "the largest size, predicted by the law of the others:"
-        rows = [("family", "N", "D", "measured", "predicted", "interval", "inside")]
-        for one in found.predictions:
-            expected = f"[{one.interval.low:.4f}, {one.interval.high:.4f}]"
-            measured = (f"{one.measured:.4f}", f"{one.predicted:.4f}")
-            rows.append((one.family, count(one.n), count(one.d), *measured, expected, "yes" if one.inside else "no"))
-        yield from columns(rows)
-    yield ""
+        return f"the largest size is not predicted: {found.not_predicted}"
+    return "the largest size, predicted by the law of the others:"
 
 
-def _multipliers(found: LadderLaw) -> Iterator[str]:
-    yield (
+def held_out_rows(found: LadderLaw) -> Rows:
+    """A row for each number of tokens of each family's largest size."""
+    rows: Rows = [("family", "N", "D", "measured", "predicted", "interval", "inside")]
+    for one in found.predictions:
+        expected = f"[{one.interval.low:.4f}, {one.interval.high:.4f}]"
+        figures = (f"{one.measured:.4f}", f"{one.predicted:.4f}")
+        rows.append((one.family, count(one.n), count(one.d), *figures, expected, "yes" if one.inside else "no"))
+    return rows
+
+
+def multiplier_note(found: LadderLaw) -> str:
+    """What a multiplier is."""
+    return (
         f"multiplier: how many times the cost of a family's dearest run {found.reference} needs for the loss that the "
         "family reaches at that cost, each at its best size"
     )
-    rows = [("family", "at equal", "multiplier", "interval", "verdict")]
+
+
+def multiplier_rows(found: LadderLaw) -> Rows:
+    """Each family at equal FLOPs and at equal seconds, with its interval and the verdict."""
+    rows: Rows = [("family", "at equal", "multiplier", "interval", "verdict")]
     for one in found.compared:
         m = one.multiplier
-        name = {"flops": "FLOPs", "seconds": "seconds"}[m.axis]
-        beyond = ", beyond the sizes that were trained" if one.extrapolated else ""
-        rows.append((m.family, name, f"{m.ratio:.3g}", _range(m.interval), one.verdict + beyond))
-    yield from columns(rows)
+        rows.append((m.family, AXIS_NAMES[m.axis], f"{m.ratio:.3g}", interval_text(m.interval), verdict_text(one)))
+    return rows
+
+
+def verdict_text(one: Compared) -> str:
+    """Cheaper, dearer or not decided, and whether that lies beyond what was trained."""
+    return one.verdict + (", beyond the sizes that were trained" if one.extrapolated else "")
 
 
 def as_json(found: LadderLaw) -> dict[str, Any]:
@@ -107,16 +139,16 @@ def as_json(found: LadderLaw) -> dict[str, Any]:
         "laws": laws,
         "notes": list(fitted.notes),
         "tuned": [
-            {**asdict(one), "tried": [[value, loss] for value, loss in one.tried.items()]} for one in found.tuned
+            {**asdict(one), "tried": [[value, loss] for value, loss in one.tried.items()]} for one in found.measured.tuned
         ],
-        "untuned": found.untuned,
+        "untuned": found.measured.untuned,
         "predictions": [{**asdict(one), "inside": one.inside} for one in found.predictions],
         "not_predicted": found.not_predicted,
         "multipliers": [
             {**asdict(one.multiplier), "extrapolated": one.extrapolated, "verdict": one.verdict}
             for one in found.compared
         ],
-        "failed": found.failed,
+        "failed": found.measured.failed,
     }
     return _finite(content)
 

@@ -77,7 +77,7 @@ def test_the_law_is_found_and_the_largest_size_predicted(rows: list[StudyRow]) -
             assert found.draws.fit.laws[family].loss(n, d) == pytest.approx(law.loss(n, d), abs=0.01)
     assert len(found.predictions) == 2 * 3
     assert all(one.measured == pytest.approx(one.predicted, abs=0.05) for one in found.predictions)
-    assert not found.untuned
+    assert not found.measured.untuned
 
 
 def test_a_family_that_learns_more_is_cheaper_and_by_less_at_equal_seconds(rows: list[StudyRow]) -> None:
@@ -90,10 +90,10 @@ def test_a_family_that_learns_more_is_cheaper_and_by_less_at_equal_seconds(rows:
 
 def test_what_is_not_tuned_is_not_judged() -> None:
     found = analyse(list(ladder(edge=True)), "dense", shared=True, draws=100)
-    assert found.untuned["altup-k2"] == "size 96: the best optim.learning_rate, 0.004, is the last one that was tried"
+    assert found.measured.untuned["altup-k2"] == "size 96: the best optim.learning_rate, 0.004, is the last one that was tried"
     assert {one.verdict for one in found.compared} == {"not decided"}
     without = [row for row in ladder() if row.role == "trained"]
-    assert analyse(without, "dense", shared=True, draws=100).untuned["dense"] == "size 32 has no tries"
+    assert analyse(without, "dense", shared=True, draws=100).measured.untuned["dense"] == "size 32 has no tries"
 
 
 def test_the_tries_of_each_model_are_read(rows: list[StudyRow]) -> None:
