@@ -24,6 +24,13 @@ const drawing = (() => {
     return String(+value.toPrecision(3));
   }
 
+  // As 3×10¹⁵.
+  function power(value, digits = 2) {
+    const [factor, exponent] = (+value.toPrecision(digits)).toExponential().split("e");
+    const raised = String(+exponent).replace(/\d/g, (d) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[d]).replace("-", "⁻");
+    return (factor === "1" ? "" : factor + "×") + "10" + raised;
+  }
+
   function steps(low, high, wanted) {
     const raw = (high - low) / wanted, power = 10 ** Math.floor(Math.log10(raw));
     const step = power * [1, 2, 5, 10].find((factor) => factor * power >= raw * 0.999);
@@ -32,20 +39,22 @@ const drawing = (() => {
     return found;
   }
 
-  // A scale over pixels. Costs of a family grow by factors, so a wide range is logarithmic.
-  function scale(values, from, to, mayBeLog, wanted) {
+  // A scale over pixels. log: true, false, or "wide": where values differ by more than three times.
+  function scale(values, from, to, wished, wanted) {
     let low = Math.min(...values), high = Math.max(...values);
-    const log = mayBeLog && low > 0 && high / low > 3;
+    const log = low > 0 && (wished === "wide" ? high / low > 3 : wished);
     const forward = log ? Math.log : (v) => v, back = log ? Math.exp : (v) => v;
     const room = (forward(high) - forward(low)) * 0.07 || Math.abs(forward(high)) * 0.1 || 1;
     [low, high] = [forward(low) - room, forward(high) + room];
     let ticks = steps(back(low), back(high), wanted);
-    if (log) {
-      const powers = [];
+    if (log && high - low > Math.log(3)) {
+      const powers = [], most = Math.max(3, wanted);
       for (let p = Math.floor(low / Math.LN10); p <= high / Math.LN10; p++) powers.push(10 ** p);
+      const every = Math.ceil(powers.length / most);
       for (const factors of [[1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 5, 7]]) {
-        const found = powers.flatMap((p) => factors.map((f) => f * p)).filter((v) => Math.log(v) >= low && Math.log(v) <= high);
-        if (found.length <= Math.max(3, wanted)) ticks = found;
+        const found = powers.filter((_, i) => factors.length > 1 || i % every === 0)
+          .flatMap((p) => factors.map((f) => f * p)).filter((v) => Math.log(v) >= low && Math.log(v) <= high);
+        if (found.length <= most && (factors.length === 1 || found.length > 1)) ticks = found;
       }
     }
     const at = (value) => from + ((forward(value) - low) / (high - low)) * (to - from);
@@ -70,6 +79,7 @@ const drawing = (() => {
   // The Tab key scrolls to what it reaches, and what that says moves with it. The event may come late: whether the page
   // has moved since the tooltip was shown decides.
   let follow = null, shownAt = 0;
+  const followWith = (f) => { follow = f; };
   document.addEventListener("scroll", () => {
     if (follow) follow();
     else if (window.scrollY !== shownAt) hide();
@@ -111,27 +121,58 @@ const drawing = (() => {
 
   const dashed = (dash) => svg("path", { class: "series", d: "M-13 0H13", "stroke-dasharray": DASHES[dash] });
 
-  // Axes and grid; the margins leave room for the labels.
-  function frame(place, { label, xLabel, yLabel, least = 320, mayBeLog = true }, xs, ys) {
+  // Axes and grid; the margins leave room for the labels. xNumber, yNumber: how ticks are written.
+  function frame(place, { label, xLabel, yLabel, least = 320, xLog = "wide", yLog = false, xNumber = number, yNumber = number }, xs, ys) {
     const width = Math.max(280, place.clientWidth), height = Math.round(Math.min(480, Math.max(least, width * 0.56)));
     const box = { left: 52, right: width - 12, top: 28, bottom: height - 46 };
     const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "group", "aria-label": label });
     place.replaceChildren(root);
-    const x = scale(xs, box.left, box.right, mayBeLog, width / 90), y = scale(ys, box.bottom, box.top, false, height / 60);
+    const x = scale(xs, box.left, box.right, xLog, width / 90), y = scale(ys, box.bottom, box.top, yLog, height / 60);
     for (const tick of y.ticks) {
       root.append(svg("line", { class: "grid", x1: box.left, x2: box.right, y1: y.at(tick), y2: y.at(tick) }));
-      root.append(svg("text", { class: "tick", x: box.left - 7, y: y.at(tick) + 4, "text-anchor": "end" }, number(tick)));
+      root.append(svg("text", { class: "tick", x: box.left - 7, y: y.at(tick) + 4, "text-anchor": "end" }, yNumber(tick)));
     }
     for (const tick of x.ticks) {
       root.append(svg("line", { class: "grid", x1: x.at(tick), x2: x.at(tick), y1: box.top, y2: box.bottom }));
-      root.append(svg("text", { class: "tick", x: x.at(tick), y: box.bottom + 18, "text-anchor": "middle" }, number(tick)));
+      root.append(svg("text", { class: "tick", x: x.at(tick), y: box.bottom + 18, "text-anchor": "middle" }, xNumber(tick)));
     }
     root.append(svg("text", { x: box.right, y: height - 8, "text-anchor": "end" }, xLabel + (x.log ? ", logarithmic" : "")));
-    root.append(svg("text", { x: 4, y: 15 }, yLabel));
+    root.append(svg("text", { x: 4, y: 15 }, yLabel + (y.log ? ", logarithmic" : "")));
     return { root, x, y, box };
   }
 
   const path = (points) => "M" + points.map((p) => p.map((v) => v.toFixed(1)).join(" ")).join("L");
+
+  // A mark with whiskers, in pixels: x and y are [mean, least, most]. Mouse, finger and keyboard read its lines.
+  function point({ x: [mx, lx, hx], y: [my, ly, hy], colour, mark, lines, hollow = false, ring = false }) {
+    const group = svg("g", { class: "point f" + colour, tabindex: 0, role: "img", "aria-label": lines.join("; ") });
+    if (lx !== hx) group.append(svg("line", { class: "whisker", x1: lx, x2: hx, y1: my, y2: my }));
+    if (ly !== hy) group.append(svg("line", { class: "whisker", x1: mx, x2: mx, y1: ly, y2: hy }));
+    group.append(svg("path", { class: "mark" + (hollow ? " hollow" : ""), d: MARKS[mark], transform: `translate(${mx} ${my})` }));
+    if (ring) group.append(svg("circle", { class: "ring", cx: mx, cy: my, r: 10.5 }));
+    const hit = svg("circle", { class: "hit", cx: mx, cy: my, r: 14 });
+    group.append(hit);
+    explain(group, lines);
+    group.addEventListener("focus", () => {
+      if (!group.matches(":focus-visible")) return;
+      const say = () => {
+        const at = hit.getBoundingClientRect();
+        show(at.left + at.width / 2, at.top + at.height / 2, lines);
+      };
+      followWith(say);
+      say();
+    });
+    group.addEventListener("blur", () => { followWith(null); hide(); });
+    return group;
+  }
+
+  // A line and its band, in pixels: points [x, y, least, most].
+  function stretch(points, { colour, band, dash = "", name = "" }) {
+    const parts = [], at = points.map((p) => [p[0], p[1]]);
+    const least = points.map((p) => [p[0], p[2]]), most = points.map((p) => [p[0], p[3]]);
+    if (band) parts.push(svg("path", { class: "band f" + colour, d: path([...least, ...most.reverse()]) + "Z" }));
+    return [...parts, svg("path", { class: "series f" + colour, d: path(at), "stroke-dasharray": dash, "data-name": name })];
+  }
 
   // Curves. A series has name, colour, dash, band, points [x, mean, least, most] (mean null: a gap) and say(point): lines
   // of its tooltip. roof: share of the points that must fit; a few larger ones would press everything else together.
@@ -148,17 +189,15 @@ const drawing = (() => {
     for (const at of marks) inside.append(svg("line", { class: "event", x1: x.at(at), x2: x.at(at), y1: box.top, y2: box.bottom }));
     const places = [];
     series.forEach((one, s) => {
-      const colour = " f" + one.colour, runs = [[]];
+      const runs = [[]];
       for (const point of one.points) {
         if (point[1] === null) { runs.push([]); continue; }
         runs[runs.length - 1].push(point);
       }
       for (const run of runs.filter((r) => r.length)) {
-        const at = run.map((p) => [x.at(p[0]), y.at(p[1])]);
-        const least = run.map((p) => [x.at(p[0]), y.at(p[2])]), most = run.map((p) => [x.at(p[0]), y.at(p[3])]);
-        if (one.band) inside.append(svg("path", { class: "band" + colour, d: path([...least, ...most.reverse()]) + "Z" }));
-        inside.append(svg("path", { class: "series" + colour, d: path(at), "stroke-dasharray": DASHES[one.dash], "data-name": one.name }));
-        if (run.length === 1) inside.append(svg("circle", { class: "mark" + colour, cx: at[0][0], cy: at[0][1], r: 3.5 }));
+        const at = run.map((p) => [x.at(p[0]), ...p.slice(1, 4).map(y.at)]);
+        inside.append(...stretch(at, { colour: one.colour, band: one.band, dash: DASHES[one.dash], name: one.name }));
+        if (run.length === 1) inside.append(svg("circle", { class: "mark f" + one.colour, cx: at[0][0], cy: at[0][1], r: 3.5 }));
         at.forEach((p, i) => { if (p[1] >= box.top) places.push({ series: s, at: p, point: run[i] }); });
       }
     });
@@ -240,7 +279,7 @@ const drawing = (() => {
   }
 
   return {
-    data, byId, svg, number, show, hide, explain, followWith: (f) => { follow = f; }, legend, options, frame, path, dashed,
-    lineChart, shade, shadeScale, keepDrawn, MARKS,
+    data, byId, svg, number, power, scale, show, hide, explain, followWith, legend, options, frame, path, dashed,
+    point, stretch, lineChart, shade, shadeScale, keepDrawn, MARKS, DASHES,
   };
 })();

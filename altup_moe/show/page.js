@@ -18,7 +18,7 @@
       ...(least < most ? [`from ${exact(least)} to ${exact(most)}`] : []),
       `step ${point[0]}` + (point[1] ? `, ${number(point[1])} tokens` : ""),
     ];
-    const labels = { label, xLabel: AXES[x].label, yLabel: label, roof, least: 220, mayBeLog: false, marks: shown.flatMap((run) => run.marks.map((m) => m[x])) };
+    const labels = { label, xLabel: AXES[x].label, yLabel: label, roof, least: 220, xLog: false, marks: shown.flatMap((run) => run.marks.map((m) => m[x])) };
     lineChart(place, labels, shown.map((run) => ({
       name: run.name, colour: run.colour, dash: run.dash, band: true, say: say(run),
       points: run.curves[key].map((p) => [p[x], p[3], p[4], p[5], p]),

@@ -97,9 +97,12 @@ def analyse(
         UserError: no rows of a ladder, or too few of them for the law. ConfigError: no row is of the reference.
     """
     ladder = measured(rows)
-    families, points = ladder.families, ladder.points
-    if not families:
+    points = ladder.points
+    if not ladder.families:
         raise UserError("no trained row of a ladder yet; a study whose file has a ladder writes them")
+    families = [family for family in ladder.families if any(point.family == family for point in points)]
+    if not families:
+        raise UserError(f"all {ladder.failed} trained rows of the ladder failed")
     if reference not in families:
         raise ConfigError("reference", reference, f"one of the families {', '.join(families)} would fit")
     found = bootstrap(fit(points, shared=shared), draws=draws, seed=seed)

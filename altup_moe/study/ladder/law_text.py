@@ -138,9 +138,7 @@ def as_json(found: LadderLaw) -> dict[str, Any]:
         "residuals": fitted.residuals.tolist(),
         "laws": laws,
         "notes": list(fitted.notes),
-        "tuned": [
-            {**asdict(one), "tried": [[value, loss] for value, loss in one.tried.items()]} for one in found.measured.tuned
-        ],
+        "tuned": tuned_dicts(found.measured),
         "untuned": found.measured.untuned,
         "predictions": [{**asdict(one), "inside": one.inside} for one in found.predictions],
         "not_predicted": found.not_predicted,
@@ -150,12 +148,19 @@ def as_json(found: LadderLaw) -> dict[str, Any]:
         ],
         "failed": found.measured.failed,
     }
-    return _finite(content)
+    return finite(content)
 
 
-def _finite(value: Any) -> Any:
+def tuned_dicts(found: Measured) -> list[dict[str, Any]]:
+    """What was tuned, for JSON."""
+    tuned = ({**asdict(one), "tried": [[value, loss] for value, loss in one.tried.items()]} for one in found.tuned)
+    return [finite(one) for one in tuned]
+
+
+def finite(value: Any) -> Any:
+    """A value for JSON: what is not finite is None."""
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

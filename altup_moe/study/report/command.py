@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from altup_moe.config import ConfigError, UserError
 from altup_moe.config.files import check_directory, write_bytes, write_text
+from altup_moe.config.ranges import COUNT
+from altup_moe.study.ladder.coordinates import read_coordinates
 from altup_moe.study.records import StudyRow, read_rows
 from altup_moe.study.report.formatting import report_lines
 from altup_moe.study.report.options import REFERENCE, ReportOptions
 from altup_moe.study.report.page import study_page
 from altup_moe.study.report.pictures import pictures
+from altup_moe.study.report.scaling import is_ladder, scaling
+from altup_moe.study.report.scaling_pictures import scaling_pictures
+from altup_moe.study.report.scaling_tables import scaling_dict, scaling_lines, scaling_tables
 from altup_moe.study.report.summary import summarise, summary_dict
 from altup_moe.study.report.tables import tables
 from altup_moe.study.study_directory import ROWS, check_study
@@ -29,16 +35,28 @@ def write_report(options: ReportOptions) -> int:
     check_study(options.directory)
     if options.out is not None:
         check_directory("out", options.out)
+    COUNT.check("draws", options.draws)
     path = options.directory / ROWS
-    rows = [row for row in read_rows(path) if row.role == "trained"] if path.exists() else []
+    rows = read_rows(path) if path.exists() else []
     if not rows:
         raise UserError(f"{path}: no rows yet; altup-moe study status {options.directory} says how far it is")
     _check_reference(options.reference, rows)
-    found = summarise(rows, options.reference)
+    coordinates = read_coordinates(options.directory)
+    found = summarise([row for row in rows if row.role == "trained"], options.reference)
+    # While a ladder tunes, it has no other rows.
+    found = replace(found, studies=found.studies or (rows[0].study,))
+    ladder = None
+    if is_ladder(rows) or coordinates:
+        ladder = scaling(
+            rows, options.reference, shared=options.shared, draws=options.draws, coordinates=coordinates
+        )
     out = options.out or options.directory / "report"
     texts, images = tables(found), dict(pictures(found))
+    if ladder is not None:
+        texts |= scaling_tables(ladder)
+        images |= scaling_pictures(ladder)
     names = [*images, *texts]
-    texts[PAGE] = study_page(found, _study(options.directory / "study.yaml"), names)
+    texts[PAGE] = study_page(found, ladder, _study(options.directory / "study.yaml"), names)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
@@ -49,9 +67,11 @@ def write_report(options: ReportOptions) -> int:
         raise UserError(f"{out}: {error.strerror or error}") from None
     written = [str(out / name) for name in (PAGE, *names)]
     if options.json:
-        print(json.dumps({**summary_dict(found), "files": written}, allow_nan=False))
+        of_ladder = {} if ladder is None else {"scaling": scaling_dict(ladder)}
+        print(json.dumps({**summary_dict(found), **of_ladder, "files": written}, allow_nan=False))
     else:
-        print("\n".join([*report_lines(found), "", *(f"wrote {name}" for name in written)]))
+        lines = [*report_lines(found), "", *([] if ladder is None else [*scaling_lines(ladder), ""])]
+        print("\n".join([*lines, *(f"wrote {name}" for name in written)]))
     return 0
 
 

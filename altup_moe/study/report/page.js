@@ -1,8 +1,8 @@
 // Draws the figures of a study's page; drawing.js stands before it.
 (() => {
   const {
-    data, byId, svg, number, show, hide, explain, followWith, legend, options, frame, path, dashed, lineChart, shade,
-    shadeScale, keepDrawn, MARKS,
+    data, byId, svg, number, explain, legend, options, frame, path, dashed, point, lineChart, shade, shadeScale, keepDrawn,
+    MARKS,
   } = drawing;
 
   // -- quality against cost --------------------------------------------------------------------------------------------
@@ -42,24 +42,8 @@
         m.seeds === 1 ? "one seed" : `${m.seeds} seeds, lines from least to most`,
         ...(m.speed ? ["speed at equal quality (train step): " + m.speed] : []),
       ];
-      const point = svg("g", { class: "point f" + family.colour, tabindex: 0, role: "img", "aria-label": lines.join("; ") });
-      point.append(svg("line", { class: "whisker", x1: lx, x2: hx, y1: my, y2: my }));
-      point.append(svg("line", { class: "whisker", x1: mx, x2: mx, y1: ly, y2: hy }));
-      point.append(svg("path", { class: "mark", d: MARKS[family.mark], transform: `translate(${mx} ${my})` }));
-      if (!frontHidden.has("front") && rings.has(data.models.indexOf(m))) point.append(svg("circle", { class: "ring", cx: mx, cy: my, r: 10.5 }));
-      point.append(svg("circle", { class: "hit", cx: mx, cy: my, r: 14 }));
-      explain(point, lines);
-      point.addEventListener("focus", () => {
-        if (!point.matches(":focus-visible")) return;
-        const say = () => {
-          const at = point.querySelector(".hit").getBoundingClientRect();
-          show(at.left + at.width / 2, at.top + at.height / 2, lines);
-        };
-        followWith(say);
-        say();
-      });
-      point.addEventListener("blur", () => { followWith(null); hide(); });
-      root.append(point);
+      const ring = !frontHidden.has("front") && rings.has(data.models.indexOf(m));
+      root.append(point({ x: [mx, lx, hx], y: [my, ly, hy], colour: family.colour, mark: family.mark, ring, lines }));
       // A name stands where it covers nothing; where there is no such place, the tooltip has it.
       const wide = 6.3 * m.name.length;
       for (const [dx, dy] of [[13, 4], [-13 - wide, 4], [-wide / 2, -15], [-wide / 2, 23], [8, -12], [-8 - wide, 20]]) {

@@ -14,19 +14,27 @@ from altup_moe.study.report.front import unbeaten_indices
 from altup_moe.study.report.models import AXES, LATENCIES, LOSS_UNITS, Axis, Model, families, mean_of
 from altup_moe.study.report.page_text import page_text, speed_cells
 from altup_moe.study.report.plot_data import Band, curves, loads
+from altup_moe.study.report.scaling import Scaling
+from altup_moe.study.report.scaling_data import scaling_data
 from altup_moe.study.report.summary import Summary
 
 
-def study_page(found: Summary, study: str | None, shown: Sequence[str]) -> str:
+def study_page(found: Summary, ladder: Scaling | None, study: str | None, shown: Sequence[str]) -> str:
     """The HTML.
 
     Args:
         found: the study.
+        ladder: what it says as a ladder, if it is one.
         study: text of study.yaml, if there is one.
         shown: names of the files beside the page.
     """
-    script = (files("altup_moe.study.report") / "page.js").read_text(encoding="utf-8")
-    return page(f"{found.title}: report", page_text(found, study, shown), data(found), script)
+    content, scripts = data(found), ["page.js"]
+    if ladder is not None:
+        content["scaling"] = scaling_data(ladder, [*families(found.models)])
+        scripts.append("scaling.js")
+    here = files("altup_moe.study.report")
+    script = "".join((here / name).read_text(encoding="utf-8") for name in scripts)
+    return page(f"{found.title}: report", page_text(found, ladder, study, shown), content, script)
 
 
 def data(found: Summary) -> dict[str, Any]:

@@ -20,12 +20,14 @@ from altup_moe.study.report.formatting import (
 )
 from altup_moe.study.report.models import LATENCIES, UNITS, Model, mean_of
 from altup_moe.study.report.plot_data import loads
+from altup_moe.study.report.scaling import Scaling
+from altup_moe.study.report.scaling_text import scaling_text
 from altup_moe.study.report.statistics import Speed
 from altup_moe.study.report.summary import Summary, hardware, hardware_text
 
 
-def page_text(found: Summary, study: str | None, shown: Sequence[str]) -> Iterable[str]:
-    """HTML of what stands on the page, without the figures that its script draws. Arguments as `page`."""
+def page_text(found: Summary, ladder: Scaling | None, study: str | None, shown: Sequence[str]) -> Iterable[str]:
+    """HTML of what stands on the page, without the figures that its script draws. Arguments as `study_page`."""
     done = len(found.rows) - len(found.failed)
     yield f"<h1>{escape(found.title)}</h1>"
     yield (
@@ -34,6 +36,8 @@ def page_text(found: Summary, study: str | None, shown: Sequence[str]) -> Iterab
     )
     if found.notes:
         yield f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in found.notes)}</ul>"
+    if ladder is not None:
+        yield from scaling_text(ladder)
     if found.has_speed:
         yield from _speeds(found)
     if found.differences:

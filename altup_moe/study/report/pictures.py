@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from altup_moe.study.report.canvas import (
+    DASHES,
+    colour,
+    legend_below,
+    legend_line,
+    logarithmic,
+    mark,
+    new_figure,
+    panels,
+    plain,
+    saved,
+    steady,
+)
 from altup_moe.study.report.front import unbeaten_indices
 from altup_moe.study.report.models import AXES, LOSS_UNITS, Axis, Model, families
 from altup_moe.study.report.plot_data import curves, loads
 from altup_moe.study.report.summary import Summary
 
-# The page's colours and marks, in its order.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#B04A8B", "#2F2F2F", "#B97A00", "#2F96D0")
-_MARKS = ("o", "s", "^", "D", "v", "P")
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 3)), (0, (1.5, 2)), (0, (6, 2, 1.5, 2)), (0, (9, 2)), (0, (3, 1.5, 1, 1.5)))
 _ROWS_SHOWN = 12
 
 
@@ -27,58 +35,22 @@ def pictures(found: Summary) -> Iterator[tuple[str, bytes]]:
         drawings["curves"] = _curves
     if loads(found.models):
         drawings["load"] = _load
-    import matplotlib
-
-    # Text stays text in the SVG, and its ids do not change from run to run.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "altup_moe", "font.size": 9}):
+    with steady():
         for name, draw in drawings.items():
-            figure = draw(found)
-            for kind, metadata in (("svg", {"Date": None}), ("png", {})):
-                content = io.BytesIO()
-                figure.savefig(content, format=kind, metadata=metadata)
-                yield f"{name}.{kind}", content.getvalue()
-
-
-def _text(text: str) -> str:
-    """Escape a name for matplotlib: $ would begin mathematics, a leading _ would hide it from a legend."""
-    return ("" if not text.startswith("_") else " ") + text.replace("$", r"\$")
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+            yield from saved(name, draw(found))
 
 
 def _front(found: Summary) -> Any:
     """A panel for each cost that some model has."""
     grouped = families(found.models)
     axes: list[Axis] = [axis for axis in AXES if any(model.along(axis) for model in found.models)]
-    across = min(3, len(axes)) or 1
-    down = -(-len(axes) // across) or 1
-    figure = _figure(4.2 * across, 3.4 * down + 0.4)
-    panels = figure.subplots(down, across, squeeze=False).ravel()
-    for panel, axis in zip(panels, axes, strict=False):
+    across, down = min(3, len(axes)) or 1, -(-len(axes) // 3) or 1
+    figure = new_figure(4.2 * across, 3.4 * down + 0.4)
+    for panel, axis in zip(panels(figure, len(axes)), axes, strict=True):
         _panel(panel, found, grouped, axis)
-    for panel in panels[len(axes) :]:
-        panel.set_visible(False)
-    handles = [_line(i, marker=_MARKS[i % len(_MARKS)]) for i in range(len(grouped))]
-    _legend(figure, handles, list(grouped))
+    handles = [legend_line(i, marker=mark(i)) for i in range(len(grouped))]
+    legend_below(figure, handles, list(grouped))
     return figure
-
-
-def _line(colour: int, **style: Any) -> Any:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], color=_COLOURS[colour % len(_COLOURS)], **style)
-
-
-def _legend(figure: Any, handles: list[Any], names: list[str]) -> None:
-    columns = max(1, min(len(names), int(figure.get_size_inches()[0] // 1.6)))
-    figure.legend(handles, [_text(n) for n in names], loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _panel(panel: Any, found: Summary, grouped: dict[str, list[Model]], axis: Axis) -> None:
@@ -94,8 +66,8 @@ def _panel(panel: Any, found: Summary, grouped: dict[str, list[Model]], axis: Ax
             [loss.mean for _, loss in points],
             xerr=[[c.mean - c.least for c, _ in points], [c.most - c.mean for c, _ in points]],
             yerr=[[q.mean - q.least for _, q in points], [q.most - q.mean for _, q in points]],
-            color=_COLOURS[i % len(_COLOURS)],
-            marker=_MARKS[i % len(_MARKS)],
+            color=colour(i),
+            marker=mark(i),
             markersize=5,
             linewidth=1.4,
             elinewidth=1,
@@ -106,7 +78,8 @@ def _panel(panel: Any, found: Summary, grouped: dict[str, list[Model]], axis: Ax
         panel.scatter([c for c, _ in ringed], [q for _, q in ringed], s=110, facecolors="none", edgecolors="#888888")
     panel.step([c for c, _ in best], [q for _, q in best], where="post", color="#888888", linestyle=":", zorder=1)
     if min(costs) > 0 and max(costs) > 3 * min(costs):
-        _logarithmic(panel)
+        panel.set_xscale("log")
+        logarithmic(panel.xaxis, *panel.get_xlim())
     panel.set_xlabel(AXES[axis])
     panel.set_ylabel(LOSS_UNITS["loss"])
     panel.grid(alpha=0.3)
@@ -118,19 +91,6 @@ def _points(found: Summary, indices: Sequence[int], axis: Axis) -> list[tuple[fl
     return [(cost.mean, model.quality("loss").mean) for model in models if (cost := model.along(axis))]
 
 
-def _logarithmic(panel: Any) -> None:
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
-
-    panel.set_xscale("log")
-    low, high = panel.get_xlim()
-    # Few ticks, so that labels do not overlap.
-    panel.xaxis.set_major_locator(
-        LogLocator(subs=(1, 2, 5) if high < 20 * low else (1, 3) if high < 200 * low else (1,))
-    )
-    panel.xaxis.set_major_formatter(EngFormatter(sep="") if low > 1e4 else lambda value, _: f"{value:g}")
-    panel.xaxis.set_minor_formatter(NullFormatter())
-
-
 def _curves(found: Summary) -> Any:
     """Draw the held-out losses of models; the training losses of a model that has none."""
     from matplotlib.ticker import EngFormatter
@@ -138,14 +98,14 @@ def _curves(found: Summary) -> Any:
     grouped = families(found.models)
     place = {name: i for i, name in enumerate(grouped)}
     drawn = curves(grouped)
-    figure = _figure(9, 5.2 + 0.18 * len(drawn) / 4)
+    figure = new_figure(9, 5.2 + 0.18 * len(drawn) / 4)
     panel = figure.subplots()
     tail = []
     for curve in drawn:
         bands = curve.valid or curve.train
-        style = {"color": _COLOURS[place[curve.model.family] % len(_COLOURS)]}
+        style = {"color": colour(place[curve.model.family])}
         tokens = [band[0] for band in bands]
-        panel.plot(tokens, [band[1] for band in bands], linestyle=_DASHES[curve.dash], linewidth=1.5, **style)
+        panel.plot(tokens, [band[1] for band in bands], linestyle=DASHES[curve.dash], linewidth=1.5, **style)
         panel.fill_between(tokens, [b[2] for b in bands], [b[3] for b in bands], alpha=0.15, linewidth=0, **style)
         tail += [loss for band in bands for loss in band[1:]]
     if tail:
@@ -156,8 +116,8 @@ def _curves(found: Summary) -> Any:
     panel.set_xlabel("tokens seen")
     panel.set_ylabel("loss (nats a token), held out" if all(c.valid for c in drawn) else "loss (nats a token)")
     panel.grid(alpha=0.3)
-    handles = [_line(place[c.model.family], linestyle=_DASHES[c.dash]) for c in drawn]
-    _legend(figure, handles, [c.model.name for c in drawn])
+    handles = [legend_line(place[c.model.family], linestyle=DASHES[c.dash]) for c in drawn]
+    legend_below(figure, handles, [c.model.name for c in drawn])
     return figure
 
 
@@ -166,21 +126,21 @@ def _load(found: Summary) -> Any:
     first = {row.name: (row, layers) for row, layers in reversed(loads(found.models))}
     shown = list(first.values())[::-1][:_ROWS_SHOWN]
     heights = [0.6 + 0.22 * len(layers) for _, layers in shown]
-    figure = _figure(8, 1.0 + sum(heights))
-    panels = figure.subplots(len(shown), 1, squeeze=False, gridspec_kw={"height_ratios": heights}).ravel()
-    for panel, (row, layers) in zip(panels, shown, strict=True):
+    figure = new_figure(8, 1.0 + sum(heights))
+    rows = figure.subplots(len(shown), 1, squeeze=False, gridspec_kw={"height_ratios": heights}).ravel()
+    for panel, (row, layers) in zip(rows, shown, strict=True):
         most = max(len(one.load) for one in layers)
         ratios = [
             [share * len(one.load) for share in one.load] + [float("nan")] * (most - len(one.load)) for one in layers
         ]
         image = panel.imshow(ratios, cmap=_shades(), norm=_norm(), aspect="auto", interpolation="nearest")
         panel.set_yticks(range(len(layers)), [str(one.layer) for one in layers])
-        panel.set_title(_text(f"{row.name}, seed {row.seed}"), loc="left", fontsize=9)
+        panel.set_title(plain(f"{row.name}, seed {row.seed}"), loc="left", fontsize=9)
         panel.set_ylabel("layer")
         panel.xaxis.get_major_locator().set_params(integer=True)
-    panels[-1].set_xlabel("expert")
+    rows[-1].set_xlabel("expert")
     bar = figure.colorbar(
-        image, ax=list(panels), ticks=[0.25, 0.5, 1, 2, 4], label="routes of the layer, times the mean", extend="both"
+        image, ax=list(rows), ticks=[0.25, 0.5, 1, 2, 4], label="routes of the layer, times the mean", extend="both"
     )
     bar.ax.set_yticklabels(["1/4", "1/2", "1", "2", "4"])
     bar.ax.minorticks_off()

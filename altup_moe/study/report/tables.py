@@ -18,13 +18,13 @@ from altup_moe.study.report.summary import Summary
 def tables(found: Summary) -> dict[str, str]:
     """Contents of rows.csv and models.csv by file name. Times in ms, losses in nats; missing figures are empty."""
     return {
-        "rows.csv": _csv(_row(row) for row in found.rows),
-        "models.csv": _csv(_model(found, model) for model in found.models),
+        "rows.csv": csv_text(_row(row) for row in found.rows),
+        "models.csv": csv_text(_model(found, model) for model in found.models),
     }
 
 
-def _csv(lines: Iterable[Mapping[str, Any]]) -> str:
-    """All lines have the same keys."""
+def csv_text(lines: Iterable[Mapping[str, Any]]) -> str:
+    """Lines as CSV; all have the same keys."""
     listed = list(lines)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(listed[0]) if listed else ["name"], lineterminator="\n")

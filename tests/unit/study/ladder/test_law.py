@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import random
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,44 +13,7 @@ from altup_moe.study.ladder.law import analyse, point_of, tuned_models
 from altup_moe.study.ladder.law_text import as_json, law_lines
 from altup_moe.study.ladder.tuning import Tuned
 from altup_moe.study.records import StudyRow
-from altup_moe.study.scaling.records import Law
-from tests import studies
-
-SIZES = {32: 1e5, 48: 3e5, 64: 8e5, 96: 2.4e6}
-TOKENS = (10, 20, 40)
-LAWS = {"dense": Law(1.8, 60.0, 0.35, 90.0, 0.33), "altup-k2": Law(1.8, 54.0, 0.35, 90.0, 0.33)}
-SLOWER = {"dense": 1.0, "altup-k2": 1.1}
-"""Seconds of a step of a family over dense."""
-
-
-def ladder(edge: bool = False) -> Iterator[StudyRow]:
-    """Two families, four sizes, three numbers of tokens, three seeds; losses differ by 0.004 nats between seeds."""
-    draw = random.Random(0)
-    for family, law in LAWS.items():
-        for size, n in SIZES.items():
-            for rate in (1e-3, 2e-3, 4e-3):
-                lowest = 9e-3 if edge and size == 96 else 2e-3
-                loss = 3.0 + math.log(rate / lowest) ** 2
-                keys = {"model.hidden_size": size, "optim.learning_rate": rate, "optim.min_learning_rate": rate / 10}
-                row = studies.row(f"{family}-d{size}-{rate:g}", 1, loss, None, family=family)
-                yield replace(row, role="tuning", overrides=keys)
-            for seed in (1, 2, 3):
-                common = draw.gauss(0, 0.003)
-                for tokens in TOKENS:
-                    d = tokens * n
-                    loss = law.loss(n, d) + common + draw.gauss(0, 0.002)
-                    ms = 2e-8 * n * 8192 * SLOWER[family] * draw.uniform(0.99, 1.01)
-                    row = studies.row(f"{family}-d{size}-t{tokens}", seed, loss, ms, family=family)
-                    yield replace(
-                        row,
-                        overrides={"model.hidden_size": size},
-                        active_parameters=int(n) + 1000,
-                        table_parameters=1000,
-                        flops_per_token=6 * n,
-                        tokens=int(d),
-                        steps=int(d) // 8192,
-                    )
-
+from tests.ladders import LAWS, SIZES, ladder
 
 @pytest.fixture(scope="module")
 def rows() -> list[StudyRow]:

@@ -1,0 +1,204 @@
+"""Draw a ladder's figures as SVG and PNG: those of the page, for pages of documentation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from altup_moe.report.formatting import count
+from altup_moe.study.ladder.law_text import AXIS_NAMES, interval_text, verdict_text
+from altup_moe.study.report.canvas import (
+    COLOURS,
+    DASHES,
+    colour,
+    legend_below,
+    legend_line,
+    logarithmic,
+    mark,
+    new_figure,
+    panels,
+    plain,
+    saved,
+    steady,
+)
+from altup_moe.study.report.scaling import Cell, Scaling
+from altup_moe.study.report.scaling_data import by_size
+from altup_moe.study.scaling.costs import Axis
+from altup_moe.study.scaling.curves import LawCurve
+
+LOSS = "held-out loss (nats a token)"
+FARTHEST = 50.0
+"""Ends of a multiplier are drawn as far as that."""
+
+
+def scaling_pictures(found: Scaling) -> Iterator[tuple[str, bytes]]:
+    """Yield (file name, content) of each figure that there is data for; the same bytes for the same rows."""
+    drawings: dict[str, Callable[[Scaling], Any]] = {}
+    for axis in AXIS_NAMES:
+        if any(cell.cost(axis) is not None for cell in found.cells):
+            drawings[axis] = lambda found, axis=axis: _losses(found, axis)
+    if found.law is not None and found.law.compared:
+        drawings["multipliers"] = _multipliers
+    if found.slices:
+        drawings["isoflop"] = _slices
+    if found.measured.tuned:
+        drawings["tuning"] = _tuning
+    if found.coordinates:
+        drawings["coordinates"] = _coordinates
+    if drawings:
+        with steady():
+            for name, draw in drawings.items():
+                yield from saved(f"scaling_{name}", draw(found))
+
+
+def _legend(figure: Any, found: Scaling, families: Sequence[str], **style: Any) -> None:
+    index = [found.families.index(name) for name in families]
+    legend_below(figure, [legend_line(i, marker=mark(i), **style) for i in index], list(families))
+
+
+def _curve(panel: Any, curve: LawCurve, x: Any, index: int) -> None:
+    """The line, dashed beyond what was trained, and the band."""
+    panel.fill_between(x, curve.low, curve.high, color=colour(index), alpha=0.15, linewidth=0)
+    panel.plot(x, curve.loss, color=colour(index), linewidth=1.2, linestyle=(0, (3, 2)))
+    panel.plot(x, np.where(curve.inside, curve.loss, np.nan), color=colour(index), linewidth=1.6)
+
+
+def _cell(panel: Any, cell: Cell, x: float, index: int, predicted: bool) -> None:
+    panel.scatter([x] * len(cell.losses), cell.losses, s=5, color=colour(index), alpha=0.5, linewidths=0, zorder=2)
+    face = "white" if cell.largest else colour(index)
+    panel.plot(x, cell.loss, marker=mark(index), color=colour(index), markerfacecolor=face, markersize=5.5, zorder=3)
+    if predicted and cell.prediction is not None:
+        one = cell.prediction
+        ends = [[one.predicted - one.interval.low], [one.interval.high - one.predicted]]
+        panel.errorbar(x * 1.07, one.predicted, yerr=ends, color=colour(index), marker="_", capsize=2.5, linewidth=1.2)
+
+
+def _losses(found: Scaling, axis: Axis) -> Any:
+    figure = new_figure(8, 5)
+    panel = figure.subplots()
+    for curve in found.best:
+        if curve.axis == axis:
+            _curve(panel, curve, curve.cost, found.families.index(curve.family))
+    for cell in found.cells:
+        if (cost := cell.cost(axis)) is not None:
+            _cell(panel, cell, cost, found.families.index(cell.family), predicted=True)
+    _powers(panel)
+    panel.set_xlabel(f"training {AXIS_NAMES[axis]}")
+    panel.set_ylabel(LOSS)
+    panel.grid(alpha=0.3)
+    _legend(figure, found, list(dict.fromkeys(cell.family for cell in found.cells)))
+    return figure
+
+
+def _powers(panel: Any) -> None:
+    """A logarithmic axis whose ticks are powers of ten where there are enough of them."""
+    panel.set_xscale("log")
+    low, high = panel.get_xlim()
+    if high < 200 * low or high < 1e6:
+        logarithmic(panel.xaxis, low, high)
+
+
+def _slices(found: Scaling) -> Any:
+    figure = new_figure(9, 3.3 * -(-len(found.slices) // 2) + 0.4)
+    for panel, one in zip(panels(figure, len(found.slices), across=2), found.slices, strict=True):
+        for curve in one.curves:
+            _curve(panel, curve, curve.n, found.families.index(curve.family))
+        for cell in one.near:
+            _cell(panel, cell, cell.n, found.families.index(cell.family), predicted=False)
+        panel.set_xscale("log")
+        logarithmic(panel.xaxis, *panel.get_xlim())
+        panel.set_title(f"{_power(one.budget)} FLOPs", loc="left", fontsize=9)
+        panel.set_xlabel("active parameters without tables")
+        panel.set_ylabel(LOSS)
+        panel.grid(alpha=0.3)
+    _legend(figure, found, [curve.family for curve in found.slices[0].curves])
+    return figure
+
+
+def _power(value: float) -> str:
+    digits, _, exponent = f"{value:.1e}".partition("e")
+    return rf"${digits.removesuffix('.0')}\times 10^{{{int(exponent)}}}$"
+
+
+def _tuning(found: Scaling) -> Any:
+    sizes = by_size(found)
+    figure = new_figure(9, 3.0 * -(-len(sizes) // 3) + 0.4)
+    for panel, (size, own) in zip(panels(figure, len(sizes)), sizes.items(), strict=True):
+        finite = [loss for one in own for loss in one.tried.values() if math.isfinite(loss)]
+        roof = 1.3 * min(finite, default=1.0)
+        for one in own:
+            i = found.families.index(one.family)
+            shown = {value: loss for value, loss in one.tried.items() if loss <= roof}
+            panel.plot(list(shown), list(shown.values()), color=colour(i), marker=mark(i), markersize=4, linewidth=1.2)
+            for value in one.tried.keys() - shown.keys():
+                panel.plot(value, 0.96, "x", color=colour(i), transform=panel.get_xaxis_transform())
+            if one.found is not None:
+                face = "white" if one.found.at_edge else colour(i)
+                style: dict[str, Any] = {"markersize": 8, "markerfacecolor": face, "clip_on": False, "zorder": 4}
+                panel.plot(one.found.value, 0.0, "^", color=colour(i), transform=panel.get_xaxis_transform(), **style)
+        panel.set_xscale("log")
+        logarithmic(panel.xaxis, *panel.get_xlim())
+        panel.set_title(f"size {size}", loc="left", fontsize=9)
+        panel.set_xlabel(plain(own[0].key))
+        panel.set_ylabel(LOSS)
+        panel.grid(alpha=0.3)
+    tuned = dict.fromkeys(one.family for one in found.measured.tuned)
+    _legend(figure, found, list(tuned))
+    return figure
+
+
+def _multipliers(found: Scaling) -> Any:
+    assert found.law is not None
+    rows = found.law.compared
+    figure = new_figure(9, 0.9 + 0.36 * len(rows))
+    panel = figure.subplots()
+    panel.axvline(1.0, color="#888888", linestyle=(0, (4, 3)), linewidth=1)
+    labels, verdicts = [], []
+    for place, one in enumerate(rows):
+        m, i = one.multiplier, found.families.index(one.multiplier.family)
+        low, high, ratio = (min(max(v, 1 / FARTHEST), FARTHEST) for v in (m.interval.low, m.interval.high, m.ratio))
+        panel.plot([low, high], [place, place], color=colour(i), linewidth=1.6)
+        panel.plot(ratio, place, marker=mark(i), color=colour(i), markersize=6)
+        labels.append(plain(f"{m.family}, equal {AXIS_NAMES[m.axis]}"))
+        verdicts.append(plain(f"{m.ratio:.3g} {interval_text(m.interval)}  {verdict_text(one)}"))
+    panel.set_ylim(len(rows) - 0.5, -0.5)
+    panel.set_yticks(range(len(rows)), labels)
+    panel.set_xscale("log")
+    low, high = panel.get_xlim()
+    if high < 3 * low:
+        from matplotlib.ticker import MaxNLocator, NullLocator
+
+        panel.xaxis.set_major_locator(MaxNLocator(6))
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    else:
+        logarithmic(panel.xaxis, low, high)
+    beside = panel.secondary_yaxis("right")
+    beside.set_yticks(range(len(rows)), verdicts)
+    beside.tick_params(length=0)
+    panel.set_xlabel(plain(f"multiplier: cost that {found.law.reference} needs, times the family's"))
+    panel.grid(alpha=0.3, axis="x")
+    return figure
+
+
+def _coordinates(found: Scaling) -> Any:
+    names = list(dict.fromkeys(name for panel in found.coordinates for name in panel.lines))
+    figure = new_figure(9, 3.2 * -(-len(found.coordinates) // 2) + 0.3 + 0.05 * len(names))
+    style = {name: {"color": colour(i), "linestyle": DASHES[i // len(COLOURS) % len(DASHES)]} for i, name in enumerate(names)}
+    for panel, one in zip(panels(figure, len(found.coordinates), across=2), found.coordinates, strict=True):
+        for name, line in one.lines.items():
+            panel.plot([w for w, _ in line], [rms for _, rms in line], marker="o", markersize=3.5, **style[name])
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        logarithmic(panel.xaxis, *panel.get_xlim())
+        logarithmic(panel.yaxis, *panel.get_ylim())
+        panel.set_title(plain(f"{one.family}, {one.parametrization}, step {count(one.step)}"), loc="left", fontsize=9)
+        panel.set_xlabel("width")
+        panel.set_ylabel("root mean square")
+        panel.grid(alpha=0.3)
+    handles = [legend_line(i, linestyle=style[name]["linestyle"]) for i, name in enumerate(names)]
+    legend_below(figure, handles, names)
+    return figure
