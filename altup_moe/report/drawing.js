@@ -121,14 +121,15 @@ const drawing = (() => {
 
   const dashed = (dash) => svg("path", { class: "series", d: "M-13 0H13", "stroke-dasharray": DASHES[dash] });
 
-  // Axes and grid; the margins leave room for the labels. xNumber, yNumber: how ticks are written.
-  function frame(place, { label, xLabel, yLabel, least = 320, xLog = "wide", yLog = false, xNumber = number, yNumber = number }, xs, ys) {
+  // Axes and grid; the margins leave room for the labels. xNumber, yNumber: how ticks are written;
+  // floor: none of y stand below it.
+  function frame(place, { label, xLabel, yLabel, least = 320, xLog = "wide", yLog = false, xNumber = number, yNumber = number, floor = -Infinity }, xs, ys) {
     const width = Math.max(280, place.clientWidth), height = Math.round(Math.min(480, Math.max(least, width * 0.56)));
     const box = { left: 52, right: width - 12, top: 28, bottom: height - 46 };
     const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "group", "aria-label": label });
     place.replaceChildren(root);
     const x = scale(xs, box.left, box.right, xLog, width / 90), y = scale(ys, box.bottom, box.top, yLog, height / 60);
-    for (const tick of y.ticks) {
+    for (const tick of y.ticks.filter((t) => t >= floor)) {
       root.append(svg("line", { class: "grid", x1: box.left, x2: box.right, y1: y.at(tick), y2: y.at(tick) }));
       root.append(svg("text", { class: "tick", x: box.left - 7, y: y.at(tick) + 4, "text-anchor": "end" }, yNumber(tick)));
     }

@@ -31,7 +31,7 @@ def study_page(found: Summary, ladder: Scaling | None, study: str | None, shown:
     content, scripts = data(found), ["page.js"]
     if ladder is not None:
         content["scaling"] = scaling_data(ladder, [*families(found.models)])
-        scripts.append("scaling.js")
+        scripts += ["scaling.js", "scaling_panels.js"]
     here = files("altup_moe.study.report")
     script = "".join((here / name).read_text(encoding="utf-8") for name in scripts)
     return page(f"{found.title}: report", page_text(found, ladder, study, shown), content, script)

@@ -1,6 +1,6 @@
-// Draws the figures of a ladder; drawing.js stands before it.
-(() => {
-  const { data, byId, svg, number, power, scale, show, hide, explain, legend, frame, path, dashed, point, stretch, keepDrawn, MARKS, DASHES } = drawing;
+// Draws the curves of a ladder's law with its runs; drawing.js stands before it, scaling_panels.js follows.
+const ladder = (() => {
+  const { data, byId, svg, number, power, show, hide, legend, frame, path, point, stretch, keepDrawn, MARKS } = drawing;
   const all = data.scaling, BEYOND = "5 4";
   const LOSS = "held-out loss (nats a token)", SIZE = "active parameters without tables";
   const COSTS = { flops: "training FLOPs", seconds: "training seconds" };
@@ -115,107 +115,5 @@
     redraws.forEach((draw, i) => keepDrawn(byId("slice-" + i), draw));
   }
 
-  // -- tuning ----------------------------------------------------------------------------------------------------------
-  const tuningHidden = new Set();
-  // Losses far above the best would press the others together: they stand at the top with those that failed.
-  const roof = (losses) => Math.min(...losses) * 1.3;
-  function drawTuning({ key, size, lines }, place) {
-    const shown = lines.filter(({ family }) => !tuningHidden.has(family));
-    const known = shown.flatMap((l) => l.tried.map((t) => t[1])).filter((loss) => loss !== null), top = roof(known);
-    if (!shown.length) return nothing(place);
-    const heights = known.filter((loss) => loss <= top);
-    const labels = { label: `Tuning at size ${size}`, xLabel: key, yLabel: LOSS, xLog: true, least: 260, xNumber: String };
-    const values = shown.flatMap((l) => [...l.tried.map((t) => t[0]), ...(l.taken ? [l.taken] : [])]);
-    const { root, x, y, box } = frame(place, labels, values, heights.length ? heights : [0, 1]);
-    shown.forEach((line, order) => {
-      const { name, colour, mark } = look(line.family), inside = (t) => t[1] !== null && t[1] <= top;
-      const at = line.tried.filter(inside).map(([value, loss]) => [x.at(value), y.at(loss)]);
-      if (at.length > 1) root.append(svg("path", { class: "series f" + colour, d: path(at), "data-name": name }));
-      for (const tried of line.tried) {
-        const px = x.at(tried[0]), said = [name, `${key} ${tried[0]}`, tried[1] === null ? "failed" : `loss ${tried[1].toFixed(4)}`];
-        if (inside(tried)) {
-          const py = y.at(tried[1]);
-          root.append(point({ x: [px, px, px], y: [py, py, py], colour, mark, lines: said }));
-        } else {
-          const py = box.top + 8 + 12 * order;
-          const cross = svg("path", { class: "cross f" + colour, d: `M${px - 4} ${py - 4}l8 8m0-8l-8 8` });
-          const hit = svg("circle", { class: "hit", cx: px, cy: py, r: 8 });
-          explain(hit, said);
-          root.append(cross, hit);
-        }
-      }
-      if (line.taken === null) return;
-      const px = x.at(line.taken), flag = svg("path", {
-        class: `mark taken f${colour}${line.edge ? " hollow" : ""}`, d: `M${px} ${box.bottom}l-6 -10h12Z`,
-      });
-      explain(flag, [name, `taken: ${key} ${line.taken}`, ...(line.edge ? ["edge: a better one may lie beyond"] : [])]);
-      root.append(flag);
-    });
-  }
-  if (all.tuning.length) {
-    const redraws = all.tuning.map((one, i) => () => drawTuning(one, byId("tuning-" + i)));
-    const tuned = new Set(all.tuning.flatMap((one) => one.lines.map((l) => l.family)));
-    familiesLegend("tuning", all.shown.filter((i) => tuned.has(i)), tuningHidden, () => redraws.forEach((draw) => draw()));
-    redraws.forEach((draw, i) => keepDrawn(byId("tuning-" + i), draw));
-  }
-
-  // -- multipliers: a forest plot --------------------------------------------------------------------------------------
-  const FARTHEST = 50;
-  function drawMultipliers() {
-    const place = byId("multipliers"), width = Math.max(280, place.clientWidth), rows = all.multipliers;
-    const left = (m) => `${look(m.family).name}, equal ${m.axis}`, right = (m) => `${m.text} ${m.verdict}`;
-    // Both texts stand on one line where that is wide enough, for all rows alike.
-    const two = Math.max(...rows.map((m) => 7 * (left(m).length + right(m).length))) > width - 20;
-    const high = two ? 62 : 46, height = 12 + high * rows.length + 46, bottom = height - 46;
-    const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "group", "aria-label": "Multipliers with their intervals" });
-    place.replaceChildren(root);
-    const held = (v, end) => Math.max(1 / FARTHEST, Math.min(FARTHEST, v === null ? end : v));
-    const ends = rows.map((m) => [held(m.low, FARTHEST), held(m.high, FARTHEST), held(m.ratio, FARTHEST)]);
-    const x = scale([1, ...ends.flat()], 12, width - 12, true, width / 90);
-    for (const tick of x.ticks) {
-      root.append(svg("line", { class: "grid", x1: x.at(tick), x2: x.at(tick), y1: 4, y2: bottom }));
-      root.append(svg("text", { class: "tick", x: x.at(tick), y: bottom + 17, "text-anchor": "middle" }, number(tick)));
-    }
-    root.append(svg("line", { class: "event one", x1: x.at(1), x2: x.at(1), y1: 4, y2: bottom }));
-    root.append(svg("text", { x: width - 12, y: height - 8, "text-anchor": "end" }, "multiplier (times the cost), logarithmic"));
-    rows.forEach((m, i) => {
-      const { colour, mark } = look(m.family), top = 12 + high * i, py = top + high - 16;
-      root.append(svg("text", { class: "name", x: 12, y: top + 12 }, left(m)));
-      root.append(svg("text", two ? { class: "name", x: 12, y: top + 27 } : { class: "name", x: width - 12, y: top + 12, "text-anchor": "end" }, right(m)));
-      const [low, most, ratio] = ends[i].map(x.at);
-      const group = point({ x: [ratio, low, most], y: [py, py, py], colour, mark, hollow: m.ratio === null, lines: [left(m), m.text, m.verdict] });
-      // An end that is farther out than the figure has an arrow.
-      if (m.high === null || m.high > FARTHEST) group.append(svg("path", { class: "cross", d: `M${most - 5} ${py - 4}l5 4l-5 4` }));
-      if (m.low !== null && m.low < 1 / FARTHEST) group.append(svg("path", { class: "cross", d: `M${low + 5} ${py - 4}l-5 4l5 4` }));
-      root.append(group);
-    });
-  }
-  if (byId("multipliers")) keepDrawn(byId("multipliers"), drawMultipliers);
-
-  // -- coordinate check ------------------------------------------------------------------------------------------------
-  const coordinatesHidden = new Set(), { names, panels } = all.coordinates;
-  function drawCoordinates(panel, place) {
-    const shown = panel.filter((line) => !coordinatesHidden.has(line.name));
-    if (!shown.length) return nothing(place);
-    const labels = { label: "Coordinate check", xLabel: "width", yLabel: "root mean square", xLog: true, yLog: true, least: 260, yNumber: (v) => (v < 1e-3 ? power(v) : number(v)) };
-    const points = shown.flatMap((line) => line.points);
-    const { root, x, y } = frame(place, labels, points.map((p) => p[0]), points.map((p) => p[1]));
-    for (const line of shown) {
-      const { name, colour, dash } = names[line.name], at = line.points.map(([w, rms]) => [x.at(w), y.at(rms)]);
-      root.append(...stretch(at, { colour, dash: DASHES[dash], name }));
-      const grows = line.exponent === null ? [] : [`grows as width^${line.exponent.toFixed(2)}`];
-      line.points.forEach(([w, rms], i) => {
-        const hit = svg("circle", { class: "hit", cx: at[i][0], cy: at[i][1], r: 9 });
-        explain(hit, [name, `width ${w}: ${number(rms)}`, ...grows]);
-        root.append(svg("circle", { class: "mark f" + colour, cx: at[i][0], cy: at[i][1], r: 4 }), hit);
-      });
-    }
-  }
-  if (panels.length) {
-    const redraws = panels.map((panel, i) => () => drawCoordinates(panel, byId("coordinates-" + i)));
-    legend(byId("coordinates-legend"), names.map(({ name, colour, dash }, i) => ({
-      key: i, label: name, colour, icon: () => dashed(dash),
-    })), coordinatesHidden, () => redraws.forEach((draw) => draw()));
-    redraws.forEach((draw, i) => keepDrawn(byId("coordinates-" + i), draw));
-  }
+  return { look, familiesLegend, nothing, LOSS, COSTS };
 })();

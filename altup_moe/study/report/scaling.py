@@ -11,12 +11,10 @@ from altup_moe.study.ladder.coordinates import CoordinatePanel
 from altup_moe.study.ladder.law import AXES, SIZE, LadderLaw, Measured, analyse, has_cost, measured
 from altup_moe.study.records import StudyRow
 from altup_moe.study.scaling.costs import Axis
-from altup_moe.study.scaling.curves import LawCurve, best_losses, budgets, slice_at
+from altup_moe.study.scaling.curves import NEAR, LawCurve, best_losses, budgets, slice_at
 from altup_moe.study.scaling.held_out import Prediction
 from altup_moe.study.scaling.records import Point
 
-NEAR = 1.5
-"""A run is shown beside a slice if its FLOPs are within so many times the slice's."""
 _OF_A_LADDER = (SIZE, "optim.decay_steps")
 
 

@@ -42,6 +42,8 @@ def scaling_pictures(found: Scaling) -> Iterator[tuple[str, bytes]]:
             drawings[axis] = lambda found, axis=axis: _losses(found, axis)
     if found.law is not None and found.law.compared:
         drawings["multipliers"] = _multipliers
+    if found.law is not None and found.law.predictions:
+        drawings["held_out"] = _held_out
     if found.slices:
         drawings["isoflop"] = _slices
     if found.measured.tuned:
@@ -129,7 +131,7 @@ def _tuning(found: Scaling) -> Any:
     for panel, (size, own) in zip(panels(figure, len(sizes)), sizes.items(), strict=True):
         finite = [loss for one in own for loss in one.tried.values() if math.isfinite(loss)]
         roof = 1.3 * min(finite, default=1.0)
-        for one in own:
+        for order, one in enumerate(own):
             i = found.families.index(one.family)
             shown = {value: loss for value, loss in one.tried.items() if loss <= roof}
             panel.plot(list(shown), list(shown.values()), color=colour(i), marker=mark(i), markersize=4, linewidth=1.2)
@@ -137,8 +139,14 @@ def _tuning(found: Scaling) -> Any:
                 panel.plot(value, 0.96, "x", color=colour(i), transform=panel.get_xaxis_transform())
             if one.found is not None:
                 face = "white" if one.found.at_edge else colour(i)
-                style: dict[str, Any] = {"markersize": 8, "markerfacecolor": face, "clip_on": False, "zorder": 4}
-                panel.plot(one.found.value, 0.0, "^", color=colour(i), transform=panel.get_xaxis_transform(), **style)
+                height = 0.05 + 0.07 * (len(own) - 1 - order)
+                style: dict[str, Any] = {"markersize": 5.5, "markerfacecolor": face, "zorder": 4}
+                panel.axvline(one.found.value, color=colour(i), linewidth=0.8, linestyle=(0, (1.5, 2)), zorder=1)
+                panel.plot(one.found.value, height, mark(i), color=colour(i), transform=panel.get_xaxis_transform(), **style)
+        # The strip at the bottom has what was taken.
+        low, high = panel.get_ylim()
+        panel.set_ylim(low - (high - low) * 0.09 * len(own), high)
+        panel.text(0.01, 0.02, "taken", transform=panel.transAxes, color="#666666", fontsize=7)
         panel.set_xscale("log")
         logarithmic(panel.xaxis, *panel.get_xlim())
         panel.set_title(f"size {size}", loc="left", fontsize=9)
@@ -152,36 +160,56 @@ def _tuning(found: Scaling) -> Any:
 
 def _multipliers(found: Scaling) -> Any:
     assert found.law is not None
-    rows = found.law.compared
-    figure = new_figure(9, 0.9 + 0.36 * len(rows))
-    panel = figure.subplots()
-    panel.axvline(1.0, color="#888888", linestyle=(0, (4, 3)), linewidth=1)
-    labels, verdicts = [], []
-    for place, one in enumerate(rows):
-        m, i = one.multiplier, found.families.index(one.multiplier.family)
-        low, high, ratio = (min(max(v, 1 / FARTHEST), FARTHEST) for v in (m.interval.low, m.interval.high, m.ratio))
-        panel.plot([low, high], [place, place], color=colour(i), linewidth=1.6)
-        panel.plot(ratio, place, marker=mark(i), color=colour(i), markersize=6)
-        labels.append(plain(f"{m.family}, equal {AXIS_NAMES[m.axis]}"))
-        verdicts.append(plain(f"{m.ratio:.3g} {interval_text(m.interval)}  {verdict_text(one)}"))
-    panel.set_ylim(len(rows) - 0.5, -0.5)
-    panel.set_yticks(range(len(rows)), labels)
+    rows = []
+    for one in found.law.compared:
+        m = one.multiplier
+        ends = [min(max(value, 1 / FARTHEST), FARTHEST) for value in (m.ratio, m.interval.low, m.interval.high)]
+        name = f"{m.family}, equal {AXIS_NAMES[m.axis]}"
+        rows.append((name, m.family, *ends, f"{m.ratio:.3g} {interval_text(m.interval)}  {verdict_text(one)}"))
+    figure, panel = _forest(found, rows, 1.0)
     panel.set_xscale("log")
     low, high = panel.get_xlim()
     if high < 3 * low:
         from matplotlib.ticker import MaxNLocator, NullLocator
 
-        panel.xaxis.set_major_locator(MaxNLocator(6))
+        panel.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     else:
         logarithmic(panel.xaxis, low, high)
-    beside = panel.secondary_yaxis("right")
-    beside.set_yticks(range(len(rows)), verdicts)
-    beside.tick_params(length=0)
     panel.set_xlabel(plain(f"multiplier: cost that {found.law.reference} needs, times the family's"))
-    panel.grid(alpha=0.3, axis="x")
     return figure
+
+
+def _held_out(found: Scaling) -> Any:
+    assert found.law is not None
+    rows = []
+    for one in found.law.predictions:
+        offsets = [value - one.predicted for value in (one.measured, one.interval.low, one.interval.high)]
+        said = f"{one.measured:.4f} [{one.interval.low:.4f}, {one.interval.high:.4f}]  "
+        said += "inside" if one.inside else "outside"
+        rows.append((f"{one.family}, {count(one.d)} tokens", one.family, *offsets, said))
+    figure, panel = _forest(found, rows, 0.0)
+    panel.set_xlabel("largest size, held out: measured less predicted (nats)")
+    return figure
+
+
+def _forest(found: Scaling, rows: Sequence[tuple[str, str, float, float, float, str]], origin: float) -> Any:
+    """Intervals below each other. Rows: name, family, value, ends of the interval, what stands beside it."""
+    figure = new_figure(9, 0.9 + 0.3 * len(rows))
+    panel = figure.subplots()
+    panel.axvline(origin, color="#888888", linestyle=(0, (4, 3)), linewidth=1)
+    for place, (_, family, value, low, high, _) in enumerate(rows):
+        i = found.families.index(family)
+        panel.plot([low, high], [place, place], color=colour(i), linewidth=1.6)
+        panel.plot(value, place, marker=mark(i), color=colour(i), markersize=5.5)
+    panel.set_ylim(len(rows) - 0.5, -0.5)
+    panel.set_yticks(range(len(rows)), [plain(row[0]) for row in rows])
+    beside = panel.secondary_yaxis("right")
+    beside.set_yticks(range(len(rows)), [plain(row[5]) for row in rows])
+    beside.tick_params(length=0)
+    panel.grid(alpha=0.3, axis="x")
+    return figure, panel
 
 
 def _coordinates(found: Scaling) -> Any:

@@ -20,9 +20,10 @@ from altup_moe.study.ladder.law_text import (
     taken_text,
     tuning_rows,
 )
-from altup_moe.study.report.scaling import NEAR, Scaling
+from altup_moe.study.report.scaling import Scaling
 from altup_moe.study.report.scaling_data import by_size
 from altup_moe.study.scaling.bootstrap import LEVEL
+from altup_moe.study.scaling.curves import NEAR
 
 
 def scaling_text(found: Scaling) -> Iterator[str]:
@@ -40,9 +41,9 @@ def scaling_text(found: Scaling) -> Iterator[str]:
         yield from _losses(found)
     if found.law is not None and found.law.compared:
         yield "<h3>Multipliers</h3>"
-        yield _soft(f"{multiplier_note(found.law)}. Above 1, {found.law.reference} needs more. Lines: {LEVEL:.0%} interval.")
-        yield '<div class="chart" id="multipliers"></div>'
-        yield _table(multiplier_rows(found.law), text=(4,))
+        yield _soft(f"{_capital(multiplier_note(found.law))}. Above 1, {found.law.reference} needs more. Lines: {LEVEL:.0%} interval.")
+        yield f'<div class="chart" id="multipliers"></div>{_elsewhere("multipliers")}'
+        yield _table(multiplier_rows(found.law))
     if found.slices:
         yield from _slices(found)
     if found.measured.tuned:
@@ -73,14 +74,26 @@ def _losses(found: Scaling) -> Iterator[str]:
     yield _soft(f"Marks: means over seeds of a size and a number of tokens; dots: single seeds.{lines}{held}")
     yield from _chart("flops")
     if found.law is not None:
-        yield f"<p>{escape(_capital(held_out_note(found.law)))}</p>"
-        if found.law.predictions:
-            yield f"<p>{escape(held_out_words(found.law))}</p>"
-            yield _table(held_out_rows(found.law))
+        yield from _held_out(found.law)
     if any(cell.cost("seconds") is not None for cell in found.cells):
         yield "<h3>Loss against seconds</h3>"
         yield _soft("As above. Seconds: the measured median time of a step, times the steps.")
         yield from _chart("seconds")
+
+
+def _held_out(law: LadderLaw) -> Iterator[str]:
+    yield "<h3>The largest size, held out</h3>"
+    if not law.predictions:
+        yield f"<p>{escape(_capital(held_out_note(law)))}</p>"
+        return
+    yield f"<p><b>{escape(held_out_words(law))}</b></p>"
+    yield _soft(
+        f"Each family's largest size is left out, and the law of the others predicts it. Lines: {LEVEL:.0%} interval of the "
+        "prediction for a mean of as many seeds; marks: the measured means. Cells of one size share their runs, so "
+        "they are no independent answers."
+    )
+    yield f'<div class="chart" id="held-out"></div>{_elsewhere("held_out")}'
+    yield f"<details><summary>Predictions</summary>{_table(held_out_rows(law))}</details>"
 
 
 def held_out_words(law: LadderLaw) -> str:
@@ -107,7 +120,7 @@ def _slices(found: Scaling) -> Iterator[str]:
 def _tuning(found: Scaling) -> Iterator[str]:
     yield "<h3>Tuning</h3>"
     yield _soft(
-        "Held-out loss of every try, on the fewest tokens and the first seed. Flags at the axis: the value that was "
+        "Held-out loss of every try, on the fewest tokens and the first seed. The strip at the bottom: the value that was "
         "taken, hollow where it is the last one that was tried (edge). Crosses at the top: a try that failed, or whose "
         "loss is far above."
     )

@@ -15,6 +15,8 @@ from altup_moe.study.scaling.records import Array, Point, interval
 
 STOPS = 40
 """Points of a curve."""
+NEAR = 1.5
+"""A run is near a number of FLOPs if it took within so many times of it."""
 EVERY = 4
 """Of the sizes that `TokenCost` offers, every so manyth is tried in each draw."""
 
@@ -74,10 +76,25 @@ def slice_at(draws: Draws, family: str, axis: Axis, cost: float, *, level: float
     return _curve(draws, family, axis, np.full(stops, cost), sizes, tokens, losses, level)
 
 
-def budgets(points: Sequence[Point], count: int = 4) -> list[float]:
-    """Numbers of FLOPs at equal ratios between the cheapest run and the dearest, both left out."""
-    spent = [point.flops for point in points if point.flops]
-    return [float(one) for one in np.geomspace(min(spent), max(spent), count + 2)[1:-1]] if spent else []
+def budgets(points: Sequence[Point], count: int = 4, near: float = NEAR) -> list[float]:
+    """Numbers of FLOPs from the cheapest run's to the dearest's, one in each of `count` equal ratios of that range.
+
+    Each is the one with runs of the most sizes within `near` times of it, of several the one in the middle.
+    """
+    known = [(point.flops, point.n) for point in points if point.flops]
+    if not known:
+        return []
+    edges = np.geomspace(min(known)[0], max(known)[0], count + 1)
+    found = []
+    for low, high in zip(edges, edges[1:], strict=False):
+        middle = float(np.sqrt(low * high))
+
+        def worth(flops: float, middle: float = middle) -> tuple[int, float]:
+            sizes = {n for other, n in known if max(other / flops, flops / other) <= near}
+            return len(sizes), -abs(float(np.log(flops / middle)))
+
+        found.append(max((flops for flops, _ in known if low <= flops <= high), key=worth, default=middle))
+    return list(dict.fromkeys(found))
 
 
 def _own(draws: Draws, family: str) -> list[Point]:
