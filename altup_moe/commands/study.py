@@ -6,12 +6,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from altup_moe.commands.study_plan import planned_rows
+from altup_moe.config import UserError
 from altup_moe.config.command import Command, Group
 from altup_moe.config.ranges import COUNT, Range
-from altup_moe.parallel.counts import count_parameters
+from altup_moe.plan.cluster import load_cluster
 from altup_moe.study.read_study import load_study
 from altup_moe.study.report.options import ReportOptions
-from altup_moe.study.spec import Study
 from altup_moe.study.study_directory import StudyDirectory, check_new_study
 
 
@@ -29,7 +30,9 @@ class RunOptions:
     retry_failed: bool = False
     """Begin rows anew that failed before."""
     dry_run: bool = False
-    """Print the rows, their parameters and what is done already; start and write nothing."""
+    """Print the rows, their parameters, FLOPs and tokens, those to come too, and what is done; start and write nothing."""
+    cluster: str | None = None
+    """With --dry-run: kind of node (configs/clusters), or a file that `altup-moe plan measure` wrote, for the hours."""
 
 
 @dataclass(frozen=True)
@@ -78,33 +81,20 @@ def run_command(o: RunOptions) -> int:
     """Check the whole study, then run it."""
     if o.jobs is not None:
         COUNT.check("jobs", o.jobs)
+    if o.cluster and not o.dry_run:
+        raise UserError("--cluster: is of use with --dry-run alone; add --dry-run")
+    cluster = load_cluster(o.cluster) if o.cluster else None
     study = load_study(o.study)
     root = o.dir or Path("runs/study") / study.name
     check_new_study("dir", root)
     if o.dry_run:
         directory = StudyDirectory(root)
         known = study if study.grow is None else study.grow(directory.loss)
-        print("\n".join(planned_rows(known, directory)))
+        print("\n".join(planned_rows(known, directory, cluster)))
         return 0
     from altup_moe.study.run import run_study
 
     return run_study(study, root, o.jobs, o.retry_failed)
-
-
-def planned_rows(study: Study, directory: StudyDirectory) -> list[str]:
-    """Lines of a dry run: a table of the rows, then what is done and what may surprise."""
-    finished, lines = directory.finished(), []
-    for row in study.rows:
-        line = finished.get(row.config_hash)
-        state = line.status if line else "trained" if directory.of_row(row).trained.exists() else ""
-        steps = f"{row.budget.seconds:g} s" if row.budget.seconds else f"{row.config.train.steps:,}"
-        lines.append((row.name, str(row.seed), f"{count_parameters(row.config).total:,}", steps, str(row.ranks), state))
-    cells = [("row", "seed", "parameters", "steps", "ranks", "state"), *lines]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    table = ["  ".join(f"{cell:<{width}}" for cell, width in zip(each, widths, strict=True)).rstrip() for each in cells]
-    done = sum(row.config_hash in finished for row in study.rows)
-    summary = f"{study.name}: {len(study.rows)} rows, {done} of them finished, in {directory.root}; nothing was started"
-    return [*table, "", *study.notes(), summary]
 
 
 def status_command(o: StatusOptions) -> int:

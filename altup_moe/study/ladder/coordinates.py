@@ -83,7 +83,7 @@ def _point(path: Path, number: int, values: Any) -> Coordinate:
     for key, types in _TYPES.items():
         value = found.get(key)
         if type(value) not in types or (key == "width" and value < 1):
-            fits = "a number above 0" if key == "width" else " or ".join({"str": "text"}.get(t.__name__, "a number") for t in types[:1])
+            fits = "a number above 0" if key == "width" else "text" if types == (str,) else "a number"
             raise UserError(f"{path}: points.{number}.{key}={value!r}; {fits} would fit")
     return Coordinate(**{key: found[key] for key in _TYPES})
 

@@ -11,7 +11,9 @@ import yaml
 from altup_moe.cli import main
 from altup_moe.config import UserError
 from altup_moe.config.load import load_config
+from altup_moe.model.flops import flops_per_token
 from altup_moe.parallel.counts import count_parameters
+from altup_moe.report.formatting import count
 from altup_moe.study.collect_row import curve, done_row, failed_row, spread_of_turns, worst_rank
 from altup_moe.study.live_table import study_table
 from altup_moe.study.progress import snapshot
@@ -87,9 +89,11 @@ def test_a_dry_run_lists_the_rows_and_writes_nothing(
     words = ["study", "run", str(file), "--dir", str(directory.root), "--dry-run"]
     assert main(words) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["row", "seed", "parameters", "steps", "ranks", "state"]
-    parameters = f"{count_parameters(study.rows[1].config).total:,}"
-    assert lines[2].split() == ["moe", "7", parameters, str(study.rows[1].config.train.steps), "1"]
+    assert lines[0].split() == "row seed parameters active FLOPs a token tokens steps ranks state".split()
+    row, counts = study.rows[1], count_parameters(study.rows[1].config)
+    steps = row.config.train.steps
+    figures = [f"{counts.total:,}", f"{counts.active:,}", count(flops_per_token(row.config))]
+    assert lines[2].split() == ["moe", "7", *figures, f"{steps * row.tokens_per_step:,}", str(steps), "1"]
     assert "2 rows, 0 of them finished" in lines[-1]
     assert not directory.root.exists()
     train(directory, study, 1, 8)
