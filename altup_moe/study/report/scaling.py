@@ -76,6 +76,20 @@ def is_ladder(rows: Sequence[StudyRow]) -> bool:
     return bool(rows) and all(key in row.overrides for row in rows for key in _OF_A_LADDER)
 
 
+def figures(found: Scaling) -> set[str]:
+    """Names of the figures that there is data for."""
+    law = found.law
+    known = {
+        **{axis: any(cell.cost(axis) is not None for cell in found.cells) for axis in AXES},
+        "held_out": law is not None and bool(law.predictions),
+        "multipliers": law is not None and bool(law.compared),
+        "isoflop": bool(found.slices),
+        "tuning": bool(found.measured.tuned),
+        "coordinates": bool(found.coordinates),
+    }
+    return {name for name, there in known.items() if there}
+
+
 def scaling(
     rows: Sequence[StudyRow],
     reference: str,

@@ -24,35 +24,22 @@ from altup_moe.study.report.canvas import (
     saved,
     steady,
 )
-from altup_moe.study.report.scaling import Cell, Scaling
+from altup_moe.study.report.scaling import Cell, Scaling, figures
 from altup_moe.study.report.scaling_data import by_size
 from altup_moe.study.scaling.costs import Axis
 from altup_moe.study.scaling.curves import LawCurve
 
 LOSS = "held-out loss (nats a token)"
+LONGEST = 40
 FARTHEST = 50.0
 """Ends of a multiplier are drawn as far as that."""
 
 
 def scaling_pictures(found: Scaling) -> Iterator[tuple[str, bytes]]:
     """Yield (file name, content) of each figure that there is data for; the same bytes for the same rows."""
-    drawings: dict[str, Callable[[Scaling], Any]] = {}
-    for axis in AXIS_NAMES:
-        if any(cell.cost(axis) is not None for cell in found.cells):
-            drawings[axis] = lambda found, axis=axis: _losses(found, axis)
-    if found.law is not None and found.law.compared:
-        drawings["multipliers"] = _multipliers
-    if found.law is not None and found.law.predictions:
-        drawings["held_out"] = _held_out
-    if found.slices:
-        drawings["isoflop"] = _slices
-    if found.measured.tuned:
-        drawings["tuning"] = _tuning
-    if found.coordinates:
-        drawings["coordinates"] = _coordinates
-    if drawings:
-        with steady():
-            for name, draw in drawings.items():
+    with steady():
+        for name, draw in DRAWINGS.items():
+            if name in figures(found):
                 yield from saved(f"scaling_{name}", draw(found))
 
 
@@ -76,6 +63,14 @@ def _cell(panel: Any, cell: Cell, x: float, index: int, predicted: bool) -> None
         one = cell.prediction
         ends = [[one.predicted - one.interval.low], [one.interval.high - one.predicted]]
         panel.errorbar(x * 1.07, one.predicted, yerr=ends, color=colour(index), marker="_", capsize=2.5, linewidth=1.2)
+
+
+def _flops(found: Scaling) -> Any:
+    return _losses(found, "flops")
+
+
+def _seconds(found: Scaling) -> Any:
+    return _losses(found, "seconds")
 
 
 def _losses(found: Scaling, axis: Axis) -> Any:
@@ -204,12 +199,17 @@ def _forest(found: Scaling, rows: Sequence[tuple[str, str, float, float, float, 
         panel.plot([low, high], [place, place], color=colour(i), linewidth=1.6)
         panel.plot(value, place, marker=mark(i), color=colour(i), markersize=5.5)
     panel.set_ylim(len(rows) - 0.5, -0.5)
-    panel.set_yticks(range(len(rows)), [plain(row[0]) for row in rows])
+    panel.set_yticks(range(len(rows)), [plain(_short(row[0])) for row in rows])
     beside = panel.secondary_yaxis("right")
     beside.set_yticks(range(len(rows)), [plain(row[5]) for row in rows])
     beside.tick_params(length=0)
     panel.grid(alpha=0.3, axis="x")
     return figure, panel
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for the figure."""
+    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
 
 
 def _coordinates(found: Scaling) -> Any:
@@ -230,3 +230,15 @@ def _coordinates(found: Scaling) -> Any:
     handles = [legend_line(i, linestyle=style[name]["linestyle"]) for i, name in enumerate(names)]
     legend_below(figure, handles, names)
     return figure
+
+
+DRAWINGS: dict[str, Callable[[Scaling], Any]] = {
+    "flops": _flops,
+    "held_out": _held_out,
+    "seconds": _seconds,
+    "multipliers": _multipliers,
+    "isoflop": _slices,
+    "tuning": _tuning,
+    "coordinates": _coordinates,
+}
+"""Figure -> what draws it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from html import escape
 
 from altup_moe.report.formatting import count
@@ -20,7 +20,7 @@ from altup_moe.study.ladder.law_text import (
     taken_text,
     tuning_rows,
 )
-from altup_moe.study.report.scaling import Scaling
+from altup_moe.study.report.scaling import Scaling, figures
 from altup_moe.study.report.scaling_data import by_size
 from altup_moe.study.scaling.bootstrap import LEVEL
 from altup_moe.study.scaling.curves import NEAR
@@ -37,18 +37,18 @@ def scaling_text(found: Scaling) -> Iterator[str]:
     notes += failed_lines(found.measured)
     if notes:
         yield f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>"
-    if found.cells:
-        yield from _losses(found)
-    if found.law is not None and found.law.compared:
+    shown = figures(found)
+    yield from _losses(found, shown)
+    if found.law is not None and "multipliers" in shown:
         yield "<h3>Multipliers</h3>"
         yield _soft(f"{_capital(multiplier_note(found.law))}. Above 1, {found.law.reference} needs more. Lines: {LEVEL:.0%} interval.")
         yield f'<div class="chart" id="multipliers"></div>{_elsewhere("multipliers")}'
         yield _table(multiplier_rows(found.law))
-    if found.slices:
+    if "isoflop" in shown:
         yield from _slices(found)
-    if found.measured.tuned:
+    if "tuning" in shown:
         yield from _tuning(found)
-    if found.coordinates:
+    if "coordinates" in shown:
         yield from _coordinates(found)
 
 
@@ -58,7 +58,7 @@ def _law(law: LadderLaw) -> Iterator[str]:
     yield from (f'<p class="notes">{escape(note)}</p>' for note in law.draws.fit.notes)
 
 
-def _losses(found: Scaling) -> Iterator[str]:
+def _losses(found: Scaling, shown: Collection[str]) -> Iterator[str]:
     lines = (
         f" Lines: the fitted law's loss at the best size for that cost, dashed where that size or its tokens lie beyond "
         f"what was trained; bands: {LEVEL:.0%} interval."
@@ -70,14 +70,16 @@ def _losses(found: Scaling) -> Iterator[str]:
         if found.law is not None and found.law.predictions
         else " Hollow: the largest size."
     )
-    yield "<h3>Loss against FLOPs</h3>"
-    yield _soft(f"Marks: means over seeds of a size and a number of tokens; dots: single seeds.{lines}{held}")
-    yield from _chart("flops")
+    marks = f"Marks: means over seeds of a size and a number of tokens; dots: single seeds.{lines}{held}"
+    if "flops" in shown:
+        yield "<h3>Loss against FLOPs</h3>"
+        yield _soft(marks)
+        yield from _chart("flops")
     if found.law is not None:
         yield from _held_out(found.law)
-    if any(cell.cost("seconds") is not None for cell in found.cells):
+    if "seconds" in shown:
         yield "<h3>Loss against seconds</h3>"
-        yield _soft("As above. Seconds: the measured median time of a step, times the steps.")
+        yield _soft(f"{'As above.' if 'flops' in shown else marks} Seconds: the measured median time of a step, times the steps.")
         yield from _chart("seconds")
 
 
