@@ -1,4 +1,4 @@
-"""Made-up rows of a ladder whose laws are known, as `altup-moe study run` would write them, and its coordinate check."""
+"""Made-up rows of a ladder whose laws are known, as `altup-moe study run` writes them, and a coordinate check."""
 
 from __future__ import annotations
 
@@ -73,6 +73,8 @@ def write_coordinates(directory: Path) -> None:
         for width in (32, 64, 128, 256)
         for step in (0, 4)
         for i, part in enumerate(("embedding", "attention", "mlp", "final norm", "logits"))
-        for rms in ((i + 1) * 0.3 * (width / 32) ** (0.5 if name == "standard" and step and part != "embedding" else 0),)
+        for rms in (
+            (i + 1) * 0.3 * (width / 32) ** (0.5 if name == "standard" and step and part != "embedding" else 0),
+        )
     ]
     (directory / "coordinates.json").write_text(json.dumps({"parametrization": "mup", "points": points}))

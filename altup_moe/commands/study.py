@@ -30,7 +30,7 @@ class RunOptions:
     retry_failed: bool = False
     """Begin rows anew that failed before."""
     dry_run: bool = False
-    """Print the rows, their parameters, FLOPs and tokens, those to come too, and what is done; start and write nothing."""
+    """Print the rows, those to come too, their parameters, FLOPs and tokens, and what is done; start nothing."""
     cluster: str | None = None
     """With --dry-run: kind of node (configs/clusters), or a file that `altup-moe plan measure` wrote, for the hours."""
 

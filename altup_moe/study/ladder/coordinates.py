@@ -81,7 +81,7 @@ def _point(path: Path, number: int, values: Any) -> Coordinate:
     # A value that is not finite may be written as null.
     found = {**values, "rms": math.nan} if values.get("rms", 0) is None else values
     for key, types in _TYPES.items():
-        value = found.get(key)
+        value: Any = found.get(key)
         if type(value) not in types or (key == "width" and value < 1):
             fits = "a number above 0" if key == "width" else "text" if types == (str,) else "a number"
             raise UserError(f"{path}: points.{number}.{key}={value!r}; {fits} would fit")

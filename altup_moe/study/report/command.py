@@ -47,9 +47,7 @@ def write_report(options: ReportOptions) -> int:
     found = replace(found, studies=found.studies or (rows[0].study,))
     ladder = None
     if is_ladder(rows) or coordinates:
-        ladder = scaling(
-            rows, options.reference, shared=options.shared, draws=options.draws, coordinates=coordinates
-        )
+        ladder = scaling(rows, options.reference, shared=options.shared, draws=options.draws, coordinates=coordinates)
     out = options.out or options.directory / "report"
     texts, images = tables(found), dict(pictures(found))
     if ladder is not None:

@@ -80,7 +80,8 @@ def figures(found: Scaling) -> set[str]:
     """Names of the figures that there is data for."""
     law = found.law
     known = {
-        **{axis: any(cell.cost(axis) is not None for cell in found.cells) for axis in AXES},
+        "flops": any(cell.cost("flops") is not None for cell in found.cells),
+        "seconds": any(cell.cost("seconds") is not None for cell in found.cells),
         "held_out": law is not None and bool(law.predictions),
         "multipliers": law is not None and bool(law.compared),
         "isoflop": bool(found.slices),

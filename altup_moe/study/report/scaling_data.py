@@ -97,8 +97,10 @@ def _coordinates(found: Scaling) -> dict[str, Any]:
     return {
         "names": [{"name": name, "colour": i % COLOURS, "dash": i // COLOURS % DASHES} for i, name in enumerate(names)],
         "panels": [
-            [{"name": names.index(name), "points": line, "exponent": exponent(line)} for name, line in panel.lines.items()]
+            [
+                {"name": names.index(name), "points": line, "exponent": exponent(line)}
+                for name, line in panel.lines.items()
+            ]
             for panel in found.coordinates
         ],
     }
-

@@ -1,4 +1,4 @@
-"""The text of a ladder's part of the page: what each figure shows, the tables of its law, and where the script draws."""
+"""The text of a ladder's part of the page: what each figure shows, its law's tables, places for the script."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ def scaling_text(found: Scaling) -> Iterator[str]:
     yield from _losses(found, shown)
     if found.law is not None and "multipliers" in shown:
         yield "<h3>Multipliers</h3>"
-        yield _soft(f"{_capital(multiplier_note(found.law))}. Above 1, {found.law.reference} needs more. Lines: {LEVEL:.0%} interval.")
+        yield _soft(
+            f"{_capital(multiplier_note(found.law))}. Above 1, {found.law.reference} needs more. "
+            f"Lines: {LEVEL:.0%} interval."
+        )
         yield f'<div class="chart" id="multipliers"></div>{_elsewhere("multipliers")}'
         yield _table(multiplier_rows(found.law))
     if "isoflop" in shown:
@@ -60,8 +63,8 @@ def _law(law: LadderLaw) -> Iterator[str]:
 
 def _losses(found: Scaling, shown: Collection[str]) -> Iterator[str]:
     lines = (
-        f" Lines: the fitted law's loss at the best size for that cost, dashed where that size or its tokens lie beyond "
-        f"what was trained; bands: {LEVEL:.0%} interval."
+        " Lines: the fitted law's loss at the best size for that cost, dashed where that size or its tokens lie "
+        f"beyond what was trained; bands: {LEVEL:.0%} interval."
         if found.law is not None
         else ""
     )
@@ -79,7 +82,10 @@ def _losses(found: Scaling, shown: Collection[str]) -> Iterator[str]:
         yield from _held_out(found.law)
     if "seconds" in shown:
         yield "<h3>Loss against seconds</h3>"
-        yield _soft(f"{'As above.' if 'flops' in shown else marks} Seconds: the measured median time of a step, times the steps.")
+        yield _soft(
+            f"{'As above.' if 'flops' in shown else marks} "
+            "Seconds: the measured median time of a step, times the steps."
+        )
         yield from _chart("seconds")
 
 
@@ -90,9 +96,9 @@ def _held_out(law: LadderLaw) -> Iterator[str]:
         return
     yield f"<p><b>{escape(held_out_words(law))}</b></p>"
     yield _soft(
-        f"Each family's largest size is left out, and the law of the others predicts it. Lines: {LEVEL:.0%} interval of the "
-        "prediction for a mean of as many seeds; marks: the measured means. Cells of one size share their runs, so "
-        "they are no independent answers."
+        f"Each family's largest size is left out, and the law of the others predicts it. Lines: {LEVEL:.0%} interval "
+        "of the prediction for a mean of as many seeds; marks: the measured means. Cells of one size share their "
+        "runs, so they are no independent answers."
     )
     yield f'<div class="chart" id="held-out"></div>{_elsewhere("held_out")}'
     yield f"<details><summary>Predictions</summary>{_table(held_out_rows(law))}</details>"
@@ -110,9 +116,9 @@ def held_out_words(law: LadderLaw) -> str:
 def _slices(found: Scaling) -> Iterator[str]:
     yield "<h3>Equal FLOPs, other sizes</h3>"
     yield _soft(
-        f"The law's loss over active parameters without tables, with as many tokens as the FLOPs buy; dashed where those "
-        f"are fewer or more than any run had; bands: {LEVEL:.0%} interval. Marks: runs within {NEAR:g} times the FLOPs, "
-        "either way; each says how near."
+        "The law's loss over active parameters without tables, with as many tokens as the FLOPs buy; dashed where "
+        f"those are fewer or more than any run had; bands: {LEVEL:.0%} interval. Marks: runs within {NEAR:g} times the "
+        "FLOPs, either way; each says how near."
     )
     yield legend("slices")
     inside = (f'<div class="chart" id="slice-{i}"></div>' for i in range(len(found.slices)))
@@ -122,9 +128,9 @@ def _slices(found: Scaling) -> Iterator[str]:
 def _tuning(found: Scaling) -> Iterator[str]:
     yield "<h3>Tuning</h3>"
     yield _soft(
-        "Held-out loss of every try, on the fewest tokens and the first seed. The strip at the bottom: the value that was "
-        "taken, hollow where it is the last one that was tried (edge). Crosses at the top: a try that failed, or whose "
-        "loss is far above."
+        "Held-out loss of every try, on the fewest tokens and the first seed. The strip at the bottom: the value that "
+        "was taken, hollow where it is the last one that was tried (edge). Crosses at the top: a try that failed, or "
+        "whose loss is far above."
     )
     yield legend("tuning")
     parts = []
@@ -133,7 +139,8 @@ def _tuning(found: Scaling) -> Iterator[str]:
         said = f'<p class="soft"><small>taken: {escape(taken)}</small></p>'
         parts.append(f'<div><h3>size {size}</h3>{said}<div class="chart" id="tuning-{i}"></div></div>')
     yield f'<div class="charts">{"".join(parts)}</div>{_elsewhere("tuning")}'
-    yield f"<details><summary>Every try</summary>{_table(tuning_rows(found.measured.tuned), text=(1, 2, 3, 4))}</details>"
+    tries = _table(tuning_rows(found.measured.tuned), text=(1, 2, 3, 4))
+    yield f"<details><summary>Every try</summary>{tries}</details>"
 
 
 def _coordinates(found: Scaling) -> Iterator[str]:

@@ -1,9 +1,10 @@
-"""Curves of a fitted law with their bands: the best loss for a cost (`best_losses`), losses over sizes at one (`slice_at`)."""
+"""Curves of a fitted law with their bands: best losses by cost (`best_losses`), losses by size at one (`slice_at`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +64,9 @@ def best_losses(draws: Draws, family: str, axis: Axis, *, level: float = LEVEL, 
     return _curve(draws, family, axis, costs, n, d, lowest, level)
 
 
-def slice_at(draws: Draws, family: str, axis: Axis, cost: float, *, level: float = LEVEL, stops: int = STOPS) -> LawCurve:
+def slice_at(
+    draws: Draws, family: str, axis: Axis, cost: float, *, level: float = LEVEL, stops: int = STOPS
+) -> LawCurve:
     """The law's losses of sizes between the smallest and the largest, each with the tokens that one cost buys.
 
     Raises:
@@ -86,7 +89,7 @@ def budgets(points: Sequence[Point], count: int = 4, near: float = NEAR) -> list
         return []
     edges = np.geomspace(min(known)[0], max(known)[0], count + 1)
     found = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         middle = float(np.sqrt(low * high))
 
         def worth(flops: float, middle: float = middle) -> tuple[int, float]:

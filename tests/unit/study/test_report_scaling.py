@@ -46,7 +46,7 @@ def reported(
 ) -> tuple[Tags, str]:
     """The page, and what was printed. `drawn`: pictures that are; drawing them all takes seconds."""
     write_study(directory, rows)
-    with contextlib.redirect_stdout(io.StringIO()) as out, mock.patch.object(command, "pictures", lambda found: ()):
+    with contextlib.redirect_stdout(io.StringIO()) as out, mock.patch.object(command, "pictures", return_value=()):
         kept = {name: draw for name, draw in scaling_pictures.DRAWINGS.items() if name in drawn}
         with mock.patch.object(scaling_pictures, "DRAWINGS", kept):
             assert report_command([str(directory), *words]) == 0
@@ -87,16 +87,18 @@ def test_the_page_s_numbers_are_the_analysis_s(made: Reported) -> None:
                 assert stop == pytest.approx(expected, rel=1e-5)
             assert drawn["inside"] == curve.inside.tolist()
     assert len(made.data["best"]["flops"]) == len(made.data["best"]["seconds"]) == len(MORE)
-    taken = {(panel["size"], names[line["family"]]): line["taken"] for panel in made.data["tuning"] for line in panel["lines"]}
+    taken = {
+        (panel["size"], names[line["family"]]): line["taken"]
+        for panel in made.data["tuning"]
+        for line in panel["lines"]
+    }
     assert taken == {(one.size, one.family): one.found and one.found.value for one in law.measured.tuned}
     near = [made.data["cells"][i]["flops"] / part["budget"] for part in made.data["slices"] for i in part["cells"]]
     assert len(near) >= 4 * len(MORE)
     assert all(1 / 1.5 <= ratio <= 1.5 for ratio in near)
 
 
-def test_study_law_prints_the_same_figures(
-    made: Reported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_study_law_prints_the_same_figures(made: Reported, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert law_command([str(made.directory), *WORDS]) == 0
     printed = capsys.readouterr().out
     assert printed.strip() in made.out
@@ -109,7 +111,7 @@ def test_study_law_prints_the_same_figures(
     assert law_command([str(made.directory), *WORDS, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert json.loads((made.directory / "report" / "law.json").read_text()) == said
-    with mock.patch.object(command, "pictures", lambda found: ()), mock.patch.object(scaling_pictures, "DRAWINGS", {}):
+    with mock.patch.object(command, "pictures", return_value=()), mock.patch.object(scaling_pictures, "DRAWINGS", {}):
         assert report_command([str(made.directory), *WORDS, "--json", "--out", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out)["scaling"] == said
 
@@ -126,8 +128,14 @@ def test_pictures_and_tables_are_there(made: Reported) -> None:
     assert "nats a token" in (report / "scaling_flops.svg").read_text()
     with (report / "law_curves.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    assert {(line["curve"], line["axis"]) for line in lines} == {("best", "flops"), ("best", "seconds"), ("slice", "flops")}
-    assert [panel[0]["exponent"] for panel in made.data["coordinates"]["panels"]] == pytest.approx([0, 0, 0, 0], abs=1e-9)
+    assert {(line["curve"], line["axis"]) for line in lines} == {
+        ("best", "flops"),
+        ("best", "seconds"),
+        ("slice", "flops"),
+    }
+    assert [panel[0]["exponent"] for panel in made.data["coordinates"]["panels"]] == pytest.approx(
+        [0, 0, 0, 0], abs=1e-9
+    )
     assert len((report / "report.html").read_bytes()) < 350_000
 
 
@@ -137,7 +145,10 @@ def test_while_it_tunes_there_are_tries_alone(tmp_path: Path) -> None:
     assert "No law is fitted: no trained row of a ladder yet" in page.text
     assert "no law is fitted: no trained row" in out
     tuning = page.data["scaling"]["tuning"]
-    assert [(panel["size"], [line["taken"] for line in panel["lines"]]) for panel in tuning] == [(32, [0.002]), (96, [0.002])]
+    assert [(panel["size"], [line["taken"] for line in panel["lines"]]) for panel in tuning] == [
+        (32, [0.002]),
+        (96, [0.002]),
+    ]
     assert [panel["lines"][0]["edge"] for panel in tuning] == [False, True]
     assert "taken: dense 0.002 (edge)" in page.text
     assert not (tmp_path / "report" / "law.json").exists()

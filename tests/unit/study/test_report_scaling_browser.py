@@ -1,4 +1,4 @@
-"""A ladder's part of the page in a headless Chromium: every figure is drawn, answers, and fits a phone, also in the dark."""
+"""A ladder's part of the page in a headless Chromium: figures are drawn, answer, and fit a phone, in the dark too."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_every_figure_is_drawn_and_answers(page: Path, tmp_path: Path, browser: 
 
         said = hovered(driver, all_of(driver, "#flops .point")[-1])
         assert said.startswith("moe\nloss 2.3")
-        assert "training FLOPs: 1.38×10¹⁵" in said
+        assert "training FLOPs: 1.38\u00d710\u00b9\u2075" in said
         assert "]: inside" in said
         assert "3 seeds" in said
         assert "taken: optim.learning_rate 0.004\nedge" in hovered(driver, one(driver, "#tuning-3 .taken .hit"))
@@ -75,8 +75,8 @@ def test_every_figure_is_drawn_and_answers(page: Path, tmp_path: Path, browser: 
         assert "times this figure's FLOPs" in near
         # A line says what the law says there.
         driver.execute_script(
-            "const b = arguments[0].getBoundingClientRect();"
-            "arguments[0].dispatchEvent(new PointerEvent('pointermove', {clientX: b.x + b.width / 2, clientY: b.y + b.height / 2}))",
+            "const b = arguments[0].getBoundingClientRect(), at = {clientX: b.x + b.width / 2, clientY: b.y};"
+            "arguments[0].dispatchEvent(new PointerEvent('pointermove', at))",
             one(driver, "#seconds .reach"),
         )
         assert one(driver, "#tip").text.startswith("dense: the law\nloss ")
@@ -99,14 +99,17 @@ def test_every_figure_is_drawn_and_answers(page: Path, tmp_path: Path, browser: 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone(page: Path, tmp_path: Path, browser: Any, scheme: str) -> None:
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
     try:
         with opened(browser, page, DRAWN, 390, 844, phone=True) as driver:
             assert driver.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [390, 390]
             # No text is cut off by a figure's edge, none is too small, none of an axis lies on another one.
             problems = driver.execute_script(
                 """
-                const found = [], hit = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+                const found = [], apart = (a, b) => a.right <= b.left || a.bottom <= b.top;
+                const hit = (a, b) => !apart(a, b) && !apart(b, a);
                 for (const root of document.querySelectorAll('.chart svg')) {
                   const edge = root.getBoundingClientRect(), ticks = [];
                   for (const text of root.querySelectorAll('text')) {

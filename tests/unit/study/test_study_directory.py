@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from altup_moe.cli import main
+from altup_moe.commands.study_plan import HEADS
 from altup_moe.config import UserError
 from altup_moe.config.load import load_config
 from altup_moe.model.flops import flops_per_token
@@ -89,7 +90,7 @@ def test_a_dry_run_lists_the_rows_and_writes_nothing(
     words = ["study", "run", str(file), "--dir", str(directory.root), "--dry-run"]
     assert main(words) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == "row seed parameters active FLOPs a token tokens steps ranks state".split()
+    assert lines[0].split() == [word for head in HEADS for word in head.split()]
     row, counts = study.rows[1], count_parameters(study.rows[1].config)
     steps = row.config.train.steps
     figures = [f"{counts.total:,}", f"{counts.active:,}", count(flops_per_token(row.config))]

@@ -47,7 +47,10 @@ def test_values_that_no_logarithm_has_are_counted(tmp_path: Path) -> None:
         ({"points": [POINT, {**POINT, "width": 0}]}, "points.1.width=0; a number above 0 would fit"),
         ({"points": [{**POINT, "rms": "big"}]}, "points.0.rms='big'; a number would fit"),
         ({"points": [{**POINT, "step": True}]}, "points.0.step=True; a number would fit"),
-        ({"points": [{key: value for key, value in POINT.items() if key != "name"}]}, "points.0.name=None; text would fit"),
+        (
+            {"points": [{key: value for key, value in POINT.items() if key != "name"}]},
+            "points.0.name=None; text would fit",
+        ),
     ],
 )
 def test_what_is_no_check_is_one_line(tmp_path: Path, content: Any, says: str) -> None:

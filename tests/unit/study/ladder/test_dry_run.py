@@ -50,9 +50,7 @@ def test_a_dry_run_adds_up_the_whole_ladder(tmp_path: Path, capsys: pytest.Captu
     rows = forecast(found, lambda row: None).rows
     steps = [row.config.train.steps - (row.branch.step if row.branch else 0) for row in rows]
     tokens = sum(each * row.tokens_per_step for each, row in zip(steps, rows, strict=True))
-    flops = sum(
-        each * row.tokens_per_step * flops_per_token(row.config) for each, row in zip(steps, rows, strict=True)
-    )
+    flops = sum(each * row.tokens_per_step * flops_per_token(row.config) for each, row in zip(steps, rows, strict=True))
     assert alone[-1].startswith("ladder: 12 rows, 0 of them finished, 24 to come, in all ")
     assert f"in all {count(tokens)} tokens, {flops:.3g} FLOPs".replace("+", "") in alone[-1]
     assert sum(line.endswith("to come") for line in alone) == 24
@@ -60,7 +58,12 @@ def test_a_dry_run_adds_up_the_whole_ladder(tmp_path: Path, capsys: pytest.Captu
     first = rows[0]
     sizes = count_parameters(first.config)
     cells = [first.name, "1", f"{sizes.total:,}", f"{sizes.active:,}", count(flops_per_token(first.config))]
-    assert alone[1].split() == [*cells, f"{first.config.train.steps * first.tokens_per_step:,}", f"{first.config.train.steps}", "1"]
+    assert alone[1].split() == [
+        *cells,
+        f"{first.config.train.steps * first.tokens_per_step:,}",
+        f"{first.config.train.steps}",
+        "1",
+    ]
 
     assert main([*words, "--cluster", "h100x8"]) == 0
     timed = capsys.readouterr().out.splitlines()
@@ -80,14 +83,17 @@ def test_hours_that_cannot_be_told_say_why(tmp_path: Path, capsys: pytest.Captur
     found = study(tmp_path)
     cluster = load_cluster("h100x8")
     config = found.rows[0].config
-    row = replace(found.rows[0], config=replace(config, optim=replace(config.optim, optimizer="muon")))
+    row = replace(found.rows[0], config=replace(config, optim=replace(config.optim, optimizer="adafactor")))
     cost = row_cost(row, cluster)
-    assert (cost.hours, cost.why.startswith("optim.optimizer='muon'")) == (None, True)
+    assert (cost.hours, cost.why.startswith("optim.optimizer='adafactor'")) == (None, True)
     assert row_cost(replace(found.rows[0], launcher="netlab", ranks=2), cluster).why.startswith("the network of")
     small = replace(cluster, memory_gib=1e-3)
     assert row_cost(found.rows[0], small).why == "its 1 rank(s) do not fit the memory of h100x8"
     assert row_cost(replace(found.rows[0], budget=Budget(seconds=7200)), cluster) == RowCost(None, None, None, 2.0)
     words = ["study", "run", str(tmp_path / "ladder.yaml"), "--dir", str(tmp_path / "study")]
-    for more, says in ((["--cluster", "h100x8"], "--cluster: is of use with --dry-run alone"), (["--cluster", "h9", "--dry-run"], "--cluster='h9'")):
+    for more, says in (
+        (["--cluster", "h100x8"], "--cluster: is of use with --dry-run alone"),
+        (["--cluster", "h9", "--dry-run"], "--cluster='h9'"),
+    ):
         assert main([*words, *more]) == 2
         assert says in capsys.readouterr().err

@@ -15,6 +15,7 @@ from altup_moe.study.ladder.tuning import Tuned
 from altup_moe.study.records import StudyRow
 from tests.ladders import LAWS, SIZES, ladder
 
+
 @pytest.fixture(scope="module")
 def rows() -> list[StudyRow]:
     return list(ladder())
@@ -50,7 +51,10 @@ def test_a_family_that_learns_more_is_cheaper_and_by_less_at_equal_seconds(rows:
 
 def test_what_is_not_tuned_is_not_judged() -> None:
     found = analyse(list(ladder(edge=True)), "dense", shared=True, draws=100)
-    assert found.measured.untuned["altup-k2"] == "size 96: the best optim.learning_rate, 0.004, is the last one that was tried"
+    assert (
+        found.measured.untuned["altup-k2"]
+        == "size 96: the best optim.learning_rate, 0.004, is the last one that was tried"
+    )
     assert {one.verdict for one in found.compared} == {"not decided"}
     without = [row for row in ladder() if row.role == "trained"]
     assert analyse(without, "dense", shared=True, draws=100).measured.untuned["dense"] == "size 32 has no tries"

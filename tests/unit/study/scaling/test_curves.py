@@ -39,7 +39,9 @@ def test_the_best_loss_for_a_cost_is_the_lowest_of_all_sizes(draws: Draws, axis:
     assert (curve.low < curve.loss).all()
     assert (curve.loss < curve.high).all()
     # The truth lies inside the band (90 %: at most stops, whose draws are the same, do not hold it).
-    truth = [min(LAW.loss(n, cost / (6 * n)) for n in sizes[::20]) for cost in best_losses(draws, "dense", "flops").cost]
+    truth = [
+        min(LAW.loss(n, cost / (6 * n)) for n in sizes[::20]) for cost in best_losses(draws, "dense", "flops").cost
+    ]
     band = best_losses(draws, "dense", "flops")
     assert np.mean((band.low <= truth) & (truth <= band.high)) > 0.6
 
