@@ -22,7 +22,7 @@ _OF_A_LADDER = (SIZE, "optim.decay_steps")
 class Cell:
     """The runs of a family, a size and a number of tokens: one a seed.
 
-    largest: whether it is the family's largest size. prediction: of the law of the others.
+    largest: whether it is the largest of the family's sizes. prediction: of the law of the others.
     """
 
     family: str
@@ -126,10 +126,13 @@ def _cells(points: Sequence[Point], law: LadderLaw | None) -> tuple[Cell, ...]:
     for point in points:
         grouped.setdefault((point.family, point.n, point.d), []).append(point)
     predicted = {} if law is None else {(one.family, one.n, one.d): one for one in law.predictions}
-    most = {family: max(p.n for p in points if p.family == family) for family, _, _ in grouped}
+    sizes: dict[str, set[float]] = {}
+    for family, n, _ in grouped:
+        sizes.setdefault(family, set()).add(n)
+    largest = {family: max(own) if len(own) > 1 else None for family, own in sizes.items()}
     return tuple(
-        Cell(*key, tuple(own), key[1] == most[key[0]], predicted.get(key))
-        for key, own in sorted(grouped.items(), key=lambda item: (list(most).index(item[0][0]), *item[0][1:]))
+        Cell(*key, tuple(own), key[1] == largest[key[0]], predicted.get(key))
+        for key, own in sorted(grouped.items(), key=lambda item: (list(sizes).index(item[0][0]), *item[0][1:]))
     )
 
 
