@@ -1,7 +1,8 @@
 """An HTML file with its data, style and script inside. It asks the network for nothing.
 
 Plotting libraries were weighed (docs/developing/decisions.md); points, lines and cells are all that is drawn here. So
-`drawing.js` draws them, with text that came from a user's file set as text alone. A content security policy lets a browser run that script and nothing else, and fetch nothing.
+`drawing.js` draws them, with text that came from a user's file set as text alone. A content security policy lets a
+browser run that script and nothing else, and fetch nothing.
 """
 
 from __future__ import annotations
