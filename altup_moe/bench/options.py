@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from altup_moe.config.model_schema import ArchName, Width
+from altup_moe.config.model_schema import ArchName, VariantName, Width
 
 
 @dataclass(frozen=True)
@@ -208,6 +208,48 @@ class ScalingBench:
     """Measure nothing: print what --directory holds."""
     picture: str | None = None
     """File for a picture, .png or .svg; None draws none."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+Parametrization = Literal["standard", "mup"]
+
+
+@dataclass(frozen=True)
+class CoordinatesBench:
+    """Coordinate check of muP: sizes of activations and coefficients after some steps, by width. Flat under mup."""
+
+    hidden_sizes: tuple[int, ...] = (64, 128, 256, 512)
+    """Widths d to compare; the first is mup's base."""
+    parametrizations: tuple[Parametrization, ...] = ("standard", "mup")
+    """optim.parametrization to compare."""
+    width: Width = 2
+    """Blocks K of the stream."""
+    variant: VariantName = "altup"
+    """Variant of the stream (see altup.variant)."""
+    recycled: bool = True
+    """Narrow tables, tied. False: tables K d wide, untied."""
+    moe_experts: int = 4
+    """Experts of every second layer, top-2; 0 is dense."""
+    num_layers: int = 4
+    """Transformer layers."""
+    head_size: int = 32
+    """Features of an attention head, at every width."""
+    learning_rate: float = 1e-3
+    """Rate of the first width; under standard of all."""
+    steps: int = 4
+    """Optimizer steps before the pass that is measured."""
+    seeds: int = 3
+    """Models of each width, each with its own batch."""
+    seq_length: int = 64
+    """Tokens of a sample."""
+    micro_batch_size: int = 8
+    """Samples of a step."""
+    threads: int = 1
+    """CPU threads of torch."""
+    out: str | None = None
+    """JSON file that the points are written to, beside those of other models in it; a study's page draws
+    coordinates.json of its directory."""
     json: bool = False
     """Print one JSON object instead of a table."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from altup_moe.bench.options import (
     CheckpointBench,
+    CoordinatesBench,
     ExpertsBench,
     FaultsBench,
     MixingBench,
@@ -134,6 +135,20 @@ def _scaling(o: ScalingBench) -> None:
         load_cluster(o.cluster)
 
 
+def _coordinates(o: CoordinatesBench) -> None:
+    NOT_NEGATIVE.check("moe_experts", o.moe_experts)
+    POSITIVE.check("learning_rate", o.learning_rate)
+    if len(o.hidden_sizes) < 2 or sorted(set(o.hidden_sizes)) != list(o.hidden_sizes):
+        raise ConfigError("hidden_sizes", list(o.hidden_sizes), "two or more in ascending order, each once, would fit")
+    for size in o.hidden_sizes:
+        if size % o.head_size:
+            raise ConfigError("hidden_sizes", size, f"a multiple of --head-size ({o.head_size}) would fit")
+    if not o.parametrizations:
+        raise ConfigError("parametrizations", [], "standard, mup or both would fit")
+    if o.out is not None and not Path(o.out).absolute().parent.is_dir():
+        raise ConfigError("out", o.out, "a file in a directory that exists would fit")
+
+
 def _planned_seconds(config: RunConfig, cluster: str, ranks: int) -> float:
     from altup_moe.plan.cluster import load_cluster
     from altup_moe.plan.step import plan_step
@@ -169,6 +184,13 @@ BENCHES = {
         _scaling,
         on_ranks=True,
         planner=_planned_seconds,
+    ),
+    "coordinates": _bench(
+        "coordinates",
+        CoordinatesBench,
+        "--hidden-sizes 64 128 256 --width 4",
+        "hidden_sizes num_layers head_size steps seeds seq_length micro_batch_size threads",
+        _coordinates,
     ),
     "faults": _bench("faults", FaultsBench, "--minutes 5 --every 60 --ranks 2", "save_interval", _faults),
 }

@@ -104,14 +104,20 @@ def _ladder(fields: dict[str, Schema]) -> Schema:
                 "minItems": 1,
                 "description": "Tokens a parameter of the first family at that size, tables left out; ascending.",
             },
+            "tokens": {
+                "type": "array",
+                "items": COUNT,
+                "minItems": 1,
+                "description": "Numbers of tokens at every size, in place of tokens_per_parameter; ascending.",
+            },
             "decay": {**positive, "exclusiveMaximum": 1, "description": "Share of the steps in which the rate decays."},
             "families": {"type": "array", "items": family, "minItems": 1},
             "tune": closed(numbers, "The key that is tuned for each family and size, and the values to try first.")
             | {"minProperties": 1, "maxProperties": 1},
         },
         "Families at several sizes, each on several numbers of tokens, with tuned rates.",
-        ["sizes", "tokens_per_parameter", "families"],
-    )
+        ["sizes", "families"],
+    ) | {"oneOf": [{"required": [key]} for key in ("tokens_per_parameter", "tokens")]}
 
 
 def _named(fields: dict[str, Schema], required: list[str]) -> Schema:

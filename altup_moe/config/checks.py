@@ -20,7 +20,12 @@ from altup_moe.config.model_schema import Width
 from altup_moe.config.packages import check_installed
 from altup_moe.config.ranges import RANGES
 from altup_moe.config.sampling import check_generation
-from altup_moe.config.schedule_checks import check_checkpoints, check_hang_timeout, check_schedule
+from altup_moe.config.schedule_checks import (
+    check_checkpoints,
+    check_hang_timeout,
+    check_parametrization,
+    check_schedule,
+)
 from altup_moe.config.schema import ParallelConfig, RunConfig
 from altup_moe.config.sequence import strided_decoder_layers, strided_layers
 from altup_moe.config.start_advice import start_with
@@ -367,6 +372,7 @@ CHECKS: list[Callable[[RunConfig, int], None]] = [
     _batch,
     _overlap,
     check_schedule,
+    check_parametrization,
     check_hang_timeout,
     check_checkpoints,
     _optimizer,

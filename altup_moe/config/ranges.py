@@ -122,6 +122,8 @@ RANGES: dict[str, Range] = {
     "optim.adam_eps": Range(1e-30, 1e6, wide=True),
     "optim.clip_grad": NOT_NEGATIVE,
     "optim.coefficient_lr_mult": RATE_OR_ZERO,
+    "optim.mup_base_hidden_size": COUNT,
+    "optim.mup_base_num_layers": COUNT,
     "train.steps": STEPS,
     "train.micro_batch_size": COUNT,
     "train.global_batch_size": COUNT,

@@ -48,7 +48,7 @@ KEY_CLASSES: dict[str, KeyClass] = {
     # The order is the checkpoint's (train.sample_order).
     **_each("data", "free", "cache shuffle"),
     # Another optimizer has other state; see `class_of` for a checkpoint that has none.
-    **_each("optim", "run", "optimizer"),
+    **_each("optim", "run", "optimizer parametrization mup_base_hidden_size mup_base_num_layers"),
     **_each("optim", "recorded", "learning_rate min_learning_rate warmup_steps schedule decay_steps weight_decay"),
     **_each("optim", "recorded", "adam_beta1 adam_beta2 adam_eps clip_grad coefficient_lr_mult"),
     **_each("train", "run", "global_batch_size seed precision"),

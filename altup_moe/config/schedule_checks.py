@@ -1,4 +1,4 @@
-"""Check the schedule of a run: its rates, the step it stops after, and its checkpoints."""
+"""Check the schedule of a run: its rates and what they depend on, the step it stops after, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -26,6 +26,26 @@ def check_schedule(config: RunConfig, world_size: int) -> None:
         raise ConfigError("optim.decay_steps", o.decay_steps, fits)
     if config.train.stop_after is not None and config.train.stop_after > steps:
         raise ConfigError("train.stop_after", config.train.stop_after, f"at most train.steps ({steps}) would fit")
+
+
+def check_parametrization(config: RunConfig, world_size: int) -> None:
+    """Raise ConfigError unless muP has the size that it starts from, and a model and optimizer whose rules it knows."""
+    o = config.optim
+    bases = {key: getattr(o, key) for key in ("mup_base_hidden_size", "mup_base_num_layers")}
+    if o.parametrization == "standard":
+        for key, value in bases.items():
+            if value is not None:
+                raise ConfigError(f"optim.{key}", value, "optim.parametrization standard has no base; null would fit")
+        return
+    for key, value, fit in (
+        ("optim.optimizer", o.optimizer, "adamw"),
+        ("model.arch", config.model.arch, "gpt"),
+    ):
+        if value != fit:
+            raise ConfigError(key, value, f"optim.parametrization mup knows no rule for it; {fit} would fit")
+    if o.mup_base_hidden_size is None:
+        fits = f"the hidden size at which optim.learning_rate was tuned would fit, as {config.model.hidden_size}"
+        raise ConfigError("optim.mup_base_hidden_size", None, fits)
 
 
 def check_hang_timeout(config: RunConfig, world_size: int) -> None:

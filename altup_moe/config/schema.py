@@ -135,6 +135,15 @@ class OptimConfig:
     """Largest global L2 norm of the gradient; 0 does not clip."""
     coefficient_lr_mult: float = 1.0
     """Learning rate of the AltUp coefficients, as a multiple of learning_rate."""
+    parametrization: Literal["standard", "mup"] = "standard"
+    """mup: initial weights, rates and weight decay follow from the size, so that the rate that is best for a small
+    model is best for a wider one (muP, arXiv 2203.03466). learning_rate is then that of the model of
+    mup_base_hidden_size. Needs optimizer adamw and arch gpt."""
+    mup_base_hidden_size: int | None = None
+    """model.hidden_size of the model whose rate was tuned; with it mup changes nothing. null without mup."""
+    mup_base_num_layers: int | None = None
+    """model.num_layers of that model: rates then hold for deeper models too (CompleteP, arXiv 2505.01618). None:
+    layers' outputs start smaller by the root of their number, as without mup, and rates do not depend on it."""
 
 
 @dataclass(frozen=True)

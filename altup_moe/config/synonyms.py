@@ -66,6 +66,9 @@ optim.adam_beta2: beta2 adam_b2
 optim.adam_eps: eps adam_epsilon epsilon
 optim.clip_grad: clip grad_clip clip_norm max_grad_norm max_norm gradient_clip_val gradient_clipping clip_grad_norm
     grad_clip_norm
+optim.parametrization: use_mup mup parameterization
+optim.mup_base_hidden_size: mup_base_width base_width mup_base_dim mup_base_model_width
+optim.mup_base_num_layers: mup_base_depth base_depth
 train.steps: max_steps num_steps n_steps total_steps train_iters max_iters iters iterations
 train.global_batch_size: batch_size batch bs gbs global_batch total_batch_size train_batch_size
 train.micro_batch_size: micro_batch mbs device_batch_size per_device_batch_size per_device_train_batch_size

@@ -16,6 +16,7 @@ from altup_moe.model.specs import first_layer
 from altup_moe.parallel.compat import mark_expert_parameters
 from altup_moe.parallel.parameter_mapping import NamedTensor, Shard, TensorSlice, pieces
 from altup_moe.parallel.parameter_names import is_buffer
+from altup_moe.parallel.parametrization import kind_of
 from altup_moe.parallel.release import end_with_topology
 from altup_moe.parallel.rng import seed_dropout
 from altup_moe.parallel.seeds import initial
@@ -75,6 +76,13 @@ def mark_sharded(chunks: list[nn.Module], config: RunConfig, topology: Topology)
         entry.tensor.tensor_model_parallel = part or ".experts." in entry.name  # type: ignore[attr-defined]
 
 
+def mark_kinds(chunks: list[nn.Module], config: RunConfig, topology: Topology) -> None:
+    """Say what each parameter is (`parallel.parametrization`), for the optimizer's groups."""
+    for entry in named_tensors(chunks, config, topology):
+        (kind,) = {kind_of(piece.name) for piece in entry.pieces}
+        entry.tensor.kind = kind  # type: ignore[attr-defined]
+
+
 def bare_chunks(config: RunConfig, topology: Topology, value: WeightSource = initial) -> list[LanguageModule]:
     """This rank's model chunks (one, or parallel.virtual_pipeline of them) with their weights, not yet wrapped."""
     seed_dropout(config.train.seed, topology)
@@ -82,6 +90,7 @@ def bare_chunks(config: RunConfig, topology: Topology, value: WeightSource = ini
     chunks = [build_chunk(config, topology, stage) for stage in stages]
     set_weights(list(chunks), config, topology, value)
     mark_sharded(list(chunks), config, topology)
+    mark_kinds(list(chunks), config, topology)
     return chunks
 
 

@@ -18,6 +18,7 @@ from altup_moe.altup.static import initial_value
 from altup_moe.altup.variants import find_variant, selected_block
 from altup_moe.config import RunConfig
 from altup_moe.parallel.parameter_mapping import TensorSlice
+from altup_moe.parallel.parametrization import factors, kind_of
 
 BLOCK_ELEMENTS = 1 << 18
 """Elements of a block: large compared with the cost of a generator, small enough that a rank can skip most blocks."""
@@ -64,17 +65,19 @@ def initial(name: str, shape: tuple[int, ...], tensor_slice: TensorSlice, config
     Matrices are normal with model.init_method_std, those that write into the residual stream (o_proj, down_proj)
     divided by sqrt(2 num_layers), or as the architecture's row says; norms are 1, the routers' balancing bias 0, AltUp
     coefficients as their variant says. Projections at the ends of a dynamic stream are the identity and such a matrix:
-    nearly equal blocks, so that the model is nearly the plain one, but no two that stay equal.
+    nearly equal blocks, so that the model is nearly the plain one, but no two that stay equal. With
+    optim.parametrization mup what is drawn, and the last norm, is scaled (`parallel.parametrization`).
     """
     index = tuple(slice(a, b) for a, b in tensor_slice)
     leaf = name.split(".")[-2] if name.endswith(".weight") else name.split(".")[-1]
+    scale = factors(kind_of(name), config).initial
+    std = config.model.init_method_std * scale
     if name.startswith(("model.altup_projections.", "model.altup_unembed_projections.")):
-        drawn = normal(name, shape, tensor_slice, config.model.init_method_std, config.train.seed)
-        return torch.eye(*shape)[index] + drawn
+        return torch.eye(*shape)[index] + normal(name, shape, tensor_slice, std, config.train.seed)
     if ".altup." in name:
         start = find_variant(config.altup.variant).coefficients[leaf].initial
         if start == "normal":
-            return normal(name, shape, tensor_slice, config.model.init_method_std, config.train.seed)
+            return normal(name, shape, tensor_slice, std, config.train.seed)
         block = selected_block(int(name.split(".")[2]), config.altup.width, config.altup.select)
         return initial_value(start, shape, block)[index]
     if ".sequence." in name:
@@ -84,12 +87,11 @@ def initial(name: str, shape: tuple[int, ...], tensor_slice: TensorSlice, config
     if leaf == "expert_load":
         return torch.full(shape, 1 / config.moe.num_experts)[index]
     if leaf.endswith("norm"):
-        return torch.ones(shape)[index]
+        return torch.full(shape, scale)[index]
     m = config.model
     if m.architecture.initial_std is not None:
         std = load_object(m.architecture.initial_std)(leaf, shape[1], m.hidden_size, m.head_dim)
         return normal(name, shape, tensor_slice, std, config.train.seed)
-    std = m.init_method_std
     if leaf in ("o_proj", "down_proj"):
         std /= math.sqrt(2 * m.num_layers)
     return normal(name, shape, tensor_slice, std, config.train.seed)

@@ -32,7 +32,7 @@ from altup_moe.model.build import bare_chunks
 from altup_moe.parallel.deepspeed_groups import expert_group_name
 from altup_moe.parallel.release import at_end
 from altup_moe.parallel.topology import Topology
-from altup_moe.train.optim import group_overrides
+from altup_moe.train.optim import group_overrides, is_coefficient
 
 BUCKET = 50_000_000
 """Elements that are reduced or gathered in one call, at most; smaller models have smaller buckets."""
@@ -178,7 +178,7 @@ def _adamw(chunk: nn.Module, config: RunConfig) -> torch.optim.AdamW:
     optim, stage = config.optim, config.parallel.zero_stage
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in chunk.named_parameters():
-        kind, overrides = group_overrides(optim, name, parameter)
+        kind, overrides = group_overrides(config, name, parameter)
         new = {"name": kind, "params": [], "default_config": not overrides, **overrides}
         groups.setdefault(kind, new)["params"].append(parameter)
     # DeepSpeed takes the first parameter's dtype for that of all. Of bf16 ones ZeRO-1 adds up micro-batches in fp32;
@@ -195,7 +195,7 @@ def _adamw(chunk: nn.Module, config: RunConfig) -> torch.optim.AdamW:
 
 def _settings(config: RunConfig, chunk: nn.Module) -> dict[str, Any]:
     """DeepSpeed's configuration."""
-    whole = [p.numel() for name, p in chunk.named_parameters() if group_overrides(config.optim, name, p)[1]]
+    whole = [p.numel() for name, p in chunk.named_parameters() if p.dim() == 1 or is_coefficient(name)]
     bucket = min(BUCKET, 2 * sum(parameter.numel() for parameter in chunk.parameters()))
     return {
         "train_micro_batch_size_per_gpu": config.train.micro_batch_size,

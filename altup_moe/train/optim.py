@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from torch import Tensor
 
 from altup_moe.config import OptimConfig, RunConfig
+from altup_moe.parallel.parametrization import Kind, factors
 
 
 def is_coefficient(name: str) -> bool:
@@ -20,41 +22,56 @@ def is_coefficient(name: str) -> bool:
     return ".coefficients." in name or ".sequence." in name
 
 
-def group_overrides(optim: OptimConfig, name: str, parameter: Tensor) -> tuple[str, dict[str, float]]:
-    """(group, what differs from the defaults there) of a parameter, by its Megatron name.
+def group_overrides(config: RunConfig, name: str, parameter: Tensor) -> tuple[str, dict[str, float]]:
+    """(group, what differs from the defaults there) of a parameter, by its Megatron name and what `build` marked it as.
 
     Coefficients: own learning rate, and no decay unless their variant asks for it (`AltUpLayer` marks them). Norms
-    (vectors): no decay. Matrices: the defaults.
+    (vectors): no decay. Matrices: the defaults. With optim.parametrization mup each kind of matrix, and the last norm,
+    has a rate and a decay by the model's size.
     """
+    optim = config.optim
     if is_coefficient(name):
-        mult = optim.coefficient_lr_mult
-        rates = {"max_lr": optim.learning_rate * mult, "min_lr": optim.min_learning_rate * mult}
+        rates = _rates(optim, optim.coefficient_lr_mult)
         if getattr(parameter, "weight_decay", False):
             return "decayed coefficients", rates
         return "coefficients", {"wd_mult": 0.0, **rates}
-    return ("vectors", {"wd_mult": 0.0}) if parameter.dim() == 1 else ("matrices", {})
+    kind: Kind = parameter.kind  # type: ignore[attr-defined]
+    scaled = factors(kind, config)
+    if parameter.dim() == 1:
+        return (
+            ("vectors", {"wd_mult": 0.0})
+            if scaled.rate == 1
+            else (kind, {"wd_mult": 0.0, **_rates(optim, scaled.rate)})
+        )
+    return ("matrices", {}) if scaled.rate == 1 else (kind, {"wd_mult": scaled.decay, **_rates(optim, scaled.rate)})
 
 
-def parameter_groups(optim: OptimConfig) -> dict[ParamKey, dict[str, float]]:
-    """The groups of `group_overrides` as Megatron wants them told: a predicate each."""
+def _rates(optim: OptimConfig, factor: float) -> dict[str, float]:
+    return {"max_lr": optim.learning_rate * factor, "min_lr": optim.min_learning_rate * factor}
+
+
+def parameter_groups(config: RunConfig, named: Iterable[tuple[str, Tensor]]) -> dict[ParamKey, dict[str, float]]:
+    """The groups of `group_overrides` as Megatron wants them told: a predicate each.
+
+    Args:
+        named: name and parameter of all of this rank's chunks.
+    """
 
     def of(group: str) -> ParamKey:
         return ParamKey(
             with_name_predicate=ParamWithNamePredicate(
-                group, lambda parameter, name: group_overrides(optim, name, parameter)[0] == group
+                group, lambda parameter, name: group_overrides(config, name, parameter)[0] == group
             )
         )
 
-    vector, decayed = torch.empty(1), torch.empty(1)
-    decayed.weight_decay = True  # type: ignore[attr-defined]
-    examples = ((".coefficients.", vector), (".coefficients.", decayed), ("norm", vector))
-    kinds = (group_overrides(optim, name, like) for name, like in examples)
-    return {of(group): overrides for group, overrides in kinds}
+    found = dict(group_overrides(config, name, parameter) for name, parameter in named)
+    return {of(group): overrides for group, overrides in found.items() if overrides}
 
 
 def build_optimizer(chunks: list[DistributedDataParallel], config: RunConfig) -> Any:
     """Megatron's optimizer over this rank's chunks, and the hooks that its schedules call. Groups must exist."""
     o = config.optim
+    named = [entry for chunk in chunks for entry in chunk.named_parameters()]
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
@@ -70,7 +87,7 @@ def build_optimizer(chunks: list[DistributedDataParallel], config: RunConfig) ->
             use_distributed_optimizer=config.parallel.distributed_optimizer,
         ),
         chunks,
-        config_overrides=parameter_groups(o),
+        config_overrides=parameter_groups(config, named),
         use_gloo_process_groups=False,
     )
     _fuse(optimizer)

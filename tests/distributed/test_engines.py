@@ -62,6 +62,7 @@ WAYS: dict[str, dict] = {
     "one block": {"altup": {"width": 1}},
     "dense": DENSE,
     "clipped": {"optim": {"clip_grad": 0.3, "coefficient_lr_mult": 2.0}},
+    "mup": {"optim": {"parametrization": "mup", "mup_base_hidden_size": 64, "mup_base_num_layers": 8}},
     "tied": {"model": {"share_embeddings_and_output_weights": True, "qk_layernorm": True}},
     "dense, tied": {**DENSE, "model": {"share_embeddings_and_output_weights": True}},
     "dynamic": {"altup": {"variant": "dynamic", "width": 4}},
@@ -90,7 +91,7 @@ WAYS: dict[str, dict] = {
 # Every stage; data, tensor, context and expert ranks; what changes how gradients come to the engine.
 EQUAL = [
     ("ep2", "clipped", "zero2"),
-    ("cp2", "plain", "zero1"),
+    ("cp2", "mup", "zero1"),
     ("ep2", "halves", "zero1"),
     ("dp2", "dense, dynamic", "zero3"),
     ("tp2-ep1", "dense", "zero3"),
@@ -98,7 +99,10 @@ EQUAL = [
 ]
 # Other stages of the same layouts and ways; data beside expert parallelism; other experts.
 EQUAL_LONG = [
-    *((layout, "plain", "zero1") for layout in ("one", "dp2", "ep2", "tp2", "tp2-ep1", "tp2-ep2", "dp4-ep2-etp2")),
+    *(
+        (layout, "plain", "zero1")
+        for layout in ("one", "cp2", "dp2", "ep2", "tp2", "tp2-ep1", "tp2-ep2", "dp4-ep2-etp2")
+    ),
     *((layout, "plain", "zero2") for layout in ("one", "dp2", "ep2", "tp2-ep2")),
     *(("ep2", way, "zero1") for way in ("one block", "dropout", "recompute")),
     *(("ep2", way, "zero2") for way in ("balanced", "recompute, inline", "dynamic, recompute", "torch experts")),

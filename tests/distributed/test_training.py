@@ -18,7 +18,7 @@ import torch
 from altup_moe.checkpoint.manifest import read_manifest, write_manifest
 from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.tensors import load_tensor
-from altup_moe.config import ConfigError
+from altup_moe.config import ConfigError, RunConfig
 from altup_moe.config.exit_codes import EXIT_STOPPED
 from altup_moe.config.load import save_config
 from altup_moe.config.run_directory import checkpoints_dir
@@ -38,6 +38,11 @@ WAYS = {
     "plain": {},
     "recompute": {"train": {"recompute": "full"}},
     "distributed optimizer": {"parallel": {"distributed_optimizer": True}},
+    # Groups of parameters with rates of their own, of which not every rank has all.
+    "distributed optimizer, mup": {
+        "parallel": {"distributed_optimizer": True},
+        "optim": {"parametrization": "mup", "mup_base_hidden_size": 16, "mup_base_num_layers": 2},
+    },
 }
 
 
@@ -48,15 +53,17 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one_rank(directory: Path):
-    """Records of the run on one rank, by width; trained once. Of K = 2 all 20 steps, of the others the first 8."""
-    known: dict[int, list[dict]] = {}
+    """The run on one rank, by width and optim; trained once. Of K = 2 all 20 steps, of the others the first 8."""
+    known: dict[str, RunConfig] = {}
 
-    def train_once(width: int) -> list[dict]:
-        if width not in known:
-            config = text_run("one", directory, f"one-{width}", altup={"width": width}, train=BEGINNING[width != 2])
+    def train_once(width: int, optim: dict) -> RunConfig:
+        name = f"one-{width}{'-' if optim else ''}{optim.get('parametrization', '')}"
+        if name not in known:
+            early = BEGINNING[width != 2 or bool(optim)]
+            config = text_run("one", directory, name, altup={"width": width}, train=early, optim=optim)
             assert train_on_ranks("one", config) == [0]
-            known[width] = records(config)
-        return known[width]
+            known[name] = config
+        return known[name]
 
     return train_once
 
@@ -69,23 +76,26 @@ BEGINNING: dict[bool, dict] = {False: {}, True: {"stop_after": 8}}
 TO_THE_END = ["tp2-pp2-ep2", "cp2"]
 FOLLOWED = [
     *((layout, 2, "plain", layout not in TO_THE_END) for layout in PROMISED),
-    *(("tp2-pp2-ep2", width, way, True) for width, way in ((4, "plain"), (2, "distributed optimizer"))),
+    *(("tp2-pp2-ep2", width, way, True) for width, way in ((4, "plain"), (2, "distributed optimizer, mup"))),
     ("ep2", 2, "recompute", True),
 ]
 FOLLOWED_LONG = [
     *((layout, 2, "plain", False) for layout in PROMISED if layout not in TO_THE_END),
     *(("ep2", width, way, True) for width, way in ((1, "plain"), (4, "plain"), (2, "distributed optimizer"))),
-    *(("tp2-pp2-ep2", width, way, True) for width, way in ((1, "plain"), (2, "recompute"))),
+    *(("tp2-pp2-ep2", 2, way, True) for way in ("distributed optimizer", "recompute")),
+    ("tp2-pp2-ep2", 1, "plain", True),
 ]
 
 
 @pytest.mark.parametrize(("layout", "width", "way", "early"), with_long(FOLLOWED, FOLLOWED_LONG))
 def test_layout_follows_one_rank(layout: str, width: int, way: str, early: bool, directory: Path, one_rank) -> None:
-    name, sections = f"{layout}-{width}-{way.replace(' ', '-')}-{early}", {"altup": {"width": width}, **WAYS[way]}
+    name = f"{layout}-{width}-{way.replace(' ', '-').replace(',', '')}-{early}"
+    sections = {"altup": {"width": width}, **WAYS[way]}
     sections["train"] = {**sections.get("train", {}), **BEGINNING[early]}
     config = text_run(layout, directory, name, **sections)
     assert set(train_on_ranks(layout, config)) == {0}
-    got, expected = records(config), one_rank(width)
+    reference = one_rank(width, WAYS[way].get("optim", {}))
+    got, expected = records(config), records(reference)
     assert len(got) == (8 if early else 20)
     for key in ("loss", "grad_norm") if early else ("loss", "grad_norm", "valid_loss"):
         values, wanted = ([r[key] for r in run if key in r] for run in (got, expected[: len(got)]))
@@ -93,7 +103,7 @@ def test_layout_follows_one_rank(layout: str, width: int, way: str, early: bool,
     # The curve goes down: equal losses of a model that does not train would say nothing.
     assert got[-1]["loss"] < got[0]["loss"] - (0.1 if early else 0.3)
     # Routes of all ranks and stages, a line a step (a later step may route a token otherwise, by rounding).
-    ours, theirs = (routing_lines(run) for run in (config, text_run("one", directory, f"one-{width}")))
+    ours, theirs = routing_lines(config), routing_lines(reference)
     assert ours[0] == theirs[0]
     assert [(line["step"], line["steps"]) for line in ours] == [(n, 1) for n in range(1, len(got) + 1)]
     sizes = [[(len(layer), sum(layer)) for layer in line["routes"]] for line in (*ours, theirs[0])]
@@ -321,9 +331,9 @@ def test_golden_curve(directory: Path, one_rank) -> None:
     expected = golden["losses"].get(version.group() if version else "")
     if expected is None:
         # The corpus is the interpreter's own documentation, another one in every release.
-        assert one_rank(2)[0]["loss"] == pytest.approx(golden["first"], rel=0.05)
+        assert losses(one_rank(2, {}))[0] == pytest.approx(golden["first"], rel=0.05)
         return
-    assert [record["loss"] for record in one_rank(2)] == pytest.approx(expected, rel=TOLERANCE)
+    assert losses(one_rank(2, {})) == pytest.approx(expected, rel=TOLERANCE)
 
 
 # Wide enough that matrices are factored; rates are shares of a tensor's size.

@@ -12,7 +12,7 @@ from altup_moe.study.grid import safe
 from altup_moe.study.ladder.spec import Family, Ladder, SizeRule, Tune
 from altup_moe.study.read_record import mapping, record
 
-_KEYS = ("sizes", "rule", "tokens_per_parameter", "decay", "families", "tune")
+_KEYS = ("sizes", "rule", "tokens_per_parameter", "tokens", "decay", "families", "tune")
 _OF_THE_RULE = ("model.hidden_size", "model.num_layers", "model.num_attention_heads", "model.num_query_groups")
 _OF_THE_LADDER = ("optim.schedule", "optim.decay_steps", "checkpoint.save_at", "train.steps")
 
@@ -28,7 +28,14 @@ def read_ladder(content: object) -> Ladder:
         if key not in _KEYS:
             raise unknown_key(f"ladder.{key}", values[key], [f"ladder.{known}" for known in _KEYS])
     sizes = _ascending("ladder.sizes", values.get("sizes"), COUNT, int)
-    tokens = _ascending("ladder.tokens_per_parameter", values.get("tokens_per_parameter"), POSITIVE, float)
+    if "tokens" in values and "tokens_per_parameter" in values:
+        raise ConfigError("ladder.tokens", values["tokens"], "ladder.tokens_per_parameter stands too; one of the two")
+    tokens: dict[str, Any] = {}
+    if "tokens" in values:
+        tokens["tokens"] = _ascending("ladder.tokens", values["tokens"], COUNT, int)
+    else:
+        listed = values.get("tokens_per_parameter")
+        tokens["tokens_per_parameter"] = _ascending("ladder.tokens_per_parameter", listed, POSITIVE, float)
     rule: SizeRule = record(SizeRule, values.get("rule") or {}, "ladder.rule.")
     for key, value in vars(rule).items():
         (POSITIVE if isinstance(value, float) else COUNT).check(f"ladder.rule.{key}", value)
@@ -36,7 +43,8 @@ def read_ladder(content: object) -> Ladder:
     if type(decay) is not float:
         raise ConfigError("ladder.decay", decay, "a number in (0, 1) would fit")
     Range(0, 1, open_low=True, open_high=True).check("ladder.decay", decay)
-    return Ladder(sizes, tokens, _families(values.get("families")), rule, decay, _tune(values.get("tune")))
+    families, tune = _families(values.get("families")), _tune(values.get("tune"))
+    return Ladder(sizes, families, rule=rule, decay=decay, tune=tune, **tokens)
 
 
 def _ascending(key: str, content: object, allowed: Range, kind: type) -> tuple[Any, ...]:

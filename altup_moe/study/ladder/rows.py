@@ -68,7 +68,9 @@ def ladder_rows(ladder: Ladder, seeds: Sequence[int], resolve: Resolve, loss: Lo
 
 
 def _tokens(ladder: Ladder, size: int, resolve: Resolve) -> list[int]:
-    """Numbers of tokens at a size: multiples of the first family's parameters without tables."""
+    """Numbers of tokens at a size: the ladder's, or multiples of the first family's parameters without tables."""
+    if ladder.tokens:
+        return list(ladder.tokens)
     counts = count_parameters(resolve({**ladder.rule.keys(size), **ladder.families[0].set}))
     return [round(each * (counts.active - counts.tables)) for each in ladder.tokens_per_parameter]
 
@@ -125,7 +127,8 @@ def _of_model(
     resolve: Resolve,
 ) -> Iterator[LadderRow]:
     """The run of the most tokens, then those that branch off it."""
-    names = [f"{family.name}-d{size}-t{each:g}" for each in ladder.tokens_per_parameter]
+    multiples = [f"{each:g}" for each in ladder.tokens_per_parameter]
+    names = [f"{family.name}-d{size}-t{each}" for each in multiples or map(str, ladder.tokens)]
     made = [
         _scheduled(LadderRow(name, family.name, seed, each, dict(keys)), ladder, resolve)
         for name, each in zip(names, tokens, strict=True)
@@ -147,5 +150,6 @@ def _scheduled(row: LadderRow, ladder: Ladder, resolve: Resolve) -> LadderRow:
     decay = max(1, round(ladder.decay * steps))
     if warmup + decay > steps:
         fits = f"{row.name} has {steps} steps, {decay} of them decay; optim.warmup_steps ({warmup}) leave no room; "
-        raise ConfigError("ladder.tokens_per_parameter", list(ladder.tokens_per_parameter), fits + "more would fit")
+        key = "tokens" if ladder.tokens else "tokens_per_parameter"
+        raise ConfigError(f"ladder.{key}", list(getattr(ladder, key)), fits + "more would fit")
     return replace(row, set={**row.set, "optim.schedule": "wsd", "optim.decay_steps": decay})

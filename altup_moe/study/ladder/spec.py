@@ -3,7 +3,8 @@
     ladder:
       sizes: [32, 48, 64, 96]            # model.hidden_size; the rule gives the rest
       rule: {width_per_layer: 16, head_size: 16, ffn_ratio: 2.67, expert_ffn_ratio: 1.33, multiple_of: 8}
-      tokens_per_parameter: [10, 20, 40] # of the first family at that size, without its tables
+      tokens_per_parameter: [10, 20, 40] # of the first family at that size, without its tables; or the same for all
+                                         # sizes: tokens: [400_000]
       decay: 0.2                         # share of the steps in which the rate decays (schedule wsd)
       families:
         - {name: dense}
@@ -79,11 +80,12 @@ class Tune:
 
 @dataclass(frozen=True)
 class Ladder:
-    """All of it; see the module. ``tokens_per_parameter``: ascending."""
+    """All of it; see the module. ``tokens_per_parameter`` or ``tokens``, the other is empty: ascending."""
 
     sizes: tuple[int, ...]
-    tokens_per_parameter: tuple[float, ...]
     families: tuple[Family, ...]
+    tokens_per_parameter: tuple[float, ...] = ()
+    tokens: tuple[int, ...] = ()
     rule: SizeRule = SizeRule()
     decay: float = 0.2
     tune: Tune | None = None

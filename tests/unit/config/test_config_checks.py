@@ -40,7 +40,10 @@ T5 = {
     "model__num_decoder_layers": 3,
     "model__decoder_seq_length": 62,
 }
+MUP = {"optim__parametrization": "mup", "optim__mup_base_hidden_size": 64}
 FITTING = [
+    (MUP, 1),
+    ({**MUP, "optim__mup_base_num_layers": 2}, 1),
     (T5, 1),
     ({**T5, **EXPERTS, "parallel__tensor": 2, "parallel__expert": 2, "altup__cross_attention": "wide"}, 2),
     ({**T5, "sequence__stride": 32, "parallel__tensor": 2, "sequence__method": "average_pool"}, 2),
@@ -239,6 +242,11 @@ WRONG = [
     ({"checkpoint__branch_from": "a", "checkpoint__initial_load_path": "b"}, 1, "checkpoint.branch_from", "one of the"),
     ({"optim__decay_steps": 20}, 1, "optim.decay_steps", "optim.warmup_steps (20)"),
     ({"optim__decay_steps": 8, "optim__schedule": "inverse_sqrt"}, 1, "optim.decay_steps", "null would fit"),
+    ({"optim__parametrization": "mup"}, 1, "optim.mup_base_hidden_size", "as 256"),
+    ({"optim__mup_base_hidden_size": 64}, 1, "optim.mup_base_hidden_size", "null would fit"),
+    ({"optim__mup_base_num_layers": 4}, 1, "optim.mup_base_num_layers", "null would fit"),
+    ({**MUP, "optim__optimizer": "adafactor"}, 1, "optim.optimizer", "adamw would fit"),
+    ({**MUP, **T5}, 1, "model.arch", "gpt would fit"),
     ({"optim__decay_steps": 8, "optim__schedule": "constant"}, 1, "optim.decay_steps", "null would fit"),
     ({"train__stop_after": 201}, 1, "train.stop_after", "at most train.steps (200)"),
     ({"data__corpus": "python-doc"}, 1, "data.corpus", "python-docs or wikipedia-sample"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from altup_moe.config import AltUpConfig, MoEConfig, OptimConfig, RunConfig
 from altup_moe.parallel.parameter_mapping import Shard, pieces
 from altup_moe.parallel.parameter_names import local_names
+from altup_moe.parallel.parametrization import kind_of
 from altup_moe.train.optim import group_overrides
 
 OPTIM = OptimConfig(learning_rate=2e-3, min_learning_rate=2e-4, coefficient_lr_mult=3.0)
@@ -19,7 +22,9 @@ def groups(variant: str) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for name in local_names(config, range(2), True, True, 2):
         (piece, *_) = pieces(name, 0, Shard(), config)
-        group, overrides = group_overrides(OPTIM, name, torch.empty(piece.shape, device="meta"))
+        parameter = torch.empty(piece.shape, device="meta")
+        parameter.kind = kind_of(piece.name)  # type: ignore[attr-defined]  # as `bare_chunks` marks it
+        group, overrides = group_overrides(replace(config, optim=OPTIM), name, parameter)
         assert overrides.get("wd_mult", 1.0) == (1.0 if group == "matrices" else 0.0)
         assert overrides.get("max_lr") == (pytest.approx(6e-3) if group == "coefficients" else None)
         found.setdefault(group, set()).add(

@@ -97,6 +97,12 @@ def test_a_branch_is_the_run_that_it_would_be_alone(tmp_path: Path) -> None:
     assert branch.config_hash == alone.config_hash
 
 
+def test_numbers_of_tokens_may_be_the_same_for_all_sizes(tmp_path: Path) -> None:
+    rows = study(tmp_path, tokens_per_parameter=None, tokens=[20_000, 1_000_000]).rows
+    assert {row.name.rpartition("-t")[2]: row.budget.tokens for row in rows} == {"20000": 20_000, "1000000": 1_000_000}
+    assert {row.config.model.hidden_size for row in rows if row.budget.tokens == 20_000} == set(LADDER["sizes"])
+
+
 def losses_of(best: dict[tuple[str, int], float]) -> Losses:
     """Quadratic in the logarithm of the rate, lowest at one of each family and size."""
 
@@ -177,6 +183,10 @@ def test_the_directory_reads_what_it_wrote(tmp_path: Path) -> None:
         ({"rule": {"head_size": 0}}, "ladder.rule.head_size=0: must be at least 1"),
         ({"tokens_per_parameter": [0.0]}, "ladder.tokens_per_parameter=0.0: must be above 0"),
         ({"tokens_per_parameter": [0.01]}, "optim.warmup_steps (5) leave no room"),
+        ({"tokens": [9_000]}, "ladder.tokens=[9000]: ladder.tokens_per_parameter stands too; one of the two"),
+        ({"tokens_per_parameter": None, "tokens": [0.5]}, "ladder.tokens=[0.5]: a list of whole numbers would fit"),
+        ({"tokens_per_parameter": None, "tokens": [64]}, "ladder.tokens=[64]: dense"),
+        ({"tokens_per_parameter": None}, "ladder.tokens_per_parameter=None: a list of numbers would fit"),
         ({"decay": 1.0}, "ladder.decay=1.0: must lie in (0, 1)"),
         ({"families": []}, "a list of families"),
         ({"families": [{"name": "a"}, {"name": "a"}]}, "stands twice"),
