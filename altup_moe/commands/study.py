@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from altup_moe.commands.study_plan import planned_rows
-from altup_moe.config import UserError
+from altup_moe.config import ConfigError, UserError
 from altup_moe.config.command import Command, Group
 from altup_moe.config.ranges import COUNT, Range
 from altup_moe.plan.cluster import load_cluster
@@ -65,15 +65,25 @@ def law_command(o: LawOptions) -> int:
     """Fit the rows of a ladder and print what follows."""
     COUNT.check("draws", o.draws)
     Range(0, 2**32 - 1).check("seed", o.seed)
-    from altup_moe.study.ladder.law import analyse
-    from altup_moe.study.ladder.law_text import as_json, law_lines
+    from altup_moe.study.ladder.law import analyse, measured
+    from altup_moe.study.ladder.law_text import as_json, law_lines, no_law_dict, no_law_lines
     from altup_moe.study.records import read_rows
     from altup_moe.study.study_directory import ROWS, check_study
 
     check_study(o.directory)
     path = o.directory / ROWS
-    found = analyse(read_rows(path) if path.is_file() else [], o.reference, shared=o.shared, draws=o.draws, seed=o.seed)
-    print(json.dumps(as_json(found), allow_nan=False) if o.json else "\n".join(law_lines(found)))
+    rows = read_rows(path) if path.is_file() else []
+    try:
+        found = analyse(rows, o.reference, shared=o.shared, draws=o.draws, seed=o.seed)
+        content, lines = as_json(found), law_lines(found)
+    except ConfigError:
+        raise
+    except UserError as error:
+        # Too few points for a law; what was tuned is worth saying all the same.
+        if not (tried := measured(rows)).tuned:
+            raise
+        content, lines = no_law_dict(tried, str(error)), no_law_lines(tried, str(error))
+    print(json.dumps(content, allow_nan=False) if o.json else "\n".join(lines))
     return 0
 
 

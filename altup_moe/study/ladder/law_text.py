@@ -9,6 +9,7 @@ from typing import Any
 
 from altup_moe.report.formatting import columns, count
 from altup_moe.study.ladder.law import Compared, LadderLaw, Measured, TunedModel
+from altup_moe.study.ladder.transfer import Transfer, transfers
 from altup_moe.study.scaling.bootstrap import LEVEL
 from altup_moe.study.scaling.costs import Axis
 from altup_moe.study.scaling.records import Interval
@@ -38,9 +39,44 @@ LAW = (
 
 
 def tuning_lines(found: Measured) -> list[str]:
-    """What was tried and taken, and which families are not tuned."""
+    """What was tried and taken, which families are not tuned, what the smallest size's value does at the largest."""
     lines = columns(tuning_rows(found.tuned), left=4) if found.tuned else []
-    return [*lines, *(f"{family} is not tuned: {why}" for family, why in found.untuned.items())]
+    lines += [f"{family} is not tuned: {why}" for family, why in found.untuned.items()]
+    moved = list(transfers(found.tuned))
+    return [*lines, "", TRANSFER, *columns(transfer_rows(moved), left=4)] if moved else lines
+
+
+TRANSFER = (
+    "the value that was tuned at the smallest size, at the largest; losses by a parabola through the nearest tries"
+)
+
+
+def transfer_rows(moved: Sequence[Transfer]) -> Rows:
+    """Values tuned at the smallest and at the largest size, with their losses at the largest."""
+    rows: Rows = [("family", "from", "to", "key", "value", "loss", "best", "loss", "cost")]
+    for one in moved:
+        losses = ["not tried" if loss is None else f"{loss:.4f}" for loss in (one.loss, one.best_loss)]
+        cost = "" if one.cost is None else f"{one.cost:+.4f}"
+        edge = " (edge)" if one.at_edge else ""
+        sizes = (str(one.smallest), str(one.largest))
+        rows.append((one.family, *sizes, one.key, f"{one.value:g}", losses[0], f"{one.best:g}", losses[1], cost + edge))
+    return rows
+
+
+def no_law_lines(found: Measured, why: str) -> list[str]:
+    """Tuning, and why there is no law."""
+    return [*tuning_lines(found), "", f"no law is fitted: {why}", *failed_lines(found)]
+
+
+def no_law_dict(found: Measured, why: str) -> dict[str, Any]:
+    """The same for JSON."""
+    return {"no_law": why, **_of_tuning(found)}
+
+
+def _of_tuning(found: Measured) -> dict[str, Any]:
+    tuned = ({**asdict(one), "tried": [[value, loss] for value, loss in one.tried.items()]} for one in found.tuned)
+    moved = ({**asdict(one), "cost": one.cost} for one in transfers(found.tuned))
+    return finite({"tuned": list(tuned), "untuned": found.untuned, "transfer": list(moved), "failed": found.failed})
 
 
 def failed_lines(found: Measured) -> list[str]:
@@ -138,23 +174,14 @@ def as_json(found: LadderLaw) -> dict[str, Any]:
         "residuals": fitted.residuals.tolist(),
         "laws": laws,
         "notes": list(fitted.notes),
-        "tuned": tuned_dicts(found.measured),
-        "untuned": found.measured.untuned,
         "predictions": [{**asdict(one), "inside": one.inside} for one in found.predictions],
         "not_predicted": found.not_predicted,
         "multipliers": [
             {**asdict(one.multiplier), "extrapolated": one.extrapolated, "verdict": one.verdict}
             for one in found.compared
         ],
-        "failed": found.measured.failed,
     }
-    return finite(content)
-
-
-def tuned_dicts(found: Measured) -> list[dict[str, Any]]:
-    """What was tuned, for JSON."""
-    tuned = ({**asdict(one), "tried": [[value, loss] for value, loss in one.tried.items()]} for one in found.tuned)
-    return [finite(one) for one in tuned]
+    return finite({**content, **_of_tuning(found.measured)})
 
 
 def finite(value: Any) -> Any:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from altup_moe.study.ladder.law_text import as_json, failed_lines, law_lines, tuned_dicts, tuning_lines
+from altup_moe.study.ladder.law_text import as_json, law_lines, no_law_dict, no_law_lines
 from altup_moe.study.report.scaling import Scaling
 from altup_moe.study.report.tables import csv_text
 from altup_moe.study.scaling.curves import LawCurve
@@ -30,19 +30,9 @@ def _stops(name: str, curve: LawCurve) -> Iterator[dict[str, Any]]:
 
 def scaling_dict(found: Scaling) -> dict[str, Any]:
     """What `study law --json` prints; without a law, why, and what was tuned."""
-    if found.law is not None:
-        return as_json(found.law)
-    measured = found.measured
-    return {
-        "no_law": found.no_law,
-        "tuned": tuned_dicts(measured),
-        "untuned": measured.untuned,
-        "failed": measured.failed,
-    }
+    return no_law_dict(found.measured, found.no_law) if found.law is None else as_json(found.law)
 
 
 def scaling_lines(found: Scaling) -> list[str]:
     """What `study law` prints; without a law, the tuning, and why."""
-    if found.law is not None:
-        return law_lines(found.law)
-    return [*tuning_lines(found.measured), f"no law is fitted: {found.no_law}", *failed_lines(found.measured)]
+    return no_law_lines(found.measured, found.no_law) if found.law is None else law_lines(found.law)

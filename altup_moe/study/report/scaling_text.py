@@ -10,6 +10,7 @@ from altup_moe.report.page import legend, table
 from altup_moe.study.ladder.law import LadderLaw
 from altup_moe.study.ladder.law_text import (
     LAW,
+    TRANSFER,
     Rows,
     failed_lines,
     held_out_note,
@@ -18,8 +19,10 @@ from altup_moe.study.ladder.law_text import (
     multiplier_note,
     multiplier_rows,
     taken_text,
+    transfer_rows,
     tuning_rows,
 )
+from altup_moe.study.ladder.transfer import transfers
 from altup_moe.study.report.scaling import Scaling, figures
 from altup_moe.study.report.scaling_data import by_size
 from altup_moe.study.scaling.bootstrap import LEVEL
@@ -141,6 +144,9 @@ def _tuning(found: Scaling) -> Iterator[str]:
     yield f'<div class="charts">{"".join(parts)}</div>{_elsewhere("tuning")}'
     tries = _table(tuning_rows(found.measured.tuned), text=(1, 2, 3, 4))
     yield f"<details><summary>Every try</summary>{tries}</details>"
+    if moved := list(transfers(found.measured.tuned)):
+        yield _soft(f"{TRANSFER[:1].upper()}{TRANSFER[1:]}.")
+        yield _table(transfer_rows(moved), text=(1, 4))
 
 
 def _coordinates(found: Scaling) -> Iterator[str]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from altup_moe.cli import main
 from altup_moe.config import ConfigError, UserError
 from altup_moe.study.ladder.law import analyse, point_of, tuned_models
-from altup_moe.study.ladder.law_text import as_json, law_lines
+from altup_moe.study.ladder.law_text import TRANSFER, as_json, law_lines
 from altup_moe.study.ladder.tuning import Tuned
 from altup_moe.study.records import StudyRow
 from tests.ladders import LAWS, SIZES, ladder
@@ -90,3 +91,20 @@ def test_mistakes_are_named(rows: list[StudyRow], tmp_path: Path) -> None:
     few = [row for row in rows if row.role == "trained" and row.overrides["model.hidden_size"] < 64]
     with pytest.raises(UserError):
         analyse(few, "dense")
+
+
+def test_without_a_law_the_tuning_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two sizes are too few for a law. The best rate stays from 32 to 96, so that it costs nothing there."""
+    rows = [row for row in ladder() if row.overrides["model.hidden_size"] in (32, 96)]
+    (tmp_path / "rows.jsonl").write_text("".join(row.line() + "\n" for row in rows))
+    assert main(["study", "law", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    said = {line.split()[0]: line.split()[1:] for line in lines[lines.index(TRANSFER) + 2 :][:2]}
+    assert said["dense"] == ["32", "96", "optim.learning_rate", "0.002", "3.0000", "0.002", "3.0000", "+0.0000"]
+    assert any(line.startswith("no law is fitted: ") for line in lines)
+    assert main(["study", "law", str(tmp_path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [one["cost"] for one in told["transfer"]] == [0.0, 0.0]
+    with pytest.raises(ConfigError, match="reference"):
+        analyse(list(ladder()), "nobody")
+    assert main(["study", "law", str(tmp_path), "--draws", "0"]) == 2
