@@ -31,7 +31,9 @@ from pathlib import Path
 from typing import Any
 
 _context = mp.get_context("forkserver")
-_context.set_forkserver_preload(["altup_moe.train.loop", "altup_moe.model.reference.gpt", "tests.distributed.ranks"])
+_context.set_forkserver_preload(
+    ["tests.distributed.preload", "altup_moe.model.reference.gpt", "tests.distributed.ranks"]
+)
 
 TIMEOUT = 120.0
 """Seconds that a case may take."""
