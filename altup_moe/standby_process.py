@@ -35,8 +35,9 @@ def load() -> None:
         from altup_moe.parallel.compile_later import compile_later
 
         with without_collections(), compile_later():
+            import torch._dynamo  # noqa: F401  # which the first step loads
+
             import altup_moe.train.loop
-            import torch._dynamo  # which the first step loads
     import altup_moe.commands.train  # noqa: F401
 
     if threads is None:
