@@ -66,9 +66,13 @@ ABSENT_SECONDS = 6.0
 
 def main(fault: str, victim: str, text: str) -> int:
     """Train; the victim meets its fault."""
+    from altup_moe.config.imports import without_collections
     from altup_moe.config.load import from_dict
+    from altup_moe.parallel.compile_later import compile_later
     from altup_moe.parallel.watchdog import watcher
-    from altup_moe.train import loop
+
+    with without_collections(), compile_later():  # as the command does
+        from altup_moe.train import loop
 
     if fault == ABSENT:
         watcher.START_SECONDS = ABSENT_SECONDS
