@@ -1,5 +1,5 @@
 # make quick      the tests for every edit: 3 minutes on two cores
-# make test       everything that a laptop should run: about 18 minutes on two cores; CI runs it
+# make test       everything that a laptop should run: about 15 minutes on two cores; CI runs it
 # make test-all   also the long matrices, and all of it again on Python 3.12 with the other megatron-core, if it is there
 # make lint       formatter, linter, types
 # make wheel      the package that pip installs, into dist/
@@ -11,6 +11,8 @@ RUN := runs/quickstart
 BIN := $(VENV)/bin
 # One thread a rank: two ranks fill two cores.
 export OMP_NUM_THREADS ?= 1
+# Tests start some two hundred interpreters: each would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON312 ?= python3.12
 # Ranks of distributed tests fill both cores by themselves; two workers keep them filled.

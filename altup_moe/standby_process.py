@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from altup_moe.config.imports import without_collections
 from altup_moe.config.library_warnings import LibraryWarnings
 from altup_moe.launch.standby import NO_RANK, training_words, unwrapped
 from altup_moe.parallel import parent_death
@@ -31,8 +32,12 @@ def load() -> None:
     threads = os.environ.get("OPENBLAS_NUM_THREADS")
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     with LibraryWarnings():
-        # With torch's compiler, which the first step loads at the latest (`parallel.compile_later`).
-        import altup_moe.train.loop
+        from altup_moe.parallel.compile_later import compile_later
+
+        with without_collections(), compile_later():
+            import torch._dynamo  # noqa: F401  # which the first step loads
+
+            import altup_moe.train.loop
     import altup_moe.commands.train  # noqa: F401
 
     if threads is None:

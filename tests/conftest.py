@@ -1,11 +1,12 @@
 """Settings of all tests: no network look-ups, one thread a process (ranks share two cores)."""
 
+import gc
 import multiprocessing
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Else torch's compiler starts a process for each core, which imports torch, in every process that compiles something.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # Triton reads it when first imported, and torch may import triton. On a GPU, 0 tests the compiled kernels.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
@@ -64,10 +67,9 @@ def stand_ins(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     # Other living ranks have looked for the package already, or would go on with what stands in for it.
     monkeypatch.setattr("tests.distributed.ranks.search_path", package)
     if package == "transformer_engine":
-        # Megatron looks for it once, at import: this process shall go on without, and ranks must import anew.
+        # Megatron looks for it once, at import: this process shall go on without, and its ranks must import anew.
         import megatron.core.models.gpt.gpt_layer_specs  # noqa: F401
 
-        monkeypatch.setattr("tests.distributed.ranks.always_fresh", True)
         monkeypatch.setattr("tests.distributed.ranks._context", multiprocessing.get_context("spawn"))
     before = set(sys.modules)
     monkeypatch.syspath_prepend(Path(__file__).parent / "standins" / f"for_{package}")
@@ -75,6 +77,22 @@ def stand_ins(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     for name in set(sys.modules) - before:
         if package in name:
             del sys.modules[name]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What collection imports and makes stays: the garbage collector need not look for any, then or after a test."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """At the end modules are garbage like any other."""
+    gc.unfreeze()
 
 
 RANKS_STARTED = pytest.StashKey[int]()

@@ -26,6 +26,7 @@ from altup_moe.bench.options import (
 from altup_moe.config import ConfigError, RunConfig
 from altup_moe.config.checks import world_size_from_env
 from altup_moe.config.command import Command, Group
+from altup_moe.config.imports import without_collections
 from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Range
 
 
@@ -53,7 +54,9 @@ def _bench(
             for one in value if isinstance(value, tuple) else (value,):
                 COUNT.check(key, one)
         check(o)
-        function = getattr(import_module(f"altup_moe.bench.bench_{name}"), f"bench_{name}")
+        with without_collections():
+            module = import_module(f"altup_moe.bench.bench_{name}")
+        function = getattr(module, f"bench_{name}")
         code: int = function(o, world_size_from_env(), **parts) if on_ranks else function(o, **parts)
         return code
 

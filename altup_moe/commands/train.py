@@ -11,6 +11,7 @@ from altup_moe.config import RunConfig, UserError
 from altup_moe.config.checks import check_config, world_size_from_env
 from altup_moe.config.expected_run import check_initial_load
 from altup_moe.config.help_pages import help_topic
+from altup_moe.config.imports import without_collections
 from altup_moe.config.load import load_config, split_overrides
 from altup_moe.config.section_pages import run_page, topic_page
 from altup_moe.config.start_clock import mark
@@ -84,7 +85,7 @@ def main(args: Sequence[str]) -> int:
         note = new_weights_note(file, config)
         if note and os.environ.get("RANK", "0") == "0":
             print(note, flush=True)
-        with compile_later():
+        with without_collections(), compile_later():
             from altup_moe.train import loop
 
         mark("imports")

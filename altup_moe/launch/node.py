@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 
 from altup_moe.config.exit_codes import EXIT_FAILED
+from altup_moe.config.imports import without_collections
 from altup_moe.launch.rank_watch import POLL_SECONDS, is_stopped, send
 from altup_moe.launch.restarts import Failures
 from altup_moe.launch.standby import Standby, standby
@@ -168,9 +169,10 @@ def main(argv: Sequence[str], name: str = NETLAB) -> int:
 
 
 def _run(argv: Sequence[str], failures: Failures, name: str) -> int:
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous import RendezvousError
-    from torch.distributed.run import parse_args, run
+    with without_collections():
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.elastic.rendezvous import RendezvousError
+        from torch.distributed.run import parse_args, run
 
     _quieten_torchrun()
     # With one store for all restarts, gloo would read the addresses of ranks that have died (torch 2.13).

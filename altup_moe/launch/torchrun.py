@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from altup_moe.config.imports import without_collections
 from altup_moe.doctor.network import MASTER_PORT
 from altup_moe.launch.common import (
     LaunchError,
@@ -159,7 +160,7 @@ def launch(options: TorchrunOptions, command: Sequence[str]) -> int:
         _prepare_environment(plan)
         print(shlex.join(["torchrun", *plan.agent_arguments(), "--no-python", *found]))
         return 0
-    with _without_pages():
+    with _without_pages(), without_collections():
         import torch.distributed  # noqa: F401
     # The store stays open, with its server, as long as torchrun runs.
     store, hosts = meet(at, NAME) if at else (store_of_one_node(plan.seconds), True)

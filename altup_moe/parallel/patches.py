@@ -236,7 +236,7 @@ COMPILE = "torch:compile"
 def _start() -> Iterator[Patch]:
     yield Patch(
         COMPILE,
-        "Megatron's decorators load the compiler, 1.5 s, at the import; the first call does so instead",
+        "Megatron's decorators load the compiler, 1.5 s, at the import; the first call does so instead, on a CPU none",
         TORCH,
         "parallel/compile_later.py",
     )

@@ -31,7 +31,9 @@ from pathlib import Path
 from typing import Any
 
 _context = mp.get_context("forkserver")
-_context.set_forkserver_preload(["altup_moe.train.loop", "altup_moe.model.reference.gpt", "tests.distributed.ranks"])
+_context.set_forkserver_preload(
+    ["tests.distributed.preload", "altup_moe.model.reference.gpt", "tests.distributed.ranks"]
+)
 
 TIMEOUT = 120.0
 """Seconds that a case may take."""
@@ -40,8 +42,6 @@ LAST_WORDS = 3.0
 
 started = 0
 """Rank processes that this process has started so far."""
-always_fresh = False
-"""Whether every case gets ranks of its own (set around tests whose ranks must import anew)."""
 search_path = ""
 """Name of what ranks find besides (set around tests with a stand-in): ranks of one name live on together."""
 
@@ -141,9 +141,9 @@ _pools: defaultdict[str, Pool] = defaultdict(Pool)
 """Living ranks by `search_path`."""
 
 
-def end_living_ranks() -> None:
-    """Kill all living ranks."""
-    for pool in _pools.values():
+def end_living_ranks(name: str | None = None) -> None:
+    """Kill all living ranks, or those of one `search_path`."""
+    for pool in _pools.values() if name is None else [_pools[name]]:
         pool.end()
 
 
@@ -156,11 +156,6 @@ def run_ranks(size: int, function: Callable, *args: Any, timeout: float = TIMEOU
     Raises:
         RuntimeError: ranks failed (their tracebacks), died, or did not finish in time.
     """
-    run = run_fresh_ranks if always_fresh else _run_living_ranks
-    return run(size, function, *args, timeout=timeout)
-
-
-def _run_living_ranks(size: int, function: Callable, *args: Any, timeout: float = TIMEOUT) -> list[Any]:
     return _pools[search_path].run(size, function, args, timeout)
 
 
@@ -187,6 +182,7 @@ def start_ranks(size: int, function: Callable, *args: Any) -> Iterator[list[Base
 
 def _live(pipe: Connection) -> None:
     """What a rank does: case after case, until nobody is left to send one."""
+    import tests.distributed.preload  # noqa: F401  # there already, unless this one was not forked from the server
     from tests.distributed.clean import State
 
     # Forked from the server, which lives as long as a rank does: whether the tests' process lives is seen otherwise.

@@ -19,7 +19,8 @@ from tests.distributed.ranks import run_ranks
 def text_run(layout: str, directory: Path, name: str, **sections: dict) -> RunConfig:
     """20 steps on python-docs in `directory`/`name`; tokens are shared by the runs of a directory."""
     sections["model"] = {"vocab_size": 320, "seq_length": 32, "init_method_std": 0.05, **sections.get("model", {})}
-    sections["train"] = {"eval_samples": 8, **sections.get("train", {})}
+    # Without watchers: each is a process, and tests/faults has those that matter.
+    sections["train"] = {"eval_samples": 8, "hang_timeout": None, **sections.get("train", {})}
     config = small(layout, **sections)
     log = replace(config.log, run_dir=str(directory / name), tensorboard=False)
     return replace(config, log=log, data=replace(config.data, cache=str(directory / "cache")))
@@ -37,6 +38,18 @@ def train_quietly(config: RunConfig, ranks: int) -> int:
 def train_on_ranks(layout: str, config: RunConfig) -> list[int]:
     """Run to the end; the exit code of every rank."""
     return run_ranks(world_size(layout), train_quietly, config, world_size(layout))
+
+
+def command_on_ranks(ranks: int, words: list[str]) -> list[int]:
+    """`altup-moe WORDS` on living ranks, without a launcher's start; the exit code of every rank."""
+    return run_ranks(ranks, _command, words)
+
+
+def _command(words: list[str]) -> int:
+    from altup_moe.cli import main
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        return main(words)
 
 
 def records(config: RunConfig) -> list[dict]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from itertools import groupby
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch.distributed as dist
 
 from altup_moe.moe.backends import BACKENDS
-from altup_moe.timeline.records import Recording
+from altup_moe.timeline.records import Recording, Span
 from altup_moe.timeline.spans import record
 from tests.backends import installed
 from tests.distributed.cases import small, world_size
@@ -32,14 +33,20 @@ def _record(config: Any) -> dict[str, Any]:
     return recording.to_dict()
 
 
+@functools.cache
+def spans(layout: str, backend: str, **overlap: Any) -> list[list[Span]]:
+    """What each rank recorded in one step, in order; the ranks take it once."""
+    config = small(layout, moe={"backend": backend, "layer_freq": 1}, overlap=overlap)
+    found = [Recording.from_dict(values).spans for values in run_ranks(world_size(layout), _record, config)]
+    return [sorted(one, key=lambda span: span.begin_ns) for one in found]
+
+
 def events(layout: str, backend: str, phase: str, **overlap: Any) -> list[list[str]]:
     """On each rank, one step's launches ("flight"), beginnings of waits and passes over the stream, in order."""
-    config = small(layout, moe={"backend": backend, "layer_freq": 1}, overlap=overlap)
-    found = []
-    for values in run_ranks(world_size(layout), _record, config):
-        spans = [s for s in Recording.from_dict(values).spans if s.name in WATCHED and s.phase == phase]
-        found.append([f"{s.name} {s.kind}" for s in sorted(spans, key=lambda s: s.begin_ns)])
-    return found
+    return [
+        [f"{span.name} {span.kind}" for span in one if span.name in WATCHED and span.phase == phase]
+        for one in spans(layout, backend, **overlap)
+    ]
 
 
 def squeezed(seen: list[str]) -> list[str]:

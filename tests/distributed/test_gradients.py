@@ -47,12 +47,17 @@ def assert_parity(config: RunConfig, size: int, weights=skewed, step=layout_step
 
 # One block has no mixing: what it adds to wider ones is only that a layer runs without.
 ONE_BLOCK = ("one", "pp2-vpp2", "cp2", "tp2-pp2-ep2")
+# What a layout does with blocks the case of two shows; four are other numbers of the same code.
+FOUR_BLOCKS = ("one", "pp2-vpp2", "cp4", "tp2-ep2", "tp2-pp2-ep2")
 WIDTHS = [
     *(pytest.param(layout, 2, marks=pytest.mark.quick) for layout in LAYOUTS),
-    *((layout, 4) for layout in LAYOUTS),
+    *((layout, 4) for layout in FOUR_BLOCKS),
     *((layout, 1) for layout in ONE_BLOCK),
 ]
-WIDTHS_LONG = [(layout, 1) for layout in LAYOUTS if layout not in ONE_BLOCK]
+WIDTHS_LONG = [
+    *((layout, 4) for layout in LAYOUTS if layout not in FOUR_BLOCKS),
+    *((layout, 1) for layout in LAYOUTS if layout not in ONE_BLOCK),
+]
 
 
 @pytest.mark.parametrize(("layout", "width"), with_long(WIDTHS, WIDTHS_LONG))

@@ -114,7 +114,7 @@ def test_a_failing_rank_ends_all_nodes_with_its_code(tmp_path: Path, capfd: pyte
     assert not running(tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_signal_reaches_the_ranks_and_nothing_is_left(tmp_path: Path, number: signal.Signals) -> None:
     process = sleeping(tmp_path, stop=f"'touch {tmp_path}/stopped$RANK; exit 75'")
     process.send_signal(number)
@@ -126,10 +126,10 @@ def test_a_signal_reaches_the_ranks_and_nothing_is_left(tmp_path: Path, number: 
 
 def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
     process = sleeping(tmp_path, stop="''")
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
     time.sleep(TWICE_SECONDS + 0.5)  # sooner it would be the same request
     assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
     assert process.wait(20) == 137
     assert not namespaces(process.pid)
     assert not running(tmp_path)

@@ -40,7 +40,13 @@ def test_modes(layout: str, width: int, mode: str) -> None:
     assert_parity(small(layout, altup={"width": width}, **MODES[mode]), world_size(layout))
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in ("ep2", "tp2-pp2-ep2")])
+# ep2 and tp2-pp2-ep2 are above; halves on the ranks of the long ones are also in test_one_expert_gets_most_tokens and
+# test_ways_of_the_newer_variants.
+HALVED = ["one", "dp2", "tp2-ep1", "pp2-vpp2", "ep4", "cp2", "dp4-ep2-etp2"]
+HALVED_LONG = [(name,) for name in LAYOUTS if name not in (*HALVED, "ep2", "tp2-pp2-ep2")]
+
+
+@pytest.mark.parametrize("layout", with_long(HALVED, HALVED_LONG))
 def test_halves_in_every_layout(layout: str) -> None:
     assert_parity(small(layout, overlap={"microbatch_halves": True}), world_size(layout))
 

@@ -5,6 +5,7 @@ The real package needs a GPU; what stands in for it here has its layers' names, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,20 @@ from altup_moe.checkpoint.store import find_checkpoint
 from altup_moe.config import RunConfig
 from tests.checkpoints import stored_bytes
 from tests.distributed.cases import small, with_long, world_size
-from tests.distributed.ranks import run_ranks
+from tests.distributed.ranks import end_living_ranks, run_ranks
 from tests.distributed.runs import give_checkpoint, load_and_save, losses, text_run, train_on_ranks
 from tests.distributed.test_gradients import assert_parity
 
 pytestmark = [pytest.mark.distributed, pytest.mark.stand_in("transformer_engine")]
 
 ON = {"transformer_engine": "on"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ranks_of_this_file() -> Iterator[None]:
+    """They have imported what stands in for the package; no other file has use for them."""
+    yield
+    end_living_ranks("transformer_engine")
 
 
 def _classes(config: RunConfig) -> set[str]:

@@ -23,6 +23,8 @@ _COMMENT = re.compile(
 _FENCE = re.compile(r"^(?P<indent>\s*)(?P<fence>`{3,}|~{3,})\s*(?P<language>[\w+-]*)")
 _FILE = re.compile(r"^#\s*file:\s*(?P<name>[\w.-]+\.ya?ml)\s*$")
 _TRAIN = re.compile(r"\baltup-moe\s+train\b")
+SMALL = {"data.cache": "../../tokens", "train.micro_batch_size": "2", "train.global_batch_size": "4"}
+"""Added to every `altup-moe train` that is run small or a setup, unless it has the key: pages share their tokens."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def _items(page: str, text: str) -> Iterator[Item]:
             block = _Block(number, found["language"], len(found["indent"]))
         elif found := _COMMENT.match(line):
             if found["name"] == "setup":
-                yield Item(page, number, "command", found["value"] or "")
+                yield Item(page, number, "command", _small(found["value"] or ""))
             else:
                 marks[found["name"]] = found["value"] or ""
         elif line.strip().startswith("<!--") and re.match(r"^\s*<!--\s*(not run|run|exit|setup)", line):
@@ -120,13 +122,19 @@ def _block_items(page: str, block: _Block, marks: Marks) -> Iterator[Item]:
     if block.language == "bash":
         commands = list(_joined(block.lines, first))
         for number, command in commands:
-            text = f"{command} {marks.small}" if marks.small and _TRAIN.search(command) else command
+            text = _small(f"{command} {marks.small}") if marks.small and _TRAIN.search(command) else command
             code = marks.code if (number, command) == commands[-1] else 0
             yield Item(page, number, "command", text, tier, reason, code)
     elif block.language == "python":
         yield Item(page, first, "python", content, tier, reason, marks.code)
     elif block.language in ("yaml", "yml") and block.lines and (named := _FILE.match(block.lines[0])):
         yield Item(page, first, "file", content, tier, reason, name=named["name"])
+
+
+def _small(command: str) -> str:
+    if not _TRAIN.search(command):
+        return command
+    return " ".join([command, *(f"--{key} {value}" for key, value in SMALL.items() if f"--{key}" not in command)])
 
 
 def _joined(lines: list[str], first: int) -> Iterator[tuple[int, str]]:

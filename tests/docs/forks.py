@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -149,9 +150,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     # What an import prints is no answer.
     os.dup2(2, 1)
-    import altup_moe.inference.evaluate
-    import altup_moe.inference.generate
-    import altup_moe.train.loop  # noqa: F401
+    # First what trains: how Megatron is imported is settled once.
+    for name in ("tests.distributed.preload", "altup_moe.inference.evaluate", "altup_moe.inference.generate"):
+        import_module(name)
 
     _serve(sys.stdin, answers)
     # Nothing that was imported has anything to put in order.

@@ -166,11 +166,14 @@ step 1
 """
 
 
+SHARED = "--data.cache ../../tokens --train.micro_batch_size 2 --train.global_batch_size 4"
+
+
 def test_a_page_is_read() -> None:
     found = list(_items("page.md", PAGE))
     assert [(item.line, item.kind, item.text, item.tier, item.code) for item in found] == [
-        (1, "command", "altup-moe train quickstart", "run", 0),
-        (4, "command", "altup-moe train quickstart --log.run_dir runs/a --train.steps 2", "run", 0),
+        (1, "command", f"altup-moe train quickstart {SHARED}", "run", 0),
+        (4, "command", f"altup-moe train quickstart --log.run_dir runs/a --train.steps 2 {SHARED}", "run", 0),
         (6, "command", "altup-moe show runs/a", "run", 0),
         (10, "command", "srun altup-moe train quickstart", "not run", 0),
         (13, "file", "# file: my.yaml\nmodel: {num_layers: 2}\n", "run", 0),

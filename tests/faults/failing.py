@@ -12,8 +12,12 @@ import time
 from typing import Any
 
 from altup_moe.cli import main
-from altup_moe.parallel import release
-from altup_moe.train import run
+from altup_moe.config.imports import without_collections
+from altup_moe.parallel.compile_later import compile_later
+
+with without_collections(), compile_later():  # as the command does
+    from altup_moe.parallel import release
+    from altup_moe.train import run
 
 STEP = 4
 

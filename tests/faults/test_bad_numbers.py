@@ -25,7 +25,7 @@ from altup_moe.config import DataError, RunConfig
 from altup_moe.config.checks import check_config
 from altup_moe.config.exit_codes import EXIT_DIVERGED, EXIT_USER_ERROR
 from altup_moe.config.run_directory import checkpoints_dir
-from tests.distributed.cases import world_size
+from tests.distributed.cases import with_long, world_size
 from tests.distributed.ranks import run_ranks
 from tests.distributed.runs import losses, records, text_run
 
@@ -198,11 +198,12 @@ def test_a_spike_stops_the_run(directory: Path, saw: Saw) -> None:
     assert len(records(config)) == SPIKE
 
 
-@pytest.mark.parametrize("layout", ["ep2", "tp2-ep2"])
-def test_a_rollback_passes_over_samples_and_resumes_exactly(layout: str, directory: Path) -> None:
+# What a resume reads of a rollback is the manifest's, whatever the layout.
+@pytest.mark.parametrize(("layout", "resumed"), with_long([("ep2", True), ("tp2-ep2", False)], [("tp2-ep2", True)]))
+def test_a_rollback_passes_over_samples_and_resumes_exactly(layout: str, resumed: bool, directory: Path) -> None:
     """The curve is that of a run whose samples after the checkpoint were later ones from the start."""
     whole, cut, clean = (
-        spikes(layout, directory, f"{layout}-{name}", "rollback") for name in ("whole", "cut", "clean")
+        spikes(layout, directory, f"{layout}-{resumed}-{name}", "rollback") for name in ("whole", "cut", "clean")
     )
     # After the first rollback, to step 8, the samples of step 11 come at step 9; those of step 12 are spoiled again.
     rare = [*steps_of(SPIKE, SPIKE), *steps_of(SPIKE + 2, SPIKE + 2)]
@@ -224,10 +225,11 @@ def test_a_rollback_passes_over_samples_and_resumes_exactly(layout: str, directo
     assert spoiled_run(layout, clean, shift=(8 * BATCH, 4 * BATCH))[0] == [0, 0]
     assert losses(whole) == losses(clean)
 
-    for stop in (SPIKE - 1, SPIKE, None):
+    for stop in (SPIKE - 1, SPIKE, None) if resumed else ():
         assert spoiled_run(layout, replace(cut, train=replace(cut.train, stop_after=stop)), rare=rare)[0] == [0, 0]
-    assert losses(cut) == losses(whole)
-    assert [record["step"] for record in records(cut)] == list(range(1, STEPS + 1))
+    if resumed:
+        assert losses(cut) == losses(whole)
+        assert [record["step"] for record in records(cut)] == list(range(1, STEPS + 1))
 
 
 def test_a_run_that_goes_back_to_one_checkpoint_again_and_again_ends(directory: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from altup_moe.config.exit_codes import EXIT_HUNG
 from altup_moe.launch import netlab
-from tests.faults.hanging import STEP
+from tests.faults.hanging import ABSENT, STEP
 from tests.faults.hangs import PATIENCE, hanging, hanging_programs, hanging_run
 from tests.processes import running
 
@@ -102,7 +102,7 @@ def test_a_link_that_is_down_is_told_from_a_rank_that_is_late(
 
 
 def test_a_rank_that_never_arrives_is_named(tmp_path: Path) -> None:
-    with hanging_programs(tmp_path, "stop", 1, ranks=1) as ranks:
+    with hanging_programs(tmp_path, ABSENT, 1, ranks=1) as ranks:
         assert ranks.codes() == [EXIT_HUNG]
         text = ranks.text()
         assert "hang before the first step" in text

@@ -17,6 +17,7 @@ from altup_moe.checkpoint.source import Checkpoint
 from altup_moe.checkpoint.store import latest_checkpoint
 from altup_moe.launch import netlab
 from altup_moe.launch.cluster import existing
+from tests.distributed.runs import command_on_ranks
 from tests.distributed.test_launchers import command, environment, launched, losses
 from tests.processes import running, started
 
@@ -72,11 +73,11 @@ def goes_on(run_dir: Path, cache: Path) -> None:
     with Checkpoint(directory) as checkpoint:
         checkpoint.verify()
         reached = checkpoint.manifest.step
-    whole = run_dir.with_name("whole")
-    for each in (run_dir, whole):
-        argv = [*launched("torchrun.sh"), *words(each, cache, **{"train.stop_after": reached + STEPS})]
-        done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr[-2000:]
+    whole, stop = run_dir.with_name("whole"), {"train.stop_after": reached + STEPS}
+    argv = [*launched("torchrun.sh"), *words(run_dir, cache, **stop)]
+    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert command_on_ranks(2, words(whole, cache, **stop)[1:]) == [0, 0]
     assert len(losses(whole)) == reached + STEPS
     assert losses(run_dir) == losses(whole)
 

@@ -19,6 +19,7 @@ from altup_moe.checkpoint.store import latest_checkpoint
 from altup_moe.doctor.network import free_port
 from altup_moe.launch import netlab
 from altup_moe.launch.node import child_processes
+from tests.distributed.runs import command_on_ranks
 from tests.distributed.test_launchers import command, environment, launched, losses
 from tests.processes import LOOPBACK, listening, running, started
 
@@ -40,7 +41,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """Losses of the run that is left alone."""
     run_dir = tmp_path_factory.mktemp("whole") / "run"
-    finish(run_dir, cache)
+    assert command_on_ranks(2, words(run_dir, cache, **{"train.stop_after": STEPS})[1:]) == [0, 0]
     return losses(run_dir)
 
 

@@ -16,7 +16,7 @@ from hypothesis import Phase, given, seed, settings
 from tests.fuzz.strategies import as_words, changed_keys
 
 pytestmark = pytest.mark.slow
-CASES = 300
+CASES, CASES_LONG = 120, 300
 LONGEST_SECONDS = 10.0
 """Processor time of a case: a wall clock would tell how busy the machine is. (The worker kills what sleeps on.)"""
 
@@ -139,12 +139,13 @@ def test_what_once_broke_it(ask: Callable[[list[str]], Answer], base: Path, name
     assert outcome == "refused" or (not in_file and "NUL" in name)
 
 
-def test_configurations(ask: Callable[[list[str]], Answer], base: Path) -> None:
+@pytest.mark.parametrize("count", [CASES, pytest.param(CASES_LONG, marks=pytest.mark.long)])
+def test_configurations(count: int, ask: Callable[[list[str]], Answer], base: Path) -> None:
     outcomes: list[str] = []
     broken: list[str] = []
 
     @seed(19)
-    @settings(max_examples=CASES, database=None, derandomize=False, phases=[Phase.generate])
+    @settings(max_examples=count, database=None, derandomize=False, phases=[Phase.generate])
     @given(changed_keys())
     def cases(changes: dict[str, Any]) -> None:
         try:
@@ -156,4 +157,4 @@ def test_configurations(ask: Callable[[list[str]], Answer], base: Path) -> None:
     cases()
     print(f"{len(outcomes)} cases: {outcomes.count('refused')} refused, {outcomes.count('started')} started")
     assert not broken, "\n\n".join(broken)
-    assert outcomes.count("started") > CASES // 20, "hardly any case got as far as a run"
+    assert outcomes.count("started") > count // 20, "hardly any case got as far as a run"

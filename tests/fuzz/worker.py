@@ -27,6 +27,7 @@ CHEAP_STEP = 2e9
 
 
 def _import() -> None:
+    import tests.distributed.preload  # noqa: F401  # first: Megatron is imported once
     from altup_moe import cli
     from altup_moe.commands import evaluate, generate, train
     from altup_moe.model import build, gpt, t5

@@ -6,6 +6,7 @@ imported once, which takes seconds; a child starts with what a new process has a
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -14,9 +15,13 @@ from importlib import import_module
 from pathlib import Path
 
 from altup_moe.cli import main
+from altup_moe.config.imports import without_collections
+from altup_moe.parallel.compile_later import compile_later
 
-for library in ("torch.distributed", "transformers", "megatron.core.models.gpt.gpt_layer_specs"):
-    import_module(library)
+with without_collections(), compile_later():
+    for library in ("torch.distributed", "transformers", "megatron.core.models.gpt.gpt_layer_specs"):
+        import_module(library)
+gc.freeze()  # no child looks for garbage in it
 
 
 def run(words: list[str]) -> dict[str, object]:

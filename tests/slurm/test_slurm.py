@@ -107,26 +107,33 @@ def goes_on(cluster: Cluster, job: str, name: str, whole: list[float]) -> None:
     assert losses(cluster, name) == whole
 
 
+# A TERM that puts a job back is also the one that comes before there is anything to save, below.
+EVENTS = ("USR1", "time limit")
+EVENTS_LONG = ("USR1", "TERM", "time limit")
+
+
 @pytest.mark.fault("slurm-time-limit")
+@pytest.mark.parametrize("events", [EVENTS, pytest.param(EVENTS_LONG, marks=pytest.mark.long)], ids=len)
 def test_signals_and_the_time_limit_save_and_the_job_goes_on_to_the_same_losses(
-    cluster: Cluster, whole: list[float], saw: Saw
+    events: tuple[str, ...], cluster: Cluster, whole: list[float], saw: Saw
 ) -> None:
-    """One job, interrupted three times: scancel tells each process of the step, the time limit the batch script."""
-    job = interrupted(cluster, "signals")
-    for done, event in enumerate(("USR1", "TERM", "time limit"), start=1):
-        before, told_at = len(losses(cluster, "signals")), time.monotonic()
+    """One job, interrupted again and again: scancel tells each process of the step, the time limit the batch script."""
+    name = f"signals{len(events)}"
+    job = interrupted(cluster, name)
+    for done, event in enumerate(events, start=1):
+        before, told_at = len(losses(cluster, name)), time.monotonic()
         if event == "time limit":
             cluster.end_soon(job)
         else:
             cluster.run("scancel", f"--signal={event}", job)
-        step = requeued(cluster, job, "signals", done)
+        step = requeued(cluster, job, name, done)
         assert before <= step < STEPS, event
         if event == "time limit":
             cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=UNLIMITED")
         else:
-            wait_until(lambda step=step: len(losses(cluster, "signals")) > step, f"steps after {event}")
-    goes_on(cluster, job, "signals", whole)
-    assert (cluster.restarts(job), cluster.output(job).count("going on from step")) == (3, 3)
+            wait_until(lambda step=step: len(losses(cluster, name)) > step, f"steps after {event}")
+    goes_on(cluster, job, name, whole)
+    assert (cluster.restarts(job), cluster.output(job).count("going on from step")) == (len(events),) * 2
     saw(time.monotonic() - told_at, cluster.exit_code(job), cluster.output(job))
 
 

@@ -56,6 +56,7 @@ def watched(directory: Path, hang_timeout: float | None) -> Iterator[None]:
         stacks=stacks,
         pipe=theirs.fileno(),
         exit_code=EXIT_HUNG,
+        start_seconds=watcher.START_SECONDS,
     )
     faulthandler.register(watcher.STACKS_SIGNAL, file=stacks, all_threads=True, chain=False)
     try:

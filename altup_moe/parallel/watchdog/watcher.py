@@ -65,6 +65,7 @@ class Orders:
     stacks: int
     pipe: int
     exit_code: int
+    start_seconds: float = START_SECONDS
 
 
 class Watcher:
@@ -130,7 +131,7 @@ class Watcher:
             self.others.clear()
         quiet, limit = now - self.moved, self.orders.timeout + header.longest_step
         if header.step_began == 0.0:
-            limit = max(limit, START_SECONDS)
+            limit = max(limit, self.orders.start_seconds)
         expired = quiet >= limit and not self.excused(header, quiet, now)
         if expired and self.status.state != EXPIRED:
             self.expire(quiet)

@@ -1,4 +1,4 @@
-"""Megatron's decorators compile at the first call, not at the import."""
+"""Megatron's decorators compile at the first call, not at the import; on a CPU never."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ print("torch._dynamo" in sys.modules, hasattr(geglu, "__wrapped__"))
 
 
 @pytest.fixture
-def compiled() -> Iterator[list[Any]]:
-    """What `torch.compile`, replaced for the test, was given, with its options."""
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """What `torch.compile`, replaced for the test, was given, with its options; as where there is a GPU."""
     given: list[Any] = []
 
     def compile_now(function: Any, **options: Any) -> Any:
         given.append((function, options))
         return function
 
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     real = replace(COMPILE, compile_now)
     yield given
     replace(COMPILE, real)
@@ -53,6 +54,13 @@ def test_a_function_is_compiled_by_its_first_call_alone(compiled: list[Any]) -> 
     assert (plain(2), plain(3), optioned(2)) == (4, 6, 6)
     assert compiled == [(double, {}), (triple, {"dynamic": True})]
     assert plain.__name__ == "double"
+
+
+def test_on_a_cpu_a_function_runs_as_it_is_written(compiled: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with compile_later():
+        negative: Callable[[int], int] = torch.compile(lambda x: -x)
+    assert (negative(2), compiled) == (-2, [])
 
 
 def test_modules_and_what_comes_after_the_block_are_compiled_at_once(compiled: list[Any]) -> None:

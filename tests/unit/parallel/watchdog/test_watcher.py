@@ -40,6 +40,22 @@ def test_a_rank_may_wait_long_for_a_trackers_server(watcher: Watcher, monkeypatc
     assert found == [[True, True, False], [False, False, False]]
 
 
+@pytest.mark.parametrize(("began", "quiet", "hangs"), [(0.0, 29.0, False), (0.0, 31.0, True), (1.0, 4.0, True)])
+def test_before_the_first_step_ranks_may_take_half_a_minute(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch, began: float, quiet: float, hangs: bool
+) -> None:
+    """They meet then, and try again every few seconds."""
+    told: list[float] = []
+    header = replace(ring.read_header(watcher.memory), step_began=began)
+    monkeypatch.setattr(ring, "read_header", lambda _: header)
+    monkeypatch.setattr(watcher, "excused", lambda *_: False)
+    monkeypatch.setattr(watcher, "judge", lambda *_: False)
+    monkeypatch.setattr(watcher, "expire", told.append)
+    watcher.look(100.0)
+    watcher.look(100.0 + quiet)
+    assert bool(told) == hangs
+
+
 def test_a_report_is_found_when_its_writer_has_gone_already(
     watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
