@@ -12,6 +12,20 @@ SEQUENCE_COEFFICIENTS: dict[str, dict[str, tuple[int, ...]]] = {
 """Learned coefficients of a strided layer and their shapes, by method (`altup_moe.altup.sequence`)."""
 
 
+BRANCHES = ("self_attn", "mlp")
+"""The branches of a layer in the order in which they compute, by the names of their parts in Hugging Face's models."""
+
+
+def branches(level: str) -> tuple[str, ...]:
+    """The steps of a layer: its branches, or "" for the whole of it."""
+    return BRANCHES if level == "branch" else ("",)
+
+
+def step_of(layer: int, branch: str, level: str) -> int:
+    """The number of a layer's step, from 0, in the whole stack."""
+    return layer * len(branches(level)) + branches(level).index(branch)
+
+
 def stream_width(width: int, variant: str) -> int:
     """Blocks that travel through the layers: 1 for the control `sum`."""
     return width if find_variant(variant).blocks else 1

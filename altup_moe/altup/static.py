@@ -78,6 +78,18 @@ def round_robin(block: int, c: Mapping[str, Tensor]) -> Mixing:
     return Mixing(c["read"], torch.eye(width, device=device), one_hot(width, block).to(device) * c["scale"])
 
 
+def altup_around_branches(block: int, c: Mapping[str, Tensor]) -> Mixing:
+    """`altup` around a branch F: x_i = x^_i + g_i (x_j + F(x_j) - x^_j), so that M = P + g (e_j - P_j)."""
+    predict, correct = c["predict"], c["correct"]
+    own = one_hot(correct.numel(), block).to(correct.device)
+    return Mixing(block, predict + torch.outer(correct, own - predict[block]), correct)
+
+
+def gemma_around_branches(block: int, c: Mapping[str, Tensor]) -> Mixing:
+    """`gemma` around a branch F: x_i = x^_i + g_i (x^_j + F(x^_j) - x^_j), so that M = P."""
+    return Mixing(c["predict"][block], c["predict"], c["correct"])
+
+
 def hyper_connections(block: int, c: Mapping[str, Tensor]) -> Mixing:
     """Static hyper-connections (arXiv 2409.19606), X' = M X + g (x) (y - u), around a whole layer.
 
@@ -86,3 +98,8 @@ def hyper_connections(block: int, c: Mapping[str, Tensor]) -> Mixing:
     cancel between its two places, and with it the digits of fp32.)
     """
     return Mixing(c["read"], c["mix"], c["write"], branch=True)
+
+
+def hyper_connections_around_branches(block: int, c: Mapping[str, Tensor]) -> Mixing:
+    """`hyper_connections` where the paper has them: X' = M X + g (x) F(r X) around attention and feed-forward each."""
+    return Mixing(c["read"], c["mix"], c["write"])

@@ -6,6 +6,9 @@ For a token's state X in R^{K x d} and a layer F that computes on one block of w
     y  = F(u)                   compute
     X' = M X + g (x) y          mix and write
 
+F is a whole Transformer layer, its own residual included (altup.level layer), or one of its two branches, attention or
+feed-forward, without a residual (altup.level branch): then a layer is two such steps.
+
 A row names the learned coefficients of a layer and the function that turns them into (r, M, g). Configuration checks,
 initial weights, parameter names, layers, the optimizer, growing and planning read the row and name no variant.
 
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
     from altup_moe.altup.static import Mixing
 
+Level = Literal["layer", "branch"]
+"""What a step of the stream stands around (`altup.level`)."""
 STATIC = "altup_moe.altup.static:"
 WIDENING = "altup_moe.altup.widening:"
 REFERENCE = "altup_moe.model.reference.streams:"
@@ -47,6 +52,7 @@ class StreamVariant:
         coefficients: learned coefficients of a layer by name.
         weights: function (j, coefficients) -> `altup.static.Mixing`. None: the weights differ from token to token, and
             `layer` computes them.
+        branch_weights: `weights` where F is a branch. None: the variant stands around whole layers only.
         layer: Megatron layer around a Transformer layer (`model.altup_layer`).
         reference: function (AltUpMoEConfig, j) -> `model.reference.streams.Stream` of the reference model. The default
             is built from `weights`; a row of its own is an independent oracle.
@@ -64,6 +70,7 @@ class StreamVariant:
     name: str
     coefficients: Mapping[str, Coefficient]
     weights: str | Callable[[int, Mapping[str, Tensor]], Mixing] | None = None
+    branch_weights: str | Callable[[int, Mapping[str, Tensor]], Mixing] | None = None
     layer: str = "altup_moe.model.altup_layer:AltUpLayer"
     reference: str = REFERENCE + "static_stream"
     blocks: bool = True
@@ -80,11 +87,12 @@ class StreamVariant:
         """Whether coefficients follow from the layer's output, so that mixing cannot be deferred."""
         return self.blocks and self.weights is None
 
-    def mixing(self, block: int, coefficients: Mapping[str, Tensor]) -> Mixing:
-        """The weights (r, M, g) of a layer that computes on block `block`."""
-        if self.weights is None:
+    def mixing(self, block: int, coefficients: Mapping[str, Tensor], level: Level = "layer") -> Mixing:
+        """The weights (r, M, g) of a layer, or of one of its branches, that computes on block `block`."""
+        weights = self.weights if level == "layer" else self.branch_weights
+        if weights is None:
             raise ValueError(f"altup.variant {self.name} has no weights that are the same for all tokens")
-        return load_object(self.weights)(block, coefficients)
+        return load_object(weights)(block, coefficients)
 
 
 PREDICT_AND_CORRECT = {"predict": Coefficient(("K", "K"), "identity"), "correct": Coefficient(("K",), "ones")}
@@ -96,6 +104,7 @@ VARIANTS: dict[str, StreamVariant] = {
             "altup",
             PREDICT_AND_CORRECT,
             STATIC + "altup",
+            STATIC + "altup_around_branches",
             reference=REFERENCE + "altup_stream",
             widening=WIDENING + "widened_prediction",
         ),
@@ -103,12 +112,14 @@ VARIANTS: dict[str, StreamVariant] = {
             "gemma",
             PREDICT_AND_CORRECT,
             STATIC + "gemma",
+            STATIC + "gemma_around_branches",
             reference=REFERENCE + "gemma_stream",
             widening=WIDENING + "widened_prediction",
         ),
         StreamVariant(
             "round_robin",
             {"read": Coefficient(("K",), "one_hot"), "scale": Coefficient((1,), "ones", neutral="zeros")},
+            STATIC + "round_robin",
             STATIC + "round_robin",
             reference=REFERENCE + "round_robin_stream",
             widening=WIDENING + "widened_reading",
@@ -122,6 +133,7 @@ VARIANTS: dict[str, StreamVariant] = {
                 "write": Coefficient(("K",), "ones"),
             },
             STATIC + "hyper_connections",
+            STATIC + "hyper_connections_around_branches",
             reference=REFERENCE + "hyper_connections_stream",
             widening=WIDENING + "widened_connection",
         ),
@@ -157,6 +169,9 @@ def find_variant(name: str) -> StreamVariant:
     return VARIANTS[name]
 
 
-def selected_block(layer: int, width: int, select: str) -> int:
-    """Block that layer `layer` (from 0) computes on: l mod K (`alternating`) or always 0 (`same`)."""
-    return layer % width if select == "alternating" else 0
+def selected_block(step: int, width: int, select: str) -> int:
+    """Block that step `step` (from 0) computes on: s mod K (`alternating`) or always 0 (`same`).
+
+    Steps are layers, or with altup.level branch their branches one after another (`altup.shape.step_of`).
+    """
+    return step % width if select == "alternating" else 0

@@ -39,15 +39,17 @@ from torch import Tensor
 
 from altup_moe.altup.coefficients import Coefficient
 from altup_moe.altup.static import initial_value, one_hot
-from altup_moe.altup.variants import selected_block
+from altup_moe.altup.variants import Level, selected_block
 
 
-def neutral_value(coefficient: Coefficient, width: int, hidden_size: int, block: int) -> Tensor:
+def neutral_value(coefficient: Coefficient, width: int, hidden_size: int, block: int, level: Level = "layer") -> Tensor:
     """A coefficient of a layer that leaves a stream of `width` blocks as it is, if its output equals its input. fp32.
 
-    P = I, g = 1; for `round_robin`, which adds, scale 0; for `hc` r = e_j, M = I, g = 1.
+    P = I, g = 1; for `round_robin`, which adds, scale 0; for `hc` r = e_j, M = I, g = 1. A branch that gives 0 leaves the
+    stream as it is with the initial values too, and `round_robin`'s scale must not be 0 then: neither would ever learn.
     """
-    return initial_value(coefficient.neutral or coefficient.initial, coefficient.sizes(width, hidden_size), block)
+    value = (coefficient.neutral if level == "layer" else None) or coefficient.initial
+    return initial_value(value, coefficient.sizes(width, hidden_size), block)
 
 
 def widened_prediction(coefficient: str, value: Tensor, times: int, block: int, summed: bool) -> Tensor:
@@ -89,12 +91,12 @@ def last_layer_shares(times: int, width: int, block: int) -> Tensor:
     return torch.where(of_block, one_hot(times * width, block), 1 / times)
 
 
-def identical_blocks(width: int, times: int, layers: int, select: str) -> list[int]:
+def identical_blocks(width: int, times: int, steps: int, select: str) -> list[int]:
     """Blocks among `times` * `width` that training without noise leaves copies of others: those of copies (of all
-    `width` old blocks) that no layer computes on, if there are several.
+    `width` old blocks) that no step computes on, if there are several.
     """
     wide = times * width
-    computed = {selected_block(layer, wide, select) for layer in range(layers)}
+    computed = {selected_block(step, wide, select) for step in range(steps)}
     copies = [range(start, start + width) for start in range(0, wide, width)]
     idle = [copy for copy in copies if computed.isdisjoint(copy)]
     return [block for copy in idle for block in copy] if len(idle) > 1 else []

@@ -1,8 +1,9 @@
 """The layers of one model chunk: Megatron's `TransformerBlock` with a walk that knows the wide stream.
 
-Layers hand on up to three tensors (`Travelling`): the stream's blocks, and when mixing is deferred also the last
-layer's output, which is not yet written to them, and the next layer's input. One tensor enters and leaves a chunk: the
-stream ([K*S, B, D], less to send than blocks and output apart), or after the last layer the output of the final norm.
+The walk goes over steps of the stream: layers, or with altup.level branch two of each layer. Steps hand on up to three
+tensors (`Travelling`): the stream's blocks, and when mixing is deferred also the last step's output, which is not yet
+written to them, and the next step's input. One tensor enters and leaves a chunk: the stream ([K*S, B, D], less to send
+than blocks and output apart), or after the last layer the output of the final norm.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from altup_moe.altup.mixing import Pending, Reading
 from altup_moe.altup.shape import has_projections
 from altup_moe.altup.stream import narrow
-from altup_moe.model.altup_layer import AltUpLayer
+from altup_moe.model.altup_layer import AltUpBranches, AltUpStep
 from altup_moe.model.dynamic import Contract
 from altup_moe.model.recompute import Flat, Tape, Travelling, flatten, recompute_layers, unflatten
 from altup_moe.model.transformer_config import AltUpTransformerConfig
@@ -34,6 +35,12 @@ class AltUpBlock(TransformerBlock):
         super().__init__(config, *args, **kwargs)
         last = self.final_layernorm is not None
         self.contract = Contract(config) if last and has_projections(config.altup_width, config.altup_variant) else None
+
+    @property
+    def steps(self) -> list[Any]:
+        """The steps of the walk, in order."""
+        around = [layer.branches.values() if isinstance(layer, AltUpBranches) else [layer] for layer in self.layers]
+        return [step for steps in around for step in steps]
 
     def forward(
         self,
@@ -70,15 +77,16 @@ class AltUpBlock(TransformerBlock):
         if self.config.recompute_granularity == "full" and self.training:
             states = self._recomputed(states, contexts, given)
         else:
-            states = self._advance_all(range(len(self.layers)), given, *states, *contexts)
+            states = self._advance_all(range(len(self.steps)), given, *states, *contexts)
         ends = [self._end(state) for state in unflatten(states)]
         return torch.cat(ends, dim=1) if two_batch else ends[0]
 
     def _recomputed(self, states: Flat, contexts: Flat, inputs: list[dict[str, Any]]) -> Flat:
-        """Layer by layer, each recomputed in the backward pass. Halves of a micro-batch wait after each."""
-        # Segments of sqrt(n) layers: as many first states are kept as are rebuilt at once.
-        segment = max(1, round(len(self.layers) ** 0.5))
-        for index in range(len(self.layers)):
+        """Step by step, each recomputed in the backward pass. Halves of a micro-batch wait after each."""
+        # Segments of sqrt(n) steps: as many first states are kept as are rebuilt at once.
+        count = len(self.steps)
+        segment = max(1, round(count**0.5))
+        for index in range(count):
             advance = partial(self._advance_all, range(index, index + 1), inputs)
             if not self._deferred:
                 # Without deferral the outputs are not at hand: Megatron's, which keeps the whole state.
@@ -89,44 +97,44 @@ class AltUpBlock(TransformerBlock):
             states = recompute_layers(advance, tape, index, states, contexts)
         return states
 
-    def _advance_all(self, layers: range, inputs: list[dict[str, Any]], *tensors: Tensor | None) -> Flat:
-        """Some layers on a micro-batch, or on two alternating halves. ``tensors``: states, then contexts (or none)."""
+    def _advance_all(self, steps: range, inputs: list[dict[str, Any]], *tensors: Tensor | None) -> Flat:
+        """Some steps on a micro-batch, or on two alternating halves. ``tensors``: states, then contexts (or none)."""
         size = len(inputs) * len(Travelling._fields)
         contexts = tensors[size:] or [None] * len(inputs)
         work = [
-            partial(self._advance, layers, {**given, "context": context}, state)
+            partial(self._advance, steps, {**given, "context": context}, state)
             for state, context, given in zip(unflatten(tensors[:size]), contexts, inputs, strict=True)
         ]
         return flatten(run_two_batch(*work) if len(work) == 2 else [work[0]()])
 
-    def _advance(self, layers: range, inputs: dict[str, Any], state: Travelling) -> Travelling:
-        for index in layers:
-            state = self._layer(index, inputs, state)
+    def _advance(self, steps: range, inputs: dict[str, Any], state: Travelling) -> Travelling:
+        for index in steps:
+            state = self._step(index, inputs, state)
         return state
 
     @property
     def _deferred(self) -> bool:
-        return self.config.overlap_mixing and all(isinstance(layer, AltUpLayer) for layer in self.layers)
+        return self.config.overlap_mixing and all(isinstance(step, AltUpStep) for step in self.steps)
 
-    def _layer(self, index: int, inputs: dict[str, Any], state: Travelling) -> Travelling:
-        layer = self.layers[index]
+    def _step(self, index: int, inputs: dict[str, Any], state: Travelling) -> Travelling:
+        step = self.steps[index]
         if not self._deferred:
-            return Travelling(layer(hidden_states=state.blocks, **inputs)[0])
-        return _travelling(*layer.deferred(self._pending(index, state), state.u, self._next_reading(index), **inputs))
+            return Travelling(step(hidden_states=state.blocks, **inputs)[0])
+        return _travelling(*step.deferred(self._pending(index, state), state.u, self._next_reading(index), **inputs))
 
     def _mix(self, index: int, state: Travelling, y: Tensor) -> Travelling:
-        """The state after layer `index`, whose output is known."""
-        return _travelling(*self.layers[index].mix(self._pending(index, state), y, self._next_reading(index)))
+        """The state after step `index`, whose output is known."""
+        return _travelling(*self.steps[index].mix(self._pending(index, state), y, self._next_reading(index)))
 
     def _pending(self, index: int, state: Travelling) -> Pending:
-        """The stream before layer `index`."""
+        """The stream before step `index`."""
         assert state.blocks is not None
-        return Pending(state.blocks, state.y, None if state.y is None else self.layers[index - 1].mixing().write)
+        return Pending(state.blocks, state.y, None if state.y is None else self.steps[index - 1].mixing().write)
 
     def _next_reading(self, index: int) -> Reading | None:
-        """The read after layer `index` of this chunk; None if the chunk has none."""
-        if index + 1 < len(self.layers):
-            return Reading(self.layers[index + 1].mixing().read)
+        """The read after step `index` of this chunk; None if the chunk has none."""
+        if index + 1 < len(self.steps):
+            return Reading(self.steps[index + 1].mixing().read)
         if self.final_layernorm is not None and self.config.altup_recycled:
             # Recycled-AltUp sums the blocks before the final norm: one more read, with weights of 1.
             return Reading(torch.ones(self.config.altup_width, device=self.final_layernorm.weight.device), last=True)

@@ -29,7 +29,7 @@ class DynamicAltUpLayer(AltUpLayer):
         settings, coefficients = self._settings, dict(self.coefficients.items())
         with span("mix"):
             predicted = predict(hidden_states, coefficients, settings)
-        y, context = self.layer(active(predicted, settings, self.width), **kwargs)
+        y, context = self.compute(active(predicted, settings, self.width), **kwargs)
         with span("mix"):
             return correct(predicted, y, coefficients, settings), context
 

@@ -6,7 +6,7 @@ import operator
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from altup_moe.altup.shape import context_width, has_projections, is_moe_layer, output_width, stream_width
+from altup_moe.altup.shape import branches, context_width, has_projections, is_moe_layer, output_width, stream_width
 from altup_moe.altup.variants import find_variant
 from altup_moe.config import RunConfig
 from altup_moe.config.sequence import strided_decoder_layers, strided_layers
@@ -90,7 +90,8 @@ def _mixing(config: RunConfig) -> float:
     a, d = config.altup, config.model.hidden_size
     width = stream_width(a.width, a.variant)
     made = find_variant(a.variant).coefficient_products(width, d)
-    return width * (width + 1) * d + made if width > 1 else 0
+    steps = len(branches(a.level))
+    return steps * (width * (width + 1) * d + made) if width > 1 else 0
 
 
 def output_products(config: RunConfig) -> Products:

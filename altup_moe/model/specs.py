@@ -17,6 +17,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from altup_moe.altup.lazy import load_object
 from altup_moe.altup.shape import is_moe_layer, stream_width
 from altup_moe.altup.variants import find_variant
+from altup_moe.model.altup_layer import AltUpBranches
 from altup_moe.model.attention import CoreAttention
 from altup_moe.model.flops import StackKind
 from altup_moe.model.norm import FinalNorm, norm_class
@@ -77,6 +78,8 @@ def layer_spec(config: AltUpTransformerConfig, layer: int, groups: Any, kind: St
     if layer in (config.sequence_decoder_layers if kind == "cross_decoder" else config.sequence_layers):
         spec.module, spec.params = SequenceLayer, {"causal": kind != "encoder"}
     if stream_width(config.altup_width, config.altup_variant) > 1:
+        if config.altup_level == "branch":
+            return ModuleSpec(module=AltUpBranches, submodules=slots)
         outer = load_object(find_variant(config.altup_variant).layer)
         return ModuleSpec(module=outer, params={"layer": spec.module, **spec.params}, submodules=slots)
     return spec

@@ -8,6 +8,7 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from altup_moe.altup.shape import context_width
+from altup_moe.altup.variants import Level
 from altup_moe.config import RunConfig
 from altup_moe.config.packages import PACKAGES
 from altup_moe.config.sequence import strided_decoder_layers, strided_layers
@@ -25,6 +26,7 @@ class AltUpTransformerConfig(TransformerConfig):
     altup_width: int = 1
     altup_variant: str = "altup"
     altup_select: str = "alternating"
+    altup_level: Level = "layer"
     altup_recycled: bool = True
     altup_kernel: str = "auto"
     altup_coef_clip: float | None = None
@@ -95,6 +97,7 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
         altup_width=a.width,
         altup_variant=a.variant,
         altup_select=a.select,
+        altup_level=a.level,
         altup_recycled=a.recycled,
         altup_kernel=a.kernel,
         altup_context_width=context_width(m.hidden_size, a.width, a.variant, a.cross_attention),

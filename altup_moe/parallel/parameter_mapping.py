@@ -202,9 +202,9 @@ def pieces(local_name: str, layer_offset: int, shard: Shard, config: RunConfig) 
 def _layer_pieces(name: str, prefix: str, shard: Shard, config: RunConfig) -> list[Piece]:
     m, a, moe = config.model, config.altup, config.moe
     match name.split("."):
-        case ["coefficients", coefficient]:
+        case [*branch, "coefficients", coefficient]:
             shape = find_variant(a.variant).coefficients[coefficient].sizes(a.width, m.hidden_size)
-            return _whole(f"{prefix}.altup.{coefficient}", *shape)
+            return _whole(".".join((prefix, "altup", *branch[1:], coefficient)), *shape)
         case ["sequence", coefficient]:
             shape = SEQUENCE_COEFFICIENTS[config.sequence.method][coefficient]
             return _whole(f"{prefix}.sequence.{coefficient}", *shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from altup_moe.altup.shape import SEQUENCE_COEFFICIENTS, has_projections, is_moe_layer, stream_width
+from altup_moe.altup.shape import SEQUENCE_COEFFICIENTS, branches, has_projections, is_moe_layer, stream_width
 from altup_moe.altup.variants import find_variant
 from altup_moe.config import RunConfig
 from altup_moe.config.sequence import strided_decoder_layers, strided_layers
@@ -52,8 +52,10 @@ def _stack_names(config: RunConfig, stack: str, layers: range, experts: int) -> 
         strided = strided_layers(config.sequence, config.model.num_layers)
     for index, layer in enumerate(layers):
         inner = f"{stack}.layers.{index}.layer" if wide else f"{stack}.layers.{index}"
-        for coefficient in find_variant(config.altup.variant).coefficients if wide else ():
-            yield f"{stack}.layers.{index}.coefficients.{coefficient}"
+        for branch in branches(config.altup.level) if wide else ():
+            step = f"branches.{branch}." if branch else ""
+            for coefficient in find_variant(config.altup.variant).coefficients:
+                yield f"{stack}.layers.{index}.{step}coefficients.{coefficient}"
         if layer in strided:
             yield from (f"{inner}.sequence.{c}" for c in SEQUENCE_COEFFICIENTS[config.sequence.method])
             inner += ".layer"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from altup_moe.altup.lazy import load_object
 from altup_moe.altup.sequence import initial_coefficients
+from altup_moe.altup.shape import step_of
 from altup_moe.altup.static import initial_value
 from altup_moe.altup.variants import find_variant, selected_block
 from altup_moe.config import RunConfig
@@ -78,7 +79,9 @@ def initial(name: str, shape: tuple[int, ...], tensor_slice: TensorSlice, config
         start = find_variant(config.altup.variant).coefficients[leaf].initial
         if start == "normal":
             return normal(name, shape, tensor_slice, std, config.train.seed)
-        block = selected_block(int(name.split(".")[2]), config.altup.width, config.altup.select)
+        _, _, layer, _, *branch, _ = name.split(".")
+        step = step_of(int(layer), branch[0] if branch else "", config.altup.level)
+        block = selected_block(step, config.altup.width, config.altup.select)
         return initial_value(start, shape, block)[index]
     if ".sequence." in name:
         return initial_coefficients(config.sequence.method)[leaf][index]

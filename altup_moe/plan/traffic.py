@@ -34,6 +34,7 @@ def check_modelled(config: RunConfig) -> None:
     unplanned: list[tuple[bool, str, object, object]] = [
         (not config.model.architecture.planned, "model.arch", config.model.arch, "gpt"),
         (config.sequence.stride > 1, "sequence.stride", config.sequence.stride, 1),
+        (a.width > 1 and a.level != "layer", "altup.level", a.level, "layer"),
         (a.width > 1 and not find_variant(a.variant).planned, "altup.variant", a.variant, "altup"),
         (config.optim.optimizer != "adamw", "optim.optimizer", config.optim.optimizer, "adamw"),
     ]

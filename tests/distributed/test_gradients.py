@@ -107,6 +107,11 @@ VARIANTS = {
     # The norm in a layer sees no factor, so that a read of four nearly equal blocks has nearly no gradient; those of
     # wide tables differ.
     "hc, wide tables": {"altup": {"variant": "hc", "width": 4, "recycled": False}},
+    "branches": {"altup": {"level": "branch"}},
+    "branches, gemma same": {"altup": {"level": "branch", "variant": "gemma", "select": "same", "width": 4}},
+    # Here wide tables for the same reason, at any width: the norm is the first thing in a branch.
+    "branches, hc": {"altup": {"level": "branch", "variant": "hc", "width": 4, "recycled": False}},
+    "branches, round_robin": {"altup": {"level": "branch", "variant": "round_robin", "recycled": False}},
     "dynamic": {"altup": {"variant": "dynamic", "width": 4}},
     "dynamic, clipped, tied": {
         "altup": {"variant": "dynamic", "select": "same", "coef_clip": 0.3},
@@ -210,7 +215,7 @@ def test_attention(layout: str, recompute: str) -> None:
         ("cp2", {"parallel": {"distributed_optimizer": True}}),
     ],
 )
-@pytest.mark.parametrize("variant", ["dynamic", "hc, wide tables"])
+@pytest.mark.parametrize("variant", ["dynamic", "hc, wide tables", "branches, hc"])
 def test_ways_of_the_newer_variants(variant: str, layout: str, ways: dict) -> None:
     assert_parity(small(layout, **VARIANTS[variant], **ways), world_size(layout))
 

@@ -68,7 +68,7 @@ def _widths(growth: Growth) -> None:
 
 def _stream(growth: Growth) -> None:
     old, new = growth.source.altup, growth.target.altup
-    for key in ("variant", "select", "recycled", "coef_clip") if old.width > 1 else ():
+    for key in ("variant", "select", "level", "recycled", "coef_clip") if old.width > 1 else ():
         before, after = getattr(old, key), getattr(new, key)
         if before != after:
             fits = f"another function of the source's {old.width} blocks (of one block it would do); {before} would fit"
@@ -82,7 +82,7 @@ def _stream(growth: Growth) -> None:
         raise ConfigError("altup.variant", new.variant, f"{why}; {kept} would fit")
     if row.copies != "summed" or new.width == old.width:
         return
-    if old.width == 1:
+    if old.width == 1 and new.level == "layer":
         fits = "adds y to a block, where the plain Transformer replaces x by y, its residual included: no coefficients "
         raise ConfigError("altup.variant", new.variant, fits + "make them equal; altup or gemma would fit")
     if not new.recycled:

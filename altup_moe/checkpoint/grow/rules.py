@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from altup_moe.altup.lazy import load_object
-from altup_moe.altup.shape import output_width, stream_width
+from altup_moe.altup.shape import branches, output_width, step_of, stream_width
 from altup_moe.altup.variants import find_variant, selected_block
 from altup_moe.altup.widening import identical_blocks, neutral_value
 from altup_moe.checkpoint.slices import full_slice
@@ -94,7 +94,8 @@ def equal_copies_notes(growth: Growth) -> list[str]:
     row = find_variant(target.altup.variant)
     copied = row.widening is not None and row.copies == "equal"
     if growth.width_times > 1 and copied and not growth.coefficient_noise:
-        blocks = identical_blocks(source.altup.width, growth.width_times, target.model.num_layers, target.altup.select)
+        steps = target.model.num_layers * len(branches(target.altup.level))
+        blocks = identical_blocks(source.altup.width, growth.width_times, steps, target.altup.select)
         if blocks:
             which = ", ".join(map(str, blocks))
             lines.append(
@@ -191,22 +192,24 @@ def _table(name: str, growth: Growth) -> Rule:
     return Rule(name, lambda old: side_by_side(old) / m, side_by_side)
 
 
-def _coefficient(name: str, layer: int, leaf: str, shape: tuple[int, ...], growth: Growth) -> Rule:
+def _coefficient(name: str, layer: int, rest: str, shape: tuple[int, ...], growth: Growth) -> Rule:
     source, target, m = growth.source, growth.target, growth.width_times
     row = find_variant(target.altup.variant)
     if row.per_token:
         # Only layers are added, and a new one starts as the layer of a new model.
         return _kept(name) if layer < source.model.num_layers else _drawn(name, shape, growth)
+    level, (*branch, leaf) = target.altup.level, rest.split(".")
+    step = step_of(layer, branch[0] if branch else "", level)
     coefficient = row.coefficients[leaf]
     width = stream_width(source.altup.width, source.altup.variant)
-    block = selected_block(layer, target.altup.width, target.altup.select)
+    block = selected_block(step, target.altup.width, target.altup.select)
     known = width > 1 and layer < source.model.num_layers
     if known and (m == 1 or not coefficient.has_blocks):
         return _kept(name)
-    summed = target.altup.recycled and layer == target.model.num_layers - 1
+    summed = target.altup.recycled and step == target.model.num_layers * len(branches(level)) - 1
 
     def grown(old: Tensor) -> Tensor:
-        value = old if known else neutral_value(coefficient, width, target.model.hidden_size, block % width)
+        value = old if known else neutral_value(coefficient, width, target.model.hidden_size, block % width, level)
         if row.widening is not None:
             value = load_object(row.widening)(leaf, value, m, block, summed)
         return value + _noise(name, shape, growth.coefficient_noise if m > 1 else 0.0, growth.seed)

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from altup_moe.altup.shape import has_projections, stream_width
+from altup_moe.altup.shape import has_projections, step_of, stream_width
 from altup_moe.altup.variants import VARIANTS, selected_block
 from altup_moe.config import ConfigError, RunConfig
 from altup_moe.config.sequence import layer_range
@@ -46,6 +46,7 @@ class AltUpMoEConfig(PretrainedConfig):
     altup_width: int = 1
     altup_variant: str = "altup"
     altup_select: str = "alternating"
+    altup_level: str = "layer"
     altup_recycled: bool = True
     altup_coef_clip: float | None = None
     sequence_stride: int = 1
@@ -112,9 +113,9 @@ class AltUpMoEConfig(PretrainedConfig):
         """Whether the balance loss sees the loads of whole optimizer steps."""
         return self.moe_aux_loss_coeff > 0 and self.moe_load_balancing_type == "global_aux_loss"
 
-    def selected_block(self, layer: int) -> int:
-        """Block j that layer `layer` (from 0) computes on."""
-        return selected_block(layer, self.stream_width, self.altup_select)
+    def selected_block(self, layer: int, branch: str = "") -> int:
+        """Block j that layer `layer` (from 0), or one of its branches, computes on."""
+        return selected_block(step_of(layer, branch, self.altup_level), self.stream_width, self.altup_select)
 
     def is_strided(self, layer: int) -> bool:
         """Whether layer `layer` (from 0) runs on every sequence_stride-th token."""
@@ -153,6 +154,7 @@ class AltUpMoEConfig(PretrainedConfig):
             altup_width=altup.width,
             altup_variant=altup.variant,
             altup_select=altup.select,
+            altup_level=altup.level,
             altup_recycled=altup.recycled,
             altup_coef_clip=altup.coef_clip,
             sequence_stride=config.sequence.stride,

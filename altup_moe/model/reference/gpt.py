@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, Pr
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from altup_moe.altup.shape import BRANCHES
 from altup_moe.altup.variants import find_variant
 from altup_moe.model.reference.cache_name import CACHE, CACHE_NAMES, given_cache
 from altup_moe.model.reference.config import AltUpMoEConfig
@@ -51,7 +52,10 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(d, eps)
         dense = not config.is_moe_layer(layer)
         self.mlp = GatedMLP(d, config.intermediate_size, config.hidden_act) if dense else MoE(config)
-        self.altup = stream_around(config, layer) if k > 1 else None
+        self.by_branch = k > 1 and config.altup_level == "branch"
+        self.altup: Any = stream_around(config, layer) if k > 1 and not self.by_branch else None
+        if self.by_branch:
+            self.altup = nn.ModuleDict({name: stream_around(config, layer, name) for name in BRANCHES})
         self.sequence = Strided(config, layer) if config.is_strided(layer) else None
 
     def compute(
@@ -67,24 +71,47 @@ class Layer(nn.Module):
 
         return self.sequence(x_BSD, run, positions_BS, cache, order_BS)
 
+    def attention(self, x_BSD: Tensor, *attention: Any) -> Tensor:
+        """Attention without its residual."""
+        branch = self.self_attn(self.input_layernorm(x_BSD), *attention)
+        return F.dropout(branch, self.dropout, self.training)
+
     def attend(self, x_BSD: Tensor, *attention: Any) -> Tensor:
         """Attention and its residual."""
-        branch = self.self_attn(self.input_layernorm(x_BSD), *attention)
-        return x_BSD + F.dropout(branch, self.dropout, self.training)
+        return x_BSD + self.attention(x_BSD, *attention)
 
-    def transform(self, x_BSD: Tensor, given: RoutingInput, *attention: Any) -> tuple[Tensor, Routing | None]:
-        """The Transformer layer, residual included."""
-        h_BSD = self.attend(x_BSD, *attention)
-        normed, routing = self.post_attention_layernorm(h_BSD), None
+    def feed_forward(self, x_BSD: Tensor, given: RoutingInput) -> tuple[Tensor, Routing | None]:
+        """MLP or experts without their residual."""
+        normed, routing = self.post_attention_layernorm(x_BSD), None
         if isinstance(self.mlp, MoE):
             branch, routing = self.mlp(normed, given)
         else:
             branch = self.mlp(normed)
-        return h_BSD + F.dropout(branch, self.dropout, self.training), routing
+        return F.dropout(branch, self.dropout, self.training), routing
+
+    def transform(self, x_BSD: Tensor, given: RoutingInput, *attention: Any) -> tuple[Tensor, Routing | None]:
+        """The Transformer layer, residuals included."""
+        h_BSD = self.attend(x_BSD, *attention)
+        branch, routing = self.feed_forward(h_BSD, given)
+        return h_BSD + branch, routing
+
+    def around_branches(self, x_KBSD: Tensor, given: RoutingInput, *attention: Any) -> tuple[Tensor, Routing | None]:
+        """The next layer's stream where attention and feed-forward each read and write it."""
+        routing = None
+        for name, stream in self.altup.items():
+            u_BSD, kept_KBSD = stream.before(x_KBSD)
+            if name == "mlp":
+                y_BSD, routing = self.feed_forward(u_BSD, given)
+            else:
+                y_BSD = self.attention(u_BSD, *attention)
+            x_KBSD = stream.after(kept_KBSD, u_BSD + y_BSD if stream.with_residual else y_BSD)
+        return x_KBSD, routing
 
     def forward(
         self, x_KBSD: Tensor, given: RoutingInput, *attention: Any, **order: Any
     ) -> tuple[Tensor, Routing | None]:
+        if self.by_branch:
+            return self.around_branches(x_KBSD, given, *attention)
         if self.altup is None:
             y_BSD, routing = self.compute(x_KBSD[0], given, *attention, **order)
             return y_BSD[None], routing

@@ -6,6 +6,7 @@ Shape legend: K blocks, B samples, S positions, D width of a block.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,13 @@ from altup_moe.model.reference.layers import full, never_halved
 
 
 class Stream(nn.Module):
-    """What stands around one layer. Its coefficients are fp32 and stay so."""
+    """What stands around one layer, or one of its branches. Its coefficients are fp32 and stay so.
+
+    ``with_residual``: around a branch, whether `after` takes the branch's output with the residual u + F(u), as a
+    layer's, or F(u) alone.
+    """
+
+    with_residual = False
 
     def reset(self) -> None:
         """Set the coefficients to their initial values."""
@@ -39,7 +46,7 @@ class Stream(nn.Module):
 
 
 class StaticStream(Stream):
-    """Any variant with static weights: u = r X;  y = F(u);  X' = M X + g (x) y, or g (x) (y - u) for a branch.
+    """Any variant with static weights: u = r X;  y = F(u);  X' = M X + g (x) y, or g (x) (y - u).
 
     The weights are those of the variant's row (`altup.variants`). Rows that are older than this class have one of their
     own below, which shares no code with the row.
@@ -48,6 +55,7 @@ class StaticStream(Stream):
     def __init__(self, config: AltUpMoEConfig, block: int) -> None:
         super().__init__()
         self.variant, self.block, self.std = find_variant(config.altup_variant), block, config.initializer_range
+        self.level: Any = config.altup_level
         for name, coefficient in self.variant.coefficients.items():
             shape = coefficient.sizes(config.stream_width, config.hidden_size)
             self.register_parameter(name, nn.Parameter(torch.empty(shape, dtype=torch.float32)))
@@ -78,14 +86,17 @@ class StaticStream(Stream):
         return (kept_KBSD + torch.einsum("i,bsd->ibsd", self._mixing().write, full(y_BSD))).to(y_BSD.dtype)
 
     def _mixing(self) -> Mixing:
-        return self.variant.mixing(self.block, dict(self.named_parameters()))
+        return self.variant.mixing(self.block, dict(self.named_parameters()), self.level)
 
 
 class PredictCorrect(Stream):
     """AltUp (arXiv 2301.13310, Algorithm 1), and the form in which the layer computes on the predicted block.
 
     predict: x^_i = sum_m P_im x_m;  compute: y = F(x_j), or F(x^_j) for `gemma`;  correct: x'_i = x^_i + g_i (y - x^_j)
+    Around a branch it is the branch with its residual that computes.
     """
+
+    with_residual = True
 
     def __init__(self, width: int, block: int, on_predicted: bool) -> None:
         super().__init__()
@@ -138,8 +149,10 @@ class RoundRobin(Stream):
 class HyperConnections(Stream):
     """Static hyper-connections (arXiv 2409.19606): u = r X;  y = F(u);  x'_i = sum_k M_ik x_k + g_i (y - u).
 
-    The paper connects the branches T of attention and feed-forward one by one; here a whole layer F(u) = u + T(u).
+    The paper connects the branches T of attention and feed-forward one by one, F(u) = u + T(u). F may be a whole layer.
     """
+
+    with_residual = True
 
     def __init__(self, width: int, block: int) -> None:
         super().__init__()
@@ -245,9 +258,9 @@ def dynamic_stream(config: AltUpMoEConfig, block: int) -> Stream:
     return DynamicAltUp(config.stream_width, block, config.hidden_size, config.rms_norm_eps, clip, std)
 
 
-def stream_around(config: AltUpMoEConfig, layer: int) -> Stream:
-    """What stands around layer `layer` (from 0)."""
-    return load_object(find_variant(config.altup_variant).reference)(config, config.selected_block(layer))
+def stream_around(config: AltUpMoEConfig, layer: int, branch: str = "") -> Stream:
+    """What stands around layer `layer` (from 0), or one of its branches."""
+    return load_object(find_variant(config.altup_variant).reference)(config, config.selected_block(layer, branch))
 
 
 class BlockProjection(nn.Linear):

@@ -56,6 +56,28 @@ CASES: dict[str, tuple[Sections, Sections]] = {
     "hc wide": ({"altup": {"variant": "hc", "recycled": False}}, {"altup": {"width": 4}}),
     "plain to hc": ({"altup": {"width": 1}}, {"altup": {"width": 4, "variant": "hc"}}),
     "dynamic, upcycle, layers": ({"altup": {"variant": "dynamic"}}, {"model": {"num_layers": 7}, "moe": EXPERTS}),
+    "branches 2 to 8, layers": ({"altup": {"level": "branch"}}, {"altup": {"width": 8}, "model": {"num_layers": 5}}),
+    "branches, gemma wide": (
+        {"altup": {"level": "branch", "variant": "gemma", "recycled": False}},
+        {"altup": {"width": 4}},
+    ),
+    "branches, hc same, layers": (
+        {"altup": {"level": "branch", "variant": "hc", "select": "same"}},
+        {"altup": {"width": 8}, "model": {"num_layers": 7}},
+    ),
+    "branches, hc": ({"altup": {"level": "branch", "variant": "hc"}}, {"altup": {"width": 4}}),
+    "branches, round_robin, layers": (
+        {"altup": {"level": "branch", "variant": "round_robin"}},
+        {"altup": {"width": 4}, "model": {"num_layers": 5}},
+    ),
+    "plain to branches, round_robin": (
+        {"altup": {"width": 1}},
+        {"altup": {"level": "branch", "variant": "round_robin", "width": 4}},
+    ),
+    "plain to branches, experts": (
+        {"altup": {"width": 1}},
+        {"altup": {"level": "branch", "width": 2}, "moe": EXPERTS, "model": {"num_layers": 6}},
+    ),
     "upcycle to partial": ({}, {"moe": PARTIAL}),
     "stream, partial for the dense half, layers": (
         {"moe": {**PARTIAL, "layer_freq": 2}},
