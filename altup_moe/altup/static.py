@@ -7,7 +7,7 @@ Source: Baykal et al., AltUp, arXiv 2301.13310, Algorithm 1 (predict, compute, c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,14 @@ class Mixing:
     def written(self, u: Tensor, y: Tensor) -> Tensor:
         """What is written of a layer that turned u into y, both [S, B, D]."""
         return y - u if self.branch else y
+
+    def around_branch(self) -> Mixing:
+        """The same step around a branch, whose y comes without a residual: M X + g (u + y) = (M + g r) X + g y."""
+        if self.branch:
+            return replace(self, branch=False)
+        width = self.write.numel()
+        read = one_hot(width, self.read).to(self.write.device) if isinstance(self.read, int) else self.read
+        return replace(self, mix=self.mix + torch.outer(self.write, read))
 
 
 def one_hot(width: int, block: int) -> Tensor:
@@ -78,15 +86,8 @@ def round_robin(block: int, c: Mapping[str, Tensor]) -> Mixing:
     return Mixing(c["read"], torch.eye(width, device=device), one_hot(width, block).to(device) * c["scale"])
 
 
-def altup_around_branches(block: int, c: Mapping[str, Tensor]) -> Mixing:
-    """`altup` around a branch F: x_i = x^_i + g_i (x_j + F(x_j) - x^_j), so that M = P + g (e_j - P_j)."""
-    predict, correct = c["predict"], c["correct"]
-    own = one_hot(correct.numel(), block).to(correct.device)
-    return Mixing(block, predict + torch.outer(correct, own - predict[block]), correct)
-
-
 def gemma_around_branches(block: int, c: Mapping[str, Tensor]) -> Mixing:
-    """`gemma` around a branch F: x_i = x^_i + g_i (x^_j + F(x^_j) - x^_j), so that M = P."""
+    """`gemma` around a branch: x_i = x^_i + g_i (x^_j + F(x^_j) - x^_j). M = P, in which nothing has to cancel."""
     return Mixing(c["predict"][block], c["predict"], c["correct"])
 
 
@@ -98,8 +99,3 @@ def hyper_connections(block: int, c: Mapping[str, Tensor]) -> Mixing:
     cancel between its two places, and with it the digits of fp32.)
     """
     return Mixing(c["read"], c["mix"], c["write"], branch=True)
-
-
-def hyper_connections_around_branches(block: int, c: Mapping[str, Tensor]) -> Mixing:
-    """`hyper_connections` where the paper has them: X' = M X + g (x) F(r X) around attention and feed-forward each."""
-    return Mixing(c["read"], c["mix"], c["write"])

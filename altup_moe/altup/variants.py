@@ -52,7 +52,7 @@ class StreamVariant:
         coefficients: learned coefficients of a layer by name.
         weights: function (j, coefficients) -> `altup.static.Mixing`. None: the weights differ from token to token, and
             `layer` computes them.
-        branch_weights: `weights` where F is a branch. None: the variant stands around whole layers only.
+        branch_weights: `weights` where F is a branch, if it is not the same step with F's residual added.
         layer: Megatron layer around a Transformer layer (`model.altup_layer`).
         reference: function (AltUpMoEConfig, j) -> `model.reference.streams.Stream` of the reference model. The default
             is built from `weights`; a row of its own is an independent oracle.
@@ -89,10 +89,12 @@ class StreamVariant:
 
     def mixing(self, block: int, coefficients: Mapping[str, Tensor], level: Level = "layer") -> Mixing:
         """The weights (r, M, g) of a layer, or of one of its branches, that computes on block `block`."""
-        weights = self.weights if level == "layer" else self.branch_weights
-        if weights is None:
+        if self.weights is None:
             raise ValueError(f"altup.variant {self.name} has no weights that are the same for all tokens")
-        return load_object(weights)(block, coefficients)
+        if level == "branch" and self.branch_weights is not None:
+            return load_object(self.branch_weights)(block, coefficients)
+        mixing: Mixing = load_object(self.weights)(block, coefficients)
+        return mixing.around_branch() if level == "branch" else mixing
 
 
 PREDICT_AND_CORRECT = {"predict": Coefficient(("K", "K"), "identity"), "correct": Coefficient(("K",), "ones")}
@@ -104,7 +106,6 @@ VARIANTS: dict[str, StreamVariant] = {
             "altup",
             PREDICT_AND_CORRECT,
             STATIC + "altup",
-            STATIC + "altup_around_branches",
             reference=REFERENCE + "altup_stream",
             widening=WIDENING + "widened_prediction",
         ),
@@ -120,7 +121,7 @@ VARIANTS: dict[str, StreamVariant] = {
             "round_robin",
             {"read": Coefficient(("K",), "one_hot"), "scale": Coefficient((1,), "ones", neutral="zeros")},
             STATIC + "round_robin",
-            STATIC + "round_robin",
+            STATIC + "round_robin",  # it adds, whatever the level
             reference=REFERENCE + "round_robin_stream",
             widening=WIDENING + "widened_reading",
             copies="summed",
@@ -133,7 +134,6 @@ VARIANTS: dict[str, StreamVariant] = {
                 "write": Coefficient(("K",), "ones"),
             },
             STATIC + "hyper_connections",
-            STATIC + "hyper_connections_around_branches",
             reference=REFERENCE + "hyper_connections_stream",
             widening=WIDENING + "widened_connection",
         ),

@@ -45,8 +45,8 @@ from altup_moe.altup.variants import Level, selected_block
 def neutral_value(coefficient: Coefficient, width: int, hidden_size: int, block: int, level: Level = "layer") -> Tensor:
     """A coefficient of a layer that leaves a stream of `width` blocks as it is, if its output equals its input. fp32.
 
-    P = I, g = 1; for `round_robin`, which adds, scale 0; for `hc` r = e_j, M = I, g = 1. A branch that gives 0 leaves the
-    stream as it is with the initial values too, and `round_robin`'s scale must not be 0 then: neither would ever learn.
+    P = I, g = 1; for `round_robin`, which adds, scale 0; for `hc` r = e_j, M = I, g = 1. A branch that gives 0 leaves
+    the stream as it is with the initial values too, and `round_robin`'s scale must not be 0: neither would ever learn.
     """
     value = (coefficient.neutral if level == "layer" else None) or coefficient.initial
     return initial_value(value, coefficient.sizes(width, hidden_size), block)

@@ -31,7 +31,7 @@ def check_arch(config: RunConfig) -> None:
 def _check_branches(config: RunConfig) -> None:
     """Raise ConfigError for what stands around whole layers only."""
     a, layer = config.altup, "stands around whole layers only; layer would fit"
-    if VARIANTS[a.variant].branch_weights is None:
+    if VARIANTS[a.variant].weights is None:
         raise ConfigError("altup.level", a.level, f"altup.variant {a.variant} {layer}")
     if config.model.arch != "gpt":
         raise ConfigError("altup.level", a.level, f"the stream of model.arch {config.model.arch} {layer}")

@@ -63,7 +63,11 @@ def _known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def leaky_run(layout: str, **sections: Any) -> RunConfig:
-    return small(layout, altup={"variant": ROW.name, "width": 4}, **sections)
+    altup = {"variant": ROW.name, "width": 4, **sections.pop("altup", {})}
+    return small(layout, altup=altup, **sections)
+
+
+BRANCHES = {"altup": {"level": "branch", "recycled": False}}
 
 
 @pytest.mark.parametrize(
@@ -73,6 +77,7 @@ def leaky_run(layout: str, **sections: Any) -> RunConfig:
         ("tp2-ep2", {"train": {"recompute": "full"}}),
         ("tp2-pp2-ep2", {"overlap": {"microbatch_halves": True}}),
         ("dp2-pp2", {"overlap": {"mixing": "inline"}, "parallel": {"distributed_optimizer": True}}),
+        ("tp2-pp2-ep2", BRANCHES),
     ],
 )
 def test_gradients_are_the_references(layout: str, ways: dict[str, Any]) -> None:

@@ -39,6 +39,12 @@ def test_recycled_model_starts_as_the_plain_one(alone: Topology, width: int, var
     assert first_loss(alone, width, 1e-10, variant=variant, select=select) == pytest.approx(plain, rel=1e-6)
 
 
+@pytest.mark.parametrize("variant", ["altup", "gemma", "hc"])
+def test_around_branches_too(alone: Topology, variant: str) -> None:
+    plain = first_loss(alone, 1, 1e-10)
+    assert first_loss(alone, 4, 1e-10, variant=variant, level="branch") == pytest.approx(plain, rel=1e-6)
+
+
 def test_wide_tables_do_not(alone: Topology) -> None:
     """The equality above is not for lack of sensitivity."""
     assert abs(first_loss(alone, 2, 1e-10, recycled=False) / first_loss(alone, 1, 1e-10) - 1) > 1e-3
