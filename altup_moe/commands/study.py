@@ -13,6 +13,7 @@ from altup_moe.config.ranges import COUNT, Range
 from altup_moe.plan.cluster import load_cluster
 from altup_moe.study.read_study import load_study
 from altup_moe.study.report.options import ReportOptions
+from altup_moe.study.spec import Launcher, Study
 from altup_moe.study.study_directory import StudyDirectory, check_new_study
 
 
@@ -29,6 +30,13 @@ class RunOptions:
     GPU."""
     retry_failed: bool = False
     """Begin rows anew that failed before."""
+    launcher: Launcher | None = None
+    """What starts the rows, whatever the file says; None is the file's. slurm: jobs of a cluster, with the file's
+    `cluster`."""
+    max_running: int | None = None
+    """Launcher slurm: rows in the cluster at a time, at most."""
+    cancel_on_interrupt: bool = False
+    """Launcher slurm: Ctrl-C cancels the jobs, which save; else they go on."""
     dry_run: bool = False
     """Print the rows, those to come too, their parameters, FLOPs and tokens, and what is done; start nothing."""
     cluster: str | None = None
@@ -89,13 +97,17 @@ def law_command(o: LawOptions) -> int:
 
 def run_command(o: RunOptions) -> int:
     """Check the whole study, then run it."""
-    if o.jobs is not None:
-        COUNT.check("jobs", o.jobs)
+    for key in ("jobs", "max_running"):
+        if (value := getattr(o, key)) is not None:
+            COUNT.check(key, value)
     if o.cluster and not o.dry_run:
         raise UserError("--cluster: is of use with --dry-run alone; add --dry-run")
     cluster = load_cluster(o.cluster) if o.cluster else None
-    study = load_study(o.study)
+    study = load_study(o.study, o.launcher)
+    _check_launcher(o, study)
     root = o.dir or Path("runs/study") / study.name
+    # Jobs find it from any directory.
+    root = root.absolute() if study.on_slurm else root
     check_new_study("dir", root)
     if o.dry_run:
         directory = StudyDirectory(root)
@@ -103,8 +115,19 @@ def run_command(o: RunOptions) -> int:
         print("\n".join(planned_rows(known, directory, cluster)))
         return 0
     from altup_moe.study.run import run_study
+    from altup_moe.study.slurm.client import OnSlurm
 
-    return run_study(study, root, o.jobs, o.retry_failed)
+    return run_study(study, root, o.jobs, o.retry_failed, OnSlurm(o.max_running, o.cancel_on_interrupt))
+
+
+def _check_launcher(o: RunOptions, study: Study) -> None:
+    """Check that options are those of the study's launcher."""
+    if study.on_slurm and o.jobs is not None:
+        raise ConfigError("jobs", o.jobs, "is for rows on this machine; --max-running limits those of launcher slurm")
+    if not study.on_slurm:
+        for key, value in (("max_running", o.max_running), ("cancel_on_interrupt", o.cancel_on_interrupt or None)):
+            if value is not None:
+                raise ConfigError(key, value, "is for launcher slurm; --launcher slurm would fit")
 
 
 def status_command(o: StatusOptions) -> int:
@@ -113,12 +136,21 @@ def status_command(o: StatusOptions) -> int:
     study = directory.study()
     from rich.console import Console
 
-    from altup_moe.study.collect_row import usable_cores
+    from altup_moe.parallel.machine import usable_cores
     from altup_moe.study.live_table import study_table
-    from altup_moe.study.progress import snapshot
+    from altup_moe.study.progress import RowPhase, lanes_of, snapshot
+    from altup_moe.study.slurm.batches import Batches
+    from altup_moe.study.slurm.phases import phases_now
 
-    finished, training = directory.finished(), directory.training(study)
-    Console().print(study_table(study.name, snapshot(study, directory, finished, training, usable_cores())))
+    phases: dict[str, RowPhase]
+    if study.on_slurm:
+        phases, unknown = phases_now(Batches(directory.slurm))
+        lanes = lanes_of(study, phases)
+        if unknown is not None:
+            print(f"note: {unknown}")
+    else:
+        phases, lanes = dict.fromkeys(directory.training(study), "training"), usable_cores()
+    Console().print(study_table(study.name, snapshot(study, directory, directory.finished(), phases, lanes)))
     return 0
 
 
@@ -142,7 +174,8 @@ STUDY = Group(
             run_command,
             positional=["study"],
             more="""It never repeats a finished row. Exit codes: 0; 1 some rows failed (they are kept with their
-            reason); 2 a mistake; 75 a signal stopped it, saved: the same command goes on.""",
+            reason); 2 a mistake; 75 a signal stopped it, saved, or jobs of SLURM were cancelled: the same command goes
+            on.""",
         ),
         "status": Command(
             "study status",

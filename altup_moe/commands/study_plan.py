@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from altup_moe.plan.cluster import Cluster
 from altup_moe.plan.step import plan_step
 from altup_moe.report.formatting import count
 from altup_moe.study.ladder.forecast import forecast
+from altup_moe.study.slurm.submission import shape_of
 from altup_moe.study.spec import RowSpec, Study
 from altup_moe.study.study_directory import StudyDirectory
 
@@ -80,7 +82,15 @@ def planned_rows(study: Study, directory: StudyDirectory, cluster: Cluster | Non
     done = sum(row.config_hash in finished for row in study.rows)
     parts = [f"{len(study.rows)} rows, {done} of them finished", *([f"{len(coming)} to come"] if coming else [])]
     summary = f"{study.name}: {', '.join([*parts, *_totals(each, cluster)])}, in {directory.root}; nothing was started"
-    return [*table, "", *study.notes(), *_notes(rows, each, cluster), summary]
+    jobs = _jobs(study, [row for row in rows if row.config_hash not in finished])
+    return [*table, "", *study.notes(), *jobs, *_notes(rows, each, cluster), summary]
+
+
+def _jobs(study: Study, rows: Sequence[RowSpec]) -> Iterator[str]:
+    """How many rows launcher slurm trains on which nodes."""
+    if study.on_slurm:
+        for (nodes, ranks, threads), number in Counter(shape_of(row, study.cluster) for row in rows).items():
+            yield f"slurm: {number} x {nodes} node(s), {ranks} rank(s) on each, {threads} thread(s) a rank"
 
 
 def _cells(row: RowSpec, cost: RowCost, state: str, timed: bool) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ SBATCH = Path(__file__).with_name("slurm.sbatch")
 """The batch file without a command; `sbatch [flags] slurm.sbatch COMMAND` takes one as it is."""
 FIRST, PROLOGUE = "#!/usr/bin/env bash\n", "set -euo pipefail\n"
 """Lines of the batch file after which its flags and the command are put."""
+PROGRAMS = "for program in srun scontrol squeue; do\n"
+"""The line before which a user's own lines are put: they may bring these programs into PATH."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,17 @@ def launch(options: SlurmOptions, command: Sequence[str]) -> int:
         return subprocess.run([sbatch, str(file)], check=False).returncode
 
 
-def batch_file(options: SlurmOptions, command: Sequence[str]) -> str:
+def batch_file(
+    options: SlurmOptions,
+    command: Sequence[str],
+    setup: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
+) -> str:
     """The text of `slurm.sbatch` with the flags as its #SBATCH lines and the command as its default words.
 
+    Args:
+        setup: lines of bash that run first, on the first node, as `module load cuda`; one that fails ends the job.
+        variables: of the batch file, by name. Their values are words of bash.
     Raises:
         LaunchError: an option does not fit.
     """
@@ -97,11 +107,15 @@ def batch_file(options: SlurmOptions, command: Sequence[str]) -> str:
     prologue = f"(($#)) || set -- {shlex.join(command)}\n" if command else ""
     if options.ranks_per_node is not None:
         prologue += f"export RANKS_PER_NODE=${{RANKS_PER_NODE:-{options.ranks_per_node}}}\n"
+    prologue += "".join(f"export {name}={value}\n" for name, value in (variables or {}).items())
     text = SBATCH.read_text(encoding="utf-8")
     names = {flag.partition("=")[0] for flag in flags}
     kept = [line for line in text.splitlines(keepends=True) if not _sets(line, names)]
     text = "".join(kept)
     text = text.replace(FIRST, FIRST + "".join(f"#SBATCH {shlex.quote(flag)}\n" for flag in flags), 1)
+    if setup:
+        # Scripts that such lines call read variables that are not set.
+        text = text.replace(PROGRAMS, "\n".join(["set +u", *setup, "set -u", "", PROGRAMS]), 1)
     return text.replace(PROLOGUE, PROLOGUE + prologue, 1)
 
 

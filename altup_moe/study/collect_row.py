@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
-import platform
 import statistics
 import subprocess
 from collections.abc import Sequence
@@ -13,8 +11,8 @@ from typing import Any
 
 from altup_moe.model.flops import flops_per_token
 from altup_moe.parallel.counts import count_parameters
-from altup_moe.parallel.machine import processor, usable_cores
 from altup_moe.parallel.start_ranks import ROOT
+from altup_moe.study.hardware import machine_here
 from altup_moe.study.records import CurvePoint, Experts, Hardware, Latency, Quality, Spread, StudyRow
 from altup_moe.study.spec import MeasureSpec, RowSpec, Study
 from altup_moe.study.study_directory import MeasureKind, RowDirectory, StudyDirectory, read_json_or_none
@@ -29,7 +27,7 @@ def done_row(study: Study, row: RowSpec, directory: StudyDirectory) -> StudyRow:
     trained, lines = read_json_or_none(row_directory.trained) or {}, steps_of(row, directory)
     experts = trained.get("experts")
     return StudyRow(
-        **_who(study, row, trained.get("device", "unknown")),
+        **_who(study, row, row_directory, trained),
         status="done",
         **_run(row, lines),
         quality=Quality(trained["valid_loss"], trained["valid_bits_per_byte"], _last_tenth(lines)),
@@ -42,10 +40,9 @@ def done_row(study: Study, row: RowSpec, directory: StudyDirectory) -> StudyRow:
 def failed_row(study: Study, row: RowSpec, directory: StudyDirectory, reason: str) -> StudyRow:
     """Build the line of a row that failed, with the figures of the steps that it took."""
     lines = steps_of(row, directory)
-    device = (read_json_or_none(directory.of_row(row).trained) or {}).get("device", "unknown")
-    return StudyRow(
-        **_who(study, row, device), status="failed", reason=reason, **_run(row, lines), curve=curve(row, lines)
-    )
+    row_directory = directory.of_row(row)
+    who = _who(study, row, row_directory, read_json_or_none(row_directory.trained) or {})
+    return StudyRow(**who, status="failed", reason=reason, **_run(row, lines), curve=curve(row, lines))
 
 
 def steps_of(row: RowSpec, directory: StudyDirectory) -> list[dict[str, Any]]:
@@ -57,7 +54,9 @@ def steps_of(row: RowSpec, directory: StudyDirectory) -> list[dict[str, Any]]:
     return [*(line for line in before if line["step"] <= row.branch.step), *own]
 
 
-def _who(study: Study, row: RowSpec, device: str) -> dict[str, Any]:
+def _who(study: Study, row: RowSpec, row_directory: RowDirectory, trained: dict[str, Any]) -> dict[str, Any]:
+    measured = read_json_or_none(row_directory.measured("steps", 0)) or {}
+    machine = measured.get("machine") or trained.get("machine") or machine_here()
     return {
         "study": study.name,
         "name": row.name,
@@ -67,15 +66,7 @@ def _who(study: Study, row: RowSpec, device: str) -> dict[str, Any]:
         "overrides": row.overrides,
         "role": row.role,
         "commit": commit(ROOT),
-        "hardware": Hardware(
-            processor=processor(),
-            cores=usable_cores(),
-            threads=row.threads,
-            ranks=row.ranks,
-            device=device,
-            torch=importlib.metadata.version("torch"),
-            system=platform.platform(),
-        ),
+        "hardware": Hardware(threads=row.threads, ranks=row.ranks, device=trained.get("device", "unknown"), **machine),
     }
 
 

@@ -22,6 +22,7 @@ from altup_moe.inference.load_run import load_run
 from altup_moe.model.build import named_tensors
 from altup_moe.model.reference.cache_name import CACHE
 from altup_moe.parallel.topology import Topology, topology
+from altup_moe.study.hardware import machine_here
 from altup_moe.study.spec import MeasureSpec
 from altup_moe.study.study_directory import RowDirectory, write_json
 from altup_moe.timeline.overlap import overlap_by_step
@@ -105,7 +106,7 @@ def measure_steps(roots: list[Path], number: int, measure: MeasureSpec) -> int:
                 if turn >= measure.warmup:
                     taken.append(one)
         steps = per_round(measure.recorded, measure.rounds)
-        found: list[dict[str, Any]] = [{"seconds": taken} for taken in seconds]
+        found: list[dict[str, Any]] = [{"seconds": taken, "machine": machine_here()} for taken in seconds]
         for row, figures in zip(rows, found, strict=True):
             if steps and row.config.parallel.expert > 1:
                 figures |= row.exchanges(steps)

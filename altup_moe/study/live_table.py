@@ -49,7 +49,7 @@ class LiveTable:
         if self._live is not None:
             self._next = time.monotonic() + EVERY_SECONDS
             # Rows that wait or are done are left out: they would not fit on a screen.
-            self._live.update(study_table(self.name, snapshot, ("training", "failed")))
+            self._live.update(study_table(self.name, snapshot, ("training", "requeued", "queued", "failed")))
 
 
 def cells(each: RowState) -> tuple[str, str, str, str, str]:

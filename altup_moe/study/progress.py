@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,8 @@ from altup_moe.study.spec import MeasureSpec, RowSpec, Study
 from altup_moe.study.study_directory import RowDirectory, StudyDirectory, read_json_or_none
 from altup_moe.study.time_left import Work, seconds_left, spelled_time
 
-RowPhase = Literal["done", "failed", "trained", "training", "waiting"]
+RowPhase = Literal["done", "failed", "trained", "training", "requeued", "queued", "waiting"]
+"""State of a row. `queued`: its job waits in SLURM; `requeued`: it does so again, having run before."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Snapshot:
         """Counts by state and the time left, in one line."""
         total = len(self.states)
         parts = [f"{self.count('done')} of {total} rows done"]
-        under_way: tuple[RowPhase, ...] = ("trained", "training", "waiting")
+        under_way: tuple[RowPhase, ...] = ("trained", "training", "requeued", "queued", "waiting")
         parts += [f"{self.count(state)} {state}" for state in under_way if self.count(state)]
         parts.append(f"{self.count('failed')} failed")
         if self.count("done", "failed") < total:
@@ -52,24 +53,28 @@ class Snapshot:
 
 
 def snapshot(
-    study: Study, directory: StudyDirectory, finished: Mapping[str, StudyRow], running: Collection[str], lanes: int
+    study: Study,
+    directory: StudyDirectory,
+    finished: Mapping[str, StudyRow],
+    phases: Mapping[str, RowPhase],
+    lanes: int,
 ) -> Snapshot:
-    """Read the rows' files. ``running``: keys of rows that train now; ``lanes``: cores that training fills."""
-    states = [_state(study, row, directory.of_row(row), finished.get(row.config_hash), running) for row in study.rows]
+    """Read the rows' files. ``phases``: what rows do now, by key; ``lanes``: cores that training fills."""
+    states = [_state(study, row, directory.of_row(row), finished.get(row.config_hash), phases) for row in study.rows]
     to_measure = [each.measuring for each in states if each.measuring]
     training = [each.training for each in states]
     return Snapshot(states, seconds_left(training, to_measure, lanes))
 
 
 def _state(
-    study: Study, row: RowSpec, row_directory: RowDirectory, line: StudyRow | None, running: Collection[str]
+    study: Study, row: RowSpec, row_directory: RowDirectory, line: StudyRow | None, phases: Mapping[str, RowPhase]
 ) -> RowState:
     lines = row_directory.metrics()
     trained = read_json_or_none(row_directory.trained)
     state: RowPhase = (
         line.status
         if line
-        else "trained" if trained else "training" if row.key in running else "waiting"
+        else "trained" if trained else phases.get(row.key, "waiting")
     )  # fmt: skip
     work = training_work(row, lines, (trained or {}).get("wall_seconds", 0.0))
     if state in ("done", "failed", "trained"):
@@ -77,6 +82,12 @@ def _state(
     measuring = measuring_work(study.measure, row, lines) if state not in ("done", "failed") else None
     last = lines[-1] if lines else {}
     return RowState(row, state, last.get("step", 0), last.get("lm_loss"), work, measuring)
+
+
+def lanes_of(study: Study, phases: Mapping[str, RowPhase]) -> int:
+    """Cores of the rows that train now; of the widest one where none does."""
+    widest = max(row.cores for row in study.rows)
+    return max(widest, sum(row.cores for row in study.rows if phases.get(row.key) == "training"))
 
 
 def training_work(row: RowSpec, lines: Sequence[dict[str, Any]], wall: float) -> Work:

@@ -15,7 +15,8 @@ Instead of budget, rows and grid there may be a `ladder` (`study.ladder.spec`).
 
 A row or grid may name a row above it as its `after`: it is trained once that row of the same seed is, from its weights.
 If that row fails, so does this one. `ranks`, `launcher` and `rate` stand at the top, and differ in a row or grid where
-its `set` has them. Everything is read and checked before anything starts.
+its `set` has them. `cluster` is launcher slurm's (`study.slurm.cluster`). Everything is read and
+checked before anything starts.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from altup_moe.study.ladder.read import read_ladder
 from altup_moe.study.ladder.rows import LadderRow, ladder_rows
 from altup_moe.study.read_record import mapping, record
 from altup_moe.study.same_run import reasons
+from altup_moe.study.slurm.cluster import Cluster, read_cluster
 from altup_moe.study.spec import Branch, Budget, Launcher, Losses, MeasureSpec, RowSpec, Study, steps_for
 
 _RATE = re.compile(r"[0-9]+(\.[0-9]+)?([kmg])bit", re.IGNORECASE)
@@ -48,7 +50,7 @@ TIMELESS = ("constant", "inverse_sqrt")
 
 
 @dataclass(frozen=True)
-class _Top:
+class _File:
     """Top-level keys of the file."""
 
     base: Any
@@ -59,10 +61,19 @@ class _Top:
     rows: Any = None
     grid: Any = None
     measure: Any = None
+    cluster: Any = None
     ranks: int = 1
     launcher: Launcher = "torchrun"
     rate: str | None = None
     threads: int = 1
+
+
+@dataclass(frozen=True)
+class _Top(_File):
+    """The file's keys, and what the command says instead of them."""
+
+    override: Launcher | None = None
+    """Launcher of all rows."""
 
 
 _RUN_HINTS = {key: typing.get_type_hints(_Top)[key] for key in ("ranks", "launcher", "rate")}
@@ -82,9 +93,11 @@ class _Named:
     after: Any = None
 
 
-def load_study(path: str | Path) -> Study:
+def load_study(path: str | Path, launcher: Launcher | None = None) -> Study:
     """Read a study's file, or the shipped one of that name, and check its rows.
 
+    Args:
+        launcher: what all rows are started by, whatever the file says; None is the file's.
     Raises:
         ConfigError: a key or value that does not fit (rows' keys begin with `rows.NAME`); two rows that are the same.
         UserError: a file that cannot be read.
@@ -92,13 +105,13 @@ def load_study(path: str | Path) -> Study:
     file = find_file(path, "study")
     content = read_yaml(file)
     _check_no_run(file, content)
-    top = record(_Top, content, "", _EXAMPLES)
+    top = _Top(**vars(record(_File, content, "", _EXAMPLES)), override=launcher)
     base = read_yaml(_base(file, top.base)) if isinstance(top.base, str) else mapping("base", top.base)
-    measure = _measure(top.measure)
+    measure, cluster = _measure(top.measure), read_cluster(top.cluster)
     COUNT.check("threads", top.threads)
     seeds = _seeds(top.seeds)
     if top.ladder is not None:
-        return _ladder(top, base, seeds, measure, safe(top.name or file.stem))
+        return _ladder(top, base, seeds, measure, cluster, safe(top.name or file.stem))
     budget = _budget(top.budget)
     named = [*_rows(top.rows), *_grids(top.grid)]
     if not named:
@@ -109,10 +122,13 @@ def load_study(path: str | Path) -> Study:
             made.append(_row(top, base, budget, each, seed, _before(each, [row for row in made if row.seed == seed])))
     _check_different(made, base)
     _check_fits(measure, made)
-    return Study(safe(top.name or file.stem), made, measure)
+    _check_places(cluster, made)
+    return Study(safe(top.name or file.stem), made, measure, cluster=cluster)
 
 
-def _ladder(top: _Top, base: Mapping[str, Any], seeds: list[int], measure: MeasureSpec, name: str) -> Study:
+def _ladder(
+    top: _Top, base: Mapping[str, Any], seeds: list[int], measure: MeasureSpec, cluster: Cluster, name: str
+) -> Study:
     """The study of a ladder, with the rows that are known before anything is trained."""
     for key in ("budget", "rows", "grid"):
         if (value := getattr(top, key)) is not None:
@@ -136,7 +152,8 @@ def _ladder(top: _Top, base: Mapping[str, Any], seeds: list[int], measure: Measu
         rows = list(made.values())
         _check_different(rows, base)
         _check_fits(measure, rows)
-        return Study(name, rows, measure, grown, len(ladder.families) * len(ladder.sizes))
+        _check_places(cluster, rows)
+        return Study(name, rows, measure, grown, len(ladder.families) * len(ladder.sizes), cluster)
 
     return grown(lambda row: None)
 
@@ -255,6 +272,7 @@ def _checked(
             raise unknown_key(str(key), value, [*HINTS, *run])
         elif key in _DECIDED:
             raise ConfigError(key, value, f"{_DECIDED[key]} decides it")
+    run |= {} if top.override is None else {"launcher": top.override}
     if budget.tokens is not None and "train.steps" in named.set:
         raise ConfigError("train.steps", named.set["train.steps"], "budget.tokens decides it")
     config = _budgeted(_quiet(from_dict(sections), sections), sections, budget, seed)
@@ -319,3 +337,14 @@ def _check_fits(measure: MeasureSpec, rows: list[RowSpec]) -> None:
     if measure.prefill_tokens is not None:
         shortest = min(row.config.model.seq_length for row in rows)
         Range(1, shortest - 1).check("measure.prefill_tokens", measure.prefill_tokens)
+
+
+def _check_places(cluster: Cluster, rows: list[RowSpec]) -> None:
+    """Check that SLURM starts all rows or none, and that their ranks fill nodes."""
+    on_slurm = [row for row in rows if row.launcher == "slurm"]
+    for row in rows:
+        if on_slurm and row.launcher != "slurm":
+            fits = f"rows.{on_slurm[0].name} has launcher slurm, which is the whole study's: it would fit at the top"
+            raise ConfigError(f"rows.{row.name}.launcher", row.launcher, fits)
+    for row in on_slurm:
+        cluster.place(row.ranks)

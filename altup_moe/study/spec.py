@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from altup_moe.config import RunConfig
 from altup_moe.config.identity import identity
 from altup_moe.study.report.gaps import gaps
 from altup_moe.study.report.options import REFERENCE
+from altup_moe.study.slurm.cluster import Cluster
 
-Launcher = Literal["torchrun", "netlab"]
+Launcher = Literal["torchrun", "netlab", "slurm"]
 Role = Literal["trained", "tuning"]
 """What a row is for: its figures, or only the choice of a tuned key of others."""
 
@@ -127,6 +128,7 @@ class Study:
 
     ``grow``: the study with the rows that follow once its rows are trained (a ladder's that tunes); None has no more.
     ``models``: of a ladder, families times sizes: those that are not tuned yet have rows to come.
+    ``cluster``: the nodes of launcher slurm.
     """
 
     name: str
@@ -134,6 +136,12 @@ class Study:
     measure: MeasureSpec
     grow: Callable[[Losses], Study] | None = None
     models: int = 0
+    cluster: Cluster = field(default_factory=Cluster)
+
+    @property
+    def on_slurm(self) -> bool:
+        """Whether its rows are jobs of SLURM: all of them, or none."""
+        return any(row.launcher == "slurm" for row in self.rows)
 
     def notes(self) -> list[str]:
         """What may surprise before it starts: rows that are not known yet, a budget that is less than one step, cells

@@ -4,6 +4,7 @@ DIR/study.yaml              the rows of the study, resolved
 DIR/rows.jsonl              a line for every finished row (records.py)
 DIR/lock                    held while a study runs here
 DIR/data/                   tokens, shared by the rows
+DIR/slurm/                  what launcher slurm has submitted (slurm/batches.py)
 DIR/rows/NAME-sSEED-HASH/   config.yaml   what the row trains
                             run/          its run directory
                             log.txt       what its processes printed
@@ -31,16 +32,19 @@ import yaml
 from altup_moe.config import ConfigError, RunConfig, UserError
 from altup_moe.config.files import check_directory, write_text
 from altup_moe.config.load import load_config, read_yaml, save_config
-from altup_moe.config.locks import locked_directory
+from altup_moe.config.locks import is_locked, locked_directory
 from altup_moe.config.metrics_lines import read_metrics
 from altup_moe.config.run_directory import checkpoints_dir, config_file, metrics_file
 from altup_moe.study.records import StudyRow, read_rows
+from altup_moe.study.slurm.cluster import read_cluster
 from altup_moe.study.spec import Branch, Budget, MeasureSpec, RowSpec, Study
 
 ROWS = "rows.jsonl"
 STUDY = "study.yaml"
 MeasureKind = Literal["steps", "texts"]
 """What is measured: training steps, or prompts and generated tokens."""
+KINDS: tuple[MeasureKind, ...] = ("steps", "texts")
+"""In this order in each round."""
 
 
 def check_study(root: Path) -> None:
@@ -114,6 +118,10 @@ class RowDirectory:
         """File of what a round measured."""
         return self.root / f"{kind}-{number}.json"
 
+    def all_measured(self, rounds: int) -> bool:
+        """Whether every round was measured."""
+        return all(self.measured(kind, number).exists() for number in range(rounds) for kind in KINDS)
+
     def metrics(self) -> tuple[dict[str, Any], ...]:
         """The run's metrics of each step so far; a damaged or incomplete line is left out."""
         return metrics_lines(metrics_file(self.run_dir))
@@ -156,6 +164,11 @@ class StudyDirectory:
     """The directory of a study."""
 
     root: Path
+
+    @property
+    def slurm(self) -> Path:
+        """Directory of what launcher slurm has submitted."""
+        return self.root / "slurm"
 
     def of_row(self, row: RowSpec) -> RowDirectory:
         """The directory of a row."""
@@ -214,7 +227,9 @@ class StudyDirectory:
             file, config = self.of_row(row).config, self.config(row)
             if not self.of_row(row).trained.exists() and not (file.is_file() and load_config(file) == config):
                 save_config(config, file)
-        content = {"name": study.name, "measure": dict(vars(study.measure)), "rows": rows}
+        content: dict[str, Any] = {"name": study.name, "measure": dict(vars(study.measure)), "rows": rows}
+        if study.on_slurm:
+            content["cluster"] = dict(vars(study.cluster))
         write_text(self.root / STUDY, yaml.safe_dump(content, sort_keys=False))
 
     def study(self) -> Study:
@@ -233,7 +248,8 @@ class StudyDirectory:
             directory, step = written.get("branches_off", (None, 0))
             branch = None if directory is None else Branch(rows[directory], step)
             rows[written["directory"]] = self._read_row(written, rows.get(written.get("after")), branch)
-        return Study(content["name"], list(rows.values()), MeasureSpec(**content["measure"]))
+        measure, cluster = MeasureSpec(**content["measure"]), read_cluster(content.get("cluster"))
+        return Study(content["name"], list(rows.values()), measure, cluster=cluster)
 
     def _read_row(self, written: dict[str, Any], after: RowSpec | None, branch: Branch | None) -> RowSpec:
         config = load_config(RowDirectory(self.root / written["directory"]).config)
@@ -261,11 +277,8 @@ class StudyDirectory:
 
     def training(self, study: Study) -> set[str]:
         """Keys of the rows that have begun, if a study runs here; for another process, such as `status`."""
-        try:
-            with self.locked():
-                return set()
-        except UserError:
-            return {row.key for row in study.rows if self.of_row(row).run_dir.exists()}
+        begun = {row.key for row in study.rows if self.of_row(row).run_dir.exists()}
+        return begun if is_locked(self.root) else set()
 
     def finished(self) -> dict[str, StudyRow]:
         """Read the rows that have a line, by config_hash. An incomplete last line is removed.

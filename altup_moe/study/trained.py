@@ -18,6 +18,7 @@ from altup_moe.inference.evaluate import evaluate_samples
 from altup_moe.inference.load_run import FinishedRun, load_run
 from altup_moe.parallel.machine import device_name
 from altup_moe.parallel.topology import rank_from_env
+from altup_moe.study.hardware import machine_here
 from altup_moe.study.records import Experts
 from altup_moe.study.study_directory import RowDirectory, read_json_or_none, write_json
 from altup_moe.train import loop
@@ -74,9 +75,9 @@ def train_row(row_directory: RowDirectory, seconds: float | None) -> int:
         problem = not_finite(row_directory)
         run = None if problem else load_run(row_directory.run_dir)
         figures = {} if run is None else held_out_figures(run, run_samples(run.config, scan=False))
-        device = device_name()
+        where = {"device": device_name(), "machine": machine_here()}
         wall = time.perf_counter() - began
-        write_json(row_directory.trained, {**figures, "problem": problem, "device": device, "wall_seconds": wall})
+        write_json(row_directory.trained, {**figures, "problem": problem, **where, "wall_seconds": wall})
     return 0
 
 

@@ -106,7 +106,7 @@ def test_a_dry_run_lists_the_rows_and_writes_nothing(
 
 
 def test_the_table_says_which_loss_it_shows(study: Study, tmp_path: Path) -> None:
-    found = study_table("small", snapshot(study, StudyDirectory(tmp_path / "study"), {}, set(), 2))
+    found = study_table("small", snapshot(study, StudyDirectory(tmp_path / "study"), {}, {}, 2))
     assert [column.header for column in found.columns][-1] == "train loss"
 
 
@@ -205,14 +205,14 @@ def test_forgotten_rows_begin_anew_and_others_stay(tmp_path: Path, study: Study)
 def test_a_snapshot_counts_and_foresees(tmp_path: Path, study: Study) -> None:
     directory = StudyDirectory(tmp_path)
     train(directory, study, 0, 4)
-    found = snapshot(study, directory, {}, {study.rows[0].key}, lanes=1)
+    found = snapshot(study, directory, {}, {study.rows[0].key: "training"}, lanes=1)
     assert [(each.state, each.steps) for each in found.states] == [("training", 4), ("waiting", 0)]
     assert found.left is not None
     finish(directory, study, 0)
-    later = snapshot(study, directory, {}, set(), lanes=1)
+    later = snapshot(study, directory, {}, {}, lanes=1)
     assert later.summary().startswith("0 of 2 rows done, 1 trained, 1 waiting, 0 failed, about ")
     done = {row.config_hash: failed_row(study, row, directory, "no luck") for row in study.rows}
-    assert snapshot(study, directory, done, set(), lanes=1).summary() == "0 of 2 rows done, 2 failed"
+    assert snapshot(study, directory, done, {}, lanes=1).summary() == "0 of 2 rows done, 2 failed"
 
 
 def test_a_curve_is_thinned_and_keeps_validations_and_the_end(study: Study) -> None:

@@ -1,0 +1,1 @@
+"""Studies on a SLURM cluster: rows as tasks of job arrays."""
