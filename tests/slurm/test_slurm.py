@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ import pytest
 from tests.distributed.test_launchers import SMALL
 from tests.processes import wait_until
 from tests.slurm.cluster import ROOT, Cluster, reason
-from tests.two_nodes import NODES, TwoNodes
+from tests.two_nodes import NODES
 
 Saw = Callable[[float, int, str], None]
 REASON = reason()
@@ -27,19 +25,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),  # a busy machine; each is done in seconds
 ]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """SLURM with two idle nodes."""
-    directory = Path(tempfile.mkdtemp(prefix="altup-slurm-"))  # pytest's paths are too long for sockets
-    try:
-        with TwoNodes(directory) as nodes:
-            cluster = Cluster(nodes)
-            cluster.start()
-            yield cluster
-    finally:
-        shutil.rmtree(directory)
 
 
 def training(cluster: Cluster, name: str, **changes: object) -> list[str]:
