@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from altup_moe.launch.slurm import SlurmOptions
@@ -13,19 +14,19 @@ from altup_moe.study.slurm.batches import Batch
 from altup_moe.study.slurm.cluster import Cluster
 
 
-def batch_file(batch: Batch, cluster: Cluster, root: Path, after: str | None = None, most: int | None = None) -> str:
+def batch_file(batch: Batch, cluster: Cluster, root: Path, after: Sequence[str] = (), most: int | None = None) -> str:
     """The text that sbatch takes.
 
     Args:
         root: directory of the batch, absolute.
-        after: task that must have succeeded before, as 12_3; None starts as soon as there are nodes.
+        after: tasks that must have succeeded before, as 12_3.
         most: tasks that run at a time; None is without limit.
     """
     limit = "" if most is None else f"%{most}"
     output = str(root).replace("%", "%%")  # as sbatch reads file names
     flags = [f"--array=0-{batch.tasks - 1}{limit}", f"--output={output}/out-%a.txt", *cluster.flags]
-    if after is not None:
-        flags += [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
+    if after:
+        flags += [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
     options = SlurmOptions(
         partition=cluster.partition,
         nodes=batch.nodes,

@@ -16,16 +16,17 @@ Every file is complete or absent. A later batch with a row counts instead of an 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from altup_moe.config.files import write_text
 from altup_moe.study.spec import MeasureSpec
 
 BATCH = "batch.json"
+BatchKind = Literal["train", "measure"]
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,17 @@ class Batch:
 
     ``name``: of the job, unlike every other's: by it a job is found whose number was not noted.
     ``kind``: an array that trains a row in each task, or one task that measures the rows together.
-    ``follows``: it waits for a job of another batch.
+    ``after``: keys of the rows whose tasks, of other batches, must have succeeded before.
     """
 
     name: str
-    kind: Literal["train", "measure"]
+    kind: BatchKind
     nodes: int
     ranks_per_node: int
     threads: int
     rows: tuple[BatchRow, ...]
     measure: MeasureSpec
-    follows: bool = False
+    after: tuple[str, ...] = ()
 
     @property
     def ranks(self) -> int:
@@ -116,8 +117,8 @@ class BatchDirectory:
     def batch(self) -> Batch:
         """The batch. Raises OSError if it was not written to the end."""
         content = json.loads((self.root / BATCH).read_text(encoding="utf-8"))
-        rows = tuple(BatchRow(**row) for row in content.pop("rows"))
-        return Batch(rows=rows, measure=MeasureSpec(**content.pop("measure")), **content)
+        rows, after = tuple(BatchRow(**row) for row in content.pop("rows")), tuple(content.pop("after"))
+        return Batch(rows=rows, after=after, measure=MeasureSpec(**content.pop("measure")), **content)
 
     @property
     def job(self) -> str | None:
@@ -145,7 +146,7 @@ class BatchDirectory:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the last batch with a row has it."""
+    """Where the last batch of a kind with a row has it."""
 
     directory: BatchDirectory
     batch: Batch
@@ -175,11 +176,11 @@ class Batches:
             directory = BatchDirectory(path.parent)
             yield directory, directory.batch()
 
-    def places(self) -> dict[str, Place]:
-        """Key of each row -> where it was submitted last; batches that are void have none."""
+    def places(self, kind: BatchKind) -> dict[str, Place]:
+        """Key of each row -> where it was submitted last for that; batches that are void have none."""
         found = {}
         for directory, batch in self:
-            if not directory.void.exists():
+            if batch.kind == kind and not directory.void.exists():
                 for row in batch.rows:
                     index = batch.index(row.key)
                     assert index is not None
@@ -194,10 +195,10 @@ class Batches:
         directory.root.mkdir()
         return directory
 
-    def forget(self, keys: Iterable[str]) -> None:
+    def forget(self, keys: Collection[str]) -> None:
         """Forget how tasks of these rows ended; they begin anew."""
-        places = self.places()
-        for place in (places[key] for key in keys if key in places):
+        places = [place for kind in get_args(BatchKind) for key, place in self.places(kind).items() if key in keys]
+        for place in places:
             with suppress(FileNotFoundError):
                 place.directory.ended(place.index).unlink()
 

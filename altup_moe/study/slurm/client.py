@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from altup_moe.study.slurm.batch_file import batch_file
 from altup_moe.study.slurm.batches import Batch, Batches, BatchRow, Place
 from altup_moe.study.slurm.commands import QueuedTask, SlurmAwayError, SlurmFullError
 from altup_moe.study.slurm.phases import phase_of
-from altup_moe.study.slurm.submission import Submission, alone, due_to_measure, shape_of, submissions
+from altup_moe.study.slurm.submission import Submission, alone, shape_of, submissions, to_measure
 from altup_moe.study.spec import RowSpec
 from altup_moe.study.study_directory import read_json_or_none
 from altup_moe.study.under_way import StudyRun, measured_together, prepare
@@ -51,7 +52,10 @@ class Client:
         self.batches = Batches(run.directory.slurm.absolute())
         self.lost: set[str] = set()
         """Rows whose jobs ended without a result while this client watched them."""
-        self._places: dict[str, Place] = {}
+        self._training: dict[str, Place] = {}
+        self._measuring: dict[str, Place] = {}
+        self._tasks: dict[str, QueuedTask] = {}
+        """The queue when it was looked at last."""
         self._live: dict[str, str] = {}
         """Key of each row in the queue, or about to be missed there -> its task."""
         self._watched: set[str] = set()
@@ -132,10 +136,13 @@ class Client:
     def _look(self, tasks: dict[str, QueuedTask]) -> None:
         """Settle the rows that have ended; note what the others do. Files are read after the queue: a job that has left
         it has written them."""
-        self._places, self._live = self.batches.places(), {}
+        self._training, self._measuring = self.batches.places("train"), self.batches.places("measure")
+        self._tasks, self._live = tasks, {}
         phases = self.run.phases = {}
         for row in self.run.pending:
-            place = self._places.get(row.key)
+            place = self._training.get(row.key)
+            if self.run.directory.of_row(row).trained.exists():
+                place = self._measuring.get(row.key, place)
             if self._settled(row, place) or place is None:
                 continue
             task = tasks.get(place.task or "")
@@ -179,7 +186,7 @@ class Client:
         if code is None or blamed not in (None, row.key):
             return False
         row_directory = self.run.directory.of_row(row)
-        log = row_directory.log if len(place.batch.rows) == 1 or trained is None else place.directory.log
+        log = place.directory.log if place.batch.kind == "measure" else row_directory.log
         begun = place.directory.beginning(place.index) is not None
         # Before that, lines of the cluster's setup have failed, or SLURM's programs are missing there.
         output = place.directory.output(place.index)
@@ -215,8 +222,9 @@ class Client:
         name = place.task
         if name not in self._watched or name is None or row.key in self.lost:
             return
-        # Its predecessor was done otherwise than this job waited for.
-        if place.batch.follows and place.directory.beginning(place.index) is None and self._before_is_settled(row):
+        # What it waited for came otherwise, and SLURM has removed it.
+        waited = place.batch.after and place.directory.beginning(place.index) is None
+        if waited and not any(key in self._live for key in place.batch.after):
             self._watched.discard(name)
             return
         self._missed[row.key] = self._missed.get(row.key, 0) + 1
@@ -229,32 +237,28 @@ class Client:
         told = f": {said}" if said and (task is None or task.state != "CANCELLED") else ""
         self.run.table.say(f"{row.name} seed {row.seed}: job {name} ended without a result ({state}){told}")
 
-    def _before_is_settled(self, row: RowSpec) -> bool:
-        return row.before is None or (row.before.key not in self._live and row.before.key not in self.lost)
-
     # ------------------------------------------------------------------------------------------------------ submitting
 
     def _submit(self) -> bool:
         """Submit what is due. Returns whether something was, or is to be later without an event of the queue."""
         run, most = self.run, self.options.max_running
         study, grows = run.study, run.study.grow is not None
-        pending = {row.key: row for row in run.pending}
+        pending = [row.key for row in run.pending]
         trained = {row.key for row in study.rows if run.directory.of_row(row).trained.exists()}
         groups = measured_together([row for row in study.rows if row.role == "trained"], "steps")
-        free = [row for key, row in pending.items() if key not in {*self._live, *self.lost}]
-        train = [row for row in free if row.key not in trained]
-        due = submissions(train, self._live, trained, study.cluster, most)
+        free = [row for row in run.pending if row.key not in {*self._live, *self.lost, *trained}]
+        due = submissions(free, self._live, trained, study.cluster, most)
         selves = alone(groups, grows)
         try:
             prepare(run, [row for each in due for row in each.rows])
             for each in due:
-                self._sbatch(each, "train", selves)
-            tuning = [row for row in run.pending if row.role == "tuning"]
-            for rows in due_to_measure(groups, pending, trained, grows) if not (grows and tuning) else []:
-                if any(row.key in {*self._live, *self.lost} for row in rows):
-                    continue
-                if most is None or len(set(self._live.values())) < most:
-                    self._sbatch(Submission(tuple(rows)), "measure", set())
+                self._sbatch(each, selves)
+            if any(row.role == "tuning" for row in run.pending):
+                return False
+            training = {*self._live} - trained
+            for each in to_measure(groups, pending, trained, training, grows, ahead=most is None):
+                if not self._is_measured(each.rows) and (most is None or len(set(self._live.values())) < most):
+                    self._sbatch(each, set())
         except SlurmAwayError as error:
             self._say(
                 "slurm", "away", f"SLURM does not answer ({error}); its jobs go on, and so does this when it does"
@@ -266,17 +270,28 @@ class Client:
             self._say("full", str(error), f"SLURM takes no more jobs now ({error}); the others follow")
         return False
 
-    def _sbatch(self, wanted: Submission, kind: Any, selves: set[str]) -> None:
+    def _is_measured(self, rows: Sequence[RowSpec]) -> bool:
+        """Whether a job that measures some of these rows is in the queue, or was lost."""
+        tasks = self._measuring_tasks(rows)
+        return bool(tasks) or any(row.key in self.lost for row in rows)
+
+    def _measuring_tasks(self, rows: Sequence[RowSpec]) -> set[str]:
+        """Tasks that measure some of these rows, or will."""
+        found = {place.task for row in rows if (place := self._measuring.get(row.key))} - {None}
+        live = {task for task, queued in self._tasks.items() if queued.live} | {*self._live.values()}
+        return {task for task in found if task in live}
+
+    def _sbatch(self, wanted: Submission, selves: set[str]) -> None:
         """Submit one batch; its rows are live then."""
-        study, first = self.run.study, wanted.rows[0]
+        study, first, kind = self.run.study, wanted.rows[0], wanted.kind
         nodes, ranks, threads = shape_of(first, study.cluster)
         rows = tuple(
             BatchRow(row.key, row.budget.seconds, kind == "train" and row.key in selves) for row in wanted.rows
         )
         name = f"{study.name}-{uuid.uuid4().hex[:12]}"
-        batch = Batch(name, kind, nodes, ranks, threads, rows, study.measure, wanted.after is not None)
+        batch = Batch(name, kind, nodes, ranks, threads, rows, study.measure, wanted.after)
         directory = self.batches.new()
-        after = None if wanted.after is None else self._live[wanted.after]
+        after = [self._live[key] for key in wanted.after]
         directory.write(batch, batch_file(batch, study.cluster, directory.root, after, wanted.most))
         try:
             job = commands.submit(directory.script)
@@ -285,7 +300,8 @@ class Client:
             raise
         directory.set_job(job)
         for index, row in enumerate(wanted.rows):
-            task = self._live[row.key] = f"{job}_{index if kind == 'train' else 0}"
+            task = f"{job}_{index if kind == 'train' else 0}"
+            self._live.setdefault(row.key, task)
             self._watched.add(task)
             self._untold |= {row.key} if kind == "train" else set()
             assert self.run.phases is not None
@@ -293,14 +309,14 @@ class Client:
         names = ", ".join(f"{row.name} seed {row.seed}" for row in wanted.rows[:4])
         more = f" and {len(rows) - 4} more" if len(rows) > 4 else ""
         size = f"{nodes} node{'s' if nodes > 1 else ''}" + (" each" if batch.tasks > 1 else "")
-        waits = "" if after is None else f", after job {after}"
+        waits = f", after {commands.numbers(after)}" if after else ""
         self.run.table.say(f"job {job} {kind}s {names}{more}, on {size}{waits}")
 
     # --------------------------------------------------------------------------------------------------------- leaving
 
     def _leave(self) -> None:
         """Say what becomes of the jobs when a signal ends this command."""
-        tasks = sorted(set(self._live.values()))
+        tasks = sorted({*self._live.values(), *self._measuring_tasks(self.run.pending)})
         if not tasks:
             return
         if not self.options.cancel_on_interrupt:

@@ -119,7 +119,7 @@ class RowJob:
         rows = [self._row(key) for key in keys]
         for row in rows:
             row.failure.unlink(missing_ok=True)
-        log = rows[0].log if len(self.batch.rows) == 1 else self.directory.log
+        log = self.directory.log if self.batch.kind == "measure" else rows[0].log
         arguments = worker_main.measure_arguments(kind, number, self.batch.measure, [row.root for row in rows])
         code = self._step(arguments, log, everywhere=kind == "steps")
         missing = [key for key in keys if not self._row(key).measured(kind, number).exists()]

@@ -24,7 +24,7 @@ def phases_now(batches: Batches) -> tuple[dict[str, RowPhase], str | None]:
     Returns:
         key -> phase, and why only the study's files say it (None: squeue says it).
     """
-    places = batches.places()
+    places = batches.places("train")
     if not places:
         return {}, None
     try:

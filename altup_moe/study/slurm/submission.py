@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from altup_moe.study.slurm.batches import BatchKind
 from altup_moe.study.slurm.cluster import Cluster
 from altup_moe.study.spec import RowSpec
 
+WAITED_FOR_MOST = 100
+"""Tasks that one job waits for in the queue."""
 ARRAY_MOST = 500
 """Tasks of one array; SLURM's MaxArraySize is 1001 if nothing else is said."""
 Shape = tuple[int, int, int]
@@ -18,11 +21,12 @@ Shape = tuple[int, int, int]
 class Submission:
     """Rows for one call of sbatch.
 
-    ``after``: key of the row whose task must have succeeded before. ``most``: tasks at a time.
+    ``after``: keys of the rows whose tasks must have succeeded before. ``most``: tasks at a time.
     """
 
     rows: tuple[RowSpec, ...]
-    after: str | None = None
+    kind: BatchKind = "train"
+    after: tuple[str, ...] = ()
     most: int | None = None
 
 
@@ -56,7 +60,7 @@ def submissions(
             assert row.before is not None
             if row.before.key in known:
                 known.add(row.key)
-                found.append(Submission((row,), row.before.key))
+                found.append(Submission((row,), after=(row.before.key,)))
         return found
     arrays = _arrays(heads, cluster)
     if not queued and not followers and len(arrays) == 1:
@@ -84,18 +88,32 @@ def alone(groups: Sequence[Sequence[RowSpec]], grows: bool) -> set[str]:
     return set() if grows else {group[0].key for group in groups if len(group) == 1}
 
 
-def due_to_measure(
-    groups: Sequence[Sequence[RowSpec]], pending: Mapping[str, RowSpec], trained: Iterable[str], grows: bool
-) -> list[list[RowSpec]]:
-    """The groups that can be measured now, each as those of its rows that have no line yet.
+def to_measure(
+    groups: Sequence[Sequence[RowSpec]],
+    pending: Collection[str],
+    trained: Collection[str],
+    training: Collection[str],
+    grows: bool,
+    ahead: bool,
+) -> list[Submission]:
+    """The groups whose measuring can be submitted now, each as those of its rows that have no line yet.
 
     A group waits for all of its rows, since they take turns; where further rows may follow, for all rows of the study.
+
+    Args:
+        groups: the study's rows by layout.
+        pending: keys of the rows without a line. trained: of the trained rows. training: of those whose task is in the
+            queue.
+        grows: whether further rows may follow.
+        ahead: a job may wait in the queue for the rows of its group that are not trained yet.
     """
-    ready = {*trained}
-    complete = [all(row.key in ready or row.key not in pending for row in group) for group in groups]
-    if grows and not all(complete):
-        return []
-    found = [
-        [row for row in group if row.key in pending] for group, whole in zip(groups, complete, strict=True) if whole
-    ]
-    return [rows for rows in found if rows]
+    found = []
+    for group in groups:
+        rows = tuple(row for row in group if row.key in pending)
+        after = tuple(row.key for row in rows if row.key not in trained)
+        waits = ahead and len(group) > 1 and len(after) <= WAITED_FOR_MOST and all(key in training for key in after)
+        if not after or (waits and not grows):
+            found += [Submission(rows, "measure", after)] if rows else []
+        elif grows:
+            return []
+    return found

@@ -117,13 +117,13 @@ class PretendedSlurm:
         if self.between:
             self.between.pop(0)()
         for job, content in self.jobs().items():
-            after = (content["after"] or "").removeprefix("afterok:").split("_")
-            before = self.jobs()[after[0]]["tasks"][int(after[1])] if content["after"] else "COMPLETED"
+            tasks = [task.split("_") for task in (content["after"] or "afterok").split(":")[1:]]
+            before = {self.jobs()[number]["tasks"][int(index)] for number, index in tasks}
             for index, state in enumerate(content["tasks"]):
-                if state == "PENDING" and before in ("COMPLETED", "PURGED"):
-                    self.set(job, index, self._runs(job, index))
-                elif state == "PENDING" and before in ("FAILED", "CANCELLED"):
+                if state == "PENDING" and before & {"FAILED", "CANCELLED"}:
                     self.set(job, index, "CANCELLED")
+                elif state == "PENDING" and before <= {"COMPLETED", "PURGED"}:
+                    self.set(job, index, self._runs(job, index))
 
     def _runs(self, job: str, index: int) -> str:
         directory, batch = self.batch(job)

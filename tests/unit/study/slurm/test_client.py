@@ -59,7 +59,8 @@ def test_a_row_alone_in_its_layout_measures_itself(slurm: PretendedSlurm) -> Non
 def test_a_row_after_another_waits_for_it_in_the_queue(slurm: PretendedSlurm) -> None:
     study = slurm.study([*names("a", "b"), {"name": "then", "after": "a"}, {"name": "last", "after": "then"}])
     assert slurm.run(study) == 0
-    assert [job["after"] for job in slurm.jobs().values()] == [None, "afterok:1_0", "afterok:2_0", None]
+    every = "afterok:1_0:1_1:2_0:3_0"
+    assert [job["after"] for job in slurm.jobs().values()] == [None, "afterok:1_0", "afterok:2_0", every]
     assert slurm.begun[2:4] == ["train then", "train last"]
 
 
@@ -102,7 +103,7 @@ def test_a_row_that_cannot_be_measured_does_not_take_the_others_with_it(slurm: P
         return world.ends(1)(world, job, index, world.batch(job)[1], directory)
 
     slurm.acts["measure a"] = act
-    slurm.between = [lambda: None, lambda: None, slurm.acts.clear]
+    slurm.between = [lambda: None, slurm.acts.clear]
     assert slurm.run(study) == 1
     assert slurm.begun[3:] == ["measure a+bad+c", "measure a+c"]
     assert slurm.lines()["bad"].reason == "measuring: RuntimeError: too slow"
@@ -293,13 +294,12 @@ def test_ctrl_c_leaves_the_jobs_or_cancels_them(slurm: PretendedSlurm, capsys: p
     slurm.between = [lambda: None, lambda: os.kill(os.getpid(), signal.SIGINT)]
     assert slurm.run(study) == EXIT_STOPPED
     said = capsys.readouterr().out
-    assert "jobs go on in SLURM: 1_0 1_1" in said
+    assert "jobs go on in SLURM: 1_0 1_1 2_0; the same command shows them again" in said
     assert "the same command goes on" in said
     assert slurm.calls("scancel") == 0
     slurm.between = [lambda: os.kill(os.getpid(), signal.SIGINT)]
     assert slurm.run(study, cancel_on_interrupt=True) == EXIT_STOPPED
-    assert slurm.jobs()["1"]["tasks"] == ["CANCELLED", "CANCELLED"]
-    assert len(slurm.jobs()) == 1
+    assert [job["tasks"] for job in slurm.jobs().values()] == [["CANCELLED", "CANCELLED"], ["CANCELLED"]]
     slurm.acts.clear()
     assert slurm.run(study) == 0
     assert len(slurm.lines()) == 2

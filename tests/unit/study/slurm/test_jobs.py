@@ -19,7 +19,7 @@ from altup_moe.study.slurm.batch_file import batch_file
 from altup_moe.study.slurm.batches import Batch, BatchDirectory, Batches, BatchRow
 from altup_moe.study.slurm.cluster import Cluster
 from altup_moe.study.slurm.commands import QueuedTask, own_environment, parsed
-from altup_moe.study.slurm.submission import alone, due_to_measure, submissions
+from altup_moe.study.slurm.submission import Submission, alone, submissions, to_measure
 from altup_moe.study.spec import MeasureSpec, RowSpec
 from altup_moe.study.study_directory import RowDirectory, read_json_or_none
 from tests.unit.study.test_study_spec import load
@@ -41,10 +41,10 @@ def test_a_batch_file_has_the_cluster_s_flags_and_a_task_for_each_row(tmp_path: 
         setup=("module load cuda", "echo $UNSET"), sbatch=("--constraint=a b",),
     )  # fmt: skip
     root = tmp_path / "a 50% study" / "0001"
-    found = flags(batch_file(batch("a", "b", "c"), cluster, root, "12_3", 2))
+    found = flags(batch_file(batch("a", "b", "c"), cluster, root, ("12_3", "13_0"), 2))
     assert found == {
         "--job-name=name-1", "--nodes=2", "--gpus-per-node=2", "--cpus-per-task=6", "--partition=gpu", "--time=1:00:00",
-        "--array=0-2%2", "--account=mine", "--exclusive", "--dependency=afterok:12_3", "--kill-on-invalid-dep=yes",
+        "--array=0-2%2", "--account=mine", "--exclusive", "--dependency=afterok:12_3:13_0", "--kill-on-invalid-dep=yes",
         f"'--output={tmp_path}/a 50%% study/0001/out-%a.txt'", "'--constraint=a b'",
         "--ntasks-per-node=1", "--requeue", "--open-mode=append", "--signal=B:USR1@120",
     }  # fmt: skip
@@ -261,9 +261,8 @@ def test_rows_of_one_shape_are_submitted_together(tmp_path: Path) -> None:
 
     def told(*args: object) -> list[tuple[list[str], str | None, int | None]]:
         found = submissions(*args)  # type: ignore[arg-type]
-        return [
-            ([row.name for row in each.rows], each.after and each.after.partition("-")[0], each.most) for each in found
-        ]
+        after = [each.after[0].partition("-")[0] if each.after else None for each in found]
+        return [([row.name for row in each.rows], name, each.most) for each, name in zip(found, after, strict=True)]
 
     everything = [a, b, wide, then]
     assert told(everything, [], [], cluster, None) == [
@@ -282,28 +281,38 @@ def test_a_group_is_measured_once_all_of_it_is_trained(tmp_path: Path) -> None:
     groups = [[a, b, then], [wide]]
     assert alone(groups, grows=False) == {wide.key}
     assert alone(groups, grows=True) == set()
-    pending = {row.key: row for row in (a, b, wide, then)}
-    assert due_to_measure(groups, pending, [a.key, b.key], False) == []
-    assert due_to_measure(groups, pending, [a.key, b.key, wide.key], False) == [[wide]]
-    assert due_to_measure(groups, pending, [a.key, b.key, wide.key], True) == []
-    assert due_to_measure(groups, pending, list(pending), True) == groups
-    del pending[b.key]  # it has a line, done or failed
-    assert due_to_measure(groups, pending, [a.key, then.key], False) == [[a, then]]
+    keys = [row.key for row in (a, b, wide, then)]
+
+    def told(trained: list[RowSpec], grows: bool = False, training: tuple[RowSpec, ...] = ()) -> list[Submission]:
+        done, busy = [row.key for row in trained], [row.key for row in training]
+        return to_measure(groups, keys, done, busy, grows, ahead=bool(training))
+
+    assert told([a, b]) == []
+    assert told([a, b, wide]) == [Submission((wide,), "measure")]
+    assert told([a, b, wide], grows=True) == []
+    assert told([a, b, wide, then], grows=True) == [Submission((a, b, then), "measure"), Submission((wide,), "measure")]
+    # One that waits in the queue for the others; a row that is alone does that in its own job.
+    assert told([a], training=(b, then, wide)) == [Submission((a, b, then), "measure", (b.key, then.key))]
+    assert told([a], training=(b, wide)) == []
+    assert told([a], grows=True, training=(b, then, wide)) == []
+    keys.remove(b.key)  # it has a line, done or failed
+    assert told([a, then]) == [Submission((a, then), "measure")]
 
 
 def test_a_batch_reads_back_and_the_last_one_counts(tmp_path: Path) -> None:
     batches = Batches(tmp_path / "slurm")
-    assert batches.places() == {}
+    assert batches.places("train") == {}
     first, second, half = batches.new(), batches.new(), batches.new()
     first.write(batch("a", "b"), "#!/bin/sh\n")
     second.write(batch("b", kind="measure"), "#!/bin/sh\n")
     assert not (half.root / "batch.json").exists()  # the client was killed
     first.set_job("12")
-    places = batches.places()
-    assert places["a"].batch == batch("a", "b")
-    assert (places["a"].task, places["b"].directory, places["b"].task) == ("12_0", second, None)
+    trained, measured = batches.places("train"), batches.places("measure")
+    assert trained["a"].batch == batch("a", "b")
+    assert (trained["a"].task, trained["b"].task) == ("12_0", "12_1")
+    assert (list(measured), measured["b"].directory, measured["b"].task) == (["b"], second, None)
     second.void.touch()
-    assert batches.places()["b"].task == "12_1"
+    assert batches.places("measure") == {}
     first.ended(1).write_text("1\n")
     batches.forget(["b"])
     assert first.ended_with(1) is None
