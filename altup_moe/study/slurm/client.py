@@ -171,11 +171,9 @@ class Client:
         elif row.before is not None:
             line = run.finished.get(row.before.config_hash)
             if line is not None and line.status == "failed":
-                reason = str(line.reason)
-                told = (
-                    reason if reason.startswith("not trained: ") else f"not trained: {row.before.key} failed: {reason}"
-                )
-                run.fail(row, told)
+                why = str(line.reason)
+                first = why if why.startswith("not trained: ") else f"not trained: {row.before.key} failed: {why}"
+                run.fail(row, first)
                 return True
         return place is not None and self._failed(row, place, trained)
 
@@ -212,9 +210,8 @@ class Client:
             again = f"{row.name} seed {row.seed}: job {task.task} waits to go on ({task.reason})"
             self._say(row.key, f"requeued {beginning['restarts']}", again)
         elif "eld" in task.reason or "Bad" in task.reason:
-            self._say(
-                row.key, task.reason, f"{row.name} seed {row.seed}: job {task.task} will not start: {task.reason}"
-            )
+            stuck = f"{row.name} seed {row.seed}: job {task.task} will not start: {task.reason}"
+            self._say(row.key, task.reason, stuck)
 
     def _miss(self, row: RowSpec, place: Place, task: QueuedTask | None) -> None:
         """A row's task has left the queue, and there is no result. If this client has not watched it, it is submitted
