@@ -243,7 +243,10 @@ class Client:
         pending = [row.key for row in run.pending]
         trained = {row.key for row in study.rows if run.directory.of_row(row).trained.exists()}
         groups = measured_together([row for row in study.rows if row.role == "trained"], "steps")
+        # No job waits for one that has left the queue, until it is known what became of it.
+        doubtful = {*self._live} & {*self._missed}
         free = [row for row in run.pending if row.key not in {*self._live, *self.lost, *trained}]
+        free = [row for row in free if row.before is None or row.before.key not in doubtful]
         due = submissions(free, self._live, trained, study.cluster, most)
         selves = alone(groups, grows)
         try:
@@ -252,7 +255,7 @@ class Client:
                 self._sbatch(each, selves)
             if any(row.role == "tuning" for row in run.pending):
                 return False
-            training = {*self._live} - trained
+            training = {*self._live} - trained - doubtful
             for each in to_measure(groups, pending, trained, training, grows, ahead=most is None):
                 if not self._is_measured(each.rows) and (most is None or len(set(self._live.values())) < most):
                     self._sbatch(each, set())

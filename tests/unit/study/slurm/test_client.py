@@ -14,7 +14,6 @@ from altup_moe.config import UserError
 from altup_moe.config.exit_codes import EXIT_STOPPED
 from altup_moe.study.read_study import load_study
 from altup_moe.study.slurm.batches import BatchDirectory, Batches
-from altup_moe.study.slurm.client import MISSED_POLLS
 from altup_moe.study.study_directory import StudyDirectory
 from tests.unit.study.slurm.pretended import PretendedSlurm, pretended, stays, train
 from tests.unit.study.test_study_spec import SMALL
@@ -167,6 +166,8 @@ def test_a_cancelled_job_is_not_submitted_again_before_it_is_asked_for(
     said = capsys.readouterr().out
     assert "a seed 1: job 1_0 ended without a result (CANCELLED)" in said
     assert "the same command submits again what was cancelled or lost" in said
+    # No job is submitted again and again for rows that wait for this one.
+    assert len(slurm.jobs()) == 3
     # The layout's rows are measured together, so the other one waits.
     assert slurm.begun == ["train a", "train b"]
     assert slurm.lines() == {}
@@ -177,14 +178,12 @@ def test_a_cancelled_job_is_not_submitted_again_before_it_is_asked_for(
 
 
 def test_a_result_may_come_later_than_its_job_goes(slurm: PretendedSlurm) -> None:
-    study = slurm.study(names("a"))
+    study = slurm.study(names("a", "b"))
     slurm.acts["train a"] = stays("COMPLETED")
     row = StudyDirectory(slurm.root).of_row(study.rows[0])
-    waits = [lambda: None] * (MISSED_POLLS - 1)
-    slurm.between = [*waits, lambda: train(row)]
-    assert slurm.run(study) == EXIT_STOPPED  # trained, but this job, which was to measure it, has gone
+    slurm.between = [*[lambda: None] * 3, lambda: train(row)]
     assert slurm.run(study) == 0
-    assert slurm.begun == ["train a", "measure a"]
+    assert slurm.begun == ["train a", "train b", "measure a+b"]
 
 
 def test_slurm_may_be_away_for_a_while(slurm: PretendedSlurm, capsys: pytest.CaptureFixture[str]) -> None:
