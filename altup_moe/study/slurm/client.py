@@ -272,8 +272,9 @@ class Client:
 
     def _is_measured(self, rows: Sequence[RowSpec]) -> bool:
         """Whether a job that measures some of these rows is in the queue, or was lost."""
-        tasks = self._measuring_tasks(rows)
-        return bool(tasks) or any(row.key in self.lost for row in rows)
+        own = (place for row in rows if row.key in self._live and (place := self._training.get(row.key)))
+        alone_now = any(place.row.alone for place in own)
+        return alone_now or bool(self._measuring_tasks(rows)) or any(row.key in self.lost for row in rows)
 
     def _measuring_tasks(self, rows: Sequence[RowSpec]) -> set[str]:
         """Tasks that measure some of these rows, or will."""

@@ -15,7 +15,7 @@ from altup_moe.config.exit_codes import EXIT_STOPPED
 from altup_moe.study.read_study import load_study
 from altup_moe.study.slurm.batches import BatchDirectory, Batches
 from altup_moe.study.study_directory import StudyDirectory
-from tests.unit.study.slurm.pretended import PretendedSlurm, pretended, stays, train
+from tests.unit.study.slurm.pretended import PretendedSlurm, measure, pretended, stays, train
 from tests.unit.study.test_study_spec import SMALL
 
 
@@ -53,6 +53,15 @@ def test_a_row_alone_in_its_layout_measures_itself(slurm: PretendedSlurm) -> Non
     assert slurm.begun == ["train a", "train b", "train alone", "measure a+b"]
     texts = {job: slurm.batch(job)[0].script.read_text() for job in slurm.jobs()}
     assert ["--nodes=2" in text for text in texts.values()] == [False, True, False]
+
+
+def test_a_row_alone_is_not_measured_by_another_job_meanwhile(slurm: PretendedSlurm) -> None:
+    study = slurm.study([*names("a", "b"), {"name": "alone", "set": {"ranks": 2}}])
+    row = StudyDirectory(slurm.root).of_row(study.rows[2])
+    slurm.acts["train alone"] = stays("RUNNING")
+    slurm.between = [lambda: None, lambda: train(row), lambda: None, lambda: measure(row)]
+    assert slurm.run(study) == 0
+    assert slurm.begun == ["train a", "train b", "train alone", "measure a+b"]
 
 
 def test_a_row_after_another_waits_for_it_in_the_queue(slurm: PretendedSlurm) -> None:
