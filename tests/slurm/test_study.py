@@ -122,9 +122,10 @@ def in_training(cluster: Cluster, study: str, row: str) -> str:
     wait_until(lambda: len(steps(cluster, study, row)) >= 12, f"steps of {row}", 1200)
     assert len(steps(cluster, study, row)) < STEPS, "it was too fast"
     for file in sorted((cluster.directory / study / "slurm").glob("*/batch.json"), reverse=True):
-        keys = [each["key"] for each in json.loads(file.read_text())["rows"]]
+        batch = json.loads(file.read_text())
+        keys = [each["key"] for each in batch["rows"]]
         index = next((n for n, key in enumerate(keys) if key.startswith(f"{row}-s1-")), None)
-        if index is not None:
+        if batch["kind"] == "train" and index is not None:
             return f"{file.with_name('job.txt').read_text().strip()}_{index}"
     raise AssertionError(f"no job of {row}")
 
