@@ -56,6 +56,8 @@ class Client:
         self._measuring: dict[str, Place] = {}
         self._tasks: dict[str, QueuedTask] = {}
         """The queue when it was looked at last."""
+        self._new: set[str] = set()
+        """Tasks submitted since then."""
         self._live: dict[str, str] = {}
         """Key of each row in the queue, or about to be missed there -> its task."""
         self._watched: set[str] = set()
@@ -137,7 +139,7 @@ class Client:
         """Settle the rows that have ended; note what the others do. Files are read after the queue: a job that has left
         it has written them."""
         self._training, self._measuring = self.batches.places("train"), self.batches.places("measure")
-        self._tasks, self._live = tasks, {}
+        self._tasks, self._live, self._new = tasks, {}, set()
         phases = self.run.phases = {}
         for row in self.run.pending:
             place = self._training.get(row.key)
@@ -303,6 +305,7 @@ class Client:
         for index, row in enumerate(wanted.rows):
             task = f"{job}_{index if kind == 'train' else 0}"
             self._live.setdefault(row.key, task)
+            self._new.add(task)
             self._watched.add(task)
             self._untold |= {row.key} if kind == "train" else set()
             assert self.run.phases is not None
@@ -317,7 +320,7 @@ class Client:
 
     def _leave(self) -> None:
         """Say what becomes of the jobs when a signal ends this command."""
-        tasks = sorted({*self._live.values(), *self._measuring_tasks(self.run.pending)})
+        tasks = sorted({*self._live.values(), *self._measuring_tasks(self.run.pending), *self._new})
         if not tasks:
             return
         if not self.options.cancel_on_interrupt:

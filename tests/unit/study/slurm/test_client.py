@@ -299,7 +299,7 @@ def test_a_ladder_grows_while_its_other_rows_train(slurm: PretendedSlurm) -> Non
 def test_ctrl_c_leaves_the_jobs_or_cancels_them(slurm: PretendedSlurm, capsys: pytest.CaptureFixture[str]) -> None:
     study = slurm.study(names("a", "b"))
     slurm.acts["train a"] = slurm.acts["train b"] = stays("RUNNING")
-    slurm.between = [lambda: None, lambda: os.kill(os.getpid(), signal.SIGINT)]
+    slurm.between = [lambda: os.kill(os.getpid(), signal.SIGINT)]  # before the queue is looked at again
     assert slurm.run(study) == EXIT_STOPPED
     said = capsys.readouterr().out
     assert "jobs go on in SLURM: 1_0 1_1 2_0; the same command shows them again" in said
