@@ -58,6 +58,7 @@ def run_config(bench: CoordinatesBench, parametrization: Parametrization, hidden
         warmup_steps=0,
         schedule="constant",
         clip_grad=0.0,
+        adam_eps=1e-20,  # what muP says holds for none
         parametrization=parametrization,
         mup_base_hidden_size=bench.hidden_sizes[0] if mup else None,
         mup_base_num_layers=bench.num_layers if mup else None,

@@ -44,7 +44,8 @@ def run_study(
     with directory.locked(), noted_signals() as signals, LiveTable(study.name) as table:
         finished = directory.finished()
         if retry_failed:
-            failed = [row for row in study.rows if _failed(finished, row)]
+            # Of a ladder, the rows too that follow from what is tuned.
+            failed = [row for row in grown(study, directory).rows if _failed(finished, row)]
             directory.forget(failed)
             Batches(directory.slurm).forget([row.key for row in failed])
             finished = directory.finished()

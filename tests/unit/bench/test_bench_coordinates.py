@@ -32,7 +32,7 @@ MODELS = [
     CoordinatesBench(width=1, moe_experts=0),
     CoordinatesBench(width=2, moe_experts=4),
     CoordinatesBench(width=4, moe_experts=32),
-    CoordinatesBench(width=8, moe_experts=0, recycled=False),
+    CoordinatesBench(width=8, moe_experts=0),
     CoordinatesBench(width=2, moe_experts=0, variant="dynamic"),
     CoordinatesBench(width=4, moe_experts=4, variant="hc"),
 ]

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -254,6 +255,16 @@ def test_rows_of_a_ladder_follow_once_its_tries_are_trained(stage: Stage) -> Non
     assert rows["wide-d32-t1"].train_seconds == pytest.approx(0.2)
     assert run_study(load_study(file), stage.root) == 0
     assert [each for each in stage.events("train") if "beside" not in each] == trained
+    # A row that follows from what is tuned is begun anew as any other.
+    lines = [
+        replace(row, status="failed", quality=None, reason="once") for row in rows.values() if row.name[-2:] == "t1"
+    ]
+    kept = [row for row in rows.values() if row.name[-2:] != "t1"]
+    (stage.root / "rows.jsonl").write_text("".join(row.line() + "\n" for row in (*kept, *lines)))
+    assert run_study(load_study(file), stage.root, retry_failed=True) == 0
+    trained.append("wide-d32-t1")
+    assert [each for each in stage.events("train") if "beside" not in each] == trained
+    assert stage.rows()["wide-d32-t1"].status == "done"
     # The lines alone say what was tuned: the tries' files may be removed.
     for row in study.rows:
         StudyDirectory(stage.root).of_row(row).clear()

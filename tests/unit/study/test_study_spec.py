@@ -34,7 +34,10 @@ def problem(directory: Path, **keys: object) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", [*SHIPPED, *EXAMPLES], ids=lambda path: path.stem)
 def test_a_shipped_study_parses_and_fits(path: Path) -> None:
     study = load_study(path)
     assert study.name == path.stem
