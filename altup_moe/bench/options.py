@@ -217,7 +217,7 @@ Parametrization = Literal["standard", "mup"]
 
 @dataclass(frozen=True)
 class CoordinatesBench:
-    """Coordinate check of muP: sizes of activations and coefficients after some steps, by width. Flat under mup."""
+    """Coordinate check of muP: activations by width. After some steps their sizes are flat under mup alone."""
 
     hidden_sizes: tuple[int, ...] = (64, 128, 256, 512)
     """Widths d to compare; the first is mup's base."""

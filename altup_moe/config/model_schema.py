@@ -133,9 +133,6 @@ class AltUpConfig:
     hyper-connections), dynamic (Gemma-3n's: computed for every token, mixed inline), sum (control)."""
     select: Literal["alternating", "same"] = "alternating"
     """Block that layer l computes on: l mod K, or always block 0."""
-    level: Literal["layer", "branch"] = "layer"
-    """What reads and writes the stream. layer: whole Transformer layers, as in the paper. branch: attention and
-    feed-forward each, as in hyper-connections; they alternate over blocks one by one. arch gpt only."""
     recycled: bool = True
     """True: a d wide embedding copied K times, blocks summed at the end (dynamic: learned projections at both ends).
     False: tables K d wide, both ends."""
@@ -146,6 +143,9 @@ class AltUpConfig:
     """What t5's decoder reads of the encoder: the blocks' sum (d features), or all K d (as the paper counts)."""
     coef_clip: float | None = None
     """variant dynamic: largest magnitude of a weight that makes coefficients (Gemma-3n: 120); None does not clip."""
+    level: Literal["layer", "branch"] = "layer"
+    """What reads and writes the stream. layer: whole Transformer layers, as in the paper. branch: attention and
+    feed-forward each, as in hyper-connections; they alternate over blocks one by one. arch gpt only."""
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,9 @@ class AltUpMoEConfig(PretrainedConfig):
     altup_width: int = 1
     altup_variant: str = "altup"
     altup_select: str = "alternating"
-    altup_level: str = "layer"
     altup_recycled: bool = True
     altup_coef_clip: float | None = None
+    altup_level: str = "layer"
     sequence_stride: int = 1
     sequence_layers: str = "1..-2"
     sequence_method: str = "altup"
