@@ -1,5 +1,5 @@
 # make quick      the tests for every edit: 3 minutes on two cores
-# make test       everything that a laptop should run: about 15 minutes on two cores; CI runs it
+# make test       everything that a laptop should run: about 16 minutes on two quiet cores; CI runs it
 # make test-all   also the long matrices, and all of it again on Python 3.12 with the other megatron-core, if it is there
 # make lint       formatter, linter, types
 # make wheel      the package that pip installs, into dist/
