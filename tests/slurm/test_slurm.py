@@ -163,7 +163,9 @@ def test_which_ends_of_a_job_are_followed_by_another_start(cluster: Cluster) -> 
     assert "requeued 1 times already (MAX_REQUEUES is 1)" in cluster.output(hung)
     assert "the training has diverged: not started again" in cluster.output(diverged)
     assert "a mistake: not started again" in cluster.output(mistaken)
-    assert "before there was anything to save (exit code 143)" in cluster.output(early)
+    # On a busy machine the signal may come before the launcher has any handler: then srun itself names the code.
+    reasons = ("before there was anything to save (exit code 143)", "when it was told to stop (exit code ")
+    assert any(reason in cluster.output(early) for reason in reasons), cluster.output(early)
 
 
 @pytest.mark.long
