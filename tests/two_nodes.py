@@ -10,9 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,14 @@ class TwoNodes:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
+
+
+@contextmanager
+def nodes_for_a_while(prefix: str) -> Iterator[TwoNodes]:
+    """Two nodes with a directory of their own, which is removed. (pytest's paths are too long for sockets.)"""
+    directory = Path(tempfile.mkdtemp(prefix=prefix))
+    try:
+        with TwoNodes(directory) as nodes:
+            yield nodes
+    finally:
+        shutil.rmtree(directory)

@@ -14,7 +14,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from torch import Tensor
 
 from altup_moe.config import OptimConfig, RunConfig
-from altup_moe.parallel.parametrization import Kind, factors
+from altup_moe.parallel.parametrization import Factors, Kind, factors
 
 
 def is_coefficient(name: str) -> bool:
@@ -36,14 +36,10 @@ def group_overrides(config: RunConfig, name: str, parameter: Tensor) -> tuple[st
             return "decayed coefficients", rates
         return "coefficients", {"wd_mult": 0.0, **rates}
     kind: Kind = parameter.kind  # type: ignore[attr-defined]
-    scaled = factors(kind, config)
-    if parameter.dim() == 1:
-        return (
-            ("vectors", {"wd_mult": 0.0})
-            if scaled.rate == 1
-            else (kind, {"wd_mult": 0.0, **_rates(optim, scaled.rate)})
-        )
-    return ("matrices", {}) if scaled.rate == 1 else (kind, {"wd_mult": scaled.decay, **_rates(optim, scaled.rate)})
+    scaled, vector = factors(kind, config), parameter.dim() == 1
+    if scaled == Factors():
+        return ("vectors", {"wd_mult": 0.0}) if vector else ("matrices", {})
+    return kind, {"wd_mult": 0.0 if vector else scaled.decay, **_rates(optim, scaled.rate)}
 
 
 def _rates(optim: OptimConfig, factor: float) -> dict[str, float]:

@@ -8,17 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from altup_moe.launch.node import TWICE_SECONDS, child_processes
 from tests.distributed.test_launchers import ROOT, command, losses
 from tests.processes import wait_until
-from tests.two_nodes import NODES, TwoNodes, unavailable
+from tests.two_nodes import NODES, TwoNodes, nodes_for_a_while, unavailable
 
 MISSING = [name for name in ("pdsh", "ssh", "ssh-keygen", "/usr/sbin/sshd") if shutil.which(name) is None]
 REASON = f"not found: {', '.join(MISSING)} (Debian: pdsh openssh-server openssh-client)" if MISSING else unavailable()
@@ -87,14 +85,10 @@ class Hosts:
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Hosts]:
-    directory = Path(tempfile.mkdtemp(prefix="altup-ssh-"))
-    try:
-        with TwoNodes(directory) as nodes:
-            hosts = Hosts(nodes)
-            hosts.start_sshds()
-            yield hosts
-    finally:
-        shutil.rmtree(directory)
+    with nodes_for_a_while("altup-ssh-") as nodes:
+        hosts = Hosts(nodes)
+        hosts.start_sshds()
+        yield hosts
 
 
 def launcher_of(process: subprocess.Popen[str]) -> int:

@@ -17,21 +17,14 @@ import yaml
 
 from altup_moe.study.records import StudyRow, read_rows
 from tests.processes import running, started
+from tests.tiny import TINY_SIZES
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.distributed, pytest.mark.usefixtures("signals_are_heard")]
 
 STUDY = {
     "base": {
-        "model": {
-            "num_layers": 2,
-            "hidden_size": 32,
-            "ffn_hidden_size": 64,
-            "num_attention_heads": 2,
-            "num_query_groups": 2,
-            "seq_length": 32,
-            "vocab_size": 320,
-        },
+        "model": TINY_SIZES,
         "altup": {"width": 1},
         "optim": {"warmup_steps": 2},
         "train": {"micro_batch_size": 2, "global_batch_size": 4, "eval_interval": 20, "eval_samples": 8},

@@ -14,6 +14,7 @@ import yaml
 from hypothesis import Phase, given, seed, settings
 
 from tests.fuzz.strategies import as_words, changed_keys
+from tests.tiny import TINY_SIZES
 
 pytestmark = pytest.mark.slow
 CASES, CASES_LONG = 120, 300
@@ -22,15 +23,7 @@ LONGEST_SECONDS = 10.0
 
 Answer = dict[str, Any]
 TINY: dict[str, dict[str, Any]] = {
-    "model": {
-        "num_layers": 2,
-        "hidden_size": 32,
-        "ffn_hidden_size": 64,
-        "num_attention_heads": 2,
-        "num_query_groups": 2,
-        "seq_length": 32,
-        "vocab_size": 320,
-    },
+    "model": TINY_SIZES,
     "altup": {"width": 2},
     "moe": {"num_experts": 4, "ffn_hidden_size": 16},
     "optim": {"warmup_steps": 2},

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.slurm.cluster import Cluster
-from tests.two_nodes import TwoNodes
+from tests.two_nodes import nodes_for_a_while
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """SLURM with two idle nodes."""
-    directory = Path(tempfile.mkdtemp(prefix="altup-slurm-"))  # pytest's paths are too long for sockets
-    try:
-        with TwoNodes(directory) as nodes:
-            cluster = Cluster(nodes)
-            cluster.start()
-            yield cluster
-    finally:
-        shutil.rmtree(directory)
+    with nodes_for_a_while("altup-slurm-") as nodes:
+        cluster = Cluster(nodes)
+        cluster.start()
+        yield cluster
