@@ -28,15 +28,21 @@ Forward = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 """(x [K, N], y [N] or None, W [R, C] fp32) -> out [R, N] in x's dtype, in memory of its own."""
 Backward = Callable[[Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor | None, Tensor]]
 """(d_out [R, N], x, y, W) -> (d_x [K, N], d_y [N] or None, d_W [R, C] fp32)."""
+TokenForward = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+"""(x [K, T, D], y [T, D] or None, W [R, C, T] fp32) -> out [R, T, D] in x's dtype, in memory of its own."""
+TokenBackward = Callable[[Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor | None, Tensor]]
+"""(d_out [R, T, D], x, y, W) -> (d_x [K, T, D], d_y [T, D] or None, d_W [R, C, T] fp32)."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One implementation of the pass and of its derivative."""
+    """One implementation of the pass and of its derivative, with one matrix W for all tokens and with one for each."""
 
     name: str
     forward: Forward
     backward: Backward
+    token_forward: TokenForward
+    token_backward: TokenBackward
 
 
 def kernel(name: str, device: torch.device) -> Kernel:
@@ -45,7 +51,8 @@ def kernel(name: str, device: torch.device) -> Kernel:
         name = "triton" if device.type == "cuda" else "torch"
     # The fused ones load a compiler: only when asked for.
     module = plain if name == "torch" else importlib.import_module(f"altup_moe.altup.kernels.{MODULES[name]}")
-    return Kernel(name, module.forward, module.backward)
+    # Not fused yet: the other modules have no passes with a matrix for each token.
+    return Kernel(name, module.forward, module.backward, plain.token_forward, plain.token_backward)
 
 
 MODULES = {"compile": "compiled", "triton": "triton_kernels"}

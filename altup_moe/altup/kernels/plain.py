@@ -26,3 +26,26 @@ def backward(d_RN: Tensor, x_KN: Tensor, y_N: Tensor | None, w_RC: Tensor) -> tu
         return d_x, None, d_w
     d_w[:, blocks] = d32_RN @ y_N.float()
     return d_x, (w_RC[:, blocks] @ d32_RN).to(y_N.dtype), d_w
+
+
+def token_forward(x_KTD: Tensor, y_TD: Tensor | None, w_RCT: Tensor) -> Tensor:
+    """out[r] = sum over k of W[r, k] x[k], and of y, with W of each token: [R, T, D]."""
+    blocks = x_KTD.shape[0]
+    out_RTD = torch.einsum("rkt,ktd->rtd", w_RCT[:, :blocks], x_KTD.float())
+    if y_TD is not None:
+        out_RTD.addcmul_(w_RCT[:, blocks, :, None], y_TD.float())
+    return out_RTD.to(x_KTD.dtype)
+
+
+def token_backward(
+    d_RTD: Tensor, x_KTD: Tensor, y_TD: Tensor | None, w_RCT: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """d_x = W_x^T d, d_y = w_y^T d, d_W = d [x; y]^T, each for every token."""
+    blocks, d32_RTD = x_KTD.shape[0], d_RTD.float()
+    d_x = torch.einsum("rkt,rtd->ktd", w_RCT[:, :blocks], d32_RTD).to(x_KTD.dtype)
+    d_w = torch.empty_like(w_RCT)
+    d_w[:, :blocks] = torch.einsum("rtd,ktd->rkt", d32_RTD, x_KTD.float())
+    if y_TD is None:
+        return d_x, None, d_w
+    d_w[:, blocks] = torch.einsum("rtd,td->rt", d32_RTD, y_TD.float())
+    return d_x, torch.einsum("rt,rtd->td", w_RCT[:, blocks], d32_RTD).to(y_TD.dtype), d_w
