@@ -44,9 +44,12 @@ class Pending:
 
 @dataclass(frozen=True)
 class Reading:
-    """The next read of the stream: a block's index or weights [K]. ``last``: it is the last read of the stream."""
+    """The next read of the stream: a block's index or weights [K]. ``last``: it is the last read of the stream.
 
-    weights: int | Tensor
+    None: the weights follow from the stream (`altup.per_token`).
+    """
+
+    weights: int | Tensor | None
     last: bool = False
 
 

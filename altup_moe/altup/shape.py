@@ -36,6 +36,17 @@ def has_projections(width: int, variant: str) -> bool:
     return width > 1 and find_variant(variant).projections
 
 
+def has_head(width: int, variant: str, recycled: bool) -> bool:
+    """Whether learned parameters collapse the blocks before the final norm (`StreamVariant.head`)."""
+    return width > 1 and recycled and find_variant(variant).collapses
+
+
+def sent_blocks(width: int, variant: str) -> int:
+    """Blocks that a pipeline stage sends to the next one: those of the stream, and the next input where it is lagged."""
+    row = find_variant(variant)
+    return stream_width(width, variant) + (row.lagged and width > 1)
+
+
 def embedding_width(hidden_size: int, width: int, recycled: bool) -> int:
     """Features of an embedding row."""
     return hidden_size if recycled else hidden_size * width

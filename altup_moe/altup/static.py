@@ -6,13 +6,17 @@ Source: Baykal et al., AltUp, arXiv 2301.13310, Algorithm 1 (predict, compute, c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from altup_moe.altup.coefficients import InitialValue
+from altup_moe.altup.coefficients import SPREAD, InitialValue
+
+MOST_FORGOTTEN = 0.1
+"""Share of a block that a step of `wide_residual_kept` forgets at most (`retention_max_forget`)."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,12 @@ def initial_value(initial: InitialValue, shape: tuple[int, ...], block: int) -> 
             return torch.ones(shape)
         case "zeros":
             return torch.zeros(shape)
+        case "mean_logit":
+            return torch.full(shape, -math.log(shape[0] - 1) if shape[0] > 1 else math.inf)
+        case "spread":
+            return torch.linspace(-SPREAD, SPREAD, *shape)
     raise ValueError(
-        f"a coefficient that starts as {initial!r} has no value of its own; identity, one_hot, ones, zeros do"
+        f"a coefficient that starts as {initial!r} has no value of its own; identity, one_hot, ones, zeros, mean_logit, spread do"
     )
 
 
@@ -99,3 +107,25 @@ def hyper_connections(block: int, c: Mapping[str, Tensor]) -> Mixing:
     cancel between its two places, and with it the digits of fp32.)
     """
     return Mixing(c["read"], c["mix"], c["write"], branch=True)
+
+
+def wide_residual(block: int, c: Mapping[str, Tensor]) -> Mixing:
+    """NVIDIA's wide residual stream (Megatron-LM's pulls 6716 and 7579, read in November 2026).
+
+    u = sum_k sigmoid(r_k) x_k and x'_i = x_i + 2 sigmoid(g_i) (y - u): blocks are never mixed. r starts with sigmoid
+    1 / K, g nearly at 0, with a small spread: the mean over the blocks is the plain Transformer.
+    """
+    eye = torch.eye(c["read"].numel(), device=c["read"].device)
+    return Mixing(torch.sigmoid(c["read"]), eye, 2 * torch.sigmoid(c["write"]), branch=True)
+
+
+def kept_wide_residual(block: int, c: Mapping[str, Tensor]) -> Mixing:
+    """`wide_residual` with its learned retention: x'_i = k_i x_i + ..., k_i in (0.9, 1), 0.999 at first."""
+    mixing = wide_residual(block, c)
+    forgotten = MOST_FORGOTTEN * torch.sigmoid(-(c["keep"] + math.log(99)))
+    return replace(mixing, mix=torch.diag(1 - forgotten))
+
+
+def wide_residual_end(c: Mapping[str, Tensor]) -> Tensor:
+    """The weights [K] with which the blocks of a wide residual stream are summed before the final norm."""
+    return torch.sigmoid(c["read"])

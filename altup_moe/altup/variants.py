@@ -21,8 +21,8 @@ Source: Baykal et al., AltUp, arXiv 2301.13310.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from altup_moe.altup.coefficients import Coefficient
 from altup_moe.altup.lazy import load_object
@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 Level = Literal["layer", "branch"]
 """What a step of the stream stands around (`altup.level`)."""
 STATIC = "altup_moe.altup.static:"
+PER_TOKEN = "altup_moe.altup.per_token:"
 WIDENING = "altup_moe.altup.widening:"
 REFERENCE = "altup_moe.model.reference.streams:"
+TOKEN_REFERENCE = "altup_moe.model.reference.token_streams:"
 
 
 def _no_products(width: int, hidden_size: int) -> int:
@@ -50,10 +52,14 @@ class StreamVariant:
     Args:
         name: its `altup.variant`.
         coefficients: learned coefficients of a layer by name.
-        weights: function (j, coefficients) -> `altup.static.Mixing`. None: the weights differ from token to token, and
-            `layer` computes them.
+        weights: function (j, coefficients) -> `altup.static.Mixing`. None: the weights differ from token to token.
         branch_weights: `weights` where F is a branch, if it is not the same step with F's residual added.
-        layer: Megatron layer around a Transformer layer (`model.altup_layer`).
+        connection: function (X, coefficients, eps) -> `altup.per_token.Connection`, for weights of every token.
+        lagged: whether the read that a connection computes is that of the next step.
+        head: learned parameters that collapse the blocks of a recycled stream before the final norm, by name.
+        collapse: the function that does: coefficients -> weights [K] of a sum over the blocks, or for weights of every
+            token (X [K, T, D], coefficients, eps) -> [T, D]. None: the blocks are summed.
+        levels: values of altup.level at which it is defined.
         reference: function (AltUpMoEConfig, j) -> `model.reference.streams.Stream` of the reference model. The default
             is built from `weights`; a row of its own is an independent oracle.
         blocks: whether K blocks travel through the layers. False: the wide embedding is summed before the first layer.
@@ -71,7 +77,11 @@ class StreamVariant:
     coefficients: Mapping[str, Coefficient]
     weights: str | Callable[[int, Mapping[str, Tensor]], Mixing] | None = None
     branch_weights: str | Callable[[int, Mapping[str, Tensor]], Mixing] | None = None
-    layer: str = "altup_moe.model.altup_layer:AltUpLayer"
+    connection: str | None = None
+    lagged: bool = False
+    head: Mapping[str, Coefficient] = field(default_factory=dict)
+    collapse: str | Callable[..., Tensor] | None = None
+    levels: tuple[Level, ...] = ("layer", "branch")
     reference: str = REFERENCE + "static_stream"
     blocks: bool = True
     projections: bool = False
@@ -84,8 +94,18 @@ class StreamVariant:
 
     @property
     def per_token(self) -> bool:
-        """Whether coefficients follow from the layer's output, so that mixing cannot be deferred."""
+        """Whether the weights differ from token to token."""
         return self.blocks and self.weights is None
+
+    @property
+    def deferrable(self) -> bool:
+        """Whether part of the mixing can be done before the output is known."""
+        return self.weights is not None or self.connection is not None or not self.blocks
+
+    @property
+    def collapses(self) -> bool:
+        """Whether a recycled stream's end has learned parameters."""
+        return bool(self.head)
 
     def mixing(self, block: int, coefficients: Mapping[str, Tensor], level: Level = "layer") -> Mixing:
         """The weights (r, M, g) of a layer, or of one of its branches, that computes on block `block`."""
@@ -98,6 +118,26 @@ class StreamVariant:
 
 
 PREDICT_AND_CORRECT = {"predict": Coefficient(("K", "K"), "identity"), "correct": Coefficient(("K",), "ones")}
+
+WIDE_RESIDUAL = {"read": Coefficient(("K",), "mean_logit"), "write": Coefficient(("K",), "spread")}
+MANIFOLD = {
+    "project": Coefficient(("K*(K+2)", "K*D"), "normal", kind="router"),
+    "read_bias": Coefficient(("K",), "zeros"),
+    "write_bias": Coefficient(("K",), "zeros"),
+    "mix_bias": Coefficient(("K", "K"), "zeros"),
+    "scale": Coefficient((3,), "zeros"),
+}
+READ_HEAD = {
+    "project": Coefficient(("K", "K*D"), "normal", kind="router"),
+    "read_bias": Coefficient(("K",), "zeros"),
+    "scale": Coefficient((1,), "zeros"),
+}
+GATE = {
+    "norm": Coefficient(("K*D",), "ones"),
+    "gate_down": Coefficient(("R", "K*D"), "normal", kind="hidden"),
+    "gate_up": Coefficient(("K*D", "R"), "normal", kind="hidden"),
+}
+PER_BRANCH: Any = {"levels": ("branch",), "architectures": ("gpt",), "planned": False}
 
 VARIANTS: dict[str, StreamVariant] = {
     row.name: row
@@ -145,7 +185,6 @@ VARIANTS: dict[str, StreamVariant] = {
                 "prediction": Coefficient(("K*K", "K"), "zeros"),
                 "correction": Coefficient(("K", "K"), "zeros"),
             },
-            layer="altup_moe.model.dynamic:DynamicAltUpLayer",
             reference=REFERENCE + "dynamic_stream",
             projections=True,
             clips=True,
@@ -153,6 +192,68 @@ VARIANTS: dict[str, StreamVariant] = {
             planned=False,
             # The router looks at two blocks, and its K numbers make K^2 + K coefficients.
             coefficient_products=lambda k, d: 2 * k * d + k**3 + k**2,
+        ),
+        StreamVariant(
+            "wide_residual",
+            WIDE_RESIDUAL,
+            STATIC + "wide_residual",
+            head={"read": Coefficient(("K",), "mean_logit")},
+            collapse=STATIC + "wide_residual_end",
+            reference=TOKEN_REFERENCE + "wide_residual_stream",
+            architectures=("gpt",),
+        ),
+        StreamVariant(
+            "wide_residual_kept",
+            {**WIDE_RESIDUAL, "keep": Coefficient(("K",), "zeros")},
+            STATIC + "kept_wide_residual",
+            head={"read": Coefficient(("K",), "mean_logit")},
+            collapse=STATIC + "wide_residual_end",
+            reference=TOKEN_REFERENCE + "wide_residual_stream",
+            architectures=("gpt",),
+        ),
+        StreamVariant(
+            "mhc",
+            MANIFOLD,
+            connection=PER_TOKEN + "mhc",
+            head=READ_HEAD,
+            collapse=PER_TOKEN + "read_collapse",
+            reference=TOKEN_REFERENCE + "manifold_stream",
+            **PER_BRANCH,
+            coefficient_products=lambda k, d: k * d * k * (k + 2),
+        ),
+        StreamVariant(
+            "mhc_single_pass",
+            MANIFOLD,
+            connection=PER_TOKEN + "mhc",
+            lagged=True,
+            reference=TOKEN_REFERENCE + "single_pass_stream",
+            **PER_BRANCH,
+            coefficient_products=lambda k, d: k * d * k * (k + 2),
+        ),
+        StreamVariant(
+            "independent_hc",
+            {
+                "project": Coefficient(("2*K", "K*D"), "normal", kind="router"),
+                "read_bias": Coefficient(("K",), "mean_logit"),
+                "write_bias": Coefficient(("K",), "zeros"),
+                "scale": Coefficient((2,), "zeros"),
+            },
+            connection=PER_TOKEN + "independent_hc",
+            head={**READ_HEAD, "read_bias": Coefficient(("K",), "mean_logit")},
+            collapse=PER_TOKEN + "read_collapse",
+            reference=TOKEN_REFERENCE + "independent_stream",
+            **PER_BRANCH,
+            coefficient_products=lambda k, d: 2 * k * k * d,
+        ),
+        StreamVariant(
+            "gated_residual",
+            {**GATE, "inject": Coefficient(("K", "K*D"), "normal", kind="router")},
+            connection=PER_TOKEN + "gated_residual",
+            head=GATE,
+            collapse=PER_TOKEN + "gated_collapse",
+            reference=TOKEN_REFERENCE + "gated_stream",
+            **PER_BRANCH,
+            coefficient_products=lambda k, d: 2 * k * d * -(-d // 8) + k * k * d,
         ),
         StreamVariant("sum", {}, blocks=False),
     )

@@ -24,6 +24,9 @@ def check_arch(config: RunConfig) -> None:
     if a.width > 1 and m.arch not in VARIANTS[a.variant].architectures:
         carried = ", ".join(row.name for row in VARIANTS.values() if m.arch in row.architectures)
         raise ConfigError("altup.variant", a.variant, f"model.arch {m.arch} does not carry it; {carried} would fit")
+    if a.width > 1 and a.level not in VARIANTS[a.variant].levels:
+        fits = f"altup.variant {a.variant} stands around branches, not whole layers; branch would fit"
+        raise ConfigError("altup.level", a.level, fits)
     if a.level == "branch" and a.width > 1:
         _check_branches(config)
 
@@ -31,7 +34,7 @@ def check_arch(config: RunConfig) -> None:
 def _check_branches(config: RunConfig) -> None:
     """Raise ConfigError for what stands around whole layers only."""
     a, layer = config.altup, "stands around whole layers only; layer would fit"
-    if VARIANTS[a.variant].weights is None:
+    if not VARIANTS[a.variant].blocks:
         raise ConfigError("altup.level", a.level, f"altup.variant {a.variant} {layer}")
     if config.model.arch != "gpt":
         raise ConfigError("altup.level", a.level, f"the stream of model.arch {config.model.arch} {layer}")

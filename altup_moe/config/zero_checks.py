@@ -15,7 +15,7 @@ def check_zero(config: RunConfig) -> None:
     t, p, stage = config.train, config.parallel, config.parallel.zero_stage
     wide = stream_width(config.altup.width, config.altup.variant) > 1
     strided = config.sequence.stride > 1 and config.sequence.method == "altup"
-    # Deferred, a layer's coefficients are read in the next one too: two recomputed pieces each finish a gradient.
+    # Deferred, a layer's static weights are read in the next one too: two recomputed pieces each finish a gradient.
     deferred = config.overlap.mixing == "deferred" and not find_variant(config.altup.variant).per_token
     twice = wide and deferred and t.recompute == "full"
     # Where attention is recomputed, so is the bias on its scores, whose table all layers of a stack read.

@@ -18,11 +18,12 @@ from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.utils import make_viewless_tensor
 from torch import Tensor
 
-from altup_moe.altup.mixing import Pending, Reading
-from altup_moe.altup.shape import has_projections
+from altup_moe.altup.mixing import Reading
+from altup_moe.altup.shape import has_head, has_projections
 from altup_moe.altup.stream import narrow
 from altup_moe.model.altup_layer import AltUpBranches, AltUpStep
-from altup_moe.model.dynamic import Contract
+from altup_moe.altup.variants import find_variant
+from altup_moe.model.dynamic import Collapse, Contract
 from altup_moe.model.recompute import Flat, Tape, Travelling, flatten, recompute_layers, unflatten
 from altup_moe.model.transformer_config import AltUpTransformerConfig
 from altup_moe.overlap.two_batch import run_two_batch
@@ -34,6 +35,9 @@ class AltUpBlock(TransformerBlock):
     def __init__(self, config: AltUpTransformerConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         last = self.final_layernorm is not None
+        self.lagged = config.altup_width > 1 and find_variant(config.altup_variant).lagged
+        head = last and has_head(config.altup_width, config.altup_variant, config.altup_recycled)
+        self.collapse = Collapse(config) if head else None
         self.contract = Contract(config) if last and has_projections(config.altup_width, config.altup_variant) else None
 
     @property
@@ -73,13 +77,21 @@ class AltUpBlock(TransformerBlock):
         parts = [part.contiguous() for part in stream.chunk(2, dim=1)] if two_batch else [stream]
         contexts = () if context is None else context.chunk(len(parts), dim=1)
         given = _inputs_of_each_half(inputs) if two_batch else [inputs]
-        states = flatten([Travelling(part) for part in parts])
+        states = flatten([self._start(part) for part in parts])
         if self.config.recompute_granularity == "full" and self.training:
             states = self._recomputed(states, contexts, given)
         else:
             states = self._advance_all(range(len(self.steps)), given, *states, *contexts)
         ends = [self._end(state) for state in unflatten(states)]
         return torch.cat(ends, dim=1) if two_batch else ends[0]
+
+    def _start(self, stream: Tensor) -> Travelling:
+        """What the first step of this chunk begins with."""
+        if not self.lagged or self.pre_process:
+            return Travelling(stream)
+        positions = stream.shape[0] // (self.config.altup_width + 1)
+        blocks, u = stream.split([stream.shape[0] - positions, positions])
+        return Travelling(blocks, None, u)
 
     def _recomputed(self, states: Flat, contexts: Flat, inputs: list[dict[str, Any]]) -> Flat:
         """Step by step, each recomputed in the backward pass. Halves of a micro-batch wait after each."""
@@ -118,42 +130,49 @@ class AltUpBlock(TransformerBlock):
 
     def _step(self, index: int, inputs: dict[str, Any], state: Travelling) -> Travelling:
         step = self.steps[index]
-        if not self._deferred:
+        if not isinstance(step, AltUpStep):
             return Travelling(step(hidden_states=state.blocks, **inputs)[0])
-        return _travelling(*step.deferred(self._pending(index, state), state.u, self._next_reading(index), **inputs))
+        compute = partial(step.compute, **inputs)
+        if not self._deferred:
+            return step.arithmetic.inline(state, compute)
+        return step.arithmetic.deferred(state, self._write_before(index, state), self._next_reading(index), compute)
 
     def _mix(self, index: int, state: Travelling, y: Tensor) -> Travelling:
         """The state after step `index`, whose output is known."""
-        return _travelling(*self.steps[index].mix(self._pending(index, state), y, self._next_reading(index)))
+        before, after = self._write_before(index, state), self._next_reading(index)
+        return self.steps[index].arithmetic.mix(state, before, after, y)
 
-    def _pending(self, index: int, state: Travelling) -> Pending:
-        """The stream before step `index`."""
-        assert state.blocks is not None
-        return Pending(state.blocks, state.y, None if state.y is None else self.steps[index - 1].mixing().write)
+    def _write_before(self, index: int, state: Travelling) -> Tensor | None:
+        """g of the step before step `index`, whose output is not yet written, if it is the same for all tokens."""
+        return None if state.y is None else self.steps[index - 1].arithmetic.write()
 
     def _next_reading(self, index: int) -> Reading | None:
         """The read after step `index` of this chunk; None if the chunk has none."""
         if index + 1 < len(self.steps):
-            return Reading(self.steps[index + 1].mixing().read)
-        if self.final_layernorm is not None and self.config.altup_recycled:
-            # Recycled-AltUp sums the blocks before the final norm: one more read, with weights of 1.
-            return Reading(torch.ones(self.config.altup_width, device=self.final_layernorm.weight.device), last=True)
-        return None
+            return self.steps[index + 1].arithmetic.reading()
+        if self.final_layernorm is None or not self.config.altup_recycled:
+            return None
+        if self.collapse is not None:
+            return self.collapse.reading()
+        if self.lagged:
+            return Reading(None, last=True)
+        # Recycled-AltUp sums the blocks before the final norm: one more read, with weights of 1.
+        return Reading(torch.ones(self.config.altup_width, device=self.final_layernorm.weight.device), last=True)
 
     def _end(self, state: Travelling) -> Tensor:
         if state.blocks is None:
             assert state.u is not None
             return state.u
         if self.final_layernorm is None:
-            return state.blocks
+            return state.blocks if state.u is None else torch.cat([state.blocks, state.u])
         if self.contract is not None:
             return self.contract(state.blocks)
+        if self.collapse is not None:
+            return self.collapse(state.blocks)
         c = self.config
+        if state.u is not None and c.altup_recycled:
+            return state.u
         return narrow(state.blocks, c.altup_width, c.altup_variant, c.altup_recycled)
-
-
-def _travelling(stream: Pending | None, u: Tensor | None) -> Travelling:
-    return Travelling(None, None, u) if stream is None else Travelling(stream.blocks, stream.y, u)
 
 
 def _inputs_of_each_half(inputs: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,12 +1,12 @@
-"""A step of the wide stream: read one block, compute on it, mix and write. A whole layer, or one of its two branches.
+"""The steps of the wide stream as Megatron modules: around a whole layer, or around each of its two branches.
 
-The arithmetic has two orders (altup.mixing). `inline` mixes once the output is known. `deferred` posts the pass over
-the stream as deferred work, which runs while the step communicates; only an axpy waits for the output.
+A step reads one block, computes on it, mixes and writes. It owns its coefficients; the arithmetic on the stream is that
+of its variant's kind (model.step_arithmetic).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,83 +15,51 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer, TransformerLayer
 from torch import Tensor, nn
 
+from altup_moe.altup.coefficients import Coefficient
 from altup_moe.altup.kernels import kernel
-from altup_moe.altup.mixing import Ahead, Pending, Reading, catch_up, look_ahead, mix_and_write, read, write_back
 from altup_moe.altup.shape import step_of
-from altup_moe.altup.static import Mixing
 from altup_moe.altup.variants import find_variant, selected_block
+from altup_moe.model.step_arithmetic import StepArithmetic, StepSettings, arithmetic_of
 from altup_moe.model.transformer_config import AltUpTransformerConfig
-from altup_moe.overlap.deferred_work import later
+
+
+def coefficient_parameters(config: AltUpTransformerConfig, rows: Mapping[str, Coefficient]) -> nn.ParameterDict:
+    """Learned coefficients of a step or of the stream's end, fp32. Values are set by global name (parallel.seeds)."""
+    device = torch.cuda.current_device()
+    parameters = nn.ParameterDict()
+    for name, coefficient in rows.items():
+        value = torch.zeros(coefficient.sizes(config.altup_width, config.hidden_size), device=device)
+        parameters[name] = parameter = nn.Parameter(value)
+        # Each tensor rank mixes its slice of the sequence: without the tag its gradient would stay partial.
+        parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        parameter.weight_decay = coefficient.weight_decay  # type: ignore[attr-defined]
+    return parameters
 
 
 class AltUpStep(MegatronModule):
     """One step of the wide stream, with its coefficients. What computes on the block, `compute`, is a subclass's."""
 
-    def __init__(self, config: AltUpTransformerConfig) -> None:
-        super().__init__(config=config)
-        self.width, self.variant = config.altup_width, find_variant(config.altup_variant)
-        self.kernel = kernel(config.altup_kernel, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    arithmetic: StepArithmetic
 
     def add_coefficients(self, step: int) -> None:
         """Make the coefficients of step `step` (from 0) of the stack."""
-        config = self.config
-        self.block = selected_block(step, self.width, config.altup_select)
-        device = torch.cuda.current_device()
-        self.coefficients = nn.ParameterDict()
-        for name, coefficient in self.variant.coefficients.items():
-            # Values are set by global name, as all weights' (parallel.seeds).
-            value = torch.zeros(coefficient.sizes(self.width, config.hidden_size), device=device)
-            self.coefficients[name] = parameter = nn.Parameter(value)
-            # Each tensor rank mixes its slice of the sequence: without the tag its gradient would stay partial.
-            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
-            parameter.weight_decay = coefficient.weight_decay  # type: ignore[attr-defined]
+        c: AltUpTransformerConfig = self.config
+        row = find_variant(c.altup_variant)
+        self.coefficients = coefficient_parameters(c, row.coefficients)
+        settings = StepSettings(
+            variant=row,
+            width=c.altup_width,
+            block=selected_block(step, c.altup_width, c.altup_select),
+            level=c.altup_level,
+            eps=c.layernorm_epsilon,
+            clip=c.altup_coef_clip,
+            kernel=kernel(c.altup_kernel, torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        )
+        self.arithmetic = arithmetic_of(settings, self.coefficients)
 
     def compute(self, u: Tensor, **kwargs: Any) -> tuple[Tensor, Any]:
         """(y [S, B, D], context) of the block u [S, B, D]."""
         raise NotImplementedError
-
-    def mixing(self) -> Mixing:
-        """The step's weights (r, M, g)."""
-        return self.variant.mixing(self.block, dict(self.coefficients.items()), self.config.altup_level)
-
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Any]:
-        """Inline: stream [K*S, B, D] -> (next stream, context). Other arguments go to `compute` as they are."""
-        mixing = self.mixing()
-        stream, u = read(hidden_states, mixing, self.width)
-        y, context = self.compute(u, **kwargs)
-        return mix_and_write(stream, mixing.written(u, y), mixing, self.kernel), context
-
-    def deferred(
-        self, stream: Pending, u: Tensor | None, reading: Reading | None, **kwargs: Any
-    ) -> tuple[Pending | None, Tensor | None]:
-        """One step whose pass runs while it communicates.
-
-        Args:
-            stream: as the step before left it. u: this step's input, None at the start of a chunk.
-            reading: the next step's read; None at the end of a chunk, where the stream is written out.
-        Returns:
-            (stream, next u); the stream is None after the last reading.
-        """
-        mixing = self.mixing()
-        if u is None:
-            blocks, u = read(stream.blocks, mixing, self.width)
-            stream = Pending(blocks)
-        ahead = later(lambda: look_ahead(stream, mixing, reading, self.kernel))
-        y, _ = self.compute(u, **kwargs)
-        return self._after(ahead.result(), mixing.written(u, y), mixing, reading)
-
-    def mix(self, stream: Pending, y: Tensor, reading: Reading | None) -> tuple[Pending | None, Tensor | None]:
-        """The result of `deferred` for a known output: ``y`` [S, B, D] is what the step writes."""
-        mixing = self.mixing()
-        return self._after(look_ahead(stream, mixing, reading, self.kernel), y, mixing, reading)
-
-    def _after(
-        self, ahead: Ahead, y: Tensor, mixing: Mixing, reading: Reading | None
-    ) -> tuple[Pending | None, Tensor | None]:
-        if reading is None:
-            assert ahead.blocks is not None
-            return Pending(write_back(ahead.blocks, y, mixing.write, self.kernel)), None
-        return catch_up(ahead, y, mixing, reading, self.kernel)
 
 
 class AltUpLayer(AltUpStep, BaseTransformerLayer):
@@ -107,7 +75,7 @@ class AltUpLayer(AltUpStep, BaseTransformerLayer):
         layer: Callable[..., Any] = TransformerLayer,
         **kwargs: Any,
     ) -> None:
-        super().__init__(config)
+        super().__init__(config=config)
         self.layer = layer(config=config, submodules=submodules, **kwargs)
         self.add_coefficients(self.layer_number - 1)
 
@@ -125,7 +93,7 @@ class AltUpBranch(AltUpStep):
     """A step around one branch of a layer, whose modules it does not own: `run` is (u, arguments) -> y [S, B, D]."""
 
     def __init__(self, config: AltUpTransformerConfig, step: int, run: Callable[..., Tensor]) -> None:
-        super().__init__(config)
+        super().__init__(config=config)
         self._run = run
         self.add_coefficients(step)
 

@@ -79,7 +79,7 @@ def mark_sharded(chunks: list[nn.Module], config: RunConfig, topology: Topology)
 def mark_kinds(chunks: list[nn.Module], config: RunConfig, topology: Topology) -> None:
     """Say what each parameter is (`parallel.parametrization`), for the optimizer's groups."""
     for entry in named_tensors(chunks, config, topology):
-        (kind,) = {kind_of(piece.name) for piece in entry.pieces}
+        (kind,) = {kind_of(piece.name, config) for piece in entry.pieces}
         entry.tensor.kind = kind  # type: ignore[attr-defined]
 
 

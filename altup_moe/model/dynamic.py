@@ -1,37 +1,25 @@
-"""The wide stream with coefficients for every token (`altup.dynamic`): its layer, and the modules at both ends.
+"""Learned modules at the ends of the wide stream: projections of `dynamic`, and what collapses the blocks of others.
 
-The ends' matrices [D, D] are ordinary weights: of the parameters' dtype, with weight decay (their scale is taken out of
+The projections' matrices [D, D] are ordinary weights: of the parameters' dtype, with weight decay (their scale is taken out of
 the function, so that decay only sets how fast they turn). Every tensor rank holds them whole and sees its slice of the
 sequence.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
+import torch
+from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 
-from altup_moe.altup.dynamic import Dynamic, active, contract, correct, expand, predict
-from altup_moe.model.altup_layer import AltUpLayer
+from altup_moe.altup.dynamic import at_least_fp32, contract, expand
+from altup_moe.altup.lazy import load_object
+from altup_moe.altup.mixing import Reading
+from altup_moe.altup.token_mixing import by_token
+from altup_moe.altup.variants import find_variant
+from altup_moe.model.altup_layer import coefficient_parameters
 from altup_moe.model.transformer_config import AltUpTransformerConfig
-from altup_moe.timeline.spans import span
-
-
-class DynamicAltUpLayer(AltUpLayer):
-    """Predict, compute on the predicted block, correct. Always inline: the correction needs the layer's output."""
-
-    @property
-    def _settings(self) -> Dynamic:
-        return Dynamic(self.block, self.config.layernorm_epsilon, self.config.altup_coef_clip)
-
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Any]:
-        """Stream [K*S, B, D] -> (next stream, context). Other arguments go to the layer as they are."""
-        settings, coefficients = self._settings, dict(self.coefficients.items())
-        with span("mix"):
-            predicted = predict(hidden_states, coefficients, settings)
-        y, context = self.compute(active(predicted, settings, self.width), **kwargs)
-        with span("mix"):
-            return correct(predicted, y, coefficients, settings), context
 
 
 class _Projections(nn.ModuleList):
@@ -59,3 +47,32 @@ class Contract(_Projections):
     def forward(self, stream: Tensor) -> Tensor:
         """See `altup.dynamic.contract`."""
         return contract(stream, list(self))
+
+
+class Collapse(MegatronModule):
+    """Before the final norm, on the last stage: the blocks become one, by the function of the variant's row."""
+
+    def __init__(self, config: AltUpTransformerConfig) -> None:
+        super().__init__(config=config)
+        self.row = find_variant(config.altup_variant)
+        self.coefficients = coefficient_parameters(config, self.row.head)
+
+    @property
+    def _coefficients(self) -> Mapping[str, Tensor]:
+        return dict(self.coefficients.items())
+
+    def reading(self) -> Reading | None:
+        """The last read of the stream, where its weights are the same for all tokens."""
+        if self.row.per_token:
+            return None
+        return Reading(load_object(self.row.collapse)(self._coefficients), last=True)
+
+    def forward(self, stream: Tensor) -> Tensor:
+        """Stream [K*S, B, D] -> [S, B, D]."""
+        c, x_KTD = self.config, by_token(stream, self.config.altup_width)
+        if self.row.per_token:
+            out = load_object(self.row.collapse)(x_KTD, self._coefficients, c.layernorm_epsilon)
+        else:
+            weights_K = load_object(self.row.collapse)(self._coefficients)
+            out = torch.einsum("k,ktd->td", weights_K, at_least_fp32(x_KTD))
+        return out.to(stream.dtype).view(-1, *stream.shape[1:])

@@ -20,11 +20,15 @@ from altup_moe.parallel.rng import rng_state, set_rng_state
 
 
 class Travelling(NamedTuple):
-    """What goes from layer to layer: see `altup.mixing.Pending`, and ``u``, what the next layer reads."""
+    """What goes from step to step: see `altup.mixing.Pending`, and ``u``, what the next step reads.
+
+    ``write``: the last step's g, not yet used, where each token has its own: [K, T].
+    """
 
     blocks: Tensor | None
     y: Tensor | None = None
     u: Tensor | None = None
+    write: Tensor | None = None
 
 
 Flat = tuple[Tensor | None, ...]

@@ -14,10 +14,8 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from altup_moe.altup.lazy import load_object
 from altup_moe.altup.shape import is_moe_layer, stream_width
-from altup_moe.altup.variants import find_variant
-from altup_moe.model.altup_layer import AltUpBranches
+from altup_moe.model.altup_layer import AltUpBranches, AltUpLayer
 from altup_moe.model.attention import CoreAttention
 from altup_moe.model.flops import StackKind
 from altup_moe.model.norm import FinalNorm, norm_class
@@ -80,8 +78,7 @@ def layer_spec(config: AltUpTransformerConfig, layer: int, groups: Any, kind: St
     if stream_width(config.altup_width, config.altup_variant) > 1:
         if config.altup_level == "branch":
             return ModuleSpec(module=AltUpBranches, submodules=slots)
-        outer = load_object(find_variant(config.altup_variant).layer)
-        return ModuleSpec(module=outer, params={"layer": spec.module, **spec.params}, submodules=slots)
+        return ModuleSpec(module=AltUpLayer, params={"layer": spec.module, **spec.params}, submodules=slots)
     return spec
 
 

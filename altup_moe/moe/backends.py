@@ -92,8 +92,8 @@ def defers_mixing(config: RunConfig) -> bool:
 
 
 def _deferrable(config: RunConfig) -> bool:
-    """Whether mixing is to be deferred, and the stream's coefficients do not follow from the layer's output."""
-    return config.overlap.mixing == "deferred" and not find_variant(config.altup.variant).per_token
+    """Whether mixing is to be deferred, and not all of it needs the output."""
+    return config.overlap.mixing == "deferred" and find_variant(config.altup.variant).deferrable
 
 
 def unavailable_overlap(config: RunConfig) -> str | None:

@@ -189,6 +189,9 @@ def pieces(local_name: str, layer_offset: int, shard: Shard, config: RunConfig) 
         return _columns(name, m.relative_attention_num_buckets, m.num_attention_heads, shard.tensor)
     if local_name == "decoder.final_layernorm.weight":
         return _whole(f"{stacks['decoder']}.norm.weight", output_width(m.hidden_size, a.width, a.variant, a.recycled))
+    if local_name.startswith("decoder.collapse.coefficients."):
+        leaf = local_name.rpartition(".")[2]
+        return _whole(f"model.altup_head.{leaf}", *find_variant(a.variant).head[leaf].sizes(a.width, m.hidden_size))
     projection = _PROJECTION.fullmatch(local_name)
     if projection:
         end = "altup_projections" if projection[1] == "expand" else "altup_unembed_projections"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from altup_moe.altup.shape import SEQUENCE_COEFFICIENTS, branches, has_projections, is_moe_layer, stream_width
+from altup_moe.altup.shape import SEQUENCE_COEFFICIENTS, branches, has_head, has_projections, is_moe_layer, stream_width
 from altup_moe.altup.variants import find_variant
 from altup_moe.config import RunConfig
 from altup_moe.config.sequence import strided_decoder_layers, strided_layers
@@ -38,6 +38,8 @@ def local_names(config: RunConfig, layers: range, first: bool, last: bool, exper
     yield from _stack_names(config, "decoder", layers, experts)
     if last:
         yield from (f"decoder.contract.{index}.weight" for index in range(others))
+        if has_head(config.altup.width, config.altup.variant, config.altup.recycled):
+            yield from (f"decoder.collapse.coefficients.{c}" for c in find_variant(config.altup.variant).head)
         yield "decoder.final_layernorm.weight"
     if last and not (first and tied):
         yield "output_layer.weight"

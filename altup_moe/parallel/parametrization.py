@@ -12,9 +12,9 @@ With m = hidden_size / optim.mup_base_hidden_size and l = num_layers / optim.mup
 | kind | which | initial values | rate | weight decay |
 |---|---|---|---|---|
 | table | embedding, output layer | 1 | 1 | 1 |
-| hidden | q, k, v, gate and up projections, of experts too; ends of a dynamic stream | m^-1/2 | 1/m | m |
+| hidden | q, k, v, gate and up projections, of experts too; ends of a dynamic stream; gates of a gated one | m^-1/2 | 1/m | m |
 | residual | o and down projections, which write into the stream | (m l)^-1/2 | 1/(m l) | m l |
-| router | of experts | 1/m | 1/m | m |
+| router | of experts; what computes a token's coefficients from the whole stream | 1/m | 1/m | m |
 | final_norm | the norm before the output layer, for the logits' multiplier 1/m | 1/m | 1/m | none |
 | other | norms, coefficients of the stream | 1 | 1 | as without |
 
@@ -30,6 +30,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from altup_moe.altup.coefficients import Coefficient
+from altup_moe.altup.variants import find_variant
 from altup_moe.config import RunConfig
 
 Kind = Literal["table", "hidden", "residual", "router", "final_norm", "other"]
@@ -50,9 +52,20 @@ class Factors:
     decay: float = 1.0
 
 
-def kind_of(name: str) -> Kind:
+def coefficient_of(name: str, config: RunConfig) -> Coefficient | None:
+    """The row of a coefficient of the stream, or of what collapses its blocks, by its global name; else None."""
+    row, leaf = find_variant(config.altup.variant), name.rpartition(".")[2]
+    if ".altup." in name:
+        return row.coefficients[leaf]
+    return row.head[leaf] if name.startswith("model.altup_head.") else None
+
+
+def kind_of(name: str, config: RunConfig) -> Kind:
     """What a parameter is, by its global name."""
-    if ".altup." in name or ".sequence." in name:
+    coefficient = coefficient_of(name, config)
+    if coefficient is not None:
+        return coefficient.kind
+    if ".sequence." in name:
         return "other"
     if name == "model.norm.weight":
         return "final_norm"

@@ -16,10 +16,10 @@ from altup_moe.altup.lazy import load_object
 from altup_moe.altup.sequence import initial_coefficients
 from altup_moe.altup.shape import step_of
 from altup_moe.altup.static import initial_value
-from altup_moe.altup.variants import find_variant, selected_block
+from altup_moe.altup.variants import selected_block
 from altup_moe.config import RunConfig
 from altup_moe.parallel.parameter_mapping import TensorSlice
-from altup_moe.parallel.parametrization import factors, kind_of
+from altup_moe.parallel.parametrization import coefficient_of, factors, kind_of
 
 BLOCK_ELEMENTS = 1 << 18
 """Elements of a block: large compared with the cost of a generator, small enough that a rank can skip most blocks."""
@@ -71,14 +71,17 @@ def initial(name: str, shape: tuple[int, ...], tensor_slice: TensorSlice, config
     """
     index = tuple(slice(a, b) for a, b in tensor_slice)
     leaf = name.split(".")[-2] if name.endswith(".weight") else name.split(".")[-1]
-    scale = factors(kind_of(name), config).initial
+    scale = factors(kind_of(name, config), config).initial
     std = config.model.init_method_std * scale
     if name.startswith(("model.altup_projections.", "model.altup_unembed_projections.")):
         return torch.eye(*shape)[index] + normal(name, shape, tensor_slice, std, config.train.seed)
-    if ".altup." in name:
-        start = find_variant(config.altup.variant).coefficients[leaf].initial
+    coefficient = coefficient_of(name, config)
+    if coefficient is not None:
+        start = coefficient.initial
         if start == "normal":
             return normal(name, shape, tensor_slice, std, config.train.seed)
+        if name.startswith("model.altup_head."):
+            return initial_value(start, shape, 0)[index]
         _, _, layer, _, *branch, _ = name.split(".")
         step = step_of(int(layer), branch[0] if branch else "", config.altup.level)
         block = selected_block(step, config.altup.width, config.altup.select)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from altup_moe.altup.shape import stream_width
+from altup_moe.altup.shape import sent_blocks
 from altup_moe.config import RunConfig
 from altup_moe.parallel.topology import Topology
 from altup_moe.parallel.watchdog.notes import progress
@@ -124,13 +124,13 @@ def run_schedule(
     batches = [batch.on_context_rank(topology.context_size).to(topology.device) for batch in batches]
     # Every chunk of an interleaved schedule reads the same micro-batches in its own time.
     iterators = [iter(batches) for _ in chunks]
-    width = stream_width(config.altup.width, config.altup.variant)
+    width = sent_blocks(config.altup.width, config.altup.variant)
     reported = get_forward_backward_func()(
         forward_step_func=partial(_forward_step, weight, byte_lengths),
         data_iterator=iterators if len(chunks) > 1 else iterators[0],
         model=chunks if len(chunks) > 1 else chunks[0],
         num_microbatches=len(batches),
-        # K blocks follow each other along the sequence: all that a schedule has to know of the wide stream.
+        # Blocks follow each other along the sequence: all that a schedule has to know of the wide stream.
         seq_length=config.model.seq_length * width,
         micro_batch_size=config.train.micro_batch_size,
         forward_only=forward_only,

@@ -28,6 +28,22 @@ pytestmark = pytest.mark.distributed
 TOLERANCE = 1e-5
 
 
+READS_EQUAL_BLOCKS = ("mhc", "mhc_single_pass", "independent_hc", "wide_residual", "wide_residual_kept")
+"""Variants whose first step of a recycled stream has no gradient but rounding: it reads and mixes equal blocks, and the
+norm of a branch sees no factor. Their streams with wide tables have all gradients."""
+
+
+def without_first_step(expected: dict, ranks: list) -> tuple[dict, list]:
+    """Gradients but those of the first step's coefficients."""
+    first = "model.layers.0.altup."
+
+    def compared(name: str) -> bool:
+        return not name.startswith(first) or name.startswith(first + "mlp.")
+
+    kept = [(loss, [entry for entry in gradients if compared(entry[0])]) for loss, gradients in ranks]
+    return {name: value for name, value in expected.items() if compared(name)}, kept
+
+
 @functools.cache
 def _reference(config: RunConfig, weights=skewed):
     return reference_step(config, weights)
@@ -39,6 +55,8 @@ def assert_parity(config: RunConfig, size: int, weights=skewed, step=layout_step
     plain = replace(config, parallel=LAYOUTS["one"], train=replace(config.train, recompute="none"))
     loss, expected = _reference(plain, weights)
     ranks = run_ranks(size, step, config, weights)
+    if config.altup.recycled and config.altup.variant in READS_EQUAL_BLOCKS:
+        expected, ranks = without_first_step(expected, ranks)
     for rank, (got, _) in enumerate(ranks):
         assert got == pytest.approx(loss, rel=TOLERANCE), f"loss on rank {rank}"
     difference, where = worst_difference(expected, ranks)
@@ -112,6 +130,15 @@ VARIANTS = {
     # Here wide tables for the same reason, at any width: the norm is the first thing in a branch.
     "branches, hc": {"altup": {"level": "branch", "variant": "hc", "width": 4, "recycled": False}},
     "branches, round_robin": {"altup": {"level": "branch", "variant": "round_robin", "recycled": False}},
+    "branches, dynamic": {"altup": {"level": "branch", "variant": "dynamic", "width": 4}},
+    "mhc": {"altup": {"level": "branch", "variant": "mhc", "width": 4}},
+    "mhc, wide tables": {"altup": {"level": "branch", "variant": "mhc", "width": 4, "recycled": False}},
+    "mhc_single_pass": {"altup": {"level": "branch", "variant": "mhc_single_pass", "width": 4}},
+    "mhc_single_pass, wide tables": {"altup": {"level": "branch", "variant": "mhc_single_pass", "width": 4, "recycled": False}},
+    "independent_hc": {"altup": {"level": "branch", "variant": "independent_hc", "width": 4}},
+    "gated_residual": {"altup": {"level": "branch", "variant": "gated_residual", "width": 4}},
+    "wide_residual": {"altup": {"variant": "wide_residual", "width": 4}},
+    "branches, wide_residual_kept": {"altup": {"level": "branch", "variant": "wide_residual_kept", "width": 4}},
     "dynamic": {"altup": {"variant": "dynamic", "width": 4}},
     "dynamic, clipped, tied": {
         "altup": {"variant": "dynamic", "select": "same", "coef_clip": 0.3},

@@ -28,12 +28,17 @@ def backward(d_RN: Tensor, x_KN: Tensor, y_N: Tensor | None, w_RC: Tensor) -> tu
     return d_x, (w_RC[:, blocks] @ d32_RN).to(y_N.dtype), d_w
 
 
+def _full(x: Tensor) -> Tensor:
+    """At least fp32: float64 stays, so that exactness can be tested."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def token_forward(x_KTD: Tensor, y_TD: Tensor | None, w_RCT: Tensor) -> Tensor:
     """out[r] = sum over k of W[r, k] x[k], and of y, with W of each token: [R, T, D]."""
     blocks = x_KTD.shape[0]
-    out_RTD = torch.einsum("rkt,ktd->rtd", w_RCT[:, :blocks], x_KTD.float())
+    out_RTD = torch.einsum("rkt,ktd->rtd", w_RCT[:, :blocks], _full(x_KTD)).contiguous()
     if y_TD is not None:
-        out_RTD.addcmul_(w_RCT[:, blocks, :, None], y_TD.float())
+        out_RTD.addcmul_(w_RCT[:, blocks, :, None], _full(y_TD))
     return out_RTD.to(x_KTD.dtype)
 
 
@@ -41,11 +46,11 @@ def token_backward(
     d_RTD: Tensor, x_KTD: Tensor, y_TD: Tensor | None, w_RCT: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """d_x = W_x^T d, d_y = w_y^T d, d_W = d [x; y]^T, each for every token."""
-    blocks, d32_RTD = x_KTD.shape[0], d_RTD.float()
-    d_x = torch.einsum("rkt,rtd->ktd", w_RCT[:, :blocks], d32_RTD).to(x_KTD.dtype)
+    blocks, d_full_RTD = x_KTD.shape[0], _full(d_RTD)
+    d_x = torch.einsum("rkt,rtd->ktd", w_RCT[:, :blocks], d_full_RTD).to(x_KTD.dtype).contiguous()
     d_w = torch.empty_like(w_RCT)
-    d_w[:, :blocks] = torch.einsum("rtd,ktd->rkt", d32_RTD, x_KTD.float())
+    d_w[:, :blocks] = torch.einsum("rtd,ktd->rkt", d_full_RTD, _full(x_KTD))
     if y_TD is None:
         return d_x, None, d_w
-    d_w[:, blocks] = torch.einsum("rtd,td->rt", d32_RTD, y_TD.float())
-    return d_x, torch.einsum("rt,rtd->td", w_RCT[:, blocks], d32_RTD).to(y_TD.dtype), d_w
+    d_w[:, blocks] = torch.einsum("rtd,td->rt", d_full_RTD, _full(y_TD))
+    return d_x, torch.einsum("rt,rtd->td", w_RCT[:, blocks], d_full_RTD).to(y_TD.dtype), d_w

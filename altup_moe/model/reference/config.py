@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from altup_moe.altup.shape import has_projections, step_of, stream_width
+from altup_moe.altup.shape import has_head, has_projections, step_of, stream_width
 from altup_moe.altup.variants import VARIANTS, selected_block
 from altup_moe.config import ConfigError, RunConfig
 from altup_moe.config.sequence import layer_range
@@ -96,6 +96,11 @@ class AltUpMoEConfig(PretrainedConfig):
     def has_projections(self) -> bool:
         """Whether learned matrices stand at both ends of the stream."""
         return has_projections(self.altup_width, self.altup_variant)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether learned parameters collapse the blocks at the end of the stream."""
+        return has_head(self.altup_width, self.altup_variant, self.altup_recycled)
 
     @property
     def embedding_width(self) -> int:

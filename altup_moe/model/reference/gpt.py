@@ -37,6 +37,7 @@ from altup_moe.model.reference.layers import (
     full,
 )
 from altup_moe.model.reference.sequence import Anchors, Strided, token_order
+from altup_moe.model.reference.token_streams import HEADS, Head
 from altup_moe.model.reference.streams import BlockProjection, Stream, projections, stream_around
 
 
@@ -141,9 +142,13 @@ class Decoder(nn.Module):
     def __init__(self, config: AltUpMoEConfig) -> None:
         super().__init__()
         self.config = config
+        self.lagged = config.stream_width > 1 and find_variant(config.altup_variant).lagged
         self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_width)
         self.layers = nn.ModuleList(Layer(config, n) for n in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.output_width, config.rms_norm_eps)
+        self.altup_head: Any = None
+        if config.has_head:
+            self.altup_head = HEADS[config.altup_variant](config)
         if config.has_projections:
             self.altup_projections = projections(config.hidden_size, config.altup_width)
             self.altup_unembed_projections = projections(config.hidden_size, config.altup_width)
@@ -160,8 +165,11 @@ class Decoder(nn.Module):
         if self.config.has_projections:
             return torch.stack([embedded, *(project(embedded, embedded) for project in self.altup_projections)])
         if self.config.altup_recycled:
-            return embedded.expand(k, *embedded.shape)
-        return torch.stack(embedded.split(d, dim=-1))
+            x_KBSD = embedded.expand(k, *embedded.shape)
+        else:
+            x_KBSD = torch.stack(embedded.split(d, dim=-1))
+        # Where a step computes the next one's read, the first reads block 0 (DeepSeek-V4.1).
+        return torch.cat([x_KBSD, x_KBSD[:1]]) if self.lagged else x_KBSD
 
     def narrow(self, x_KBSD: Tensor) -> Tensor:
         """[K, B, S, D] -> the blocks summed [B, S, D] (recycled), or side by side [B, S, K*D].
@@ -171,6 +179,10 @@ class Decoder(nn.Module):
         if self.config.has_projections:
             others = zip(self.altup_unembed_projections, x_KBSD[1:], strict=True)
             return torch.stack([x_KBSD[0], *(project(x, x_KBSD[0]) for project, x in others)]).mean(0)
+        if self.altup_head is not None:
+            return self.altup_head(x_KBSD)
+        if self.lagged:
+            return x_KBSD[-1] if self.config.altup_recycled else sum_or_concatenate(x_KBSD[:-1], False)
         return sum_or_concatenate(x_KBSD, self.config.altup_recycled)
 
     def forward(
@@ -265,7 +277,7 @@ class AltUpMoEForCausalLM(PreTrainedModel, GenerationMixin):
     _no_split_modules = ("Layer",)
     _skip_keys_device_placement = CACHE_NAMES
     _supports_sdpa = True
-    _keep_in_fp32_modules_strict = (r"\.altup\.", "sequence", "expert_bias", "expert_load")
+    _keep_in_fp32_modules_strict = (r"\.altup\.", "altup_head", "sequence", "expert_bias", "expert_load")
 
     def __init__(self, config: AltUpMoEConfig) -> None:
         super().__init__(config)
@@ -284,7 +296,7 @@ class AltUpMoEForCausalLM(PreTrainedModel, GenerationMixin):
             init.normal_(module.weight, 0.0, std)
         elif isinstance(module, RMSNorm):
             init.ones_(module.weight)
-        elif isinstance(module, Stream | Strided):
+        elif isinstance(module, Stream | Strided | Head):
             module.reset()
         if isinstance(module, Router) and module.expert_bias is not None:
             init.zeros_(module.expert_bias)

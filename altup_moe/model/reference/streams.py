@@ -185,6 +185,8 @@ class DynamicAltUp(Stream):
     correct: x'_i = x^_i + (1 + G m(y))_i (y - x^_j)
     """
 
+    with_residual = True
+
     def __init__(self, width: int, block: int, hidden_size: int, eps: float, clip: float | None, std: float) -> None:
         super().__init__()
         self.router_norm = nn.Parameter(torch.empty(hidden_size, dtype=torch.float32))

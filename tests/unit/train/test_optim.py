@@ -23,7 +23,7 @@ def groups(variant: str) -> dict[str, set[str]]:
     for name in local_names(config, range(2), True, True, 2):
         (piece, *_) = pieces(name, 0, Shard(), config)
         parameter = torch.empty(piece.shape, device="meta")
-        parameter.kind = kind_of(piece.name)  # type: ignore[attr-defined]  # as `bare_chunks` marks it
+        parameter.kind = kind_of(piece.name, config)  # type: ignore[attr-defined]  # as `bare_chunks` marks it
         group, overrides = group_overrides(replace(config, optim=OPTIM), name, parameter)
         assert overrides.get("wd_mult", 1.0) == (1.0 if group == "matrices" else 0.0)
         assert overrides.get("max_lr") == (pytest.approx(6e-3) if group == "coefficients" else None)

@@ -1,0 +1,115 @@
+"""Deferred steps of streams with weights for every token against inline ones, in float64, coefficient networks too."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from altup_moe.altup.kernels import kernel
+from altup_moe.altup.mixing import Reading
+from altup_moe.altup.variants import VARIANTS
+from altup_moe.model.recompute import Travelling
+from altup_moe.model.step_arithmetic import StepArithmetic, StepSettings, arithmetic_of
+from altup_moe.overlap.deferred_work import run_posted
+
+S, B, D, STEPS = 11, 3, 16, 6
+VARIANTS_PER_TOKEN = ("mhc", "mhc_single_pass", "independent_hc", "gated_residual")
+
+
+def stack(variant: str, width: int, seed: int = 0) -> tuple[list[StepArithmetic], list[Tensor], Tensor]:
+    """Steps, everything that has a gradient (coefficients, branches' matrices, the stream), and the stream."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(*shape, generator=generator, dtype=torch.float64) * scale).requires_grad_()
+
+    steps, leaves = [], []
+    for index in range(STEPS):
+        settings = StepSettings(
+            VARIANTS[variant], width, index % width, "branch", 1e-6, None, kernel("torch", torch.device("cpu"))
+        )
+        c = {name: drawn(*row.sizes(width, D), scale=0.3) for name, row in VARIANTS[variant].coefficients.items()}
+        steps.append(arithmetic_of(settings, c))
+        leaves += c.values()
+    stream = drawn(width * S, B, D)
+    return steps, [*leaves, stream], stream
+
+
+def branch(matrix: Tensor, posted: list[bool], u: Tensor) -> tuple[Tensor, None]:
+    """A branch that communicates: what is posted runs while it does."""
+    if posted:
+        run_posted()
+    return torch.tanh(u @ matrix), None
+
+
+def walk(steps: list[StepArithmetic], stream: Tensor, deferred: bool, in_window: bool = True) -> Travelling:
+    """The stream after all steps, as `AltUpBlock` goes over them."""
+    matrices = [
+        torch.randn(D, D, generator=torch.Generator().manual_seed(100 + n), dtype=torch.float64) * 0.3
+        for n in range(len(steps))
+    ]
+    state = Travelling(stream)
+    for index, (step, matrix) in enumerate(zip(steps, matrices, strict=True)):
+        compute = partial(branch, matrix, [True] if in_window else [])
+        if deferred:
+            after: Reading | None = Reading(None) if index + 1 < len(steps) else None
+            state = step.deferred(state, None, after, compute)
+        else:
+            state = step.inline(state, compute)
+    return state
+
+
+def results(variant: str, width: int, **ways: bool) -> tuple[Travelling, tuple[Tensor, ...]]:
+    """The last state, and all gradients of a loss of it."""
+    steps, leaves, stream = stack(variant, width)
+    state = walk(steps, stream, **ways)
+    assert state.blocks is not None and state.y is None
+    loss = state.blocks.square().sum() + (0 if state.u is None else state.u.sin().sum())
+    return state, torch.autograd.grad(loss, leaves, allow_unused=True)
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest value."""
+    return ((got - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("in_window", [True, False])
+@pytest.mark.parametrize("width", [2, 4])
+@pytest.mark.parametrize("variant", VARIANTS_PER_TOKEN)
+def test_deferred_is_inline(variant: str, width: int, in_window: bool) -> None:
+    inline, expected = results(variant, width, deferred=False)
+    deferred, got = results(variant, width, deferred=True, in_window=in_window)
+    assert inline.blocks is not None and deferred.blocks is not None
+    assert relative(deferred.blocks, inline.blocks) <= 1e-12
+    assert (deferred.u is None) == (inline.u is None) == (variant != "mhc_single_pass")
+    for mine, same in zip(got, expected, strict=True):
+        assert (mine is None) == (same is None)
+        if mine is not None:
+            assert relative(mine, same) <= 1e-11
+
+
+def test_single_pass_leaves_one_axpy_after_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a branch's output is there, no pass over the stream runs before the next branch begins."""
+    from altup_moe.altup import token_mixing
+
+    events: list[str] = []
+    forward = token_mixing.TokenPass.forward
+    monkeypatch.setattr(
+        token_mixing.TokenPass, "forward", staticmethod(lambda *args: (events.append("pass"), forward(*args))[1])
+    )
+    steps, _, stream = stack("mhc_single_pass", 4)
+    state = Travelling(stream)
+
+    def compute(u: Tensor) -> tuple[Tensor, None]:
+        events.append("begins")
+        run_posted()
+        events.append("ends")
+        return u.tanh(), None
+
+    for index, step in enumerate(steps):
+        state = step.deferred(state, None, Reading(None) if index + 1 < len(steps) else None, compute)
+    gaps = " ".join(events).split("ends")[1:-1]
+    assert [gap.split() for gap in gaps] == [["begins", *["pass"] * 2]] * (STEPS - 1)
