@@ -59,6 +59,8 @@ class StreamVariant:
         head: learned parameters that collapse the blocks of a recycled stream before the final norm, by name.
         collapse: the function that does: coefficients -> weights [K] of a sum over the blocks, or for weights of every
             token (X [K, T, D], coefficients, eps) -> [T, D]. None: the blocks are summed.
+        waits: what of its mixing waits for the output, where that is more than an axpy; for a line at a run's start.
+        deepens: whether a layer can be added that leaves the stream as it is (growing).
         levels: values of altup.level at which it is defined.
         reference: function (AltUpMoEConfig, j) -> `model.reference.streams.Stream` of the reference model. The default
             is built from `weights`; a row of its own is an independent oracle.
@@ -81,6 +83,8 @@ class StreamVariant:
     lagged: bool = False
     head: Mapping[str, Coefficient] = field(default_factory=dict)
     collapse: str | Callable[..., Tensor] | None = None
+    waits: str = ""
+    deepens: bool = True
     levels: tuple[Level, ...] = ("layer", "branch")
     reference: str = REFERENCE + "static_stream"
     blocks: bool = True
@@ -137,7 +141,8 @@ GATE = {
     "gate_down": Coefficient(("R", "K*D"), "normal", kind="hidden"),
     "gate_up": Coefficient(("K*D", "R"), "normal", kind="hidden"),
 }
-PER_BRANCH: Any = {"levels": ("branch",), "architectures": ("gpt",), "planned": False}
+ALL_BUT_THE_WRITE = "all but the weights of what is written"
+PER_BRANCH: Any = {"levels": ("branch",), "architectures": ("gpt",), "planned": False, "deepens": False}
 
 VARIANTS: dict[str, StreamVariant] = {
     row.name: row
@@ -206,6 +211,7 @@ VARIANTS: dict[str, StreamVariant] = {
             "wide_residual_kept",
             {**WIDE_RESIDUAL, "keep": Coefficient(("K",), "zeros")},
             STATIC + "kept_wide_residual",
+            deepens=False,
             head={"read": Coefficient(("K",), "mean_logit")},
             collapse=STATIC + "wide_residual_end",
             reference=TOKEN_REFERENCE + "wide_residual_stream",
@@ -215,6 +221,7 @@ VARIANTS: dict[str, StreamVariant] = {
             "mhc",
             MANIFOLD,
             connection=PER_TOKEN + "mhc",
+            waits="writing, the coefficients and the next read",
             head=READ_HEAD,
             collapse=PER_TOKEN + "read_collapse",
             reference=TOKEN_REFERENCE + "manifold_stream",
@@ -239,6 +246,7 @@ VARIANTS: dict[str, StreamVariant] = {
                 "scale": Coefficient((2,), "zeros"),
             },
             connection=PER_TOKEN + "independent_hc",
+            waits=ALL_BUT_THE_WRITE,
             head={**READ_HEAD, "read_bias": Coefficient(("K",), "mean_logit")},
             collapse=PER_TOKEN + "read_collapse",
             reference=TOKEN_REFERENCE + "independent_stream",
@@ -249,6 +257,7 @@ VARIANTS: dict[str, StreamVariant] = {
             "gated_residual",
             {**GATE, "inject": Coefficient(("K", "K*D"), "normal", kind="router")},
             connection=PER_TOKEN + "gated_residual",
+            waits=ALL_BUT_THE_WRITE,
             head=GATE,
             collapse=PER_TOKEN + "gated_collapse",
             reference=TOKEN_REFERENCE + "gated_stream",

@@ -103,6 +103,9 @@ def unavailable_overlap(config: RunConfig) -> str | None:
         shut.append(
             f"altup.variant {config.altup.variant} takes its coefficients from the layer's output: mixing is inline"
         )
+    waits = find_variant(config.altup.variant).waits if config.altup.width > 1 else ""
+    if waits and config.overlap.mixing == "deferred":
+        shut.append(f"altup.variant {config.altup.variant}: {waits} wait for each output, the rest is deferred")
     if config.moe.num_experts > 0 and not find_backend(config.moe.backend).allows_overlap:
         shut += _asked_of_backend(config)
     return "; ".join(shut) or None

@@ -231,6 +231,16 @@ def test_attention(layout: str, recompute: str) -> None:
     assert_parity(small(layout, model=ATTENTION, train={"recompute": recompute}), world_size(layout))
 
 
+NEWER_VARIANTS = (
+    "dynamic",
+    "hc, wide tables",
+    "branches, hc",
+    "mhc, wide tables",  # g of each token travels
+    "mhc_single_pass, wide tables",  # and the next input, between stages too
+    "gated_residual",  # no read of blocks
+)
+
+
 @pytest.mark.parametrize(
     ("layout", "ways"),
     [
@@ -242,7 +252,7 @@ def test_attention(layout: str, recompute: str) -> None:
         ("cp2", {"parallel": {"distributed_optimizer": True}}),
     ],
 )
-@pytest.mark.parametrize("variant", ["dynamic", "hc, wide tables", "branches, hc"])
+@pytest.mark.parametrize("variant", NEWER_VARIANTS)
 def test_ways_of_the_newer_variants(variant: str, layout: str, ways: dict) -> None:
     assert_parity(small(layout, **VARIANTS[variant], **ways), world_size(layout))
 

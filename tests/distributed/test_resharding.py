@@ -24,6 +24,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"train": {"precision": "bf16"}},
     "dynamic": {"altup": {"variant": "dynamic"}},
+    "mhc": {"altup": {"variant": "mhc", "level": "branch"}},
     "tied": {"model": {"share_embeddings_and_output_weights": True}, "altup": {"recycled": False}},
 }
 TARGETS = [

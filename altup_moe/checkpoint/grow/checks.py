@@ -94,6 +94,10 @@ def _layers(growth: Growth) -> None:
     old, new = growth.source.model.num_layers, growth.target.model.num_layers
     if new < old:
         raise ConfigError("model.num_layers", new, f"layers are only added; {old} or more would fit")
+    variant = growth.target.altup.variant
+    if new > old and growth.target.altup.width > 1 and not find_variant(variant).deepens:
+        fits = f"a layer of altup.variant {variant} changes the stream, whatever it computes; {old} would fit"
+        raise ConfigError("model.num_layers", new, fits)
     for layer in range(old):
         if has_experts(growth.source, layer) and not has_experts(growth.target, layer):
             before = growth.source.moe

@@ -98,6 +98,11 @@ class AltUpMoEConfig(PretrainedConfig):
         return has_projections(self.altup_width, self.altup_variant)
 
     @property
+    def is_lagged(self) -> bool:
+        """Whether a step computes what the next one reads."""
+        return self.stream_width > 1 and VARIANTS[self.altup_variant].lagged
+
+    @property
     def has_head(self) -> bool:
         """Whether learned parameters collapse the blocks at the end of the stream."""
         return has_head(self.altup_width, self.altup_variant, self.altup_recycled)

@@ -142,7 +142,6 @@ class Decoder(nn.Module):
     def __init__(self, config: AltUpMoEConfig) -> None:
         super().__init__()
         self.config = config
-        self.lagged = config.stream_width > 1 and find_variant(config.altup_variant).lagged
         self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_width)
         self.layers = nn.ModuleList(Layer(config, n) for n in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.output_width, config.rms_norm_eps)
@@ -169,7 +168,7 @@ class Decoder(nn.Module):
         else:
             x_KBSD = torch.stack(embedded.split(d, dim=-1))
         # Where a step computes the next one's read, the first reads block 0 (DeepSeek-V4.1).
-        return torch.cat([x_KBSD, x_KBSD[:1]]) if self.lagged else x_KBSD
+        return torch.cat([x_KBSD, x_KBSD[:1]]) if self.config.is_lagged else x_KBSD
 
     def narrow(self, x_KBSD: Tensor) -> Tensor:
         """[K, B, S, D] -> the blocks summed [B, S, D] (recycled), or side by side [B, S, K*D].
@@ -181,7 +180,7 @@ class Decoder(nn.Module):
             return torch.stack([x_KBSD[0], *(project(x, x_KBSD[0]) for project, x in others)]).mean(0)
         if self.altup_head is not None:
             return self.altup_head(x_KBSD)
-        if self.lagged:
+        if self.config.is_lagged:
             return x_KBSD[-1] if self.config.altup_recycled else sum_or_concatenate(x_KBSD[:-1], False)
         return sum_or_concatenate(x_KBSD, self.config.altup_recycled)
 

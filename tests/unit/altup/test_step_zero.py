@@ -39,7 +39,10 @@ def test_recycled_model_starts_as_the_plain_one(alone: Topology, width: int, var
     assert first_loss(alone, width, 1e-10, variant=variant, select=select) == pytest.approx(plain, rel=1e-6)
 
 
-@pytest.mark.parametrize("variant", ["altup", "gemma", "hc"])
+@pytest.mark.parametrize(
+    "variant",
+    ["altup", "gemma", "hc", "dynamic", "wide_residual", "mhc", "mhc_single_pass", "independent_hc"],
+)
 def test_around_branches_too(alone: Topology, variant: str) -> None:
     plain = first_loss(alone, 1, 1e-10)
     assert first_loss(alone, 4, 1e-10, variant=variant, level="branch") == pytest.approx(plain, rel=1e-6)

@@ -22,7 +22,7 @@ def test_the_control_has_one_block() -> None:
     assert (stream_width(4, "altup"), stream_width(4, "sum")) == (4, 1)
 
 
-@pytest.mark.parametrize("variant", ["altup", "gemma", "hc", "leaky"])
+@pytest.mark.parametrize("variant", ["altup", "gemma", "hc", "wide_residual_kept", "leaky"])
 def test_a_step_around_a_branch_is_the_one_around_the_branch_with_its_residual(variant: str) -> None:
     """M X + g F(u) around a branch is M X + g (u + F(u)) around F with a residual, for rows and for made-up ones."""
     generator = torch.Generator().manual_seed(0)

@@ -114,7 +114,7 @@ def test_whole_numbers_become_floats(tmp_path: Path) -> None:
         ("altup: {recycled: 1}", "altup.recycled", "true or false"),
         ("altup: {width: 3}", "altup.width", "one of 1, 2, 4, 8"),
         ("altup: {width: true}", "altup.width", "one of 1, 2, 4, 8"),
-        ("altup: {variant: gema}", "altup.variant", "altup, gemma, round_robin, hc, dynamic, sum"),
+        ("altup: {variant: gema}", "altup.variant", "altup, gemma, round_robin, hc, dynamic, wide_residual, "),
         ("data: {mixture: cb}", "data.mixture", "one or more, each text"),
         ("data: {mixture: [1]}", "data.mixture", "one or more, each text"),
         ("log: {run_dir: 2024}", "log.run_dir", "text"),
