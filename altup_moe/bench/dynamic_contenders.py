@@ -51,8 +51,8 @@ def dynamic_contenders(bench: MixingBench, width: int, exponent: int, dtype: tor
         by_token = x_KTD.transpose(0, 1)[None].contiguous(), y_TD[None]
         grads = [d_u[None], d_x.transpose(0, 1)[None].contiguous()]
         found[DEEPSEEK] = by_autograd(update, parameters, *by_token, grads)
-        for name, (update, parameters) in hyper_steps(width, bench.hidden_size, dtype).items():
-            found[name] = by_autograd(update, parameters, x_KTD, y_TD[None], [d_u[None], d_x])
+        for rival, (update, parameters) in hyper_steps(width, bench.hidden_size, dtype).items():
+            found[rival] = by_autograd(update, parameters, x_KTD, y_TD[None], [d_u[None], d_x])
     return found
 
 
@@ -77,6 +77,30 @@ class TokenPass(torch.autograd.Function):
         return *ctx.kernel.token_backward(grads[0], *ctx.saved_tensors), None
 
 
+class Project(torch.autograd.Function):
+    """(x [K, T, D], fn [K, Q, D]) -> (x for the passes, the projection [Q, T], sums of squares [T]), fp32.
+
+    The passes' gradient of x is added to in place: by itself, each of x's uses would be K blocks more to write and add.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_KTD: Tensor, fn_KQD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(x_KTD, fn_KQD)
+        x32_KTD = x_KTD.float()
+        projected_QT = torch.bmm(fn_KQD, x32_KTD.transpose(1, 2)).sum(0)
+        squares_T = torch.linalg.vector_norm(x32_KTD, dim=2).square().sum(0)
+        return x_KTD.view_as(x_KTD), projected_QT, squares_T
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x_KTD, fn_KQD = ctx.saved_tensors
+        d_x, d_projected_QT, d_squares_T = grads
+        width, x32_KTD, d_x32 = len(x_KTD), x_KTD.float(), d_x.float()
+        d_x32.baddbmm_(d_projected_QT.t().expand(width, -1, -1), fn_KQD)
+        d_x32.addcmul_(x32_KTD, d_squares_T[:, None], value=2)
+        return d_x32.to(x_KTD.dtype), torch.bmm(d_projected_QT.expand(width, -1, -1), x32_KTD)
+
+
 def _deepseek(width: int, hidden_size: int) -> Any:
     """DeepSeek's module, its parameters drawn so that no coefficient is at a bound. A forward pass needs no more."""
     from transformers.models.deepseek_v4 import DeepseekV4Config
@@ -97,12 +121,10 @@ def our_step(k: Kernel, width: int, hidden_size: int) -> tuple[Update, list[Tens
     sizes = [width, width, width * width]
 
     def update(x_KTD: Tensor, y_TD: Tensor) -> list[Tensor]:
-        x32_KTD = x_KTD.float()
-        # The norm is a number for each token: it scales what the projection made of x as it is.
-        lengths_T = torch.linalg.vector_norm(x32_KTD, dim=(0, 2))
-        norm_T = torch.rsqrt(lengths_T.square() / (width * hidden_size) + norm_eps)
         fn_KQD = fn_QN.unflatten(1, (width, hidden_size)).transpose(0, 1)
-        projected_QT = torch.bmm(fn_KQD, x32_KTD.transpose(1, 2)).sum(0) * norm_T
+        x_KTD, projected_QT, squares_T = Project.apply(x_KTD, fn_KQD)
+        # The norm is a number for each token: it scales what the projection made of x as it is.
+        projected_QT = projected_QT * torch.rsqrt(squares_T / (width * hidden_size) + norm_eps)
         scales_Q = scale_3.repeat_interleave(torch.tensor(sizes), output_size=sum(sizes))
         pre_KT, post_KT, comb = torch.addcmul(base_Q[:, None], projected_QT, scales_Q[:, None]).split(sizes)
         comb_KKT = sinkhorn(comb.unflatten(0, (width, width)), iterations, eps)
