@@ -96,7 +96,7 @@ class Project(torch.autograd.Function):
         x_KTD, fn_KQD = ctx.saved_tensors
         d_x, d_projected_QT, d_squares_T = grads
         width, x32_KTD, d_x32 = len(x_KTD), x_KTD.float(), d_x.float()
-        d_x32.baddbmm_(d_projected_QT.t().expand(width, -1, -1), fn_KQD)
+        d_x32.baddbmm_(d_projected_QT.t().contiguous().expand(width, -1, -1), fn_KQD)
         d_x32.addcmul_(x32_KTD, d_squares_T[:, None], value=2)
         return d_x32.to(x_KTD.dtype), torch.bmm(d_projected_QT.expand(width, -1, -1), x32_KTD)
 
