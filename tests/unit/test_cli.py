@@ -227,6 +227,8 @@ def test_bench_mixing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls = stand_in(monkeypatch, "altup_moe.bench.bench_mixing", "bench_mixing")
     assert main(["bench", "mixing", "--widths", "4", "--exponents", "16", "21", "--no-rivals", "--json"]) == 7
     assert (calls[0].widths, calls[0].exponents, calls[0].rivals, calls[0].json) == ((4,), (16, 21), False, True)
+    assert main(["bench", "mixing", "--dynamic"]) == 7
+    assert (calls[0].dynamic, calls[1].dynamic) == (False, True)
 
 
 def test_bench_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ All of AltUp is one product with coefficients chosen by the caller:
 
     out = W [x; y]        x [K, N] the stream, y [N] a layer's output (or absent), W [R, C], C = K + 1 (or K)
 
-Shape legend: K blocks, N = positions * samples * width of a block, R rows of the result, C columns of W.
+or, in variants whose coefficients are computed, with a matrix W [R, C, T] that has one for each of the T tokens.
+
+Shape legend: K blocks, T tokens, D width of a block, N = T*D, R rows of the result, C columns of W.
 Bytes in blocks: forward C read + R written; backward R + C read (what arrived, what was saved) + C written.
 
 Three implementations with one contract (`Kernel`): `plain` is the definition, in torch; `compiled` is fused by
@@ -21,8 +23,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from altup_moe.altup.kernels import plain
 
 Forward = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 """(x [K, N], y [N] or None, W [R, C] fp32) -> out [R, N] in x's dtype, in memory of its own."""
@@ -50,10 +50,13 @@ def kernel(name: str, device: torch.device) -> Kernel:
     if name == "auto":
         name = "triton" if device.type == "cuda" else "torch"
     # The fused ones load a compiler: only when asked for.
-    module = plain if name == "torch" else importlib.import_module(f"altup_moe.altup.kernels.{MODULES[name]}")
-    # Not fused yet: the other modules have no passes with a matrix for each token.
-    return Kernel(name, module.forward, module.backward, plain.token_forward, plain.token_backward)
+    columns, tokens = (importlib.import_module(f"altup_moe.altup.kernels.{module}") for module in MODULES[name])
+    return Kernel(name, columns.forward, columns.backward, tokens.token_forward, tokens.token_backward)
 
 
-MODULES = {"compile": "compiled", "triton": "triton_kernels"}
-"""Files of the implementations that are imported only when asked for."""
+MODULES = {
+    "torch": ("plain", "plain"),
+    "compile": ("compiled", "compiled_tokens"),
+    "triton": ("triton_kernels", "triton_tokens"),
+}
+"""Files of the implementations: with one matrix for all tokens, and with one for each."""

@@ -23,6 +23,8 @@ from altup_moe.altup.kernels import plain
 
 PIECE = 4096
 """Columns of one partial sum of d_W."""
+CONTRACT: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast"}
+"""Multiply-adds may be fused: half the arithmetic, and more exact. Inductor forbids it unless told."""
 
 
 def forward(x_KN: Tensor, y_N: Tensor | None, w_RC: Tensor) -> Tensor:
@@ -34,7 +36,7 @@ def forward(x_KN: Tensor, y_N: Tensor | None, w_RC: Tensor) -> Tensor:
         for tensor, dim in ((x_KN, 1), (y_N, 0)):
             if tensor is not None:
                 torch._dynamo.maybe_mark_dynamic(tensor, dim)
-        return _compiled(_combine_all, x_KN, y_N, w_RC)
+        return run_compiled(_combine_all, CONTRACT, x_KN, y_N, w_RC)
 
 
 def backward(d_RN: Tensor, x_KN: Tensor, y_N: Tensor | None, w_RC: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -63,27 +65,27 @@ def _whole_pieces(d_RN: Tensor, x_KN: Tensor, y_N: Tensor | None, w_RC: Tensor) 
     for tensor, dim in ((d_RPN, 1), (x_KPN, 1), (y_PN, 0)):
         if tensor is not None:
             torch._dynamo.maybe_mark_dynamic(tensor, dim)
-    d_x, d_y, sums_CP = _compiled(_derive_all, d_RPN, x_KPN, y_PN, w_RC.detach())
+    d_x, d_y, sums_CP = run_compiled(_derive_all, CONTRACT, d_RPN, x_KPN, y_PN, w_RC.detach())
     return d_x.view(x_KN.shape), None if d_y is None else d_y.view(-1), sums_CP.sum(-1).view_as(w_RC)
 
 
 def _combine_all(x_KN: Tensor, y_N: Tensor | None, w_RC: Tensor) -> Tensor:
     columns_C = [*x_KN.unbind(0)] if y_N is None else [*x_KN.unbind(0), y_N]
-    return torch.stack([out.to(x_KN.dtype) for out in _combine(columns_C, w_RC)])
+    return torch.stack([out.to(x_KN.dtype) for out in combine(columns_C, w_RC)])
 
 
 def _derive_all(
     d_RPN: Tensor, x_KPN: Tensor, y_PN: Tensor | None, w_RC: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    d_x = [*_combine([*d_RPN.unbind(0)], w_RC.t())]
+    d_x = [*combine([*d_RPN.unbind(0)], w_RC.t())]
     d_y = None if y_PN is None else d_x.pop().to(y_PN.dtype)
     inputs_C = [*x_KPN.unbind(0)] if y_PN is None else [*x_KPN.unbind(0), y_PN]
     products = [(d.float() * x.float()).sum(-1) for d in d_RPN.unbind(0) for x in inputs_C]
     return torch.stack([d.to(x_KPN.dtype) for d in d_x]), d_y, torch.stack(products)
 
 
-def _combine(inputs: list[Tensor], weights: Tensor) -> list[Tensor]:
-    """Row i of the result, fp32: the sum over j of weights[i, j] inputs[j]."""
+def combine(inputs: list[Tensor], weights: Tensor) -> list[Tensor]:
+    """Row i of the result, fp32: the sum over j of weights[i, j] inputs[j]. Weights: scalars, or [T, 1]."""
     wide = [tensor.float() for tensor in inputs]
     results = []
     for i in range(weights.shape[0]):
@@ -99,10 +101,9 @@ _LIMIT = 256
 """Compilations of one function: K, R, C, dtypes, threads. Dynamo's own limit of 8 is soon reached by tests."""
 
 
-def _compiled(function: Callable[..., Any], *args: Any) -> Any:
+def run_compiled(function: Callable[..., Any], options: dict[str, Any], *args: Any) -> Any:
+    """The function's result, compiled at its first call for such arguments. A function always has the same options."""
     if function not in _COMPILED:
-        # Multiply-adds may be fused: half the arithmetic, and more exact. Inductor forbids it unless told.
-        options: Any = {"cpp.enable_floating_point_contract_flag": "fast"}
         limit: Any = {"recompile_limit": _LIMIT}  # torch.compile's overloads, as typed, lack it
         _COMPILED[function] = torch.compile(function, fullgraph=True, options=options, **limit)
     try:

@@ -34,23 +34,30 @@ def _full(x: Tensor) -> Tensor:
 
 
 def token_forward(x_KTD: Tensor, y_TD: Tensor | None, w_RCT: Tensor) -> Tensor:
-    """out[r] = sum over k of W[r, k] x[k], and of y, with W of each token: [R, T, D]."""
-    blocks = x_KTD.shape[0]
-    out_RTD = torch.einsum("rkt,ktd->rtd", w_RCT[:, :blocks], _full(x_KTD)).contiguous()
-    if y_TD is not None:
-        out_RTD.addcmul_(w_RCT[:, blocks, :, None], _full(y_TD))
-    return out_RTD.to(x_KTD.dtype)
+    """out[r] = sum over c of W[r, c] [x; y][c], with W of each token: [R, T, D] in x's dtype."""
+    inputs = [*_full(x_KTD)] if y_TD is None else [*_full(x_KTD), _full(y_TD)]
+    return _combine(w_RCT, inputs).to(x_KTD.dtype)
 
 
 def token_backward(
     d_RTD: Tensor, x_KTD: Tensor, y_TD: Tensor | None, w_RCT: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """d_x = W_x^T d, d_y = w_y^T d, d_W = d [x; y]^T, each for every token."""
+    """d_x = W_x^T d, d_y = w_y^T d, d_W = d [x; y]^T (fp32), each for every token."""
     blocks, d_full_RTD = x_KTD.shape[0], _full(d_RTD)
-    d_x = torch.einsum("rkt,rtd->ktd", w_RCT[:, :blocks], d_full_RTD).to(x_KTD.dtype).contiguous()
-    d_w = torch.empty_like(w_RCT)
+    d_x = _combine(w_RCT[:, :blocks].transpose(0, 1), [*d_full_RTD]).to(x_KTD.dtype)
+    d_w = torch.empty_like(w_RCT, memory_format=torch.contiguous_format)
     d_w[:, :blocks] = torch.einsum("rtd,ktd->rkt", d_full_RTD, _full(x_KTD))
     if y_TD is None:
         return d_x, None, d_w
     d_w[:, blocks] = torch.einsum("rtd,td->rt", d_full_RTD, _full(y_TD))
-    return d_x, torch.einsum("rt,rtd->td", w_RCT[:, blocks], d_full_RTD).to(y_TD.dtype), d_w
+    return d_x, _combine(w_RCT[None, :, blocks], [*d_full_RTD])[0].to(y_TD.dtype), d_w
+
+
+def _combine(w_RCT: Tensor, inputs: list[Tensor]) -> Tensor:
+    """[R, T, D] from inputs [T, D], at least fp32. (A product of matrices would lay the rows of a token side by side.)"""
+    out_RTD = torch.empty(w_RCT.shape[0], *inputs[0].shape, dtype=inputs[0].dtype, device=w_RCT.device)
+    for row_TD, w_CT in zip(out_RTD, w_RCT, strict=True):
+        torch.mul(inputs[0], w_CT[0, :, None], out=row_TD)
+        for w_T, input_TD in zip(w_CT[1:], inputs[1:], strict=True):
+            row_TD.addcmul_(w_T[:, None], input_TD)
+    return out_RTD

@@ -37,7 +37,7 @@ BACKWARD_BLOCK, BACKWARD_WARPS = 1024, 4
 
 
 @triton.jit
-def _load_rows(pointers: tl.tensor, n: tl.tensor, mask: tl.tensor, ROWS: tl.constexpr) -> tl.tuple:
+def load_rows(pointers: tl.tensor, n: tl.tensor, mask: tl.tensor, ROWS: tl.constexpr) -> tl.tuple:
     """A tuple of ROWS tiles, fp32; zeros where masked."""
     rows = ()  # grows while the loop is unrolled
     for _ in tl.static_range(ROWS):
@@ -68,9 +68,9 @@ def _forward_kernel(
     C: tl.constexpr = K + HAS_Y
     columns = _columns(BLOCK)
     mask = columns < n
-    inputs = _load_rows(x_ptr + columns, n, mask, K)
+    inputs = load_rows(x_ptr + columns, n, mask, K)
     if HAS_Y:
-        inputs = inputs + _load_rows(y_ptr + columns, n, mask, 1)
+        inputs = inputs + load_rows(y_ptr + columns, n, mask, 1)
     out = out_ptr + columns
     for r in tl.static_range(R):
         total = tl.load(w_ptr + r * C) * inputs[0]
@@ -98,10 +98,10 @@ def _backward_kernel(
     C: tl.constexpr = K + HAS_Y
     columns = _columns(BLOCK)
     mask = columns < n
-    grads = _load_rows(d_ptr + columns, n, mask, R)
-    inputs = _load_rows(x_ptr + columns, n, mask, K)
+    grads = load_rows(d_ptr + columns, n, mask, R)
+    inputs = load_rows(x_ptr + columns, n, mask, K)
     if HAS_Y:
-        inputs = inputs + _load_rows(y_ptr + columns, n, mask, 1)
+        inputs = inputs + load_rows(y_ptr + columns, n, mask, 1)
     sums = sums_ptr + tl.program_id(0).to(tl.int64) * (R * C)
     d_x = d_x_ptr + columns
     for c in tl.static_range(C):

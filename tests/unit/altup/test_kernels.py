@@ -15,27 +15,10 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from altup_moe.altup.kernels import Kernel, kernel
+from tests.unit.altup.implementations import CPU, TRITON_DEVICE
 
 ROOT = Path(__file__).parents[3]
-# tests/conftest.py asks for the interpreter; TRITON_INTERPRET=0 runs these tests on a GPU.
-TRITON_DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
-CPU = torch.device("cpu")
 TYPES = [torch.float32, torch.bfloat16]
-
-
-@pytest.fixture(scope="module", params=["torch", "triton"])
-def light(request: pytest.FixtureRequest) -> tuple[Kernel, torch.device]:
-    """The implementations that are ready at once."""
-    device = TRITON_DEVICE if request.param == "triton" else CPU
-    return kernel(request.param, device), device
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
-    """The compiled implementation, with a cache of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
-        yield kernel("compile", CPU)
 
 
 def case(

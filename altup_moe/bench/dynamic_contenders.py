@@ -1,0 +1,165 @@
+"""What takes turns in `altup-moe bench mixing --dynamic`: one small matrix for each token.
+
+A pass takes W [K + 1, K + 1, T] as given. A whole step is DeepSeek-V4's around one branch: from the stream x it
+computes the coefficients (norm, projection, sigmoid, Sinkhorn), reads the branch's input u = pre x, and from the
+branch's output y makes the next stream, comb^T x + post y. Here it runs with our passes; as transformers' decoder layer
+has it; and as hyper-connections from PyPI has it, constrained (mHC) and not. Each has the stream in its own layout, and
+gradients of u, of the next stream, and of its parameters.
+
+Shape legend: K blocks, T tokens, D width of a block, Q = (2 + K) K coefficients of a token, R rows, C columns of W.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from altup_moe.altup.kernels import Kernel, kernel
+from altup_moe.altup.sinkhorn import sinkhorn
+from altup_moe.bench.mixing_contenders import MixingContender, by_autograd, copy_of
+from altup_moe.bench.mixing_rivals import Update
+from altup_moe.bench.options import MixingBench
+
+WHOLE = ", whole step"
+DEEPSEEK = "DeepseekV4HyperConnection"
+HYPER_NAMES = {"hyper-connections mHC": "mHC", "hyper-connections": "HyperConnections"}
+"""Contender -> class of the package."""
+
+
+def dynamic_contenders(bench: MixingBench, width: int, exponent: int, dtype: torch.dtype) -> dict[str, MixingContender]:
+    """All contenders of one setting on the same numbers, the copy first."""
+    generator, n = torch.Generator().manual_seed(0), 2**exponent
+    shape = (n // bench.hidden_size, bench.hidden_size)
+
+    def randn(*lengths: int) -> Tensor:
+        return torch.randn(*lengths, generator=generator)
+
+    x_KTD, y_TD, d_RTD = (randn(*first, *shape).to(dtype) for first in ((width,), (), (width + 1,)))
+    w_RCT = randn(width + 1, width + 1, shape[0])
+    found = {"copy": copy_of(width, n, dtype)}
+    for name in bench.kernels:
+        found[name] = _pass(kernel(name, x_KTD.device), d_RTD, x_KTD, y_TD, w_RCT)
+    d_x, d_u = d_RTD[:width], d_RTD[width]
+    for name in bench.kernels:
+        update, parameters = our_step(kernel(name, x_KTD.device), width, bench.hidden_size)
+        found[name + WHOLE] = by_autograd(update, parameters, x_KTD, y_TD, [d_u, d_x])
+    if bench.rivals:
+        update, parameters = deepseek_step(width, bench.hidden_size)
+        by_token = x_KTD.transpose(0, 1)[None].contiguous(), y_TD[None]
+        grads = [d_u[None], d_x.transpose(0, 1)[None].contiguous()]
+        found[DEEPSEEK] = by_autograd(update, parameters, *by_token, grads)
+        for rival, (update, parameters) in hyper_steps(width, bench.hidden_size, dtype).items():
+            found[rival] = by_autograd(update, parameters, x_KTD, y_TD[None], [d_u[None], d_x])
+    return found
+
+
+def _pass(k: Kernel, d_RTD: Tensor, x_KTD: Tensor, y_TD: Tensor, w_RCT: Tensor) -> MixingContender:
+    def forward() -> object:
+        return k.token_forward(x_KTD, y_TD, w_RCT)
+
+    return MixingContender(forward, lambda: (forward(), k.token_backward(d_RTD, x_KTD, y_TD, w_RCT)))
+
+
+class TokenPass(torch.autograd.Function):
+    """(x [K, T, D], y [T, D] or None, W [R, C, T]) -> W [x; y], [R, T, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, x_KTD: Tensor, y_TD: Tensor | None, w_RCT: Tensor, k: Kernel) -> Tensor:
+        ctx.save_for_backward(x_KTD, y_TD, w_RCT)
+        ctx.kernel = k
+        return k.token_forward(x_KTD, y_TD, w_RCT)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        return *ctx.kernel.token_backward(grads[0], *ctx.saved_tensors), None
+
+
+class Project(torch.autograd.Function):
+    """(x [K, T, D], fn [K, Q, D]) -> (x for the passes, the projection [Q, T], sums of squares [T]), fp32.
+
+    The passes' gradient of x is added to in place: by itself, each of x's uses would be K blocks more to write and add.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_KTD: Tensor, fn_KQD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(x_KTD, fn_KQD)
+        x32_KTD = x_KTD.float()
+        projected_QT = torch.bmm(fn_KQD, x32_KTD.transpose(1, 2)).sum(0)
+        squares_T = torch.linalg.vector_norm(x32_KTD, dim=2).square().sum(0)
+        return x_KTD.view_as(x_KTD), projected_QT, squares_T
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x_KTD, fn_KQD = ctx.saved_tensors
+        d_x, d_projected_QT, d_squares_T = grads
+        width, x32_KTD, d_x32 = len(x_KTD), x_KTD.float(), d_x.float()
+        d_x32.baddbmm_(d_projected_QT.t().contiguous().expand(width, -1, -1), fn_KQD)
+        d_x32.addcmul_(x32_KTD, d_squares_T[:, None], value=2)
+        return d_x32.to(x_KTD.dtype), torch.bmm(d_projected_QT.expand(width, -1, -1), x32_KTD)
+
+
+def _deepseek(width: int, hidden_size: int) -> Any:
+    """DeepSeek's module, its parameters drawn so that no coefficient is at a bound. A forward pass needs no more."""
+    from transformers.models.deepseek_v4 import DeepseekV4Config
+    from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4HyperConnection
+
+    module = DeepseekV4HyperConnection(DeepseekV4Config(hidden_size=hidden_size, hc_mult=width))
+    generator = torch.Generator().manual_seed(0)
+    for parameter, size in ((module.fn, (width * hidden_size) ** -0.5), (module.base, 1.0), (module.scale, 1.0)):
+        parameter.data = size * torch.randn(parameter.shape, generator=generator)
+    return module
+
+
+def our_step(k: Kernel, width: int, hidden_size: int) -> tuple[Update, list[Tensor]]:
+    """(x [K, T, D], y [T, D]) -> [u [T, D], the next stream [K, T, D]], with DeepSeek's parameters."""
+    module = _deepseek(width, hidden_size)
+    parameters = fn_QN, base_Q, scale_3 = module.fn, module.base, module.scale
+    norm_eps, eps, iterations = module.input_norm.eps, module.hc_eps, module.hc_sinkhorn_iters
+    sizes = [width, width, width * width]
+
+    def update(x_KTD: Tensor, y_TD: Tensor) -> list[Tensor]:
+        fn_KQD = fn_QN.unflatten(1, (width, hidden_size)).transpose(0, 1)
+        x_KTD, projected_QT, squares_T = Project.apply(x_KTD, fn_KQD)
+        # The norm is a number for each token: it scales what the projection made of x as it is.
+        projected_QT = projected_QT * torch.rsqrt(squares_T / (width * hidden_size) + norm_eps)
+        scales_Q = scale_3.repeat_interleave(torch.tensor(sizes), output_size=sum(sizes))
+        pre_KT, post_KT, comb = torch.addcmul(base_Q[:, None], projected_QT, scales_Q[:, None]).split(sizes)
+        comb_KKT = sinkhorn(comb.unflatten(0, (width, width)), iterations, eps)
+        u_1TD = TokenPass.apply(x_KTD, None, (torch.sigmoid(pre_KT) + eps)[None], k)
+        weights_KCT = torch.cat([comb_KKT.transpose(0, 1), 2 * torch.sigmoid(post_KT)[:, None]], dim=1)
+        return [u_1TD[0], TokenPass.apply(x_KTD, y_TD, weights_KCT, k)]
+
+    return update, list(parameters)
+
+
+def deepseek_step(width: int, hidden_size: int) -> tuple[Update, list[Tensor]]:
+    """(x [1, T, K, D], y [1, T, D]) -> [u [1, T, D], the next stream], as `DeepseekV4DecoderLayer.forward` does it."""
+    module = _deepseek(width, hidden_size)
+
+    def update(x: Tensor, y: Tensor) -> list[Tensor]:
+        post, comb, u = module(x)
+        mixed = torch.matmul(comb.to(x.dtype).transpose(-1, -2), x)
+        return [u, post.to(x.dtype).unsqueeze(-1) * y.unsqueeze(-2) + mixed]
+
+    return update, list(module.parameters())
+
+
+def hyper_steps(width: int, hidden_size: int, dtype: torch.dtype) -> dict[str, tuple[Update, list[Tensor]]]:
+    """(x [K, T, D], y [1, T, D]) -> [u [1, T, D], the next stream], by the package's classes, if it is installed."""
+    if importlib.util.find_spec("hyper_connections") is None:
+        return {}
+    import hyper_connections
+
+    def step(name: str) -> tuple[Update, list[Tensor]]:
+        module = getattr(hyper_connections, name)(width, dim=hidden_size, layer_index=0).to(dtype)
+
+        def update(x: Tensor, y: Tensor) -> list[Tensor]:
+            u, add_residual = module(x)
+            return [u, add_residual(y)]
+
+        return update, list(module.parameters())
+
+    return {contender: step(name) for contender, name in HYPER_NAMES.items()}
