@@ -208,6 +208,7 @@ def look_ahead(stream: Pending, mixing: Mixing, reading: Reading | None, kernel:
         rows = torch.cat([rows, (rows @ stream.write)[:, None]], dim=1)
     keep = reading is None or not reading.last
     if reading is not None and not isinstance(reading.weights, int):
+        assert reading.weights is not None
         extra = (reading.weights @ rows)[None]
         rows = torch.cat([rows, extra]) if keep else extra
     return Ahead(*OnePass.apply(stream.blocks, stream.y, rows, width, keep, kernel))
@@ -224,6 +225,7 @@ def catch_up(
     if isinstance(reading.weights, int):
         blocks, y, u = CatchUp.apply(ahead.blocks, y, mixing.write[reading.weights], reading.weights, kernel)
         return Pending(blocks, y, mixing.write), u
+    assert reading.weights is not None
     _, y, u = CatchUp.apply(ahead.a, y, reading.weights @ mixing.write, None, kernel)
     return None if ahead.blocks is None else Pending(ahead.blocks, y, mixing.write), u
 

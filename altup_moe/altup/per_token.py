@@ -18,9 +18,9 @@ Sinkhorn makes M doubly stochastic: all rows and columns sum to 1, so that a dee
 stream (arXiv 2512.24880). In `gated_residual` n are the blocks, each normed by itself, and u is the mean over the
 blocks of sigmoid(A silu(B n / K)) * n, a gate for every feature.
 
-At the end of a recycled stream `mhc` and `independent_hc` collapse the blocks with a read of their own, `gated_residual`
-with a gate of its own, and `mhc_single_pass` with what its last step has computed. The first read of `mhc_single_pass`
-is block 0.
+At the end of a recycled stream `mhc` and `independent_hc` collapse the blocks with a read of their own,
+`gated_residual` with a gate of its own, and `mhc_single_pass` with what its last step has computed. The first read of
+`mhc_single_pass` is block 0.
 
 Sources: transformers 5.23, `DeepseekV4HyperConnection`, `HYV4HyperConnection`, `Qwen4ExpTextGatedResidual` and their
 heads; for V4.1 NVIDIA-NeMo/Automodel's pull 3855. Initial values: the scales s start at 0, where the papers have 0.01
@@ -63,10 +63,12 @@ class Writing:
 class Connection:
     """The weights of one step, fp32.
 
-    ``read``: r [K, T]; None where ``u`` [T, D] is given, the step's input itself. ``writing``: computes the rest, which
-    no input of a branch needs: it may run later.
+    ``stream``: X [K, T, D] for the passes of the step, and for no other use. ``read``: r [K, T]; None where ``u``
+    [T, D] is given, the step's input itself. ``writing``: computes the rest, which no input of a branch needs: it may
+    run later.
     """
 
+    stream: Tensor
     read: Tensor | None
     u: Tensor | None
     writing: Callable[[], Writing]
@@ -79,7 +81,8 @@ def mhc(x_KTD: Tensor, c: Mapping[str, Tensor], eps: float) -> Connection:
         x_KTD: the stream. c: coefficients by name. eps: of the norm.
     """
     k = x_KTD.shape[0]
-    read_KT, write_KT, mix_NT = _logits(x_KTD, c["project"], eps).split([k, k, k * k])
+    x_KTD, logits_NT = _logits(x_KTD, c["project"], eps)
+    read_KT, write_KT, mix_NT = logits_NT.split([k, k, k * k])
     read, write, mix = c["scale"]
 
     def writing() -> Writing:
@@ -88,18 +91,19 @@ def mhc(x_KTD: Tensor, c: Mapping[str, Tensor], eps: float) -> Connection:
         comb_KKT = sinkhorn(logits_KKT, SINKHORN_ITERATIONS, FLOOR)
         return Writing(comb_KKT.transpose(0, 1), 2 * torch.sigmoid(write_KT * write + c["write_bias"][:, None]))
 
-    return Connection(torch.sigmoid(read_KT * read + c["read_bias"][:, None]) + FLOOR, None, writing)
+    return Connection(x_KTD, torch.sigmoid(read_KT * read + c["read_bias"][:, None]) + FLOOR, None, writing)
 
 
 def independent_hc(x_KTD: Tensor, c: Mapping[str, Tensor], eps: float) -> Connection:
     """Hyper-connections that do not mix the blocks. Arguments as in `mhc`."""
-    read_KT, write_KT = _logits(x_KTD, c["project"], eps).chunk(2)
+    x_KTD, logits_NT = _logits(x_KTD, c["project"], eps)
+    read_KT, write_KT = logits_NT.chunk(2)
     read, write = c["scale"]
 
     def writing() -> Writing:
         return Writing(None, 2 * torch.sigmoid(write_KT * write + c["write_bias"][:, None]) + FLOOR)
 
-    return Connection(torch.sigmoid(read_KT * read + c["read_bias"][:, None]) + FLOOR, None, writing)
+    return Connection(x_KTD, torch.sigmoid(read_KT * read + c["read_bias"][:, None]) + FLOOR, None, writing)
 
 
 def gated_residual(x_KTD: Tensor, c: Mapping[str, Tensor], eps: float) -> Connection:
@@ -109,13 +113,13 @@ def gated_residual(x_KTD: Tensor, c: Mapping[str, Tensor], eps: float) -> Connec
     def writing() -> Writing:
         return Writing(None, 2 * torch.sigmoid(_over_blocks(normed_KTD, c["inject"]).t() / x_KTD.shape[0]))
 
-    return Connection(None, _gated_mean(normed_KTD, c), writing)
+    return Connection(x_KTD, None, _gated_mean(normed_KTD, c), writing)
 
 
 def read_collapse(x_KTD: Tensor, c: Mapping[str, Tensor], eps: float) -> Tensor:
     """The end of an `mhc` or `independent_hc` stream: [T, D]. Arguments as in `mhc`."""
-    logits_KT = _logits(x_KTD, c["project"], eps) * c["scale"]
-    read_KT = torch.sigmoid(logits_KT + c["read_bias"][:, None]) + FLOOR
+    x_KTD, logits_KT = _logits(x_KTD, c["project"], eps)
+    read_KT = torch.sigmoid(logits_KT * c["scale"] + c["read_bias"][:, None]) + FLOOR
     return torch.einsum("kt,ktd->td", read_KT, at_least_fp32(x_KTD))
 
 
@@ -124,11 +128,11 @@ def gated_collapse(x_KTD: Tensor, c: Mapping[str, Tensor], eps: float) -> Tensor
     return _gated_mean(_normed_blocks(x_KTD, c["norm"], eps), c)
 
 
-def _logits(x_KTD: Tensor, project: Tensor, eps: float) -> Tensor:
-    """Q z, [rows of Q, T]. Q z = (Q x) / rms(x): the blocks are read once for both, and z is never formed."""
-    products_NT, squares_T = Projection.apply(x_KTD, project)
+def _logits(x_KTD: Tensor, project: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(X for the passes, Q z [rows of Q, T]). Q z = (Q x) / rms(x): z is never formed."""
+    x_KTD, products_NT, squares_T = Projection.apply(x_KTD, project)
     features = x_KTD.shape[0] * x_KTD.shape[2]
-    return products_NT * torch.rsqrt(squares_T / features + eps)
+    return x_KTD, products_NT * torch.rsqrt(squares_T / features + eps)
 
 
 def _normed_blocks(x_KTD: Tensor, norm: Tensor, eps: float) -> Tensor:
@@ -142,7 +146,7 @@ def _gated_mean(normed_KTD: Tensor, c: Mapping[str, Tensor]) -> Tensor:
     inner_TR = F.silu(_over_blocks(normed_KTD, c["gate_down"]) / k)
     up_KDR = c["gate_up"].view(k, d, -1)
     gates = (torch.sigmoid(inner_TR @ up.t()) * normed for up, normed in zip(up_KDR, normed_KTD, strict=True))
-    return sum(gates) / k  # type: ignore[return-value]  # K of them, one at least
+    return sum(gates) / k
 
 
 def _over_blocks(x_KTD: Tensor, matrix: Tensor) -> Tensor:

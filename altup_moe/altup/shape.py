@@ -42,7 +42,7 @@ def has_head(width: int, variant: str, recycled: bool) -> bool:
 
 
 def sent_blocks(width: int, variant: str) -> int:
-    """Blocks that a pipeline stage sends to the next one: those of the stream, and the next input where it is lagged."""
+    """Blocks that a pipeline stage sends to the next one: the stream's, and the next input where it is lagged."""
     row = find_variant(variant)
     return stream_width(width, variant) + (row.lagged and width > 1)
 

@@ -73,7 +73,8 @@ def initial_value(initial: InitialValue, shape: tuple[int, ...], block: int) -> 
         case "spread":
             return torch.linspace(-SPREAD, SPREAD, *shape)
     raise ValueError(
-        f"a coefficient that starts as {initial!r} has no value of its own; identity, one_hot, ones, zeros, mean_logit, spread do"
+        f"a coefficient that starts as {initial!r} has no value of its own; identity, one_hot, ones, zeros, mean_logit "
+        "and spread do"
     )
 
 

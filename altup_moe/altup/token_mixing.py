@@ -32,10 +32,13 @@ def _full(x: Tensor) -> Tensor:
 
 
 class Projection(torch.autograd.Function):
-    """(X [K, T, D], Q [N, K*D]) -> (Q x [N, T], sum of squares of x [T]): the blocks are read once."""
+    """(X [K, T, D], Q [N, K*D]) -> (X for the passes, Q x [N, T], sum of squares of x [T]).
+
+    The passes' gradient of X is added to in place: by itself, each use of X would be K blocks more to write and to add.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x_KTD: Tensor, project: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x_KTD: Tensor, project: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(x_KTD, project)
         k, t, d = x_KTD.shape
         with span("mix"):
@@ -45,20 +48,23 @@ class Projection(torch.autograd.Function):
                 x_TD = _full(x_TD)
                 products_NT.addmm_(q_ND, x_TD.t())
                 squares_T += torch.linalg.vector_norm(x_TD, dim=-1).square_()
-        return products_NT, squares_T
+        return x_KTD.view_as(x_KTD), products_NT, squares_T
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         x_KTD, project = ctx.saved_tensors
-        d_products_NT, d_squares_T = grads
+        d_x, d_products_NT, d_squares_T = grads
         k, _, d = x_KTD.shape
         with span("mix", backward=True):
-            d_x, d_project = torch.empty_like(x_KTD), torch.empty_like(project)
-            twice_T1 = 2 * d_squares_T[:, None]
+            # Only passes consume the handed-on stream, and their backward allocates this tensor: adding is safe.
+            d_x, d_project = d_x.contiguous(), torch.empty_like(project)
+            d_products_TN, twice_T1 = d_products_NT.t().contiguous(), 2 * d_squares_T[:, None]
             for block, q_ND in enumerate(project.view(-1, k, d).unbind(1)):
-                x_TD = _full(x_KTD[block])
+                x_TD, d_TD = _full(x_KTD[block]), _full(d_x[block])
                 d_project.view(-1, k, d)[:, block] = d_products_NT @ x_TD
-                d_x[block] = (d_products_NT.t() @ q_ND).addcmul_(x_TD, twice_T1)
+                d_TD.addmm_(d_products_TN, q_ND).addcmul_(x_TD, twice_T1)
+                if d_TD.dtype is not d_x.dtype:
+                    d_x[block] = d_TD
         return d_x, d_project
 
 

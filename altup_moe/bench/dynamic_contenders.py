@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from altup_moe.altup.kernels import Kernel, kernel
-from altup_moe.altup.sinkhorn import sinkhorn
+from altup_moe.altup.per_token import mhc
+from altup_moe.altup.token_mixing import mix_and_write, read
 from altup_moe.bench.mixing_contenders import MixingContender, by_autograd, copy_of
 from altup_moe.bench.mixing_rivals import Update
 from altup_moe.bench.options import MixingBench
@@ -63,44 +64,6 @@ def _pass(k: Kernel, d_RTD: Tensor, x_KTD: Tensor, y_TD: Tensor, w_RCT: Tensor) 
     return MixingContender(forward, lambda: (forward(), k.token_backward(d_RTD, x_KTD, y_TD, w_RCT)))
 
 
-class TokenPass(torch.autograd.Function):
-    """(x [K, T, D], y [T, D] or None, W [R, C, T]) -> W [x; y], [R, T, D]."""
-
-    @staticmethod
-    def forward(ctx: Any, x_KTD: Tensor, y_TD: Tensor | None, w_RCT: Tensor, k: Kernel) -> Tensor:
-        ctx.save_for_backward(x_KTD, y_TD, w_RCT)
-        ctx.kernel = k
-        return k.token_forward(x_KTD, y_TD, w_RCT)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        return *ctx.kernel.token_backward(grads[0], *ctx.saved_tensors), None
-
-
-class Project(torch.autograd.Function):
-    """(x [K, T, D], fn [K, Q, D]) -> (x for the passes, the projection [Q, T], sums of squares [T]), fp32.
-
-    The passes' gradient of x is added to in place: by itself, each of x's uses would be K blocks more to write and add.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x_KTD: Tensor, fn_KQD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(x_KTD, fn_KQD)
-        x32_KTD = x_KTD.float()
-        projected_QT = torch.bmm(fn_KQD, x32_KTD.transpose(1, 2)).sum(0)
-        squares_T = torch.linalg.vector_norm(x32_KTD, dim=2).square().sum(0)
-        return x_KTD.view_as(x_KTD), projected_QT, squares_T
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        x_KTD, fn_KQD = ctx.saved_tensors
-        d_x, d_projected_QT, d_squares_T = grads
-        width, x32_KTD, d_x32 = len(x_KTD), x_KTD.float(), d_x.float()
-        d_x32.baddbmm_(d_projected_QT.t().contiguous().expand(width, -1, -1), fn_KQD)
-        d_x32.addcmul_(x32_KTD, d_squares_T[:, None], value=2)
-        return d_x32.to(x_KTD.dtype), torch.bmm(d_projected_QT.expand(width, -1, -1), x32_KTD)
-
-
 def _deepseek(width: int, hidden_size: int) -> Any:
     """DeepSeek's module, its parameters drawn so that no coefficient is at a bound. A forward pass needs no more."""
     from transformers.models.deepseek_v4 import DeepseekV4Config
@@ -116,23 +79,20 @@ def _deepseek(width: int, hidden_size: int) -> Any:
 def our_step(k: Kernel, width: int, hidden_size: int) -> tuple[Update, list[Tensor]]:
     """(x [K, T, D], y [T, D]) -> [u [T, D], the next stream [K, T, D]], with DeepSeek's parameters."""
     module = _deepseek(width, hidden_size)
-    parameters = fn_QN, base_Q, scale_3 = module.fn, module.base, module.scale
-    norm_eps, eps, iterations = module.input_norm.eps, module.hc_eps, module.hc_sinkhorn_iters
-    sizes = [width, width, width * width]
+    sizes, eps = [width, width, width * width], module.input_norm.eps
 
     def update(x_KTD: Tensor, y_TD: Tensor) -> list[Tensor]:
-        fn_KQD = fn_QN.unflatten(1, (width, hidden_size)).transpose(0, 1)
-        x_KTD, projected_QT, squares_T = Project.apply(x_KTD, fn_KQD)
-        # The norm is a number for each token: it scales what the projection made of x as it is.
-        projected_QT = projected_QT * torch.rsqrt(squares_T / (width * hidden_size) + norm_eps)
-        scales_Q = scale_3.repeat_interleave(torch.tensor(sizes), output_size=sum(sizes))
-        pre_KT, post_KT, comb = torch.addcmul(base_Q[:, None], projected_QT, scales_Q[:, None]).split(sizes)
-        comb_KKT = sinkhorn(comb.unflatten(0, (width, width)), iterations, eps)
-        u_1TD = TokenPass.apply(x_KTD, None, (torch.sigmoid(pre_KT) + eps)[None], k)
-        weights_KCT = torch.cat([comb_KKT.transpose(0, 1), 2 * torch.sigmoid(post_KT)[:, None]], dim=1)
-        return [u_1TD[0], TokenPass.apply(x_KTD, y_TD, weights_KCT, k)]
+        read_bias, write_bias, mix_bias = module.base.split(sizes)
+        c = {"project": module.fn, "read_bias": read_bias, "write_bias": write_bias, "scale": module.scale}
+        found = mhc(x_KTD, {**c, "mix_bias": mix_bias.view(width, width)}, eps)
+        assert found.read is not None
+        # A token is a position of one sample: [K, T, D] is the stream [K*T, 1, D].
+        stream, y_T1D = found.stream.reshape(-1, 1, hidden_size), y_TD[:, None]
+        u_T1D = read(stream, found.read, k)
+        writing = found.writing()
+        return [u_T1D[:, 0], mix_and_write(stream, y_T1D, writing.mix, writing.write, k).view_as(x_KTD)]
 
-    return update, list(parameters)
+    return update, list(module.parameters())
 
 
 def deepseek_step(width: int, hidden_size: int) -> tuple[Update, list[Tensor]]:

@@ -130,11 +130,15 @@ class AltUpConfig:
     """Blocks K of the residual stream; 1 is the plain Transformer."""
     variant: VariantName = "altup"
     """Which (read, mix, write): altup (paper), gemma (computes on the predicted block), round_robin, hc (static
-    hyper-connections), dynamic (Gemma-3n's: computed for every token, mixed inline), sum (control)."""
+    hyper-connections), dynamic (Gemma-3n's: computed for every token, mixed inline), wide_residual (NVIDIA's;
+    wide_residual_kept with its learned retention), and with level branch mhc (DeepSeek-V4's manifold-constrained
+    hyper-connections), mhc_single_pass (V4.1's), independent_hc (Hunyuan V4's), gated_residual (Qwen4-exp's); sum
+    (control)."""
     select: Literal["alternating", "same"] = "alternating"
     """Block that layer l computes on: l mod K, or always block 0."""
     recycled: bool = True
-    """True: a d wide embedding copied K times, blocks summed at the end (dynamic: learned projections at both ends).
+    """True: a d wide embedding copied K times, blocks summed at the end (dynamic: learned projections at both ends; the
+    newer ones collapse the blocks by learned weights).
     False: tables K d wide, both ends."""
     kernel: Literal["auto", "torch", "compile", "triton"] = "auto"
     """Code of the mixing pass: plain torch, fused by torch.compile (needs a C++ compiler), or Triton (GPUs). auto takes

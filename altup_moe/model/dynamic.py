@@ -1,8 +1,8 @@
 """Learned modules at the ends of the wide stream: projections of `dynamic`, and what collapses the blocks of others.
 
-The projections' matrices [D, D] are ordinary weights: of the parameters' dtype, with weight decay (their scale is taken out of
-the function, so that decay only sets how fast they turn). Every tensor rank holds them whole and sees its slice of the
-sequence.
+The projections' matrices [D, D] are ordinary weights: of the parameters' dtype, with weight decay (their scale is
+taken out of the function, so that decay only sets how fast they turn). Every tensor rank holds them whole and sees its
+slice of the sequence.
 """
 
 from __future__ import annotations

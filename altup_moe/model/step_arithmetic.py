@@ -15,11 +15,11 @@ output, with which a recomputed stack rebuilds its states.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from altup_moe.altup import token_mixing
 from altup_moe.altup.dynamic import Dynamic, active, correct, predict
@@ -53,7 +53,7 @@ class StepSettings:
 class StepArithmetic(Protocol):
     """A step's part of the walk (model.altup_block)."""
 
-    def __init__(self, settings: StepSettings, coefficients: Mapping[str, Tensor]) -> None: ...
+    def __init__(self, settings: StepSettings, coefficients: nn.ParameterDict) -> None: ...
 
     def inline(self, state: Travelling, compute: Compute) -> Travelling:
         """The step, mixed when its output is known."""
@@ -79,7 +79,7 @@ class StepArithmetic(Protocol):
 class StaticArithmetic:
     """Weights that are the same for all tokens (altup.static, altup.mixing)."""
 
-    def __init__(self, settings: StepSettings, coefficients: Mapping[str, Tensor]) -> None:
+    def __init__(self, settings: StepSettings, coefficients: nn.ParameterDict) -> None:
         self._settings, self._coefficients = settings, coefficients
 
     def _mixing(self) -> Mixing:
@@ -130,7 +130,7 @@ class StaticArithmetic:
 class TokenArithmetic:
     """Weights computed for every token (altup.per_token, altup.token_mixing)."""
 
-    def __init__(self, settings: StepSettings, coefficients: Mapping[str, Tensor]) -> None:
+    def __init__(self, settings: StepSettings, coefficients: nn.ParameterDict) -> None:
         self._settings, self._coefficients = settings, coefficients
 
     def reading(self) -> Reading:
@@ -141,11 +141,13 @@ class TokenArithmetic:
         """None: each token has its own, which travels with the stream."""
         return None
 
-    def _connect(self, stream: Tensor) -> Connection:
+    def _connect(self, stream: Tensor) -> tuple[Tensor, Connection]:
+        """(the stream for the step's passes, the step's weights)."""
         s = self._settings
         assert s.variant.connection is not None
         c = dict(self._coefficients.items())
-        return load_object(s.variant.connection)(token_mixing.by_token(stream, s.width), c, s.eps)
+        found: Connection = load_object(s.variant.connection)(token_mixing.by_token(stream, s.width), c, s.eps)
+        return found.stream.view_as(stream), found
 
     def _input(self, state: Travelling, stream: Tensor, found: Connection) -> Tensor:
         if self._settings.variant.lagged:
@@ -158,8 +160,8 @@ class TokenArithmetic:
     def inline(self, state: Travelling, compute: Compute) -> Travelling:
         """All coefficients, read, compute, then mix and write in one pass."""
         assert state.blocks is not None
-        stream, kernel = state.blocks, self._settings.kernel
-        found = self._connect(stream)
+        kernel = self._settings.kernel
+        stream, found = self._connect(state.blocks)
         y, _ = compute(self._input(state, stream, found))
         writing = found.writing()
         stream = token_mixing.mix_and_write(stream, y, writing.mix, writing.write, kernel)
@@ -172,18 +174,17 @@ class TokenArithmetic:
         """Where the step's input is known, all is posted; else what the input does not need."""
         lagged = self._settings.variant.lagged
         if lagged and state.u is not None:
-            ahead = later(lambda: self._ahead(self._written(state), after))
+            ahead = later(lambda: self._ahead(*self._connect(self._written(state))))
             y, _ = compute(state.u)
             return self._after(ahead.result(), y, after)
-        stream = self._written(state)
-        found = self._connect(stream)
-        ahead = later(lambda: self._ahead(stream, after, found))
+        stream, found = self._connect(self._written(state))
+        ahead = later(lambda: self._ahead(stream, found))
         y, _ = compute(self._input(state, stream, found))
         return self._after(ahead.result(), y, after)
 
     def mix(self, state: Travelling, before: Tensor | None, after: Reading | None, y: Tensor) -> Travelling:
         """``y`` is what the step writes."""
-        return self._after(self._ahead(self._written(state), after), y, after)
+        return self._after(self._ahead(*self._connect(self._written(state))), y, after)
 
     def _written(self, state: Travelling) -> Tensor:
         """The stream before the step, formed where it is pending."""
@@ -193,13 +194,13 @@ class TokenArithmetic:
         assert state.write is not None
         return token_mixing.mix_and_write(state.blocks, state.y, None, state.write, self._settings.kernel)
 
-    def _ahead(self, stream: Tensor, after: Reading | None, found: Connection | None = None) -> _TokensAhead:
-        found, kernel = found or self._connect(stream), self._settings.kernel
-        writing = found.writing()
+    def _ahead(self, stream: Tensor, found: Connection) -> _TokensAhead:
+        writing, kernel = found.writing(), self._settings.kernel
         if not self._settings.variant.lagged:
             blocks = stream if writing.mix is None else token_mixing.mix(stream, writing.mix, kernel)
             return _TokensAhead(blocks, writing.write)
-        assert found.read is not None and writing.mix is not None
+        assert found.read is not None
+        assert writing.mix is not None
         blocks, a, s_T = token_mixing.look_ahead(stream, writing.mix, writing.write, found.read, kernel)
         return _TokensAhead(blocks, writing.write, a, s_T)
 
@@ -224,7 +225,7 @@ class _TokensAhead:
 class DynamicArithmetic:
     """Gemma-3n's: predict, compute on the predicted block, correct (altup.dynamic). Always inline."""
 
-    def __init__(self, settings: StepSettings, coefficients: Mapping[str, Tensor]) -> None:
+    def __init__(self, settings: StepSettings, coefficients: nn.ParameterDict) -> None:
         self._settings, self._coefficients = settings, coefficients
 
     def reading(self) -> Reading:
@@ -256,7 +257,7 @@ class DynamicArithmetic:
         raise NotImplementedError("dynamic coefficients follow from the output")
 
 
-def arithmetic_of(settings: StepSettings, coefficients: Mapping[str, Tensor]) -> StepArithmetic:
+def arithmetic_of(settings: StepSettings, coefficients: nn.ParameterDict) -> StepArithmetic:
     """The kind that a variant's row asks for."""
     if settings.variant.weights is not None:
         return StaticArithmetic(settings, coefficients)
@@ -273,4 +274,3 @@ def first_input(stream: Tensor, width: int) -> Tensor:
 def _pending(state: Travelling, before: Tensor | None) -> Pending:
     assert state.blocks is not None
     return Pending(state.blocks, state.y, before if state.y is not None else None)
-

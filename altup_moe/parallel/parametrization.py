@@ -12,7 +12,7 @@ With m = hidden_size / optim.mup_base_hidden_size and l = num_layers / optim.mup
 | kind | which | initial values | rate | weight decay |
 |---|---|---|---|---|
 | table | embedding, output layer | 1 | 1 | 1 |
-| hidden | q, k, v, gate and up projections, of experts too; ends of a dynamic stream; gates of a gated one | m^-1/2 | 1/m | m |
+| hidden | q, k, v, gate and up projections, of experts too; ends of a dynamic stream; gates | m^-1/2 | 1/m | m |
 | residual | o and down projections, which write into the stream | (m l)^-1/2 | 1/(m l) | m l |
 | router | of experts; what computes a token's coefficients from the whole stream | 1/m | 1/m | m |
 | final_norm | the norm before the output layer, for the logits' multiplier 1/m | 1/m | 1/m | none |

@@ -114,7 +114,8 @@ def skewed(name: str, shape: tuple[int, ...], tensor_slice: TensorSlice, config:
         rows = torch.arange(*tensor_slice[0])[:, None]
         return torch.where(rows == 0, 4 * value, value)
     leaf = name.rpartition(".")[2]
-    if leaf in ("read_bias", "write_bias", "mix_bias") or (leaf in ("read", "write") and "wide_residual" in config.altup.variant):
+    logits = ("read", "write") if "wide_residual" in config.altup.variant else ("read_bias", "write_bias", "mix_bias")
+    if leaf in logits:
         # Blocks that differ, and reads that prefer some: gradients of reads of nearly equal blocks are rounding.
         return value + 5 * noise
     if any(part in name for part in (".altup.", "altup_head", ".sequence.", "norm", "relative_attention_bias")):

@@ -101,6 +101,7 @@ def test_distributed_optimizer(layout: str, overlap: bool) -> None:
     assert_parity(small(layout, parallel=parallel), world_size(layout))
 
 
+TOKENS_WIDE = {"level": "branch", "width": 4, "recycled": False}
 VARIANTS = {
     "gemma": {"altup": {"variant": "gemma"}},
     "round_robin": {"altup": {"variant": "round_robin"}},
@@ -132,9 +133,9 @@ VARIANTS = {
     "branches, round_robin": {"altup": {"level": "branch", "variant": "round_robin", "recycled": False}},
     "branches, dynamic": {"altup": {"level": "branch", "variant": "dynamic", "width": 4}},
     "mhc": {"altup": {"level": "branch", "variant": "mhc", "width": 4}},
-    "mhc, wide tables": {"altup": {"level": "branch", "variant": "mhc", "width": 4, "recycled": False}},
+    "mhc, wide tables": {"altup": {**TOKENS_WIDE, "variant": "mhc"}},
     "mhc_single_pass": {"altup": {"level": "branch", "variant": "mhc_single_pass", "width": 4}},
-    "mhc_single_pass, wide tables": {"altup": {"level": "branch", "variant": "mhc_single_pass", "width": 4, "recycled": False}},
+    "mhc_single_pass, wide tables": {"altup": {**TOKENS_WIDE, "variant": "mhc_single_pass"}},
     "independent_hc": {"altup": {"level": "branch", "variant": "independent_hc", "width": 4}},
     "gated_residual": {"altup": {"level": "branch", "variant": "gated_residual", "width": 4}},
     "wide_residual": {"altup": {"variant": "wide_residual", "width": 4}},

@@ -54,7 +54,8 @@ def token_backward(
 
 
 def _combine(w_RCT: Tensor, inputs: list[Tensor]) -> Tensor:
-    """[R, T, D] from inputs [T, D], at least fp32. (A product of matrices would lay the rows of a token side by side.)"""
+    """[R, T, D] from inputs [T, D], at least fp32."""
+    # A product of matrices would lay the rows of a token side by side.
     out_RTD = torch.empty(w_RCT.shape[0], *inputs[0].shape, dtype=inputs[0].dtype, device=w_RCT.device)
     for row_TD, w_CT in zip(out_RTD, w_RCT, strict=True):
         torch.mul(inputs[0], w_CT[0, :, None], out=row_TD)

@@ -75,6 +75,9 @@ class AltUpMoEConfig(PretrainedConfig):
             )
         if self.altup_variant not in VARIANTS:
             raise ConfigError("altup_variant", self.altup_variant, f"one of {', '.join(VARIANTS)}")
+        levels = VARIANTS[self.altup_variant].levels
+        if self.stream_width > 1 and self.altup_level not in levels:
+            raise ConfigError("altup_level", self.altup_level, f"one of {', '.join(levels)} with {self.altup_variant}")
         if VARIANTS[self.altup_variant].projections and not self.altup_recycled:
             fits = f"altup_variant {self.altup_variant} expands a narrow embedding; True"
             raise ConfigError("altup_recycled", False, fits)

@@ -37,8 +37,8 @@ from altup_moe.model.reference.layers import (
     full,
 )
 from altup_moe.model.reference.sequence import Anchors, Strided, token_order
-from altup_moe.model.reference.token_streams import HEADS, Head
 from altup_moe.model.reference.streams import BlockProjection, Stream, projections, stream_around
+from altup_moe.model.reference.token_streams import HEADS, Head
 
 
 class Layer(nn.Module):

@@ -116,6 +116,7 @@ def our_step(variant: str, x: Tensor, c: Coefficients) -> tuple[Tensor, Tensor]:
     width, code = len(x) // S, kernel("torch", torch.device("cpu"))
     row = {"mhc": per_token.mhc, "independent_hc": per_token.independent_hc}.get(variant, per_token.gated_residual)
     found = row(token_mixing.by_token(x, width), c, EPS)
+    x = found.stream.view_as(x)
     u = found.u.view(S, B, D) if found.read is None else token_mixing.read(x, found.read, code)  # type: ignore[union-attr]
     writing = found.writing()
     return u, token_mixing.mix_and_write(x, branch(u), writing.mix, writing.write, code)

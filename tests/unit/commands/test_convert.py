@@ -48,6 +48,10 @@ OURS: dict[str, RunConfig] = {
         replace(MODEL, share_embeddings_and_output_weights=False), AltUpConfig(width=2, variant="round_robin"), MOE
     ),
     "hc 4": RunConfig(MODEL, AltUpConfig(width=4, variant="hc")),
+    "mhc 4": RunConfig(MODEL, AltUpConfig(width=4, variant="mhc", level="branch"), MOE),
+    "mhc_single_pass 2": RunConfig(MODEL, AltUpConfig(width=2, variant="mhc_single_pass", level="branch")),
+    "gated_residual 2": RunConfig(MODEL, AltUpConfig(width=2, variant="gated_residual", level="branch")),
+    "wide_residual 4": RunConfig(MODEL, AltUpConfig(width=4, variant="wide_residual")),
     "dynamic 4, partial experts": RunConfig(
         MODEL, AltUpConfig(width=4, variant="dynamic", coef_clip=0.1), replace(MOE, shared_expert_size=0, partial=True)
     ),

@@ -121,6 +121,13 @@ WRONG = [
     ),
     ({"altup__width": 3}, 1, "altup.width", "1, 2, 4, 8 would fit"),
     ({"altup__variant": "sum"}, 1, "altup.recycled", "false would fit"),
+    ({"altup__variant": "mhc"}, 1, "altup.level", "branch would fit"),
+    (
+        {"altup__variant": "sum", "altup__level": "branch", "altup__recycled": False},
+        1,
+        "altup.level",
+        "layer would fit",
+    ),
     ({"altup__variant": "dynamic", "altup__recycled": False}, 1, "altup.recycled", "narrow embedding"),
     ({"altup__coef_clip": 120.0}, 1, "altup.coef_clip", "altup.variant dynamic; null would fit"),
     ({"moe__partial": True}, 1, "moe.partial", "moe.num_experts is 0"),

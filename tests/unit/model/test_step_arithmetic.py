@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from altup_moe.altup.kernels import kernel
 from altup_moe.altup.mixing import Reading
@@ -31,9 +31,10 @@ def stack(variant: str, width: int, seed: int = 0) -> tuple[list[StepArithmetic]
         settings = StepSettings(
             VARIANTS[variant], width, index % width, "branch", 1e-6, None, kernel("torch", torch.device("cpu"))
         )
-        c = {name: drawn(*row.sizes(width, D), scale=0.3) for name, row in VARIANTS[variant].coefficients.items()}
+        rows = VARIANTS[variant].coefficients.items()
+        c = nn.ParameterDict({name: nn.Parameter(drawn(*row.sizes(width, D), scale=0.3)) for name, row in rows})
         steps.append(arithmetic_of(settings, c))
-        leaves += c.values()
+        leaves += [*c.values()]
     stream = drawn(width * S, B, D)
     return steps, [*leaves, stream], stream
 
@@ -66,7 +67,8 @@ def results(variant: str, width: int, **ways: bool) -> tuple[Travelling, tuple[T
     """The last state, and all gradients of a loss of it."""
     steps, leaves, stream = stack(variant, width)
     state = walk(steps, stream, **ways)
-    assert state.blocks is not None and state.y is None
+    assert state.blocks is not None
+    assert state.y is None
     loss = state.blocks.square().sum() + (0 if state.u is None else state.u.sin().sum())
     return state, torch.autograd.grad(loss, leaves, allow_unused=True)
 
@@ -82,7 +84,8 @@ def relative(got: Tensor, expected: Tensor) -> float:
 def test_deferred_is_inline(variant: str, width: int, in_window: bool) -> None:
     inline, expected = results(variant, width, deferred=False)
     deferred, got = results(variant, width, deferred=True, in_window=in_window)
-    assert inline.blocks is not None and deferred.blocks is not None
+    assert inline.blocks is not None
+    assert deferred.blocks is not None
     assert relative(deferred.blocks, inline.blocks) <= 1e-12
     assert (deferred.u is None) == (inline.u is None) == (variant != "mhc_single_pass")
     for mine, same in zip(got, expected, strict=True):

@@ -56,6 +56,11 @@ def test_coefficients_of_every_token_shut_windows(blocking: RunConfig) -> None:
     assert line == "altup.variant dynamic takes its coefficients from the layer's output: mixing is inline"
     assert unavailable_overlap(replace(dynamic, overlap=OverlapConfig(mixing="inline"))) is None
     assert unavailable_overlap(replace(dynamic, altup=AltUpConfig(width=1, variant="dynamic"))) is None
+    mhc = replace(EXPERTS, altup=AltUpConfig(variant="mhc", level="branch"))
+    assert defers_mixing(mhc)
+    waits = "writing, the coefficients and the next read wait for each output, the rest is deferred"
+    assert unavailable_overlap(mhc) == f"altup.variant mhc: {waits}"
+    assert unavailable_overlap(replace(mhc, altup=replace(mhc.altup, variant="mhc_single_pass"))) is None
     # Each reason is given once.
     both = replace(blocking, altup=dynamic.altup, overlap=OverlapConfig(microbatch_halves=True))
     assert str(unavailable_overlap(both)) == f"{line}; moe.backend tutel has an exchange of its own: " + (

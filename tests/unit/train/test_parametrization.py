@@ -42,7 +42,8 @@ def kinds(config: RunConfig) -> dict[str, set[str]]:
     for name in local_names(config, range(config.model.num_layers), True, True, config.moe.num_experts):
         for piece in pieces(name, 0, Shard(), config):
             short = ".".join(part for part in piece.name.removesuffix(".weight").split(".") if not part.isdigit())
-            found.setdefault(kind_of(piece.name, config), set()).add(short.removeprefix("model.").removeprefix("layers."))
+            short = short.removeprefix("model.").removeprefix("layers.")
+            found.setdefault(kind_of(piece.name, config), set()).add(short)
     return found
 
 

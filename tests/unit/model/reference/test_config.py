@@ -48,6 +48,7 @@ def test_from_run_carries_every_field() -> None:
         ({"num_key_value_heads": 3}, "num_key_value_heads=3"),
         ({"altup_variant": "wide"}, "altup_variant='wide'"),
         ({"altup_variant": "dynamic", "altup_recycled": False}, "altup_recycled=False"),
+        ({"altup_variant": "mhc", "altup_width": 4}, "altup_level='layer'"),
         ({"altup_variant": "sum", "altup_width": 2, "tie_word_embeddings": True}, "tie_word_embeddings=True"),
     ],
 )

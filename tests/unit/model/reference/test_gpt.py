@@ -40,6 +40,12 @@ STREAMS: list[dict[str, Any]] = [
     {"altup_width": 2, "altup_variant": "round_robin"},
     {"altup_width": 4, "altup_variant": "hc", "altup_recycled": False},
     {"altup_width": 4, "altup_variant": "dynamic", "altup_coef_clip": 0.5},
+    {"altup_width": 4, "altup_variant": "wide_residual"},
+    {"altup_width": 4, "altup_variant": "mhc", "altup_level": "branch"},
+    {"altup_width": 2, "altup_variant": "mhc_single_pass", "altup_level": "branch"},
+    {"altup_width": 2, "altup_variant": "mhc_single_pass", "altup_level": "branch", "altup_recycled": False},
+    {"altup_width": 4, "altup_variant": "independent_hc", "altup_level": "branch"},
+    {"altup_width": 2, "altup_variant": "gated_residual", "altup_level": "branch"},
     {"altup_width": 2, "altup_variant": "sum", "altup_recycled": False, "tie_word_embeddings": False},
 ]
 
@@ -49,7 +55,7 @@ def build(seed: int = 0, dtype: torch.dtype = torch.float32, **fields: Any) -> A
     torch.manual_seed(seed)
     model = AltUpMoEForCausalLM(AltUpMoEConfig(**{**TINY, **fields})).eval()
     for name, p in model.named_parameters():
-        if ".altup." in name or "norm" in name:
+        if ".altup." in name or "altup_head" in name or "norm" in name:
             p.data.add_(0.3 * torch.randn_like(p))
     return model.to(dtype)
 
@@ -261,16 +267,29 @@ def expected_names(config: AltUpMoEConfig) -> set[str]:
         "hc": ("read", "mix", "write"),
         "dynamic": ("router_norm", "router", "prediction", "correction"),
         "sum": (),
+        "wide_residual": ("read", "write"),
+        "mhc": ("project", "read_bias", "write_bias", "mix_bias", "scale"),
+        "mhc_single_pass": ("project", "read_bias", "write_bias", "mix_bias", "scale"),
+        "independent_hc": ("project", "read_bias", "write_bias", "scale"),
+        "gated_residual": ("norm", "gate_down", "gate_up", "inject"),
     }.get(config.altup_variant, ("predict", "correct"))
     if config.altup_variant == "dynamic":
         ends, others = ("altup_projections", "altup_unembed_projections"), range(config.altup_width - 1)
         names |= {f"model.{end}.{n}.weight" for end in ends for n in others}
+    head = {
+        "wide_residual": ("read",),
+        "mhc": ("project", "read_bias", "scale"),
+        "independent_hc": ("project", "read_bias", "scale"),
+        "gated_residual": ("norm", "gate_down", "gate_up"),
+    }.get(config.altup_variant, ())
+    names |= {f"model.altup_head.{c}" for c in head}
+    steps = [""] if config.altup_level == "layer" else ["self_attn.", "mlp."]
     mlp = [f"{p}_proj.weight" for p in ("gate", "up", "down")]
     for n in range(config.num_hidden_layers):
         inside = ["input_layernorm.weight", "post_attention_layernorm.weight"]
         inside += [f"self_attn.{p}_proj.weight" for p in "qkvo"]
         inside += [f"self_attn.{p}_norm.weight" for p in "qk" if config.use_qk_norm]
-        inside += [f"altup.{c}" for c in coefficients if config.altup_width > 1]
+        inside += [f"altup.{step}{c}" for step in steps for c in coefficients if config.altup_width > 1]
         if config.num_experts and (n + 1) % config.moe_layer_freq == 0:
             inside += ["mlp.router.weight"] + (["mlp.router.expert_bias"] if config.moe_expert_bias_update_rate else [])
             inside += [f"mlp.experts.{e}.{p}" for e in range(config.num_experts) for p in mlp]
