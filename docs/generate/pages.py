@@ -9,7 +9,7 @@ from altup_moe.commands.configs import schema_text
 from altup_moe.commands.file_schema import file_schema
 from altup_moe.config.shipped import SCHEMA_FILE
 from altup_moe.parallel import patches
-from docs.generate import command_line, configuration, exit_codes, metrics, run_directory, studies
+from docs.generate import command_line, configuration, exit_codes, ladders, metrics, run_directory, studies
 
 DOCS = Path(__file__).parents[1]
 COMMAND = "python -m docs.generate"
@@ -21,12 +21,13 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/exit_codes.md": exit_codes.page,
     "reference/run_directory.md": run_directory.page,
     "results/studies.md": studies.page,
+    "results/ladders.md": ladders.page,
     "developing/patches.md": patches.as_markdown,
     # No page: the schema that editors read, shipped with the configurations.
     f"../configs/{SCHEMA_FILE}": lambda: schema_text(file_schema()),
 }
 
-PICTURES: dict[str, Path] = studies.PICTURES
+PICTURES: dict[str, Path] = studies.PICTURES | ladders.PICTURES
 """Path below docs/ -> the committed file that it is a copy of."""
 
 
