@@ -1,7 +1,8 @@
 """`altup-moe bench overlap`: what hides under the experts' all-to-all, and what the wide stream adds to a step.
 
 One process per rank (altup-moe launch torchrun, or netlab for a network of a known rate); the experts are spread over
-all of them. For each width one model; its modes are switched between steps, so that all are timed in turn in one run:
+all of them. For each variant and width one model; its modes are switched between steps, so that all are timed in turn
+in one run:
 
     mixing inline | deferred   x   exchange blocking | async   x   halves off | on
 
@@ -42,10 +43,26 @@ MODES = [
 
 
 @dataclass(frozen=True)
+class Wide:
+    """A stream that is timed."""
+
+    width: Width
+    variant: str
+
+
+def streams(bench: OverlapBench) -> list[Wide]:
+    """Those of a benchmark. A stream of one block is the same of every variant."""
+    first, *others = bench.variants
+    wider = [Wide(width, variant) for variant in (first, *others) for width in bench.widths if width > 1]
+    return [Wide(width, first) for width in bench.widths if width == 1] + wider
+
+
+@dataclass(frozen=True)
 class ModeResult:
-    """Result of one width in one mode: seconds of a step, their ratio to width 1 in that mode, the overlap report."""
+    """Result of one stream in one mode: seconds of a step, their ratio to width 1 in that mode, the overlap report."""
 
     width: int
+    variant: str
     mode: OverlapConfig
     median_seconds: float
     min_seconds: float
@@ -69,10 +86,11 @@ class ModeResult:
         return self.report.bound_ms / self.report.exchange_ms if self.report.exchange_ms else 0.0
 
 
-def bench_config(bench: OverlapBench, width: Width, world_size: int) -> RunConfig:
+def bench_config(bench: OverlapBench, wide: Wide, world_size: int) -> RunConfig:
     """Configuration of a model whose experts lie on all ranks."""
     shape = {name: getattr(bench, name) for name in ("hidden_size", "num_layers", "seq_length", "micro_batch_size")}
-    config = run_config(StepBench(moe_experts=bench.moe_experts, **shape), width)
+    config = run_config(StepBench(moe_experts=bench.moe_experts, **shape), wide.width)
+    config = replace(config, altup=replace(config.altup, variant=wide.variant, level=bench.level))
     # A small vocabulary keeps the gradients' reduction short, which is not measured.
     model = replace(config.model, vocab_size=1024)
     train = replace(config.train, global_batch_size=bench.micro_batch_size * world_size)
@@ -94,47 +112,47 @@ def _set_mode(stepper: Stepper, mode: OverlapConfig) -> None:
             config.overlap_two_batch = mode.microbatch_halves
 
 
-def _turns(steppers: dict[Width, Stepper]) -> Iterator[tuple[Width, OverlapConfig, Stepper]]:
-    for width, stepper in steppers.items():
-        for mode in modes(width):
+def _turns(steppers: dict[Wide, Stepper]) -> Iterator[tuple[Wide, OverlapConfig, Stepper]]:
+    for wide, stepper in steppers.items():
+        for mode in modes(wide.width):
             _set_mode(stepper, mode)
             dist.barrier()
-            yield width, mode, stepper
+            yield wide, mode, stepper
 
 
 def _measure(bench: OverlapBench, topo: Topology) -> list[ModeResult] | None:
     torch.set_num_threads(bench.threads)
-    steppers = {w: Stepper(bench_config(bench, w, topo.world_size), topo) for w in bench.widths}
-    seconds: dict[tuple[Width, OverlapConfig], list[float]] = {}
+    steppers = {wide: Stepper(bench_config(bench, wide, topo.world_size), topo) for wide in streams(bench)}
+    seconds: dict[tuple[Wide, OverlapConfig], list[float]] = {}
     for repeat in range(bench.repeats + 1):
-        for width, mode, stepper in _turns(steppers):
+        for wide, mode, stepper in _turns(steppers):
             taken = stepper.step()
             if repeat:
-                seconds.setdefault((width, mode), []).append(taken)
+                seconds.setdefault((wide, mode), []).append(taken)
     reports = {}
-    for width, mode, stepper in _turns(steppers):
-        found = _recorded(bench, width, mode, stepper)
+    for wide, mode, stepper in _turns(steppers):
+        found = _recorded(bench, wide, mode, stepper)
         if found:
-            reports[width, mode] = found
+            reports[wide, mode] = found
     if topo.rank != 0:
         return None
     medians = {key: statistics.median(s) for key, s in seconds.items()}
 
     def plain(mode: OverlapConfig) -> float | None:
-        return medians.get((1, replace(mode, mixing="deferred")))
+        return medians.get((Wide(1, bench.variants[0]), replace(mode, mixing="deferred")))
 
     return [
         ModeResult(
-            width, mode, medians[width, mode], min(s), max(s),
-            medians[width, mode] / base if (base := plain(mode)) else None, reports[width, mode],
+            wide.width, wide.variant, mode, medians[wide, mode], min(s), max(s),
+            medians[wide, mode] / base if (base := plain(mode)) else None, reports[wide, mode],
         )
-        for (width, mode), s in seconds.items()
+        for (wide, mode), s in seconds.items()
     ]  # fmt: skip
 
 
-def _recorded(bench: OverlapBench, width: Width, mode: OverlapConfig, stepper: Stepper) -> OverlapReport | None:
+def _recorded(bench: OverlapBench, wide: Wide, mode: OverlapConfig, stepper: Stepper) -> OverlapReport | None:
     recording = recorded_steps(stepper, bench.recorded)
-    name = f"k{width}-{mode.mixing}-{mode.exchange}{'-halves' if mode.microbatch_halves else ''}"
+    name = f"{wide.variant}-k{wide.width}-{mode.mixing}-{mode.exchange}{'-halves' if mode.microbatch_halves else ''}"
     return _together(bench, name, recording, stepper.topology)
 
 
@@ -153,8 +171,8 @@ def _together(bench: OverlapBench, name: str, recording: Any, topo: Topology) ->
 
 def bench_overlap(bench: OverlapBench, world_size: int) -> int:
     """Measure and print a table, or one JSON object, on rank 0."""
-    for width in bench.widths:
-        check_config(bench_config(bench, width, world_size), world_size)
+    for wide in streams(bench):
+        check_config(bench_config(bench, wide, world_size), world_size)
     with topology(ParallelConfig(expert=world_size)) as topo:
         results = _measure(bench, topo)
     if results is None:
@@ -176,21 +194,23 @@ def _table(bench: OverlapBench, ranks: int, results: list[ModeResult]) -> str:
     lines = [
         f"hidden {bench.hidden_size}, {bench.num_layers} layers, {bench.moe_experts} experts top-2 over {ranks} "
         f"rank(s), sequence {bench.seq_length}, micro-batch {bench.micro_batch_size} a rank, fp32, "
-        f"{bench.threads} thread(s) a rank",
+        f"{bench.threads} thread(s) a rank; streams around {'branches' if bench.level == 'branch' else 'layers'}",
         f"median of {bench.repeats} interleaved steps; spans: median of {bench.recorded} further steps of all ranks",
         "",
-        "  K  mixing    exchange  halves |  step ms (min .. max)          over K=1 | exchange ms  hidden  (at most) | "
+        "  K  variant           mixing    exchange  halves |  step ms (min .. max)          over K=1 | exchange ms  "
+        "hidden  (at most) | "
         "mix ms  hidden  axpy ms",
     ]
     for r in results:
         m, o = r.mode, r.report
         taken = milliseconds_text(r.median_seconds, r.min_seconds, r.max_seconds)
         ratio = f"{r.ratio:.3f}" if r.ratio else "-"
-        mixing = "-" if r.width == 1 else m.mixing
+        variant, mixing = ("-", "-") if r.width == 1 else (r.variant, m.mixing)
         hidden = f"{100 * r.mixing_hidden:5.1f} %" if r.mixing_hidden is not None else "      -"
         lines.append(
-            f"  {r.width}  {mixing:<9} {m.exchange:<9} {'on' if m.microbatch_halves else 'off':<6} | {taken:<30}"
-            f"{ratio:>8} | {o.exchange_ms:11.1f} {100 * r.exchange_hidden:5.1f} %  {100 * r.bound:6.1f} %  | "
+            f"  {r.width}  {variant:<17} {mixing:<9} {m.exchange:<9} {'on' if m.microbatch_halves else 'off':<6} | "
+            f"{taken:<30}{ratio:>8} | "
+            f"{o.exchange_ms:11.1f} {100 * r.exchange_hidden:5.1f} %  {100 * r.bound:6.1f} %  | "
             f"{o.mixing_ms:6.2f} {hidden} {o.axpy_ms:8.2f}"
         )
     return "\n".join([*lines, "", *gpu_model()])

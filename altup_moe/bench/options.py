@@ -76,6 +76,10 @@ class OverlapBench:
 
     widths: tuple[Width, ...] = (1, 2, 4)
     """Stream widths K; 1 is what the others are compared with."""
+    variants: tuple[VariantName, ...] = ("altup",)
+    """altup.variant of the wider ones."""
+    level: Literal["layer", "branch"] = "layer"
+    """altup.level of them."""
     hidden_size: int = 256
     """Width d of a layer, in features."""
     num_layers: int = 4

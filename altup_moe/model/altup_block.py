@@ -23,8 +23,8 @@ from altup_moe.altup.shape import has_head, has_projections
 from altup_moe.altup.stream import narrow
 from altup_moe.altup.variants import find_variant
 from altup_moe.model.altup_layer import AltUpBranches, AltUpStep
-from altup_moe.model.stream_ends import Collapse, Contract
 from altup_moe.model.recompute import Flat, Tape, Travelling, flatten, recompute_layers, unflatten
+from altup_moe.model.stream_ends import Collapse, Contract
 from altup_moe.model.transformer_config import AltUpTransformerConfig
 from altup_moe.overlap.two_batch import run_two_batch
 

@@ -16,9 +16,9 @@ from altup_moe.altup.shape import embedding_width, has_projections, output_width
 from altup_moe.altup.stream import widen
 from altup_moe.config import ModelConfig, RunConfig
 from altup_moe.model.altup_block import AltUpBlock
-from altup_moe.model.stream_ends import Expand
 from altup_moe.model.padding import on_tensor_rank
 from altup_moe.model.specs import stage_spec
+from altup_moe.model.stream_ends import Expand
 from altup_moe.model.transformer_config import AltUpTransformerConfig, transformer_config
 from altup_moe.parallel.topology import Topology
 

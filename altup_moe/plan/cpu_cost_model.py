@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from altup_moe.altup.shape import embedding_width, is_moe_layer, output_width, stream_width
+from altup_moe.altup.shape import branches, embedding_width, is_moe_layer, output_width, stream_width
 from altup_moe.config import RunConfig
 from altup_moe.model.flops import layer_products
 from altup_moe.plan.routes import local_tokens
@@ -213,11 +213,12 @@ def layer_calls(config: RunConfig, layer: int) -> dict[str, float]:
 
 
 def mixing_numbers(config: RunConfig) -> dict[str, float]:
-    """Numbers of the mixing pass of one layer: it reads K blocks and an output."""
+    """Numbers of the mixing of one layer: a pass of each step reads K blocks and an output."""
     width = stream_width(config.altup.width, config.altup.variant)
     if width == 1:
         return {}
-    read = (width + 1) * local_tokens(config) * config.model.hidden_size
+    steps = len(branches(config.altup.level))
+    read = steps * (width + 1) * local_tokens(config) * config.model.hidden_size
     return {"mix": read, "mix_more": read * width}
 
 

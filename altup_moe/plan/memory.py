@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from altup_moe.altup.shape import is_moe_layer, output_width, stream_width
+from altup_moe.altup.shape import branches, is_moe_layer, output_width, stream_width
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import num_microbatches
 from altup_moe.moe.backends import defers_mixing
@@ -114,17 +114,18 @@ def held_activations(config: RunConfig, world: World, coordinates: RankCoordinat
 def chunk_activations(config: RunConfig, chunk: ChunkLayers) -> tuple[float, float]:
     """(activations, the stream's part) that one micro-batch keeps in a chunk of layers, bytes."""
     width, layers = stream_width(config.altup.width, config.altup.variant), len(chunk.layers)
+    steps = layers * len(branches(config.altup.level)) if width > 1 else layers
     block = local_tokens(config) * config.model.hidden_size * PARAMETER_BYTES[config.train.precision]
     if config.train.recompute == "full":
         if width == 1 or not defers_mixing(config):
-            return layers * block, layers * (width - 1) * block
-        segments = -(-layers // max(1, round(layers**0.5)))
+            return steps * block, steps * (width - 1) * block
+        segments = -(-steps // max(1, round(steps**0.5)))
         # Kept: the first state of every segment and the output of every layer. One segment is rebuilt at a time.
-        rebuilt = max(1, round(layers**0.5))
-        return layers * block, (segments + rebuilt) * (width + 1) * block
+        rebuilt = max(1, round(steps**0.5))
+        return steps * block, (segments + rebuilt) * (width + 1) * block
     kept = sum(sum(layer_parts(config, layer)) for layer in chunk.layers)
-    # The mixing pass of each layer keeps the K blocks that it read and the pending output.
-    return kept + _end(config, chunk), layers * (width + 1) * block if width > 1 else 0.0
+    # The mixing pass of each step keeps the K blocks that it read and the pending output.
+    return kept + _end(config, chunk), steps * (width + 1) * block if width > 1 else 0.0
 
 
 def _end(config: RunConfig, chunk: ChunkLayers) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from altup_moe.altup.shape import embedding_width, is_moe_layer, output_width, stream_width
+from altup_moe.altup.shape import embedding_width, is_moe_layer, output_width, sent_blocks
 from altup_moe.altup.variants import find_variant
 from altup_moe.config import ConfigError, RunConfig
 from altup_moe.config.checks import num_microbatches
@@ -34,7 +34,6 @@ def check_modelled(config: RunConfig) -> None:
     unplanned: list[tuple[bool, str, object, object]] = [
         (not config.model.architecture.planned, "model.arch", config.model.arch, "gpt"),
         (config.sequence.stride > 1, "sequence.stride", config.sequence.stride, 1),
-        (a.width > 1 and a.level != "layer", "altup.level", a.level, "layer"),
         (a.width > 1 and not find_variant(a.variant).planned, "altup.variant", a.variant, "altup"),
         (config.optim.optimizer != "adamw", "optim.optimizer", config.optim.optimizer, "adamw"),
     ]
@@ -177,7 +176,7 @@ def _ends(config: RunConfig, world: World, coordinates: RankCoordinates) -> Iter
 
 def boundary_bytes(config: RunConfig) -> float:
     """Bytes that a stage sends to the next for one micro-batch: the stream, [K * S / T, B, D]."""
-    return activation_bytes(config) * stream_width(config.altup.width, config.altup.variant)
+    return activation_bytes(config) * sent_blocks(config.altup.width, config.altup.variant)
 
 
 def _pipeline(config: RunConfig, world: World, coordinates: RankCoordinates) -> Iterator[Transfer]:

@@ -13,8 +13,9 @@ altup-moe study run ladder_small
 altup-moe study law configs/study/results/ladder_small --shared
 ```
 
-How to read the tables and pictures: [the curves on the page](../guides/scaling_laws.md#the-curves-on-the-page). A
-multiplier is how many times the family's cost the dense family needs for the same loss: above 1 the family is cheaper."""
+How to read the tables and pictures: [the curves on the page](../guides/scaling_laws.md#the-curves-on-the-page).
+A multiplier is how many times the family's cost the dense family needs for the same loss: above 1 the family is
+cheaper."""
 
 WHAT = {
     "ladder_small": """\

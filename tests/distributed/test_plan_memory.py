@@ -104,6 +104,8 @@ CASES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
         "one",
         {"moe": {"num_experts": 0}, "altup": {"width": 1}, "train": {"precision": "bf16"}},
     ),
+    "branches": ("tp2", {"altup": {"level": "branch"}}),
+    "branches, wide residual, K 4": ("one", {"altup": {"level": "branch", "width": 4, "variant": "wide_residual"}}),
     "data, sharded": ("dp2", {"parallel": {"distributed_optimizer": True}}),
     "data, bf16": ("dp2", {"train": {"precision": "bf16"}}),
     "data, sharded, bf16": ("dp2", {"parallel": {"distributed_optimizer": True}, "train": {"precision": "bf16"}}),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from altup_moe.bench.bench_overlap import ModeResult, bench_config, gpu_model, gpu_nanoseconds, modes
+from altup_moe.bench.bench_overlap import ModeResult, Wide, bench_config, gpu_model, gpu_nanoseconds, modes, streams
 from altup_moe.bench.options import OverlapBench
 from altup_moe.config import OverlapConfig
 from altup_moe.config.checks import check_config
@@ -23,9 +23,18 @@ def test_every_mode_of_a_wide_stream_and_those_that_differ_without_one() -> None
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_the_experts_lie_on_all_ranks(ranks: int) -> None:
-    config = bench_config(OverlapBench(), 4, ranks)
+    config = bench_config(OverlapBench(), Wide(4, "altup"), ranks)
     check_config(config, ranks)
     assert config.parallel.expert == ranks
+
+
+def test_one_block_is_timed_once_and_each_variant_at_each_width() -> None:
+    bench = OverlapBench(widths=(1, 2, 4), variants=("hc", "mhc"), level="branch")
+    found = streams(bench)
+    assert [(wide.width, wide.variant) for wide in found] == [(1, "hc"), (2, "hc"), (4, "hc"), (2, "mhc"), (4, "mhc")]
+    config = bench_config(bench, found[-1], 2)
+    check_config(config, 2)
+    assert (config.altup.width, config.altup.variant, config.altup.level) == (4, "mhc", "branch")
 
 
 def test_shares() -> None:
@@ -33,7 +42,7 @@ def test_shares() -> None:
         step_ms=100, compute_ms=60, exchange_ms=40, exposed_ms=10, hidden_ms=30, mixing_ms=8, mixing_hidden_ms=6,
         mixing_exposed_ms=2, axpy_ms=1, bound_ms=40,
     )  # fmt: skip
-    result = ModeResult(4, OverlapConfig(), 0.1, 0.1, 0.1, 1.0, report)
+    result = ModeResult(4, "altup", OverlapConfig(), 0.1, 0.1, 0.1, 1.0, report)
     assert (result.mixing_hidden, result.exchange_hidden, result.bound) == (0.75, 0.75, 1.0)
     assert replace(result, report=replace(report, mixing_ms=0)).mixing_hidden is None
 
