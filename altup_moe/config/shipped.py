@@ -24,8 +24,10 @@ CONFIGS = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
 """Directory of the shipped files."""
 SCHEMA_FILE = "altup_moe.schema.json"
 """Name of the JSON schema of all kinds of files, in that directory."""
-FOLDERS: dict[Kind, str] = {"configuration": "", "recipe": "", "study": "study", "cluster": "clusters"}
-"""Folder of each kind in that directory."""
+FOLDERS: dict[str, Kind] = {"": "configuration", "streams": "configuration", "study": "study", "clusters": "cluster"}
+"""Folders in that directory, and the kind of their files. Recipes lie beside configurations."""
+KINDS: tuple[Kind, ...] = ("configuration", "recipe", "study", "cluster")
+"""In the order in which they are listed."""
 USES: dict[Kind, str] = {
     "configuration": "altup-moe train {name}",
     "recipe": "altup-moe recipe {name}",
@@ -60,9 +62,8 @@ class ShippedFile:
 
 def shipped_files() -> list[ShippedFile]:
     """All shipped files: configurations, recipes, studies, clusters, each by name."""
-    found = [_shipped(path) for folder in ("", "study", "clusters") for path in (CONFIGS / folder).glob("*.yaml")]
-    kinds = list(FOLDERS)
-    return sorted(found, key=lambda file: (kinds.index(file.kind), file.name))
+    found = [_shipped(path, kind) for folder, kind in FOLDERS.items() for path in (CONFIGS / folder).glob("*.yaml")]
+    return sorted(found, key=lambda file: (KINDS.index(file.kind), file.name))
 
 
 def find_file(given: str | Path, kind: Kind) -> Path:
@@ -107,9 +108,7 @@ def _similar_beside(path: Path) -> Path | None:
     return files[found[0]] if found else None
 
 
-def _shipped(path: Path) -> ShippedFile:
-    folder = path.parent.name if path.parent != CONFIGS else ""
-    kind = next(kind for kind, name in FOLDERS.items() if name == folder)
+def _shipped(path: Path, kind: Kind) -> ShippedFile:
     if kind == "configuration" and re.search("^pretrain:", path.read_text(encoding="utf-8"), re.MULTILINE):
         kind = "recipe"
     return ShippedFile(path.stem, kind, path)

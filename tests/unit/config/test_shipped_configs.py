@@ -11,7 +11,8 @@ from altup_moe.config.checks import check_config
 from altup_moe.config.load import load_config
 from altup_moe.recipe.recipe import is_recipe, load_recipe
 
-CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).parents[3] / "configs"
+CONFIGS = sorted([*FOLDER.glob("*.yaml"), *(FOLDER / "streams").glob("*.yaml")])
 RECIPES = [path for path in CONFIGS if is_recipe(path)]
 RUNS = [path for path in CONFIGS if path not in RECIPES]
 
