@@ -12,8 +12,9 @@ feed-forward, without a residual (altup.level branch): then a layer is two such 
 A row names the learned coefficients of a layer and the function that turns them into (r, M, g). Configuration checks,
 initial weights, parameter names, layers, the optimizer, growing and planning read the row and name no variant.
 
-To add a variant, add a row here and its function to a module of this package (`altup_moe.altup.static` has four). A
-program of your own adds a row with `altup_moe.api.register_variant` (examples/own_variant.py).
+To add a variant, add a row here and its function to a module of this package (`altup_moe.altup.static`,
+`altup_moe.altup.per_token`). A program of your own adds a row with `altup_moe.api.register_variant`
+(examples/own_variant.py).
 `tests/distributed/test_new_variant.py` adds one in a test and trains it on several ranks.
 Source: Baykal et al., AltUp, arXiv 2301.13310.
 """
@@ -79,7 +80,7 @@ class StreamVariant:
     coefficients: Mapping[str, Coefficient]
     weights: str | Callable[[int, Mapping[str, Tensor]], Mixing] | None = None
     branch_weights: str | Callable[[int, Mapping[str, Tensor]], Mixing] | None = None
-    connection: str | None = None
+    connection: str | Callable[..., Any] | None = None
     lagged: bool = False
     head: Mapping[str, Coefficient] = field(default_factory=dict)
     collapse: str | Callable[..., Tensor] | None = None

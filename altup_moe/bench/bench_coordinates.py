@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from altup_moe.altup.variants import find_variant
 from altup_moe.bench.options import CoordinatesBench, Parametrization
 from altup_moe.bench.stepper import Stepper
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, OptimConfig, OverlapConfig, RunConfig, TrainConfig
@@ -66,7 +67,12 @@ def run_config(bench: CoordinatesBench, parametrization: Parametrization, hidden
     size = bench.micro_batch_size
     return RunConfig(
         model,
-        AltUpConfig(width=bench.width, variant=bench.variant, recycled=bench.recycled),
+        AltUpConfig(
+            width=bench.width,
+            variant=bench.variant,
+            recycled=bench.recycled,
+            level=find_variant(bench.variant).levels[0],
+        ),
         moe=MoEConfig(num_experts=bench.moe_experts, ffn_hidden_size=hidden_size, layer_freq=2),
         # Inline: the stream is there after every layer.
         overlap=OverlapConfig(mixing="inline"),
@@ -129,7 +135,7 @@ def _label(name: str) -> str | None:
     if not name.startswith("decoder.layers."):
         return None
     end = ".".join(part for part in name.split(".")[3:] if part != "layer")
-    if name.count(".") == 2:
+    if name.count(".") == 2 or end == "branches.mlp":  # the last step of a layer
         end = "stream"
     known = {"self_attention": "attention", "mlp": "feed-forward", "stream": "stream"}
     return f"{_layer(name)} {known[end]}" if end in known else None

@@ -213,7 +213,7 @@ def _table(bench: OverlapBench, ranks: int, results: list[ModeResult]) -> str:
             f"{o.exchange_ms:11.1f} {100 * r.exchange_hidden:5.1f} %  {100 * r.bound:6.1f} %  | "
             f"{o.mixing_ms:6.2f} {hidden} {o.axpy_ms:8.2f}"
         )
-    return "\n".join([*lines, "", *gpu_model()])
+    return "\n".join([*lines, "", *(gpu_model() if bench.variants == ("altup",) and bench.level == "layer" else ())])
 
 
 HBM_BYTES_PER_SECOND = 3.35e12

@@ -230,7 +230,7 @@ class CoordinatesBench:
     width: Width = 2
     """Blocks K of the stream."""
     variant: VariantName = "altup"
-    """Variant of the stream (see altup.variant)."""
+    """Variant of the stream (see altup.variant), around layers where it can be, else around branches."""
     recycled: bool = True
     """Narrow tables, tied. False: tables K d wide, untied."""
     moe_experts: int = 4

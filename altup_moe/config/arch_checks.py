@@ -38,6 +38,9 @@ def _check_branches(config: RunConfig) -> None:
         raise ConfigError("altup.level", a.level, f"altup.variant {a.variant} {layer}")
     if config.model.arch != "gpt":
         raise ConfigError("altup.level", a.level, f"the stream of model.arch {config.model.arch} {layer}")
+    if config.sequence.stride > 1 and "layer" not in VARIANTS[a.variant].levels:
+        fits = f"altup.variant {a.variant} stands around branches, strided layers are whole ones; 1 would fit"
+        raise ConfigError("sequence.stride", config.sequence.stride, fits)
     if config.sequence.stride > 1:
         raise ConfigError("altup.level", a.level, f"sequence.stride {config.sequence.stride} {layer}")
 

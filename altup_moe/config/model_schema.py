@@ -138,7 +138,7 @@ class AltUpConfig:
     """Block that layer l computes on: l mod K, or always block 0."""
     recycled: bool = True
     """True: a d wide embedding copied K times, blocks summed at the end (dynamic: learned projections at both ends; the
-    newer ones collapse the blocks by learned weights).
+    newer ones collapse the blocks by learned weights, mhc_single_pass by its last branch's).
     False: tables K d wide, both ends."""
     kernel: Literal["auto", "torch", "compile", "triton"] = "auto"
     """Code of the mixing pass: plain torch, fused by torch.compile (needs a C++ compiler), or Triton (GPUs). auto takes

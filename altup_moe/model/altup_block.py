@@ -1,9 +1,10 @@
 """The layers of one model chunk: Megatron's `TransformerBlock` with a walk that knows the wide stream.
 
-The walk goes over steps of the stream: layers, or with altup.level branch two of each layer. Steps hand on up to three
+The walk goes over steps of the stream: layers, or with altup.level branch two of each layer. Steps hand on up to four
 tensors (`Travelling`): the stream's blocks, and when mixing is deferred also the last step's output, which is not yet
-written to them, and the next step's input. One tensor enters and leaves a chunk: the stream ([K*S, B, D], less to send
-than blocks and output apart), or after the last layer the output of the final norm.
+written to them, with the weights that write it where each token has its own, and the next step's input. One tensor
+enters and leaves a chunk: the stream ([K*S, B, D], less to send than blocks and output apart; with the next input
+[(K + 1)*S, B, D] where a step computes the next one's read), or after the last layer the output of the final norm.
 """
 
 from __future__ import annotations
@@ -132,10 +133,10 @@ class AltUpBlock(TransformerBlock):
         step = self.steps[index]
         if not isinstance(step, AltUpStep):
             return Travelling(step(hidden_states=state.blocks, **inputs)[0])
-        compute = partial(step.compute, **inputs)
         if not self._deferred:
-            return step.arithmetic.inline(state, compute)
-        return step.arithmetic.deferred(state, self._write_before(index, state), self._next_reading(index), compute)
+            return step(state, **inputs)
+        before, after = self._write_before(index, state), self._next_reading(index)
+        return step.arithmetic.deferred(state, before, after, partial(step.compute, **inputs))
 
     def _mix(self, index: int, state: Travelling, y: Tensor) -> Travelling:
         """The state after step `index`, whose output is known."""

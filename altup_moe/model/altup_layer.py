@@ -7,6 +7,7 @@ of its variant's kind (model.step_arithmetic).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from altup_moe.altup.coefficients import Coefficient
 from altup_moe.altup.kernels import kernel
 from altup_moe.altup.shape import step_of
 from altup_moe.altup.variants import find_variant, selected_block
+from altup_moe.model.recompute import Travelling
 from altup_moe.model.step_arithmetic import StepArithmetic, StepSettings, arithmetic_of
 from altup_moe.model.transformer_config import AltUpTransformerConfig
 
@@ -60,6 +62,10 @@ class AltUpStep(MegatronModule):
     def compute(self, u: Tensor, **kwargs: Any) -> tuple[Tensor, Any]:
         """(y [S, B, D], context) of the block u [S, B, D]."""
         raise NotImplementedError
+
+    def forward(self, state: Travelling, **kwargs: Any) -> Travelling:
+        """The whole step, inline. Other arguments go to `compute` as they are."""
+        return self.arithmetic.inline(state, partial(self.compute, **kwargs))
 
 
 class AltUpLayer(AltUpStep, BaseTransformerLayer):

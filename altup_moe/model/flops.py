@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from altup_moe.altup.shape import branches, context_width, has_projections, is_moe_layer, output_width, stream_width
+from altup_moe.altup.shape import (
+    branches,
+    context_width,
+    has_head,
+    has_projections,
+    is_moe_layer,
+    output_width,
+    stream_width,
+)
 from altup_moe.altup.variants import find_variant
 from altup_moe.config import RunConfig
 from altup_moe.config.sequence import strided_decoder_layers, strided_layers
@@ -51,7 +60,7 @@ class Products(Parts):
     """The shared expert."""
     router: float = 0
     mixing: float = 0
-    """The stream's mix and write, K (K + 1) a feature; what computes `dynamic` coefficients, and its stream's ends."""
+    """The stream's mix and write, K (K + 1) a feature; what computes a token's coefficients; the stream's ends."""
     output: float = 0
     """The output layer."""
 
@@ -97,7 +106,11 @@ def _mixing(config: RunConfig) -> float:
 def output_products(config: RunConfig) -> Products:
     """The output layer's, and those of learned matrices at the stream's ends."""
     m, a = config.model, config.altup
-    ends = 2 * (a.width - 1) * m.hidden_size**2 if has_projections(a.width, a.variant) else 0
+    ends: float = 2 * (a.width - 1) * m.hidden_size**2 if has_projections(a.width, a.variant) else 0
+    if has_head(a.width, a.variant, a.recycled):
+        # A matrix of the head is one product a token, a vector none.
+        shapes = (row.sizes(a.width, m.hidden_size) for row in find_variant(a.variant).head.values())
+        ends += sum(math.prod(shape) for shape in shapes if len(shape) == 2)
     return Products(output=output_width(m.hidden_size, a.width, a.variant, a.recycled) * m.vocab_size, mixing=ends)
 
 

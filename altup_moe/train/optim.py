@@ -25,17 +25,19 @@ def is_coefficient(name: str) -> bool:
 def group_overrides(config: RunConfig, name: str, parameter: Tensor) -> tuple[str, dict[str, float]]:
     """(group, what differs from the defaults there) of a parameter, by its Megatron name and what `build` marked it as.
 
-    Coefficients: own learning rate, and no decay unless their variant asks for it (`AltUpLayer` marks them). Norms
-    (vectors): no decay. Matrices: the defaults. With optim.parametrization mup each kind of matrix, and the last norm,
-    has a rate and a decay by the model's size.
+    Coefficients: own learning rate, and no decay unless their variant asks for it (`model.altup_layer` marks them).
+    Norms (vectors): no decay. Matrices: the defaults. With optim.parametrization mup each kind of matrix, also of those
+    that compute a token's coefficients, and the last norm, has a rate and a decay by the model's size.
     """
     optim = config.optim
-    if is_coefficient(name):
-        rates = _rates(optim, optim.coefficient_lr_mult)
-        if getattr(parameter, "weight_decay", False):
-            return "decayed coefficients", rates
-        return "coefficients", {"wd_mult": 0.0, **rates}
     kind: Kind = parameter.kind  # type: ignore[attr-defined]
+    if is_coefficient(name):
+        scaled = factors(kind, config)
+        rates = _rates(optim, optim.coefficient_lr_mult * scaled.rate)
+        group = "coefficients" if scaled == Factors() else f"{kind} coefficients"
+        if getattr(parameter, "weight_decay", False):
+            return f"decayed {group}", {**rates, **({} if scaled == Factors() else {"wd_mult": scaled.decay})}
+        return group, {"wd_mult": 0.0, **rates}
     scaled, vector = factors(kind, config), parameter.dim() == 1
     if scaled == Factors():
         return ("vectors", {"wd_mult": 0.0}) if vector else ("matrices", {})

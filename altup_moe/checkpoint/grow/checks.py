@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from altup_moe.altup.variants import find_variant
+from altup_moe.altup.variants import VARIANTS, find_variant
 from altup_moe.checkpoint.grow.rules import Growth, has_experts
 from altup_moe.config import ConfigError, UserError
 from altup_moe.config.checks import check_config, smallest_world
@@ -75,7 +75,8 @@ def _stream(growth: Growth) -> None:
             raise ConfigError(f"altup.{key}", after, fits)
     row = find_variant(new.variant)
     if row.blocks and row.widening is None and new.width != old.width:
-        kept = f"altup.width {old.width}" if old.width > 1 else "altup or gemma"
+        widened = ", ".join(other.name for other in VARIANTS.values() if other.widening and other.copies == "equal")
+        kept = f"altup.width {old.width}" if old.width > 1 else widened
         why = "no rule copies the blocks of its stream"
         if row.projections:
             why = "learned projections expand and contract its stream, of which no copies are made"

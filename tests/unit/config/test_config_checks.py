@@ -123,6 +123,12 @@ WRONG = [
     ({"altup__variant": "sum"}, 1, "altup.recycled", "false would fit"),
     ({"altup__variant": "mhc"}, 1, "altup.level", "branch would fit"),
     (
+        {"altup__variant": "mhc", "altup__level": "branch", "sequence__stride": 2},
+        1,
+        "sequence.stride",
+        "1 would fit",
+    ),
+    (
         {"altup__variant": "sum", "altup__level": "branch", "altup__recycled": False},
         1,
         "altup.level",

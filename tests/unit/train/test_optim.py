@@ -42,6 +42,24 @@ def test_a_dynamic_stream_decays_its_ends_alone() -> None:
     assert found["vectors"] == {"norm", "input_layernorm", "post_attention_layernorm"}
 
 
+@pytest.mark.parametrize("variant", ["mhc", "gated_residual"])
+def test_what_computes_coefficients_of_a_token_has_mups_rate(variant: str) -> None:
+    optim = replace(OPTIM, parametrization="mup", mup_base_hidden_size=64)
+    config = RunConfig(altup=AltUpConfig(width=4, variant=variant, level="branch"), optim=optim)
+    wider = config.model.hidden_size / 64
+    rates: dict[str, float] = {}
+    for name in local_names(config, range(1), True, True, 0):
+        (piece, *_) = pieces(name, 0, Shard(), config)
+        parameter = torch.empty(piece.shape, device="meta")
+        parameter.kind = kind_of(piece.name, config)  # type: ignore[attr-defined]
+        if ".coefficients." in name:
+            rates[name.rpartition(".")[2]] = group_overrides(config, name, parameter)[1]["max_lr"]
+    networks = {"project", "inject", "gate_down", "gate_up"} & rates.keys()
+    assert networks
+    for name, rate in rates.items():
+        assert rate == pytest.approx(6e-3 / (wider if name in networks else 1))
+
+
 @pytest.mark.parametrize(("variant", "names"), [("altup", {"predict", "correct"}), ("hc", {"read", "mix", "write"})])
 def test_coefficients_are_a_group(variant: str, names: set[str]) -> None:
     assert groups(variant)["coefficients"] == {f"altup.{name}" for name in names}

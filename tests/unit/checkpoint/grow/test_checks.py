@@ -31,7 +31,7 @@ PARTIAL = {"partial": True, "top_k": 1}
         ({}, {"altup": {"width": 4, "recycled": False}}, "altup.recycled", "True would fit"),
         ({"altup": {"width": 1}}, {"altup": {"width": 2, **ROBIN}}, "altup.variant", "its residual included"),
         ({"altup": DYNAMIC}, {"altup": {"width": 4}}, "altup.variant", "altup.width 2 would fit"),
-        ({"altup": {"width": 1}}, {"altup": {"width": 2, **DYNAMIC}}, "altup.variant", "altup or gemma would fit"),
+        ({"altup": {"width": 1}}, {"altup": {"width": 2, **DYNAMIC}}, "altup.variant", "altup, gemma, hc would fit"),
         ({}, {"altup": {"width": 4, **DYNAMIC}}, "altup.variant", "altup would fit"),
         ({"altup": {**DYNAMIC, "coef_clip": 1.0}}, {"altup": {"coef_clip": 2.0}}, "altup.coef_clip", "1.0 would fit"),
         ({"moe": {**EXPERTS, **PARTIAL}}, {"moe": {"partial": False}}, "moe.shared_expert_size", "moe.partial true"),
