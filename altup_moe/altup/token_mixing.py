@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from altup_moe.altup.dynamic import at_least_fp32
 from altup_moe.altup.kernels import Kernel
 from altup_moe.timeline.spans import span
 
@@ -25,10 +26,6 @@ from altup_moe.timeline.spans import span
 def by_token(stream: Tensor, width: int) -> Tensor:
     """Stream [K*S, B, D] -> X [K, T, D]."""
     return stream.view(width, -1, stream.shape[-1])
-
-
-def _full(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 class Projection(torch.autograd.Function):
@@ -45,7 +42,7 @@ class Projection(torch.autograd.Function):
             products_NT = project.new_zeros(project.shape[0], t)
             squares_T = project.new_zeros(t)
             for x_TD, q_ND in zip(x_KTD, project.view(-1, k, d).unbind(1), strict=True):
-                x_TD = _full(x_TD)
+                x_TD = at_least_fp32(x_TD)
                 products_NT.addmm_(q_ND, x_TD.t())
                 squares_T += torch.linalg.vector_norm(x_TD, dim=-1).square_()
         return x_KTD.view_as(x_KTD), products_NT, squares_T
@@ -60,7 +57,7 @@ class Projection(torch.autograd.Function):
             d_x, d_project = d_x.contiguous(), torch.empty_like(project)
             d_products_TN, twice_T1 = d_products_NT.t().contiguous(), 2 * d_squares_T[:, None]
             for block, q_ND in enumerate(project.view(-1, k, d).unbind(1)):
-                x_TD, d_TD = _full(x_KTD[block]), _full(d_x[block])
+                x_TD, d_TD = at_least_fp32(x_KTD[block]), at_least_fp32(d_x[block])
                 d_project.view(-1, k, d)[:, block] = d_products_NT @ x_TD
                 d_TD.addmm_(d_products_TN, q_ND).addcmul_(x_TD, twice_T1)
                 if d_TD.dtype is not d_x.dtype:
@@ -93,15 +90,15 @@ class CatchUp(torch.autograd.Function):
     def forward(ctx: Any, a_TD: Tensor, y_TD: Tensor, s_T: Tensor) -> Tensor:
         ctx.save_for_backward(y_TD, s_T)
         with span("axpy"):
-            return torch.addcmul(_full(a_TD), _full(y_TD), s_T[:, None]).to(a_TD.dtype)
+            return torch.addcmul(at_least_fp32(a_TD), at_least_fp32(y_TD), s_T[:, None]).to(a_TD.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y_TD, s_T = ctx.saved_tensors
         with span("axpy", backward=True):
-            d_TD = _full(grads[0])
+            d_TD = at_least_fp32(grads[0])
             d_y = (d_TD * s_T[:, None]).to(y_TD.dtype)
-            return grads[0], d_y, torch.einsum("td,td->t", d_TD, _full(y_TD))
+            return grads[0], d_y, torch.einsum("td,td->t", d_TD, at_least_fp32(y_TD))
 
 
 def read(stream: Tensor, read_KT: Tensor, kernel: Kernel) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from altup_moe.altup.dynamic import at_least_fp32
+
 
 def forward(x_KN: Tensor, y_N: Tensor | None, w_RC: Tensor) -> Tensor:
     """out = W [x; y], [R, N]: one product over the blocks, then a rank-one update in place for y."""
@@ -28,14 +30,9 @@ def backward(d_RN: Tensor, x_KN: Tensor, y_N: Tensor | None, w_RC: Tensor) -> tu
     return d_x, (w_RC[:, blocks] @ d32_RN).to(y_N.dtype), d_w
 
 
-def _full(x: Tensor) -> Tensor:
-    """At least fp32: float64 stays, so that exactness can be tested."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
 def token_forward(x_KTD: Tensor, y_TD: Tensor | None, w_RCT: Tensor) -> Tensor:
     """out[r] = sum over c of W[r, c] [x; y][c], with W of each token: [R, T, D] in x's dtype."""
-    inputs = [*_full(x_KTD)] if y_TD is None else [*_full(x_KTD), _full(y_TD)]
+    inputs = [*at_least_fp32(x_KTD)] if y_TD is None else [*at_least_fp32(x_KTD), at_least_fp32(y_TD)]
     return _combine(w_RCT, inputs).to(x_KTD.dtype)
 
 
@@ -43,13 +40,13 @@ def token_backward(
     d_RTD: Tensor, x_KTD: Tensor, y_TD: Tensor | None, w_RCT: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """d_x = W_x^T d, d_y = w_y^T d, d_W = d [x; y]^T (fp32), each for every token."""
-    blocks, d_full_RTD = x_KTD.shape[0], _full(d_RTD)
+    blocks, d_full_RTD = x_KTD.shape[0], at_least_fp32(d_RTD)
     d_x = _combine(w_RCT[:, :blocks].transpose(0, 1), [*d_full_RTD]).to(x_KTD.dtype)
     d_w = torch.empty_like(w_RCT, memory_format=torch.contiguous_format)
-    d_w[:, :blocks] = torch.einsum("rtd,ktd->rkt", d_full_RTD, _full(x_KTD))
+    d_w[:, :blocks] = torch.einsum("rtd,ktd->rkt", d_full_RTD, at_least_fp32(x_KTD))
     if y_TD is None:
         return d_x, None, d_w
-    d_w[:, blocks] = torch.einsum("rtd,td->rt", d_full_RTD, _full(y_TD))
+    d_w[:, blocks] = torch.einsum("rtd,td->rt", d_full_RTD, at_least_fp32(y_TD))
     return d_x, _combine(w_RCT[None, :, blocks], [*d_full_RTD])[0].to(y_TD.dtype), d_w
 
 

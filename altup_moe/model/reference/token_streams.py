@@ -48,7 +48,16 @@ def even_logit(width: int) -> float:
     return -math.log(width - 1)
 
 
-class ManifoldHyperConnections(Stream):
+class TokenStream(Stream):
+    """A stream whose `before` keeps what is written to, and after it the writes of each token: [2K, B, S, D]."""
+
+    def after(self, kept: Tensor, y_BSD: Tensor) -> Tensor:
+        """The next stream [K, B, S, D]."""
+        kept_KBSD, writes = kept.chunk(2)
+        return (kept_KBSD + writes * full(y_BSD)).to(y_BSD.dtype)
+
+
+class ManifoldHyperConnections(TokenStream):
     """mHC, as transformers' DeepseekV4HyperConnection has it (arXiv 2512.24880)."""
 
     def __init__(self, config: AltUpMoEConfig) -> None:
@@ -85,11 +94,6 @@ class ManifoldHyperConnections(Stream):
         writes = write.movedim(-1, 0)[..., None].expand_as(mixed_KBSD)
         return weighed(read, x_KBSD).to(x_KBSD.dtype), torch.cat([mixed_KBSD, writes])
 
-    def after(self, kept: Tensor, y_BSD: Tensor) -> Tensor:
-        """The next stream [K, B, S, D]."""
-        mixed_KBSD, writes = kept.chunk(2)
-        return (mixed_KBSD + writes * full(y_BSD)).to(y_BSD.dtype)
-
 
 class SinglePassHyperConnections(ManifoldHyperConnections):
     """mHC of DeepSeek-V4.1: a branch reads with what the branch before has computed. The stream is [X; next u]."""
@@ -109,7 +113,7 @@ class SinglePassHyperConnections(ManifoldHyperConnections):
         return torch.cat([x_KBSD, (reads * x_KBSD).sum(0)[None]]).to(y_BSD.dtype)
 
 
-class IndependentHyperConnections(Stream):
+class IndependentHyperConnections(TokenStream):
     """Hunyuan's: read and write weights of every token, blocks are not mixed (transformers' HYV4HyperConnection)."""
 
     def __init__(self, config: AltUpMoEConfig) -> None:
@@ -134,13 +138,8 @@ class IndependentHyperConnections(Stream):
         writes = write.movedim(-1, 0)[..., None].expand_as(x_KBSD)
         return weighed(read, x_KBSD).to(x_KBSD.dtype), torch.cat([full(x_KBSD), writes])
 
-    def after(self, kept: Tensor, y_BSD: Tensor) -> Tensor:
-        """The next stream [K, B, S, D]."""
-        x_KBSD, writes = kept.chunk(2)
-        return (x_KBSD + writes * full(y_BSD)).to(y_BSD.dtype)
 
-
-class GatedResidual(Stream):
+class GatedResidual(TokenStream):
     """Qwen4-exp's: a gate for every feature of every block (transformers' Qwen4ExpTextGatedResidual)."""
 
     def __init__(self, config: AltUpMoEConfig) -> None:
@@ -165,11 +164,6 @@ class GatedResidual(Stream):
         writes = write.movedim(-1, 0)[..., None].expand_as(x_KBSD)
         u_BSD = gated_mean(z, self.gate_down, self.gate_up, self.k)
         return u_BSD.to(x_KBSD.dtype), torch.cat([full(x_KBSD), writes])
-
-    def after(self, kept: Tensor, y_BSD: Tensor) -> Tensor:
-        """The next stream [K, B, S, D]."""
-        x_KBSD, writes = kept.chunk(2)
-        return (x_KBSD + writes * full(y_BSD)).to(y_BSD.dtype)
 
 
 class WideResidual(Stream):

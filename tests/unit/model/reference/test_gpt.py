@@ -268,8 +268,7 @@ def expected_names(config: AltUpMoEConfig) -> set[str]:
         "dynamic": ("router_norm", "router", "prediction", "correction"),
         "sum": (),
         "wide_residual": ("read", "write"),
-        "mhc": ("project", "read_bias", "write_bias", "mix_bias", "scale"),
-        "mhc_single_pass": ("project", "read_bias", "write_bias", "mix_bias", "scale"),
+        **dict.fromkeys(("mhc", "mhc_single_pass"), ("project", "read_bias", "write_bias", "mix_bias", "scale")),
         "independent_hc": ("project", "read_bias", "write_bias", "scale"),
         "gated_residual": ("norm", "gate_down", "gate_up", "inject"),
     }.get(config.altup_variant, ("predict", "correct"))
@@ -278,8 +277,7 @@ def expected_names(config: AltUpMoEConfig) -> set[str]:
         names |= {f"model.{end}.{n}.weight" for end in ends for n in others}
     head = {
         "wide_residual": ("read",),
-        "mhc": ("project", "read_bias", "scale"),
-        "independent_hc": ("project", "read_bias", "scale"),
+        **dict.fromkeys(("mhc", "independent_hc"), ("project", "read_bias", "scale")),
         "gated_residual": ("norm", "gate_down", "gate_up"),
     }.get(config.altup_variant, ())
     names |= {f"model.altup_head.{c}" for c in head}
