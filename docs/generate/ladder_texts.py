@@ -26,6 +26,10 @@ Some two hours of two cores beside other work; steps were measured on a quiet ma
 The newcomer's ladder, some twenty minutes on two cores (41 CPU minutes, steps measured): dense, AltUp K = 2 recycled
 and K = 4 with wide tables; widths 16, 24, 32 and 40; 102k, 205k and 410k tokens; three seeds. Corpus
 `wikipedia-sample`, 512 words. Other work shared the machine while it trained, and while steps were timed.""",
+    "transfer": """\
+Does a rate that was tuned at the smallest size do at the largest, with [muP](../guides/mup.md) and without? Widths 24,
+48 and 96, 2, 2 and 4 layers, 307k tokens, five rates, one seed: the tries are the answer, and there is no law to fit.
+Twenty-five minutes on two cores beside other work.""",
 }
 
 READING = {
@@ -44,4 +48,10 @@ dearer here: its coefficients gain nothing that 410k tokens show, and at a width
 step. K = 4 with wide tables is not decided. All of it lies beyond the sizes that were trained, where a law is weakest.
 The best rate falls from 0.028 at a width of 16 to 0.012 at 40, and the rate of 16 costs 0.17 nats at 40: a ladder with
 one rate for all sizes would have measured its rate.""",
+    "transfer": """\
+The standard parametrization's best rate falls from 0.010 to 0.007 (dense) and from 0.011 to 0.006 (K = 4) as the width
+goes from 24 to 96. Under muP it does not stay still either: it rises, from 0.010 to 0.022 and from 0.011 to 0.017. The
+rate of 24 costs 0.04 nats at 96 with and without muP for the dense model; at K = 4 it costs 0.06 without and 0.01 with.
+Under muP the losses near the best rate are flat, and twice that rate does little harm. One seed: differences below 0.02
+nats mean little.""",
 }

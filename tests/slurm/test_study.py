@@ -171,7 +171,8 @@ def test_one_file_gives_the_same_losses_under_three_launchers(
     for name in ("whole", "torchrun", "netlab"):
         directory = cluster.directory / name
         said = run_here(cluster, [sys.executable, "-m", "altup_moe", "study", "report", str(directory), "--json"])
-        reports.append([(model["name"], model["loss"]) for model in json.loads(said)["models"]])
+        # In the order in which rows ended: one that is measured alone ends before the others.
+        reports.append({model["name"]: model["loss"] for model in json.loads(said)["models"]})
     assert reports[0] == reports[1] == reports[2]
 
 
