@@ -107,6 +107,10 @@ class StreamVariant:
         """Whether part of the mixing can be done before the output is known."""
         return self.weights is not None or self.connection is not None or not self.blocks
 
+    def joins(self, level: Level) -> bool:
+        """Whether the two steps of a layer share a pass when mixing is deferred (`altup.mixing.join`)."""
+        return level == "branch" and self.weights is not None
+
     @property
     def collapses(self) -> bool:
         """Whether a recycled stream's end has learned parameters."""

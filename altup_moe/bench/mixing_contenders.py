@@ -58,9 +58,9 @@ def _ours(name: str, d_RN: Tensor, x_KN: Tensor, y_N: Tensor, w_RC: Tensor) -> M
     k = kernel(name, x_KN.device)
 
     def both() -> object:
-        return k.forward(x_KN, y_N, w_RC), k.backward(d_RN, x_KN, y_N, w_RC)
+        return k.forward(x_KN, (y_N,), w_RC), k.backward(d_RN, (), x_KN, (y_N,), w_RC)
 
-    return MixingContender(lambda: k.forward(x_KN, y_N, w_RC), both)
+    return MixingContender(lambda: k.forward(x_KN, (y_N,), w_RC), both)
 
 
 def by_autograd(update: Update, parameters: list[Tensor], x: Tensor, y: Tensor, d: Any) -> MixingContender:

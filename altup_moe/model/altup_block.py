@@ -1,8 +1,8 @@
 """The layers of one model chunk: Megatron's `TransformerBlock` with a walk that knows the wide stream.
 
-The walk goes over steps of the stream: layers, or with altup.level branch two of each layer. Steps hand on up to four
-tensors (`Travelling`): the stream's blocks, and when mixing is deferred also the last step's output, which is not yet
-written to them, with the weights that write it where each token has its own, and the next step's input. One tensor
+The walk goes over steps of the stream: layers, or with altup.level branch two of each layer. Steps hand on up to six
+tensors (`Travelling`): the stream's blocks, and when mixing is deferred also the outputs that are not yet written to
+them, with the weights that write them, the next step's input, and what is known of the one after it. One tensor
 enters and leaves a chunk: the stream ([K*S, B, D], less to send than blocks and output apart; with the next input
 [(K + 1)*S, B, D] where a step computes the next one's read), or after the last layer the output of the final norm.
 """
@@ -135,22 +135,17 @@ class AltUpBlock(TransformerBlock):
             return Travelling(step(hidden_states=state.blocks, **inputs)[0])
         if not self._deferred:
             return step(state, **inputs)
-        before, after = self._write_before(index, state), self._next_reading(index)
-        return step.arithmetic.deferred(state, before, after, partial(step.compute, **inputs))
+        return step.arithmetic.deferred(state, self._next_reading(index), partial(step.compute, **inputs))
 
     def _mix(self, index: int, state: Travelling, y: Tensor) -> Travelling:
         """The state after step `index`, whose output is known."""
-        before, after = self._write_before(index, state), self._next_reading(index)
-        return self.steps[index].arithmetic.mix(state, before, after, y)
-
-    def _write_before(self, index: int, state: Travelling) -> Tensor | None:
-        """g of the step before step `index`, whose output is not yet written, if it is the same for all tokens."""
-        return None if state.y is None else self.steps[index - 1].arithmetic.write()
+        return self.steps[index].arithmetic.mix(state, self._next_reading(index), y)
 
     def _next_reading(self, index: int) -> Reading | None:
         """The read after step `index` of this chunk; None if the chunk has none."""
         if index + 1 < len(self.steps):
-            return self.steps[index + 1].arithmetic.reading()
+            step = self.steps[index + 1]
+            return step.arithmetic.reading(self._next_reading(index + 1) if step.joins else None)
         if self.final_layernorm is None or not self.config.altup_recycled:
             return None
         if self.collapse is not None:

@@ -42,6 +42,8 @@ class AltUpStep(MegatronModule):
     """One step of the wide stream, with its coefficients. What computes on the block, `compute`, is a subclass's."""
 
     arithmetic: StepArithmetic
+    joins = False
+    """Whether its pass over the stream is that of the step after it, in the same layer (`altup.mixing.join`)."""
 
     def add_coefficients(self, step: int) -> None:
         """Make the coefficients of step `step` (from 0) of the stack."""
@@ -56,6 +58,7 @@ class AltUpStep(MegatronModule):
             eps=c.layernorm_epsilon,
             clip=c.altup_coef_clip,
             kernel=kernel(c.altup_kernel, torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+            joins=self.joins,
         )
         self.arithmetic = arithmetic_of(settings, self.coefficients)
 
@@ -98,9 +101,11 @@ class AltUpLayer(AltUpStep, BaseTransformerLayer):
 class AltUpBranch(AltUpStep):
     """A step around one branch of a layer, whose modules it does not own: `run` is (u, arguments) -> y [S, B, D]."""
 
-    def __init__(self, config: AltUpTransformerConfig, step: int, run: Callable[..., Tensor]) -> None:
+    def __init__(self, config: AltUpTransformerConfig, step: int, run: Callable[..., Tensor], first: bool) -> None:
         super().__init__(config=config)
         self._run = run
+        # Attention has no exchange to hide a pass under, but for tensor parallelism's, and the experts' is long.
+        self.joins = first and find_variant(config.altup_variant).joins("branch")
         self.add_coefficients(step)
 
     def compute(self, u: Tensor, **kwargs: Any) -> tuple[Tensor, Any]:
@@ -117,7 +122,7 @@ class AltUpBranches(MegatronModule, BaseTransformerLayer):
         runs: dict[str, Callable[..., Tensor]] = {"self_attn": self._attention, "mlp": self._mlp}
         self.branches = nn.ModuleDict(
             {
-                name: AltUpBranch(config, step_of(self.layer_number - 1, name, "branch"), run)
+                name: AltUpBranch(config, step_of(self.layer_number - 1, name, "branch"), run, name == "self_attn")
                 for name, run in runs.items()
             }
         )

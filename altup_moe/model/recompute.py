@@ -4,7 +4,7 @@ A recomputed layer needs the state it started from: K blocks and more. Those fol
 the outputs y of the layers before, by mixing alone, without running a layer again (x_{l+1} = M x_l + g (x) y_l). So
 a segment of layers keeps its first state and each layer's y; the backward pass rebuilds the states in between once.
 
-A layer's coefficients are also used in its neighbours' recomputations, so their gradients come in several parts.
+A step's coefficients are also used in its neighbours' recomputations, so their gradients come in several parts.
 Megatron's overlapped reduction counts the parts of the first step and waits for as many.
 """
 
@@ -20,15 +20,19 @@ from altup_moe.parallel.rng import rng_state, set_rng_state
 
 
 class Travelling(NamedTuple):
-    """What goes from step to step: see `altup.mixing.Pending`, and ``u``, what the next step reads.
+    """What goes from step to step: the stream, which need not be formed yet, and what the next steps read of it.
 
-    ``write``: the last step's g, not yet used, where each token has its own: [K, T].
+    ``y``: the last step's output, not yet written; ``earlier``: that of the step before it, if neither is.
+    ``weights``: with which they will be: W of `altup.mixing.Pending`, or the last g [K, T] if each token has its own.
+    ``u``: what the next step reads; ``through``: what is known of the read after it (`altup.mixing.Ahead`).
     """
 
     blocks: Tensor | None
     y: Tensor | None = None
     u: Tensor | None = None
-    write: Tensor | None = None
+    weights: Tensor | None = None
+    earlier: Tensor | None = None
+    through: Tensor | None = None
 
 
 Flat = tuple[Tensor | None, ...]

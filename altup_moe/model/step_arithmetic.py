@@ -7,6 +7,7 @@ output, with which a recomputed stack rebuilds its states.
 | weights | posted | waits for the output |
 |---|---|---|
 | static (altup.static) | the pass over the stream | an axpy on one block |
+| static, joined: attention's | nothing: the next step's pass is of both | an axpy of two outputs |
 | of every token, lagged (mhc_single_pass) | the coefficients' network and the pass | an axpy on one block |
 | of every token (mhc) | M X, g and Sinkhorn's iterations | writing, the coefficients' network, the read |
 | of every token, M = I (independent_hc, gated_residual) | g | the same |
@@ -25,7 +26,7 @@ from altup_moe.altup import token_mixing
 from altup_moe.altup.dynamic import Dynamic, active, correct, predict
 from altup_moe.altup.kernels import Kernel
 from altup_moe.altup.lazy import load_object
-from altup_moe.altup.mixing import Ahead, Pending, Reading, catch_up, look_ahead, mix_and_write, read, write_back
+from altup_moe.altup.mixing import Ahead, Pending, Reading, catch_up, join, look_ahead, mix_and_write, read, write_back
 from altup_moe.altup.per_token import Connection
 from altup_moe.altup.static import Mixing
 from altup_moe.altup.variants import Level, StreamVariant
@@ -39,7 +40,11 @@ Compute = Callable[[Tensor], tuple[Tensor, Any]]
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What a step's arithmetic has to know. ``block``: j, the block that the step computes on. ``eps``: of norms."""
+    """What a step's arithmetic has to know.
+
+    ``block``: j, the block that the step computes on. ``eps``: of norms. ``joins``: static weights need no pass for it
+    alone, for one of the next step follows in the same layer.
+    """
 
     variant: StreamVariant
     width: int
@@ -48,6 +53,7 @@ class StepSettings:
     eps: float
     clip: float | None
     kernel: Kernel
+    joins: bool = False
 
 
 class StepArithmetic(Protocol):
@@ -58,22 +64,18 @@ class StepArithmetic(Protocol):
     def inline(self, state: Travelling, compute: Compute) -> Travelling:
         """The step, mixed when its output is known."""
 
-    def deferred(self, state: Travelling, before: Tensor | None, after: Reading | None, compute: Compute) -> Travelling:
+    def deferred(self, state: Travelling, after: Reading | None, compute: Compute) -> Travelling:
         """The step, whose passes run while it communicates.
 
         Args:
-            before: g of the step before, if it is the same for all tokens. after: the next step's read; None at the end
-                of a chunk, where the stream is written out.
+            after: the next step's read; None at the end of a chunk, where the stream is written out.
         """
 
-    def mix(self, state: Travelling, before: Tensor | None, after: Reading | None, y: Tensor) -> Travelling:
+    def mix(self, state: Travelling, after: Reading | None, y: Tensor) -> Travelling:
         """The result of `deferred` for a known output y [S, B, D]."""
 
-    def reading(self) -> Reading:
-        """What the step reads."""
-
-    def write(self) -> Tensor | None:
-        """g [K], if it is the same for all tokens."""
+    def reading(self, following: Reading | None) -> Reading:
+        """What the step reads. ``following``: the read after it, if the chunk has one."""
 
 
 class StaticArithmetic:
@@ -86,37 +88,49 @@ class StaticArithmetic:
         s = self._settings
         return s.variant.mixing(s.block, dict(self._coefficients.items()), s.level)
 
-    def reading(self) -> Reading:
+    def reading(self, following: Reading | None) -> Reading:
         """A block, or the weights of a sum."""
-        return Reading(self._mixing().read)
-
-    def write(self) -> Tensor | None:
-        """g [K]."""
-        return self._mixing().write
+        mixing = self._mixing()
+        if not self._settings.joins:
+            return Reading(mixing.read)
+        assert following is not None
+        after = following.weights
+        assert after is not None
+        return Reading(mixing.read, through=mixing.mix[after] if isinstance(after, int) else after @ mixing.mix)
 
     def inline(self, state: Travelling, compute: Compute) -> Travelling:
         """Read, compute, then mix and write in one pass."""
         assert state.blocks is not None
         mixing = self._mixing()
-        stream, u = read(state.blocks, mixing, self._settings.width)
+        stream, u = read(state.blocks, mixing.read, self._settings.width)
         y, _ = compute(u)
         return Travelling(mix_and_write(stream, mixing.written(u, y), mixing, self._settings.kernel))
 
-    def deferred(self, state: Travelling, before: Tensor | None, after: Reading | None, compute: Compute) -> Travelling:
-        """The pass is posted."""
-        mixing, stream, u = self._mixing(), _pending(state, before), state.u
+    def deferred(self, state: Travelling, after: Reading | None, compute: Compute) -> Travelling:
+        """The pass is posted, or left to the next step."""
+        s, mixing, u = self._settings, self._mixing(), state.u
         if u is None:
-            blocks, u = read(stream.blocks, mixing, self._settings.width)
-            stream = Pending(blocks)
-        ahead = later(lambda: look_ahead(stream, mixing, after, self._settings.kernel))
+            assert state.blocks is not None
+            blocks, u = read(state.blocks, mixing.read, s.width)
+            state = Travelling(blocks)
+        if s.joins:
+            y, _ = compute(u)
+            return self._joined(state, mixing.written(u, y), mixing, after)
+        ahead = later(lambda: look_ahead(_pending(state), mixing, after, s.kernel))
         y, _ = compute(u)
         return self._after(ahead.result(), mixing.written(u, y), mixing, after)
 
-    def mix(self, state: Travelling, before: Tensor | None, after: Reading | None, y: Tensor) -> Travelling:
+    def mix(self, state: Travelling, after: Reading | None, y: Tensor) -> Travelling:
         """``y`` is what the step writes."""
         mixing = self._mixing()
-        ahead = look_ahead(_pending(state, before), mixing, after, self._settings.kernel)
-        return self._after(ahead, y, mixing, after)
+        if self._settings.joins:
+            return self._joined(state, y, mixing, after)
+        return self._after(look_ahead(_pending(state), mixing, after, self._settings.kernel), y, mixing, after)
+
+    def _joined(self, state: Travelling, y: Tensor, mixing: Mixing, after: Reading | None) -> Travelling:
+        assert after is not None
+        stream, u = join(_pending(state), state.through, y, mixing, after, self._settings.kernel)
+        return _travelling(stream, u)
 
     def _after(self, ahead: Ahead, y: Tensor, mixing: Mixing, after: Reading | None) -> Travelling:
         kernel = self._settings.kernel
@@ -124,7 +138,7 @@ class StaticArithmetic:
             assert ahead.blocks is not None
             return Travelling(write_back(ahead.blocks, y, mixing.write, kernel))
         stream, u = catch_up(ahead, y, mixing, after, kernel)
-        return Travelling(None, None, u) if stream is None else Travelling(stream.blocks, stream.y, u)
+        return Travelling(None, None, u) if stream is None else _travelling(stream, u, ahead.through)
 
 
 class TokenArithmetic:
@@ -133,13 +147,9 @@ class TokenArithmetic:
     def __init__(self, settings: StepSettings, coefficients: nn.ParameterDict) -> None:
         self._settings, self._coefficients = settings, coefficients
 
-    def reading(self) -> Reading:
+    def reading(self, following: Reading | None) -> Reading:
         """Not known before the stream is."""
         return Reading(None)
-
-    def write(self) -> Tensor | None:
-        """None: each token has its own, which travels with the stream."""
-        return None
 
     def _connect(self, stream: Tensor) -> tuple[Tensor, Connection]:
         """(the stream for the step's passes, the step's weights)."""
@@ -170,7 +180,7 @@ class TokenArithmetic:
         assert found.read is not None
         return Travelling(stream, None, token_mixing.read(stream, found.read, kernel))
 
-    def deferred(self, state: Travelling, before: Tensor | None, after: Reading | None, compute: Compute) -> Travelling:
+    def deferred(self, state: Travelling, after: Reading | None, compute: Compute) -> Travelling:
         """Where the step's input is known, all is posted; else what the input does not need."""
         lagged = self._settings.variant.lagged
         if lagged and state.u is not None:
@@ -182,7 +192,7 @@ class TokenArithmetic:
         y, _ = compute(self._input(state, stream, found))
         return self._after(ahead.result(), y, after)
 
-    def mix(self, state: Travelling, before: Tensor | None, after: Reading | None, y: Tensor) -> Travelling:
+    def mix(self, state: Travelling, after: Reading | None, y: Tensor) -> Travelling:
         """``y`` is what the step writes."""
         return self._after(self._ahead(*self._connect(self._written(state))), y, after)
 
@@ -191,8 +201,8 @@ class TokenArithmetic:
         assert state.blocks is not None
         if state.y is None:
             return state.blocks
-        assert state.write is not None
-        return token_mixing.mix_and_write(state.blocks, state.y, None, state.write, self._settings.kernel)
+        assert state.weights is not None
+        return token_mixing.mix_and_write(state.blocks, state.y, None, state.weights, self._settings.kernel)
 
     def _ahead(self, stream: Tensor, found: Connection) -> _TokensAhead:
         writing, kernel = found.writing(), self._settings.kernel
@@ -228,13 +238,9 @@ class DynamicArithmetic:
     def __init__(self, settings: StepSettings, coefficients: nn.ParameterDict) -> None:
         self._settings, self._coefficients = settings, coefficients
 
-    def reading(self) -> Reading:
+    def reading(self, following: Reading | None) -> Reading:
         """Not known before the stream is."""
         return Reading(None)
-
-    def write(self) -> Tensor | None:
-        """None: each token has its own."""
-        return None
 
     def inline(self, state: Travelling, compute: Compute) -> Travelling:
         """Around a branch, the layer's output is the branch's and its input."""
@@ -248,11 +254,11 @@ class DynamicArithmetic:
         with span("mix"):
             return Travelling(correct(predicted, u + y if s.level == "branch" else y, c, layer))
 
-    def deferred(self, state: Travelling, before: Tensor | None, after: Reading | None, compute: Compute) -> Travelling:
+    def deferred(self, state: Travelling, after: Reading | None, compute: Compute) -> Travelling:
         """Never asked for."""
         raise NotImplementedError("dynamic coefficients follow from the output")
 
-    def mix(self, state: Travelling, before: Tensor | None, after: Reading | None, y: Tensor) -> Travelling:
+    def mix(self, state: Travelling, after: Reading | None, y: Tensor) -> Travelling:
         """Never asked for."""
         raise NotImplementedError("dynamic coefficients follow from the output")
 
@@ -271,6 +277,12 @@ def first_input(stream: Tensor, width: int) -> Tensor:
     return stream.chunk(width)[0]
 
 
-def _pending(state: Travelling, before: Tensor | None) -> Pending:
+def _pending(state: Travelling) -> Pending:
     assert state.blocks is not None
-    return Pending(state.blocks, state.y, before if state.y is not None else None)
+    outputs = tuple(y for y in (state.earlier, state.y) if y is not None)
+    return Pending(state.blocks, outputs, state.weights)
+
+
+def _travelling(stream: Pending, u: Tensor, through: Tensor | None = None) -> Travelling:
+    *earlier, y = stream.outputs
+    return Travelling(stream.blocks, y, u, stream.weights, earlier[0] if earlier else None, through)

@@ -91,6 +91,12 @@ def defers_mixing(config: RunConfig) -> bool:
     return _deferrable(config) and (config.moe.num_experts == 0 or find_backend(config.moe.backend).allows_overlap)
 
 
+def joins_steps(config: RunConfig) -> bool:
+    """Whether the two steps of a layer share a pass over the stream."""
+    a = config.altup
+    return a.width > 1 and find_variant(a.variant).joins(a.level) and defers_mixing(config)
+
+
 def _deferrable(config: RunConfig) -> bool:
     """Whether mixing is to be deferred, and not all of it needs the output."""
     return config.overlap.mixing == "deferred" and find_variant(config.altup.variant).deferrable

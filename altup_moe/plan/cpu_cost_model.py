@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from altup_moe.altup.shape import branches, embedding_width, is_moe_layer, output_width, stream_width
 from altup_moe.config import RunConfig
 from altup_moe.model.flops import layer_products
+from altup_moe.moe.backends import joins_steps
 from altup_moe.plan.routes import local_tokens
 
 ForwardBackward = tuple[float, float]
@@ -213,12 +214,18 @@ def layer_calls(config: RunConfig, layer: int) -> dict[str, float]:
 
 
 def mixing_numbers(config: RunConfig) -> dict[str, float]:
-    """Numbers of the mixing of one layer: a pass of each step reads K blocks and an output."""
+    """Numbers of the mixing of one layer: a pass of each step reads K blocks and an output.
+
+    Where a layer's two steps join, one pass reads K blocks and two outputs and writes two rows more, and a second axpy
+    reads a row and two outputs.
+    """
     width = stream_width(config.altup.width, config.altup.variant)
     if width == 1:
         return {}
-    steps = len(branches(config.altup.level))
-    read = steps * (width + 1) * local_tokens(config) * config.model.hidden_size
+    block = local_tokens(config) * config.model.hidden_size
+    if joins_steps(config):
+        return {"mix": (width + 5) * block, "mix_more": ((width + 2) ** 2 + 3) * block}
+    read = len(branches(config.altup.level)) * (width + 1) * block
     return {"mix": read, "mix_more": read * width}
 
 

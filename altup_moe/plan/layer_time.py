@@ -9,7 +9,7 @@ from altup_moe.altup.shape import branches, is_moe_layer, stream_width
 from altup_moe.config import RunConfig
 from altup_moe.config.ranges import Range
 from altup_moe.model.flops import Parts, layer_products, output_products
-from altup_moe.moe.backends import defers_mixing
+from altup_moe.moe.backends import defers_mixing, joins_steps
 from altup_moe.parallel.rank_coordinates import ChunkLayers, RankCoordinates
 from altup_moe.plan.buffers import PARAMETER_BYTES
 from altup_moe.plan.cluster import Cluster
@@ -119,14 +119,16 @@ def _sequential_times(
 
 
 def mixing_seconds(config: RunConfig, cluster: Cluster) -> ForwardBackward:
-    """Seconds of the mixing of one layer: a pass over (2 K + 2) blocks a step forward, twice as many backward."""
+    """Seconds of the mixing of one layer: a pass over (2 K + 2) blocks a step forward, or one over (2 K + 4) for two
+    steps that join; twice as many backward."""
     if cluster.cpu_cost_model is not None:
         return cluster.cpu_cost_model.pieces(mixing_numbers(config))
     width = stream_width(config.altup.width, config.altup.variant)
     if width == 1:
         return 0.0, 0.0
     block = local_tokens(config) * config.model.hidden_size * PARAMETER_BYTES[config.train.precision]
-    forward = len(branches(config.altup.level)) * (2 * width + 2) * block / cluster.memory_rate
+    moved = 2 * width + 4 if joins_steps(config) else len(branches(config.altup.level)) * (2 * width + 2)
+    forward = moved * block / cluster.memory_rate
     # The backward moves about twice as many bytes: the blocks and their gradients.
     return forward, 2 * forward
 
@@ -196,9 +198,7 @@ def _with_communication(
     hidden = 0.0
     asynchronous = config.overlap.exchange == "async"
     if asynchronous and defers_mixing(config):
-        # Around branches, that of attention finds a collective in flight under tensor parallelism alone.
-        steps = len(branches(config.altup.level)) if config.parallel.tensor == 1 else 1
-        hidden = min(mixing / steps, opening.idle)
+        hidden = min(mixing, opening.idle)
     if asynchronous and config.overlap.microbatch_halves:
         # While the rows of one half travel, the other half computes.
         expert = max(0.0, expert - base.total / 2)

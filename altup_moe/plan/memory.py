@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from altup_moe.altup.shape import branches, is_moe_layer, output_width, stream_width
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import num_microbatches
-from altup_moe.moe.backends import defers_mixing
+from altup_moe.moe.backends import defers_mixing, joins_steps
 from altup_moe.parallel.rank_coordinates import ChunkLayers, RankCoordinates, chunk_layers
 from altup_moe.plan.buffers import PARAMETER_BYTES, buffers
 from altup_moe.plan.groups import World
@@ -124,8 +124,13 @@ def chunk_activations(config: RunConfig, chunk: ChunkLayers) -> tuple[float, flo
         rebuilt = max(1, round(steps**0.5))
         return steps * block, (segments + rebuilt) * (width + 1) * block
     kept = sum(sum(layer_parts(config, layer)) for layer in chunk.layers)
+    if width == 1:
+        return kept + _end(config, chunk), 0.0
+    if joins_steps(config):
+        # A pass of two steps keeps the K blocks that it read, two outputs, and the row that came with the blocks.
+        return kept + _end(config, chunk), layers * (width + 3) * block
     # The mixing pass of each step keeps the K blocks that it read and the pending output.
-    return kept + _end(config, chunk), steps * (width + 1) * block if width > 1 else 0.0
+    return kept + _end(config, chunk), steps * (width + 1) * block
 
 
 def _end(config: RunConfig, chunk: ChunkLayers) -> float:

@@ -1,8 +1,9 @@
-"""One pass over the wide stream: every block and the layer's output in, every block out, one small matrix between.
+"""One pass over the wide stream: every block and what is to be written to them in, every block out, one small matrix
+between.
 
 All of AltUp is one product with coefficients chosen by the caller:
 
-    out = W [x; y]        x [K, N] the stream, y [N] a layer's output (or absent), W [R, C], C = K + 1 (or K)
+    out = W [x; ys]       x [K, N] the stream, ys: none to two outputs [N] of steps, W [R, C], C = K to K + 2
 
 or, in variants whose coefficients are computed, with a matrix W [R, C, T] that has one for each of the T tokens.
 
@@ -24,10 +25,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Forward = Callable[[Tensor, Tensor | None, Tensor], Tensor]
-"""(x [K, N], y [N] or None, W [R, C] fp32) -> out [R, N] in x's dtype, in memory of its own."""
-Backward = Callable[[Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor | None, Tensor]]
-"""(d_out [R, N], x, y, W) -> (d_x [K, N], d_y [N] or None, d_W [R, C] fp32)."""
+Rows = tuple[Tensor, ...]
+"""None to two single rows, [N] each."""
+Forward = Callable[[Tensor, Rows, Tensor], Tensor]
+"""(x [K, N], ys, W [R, C] fp32) -> out [R, N] in x's dtype, in memory of its own."""
+Backward = Callable[[Tensor, Rows, Tensor, Rows, Tensor], tuple[Tensor, Rows, Tensor]]
+"""(d [R', N] of the first rows of out, the gradients of its last R - R' rows, x, ys, W) -> (d_x [K, N], one for each of
+ys, d_W [R, C] fp32)."""
 TokenForward = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 """(x [K, T, D], y [T, D] or None, W [R, C, T] fp32) -> out [R, T, D] in x's dtype, in memory of its own."""
 TokenBackward = Callable[[Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor | None, Tensor]]

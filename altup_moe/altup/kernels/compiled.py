@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
-from altup_moe.altup.kernels import plain
+from altup_moe.altup.kernels import Rows, plain
 
 PIECE = 4096
 """Columns of one partial sum of d_W."""
@@ -27,61 +27,59 @@ CONTRACT: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast"}
 """Multiply-adds may be fused: half the arithmetic, and more exact. Inductor forbids it unless told."""
 
 
-def forward(x_KN: Tensor, y_N: Tensor | None, w_RC: Tensor) -> Tensor:
-    """out = W [x; y], [R, N] in x's dtype."""
+def forward(x_KN: Tensor, ys: Rows, w_RC: Tensor) -> Tensor:
+    """out = W [x; ys], [R, N] in x's dtype."""
     with torch.no_grad():
         # Detached, for whether a tensor wants a gradient is among the things that a compilation is made for.
-        x_KN, w_RC = x_KN.detach(), w_RC.detach()
-        y_N = None if y_N is None else y_N.detach()
-        for tensor, dim in ((x_KN, 1), (y_N, 0)):
-            if tensor is not None:
-                torch._dynamo.maybe_mark_dynamic(tensor, dim)
-        return run_compiled(_combine_all, CONTRACT, x_KN, y_N, w_RC)
+        x_KN, w_RC, ys = x_KN.detach(), w_RC.detach(), tuple(y_N.detach() for y_N in ys)
+        _mark_columns(x_KN, *ys)
+        return run_compiled(_combine_all, CONTRACT, x_KN, ys, w_RC)
 
 
-def backward(d_RN: Tensor, x_KN: Tensor, y_N: Tensor | None, w_RC: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """d_x = W_x^T d, d_y = w_y^T d, d_W = d [x; y]^T (fp32)."""
+def backward(d_RN: Tensor, ds: Rows, x_KN: Tensor, ys: Rows, w_RC: Tensor) -> tuple[Tensor, Rows, Tensor]:
+    """d_x = W_x^T d, d_ys = W_y^T d, d_W = d [x; ys]^T (fp32), where d is [d_RN; ds]."""
     columns = x_KN.shape[1]
     whole = columns - columns % PIECE
     if whole == 0:
-        return plain.backward(d_RN, x_KN, y_N, w_RC)
+        return plain.backward(d_RN, ds, x_KN, ys, w_RC)
     with torch.no_grad():
         if whole == columns:
-            return _whole_pieces(d_RN, x_KN, y_N, w_RC)
+            return _whole_pieces(d_RN, ds, x_KN, ys, w_RC)
         # The ragged end is shorter than a piece. What is before it is copied, for rows that do not follow each other
         # would be compiled for again. (Tokens times width is nearly always a multiple of PIECE.)
-        front = (d_RN[:, :whole].contiguous(), x_KN[:, :whole].contiguous(), None if y_N is None else y_N[:whole])
-        d_x, d_y, d_w = _whole_pieces(*front, w_RC)
-        end_y = None if y_N is None else y_N[whole:]
-        end_d_x, end_d_y, end_d_w = plain.backward(d_RN[:, whole:], x_KN[:, whole:], end_y, w_RC)
-        if d_y is not None and end_d_y is not None:
-            d_y = torch.cat([d_y, end_d_y])
-        return torch.cat([d_x, end_d_x], dim=1), d_y, d_w + end_d_w
+        fronts = [tuple(row[:whole] for row in rows) for rows in (ds, ys)]
+        ends = [tuple(row[whole:] for row in rows) for rows in (ds, ys)]
+        front = _whole_pieces(d_RN[:, :whole].contiguous(), fronts[0], x_KN[:, :whole].contiguous(), fronts[1], w_RC)
+        end = plain.backward(d_RN[:, whole:], ends[0], x_KN[:, whole:], ends[1], w_RC)
+        d_ys = tuple(torch.cat(pair) for pair in zip(front[1], end[1], strict=True))
+        return torch.cat([front[0], end[0]], dim=1), d_ys, front[2] + end[2]
 
 
-def _whole_pieces(d_RN: Tensor, x_KN: Tensor, y_N: Tensor | None, w_RC: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+def _whole_pieces(d_RN: Tensor, ds: Rows, x_KN: Tensor, ys: Rows, w_RC: Tensor) -> tuple[Tensor, Rows, Tensor]:
     d_RPN, x_KPN = (tensor.detach().unflatten(1, (-1, PIECE)) for tensor in (d_RN, x_KN))
-    y_PN = None if y_N is None else y_N.detach().unflatten(0, (-1, PIECE))
-    for tensor, dim in ((d_RPN, 1), (x_KPN, 1), (y_PN, 0)):
-        if tensor is not None:
-            torch._dynamo.maybe_mark_dynamic(tensor, dim)
-    d_x, d_y, sums_CP = run_compiled(_derive_all, CONTRACT, d_RPN, x_KPN, y_PN, w_RC.detach())
-    return d_x.view(x_KN.shape), None if d_y is None else d_y.view(-1), sums_CP.sum(-1).view_as(w_RC)
+    ds_PN, ys_PN = (tuple(row.detach().unflatten(0, (-1, PIECE)) for row in rows) for rows in (ds, ys))
+    _mark_columns(d_RPN, x_KPN, *ds_PN, *ys_PN)
+    d_x, d_ys, sums_CP = run_compiled(_derive_all, CONTRACT, d_RPN, ds_PN, x_KPN, ys_PN, w_RC.detach())
+    return d_x.view(x_KN.shape), tuple(d_y.view(-1) for d_y in d_ys), sums_CP.sum(-1).view_as(w_RC)
 
 
-def _combine_all(x_KN: Tensor, y_N: Tensor | None, w_RC: Tensor) -> Tensor:
-    columns_C = [*x_KN.unbind(0)] if y_N is None else [*x_KN.unbind(0), y_N]
-    return torch.stack([out.to(x_KN.dtype) for out in combine(columns_C, w_RC)])
+def _mark_columns(*tensors: Tensor) -> None:
+    """N, or the number of its pieces, stays a variable. Blocks [K, N] have it second, single rows first."""
+    wide = tensors[0].dim()
+    for tensor in tensors:
+        torch._dynamo.maybe_mark_dynamic(tensor, 1 if tensor.dim() == wide else 0)
 
 
-def _derive_all(
-    d_RPN: Tensor, x_KPN: Tensor, y_PN: Tensor | None, w_RC: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    d_x = [*combine([*d_RPN.unbind(0)], w_RC.t())]
-    d_y = None if y_PN is None else d_x.pop().to(y_PN.dtype)
-    inputs_C = [*x_KPN.unbind(0)] if y_PN is None else [*x_KPN.unbind(0), y_PN]
-    products = [(d.float() * x.float()).sum(-1) for d in d_RPN.unbind(0) for x in inputs_C]
-    return torch.stack([d.to(x_KPN.dtype) for d in d_x]), d_y, torch.stack(products)
+def _combine_all(x_KN: Tensor, ys: Rows, w_RC: Tensor) -> Tensor:
+    return torch.stack([out.to(x_KN.dtype) for out in combine([*x_KN.unbind(0), *ys], w_RC)])
+
+
+def _derive_all(d_RPN: Tensor, ds: Rows, x_KPN: Tensor, ys: Rows, w_RC: Tensor) -> tuple[Tensor, Rows, Tensor]:
+    grads, inputs = [*d_RPN.unbind(0), *ds], [*x_KPN.unbind(0), *ys]
+    d_inputs = [d.to(x_KPN.dtype) for d in combine(grads, w_RC.t())]
+    products = [(d.float() * x.float()).sum(-1) for d in grads for x in inputs]
+    blocks = x_KPN.shape[0]
+    return torch.stack(d_inputs[:blocks]), tuple(d_inputs[blocks:]), torch.stack(products)
 
 
 def combine(inputs: list[Tensor], weights: Tensor) -> list[Tensor]:

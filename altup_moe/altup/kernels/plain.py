@@ -6,28 +6,40 @@ import torch
 from torch import Tensor
 
 from altup_moe.altup.dynamic import at_least_fp32
+from altup_moe.altup.kernels import Rows
 
 
-def forward(x_KN: Tensor, y_N: Tensor | None, w_RC: Tensor) -> Tensor:
-    """out = W [x; y], [R, N]: one product over the blocks, then a rank-one update in place for y."""
+def forward(x_KN: Tensor, ys: Rows, w_RC: Tensor) -> Tensor:
+    """out = W [x; ys], [R, N]: one product over the blocks, then a rank-one update in place for each of ys."""
     blocks = x_KN.shape[0]
     out_RN = torch.mm(w_RC[:, :blocks], x_KN.float())
-    if y_N is not None:
-        out_RN.addr_(w_RC[:, blocks], y_N.float())
+    for column, y_N in enumerate(ys, blocks):
+        out_RN.addr_(w_RC[:, column], y_N.float())
     return out_RN.to(x_KN.dtype)
 
 
-def backward(d_RN: Tensor, x_KN: Tensor, y_N: Tensor | None, w_RC: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """d_x = W_x^T d, d_y = w_y^T d, d_W = d [x; y]^T (fp32)."""
-    blocks = x_KN.shape[0]
-    d32_RN = d_RN.float()
-    d_x = (w_RC[:, :blocks].t() @ d32_RN).to(x_KN.dtype)
+def backward(d_RN: Tensor, ds: Rows, x_KN: Tensor, ys: Rows, w_RC: Tensor) -> tuple[Tensor, Rows, Tensor]:
+    """d_x = W_x^T d, d_ys = W_y^T d, d_W = d [x; ys]^T (fp32), where d is [d_RN; ds]."""
+    (first, _), blocks = d_RN.shape, x_KN.shape[0]
+    d32_RN, x32_KN = d_RN.float(), x_KN.float()
+    singles = [d_N.float() for d_N in ds]
+    outputs = [y_N.float() for y_N in ys]
+    d_x = w_RC[:first, :blocks].t() @ d32_RN
+    for row, d_N in enumerate(singles, first):
+        d_x.addr_(w_RC[row, :blocks], d_N)
+    d_ys = [w_RC[:first, column] @ d32_RN for column in range(blocks, w_RC.shape[1])]
+    for column, d_y in enumerate(d_ys, blocks):
+        for row, d_N in enumerate(singles, first):
+            d_y.addcmul_(w_RC[row, column], d_N)
     d_w = torch.empty_like(w_RC)
-    d_w[:, :blocks] = d32_RN @ x_KN.float().t()
-    if y_N is None:
-        return d_x, None, d_w
-    d_w[:, blocks] = d32_RN @ y_N.float()
-    return d_x, (w_RC[:, blocks] @ d32_RN).to(y_N.dtype), d_w
+    d_w[:first, :blocks] = d32_RN @ x32_KN.t()
+    for row, d_N in enumerate(singles, first):
+        d_w[row, :blocks] = x32_KN @ d_N
+    for column, y_N in enumerate(outputs, blocks):
+        d_w[:first, column] = d32_RN @ y_N
+        for row, d_N in enumerate(singles, first):
+            d_w[row, column] = torch.dot(d_N, y_N)
+    return d_x.to(x_KN.dtype), tuple(d_y.to(x_KN.dtype) for d_y in d_ys), d_w
 
 
 def token_forward(x_KTD: Tensor, y_TD: Tensor | None, w_RCT: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from altup_moe.altup.kernels import Rows
+
 try:
     import triton
     import triton.language as tl
@@ -54,23 +56,42 @@ def _columns(BLOCK: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
+def _load_all(
+    pointers: tl.tensor,
+    first: tl.tensor,
+    second: tl.tensor,
+    columns: tl.tensor,
+    n: tl.tensor,
+    mask: tl.tensor,
+    ROWS: tl.constexpr,
+    SINGLES: tl.constexpr,
+) -> tl.tuple:
+    """ROWS rows that follow each other, then SINGLES (none to two) that lie elsewhere."""
+    rows = load_rows(pointers + columns, n, mask, ROWS)
+    if SINGLES > 0:
+        rows = rows + load_rows(first + columns, n, mask, 1)
+    if SINGLES > 1:
+        rows = rows + load_rows(second + columns, n, mask, 1)
+    return rows
+
+
+@triton.jit
 def _forward_kernel(
     x_ptr: tl.tensor,
-    y_ptr: tl.tensor,
+    y0_ptr: tl.tensor,
+    y1_ptr: tl.tensor,
     w_ptr: tl.tensor,
     out_ptr: tl.tensor,
     n: tl.tensor,
     K: tl.constexpr,
-    HAS_Y: tl.constexpr,
+    YS: tl.constexpr,
     R: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    C: tl.constexpr = K + HAS_Y
+    C: tl.constexpr = K + YS
     columns = _columns(BLOCK)
     mask = columns < n
-    inputs = load_rows(x_ptr + columns, n, mask, K)
-    if HAS_Y:
-        inputs = inputs + load_rows(y_ptr + columns, n, mask, 1)
+    inputs = _load_all(x_ptr, y0_ptr, y1_ptr, columns, n, mask, K, YS)
     out = out_ptr + columns
     for r in tl.static_range(R):
         total = tl.load(w_ptr + r * C) * inputs[0]
@@ -83,25 +104,29 @@ def _forward_kernel(
 @triton.jit
 def _backward_kernel(
     d_ptr: tl.tensor,
+    d0_ptr: tl.tensor,
+    d1_ptr: tl.tensor,
     x_ptr: tl.tensor,
-    y_ptr: tl.tensor,
+    y0_ptr: tl.tensor,
+    y1_ptr: tl.tensor,
     w_ptr: tl.tensor,
     d_x_ptr: tl.tensor,
-    d_y_ptr: tl.tensor,
+    d_y0_ptr: tl.tensor,
+    d_y1_ptr: tl.tensor,
     sums_ptr: tl.tensor,
     n: tl.tensor,
     K: tl.constexpr,
-    HAS_Y: tl.constexpr,
-    R: tl.constexpr,
+    YS: tl.constexpr,
+    FIRST: tl.constexpr,
+    DS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    C: tl.constexpr = K + HAS_Y
+    R: tl.constexpr = FIRST + DS
+    C: tl.constexpr = K + YS
     columns = _columns(BLOCK)
     mask = columns < n
-    grads = load_rows(d_ptr + columns, n, mask, R)
-    inputs = load_rows(x_ptr + columns, n, mask, K)
-    if HAS_Y:
-        inputs = inputs + load_rows(y_ptr + columns, n, mask, 1)
+    grads = _load_all(d_ptr, d0_ptr, d1_ptr, columns, n, mask, FIRST, DS)
+    inputs = _load_all(x_ptr, y0_ptr, y1_ptr, columns, n, mask, K, YS)
     sums = sums_ptr + tl.program_id(0).to(tl.int64) * (R * C)
     d_x = d_x_ptr + columns
     for c in tl.static_range(C):
@@ -111,8 +136,10 @@ def _backward_kernel(
         if c < K:
             tl.store(d_x, total.to(d_x_ptr.dtype.element_ty), mask=mask)
             d_x += n
+        elif c == K:
+            tl.store(d_y0_ptr + columns, total.to(d_y0_ptr.dtype.element_ty), mask=mask)
         else:
-            tl.store(d_y_ptr + columns, total.to(d_y_ptr.dtype.element_ty), mask=mask)
+            tl.store(d_y1_ptr + columns, total.to(d_y1_ptr.dtype.element_ty), mask=mask)
         for r in tl.static_range(R):
             tl.store(sums + r * C + c, tl.sum(grads[r] * inputs[c], axis=0))
 
@@ -120,49 +147,55 @@ def _backward_kernel(
 if not INTERPRETED:
     _forward_kernel = triton.autotune(
         [triton.Config({"BLOCK": block}, num_warps=warps) for block in (512, 1024, 2048) for warps in (4, 8)],
-        key=["K", "HAS_Y", "R"],
+        key=["K", "YS", "R"],
     )(_forward_kernel)
 
 
-def forward(x_KN: Tensor, y_N: Tensor | None, w_RC: Tensor) -> Tensor:
-    """out = W [x; y], [R, N] in x's dtype."""
+def _pair(rows: Rows, unused: Tensor) -> tuple[Tensor, Tensor]:
+    """Two pointers must be given; those beyond the rows are not used."""
+    first, second, *_ = *(row.contiguous() for row in rows), unused, unused
+    return first, second
+
+
+def forward(x_KN: Tensor, ys: Rows, w_RC: Tensor) -> Tensor:
+    """out = W [x; ys], [R, N] in x's dtype."""
     (blocks, n), rows = x_KN.shape, w_RC.shape[0]
     x_KN, w_RC = x_KN.contiguous(), w_RC.contiguous()
-    y = x_KN if y_N is None else y_N.contiguous()  # some pointer must be given; it is not read without y
     out_RN = torch.empty(rows, n, dtype=x_KN.dtype, device=x_KN.device)
     tile = {"BLOCK": INTERPRETED_BLOCK} if INTERPRETED else {}  # otherwise the tuner's
     with torch.cuda.device_of(x_KN):
         _forward_kernel[lambda meta: (triton.cdiv(n, meta["BLOCK"]),)](
-            x_KN, y, w_RC, out_RN, n, K=blocks, HAS_Y=y_N is not None, R=rows, **tile, **OPTIONS
+            x_KN, *_pair(ys, x_KN), w_RC, out_RN, n, K=blocks, YS=len(ys), R=rows, **tile, **OPTIONS
         )
     return out_RN
 
 
-def backward(d_RN: Tensor, x_KN: Tensor, y_N: Tensor | None, w_RC: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """d_x = W_x^T d, d_y = w_y^T d, d_W = d [x; y]^T (fp32)."""
+def backward(d_RN: Tensor, ds: Rows, x_KN: Tensor, ys: Rows, w_RC: Tensor) -> tuple[Tensor, Rows, Tensor]:
+    """d_x = W_x^T d, d_ys = W_y^T d, d_W = d [x; ys]^T (fp32), where d is [d_RN; ds]."""
     (blocks, n), (rows, columns) = x_KN.shape, w_RC.shape
     d_RN, x_KN, w_RC = d_RN.contiguous(), x_KN.contiguous(), w_RC.contiguous()
-    y = x_KN if y_N is None else y_N.contiguous()
     d_x = torch.empty_like(x_KN)
-    d_y = None if y_N is None else torch.empty_like(y)
+    d_ys = tuple(torch.empty(n, dtype=x_KN.dtype, device=x_KN.device) for _ in ys)
     block = INTERPRETED_BLOCK if INTERPRETED else BACKWARD_BLOCK
     programs = triton.cdiv(n, block)
     sums_PRC = torch.empty(programs, rows, columns, dtype=torch.float32, device=x_KN.device)
     with torch.cuda.device_of(x_KN):
         _backward_kernel[(programs,)](
             d_RN,
+            *_pair(ds, d_RN),
             x_KN,
-            y,
+            *_pair(ys, x_KN),
             w_RC,
             d_x,
-            d_x if d_y is None else d_y,
+            *_pair(d_ys, d_x),
             sums_PRC,
             n,
             K=blocks,
-            HAS_Y=y_N is not None,
-            R=rows,
+            YS=len(ys),
+            FIRST=d_RN.shape[0],
+            DS=len(ds),
             BLOCK=block,
             num_warps=BACKWARD_WARPS,
             **OPTIONS,
         )
-    return d_x, d_y, sums_PRC.sum(0)
+    return d_x, d_ys, sums_PRC.sum(0)

@@ -100,14 +100,14 @@ def mixing_ns() -> dict[str, ForwardBackward]:
 
     def forward(sets: list[tuple[Tensor, Tensor]], weights: Tensor) -> None:
         for x, y in sets:
-            plain.forward(x, y, weights), plain.forward(x[:1], y, one)
+            plain.forward(x, (y,), weights), plain.forward(x[:1], (y,), one)
 
     def backward(sets: list[tuple[Tensor, Tensor]], weights: Tensor) -> None:
         for x, y in sets:
-            plain.backward(x, x, y, weights)
+            plain.backward(x, (), x, (y,), weights)
             # The gradient of the block that the layer reads, and that of the axpy.
             x[0].add_(y, alpha=1e-9)
-            torch.dot(x[0], y), plain.forward(x[:1], y, one)
+            torch.dot(x[0], y), plain.forward(x[:1], (y,), one)
 
     found = []
     for width in (2, 4):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from altup_moe.altup.kernels import kernel
-from altup_moe.altup.mixing import Pending, Reading, catch_up, look_ahead, mix_and_write, read, write_back
+from altup_moe.altup.mixing import Pending, Reading, catch_up, join, look_ahead, mix_and_write, read, write_back
 from altup_moe.altup.static import Mixing
 from altup_moe.altup.variants import VARIANTS, selected_block
 from tests.unit.altup.test_mixing_exact import layer, literal
@@ -22,21 +22,38 @@ TOLERANCE = 3e-6
 Both forms lie up to 2.2e-6 away after five layers: fp32's own rounding."""
 
 
-def deferred(stream: Tensor, mixings: list[Mixing], weights: list[Tensor], last: Reading | None) -> Tensor:
-    """Layers whose pass never sees their output: the stream, or what `last` reads of it."""
+def deferred(
+    stream: Tensor, mixings: list[Mixing], weights: list[Tensor], last: Reading | None, joined: bool = False
+) -> Tensor:
+    """Steps whose pass never sees their output: the stream, or what `last` reads of it. Joined: a pass for two."""
     width = mixings[0].write.numel()
-    blocks, u = read(stream, mixings[0], width)
+    joins = [joined and index % 2 == 0 and index + 1 < len(mixings) for index in range(len(mixings))]
+
+    def reading(index: int) -> Reading | None:
+        if index == len(mixings):
+            return last
+        if not joins[index]:
+            return Reading(mixings[index].read)
+        after = mixings[index + 1].read
+        row = torch.eye(width)[after] if isinstance(after, int) else after
+        return Reading(mixings[index].read, through=row @ mixings[index].mix)
+
+    blocks, u = read(stream, mixings[0].read, width)
     state: Pending | None = Pending(blocks)
+    through: Tensor | None = None
     for index, (mixing, weight) in enumerate(zip(mixings, weights, strict=True)):
-        final = index + 1 == len(mixings)
-        reading = last if final else Reading(mixings[index + 1].read)
+        after = reading(index + 1)
         assert state is not None
-        ahead = look_ahead(state, mixing, reading, TORCH)  # before the layer has run
-        y = mixing.written(u, layer(u, weight))
-        if reading is None:
+        if joins[index]:
+            assert after is not None
+            state, u = join(state, through, mixing.written(u, layer(u, weight)), mixing, after, TORCH)
+            continue
+        ahead = look_ahead(state, mixing, after, TORCH)  # before the layer has run
+        y, through = mixing.written(u, layer(u, weight)), ahead.through
+        if after is None:
             assert ahead.blocks is not None
             return write_back(ahead.blocks, y, mixing.write, TORCH)
-        state, u = catch_up(ahead, y, mixing, reading, TORCH)
+        state, u = catch_up(ahead, y, mixing, after, TORCH)
     assert state is None
     return u
 
@@ -44,7 +61,7 @@ def deferred(stream: Tensor, mixings: list[Mixing], weights: list[Tensor], last:
 def inline(stream: Tensor, mixings: list[Mixing], weights: list[Tensor]) -> Tensor:
     """The same layers, each mixing after its output."""
     for mixing, weight in zip(mixings, weights, strict=True):
-        stream, u = read(stream, mixing, mixing.write.numel())
+        stream, u = read(stream, mixing.read, mixing.write.numel())
         stream = mix_and_write(stream, mixing.written(u, layer(u, weight)), mixing, TORCH)
     return stream
 
@@ -85,7 +102,8 @@ def errors(
                 out = inline(stream, mixings, weights).view_as(leaves["x"])
                 out = out.sum(0) if summed else out
             else:
-                out = deferred(stream, mixings, weights, Reading(torch.ones(width), last=True) if summed else None)
+                last = Reading(torch.ones(width), last=True) if summed else None
+                out = deferred(stream, mixings, weights, last, joined=form == "joined")
                 out = out.view(probe.shape)
         gradients = torch.autograd.grad((out * probe.to(dtype)).sum(), list(leaves.values()))
         return {"out": out.detach().double(), **dict(zip(leaves, (g.double() for g in gradients), strict=True))}
@@ -99,7 +117,7 @@ def errors(
     }
 
 
-@pytest.mark.parametrize("form", ["deferred", "inline"])
+@pytest.mark.parametrize("form", ["deferred", "joined", "inline"])
 @pytest.mark.parametrize("summed", [True, False], ids=["summed", "stream"])
 @pytest.mark.parametrize("select", ["alternating", "same"])
 @pytest.mark.parametrize("width", [1, 2, 4, 8])
@@ -118,10 +136,11 @@ def test_equals_the_literal_form(variant: str, width: int, select: str, summed: 
     select=st.sampled_from(["alternating", "same"]),
     summed=st.booleans(),
     seed=st.integers(0, 2**31),
+    form=st.sampled_from(["deferred", "joined"]),
 )
-def test_in_any_shape(variant, width, depth, shape, select, summed, seed) -> None:
+def test_in_any_shape(variant, width, depth, shape, select, summed, seed, form) -> None:
     """Few numbers: rounding does not average out over depth, hence the factor."""
-    found = errors(variant, width, depth, shape, select, summed, seed, form="deferred")
+    found = errors(variant, width, depth, shape, select, summed, seed, form)
     assert max(found.values()) < 10 * TOLERANCE, found
 
 
@@ -156,6 +175,6 @@ def test_the_pass_does_not_see_the_output() -> None:
     for y in (torch.zeros(3, 2, 5), torch.ones(3, 2, 5)):
         state, u = catch_up(ahead, y, mixing, Reading(torch.tensor([0.3, 0.7])), TORCH)
         assert state is not None
-        stream = write_back(state.blocks, state.y, state.write, TORCH)
+        stream = write_back(state.blocks, y, mixing.write, TORCH)
         torch.testing.assert_close(u, 0.3 * stream[:3] + 0.7 * stream[3:])
         torch.testing.assert_close(stream, mix_and_write(x, y, mixing, TORCH))

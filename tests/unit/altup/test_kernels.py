@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,41 +22,59 @@ ROOT = Path(__file__).parents[3]
 TYPES = [torch.float32, torch.bfloat16]
 
 
-def case(
-    blocks: int, rows: int, has_y: bool, n: int, dtype: torch.dtype, seed: int, device: torch.device = CPU
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """(d [R, N], x [K, N], y [N] or None, W [R, C])."""
+@dataclass(frozen=True)
+class Case:
+    """d [R', N] and the gradients of single rows; x [K, N] and the outputs to write; W [R, C]."""
+
+    d: Tensor
+    ds: tuple[Tensor, ...]
+    x: Tensor
+    ys: tuple[Tensor, ...]
+    w: Tensor
+
+    def backward(self, k: Kernel) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+        return k.backward(self.d, self.ds, self.x, self.ys, self.w)
+
+
+def case(blocks: int, form: str, ys: int, n: int, dtype: torch.dtype, seed: int, device: torch.device = CPU) -> Case:
+    """``form``: what comes out, "blocks", so many rows of their own ("one", "two"), or both ("blocks and one")."""
     generator = torch.Generator().manual_seed(seed)
+    rows, ds = {
+        "blocks": (blocks, 0), "one": (1, 0), "two": (1, 1),
+        "blocks and one": (blocks, 1), "blocks and two": (blocks, 2),
+    }[form]  # fmt: skip
 
     def randn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator).to(device, dtype)
 
-    d, x, w = randn(rows, n), randn(blocks, n), randn(rows, blocks + has_y)
-    y = randn(n).to(device, dtype) if has_y else None
-    return d.to(device, dtype), x.to(device, dtype), y, w.to(device)
+    d, x = randn(rows, n), randn(blocks, n)
+    singles = [tuple(randn(n) for _ in range(count)) for count in (ds, ys)]
+    w = torch.randn(rows + ds, blocks + ys, generator=generator).to(device)
+    return Case(d, singles[0], x, singles[1], w)
 
 
-def check(k: Kernel, d: Tensor, x: Tensor, y: Tensor | None, w: Tensor) -> None:
+def check(k: Kernel, c: Case) -> None:
     """Compare every number of both passes with float64."""
-    blocks, dtype = x.shape[0], x.dtype
+    blocks, dtype = c.x.shape[0], c.x.dtype
     # Triton's interpreter cuts fp32 off to bf16, a GPU rounds.
-    ulps = 1.0 if k.name == "triton" and x.device == CPU else 0.5
-    given = [tensor.clone() for tensor in (d, x, w)]
-    out = k.forward(x, y, w)
-    d_x, d_y, d_w = k.backward(d, x, y, w)
+    ulps = 1.0 if k.name == "triton" and c.x.device == CPU else 0.5
+    inputs = (c.d, *c.ds, c.x, *c.ys, c.w)
+    given = [tensor.clone() for tensor in inputs]
+    out = k.forward(c.x, c.ys, c.w)
+    d_x, d_ys, d_w = c.backward(k)
     assert out._base is None, "no view"
-    for before, after in zip(given, (d, x, w), strict=True):
+    for before, after in zip(given, inputs, strict=True):
         assert torch.equal(before, after), "inputs are left alone"
-    all_x = (x if y is None else torch.cat([x, y[None]])).double()
-    d64, w64 = d.double(), w.double()
-    d_in = w64.t() @ d64
-    size = w64.t().abs() @ d64.abs()
+    all_x, d64 = (
+        torch.cat([rows, *(row[None] for row in singles)]).double() for rows, singles in ((c.x, c.ys), (c.d, c.ds))
+    )
+    w64 = c.w.double()
+    d_in, size = w64.t() @ d64, w64.t().abs() @ d64.abs()
     close(out, w64 @ all_x, w64.abs() @ all_x.abs(), dtype, ulps)
     close(d_x, d_in[:blocks], size[:blocks], dtype, ulps)
     close(d_w, d64 @ all_x.t(), d64.abs() @ all_x.abs().t(), torch.float32, ulps)
-    assert (d_y is None) == (y is None)
-    if d_y is not None:
-        close(d_y, d_in[blocks], size[blocks], dtype, ulps)
+    for d_y, wanted, largest in zip(d_ys, d_in[blocks:], size[blocks:], strict=True):
+        close(d_y, wanted, largest, dtype, ulps)
 
 
 def close(got: Tensor, wanted: Tensor, size: Tensor, dtype: torch.dtype, ulps: float) -> None:
@@ -66,59 +85,63 @@ def close(got: Tensor, wanted: Tensor, size: Tensor, dtype: torch.dtype, ulps: f
     assert ((got.double() - wanted).abs() <= limit).all(), ((got.double() - wanted).abs() - limit).max()
 
 
-@settings(max_examples=50)
+FORMS = ["blocks", "blocks and one", "blocks and two", "one", "two"]
+
+
+@settings(max_examples=60)
 @given(
     blocks=st.integers(1, 8),
-    form=st.sampled_from(["square", "one more", "one"]),
-    has_y=st.booleans(),
+    form=st.sampled_from(FORMS),
+    ys=st.integers(0, 2),
     n=st.integers(1, 300),
     dtype=st.sampled_from(TYPES),
     seed=st.integers(0, 2**31),
 )
 def test_equals_the_definition(
-    light: tuple[Kernel, torch.device], blocks: int, form: str, has_y: bool, n: int, dtype: torch.dtype, seed: int
+    light: tuple[Kernel, torch.device], blocks: int, form: str, ys: int, n: int, dtype: torch.dtype, seed: int
 ) -> None:
     k, device = light
-    rows = {"square": blocks, "one more": blocks + 1, "one": 1}[form]
-    check(k, *case(blocks, rows, has_y, n, dtype, seed, device))
+    check(k, case(blocks, form, ys, n, dtype, seed, device))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("blocks", "rows", "has_y", "dtype"),
-    [(4, 5, True, torch.float32), (4, 5, True, torch.bfloat16), (3, 1, False, torch.float32)],
+    ("blocks", "form", "ys", "dtype"),
+    [
+        (4, "blocks and two", 2, torch.float32),  # around branches, two steps in a pass
+        (4, "blocks and one", 1, torch.bfloat16),
+        (3, "one", 0, torch.float32),
+    ],
 )
-def test_compiled_equals_the_definition(
-    compiled: Kernel, blocks: int, rows: int, has_y: bool, dtype: torch.dtype
-) -> None:
+def test_compiled_equals_the_definition(compiled: Kernel, blocks: int, form: str, ys: int, dtype: torch.dtype) -> None:
     """Whole pieces, a ragged end, shorter than a piece: one compilation of each pass, whatever asks for gradients."""
     before = counters["stats"]["unique_graphs"]
     for n in (8192, 12345, 4096 * 5, 1001):
-        check(compiled, *case(blocks, rows, has_y, n, dtype, n))
-    _, x, y, w = case(blocks, rows, has_y, 9000, dtype, 0)
-    compiled.forward(x.requires_grad_(), y, w.requires_grad_())
+        check(compiled, case(blocks, form, ys, n, dtype, n))
+    c = case(blocks, form, ys, 9000, dtype, 0)
+    compiled.forward(c.x.requires_grad_(), c.ys, c.w.requires_grad_())
     assert counters["stats"]["unique_graphs"] == before + 2
 
 
 def test_coefficient_gradient_is_the_slope(light: tuple[Kernel, torch.device]) -> None:
     """d_W against finite differences of forward: linear in W, so a large step has no error but rounding."""
     k, device = light
-    d, x, y, w = case(3, 4, True, 200, torch.float32, 0, device)
-    d_w = k.backward(d, x, y, w)[2]
-    for r in range(4):
-        for c in range(4):
-            step = torch.zeros_like(w)
-            step[r, c] = 1
-            slope = ((k.forward(x, y, w + step) - k.forward(x, y, w - step)).double() * d.double()).sum() / 2
-            assert d_w[r, c].item() == pytest.approx(slope.item(), abs=1e-4)
+    c = case(2, "blocks and two", 2, 200, torch.float32, 0, device)
+    d_w, d = c.backward(k)[2], torch.cat([c.d, *(row[None] for row in c.ds)]).double()
+    for row in range(4):
+        for column in range(4):
+            step = torch.zeros_like(c.w)
+            step[row, column] = 1
+            slope = ((k.forward(c.x, c.ys, c.w + step) - k.forward(c.x, c.ys, c.w - step)).double() * d).sum() / 2
+            assert d_w[row, column].item() == pytest.approx(slope.item(), abs=1e-4)
 
 
 def test_triton_gives_the_same_bits_again() -> None:
     k = kernel("triton", TRITON_DEVICE)
-    values = case(4, 5, True, 2000, torch.bfloat16, 0, TRITON_DEVICE)
-    first = k.backward(*values)
-    for _ in range(2):
-        assert all(torch.equal(a, b) for a, b in zip(first, k.backward(*values), strict=True))
+    c = case(4, "blocks and two", 2, 2000, torch.bfloat16, 0, TRITON_DEVICE)
+    results = [[d_x, *d_ys, d_w] for d_x, d_ys, d_w in (c.backward(k) for _ in range(3))]
+    for again in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], again, strict=True))
 
 
 PTX = """
@@ -138,9 +161,10 @@ def ptx(kernel, half, **sizes):
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
 
 for half in (False, True):
-    for sizes in ({"K": 4, "HAS_Y": True, "R": 5}, {"K": 2, "HAS_Y": False, "R": 1}):
-        for kernel in (t._forward_kernel.fn, t._backward_kernel):
-            text = ptx(kernel, half, BLOCK=t.BACKWARD_BLOCK, **sizes)
+    for k, ys, first, ds in ((4, 1, 4, 1), (2, 0, 1, 0), (4, 2, 4, 2)):
+        sizes = {"K": k, "YS": ys, "BLOCK": t.BACKWARD_BLOCK}
+        forward = ptx(t._forward_kernel.fn, half, R=first + ds, **sizes)
+        for text in (forward, ptx(t._backward_kernel, half, FIRST=first, DS=ds, **sizes)):
             print(text.count("ld.global.v4"), text.count("st.global.v4"), text.count("atom."), text.count("red.global"))
 """
 
@@ -152,7 +176,7 @@ def test_triton_compiles_for_a_gpu_with_wide_accesses(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     found = [tuple(map(int, line.split())) for line in result.stdout.splitlines()]
     # (rows read, rows written) of forward and backward: every row once, and no atomics.
-    rows = [(5, 5), (10, 5), (2, 1), (3, 2)]
+    rows = [(5, 5), (10, 5), (2, 1), (3, 2), (6, 6), (12, 6)]
     assert found == [(size * read, size * written, 0, 0) for size in (2, 1) for read, written in rows]
 
 
@@ -172,7 +196,7 @@ cpu = torch.device("cpu")
 assert kernel("auto", cpu).name == "torch"
 assert not {"triton", "torch._dynamo", "torch._inductor"} & set(sys.modules), "loaded only when asked for"
 try:
-    kernel("compile", cpu).forward(torch.ones(2, 100), None, torch.ones(2, 2))
+    kernel("compile", cpu).forward(torch.ones(2, 100), (), torch.ones(2, 2))
 except RuntimeError as error:
     print(error)
 sys.modules["triton"] = None

@@ -22,7 +22,7 @@ def test_static_rivals_do_what_one_pass_does(name: str) -> None:
         w = torch.cat([predict - correct[:, None] * predict[0], correct[:, None]], dim=1)
         out = update(x, y)
         blocks = torch.stack(out) if isinstance(out, list) else out
-        torch.testing.assert_close(blocks.view(4, -1), plain.forward(x.view(4, -1), y.view(-1), w))
+        torch.testing.assert_close(blocks.view(4, -1), plain.forward(x.view(4, -1), (y.view(-1),), w))
 
 
 def test_gemma_is_a_stream_of_the_same_shape() -> None:

@@ -46,9 +46,10 @@ def test_deferred_recomputation_keeps_one_block_a_layer(alone: Topology) -> None
 
 def test_the_tape_rebuilds_states_from_outputs() -> None:
     def mix(index: int, state: Travelling, y: torch.Tensor) -> Travelling:
-        return Travelling(state.blocks * (index + 2), y, y + state.u, state.write + y)
+        blocks, weights = state.blocks * (index + 2), state.weights + y
+        return Travelling(blocks, y, y + state.u, weights, state.y, state.through - y)
 
-    states, outputs = [Travelling(torch.ones(2), torch.zeros(1), torch.ones(1), torch.zeros(1))], []
+    states, outputs = [Travelling(torch.ones(2), *(torch.ones(1) for _ in Travelling._fields[1:]))], []
     tape = Tape(3, mix)
     for index in range(3, 6):
         y = torch.full((1,), float(index))

@@ -57,7 +57,7 @@ def walk(steps: list[StepArithmetic], stream: Tensor, deferred: bool, in_window:
         compute = partial(branch, matrix, [True] if in_window else [])
         if deferred:
             after: Reading | None = Reading(None) if index + 1 < len(steps) else None
-            state = step.deferred(state, None, after, compute)
+            state = step.deferred(state, after, compute)
         else:
             state = step.inline(state, compute)
     return state
@@ -113,6 +113,6 @@ def test_single_pass_leaves_one_axpy_after_the_output(monkeypatch: pytest.Monkey
         return u.tanh(), None
 
     for index, step in enumerate(steps):
-        state = step.deferred(state, None, Reading(None) if index + 1 < len(steps) else None, compute)
+        state = step.deferred(state, Reading(None) if index + 1 < len(steps) else None, compute)
     gaps = " ".join(events).split("ends")[1:-1]
     assert [gap.split() for gap in gaps] == [["begins", *["pass"] * 2]] * (STEPS - 1)
