@@ -4,6 +4,7 @@ As in `altup.mixing`, all are one small matrix times the blocks, here one for ev
 
     u  = r X                                `read`
     X' = M X + g (x) y                      `mix_and_write`: inline, and what ends a chunk of steps
+    X' = X + g (x) y                        `write`: where M is I, or M X is there already
     H  = M X,  a = r' H,  s = r' . g        `look_ahead`, then u' = a + s y (`catch_up`): where r' is known before y,
                                             as in single-pass hyper-connections
 
@@ -83,6 +84,30 @@ class TokenPass(torch.autograd.Function):
         return d_x, d_y, d_w, None
 
 
+class Write(torch.autograd.Function):
+    """(X [K, T, D], y [T, D], g [K, T]) -> X + g (x) y, where blocks are not mixed.
+
+    The gradient of X is that of the result. It may be handed on as it is where a `Projection` reads the result, whose
+    backward pass allocated it; from elsewhere others may hold it, and it is copied.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_KTD: Tensor, y_TD: Tensor, write_KT: Tensor, read_next: bool, kernel: Kernel) -> Tensor:
+        ctx.save_for_backward(y_TD, write_KT)
+        ctx.read_next, ctx.kernel = read_next, kernel
+        with span("mix"):
+            return kernel.token_write(x_KTD, y_TD, write_KT)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        y_TD, write_KT = ctx.saved_tensors
+        with span("mix", backward=True):
+            d_KTD = grads[0].contiguous()
+            # y is the one block of a stream, g the matrix that makes K rows of it.
+            d_y, _, d_write = ctx.kernel.token_backward(d_KTD, y_TD[None], None, write_KT[:, None])
+        return d_KTD if ctx.read_next else d_KTD.clone(), d_y[0], d_write[:, 0], None, None
+
+
 class CatchUp(torch.autograd.Function):
     """(a [T, D], y [T, D], s [T]) -> a + s y: all that waits for y."""
 
@@ -109,10 +134,18 @@ def read(stream: Tensor, read_KT: Tensor, kernel: Kernel) -> Tensor:
 
 def mix_and_write(stream: Tensor, y: Tensor, mix_KKT: Tensor | None, write_KT: Tensor, kernel: Kernel) -> Tensor:
     """X' = M X + g (x) y, [K*S, B, D], in one pass. ``y``: [S, B, D]. ``mix_KKT``: None is I."""
-    mix_KKT = _identity(write_KT) if mix_KKT is None else mix_KKT
-    weights = torch.cat([mix_KKT, write_KT[:, None]], dim=1)
+    if mix_KKT is None:
+        return write(stream, y, write_KT, kernel, read_next=False)
     x_KTD = by_token(stream, write_KT.shape[0])
+    weights = torch.cat([mix_KKT, write_KT[:, None]], dim=1)
     return TokenPass.apply(x_KTD, y.reshape(x_KTD.shape[1:]), weights, kernel).view_as(stream)
+
+
+def write(stream: Tensor, y: Tensor, write_KT: Tensor, kernel: Kernel, *, read_next: bool) -> Tensor:
+    """X + g (x) y, [K*S, B, D]. ``read_next``: coefficients are computed from the result (`Projection`), and nothing
+    else takes it."""
+    x_KTD = by_token(stream, write_KT.shape[0])
+    return Write.apply(x_KTD, y.reshape(x_KTD.shape[1:]), write_KT, read_next, kernel).view_as(stream)
 
 
 def mix(stream: Tensor, mix_KKT: Tensor, kernel: Kernel) -> Tensor:
@@ -138,8 +171,3 @@ def look_ahead(
 def catch_up(a: Tensor, y: Tensor, s_T: Tensor) -> Tensor:
     """u' = a + s y, [S, B, D], once y [S, B, D] is there."""
     return CatchUp.apply(a.flatten(0, 1), y.flatten(0, 1), s_T).view_as(y)
-
-
-def _identity(write_KT: Tensor) -> Tensor:
-    k, t = write_KT.shape
-    return torch.eye(k, dtype=write_KT.dtype, device=write_KT.device)[..., None].expand(k, k, t)

@@ -68,6 +68,7 @@ class StreamVariant:
         blocks: whether K blocks travel through the layers. False: the wide embedding is summed before the first layer.
         projections: whether learned matrices make the blocks of the embedding and bring them back (`altup.dynamic`).
         clips: whether altup.coef_clip applies.
+        selects: whether a step has a block of its own, which altup.select chooses; else all its steps are alike.
         architectures: values of model.arch that carry it.
         planned: whether the planner has arithmetic for it.
         widening: function (coefficient, value, times, j, summed) -> the coefficient for `times` as many blocks
@@ -91,6 +92,7 @@ class StreamVariant:
     blocks: bool = True
     projections: bool = False
     clips: bool = False
+    selects: bool = True
     architectures: tuple[str, ...] = ("gpt", "t5")
     planned: bool = True
     widening: str | None = None
@@ -147,7 +149,13 @@ GATE = {
     "gate_up": Coefficient(("K*D", "R"), "normal", kind="hidden"),
 }
 ALL_BUT_THE_WRITE = "all but the weights of what is written"
-PER_BRANCH: Any = {"levels": ("branch",), "architectures": ("gpt",), "planned": False, "deepens": False}
+PER_BRANCH: Any = {
+    "levels": ("branch",),
+    "architectures": ("gpt",),
+    "planned": False,
+    "deepens": False,
+    "selects": False,
+}
 
 VARIANTS: dict[str, StreamVariant] = {
     row.name: row
@@ -210,6 +218,7 @@ VARIANTS: dict[str, StreamVariant] = {
             head={"read": Coefficient(("K",), "mean_logit")},
             collapse=STATIC + "wide_residual_end",
             reference=TOKEN_REFERENCE + "wide_residual_stream",
+            selects=False,
             architectures=("gpt",),
         ),
         StreamVariant(
@@ -220,6 +229,7 @@ VARIANTS: dict[str, StreamVariant] = {
             head={"read": Coefficient(("K",), "mean_logit")},
             collapse=STATIC + "wide_residual_end",
             reference=TOKEN_REFERENCE + "wide_residual_stream",
+            selects=False,
             architectures=("gpt",),
         ),
         StreamVariant(
@@ -269,7 +279,7 @@ VARIANTS: dict[str, StreamVariant] = {
             **PER_BRANCH,
             coefficient_products=lambda k, d: 2 * k * d * -(-d // 8) + k * k * d,
         ),
-        StreamVariant("sum", {}, blocks=False),
+        StreamVariant("sum", {}, blocks=False, selects=False),
     )
 }
 """Every variant by its name in `altup.variant`, in the order in which the help lists them."""

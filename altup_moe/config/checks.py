@@ -150,6 +150,9 @@ def _altup(config: RunConfig, world_size: int) -> None:
     if a.coef_clip is not None and not row.clips:
         clipped = ", ".join(other.name for other in VARIANTS.values() if other.clips)
         raise ConfigError("altup.coef_clip", a.coef_clip, f"needs altup.variant {clipped}; null would fit")
+    if a.select != "alternating" and not row.selects:
+        fits = f"no step of altup.variant={row.name} has a block of its own; alternating would fit"
+        raise ConfigError("altup.select", a.select, fits)
     if not row.blocks and a.recycled:
         fits = f"the control altup.variant={row.name} has wide tables; false would fit"
         raise ConfigError("altup.recycled", True, fits)

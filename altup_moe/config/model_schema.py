@@ -135,7 +135,8 @@ class AltUpConfig:
     hyper-connections), mhc_single_pass (V4.1's), independent_hc (Hunyuan V4's), gated_residual (Qwen4-exp's); sum
     (control)."""
     select: Literal["alternating", "same"] = "alternating"
-    """Block that layer l computes on: l mod K, or always block 0."""
+    """Block that layer l computes on: l mod K, or always block 0. Variants whose steps are all alike have no such
+    choice."""
     recycled: bool = True
     """True: a d wide embedding copied K times, blocks summed at the end (dynamic: learned projections at both ends; the
     newer ones collapse the blocks by learned weights, mhc_single_pass by its last branch's).

@@ -36,6 +36,9 @@ TokenForward = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 """(x [K, T, D], y [T, D] or None, W [R, C, T] fp32) -> out [R, T, D] in x's dtype, in memory of its own."""
 TokenBackward = Callable[[Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor | None, Tensor]]
 """(d_out [R, T, D], x, y, W) -> (d_x [K, T, D], d_y [T, D] or None, d_W [R, C, T] fp32)."""
+TokenWrite = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x [K, T, D], y [T, D], g [K, T] fp32) -> x + g y, [K, T, D] in x's dtype: the pass where blocks are not mixed. Its
+derivative is a `TokenBackward` of y alone."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Kernel:
     backward: Backward
     token_forward: TokenForward
     token_backward: TokenBackward
+    token_write: TokenWrite
 
 
 def kernel(name: str, device: torch.device) -> Kernel:
@@ -55,7 +59,8 @@ def kernel(name: str, device: torch.device) -> Kernel:
         name = "triton" if device.type == "cuda" else "torch"
     # The fused ones load a compiler: only when asked for.
     columns, tokens = (importlib.import_module(f"altup_moe.altup.kernels.{module}") for module in MODULES[name])
-    return Kernel(name, columns.forward, columns.backward, tokens.token_forward, tokens.token_backward)
+    token = (tokens.token_forward, tokens.token_backward, tokens.token_write)
+    return Kernel(name, columns.forward, columns.backward, *token)
 
 
 MODULES = {

@@ -43,6 +43,12 @@ def token_backward(
         return d_x, d_y, d_w_TQ.t().contiguous().view(w_RCT.shape)
 
 
+def token_write(x_KTD: Tensor, y_TD: Tensor, g_KT: Tensor) -> Tensor:
+    """x + g y, [K, T, D] in x's dtype."""
+    with torch.no_grad():
+        return run_compiled(_write_all, ONE_LOOP, _ready(x_KTD, 1), _ready(y_TD, 0), _ready(g_KT, 1))
+
+
 def _ready(tensor: Tensor, tokens: int) -> Tensor:
     """Contiguous, for other strides would be compiled for again; ``tokens`` is the dimension that stays a variable."""
     tensor = tensor.detach().contiguous()
@@ -68,6 +74,12 @@ def _unbound(x_KTD: Tensor, y_TD: Tensor | None) -> list[Tensor]:
 def _combine_all(x_KTD: Tensor, y_TD: Tensor | None, w_TRC: Tensor) -> Tensor:
     weights_RCT1 = w_TRC.movedim(0, -1).unsqueeze(-1)
     return torch.stack([out.to(x_KTD.dtype) for out in combine(_unbound(x_KTD, y_TD), weights_RCT1)])
+
+
+def _write_all(x_KTD: Tensor, y_TD: Tensor, g_KT: Tensor) -> Tensor:
+    y = y_TD.float()
+    pairs = zip(x_KTD.unbind(0), g_KT.unsqueeze(-1).unbind(0), strict=True)
+    return torch.stack([(x.float() + g * y).to(x_KTD.dtype) for x, g in pairs])
 
 
 def _derive_all(

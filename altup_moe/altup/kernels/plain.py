@@ -62,6 +62,11 @@ def token_backward(
     return d_x, _combine(w_RCT[None, :, blocks], [*d_full_RTD])[0].to(y_TD.dtype), d_w
 
 
+def token_write(x_KTD: Tensor, y_TD: Tensor, g_KT: Tensor) -> Tensor:
+    """x + g y, [K, T, D] in x's dtype."""
+    return torch.addcmul(at_least_fp32(x_KTD), g_KT[..., None], at_least_fp32(y_TD)).to(x_KTD.dtype)
+
+
 def _combine(w_RCT: Tensor, inputs: list[Tensor]) -> Tensor:
     """[R, T, D] from inputs [T, D], at least fp32."""
     # A product of matrices would lay the rows of a token side by side.

@@ -182,3 +182,10 @@ def token_backward(
             **OPTIONS,
         )
     return d_x, d_y, d_w_RCT
+
+
+def token_write(x_KTD: Tensor, y_TD: Tensor, g_KT: Tensor) -> Tensor:
+    """x + g y, [K, T, D] in x's dtype: the whole pass with M = I, which moves the same bytes."""
+    blocks, tokens = g_KT.shape
+    eye = torch.eye(blocks, dtype=g_KT.dtype, device=g_KT.device)[..., None].expand(-1, -1, tokens)
+    return token_forward(x_KTD, y_TD, torch.cat([eye, g_KT[:, None]], dim=1))

@@ -75,7 +75,7 @@ def worst_error(variant: str, width: int, j: int, shape: tuple[int, int, int], s
 
     def ours(leaves: dict[str, Tensor]) -> Tensor:
         mixing = VARIANTS[variant].mixing(j, leaves)
-        stream, u = read(leaves["x"].view(width * shape[0], *shape[1:]), mixing, width)
+        stream, u = read(leaves["x"].view(width * shape[0], *shape[1:]), mixing.read, width)
         assert u.shape == shape
         y = mixing.written(u, layer(u, leaves["weight"]))
         return mix_and_write(stream, y, mixing, TORCH).view_as(leaves["x"])
@@ -108,8 +108,8 @@ def test_equals_the_literal_form_in_any_shape(data: st.DataObject, variant: str,
 def test_altup_reads_the_old_block_and_gemma_the_predicted_one() -> None:
     c = {"predict": torch.tensor([[1.0, 2.0], [0.0, 1.0]]), "correct": torch.ones(2)}
     stream = torch.tensor([3.0, 5.0]).view(2, 1, 1)
-    assert read(stream, VARIANTS["altup"].mixing(0, c), 2)[1].item() == 3.0
-    assert read(stream, VARIANTS["gemma"].mixing(0, c), 2)[1].item() == 13.0
+    assert read(stream, VARIANTS["altup"].mixing(0, c).read, 2)[1].item() == 3.0
+    assert read(stream, VARIANTS["gemma"].mixing(0, c).read, 2)[1].item() == 13.0
 
 
 @pytest.mark.parametrize("width", [2, 3, 8])
@@ -119,7 +119,7 @@ def test_first_step_on_equal_blocks(variant: str, width: int) -> None:
     x, y = torch.randn(3, 2, 5), torch.randn(3, 2, 5)
     for j in range(width):
         mixing = VARIANTS[variant].mixing(j, initial(variant, width, j))
-        stream, u = read(x.repeat(width, 1, 1), mixing, width)
+        stream, u = read(x.repeat(width, 1, 1), mixing.read, width)
         assert torch.equal(u, x)
         for k, block in enumerate(mix_and_write(stream, mixing.written(u, y), mixing, TORCH).view(width, 3, 2, 5)):
             expected = y if variant != "round_robin" else x + y if k == j else x
@@ -137,7 +137,7 @@ def test_bf16_stream_sums_coefficient_gradients_in_fp32(variant: str) -> None:
         c = {name: value.requires_grad_() for name, value in initial(variant, 2, 1).items()}
         mixing = VARIANTS[variant].mixing(1, c)
         leaf = x.to(dtype, copy=True).requires_grad_()
-        stream, u = read(leaf, mixing, 2)
+        stream, u = read(leaf, mixing.read, 2)
         out = mix_and_write(
             stream, mixing.written(u, u * 2), mixing, TORCH
         )  # times two is exact in bf16: only sums differ
@@ -160,7 +160,7 @@ def test_neither_pass_writes_into_what_it_was_given(variant: str) -> None:
     mixing = VARIANTS[variant].mixing(0, initial(variant, 2, 0))
     x, grad = torch.randn(6, 2, 5, requires_grad=True), torch.randn(6, 2, 5)
     before, kept = x.detach().clone(), grad.clone()
-    stream, u = read(x, mixing, 2)
+    stream, u = read(x, mixing.read, 2)
     mix_and_write(stream, torch.tanh(u), mixing, TORCH).backward(grad)
     assert torch.equal(x.detach(), before)
     assert torch.equal(grad, kept)

@@ -1,4 +1,4 @@
-"""Streams with weights for every token against independent code: the modules of the published models in transformers.
+"""Streams against independent code: modules of the published models in transformers, and PyPI's hyper-connections.
 
 The same weights and the same stream go in; inputs of the branch, the next stream and every gradient come out.
 """
@@ -10,12 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hyper_connections import HyperConnections
 from torch import Tensor, nn
 from transformers.models.deepseek_v4 import modeling_deepseek_v4 as deepseek
 from transformers.models.glm5_next import modeling_glm5_next as glm
 from transformers.models.hy_v4 import modeling_hy_v4 as hunyuan
 from transformers.models.qwen4_exp import modeling_qwen4_exp as qwen
 
+from altup_moe.altup import mixing as mixing_passes
 from altup_moe.altup import per_token, token_mixing
 from altup_moe.altup.kernels import kernel
 from altup_moe.altup.variants import VARIANTS
@@ -85,6 +87,12 @@ def published_qwen(module: nn.Module, x_BSKD: Tensor) -> tuple[Tensor, Tensor]:
     u, wide, weights = module(x_BSKD.flatten(2))
     out = wide + (branch(u).unsqueeze(-2) * weights.unsqueeze(-1)).flatten(-2)
     return u, out.unflatten(-1, x_BSKD.shape[2:])
+
+
+def published_static(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """As the package's README calls it."""
+    u, write = module(x)
+    return u, write(branch(u))
 
 
 CONNECTIONS = {
@@ -175,6 +183,29 @@ def test_heads(model: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) 
     assert difference(ours, theirs) <= TOLERANCE[dtype]
     for mine, same in zip(expected, torch.autograd.grad((theirs * weigh).sum(), [*c.values(), x]), strict=True):
         assert difference(mine, same) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("width", [2, 4, 8])
+def test_static_hyper_connections(width: int) -> None:
+    """PyPI's at their start: what computes a token's weights is 0. (It has no other of our designs in our form.)"""
+    torch.manual_seed(width)
+    c = {n: torch.randn(row.sizes(width, D), requires_grad=True) for n, row in VARIANTS["hc"].coefficients.items()}
+    x, code = torch.randn(width * S, B, D, requires_grad=True), kernel("torch", torch.device("cpu"))
+    weigh_u, weigh_x = torch.randn(S, B, D), torch.randn(width * S, B, D)
+    mixing = VARIANTS["hc"].mixing(0, c, "branch")
+    stream, u = mixing_passes.read(x, mixing.read, width)
+    out = mixing_passes.mix_and_write(stream, branch(u), mixing, code)
+    leaves = [*c.values(), x]
+    mine = torch.autograd.grad((u * weigh_u).sum() + (out * weigh_x).sum(), leaves)
+
+    module = HyperConnections(width, dim=D, layer_index=0)
+    weights = {"static_alpha": torch.cat([c["read"][:, None], c["mix"].t()], dim=1), "static_beta": c["write"]}
+    by_stream = by_sample(x).permute(0, 2, 1, 3).reshape(B * width, S, D)  # a sample's blocks follow each other
+    u_same, theirs = torch.func.functional_call(_Caller(module, published_static), _named(weights), (by_stream,))
+    u_same, theirs = u_same.transpose(0, 1), theirs.view(B, width, S, D).permute(1, 2, 0, 3).reshape(out.shape)
+    same = torch.autograd.grad((u_same * weigh_u).sum() + (theirs * weigh_x).sum(), leaves)
+    for got, expected in zip((u, out, *mine), (u_same, theirs, *same), strict=True):
+        assert difference(got, expected) <= TOLERANCE[torch.float32]
 
 
 class _Caller(nn.Module):

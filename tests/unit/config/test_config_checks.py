@@ -135,6 +135,13 @@ WRONG = [
         "layer would fit",
     ),
     ({"altup__variant": "dynamic", "altup__recycled": False}, 1, "altup.recycled", "narrow embedding"),
+    ({"altup__variant": "wide_residual", "altup__select": "same"}, 1, "altup.select", "alternating would fit"),
+    (
+        {"altup__variant": "mhc", "altup__level": "branch", "altup__select": "same"},
+        1,
+        "altup.select",
+        "no step of altup.variant=mhc has a block of its own; alternating would fit",
+    ),
     ({"altup__coef_clip": 120.0}, 1, "altup.coef_clip", "altup.variant dynamic; null would fit"),
     ({"moe__partial": True}, 1, "moe.partial", "moe.num_experts is 0"),
     ({**EXPERTS, "moe__partial": True, "moe__shared_expert_size": 32}, 1, "moe.shared_expert_size", "0 would fit"),

@@ -99,10 +99,10 @@ def test_single_pass_leaves_one_axpy_after_the_output(monkeypatch: pytest.Monkey
     from altup_moe.altup import token_mixing
 
     events: list[str] = []
-    forward = token_mixing.TokenPass.forward
-    monkeypatch.setattr(
-        token_mixing.TokenPass, "forward", staticmethod(lambda *args: (events.append("pass"), forward(*args))[1])
-    )
+    for each in (token_mixing.TokenPass, token_mixing.Write):
+        forward = each.forward
+        counted = partial(lambda run, *args: (events.append("pass"), run(*args))[1], forward)
+        monkeypatch.setattr(each, "forward", staticmethod(counted))
     steps, _, stream = stack("mhc_single_pass", 4)
     state = Travelling(stream)
 
