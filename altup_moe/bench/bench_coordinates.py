@@ -6,7 +6,9 @@ with the width, and with them the best learning rate shrinks.
 
 Logits of tokens and of routers are also sums over random initial weights, a part that shrinks as the root of the width
 under muP and is no harm. Their line is therefore what the *changes* of their weights contribute, (W - W_0) h. The
-coefficients of the stream start at the same values for all widths: their line is how far they moved.
+coefficients of the stream start at the same values for all widths: their line is how far they moved. Matrices that
+compute coefficients from features move by 1 / d under muP, for their products sum over d of them: their line is the
+movement times the number of their inputs.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from altup_moe.altup.variants import find_variant
+from altup_moe.altup.variants import StreamVariant, find_variant
 from altup_moe.bench.options import CoordinatesBench, Parametrization
 from altup_moe.bench.stepper import Stepper
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, OptimConfig, OverlapConfig, RunConfig, TrainConfig
@@ -82,11 +84,12 @@ def run_config(bench: CoordinatesBench, parametrization: Parametrization, hidden
 
 
 class Recorder:
-    """Notes the sizes of activations during forward passes, by hooks on a chunk's modules."""
+    """Notes the sizes of activations during forward passes, by hooks on a chunk's modules. ``row``: its stream's."""
 
-    def __init__(self, chunk: nn.Module) -> None:
+    def __init__(self, chunk: nn.Module, row: StreamVariant) -> None:
         self.sizes: Coordinates = {}
         self._chunk = chunk
+        self._matrices = {name for name, each in {**row.head, **row.coefficients}.items() if each.kind != "other"}
         self._initial = {name: p.detach().clone() for name, p in chunk.named_parameters() if is_coefficient(name)}
         for name, module in chunk.named_modules():
             if label := _label(name):
@@ -96,12 +99,16 @@ class Recorder:
                 module.register_forward_hook(self._readout(f"{label}, by updates"), with_kwargs=True)
 
     def moved(self) -> Coordinates:
-        """How far coefficients are from their initial values, over all layers."""
+        """How far coefficients are from their initial values, over all layers; of matrices times their inputs."""
         squares: dict[str, list[float]] = defaultdict(list)
         for name, parameter in self._chunk.named_parameters():
             if name in self._initial:
-                change = (parameter.detach() - self._initial[name]).square().mean()
-                squares[f"coefficients {name.rpartition('.')[2]}, moved"].append(float(change))
+                leaf = name.rpartition(".")[2]
+                change = float((parameter.detach() - self._initial[name]).square().mean())
+                if leaf in self._matrices:
+                    squares[f"coefficients {leaf}, moved, times inputs"].append(change * parameter.shape[-1] ** 2)
+                else:
+                    squares[f"coefficients {leaf}, moved"].append(change)
         return {name: math.sqrt(sum(each) / len(each)) for name, each in squares.items()}
 
     def _output(self, label: str) -> Any:
@@ -153,7 +160,7 @@ def take_steps(config: RunConfig, topo: Topology) -> Coordinates:
     size, length = config.train.micro_batch_size, config.model.seq_length
     tokens = torch.multinomial(weights, size * (length + 1), True, generator=generator).view(size, length + 1)
     stepper.batch = replace(stepper.batch, tokens=tokens[:, :-1], labels=tokens[:, 1:])
-    recorder = Recorder(stepper.chunks[0].module)
+    recorder = Recorder(stepper.chunks[0].module, find_variant(config.altup.variant))
     scheduler = build_scheduler(stepper.engine.optimizer, config)
     moved: Coordinates = {}
     for _ in range(config.train.steps):

@@ -97,9 +97,10 @@ def bench_config(bench: OverlapBench, wide: Wide, world_size: int) -> RunConfig:
     return replace(config, model=model, train=train, parallel=ParallelConfig(expert=world_size))
 
 
-def modes(width: int) -> list[OverlapConfig]:
+def modes(width: int, only_async: bool = False) -> list[OverlapConfig]:
     """The modes that differ for a width. A stream of one block has no mixing."""
-    return [mode for mode in MODES if width > 1 or mode.mixing == "deferred"]
+    found = [mode for mode in MODES if width > 1 or mode.mixing == "deferred"]
+    return [mode for mode in found if (mode.exchange, mode.microbatch_halves) == ("async", False) or not only_async]
 
 
 def _set_mode(stepper: Stepper, mode: OverlapConfig) -> None:
@@ -112,9 +113,9 @@ def _set_mode(stepper: Stepper, mode: OverlapConfig) -> None:
             config.overlap_two_batch = mode.microbatch_halves
 
 
-def _turns(steppers: dict[Wide, Stepper]) -> Iterator[tuple[Wide, OverlapConfig, Stepper]]:
+def _turns(bench: OverlapBench, steppers: dict[Wide, Stepper]) -> Iterator[tuple[Wide, OverlapConfig, Stepper]]:
     for wide, stepper in steppers.items():
-        for mode in modes(wide.width):
+        for mode in modes(wide.width, bench.only_async):
             _set_mode(stepper, mode)
             dist.barrier()
             yield wide, mode, stepper
@@ -125,12 +126,12 @@ def _measure(bench: OverlapBench, topo: Topology) -> list[ModeResult] | None:
     steppers = {wide: Stepper(bench_config(bench, wide, topo.world_size), topo) for wide in streams(bench)}
     seconds: dict[tuple[Wide, OverlapConfig], list[float]] = {}
     for repeat in range(bench.repeats + 1):
-        for wide, mode, stepper in _turns(steppers):
+        for wide, mode, stepper in _turns(bench, steppers):
             taken = stepper.step()
             if repeat:
                 seconds.setdefault((wide, mode), []).append(taken)
     reports = {}
-    for wide, mode, stepper in _turns(steppers):
+    for wide, mode, stepper in _turns(bench, steppers):
         found = _recorded(bench, wide, mode, stepper)
         if found:
             reports[wide, mode] = found

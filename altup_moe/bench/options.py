@@ -80,6 +80,8 @@ class OverlapBench:
     """altup.variant of the wider ones."""
     level: Literal["layer", "branch"] = "layer"
     """altup.level of them."""
+    only_async: bool = False
+    """Leave out blocking exchanges and halves of a micro-batch: a quarter of the modes, for many variants."""
     hidden_size: int = 256
     """Width d of a layer, in features."""
     num_layers: int = 4

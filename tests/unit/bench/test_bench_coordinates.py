@@ -35,6 +35,9 @@ MODELS = [
     CoordinatesBench(width=8, moe_experts=0),
     CoordinatesBench(width=2, moe_experts=0, variant="dynamic"),
     CoordinatesBench(width=4, moe_experts=4, variant="hc"),
+    # A network that computes coefficients from the stream, and gates for every feature.
+    CoordinatesBench(width=4, moe_experts=4, variant="mhc"),
+    CoordinatesBench(width=4, moe_experts=4, variant="gated_residual"),
 ]
 
 

@@ -19,6 +19,10 @@ def test_every_mode_of_a_wide_stream_and_those_that_differ_without_one() -> None
         (exchange, halves) for exchange in ("blocking", "async") for halves in (False, True)
     }
     assert len(modes(1)) == 4
+    assert [(m.mixing, m.exchange, m.microbatch_halves) for m in modes(2, only_async=True)] == [
+        ("inline", "async", False),
+        ("deferred", "async", False),
+    ]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
