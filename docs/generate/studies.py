@@ -26,6 +26,8 @@ from docs.generate.study_texts import INTRODUCTION, READING, WHAT
 RESULTS = ROOT / "configs" / "study" / "results"
 REFERENCE = "dense"
 """The default of `altup-moe study report`."""
+REFERENCES = {"streams": "plain"}
+"""Study -> family that the others are compared with, if it is another one."""
 CAPTIONS = {
     "front": "held-out loss against latency and parameters; dotted: the Pareto front, rings: what of it is told apart",
     "curves": "held-out loss over training tokens",
@@ -45,7 +47,7 @@ def page() -> str:
 
 def _study(study: str) -> Iterator[str]:
     rows = read_rows(RESULTS / study / "rows.jsonl")
-    found = summarise(rows, REFERENCE)
+    found = summarise(rows, REFERENCES.get(study, REFERENCE))
     yield from ("", f"## {study}", "", WHAT[study], "")
     yield f"{len(found.rows)} rows, {len(found.models)} models, {len(found.failed)} failed; commit {_commits(found)}."
     yield from (f"{count} rows ran on {hardware_text(one)}." for one, count in hardware(found.rows))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 INTRODUCTION = """\
-Three studies are shipped; each was run once. `altup-moe study report` prints these tables from the committed rows
+Four studies are shipped; each was run once. `altup-moe study report` prints these tables from the committed rows
 (`configs/study/results/NAME/rows.jsonl`) and writes the whole page, with values under the mouse. `altup-moe study run
-NAME` runs one again. The models have one to three million parameters, one learning rate for all, and saw very few
-tokens: they show what the tool says, and little about large models.
+NAME` runs one again. The models have up to three million parameters, most studies one learning rate for all, and all
+saw few tokens: they show what the tool says, and little about large models.
 
 How the figures are computed is in [Studies](../guides/studies.md). In short:"""
 

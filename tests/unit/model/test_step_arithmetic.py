@@ -1,4 +1,4 @@
-"""Deferred steps of streams with weights for every token against inline ones, in float64, coefficient networks too."""
+"""Deferred steps against inline ones: with weights for every token in float64, coefficient networks too."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from altup_moe.altup import mixing
 from altup_moe.altup.kernels import kernel
 from altup_moe.altup.mixing import Reading
 from altup_moe.altup.variants import VARIANTS
@@ -116,3 +117,45 @@ def test_single_pass_leaves_one_axpy_after_the_output(monkeypatch: pytest.Monkey
         state = step.deferred(state, Reading(None) if index + 1 < len(steps) else None, compute)
     gaps = " ".join(events).split("ends")[1:-1]
     assert [gap.split() for gap in gaps] == [["begins", *["pass"] * 2]] * (STEPS - 1)
+
+
+@pytest.mark.parametrize("variant", ["altup", "hc", "wide_residual_kept"])
+def test_static_steps_of_a_layer_share_a_pass(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three layers of two steps: a pass while each second step communicates, and one that writes the end."""
+    events: list[str] = []
+    forward = mixing.OnePass.forward
+    counted = staticmethod(lambda *args: (events.append("pass"), forward(*args))[1])
+    steps, stream = static_steps(variant, 4), torch.randn(4 * S, B, D)
+    inline, deferred = Travelling(stream), Travelling(stream)
+    for step in steps:
+        inline = step.inline(inline, lambda u: (u.sin(), None))
+
+    def reading(index: int) -> Reading | None:
+        return None if index == STEPS else steps[index].reading(reading(index + 1) if index % 2 == 0 else None)
+
+    def compute(u: Tensor) -> tuple[Tensor, None]:
+        events.append("begins")
+        run_posted()
+        events.append("ends")
+        return u.sin(), None
+
+    monkeypatch.setattr(mixing.OnePass, "forward", counted)
+    for index, step in enumerate(steps):
+        deferred = step.deferred(deferred, reading(index + 1), compute)
+    assert events == ["begins", "ends", "begins", "pass", "ends"] * (STEPS // 2) + ["pass"]
+    assert inline.blocks is not None
+    assert deferred.blocks is not None
+    torch.testing.assert_close(deferred.blocks, inline.blocks)
+
+
+def static_steps(variant: str, width: int) -> list[StepArithmetic]:
+    """Steps with random coefficients; every first one of two joins the second."""
+    row, code = VARIANTS[variant], kernel("torch", torch.device("cpu"))
+    torch.manual_seed(0)
+    steps = []
+    for index in range(STEPS):
+        settings = StepSettings(row, width, index % width, "branch", 1e-6, None, code, joins=index % 2 == 0)
+        sizes = {name: each.sizes(width, D) for name, each in row.coefficients.items()}
+        c = nn.ParameterDict({name: nn.Parameter(torch.randn(size) / width) for name, size in sizes.items()})
+        steps.append(arithmetic_of(settings, c))
+    return steps
