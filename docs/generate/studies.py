@@ -46,10 +46,13 @@ def page() -> str:
 
 
 def _study(study: str) -> Iterator[str]:
-    rows = read_rows(RESULTS / study / "rows.jsonl")
+    every = read_rows(RESULTS / study / "rows.jsonl")
+    rows = [row for row in every if row.role == "trained"]
     found = summarise(rows, REFERENCES.get(study, REFERENCE))
     yield from ("", f"## {study}", "", WHAT[study], "")
     yield f"{len(found.rows)} rows, {len(found.models)} models, {len(found.failed)} failed; commit {_commits(found)}."
+    if tries := len(every) - len(rows):
+        yield f"{tries} more rows were tries of a rate, `altup-moe study law` lists them."
     yield from (f"{count} rows ran on {hardware_text(one)}." for one, count in hardware(found.rows))
     yield from ("", *_losses(found), "", *_times(found))
     yield from ("", *_ratios(found)) if found.differences else ()
