@@ -23,9 +23,9 @@ What hides under the experts' all-to-all when the network is slow: two ranks in 
 ([netlab](../guides/netlab.md)), two rates, five modes. Corpus `python-docs`.""",
     "streams": """\
 Eight [residual streams around branches](../guides/residual_streams.md) beside the plain Transformer: recycled, K = 2
-and 4, widths 16, 24 and 32 (2, 2 and 3 layers; the second has 4 experts, top-2), three seeds, a rate tuned for each design
-and size. Corpus `wikipedia-sample`, 512 words, 300 steps of 1,024 tokens. One rank: mixing is inline, and nothing of it
-hidden.""",
+and 4, widths 16, 24 and 32 (2, 2 and 3 layers; the second has 4 experts, top-2), three seeds, a rate tuned for each
+design and size. Corpus `wikipedia-sample`, 512 words, 300 steps of 1,024 tokens. One rank: mixing is inline, and
+nothing of it hidden.""",
 }
 
 READING = {
@@ -46,13 +46,13 @@ shown. Raise `budget.tokens` and `seeds` for an answer about quality.""",
 All rows end at the same loss. Halves of a micro-batch are what shortens a step. Mixing a stream of two blocks is so
 little work here that hiding it saves no more than the steps' own spread.""",
     "streams": """\
-No design learns more than the plain Transformer here. `altup` and `hc` lie within 0.02 nats of it at a width of 32 and
-are not told apart from it; `dynamic`, `mhc`, `mhc_single_pass`, `gated_residual` and K = 4 of `independent_hc` lie 0.03
-to 0.06 above, which three seeds do not establish after correction for sixteen comparisons (four to twelve would). All
-of them cost time where nothing is hidden: a training step at a width of 32 takes 1.10 to 1.14 times the plain one's with
-static weights, 1.28 to 1.39 with `independent_hc`, 1.41 to 1.68 with `dynamic` and the two `mhc`, 1.54 and 1.88 with
-`gated_residual`; a generated token up to 2.7 times. So at equal quality the plain model is the faster one, and the
-Pareto front is its curve. What this does not show: these are 300 steps of models with two or three layers, and the
-designs were published for deep ones; blocks are copies of one table, and coefficients moved with the model's rate. Of
-width 32 mixing is a large part of a step, and of thousands a small one.""",
+No design learns more than the plain Transformer here. `altup` and `hc` lie within 0.02 nats of it at a width of 32
+and are not told apart from it; `dynamic`, `mhc`, `mhc_single_pass`, `gated_residual` and K = 4 of `independent_hc`
+lie 0.03 to 0.06 above, which three seeds do not establish after correction for sixteen comparisons (four to twelve
+would). All of them cost time where nothing is hidden: a training step at a width of 32 takes 1.10 to 1.14 times the
+plain one's with static weights, 1.28 to 1.39 with `independent_hc`, 1.41 to 1.68 with `dynamic` and the two `mhc`,
+1.54 and 1.88 with `gated_residual`; a generated token up to 2.7 times. So at equal quality the plain model is the
+faster one, and the Pareto front is its curve. What this does not show: these are 300 steps of models with two or
+three layers, and the designs were published for deep ones; blocks are copies of one table, and coefficients moved
+with the model's rate. Of width 32 mixing is a large part of a step, and of thousands a small one.""",
 }
