@@ -44,7 +44,7 @@ MODELS = [
 @pytest.mark.long
 @pytest.mark.parametrize("model", MODELS, ids=lambda o: f"{o.variant}-k{o.width}-e{o.moe_experts}")
 def test_d_64_to_512(model: CoordinatesBench) -> None:
-    found = measure_coordinates(replace(model, parametrizations=("mup",), seeds=8))["mup"]
+    found = measure_coordinates(replace(model, parametrizations=("mup",), seeds=16))["mup"]
     assert list(found) == [64, 128, 256, 512]
     assert {name: round(growth(found, name), 2) for name in found[64] if abs(growth(found, name) - 1) > FLAT} == {}
 
