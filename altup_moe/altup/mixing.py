@@ -243,7 +243,7 @@ def catch_up(
     Returns:
         The stream H' + g (x) y as the next step takes it (None after the last reading), and u' [S, B, D].
     """
-    weights = torch.cat([torch.eye(mixing.write.numel(), device=y.device), mixing.write[:, None]], dim=1)
+    weights = _unmixed(mixing.write)
     if isinstance(reading.weights, int):
         c, block = mixing.write[reading.weights, None], reading.weights
         blocks, y, u = CatchUp.apply(ahead.blocks, c, block, kernel, y)
@@ -276,4 +276,9 @@ def join(
 
 def write_back(blocks: Tensor, y: Tensor, write: Tensor, kernel: Kernel) -> Tensor:
     """The stream that leaves a chunk of layers: blocks + write (x) y, [K*S, B, D]."""
-    return mix_and_write(blocks, y, Mixing(0, torch.eye(write.numel(), device=write.device), write), kernel)
+    return OnePass.apply(blocks, _unmixed(write), write.numel(), True, kernel, y)[0]
+
+
+def _unmixed(write: Tensor) -> Tensor:
+    """[I | g], of a stream whose blocks stay as they are, [K, K + 1]."""
+    return torch.cat([torch.eye(write.numel(), device=write.device), write[:, None]], dim=1)

@@ -87,14 +87,14 @@ class TokenPass(torch.autograd.Function):
 class Write(torch.autograd.Function):
     """(X [K, T, D], y [T, D], g [K, T]) -> X + g (x) y, where blocks are not mixed.
 
-    The gradient of X is that of the result. It may be handed on as it is where a `Projection` reads the result, whose
-    backward pass allocated it; from elsewhere others may hold it, and it is copied.
+    The gradient of X is that of the result, the same tensor. Whoever gave it may hold it, and it stays as it is: X has
+    a read beside this write, and autograd adds their gradients up in a tensor of its own before `Projection` sees it.
     """
 
     @staticmethod
-    def forward(ctx: Any, x_KTD: Tensor, y_TD: Tensor, write_KT: Tensor, read_next: bool, kernel: Kernel) -> Tensor:
+    def forward(ctx: Any, x_KTD: Tensor, y_TD: Tensor, write_KT: Tensor, kernel: Kernel) -> Tensor:
         ctx.save_for_backward(y_TD, write_KT)
-        ctx.read_next, ctx.kernel = read_next, kernel
+        ctx.kernel = kernel
         with span("mix"):
             return kernel.token_write(x_KTD, y_TD, write_KT)
 
@@ -105,7 +105,7 @@ class Write(torch.autograd.Function):
             d_KTD = grads[0].contiguous()
             # y is the one block of a stream, g the matrix that makes K rows of it.
             d_y, _, d_write = ctx.kernel.token_backward(d_KTD, y_TD[None], None, write_KT[:, None])
-        return d_KTD if ctx.read_next else d_KTD.clone(), d_y[0], d_write[:, 0], None, None
+        return d_KTD, d_y[0], d_write[:, 0], None
 
 
 class CatchUp(torch.autograd.Function):
@@ -135,17 +135,16 @@ def read(stream: Tensor, read_KT: Tensor, kernel: Kernel) -> Tensor:
 def mix_and_write(stream: Tensor, y: Tensor, mix_KKT: Tensor | None, write_KT: Tensor, kernel: Kernel) -> Tensor:
     """X' = M X + g (x) y, [K*S, B, D], in one pass. ``y``: [S, B, D]. ``mix_KKT``: None is I."""
     if mix_KKT is None:
-        return write(stream, y, write_KT, kernel, read_next=False)
+        return write(stream, y, write_KT, kernel)
     x_KTD = by_token(stream, write_KT.shape[0])
     weights = torch.cat([mix_KKT, write_KT[:, None]], dim=1)
     return TokenPass.apply(x_KTD, y.reshape(x_KTD.shape[1:]), weights, kernel).view_as(stream)
 
 
-def write(stream: Tensor, y: Tensor, write_KT: Tensor, kernel: Kernel, *, read_next: bool) -> Tensor:
-    """X + g (x) y, [K*S, B, D]. ``read_next``: coefficients are computed from the result (`Projection`), and nothing
-    else takes it."""
+def write(stream: Tensor, y: Tensor, write_KT: Tensor, kernel: Kernel) -> Tensor:
+    """X + g (x) y, [K*S, B, D]. ``y``: [S, B, D]."""
     x_KTD = by_token(stream, write_KT.shape[0])
-    return Write.apply(x_KTD, y.reshape(x_KTD.shape[1:]), write_KT, read_next, kernel).view_as(stream)
+    return Write.apply(x_KTD, y.reshape(x_KTD.shape[1:]), write_KT, kernel).view_as(stream)
 
 
 def mix(stream: Tensor, mix_KKT: Tensor, kernel: Kernel) -> Tensor:

@@ -202,7 +202,7 @@ class TokenArithmetic:
         if state.y is None:
             return state.blocks
         assert state.weights is not None
-        return token_mixing.write(state.blocks, state.y, state.weights, self._settings.kernel, read_next=True)
+        return token_mixing.write(state.blocks, state.y, state.weights, self._settings.kernel)
 
     def _ahead(self, stream: Tensor, found: Connection) -> _TokensAhead:
         writing, kernel = found.writing(), self._settings.kernel

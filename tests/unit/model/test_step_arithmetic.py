@@ -148,6 +148,19 @@ def test_static_steps_of_a_layer_share_a_pass(variant: str, monkeypatch: pytest.
     torch.testing.assert_close(deferred.blocks, inline.blocks)
 
 
+@pytest.mark.parametrize("deferred", [True, False])
+@pytest.mark.parametrize("variant", VARIANTS_PER_TOKEN)
+def test_a_gradient_that_comes_in_is_left_alone(variant: str, deferred: bool) -> None:
+    """Where blocks are not mixed it is handed on as theirs, and coefficients add to theirs in place."""
+    steps, leaves, stream = stack(variant, 2)
+    out = walk(steps, stream, deferred=deferred).blocks
+    assert out is not None
+    given = torch.randn_like(out)
+    kept = given.clone()
+    torch.autograd.grad(out, leaves, given, allow_unused=True)
+    assert torch.equal(given, kept)
+
+
 def static_steps(variant: str, width: int) -> list[StepArithmetic]:
     """Steps with random coefficients; every first one of two joins the second."""
     row, code = VARIANTS[variant], kernel("torch", torch.device("cpu"))

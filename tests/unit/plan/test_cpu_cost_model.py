@@ -12,7 +12,7 @@ from altup_moe.config.load import read_yaml
 from altup_moe.model.flops import flops_per_token, layer_products
 from altup_moe.plan.calibrate.compare_steps import Compared, verdict
 from altup_moe.plan.cluster import Cluster, cluster_from, cluster_yaml
-from altup_moe.plan.cpu_cost_model import CALLS, OPERATIONS, PIECES, SIZES, CpuCostModel, products
+from altup_moe.plan.cpu_cost_model import CALLS, OPERATIONS, PIECES, SIZES, CpuCostModel, mixing_numbers, products
 from altup_moe.plan.parameters import count_parameters
 from altup_moe.plan.published import PUBLISHED_RUNS, planned
 from altup_moe.plan.routes import local_tokens, rank_imbalance
@@ -219,3 +219,12 @@ def test_the_verdict() -> None:
     # c's place before b is within the noise, one at half of b's time is not.
     assert list(verdict([*good, Compared("d", 1.5, 1.05)]))[-1].endswith("not met")
     assert list(verdict([Compared("a", 1.0, 1.15), Compared("b", 1.2, 1.1)]))[-1].endswith("not met")
+
+
+def test_steps_of_a_layer_that_join_have_one_pass() -> None:
+    """Inline two passes of K + 1 blocks; deferred one of K + 2, and three blocks of the second axpy."""
+    config = RunConfig(altup=AltUpConfig(width=4, level="branch"), moe=MoEConfig(num_experts=0))
+    block = local_tokens(config) * config.model.hidden_size
+    inline = mixing_numbers(replace(config, overlap=replace(config.overlap, mixing="inline")))
+    assert inline == {"mix": 10 * block, "mix_more": 40 * block}
+    assert mixing_numbers(config) == {"mix": 9 * block, "mix_more": 39 * block}
