@@ -16,6 +16,8 @@ x' = (M W) [H; ys] + g (x) y stays unformed as well, and what the second reads,
 
 is another axpy. So a layer of two steps needs one pass, of K + 2 blocks, in the window of the second one.
 
+Where outputs are delayed (altup.correct), the next read is r' H' alone (`read_ahead`, `write_later`): nothing waits.
+
 Coefficients are fp32 and so are their gradients, whatever the stream's dtype. K blocks, S positions, B samples, D
 width of a block; a stream is [K*S, B, D]; N = S*B*D.
 
@@ -251,6 +253,21 @@ def catch_up(
     assert reading.weights is not None
     _, y, u = CatchUp.apply(ahead.a, (reading.weights @ mixing.write)[None], None, kernel, y)
     return None if ahead.blocks is None else Pending(ahead.blocks, (y,), weights), u
+
+
+def read_ahead(ahead: Ahead, reading: Reading | None, width: int) -> Ahead:
+    """Where the next read does not see the step's output: with ``a`` also where it is a block of H'."""
+    if reading is None or not isinstance(reading.weights, int):
+        return ahead
+    assert ahead.blocks is not None
+    blocks, a = read(ahead.blocks, reading.weights, width)
+    return Ahead(blocks, a, ahead.through)
+
+
+def write_later(ahead: Ahead, y: Tensor, mixing: Mixing) -> Pending:
+    """The stream H' + g (x) y as the next step takes it, whose input (``ahead.a``) does not see y [S, B, D]."""
+    assert ahead.blocks is not None
+    return Pending(ahead.blocks, (y,), _unmixed(mixing.write))
 
 
 def join(

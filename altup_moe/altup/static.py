@@ -78,6 +78,11 @@ def initial_value(initial: InitialValue, shape: tuple[int, ...], block: int) -> 
     )
 
 
+def masked(write: Tensor, block: int) -> Tensor:
+    """The coefficient [K] without its entry for block `block`, which has no gradient then."""
+    return write * (1 - one_hot(write.numel(), block)).to(write)
+
+
 def altup(block: int, c: Mapping[str, Tensor]) -> Mixing:
     """Predict x^_i = sum_m P_im x_m, compute on the OLD block j, correct x_i = x^_i + g_i (y - x^_j)."""
     predict, correct = c["predict"], c["correct"]
@@ -91,13 +96,22 @@ def gemma(block: int, c: Mapping[str, Tensor]) -> Mixing:
 
 def round_robin(block: int, c: Mapping[str, Tensor]) -> Mixing:
     """Read a learned blend of all blocks, leave them as they are, add the scaled output to block j."""
-    device, width = c["scale"].device, c["read"].numel()
-    return Mixing(c["read"], torch.eye(width, device=device), one_hot(width, block).to(device) * c["scale"])
+    width = c["read"].numel()
+    return Mixing(c["read"], torch.eye(width).to(c["read"]), one_hot(width, block).to(c["scale"]) * c["scale"])
 
 
 def gemma_around_branches(block: int, c: Mapping[str, Tensor]) -> Mixing:
     """`gemma` around a branch: x_i = x^_i + g_i (x^_j + F(x^_j) - x^_j). M = P, in which nothing has to cancel."""
     return Mixing(c["predict"][block], c["predict"], c["correct"])
+
+
+def gemma_of_change(block: int, c: Mapping[str, Tensor]) -> Mixing:
+    """`gemma` that writes y - u instead of y - x^_j.
+
+    These differ where u lacks the last output (altup.correct delayed): x^_j has it, and y - x^_j would take it out of
+    all blocks again.
+    """
+    return replace(gemma_around_branches(block, c), branch=True)
 
 
 def hyper_connections(block: int, c: Mapping[str, Tensor]) -> Mixing:
@@ -116,7 +130,7 @@ def wide_residual(block: int, c: Mapping[str, Tensor]) -> Mixing:
     u = sum_k sigmoid(r_k) x_k and x'_i = x_i + 2 sigmoid(g_i) (y - u): blocks are never mixed. r starts with sigmoid
     1 / K, g nearly at 0, with a small spread: the mean over the blocks is the plain Transformer.
     """
-    eye = torch.eye(c["read"].numel(), device=c["read"].device)
+    eye = torch.eye(c["read"].numel()).to(c["read"])
     return Mixing(torch.sigmoid(c["read"]), eye, 2 * torch.sigmoid(c["write"]), branch=True)
 
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 Level = Literal["layer", "branch"]
 """What a step of the stream stands around (`altup.level`)."""
+Correct = Literal["next", "delayed"]
+"""Which step reads what a step has written (`altup.correct`): the next one, or the one after it."""
 STATIC = "altup_moe.altup.static:"
 PER_TOKEN = "altup_moe.altup.per_token:"
 WIDENING = "altup_moe.altup.widening:"
@@ -55,6 +57,10 @@ class StreamVariant:
         coefficients: learned coefficients of a layer by name.
         weights: function (j, coefficients) -> `altup.static.Mixing`. None: the weights differ from token to token.
         branch_weights: `weights` where F is a branch, if it is not the same step with F's residual added.
+        delayed_weights: `weights` around a layer where outputs are delayed (altup.correct), if they are others.
+        masked: where outputs are delayed, the coefficient [K] of which the entry of the block that the next step reads
+            counts as 0: nothing is written there. None: the next step reads more than one block, all of them before the
+            output is written.
         connection: function (X, coefficients, eps) -> `altup.per_token.Connection`, for weights of every token.
         lagged: whether the read that a connection computes is that of the next step.
         head: learned parameters that collapse the blocks of a recycled stream before the final norm, by name.
@@ -81,6 +87,8 @@ class StreamVariant:
     coefficients: Mapping[str, Coefficient]
     weights: str | Callable[[int, Mapping[str, Tensor]], Mixing] | None = None
     branch_weights: str | Callable[[int, Mapping[str, Tensor]], Mixing] | None = None
+    delayed_weights: str | Callable[[int, Mapping[str, Tensor]], Mixing] | None = None
+    masked: str | None = None
     connection: str | Callable[..., Any] | None = None
     lagged: bool = False
     head: Mapping[str, Coefficient] = field(default_factory=dict)
@@ -109,22 +117,41 @@ class StreamVariant:
         """Whether part of the mixing can be done before the output is known."""
         return self.weights is not None or self.connection is not None or not self.blocks
 
-    def joins(self, level: Level) -> bool:
+    @property
+    def delays(self) -> bool:
+        """Whether outputs can be delayed (altup.correct): the next read is known before they are."""
+        return self.weights is not None or self.lagged
+
+    def joins(self, level: Level, correct: Correct) -> bool:
         """Whether the two steps of a layer share a pass when mixing is deferred (`altup.mixing.join`)."""
-        return level == "branch" and self.weights is not None
+        return level == "branch" and self.weights is not None and correct == "next"
+
+    def reads_early(self, correct: Correct) -> bool:
+        """Whether a step computes the next one's input, or has to, for the stream alone does not tell it."""
+        return self.lagged or (correct == "delayed" and self.weights is not None and self.masked is None)
 
     @property
     def collapses(self) -> bool:
         """Whether a recycled stream's end has learned parameters."""
         return bool(self.head)
 
-    def mixing(self, block: int, coefficients: Mapping[str, Tensor], level: Level = "layer") -> Mixing:
-        """The weights (r, M, g) of a layer, or of one of its branches, that computes on block `block`."""
+    def mixing(
+        self, block: int, coefficients: Mapping[str, Tensor], level: Level = "layer", next_block: int | None = None
+    ) -> Mixing:
+        """The weights (r, M, g) of a layer, or of one of its branches, that computes on block `block`.
+
+        Args:
+            next_block: where outputs are delayed, the block that the next step computes on.
+        """
         if self.weights is None:
             raise ValueError(f"altup.variant {self.name} has no weights that are the same for all tokens")
+        if next_block is not None and self.masked is not None:
+            masked = load_object(STATIC + "masked")(coefficients[self.masked], next_block)
+            coefficients = {**coefficients, self.masked: masked}
         if level == "branch" and self.branch_weights is not None:
             return load_object(self.branch_weights)(block, coefficients)
-        mixing: Mixing = load_object(self.weights)(block, coefficients)
+        delayed = level == "layer" and next_block is not None and self.delayed_weights is not None
+        mixing: Mixing = load_object(self.delayed_weights if delayed else self.weights)(block, coefficients)
         return mixing.around_branch() if level == "branch" else mixing
 
 
@@ -164,6 +191,7 @@ VARIANTS: dict[str, StreamVariant] = {
             "altup",
             PREDICT_AND_CORRECT,
             STATIC + "altup",
+            masked="correct",
             reference=REFERENCE + "altup_stream",
             widening=WIDENING + "widened_prediction",
         ),
@@ -172,6 +200,7 @@ VARIANTS: dict[str, StreamVariant] = {
             PREDICT_AND_CORRECT,
             STATIC + "gemma",
             STATIC + "gemma_around_branches",
+            STATIC + "gemma_of_change",
             reference=REFERENCE + "gemma_stream",
             widening=WIDENING + "widened_prediction",
         ),
@@ -300,3 +329,8 @@ def selected_block(step: int, width: int, select: str) -> int:
     Steps are layers, or with altup.level branch their branches one after another (`altup.shape.step_of`).
     """
     return step % width if select == "alternating" else 0
+
+
+def next_block(step: int, width: int, select: str, correct: str) -> int | None:
+    """Where outputs are delayed, the block that the step after step `step` computes on; else None."""
+    return selected_block(step + 1, width, select) if correct == "delayed" else None

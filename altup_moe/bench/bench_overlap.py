@@ -6,6 +6,10 @@ in one run:
 
     mixing inline | deferred   x   exchange blocking | async   x   halves off | on
 
+Streams whose outputs are delayed (altup.correct) have no halves: their layers take turns where the others' halves do.
+`over max` is the time in which layers compute or wait, over the larger of their computing and their exchanges: the
+least that any schedule needs is 1. What else a step does (loss, optimizer, the reduction of gradients) is not in it.
+
 A first part times plain steps (medians, ratios); a second records spans of a few further steps of each mode. For the
 GPU, where none was at hand, the last lines print what DESIGN's bytes predict.
 """
@@ -22,6 +26,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from altup_moe.altup.variants import Correct
 from altup_moe.bench.options import OverlapBench, StepBench
 from altup_moe.bench.recorded_steps import recorded_steps, report_of_all
 from altup_moe.bench.stepper import Stepper, milliseconds_text, run_config
@@ -48,12 +53,24 @@ class Wide:
 
     width: Width
     variant: str
+    correct: Correct = "next"
+
+    @property
+    def label(self) -> str:
+        """How a table calls its stream."""
+        return self.variant if self.correct == "next" else f"{self.variant}, {self.correct}"
 
 
 def streams(bench: OverlapBench) -> list[Wide]:
     """Those of a benchmark. A stream of one block is the same of every variant."""
     first, *others = bench.variants
-    wider = [Wide(width, variant) for variant in (first, *others) for width in bench.widths if width > 1]
+    wider = [
+        Wide(width, variant, correct)
+        for variant in (first, *others)
+        for width in bench.widths
+        for correct in bench.correct
+        if width > 1
+    ]
     return [Wide(width, first) for width in bench.widths if width == 1] + wider
 
 
@@ -81,6 +98,11 @@ class ModeResult:
         return self.report.hidden_ms / self.report.exchange_ms if self.report.exchange_ms else 0.0
 
     @property
+    def over_max(self) -> float:
+        """Computing and waiting for exchanges, over the larger of computing and exchanging."""
+        return (self.report.compute_ms + self.report.exposed_ms) / max(self.report.compute_ms, self.report.exchange_ms)
+
+    @property
     def bound(self) -> float:
         """Largest share that any schedule could hide: the computing time bounds it."""
         return self.report.bound_ms / self.report.exchange_ms if self.report.exchange_ms else 0.0
@@ -90,20 +112,21 @@ def bench_config(bench: OverlapBench, wide: Wide, world_size: int) -> RunConfig:
     """Configuration of a model whose experts lie on all ranks."""
     shape = {name: getattr(bench, name) for name in ("hidden_size", "num_layers", "seq_length", "micro_batch_size")}
     config = run_config(StepBench(moe_experts=bench.moe_experts, **shape), wide.width)
-    config = replace(config, altup=replace(config.altup, variant=wide.variant, level=bench.level))
+    config = replace(config, altup=replace(config.altup, variant=wide.variant, level=bench.level, correct=wide.correct))
     # A small vocabulary keeps the gradients' reduction short, which is not measured.
     model = replace(config.model, vocab_size=1024)
     train = replace(config.train, global_batch_size=bench.micro_batch_size * world_size)
     return replace(config, model=model, train=train, parallel=ParallelConfig(expert=world_size))
 
 
-def modes(width: int, only_async: bool = False) -> list[OverlapConfig]:
-    """The modes that differ for a width. A stream of one block has no mixing."""
-    found = [mode for mode in MODES if width > 1 or mode.mixing == "deferred"]
+def modes(wide: Wide, only_async: bool = False) -> list[OverlapConfig]:
+    """The modes that differ for a stream. One of a single block has no mixing, a delayed one no halves."""
+    found = [mode for mode in MODES if wide.width > 1 or mode.mixing == "deferred"]
+    found = [mode for mode in found if wide.correct == "next" or not mode.microbatch_halves]
     return [mode for mode in found if (mode.exchange, mode.microbatch_halves) == ("async", False) or not only_async]
 
 
-def _set_mode(stepper: Stepper, mode: OverlapConfig) -> None:
+def _set_mode(stepper: Stepper, wide: Wide, mode: OverlapConfig) -> None:
     # Layers read these attributes in every forward pass.
     for module in (m for chunk in stepper.chunks for m in chunk.modules()):
         config: Any = getattr(module, "config", None)
@@ -111,12 +134,13 @@ def _set_mode(stepper: Stepper, mode: OverlapConfig) -> None:
             config.overlap_mixing = mode.mixing == "deferred"
             config.overlap_exchange = mode.exchange == "async"
             config.overlap_two_batch = mode.microbatch_halves
+            config.overlap_two_steps = wide.correct == "delayed" and mode == OverlapConfig("deferred", "async")
 
 
 def _turns(bench: OverlapBench, steppers: dict[Wide, Stepper]) -> Iterator[tuple[Wide, OverlapConfig, Stepper]]:
     for wide, stepper in steppers.items():
-        for mode in modes(wide.width, bench.only_async):
-            _set_mode(stepper, mode)
+        for mode in modes(wide, bench.only_async):
+            _set_mode(stepper, wide, mode)
             dist.barrier()
             yield wide, mode, stepper
 
@@ -144,7 +168,7 @@ def _measure(bench: OverlapBench, topo: Topology) -> list[ModeResult] | None:
 
     return [
         ModeResult(
-            wide.width, wide.variant, mode, medians[wide, mode], min(s), max(s),
+            wide.width, wide.label, mode, medians[wide, mode], min(s), max(s),
             medians[wide, mode] / base if (base := plain(mode)) else None, reports[wide, mode],
         )
         for (wide, mode), s in seconds.items()
@@ -153,7 +177,8 @@ def _measure(bench: OverlapBench, topo: Topology) -> list[ModeResult] | None:
 
 def _recorded(bench: OverlapBench, wide: Wide, mode: OverlapConfig, stepper: Stepper) -> OverlapReport | None:
     recording = recorded_steps(stepper, bench.recorded)
-    name = f"{wide.variant}-k{wide.width}-{mode.mixing}-{mode.exchange}{'-halves' if mode.microbatch_halves else ''}"
+    halves, stream = "-halves" * mode.microbatch_halves, wide.label.replace(", ", "-")
+    name = f"{stream}-k{wide.width}-{mode.mixing}-{mode.exchange}{halves}"
     return _together(bench, name, recording, stepper.topology)
 
 
@@ -188,6 +213,7 @@ def bench_overlap(bench: OverlapBench, world_size: int) -> int:
 
 def _as_dict(r: ModeResult) -> dict[str, Any]:
     shares = {"mixing_hidden": r.mixing_hidden, "exchange_hidden": r.exchange_hidden, "bound": r.bound}
+    shares["over_max"] = r.over_max
     return {**asdict(r), **shares}
 
 
@@ -198,8 +224,8 @@ def _table(bench: OverlapBench, ranks: int, results: list[ModeResult]) -> str:
         f"{bench.threads} thread(s) a rank; streams around {'branches' if bench.level == 'branch' else 'layers'}",
         f"median of {bench.repeats} interleaved steps; spans: median of {bench.recorded} further steps of all ranks",
         "",
-        "  K  variant           mixing    exchange  halves |  step ms (min .. max)          over K=1 | exchange ms  "
-        "hidden  (at most) | "
+        "  K  variant                   mixing    exchange  halves |  step ms (min .. max)          over K=1 | "
+        "exchange ms  hidden  (at most)  over max | "
         "mix ms  hidden  axpy ms",
     ]
     for r in results:
@@ -209,9 +235,9 @@ def _table(bench: OverlapBench, ranks: int, results: list[ModeResult]) -> str:
         variant, mixing = ("-", "-") if r.width == 1 else (r.variant, m.mixing)
         hidden = f"{100 * r.mixing_hidden:5.1f} %" if r.mixing_hidden is not None else "      -"
         lines.append(
-            f"  {r.width}  {variant:<17} {mixing:<9} {m.exchange:<9} {'on' if m.microbatch_halves else 'off':<6} | "
+            f"  {r.width}  {variant:<25} {mixing:<9} {m.exchange:<9} {'on' if m.microbatch_halves else 'off':<6} | "
             f"{taken:<30}{ratio:>8} | "
-            f"{o.exchange_ms:11.1f} {100 * r.exchange_hidden:5.1f} %  {100 * r.bound:6.1f} %  | "
+            f"{o.exchange_ms:11.1f} {100 * r.exchange_hidden:5.1f} %  {100 * r.bound:6.1f} %   {r.over_max:7.3f}  | "
             f"{o.mixing_ms:6.2f} {hidden} {o.axpy_ms:8.2f}"
         )
     return "\n".join([*lines, "", *(gpu_model() if bench.variants == ("altup",) and bench.level == "layer" else ())])

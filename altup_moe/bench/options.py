@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from altup_moe.altup.variants import Correct
 from altup_moe.config.model_schema import ArchName, VariantName, Width
 
 
@@ -80,6 +81,8 @@ class OverlapBench:
     """altup.variant of the wider ones."""
     level: Literal["layer", "branch"] = "layer"
     """altup.level of them."""
+    correct: tuple[Correct, ...] = ("next",)
+    """altup.correct of them. delayed: attention runs while the experts of the layer before exchange tokens."""
     only_async: bool = False
     """Leave out blocking exchanges and halves of a micro-batch: a quarter of the modes, for many variants."""
     hidden_size: int = 256

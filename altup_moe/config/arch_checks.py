@@ -29,6 +29,30 @@ def check_arch(config: RunConfig) -> None:
         raise ConfigError("altup.level", a.level, fits)
     if a.level == "branch" and a.width > 1:
         _check_branches(config)
+    if a.correct == "delayed":
+        _check_delayed(config)
+
+
+def _check_delayed(config: RunConfig) -> None:
+    """Raise ConfigError for what cannot read a stream without the last output."""
+    a, row = config.altup, VARIANTS[config.altup.variant]
+    if a.width == 1 or not row.blocks:
+        carried = f"altup.width {a.width}" if a.width == 1 else f"altup.variant {a.variant}"
+        fits = f"{carried} has one block, and every layer reads all of it; next would fit"
+        raise ConfigError("altup.correct", a.correct, fits)
+    if config.model.arch != "gpt":
+        fits = f"the streams of model.arch {config.model.arch} do not carry it; next would fit"
+        raise ConfigError("altup.correct", a.correct, fits)
+    if not row.delays:
+        carried = ", ".join(other.name for other in VARIANTS.values() if other.delays and other.blocks)
+        fits = f"what a step of altup.variant {a.variant} reads follows from the last output; next would fit, or "
+        raise ConfigError("altup.correct", a.correct, fits + f"altup.variant {carried}")
+    if row.masked is not None and a.select != "alternating":
+        fits = "with altup.correct delayed a step writes to all blocks but the one that the next step reads, and with "
+        raise ConfigError("altup.select", a.select, fits + "same that is the only one; alternating would fit")
+    if config.parallel.pipeline > 1 and not row.lagged and row.reads_early(a.correct):
+        fits = "with altup.correct delayed a stage would need the weights with which the next one reads altup.variant "
+        raise ConfigError("parallel.pipeline", config.parallel.pipeline, f"{fits}{a.variant}; 1 would fit")
 
 
 def _check_branches(config: RunConfig) -> None:

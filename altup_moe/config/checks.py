@@ -323,6 +323,9 @@ def _overlap(config: RunConfig, world_size: int) -> None:
     t = config.train
     if not config.overlap.microbatch_halves:
         return
+    if config.altup.correct == "delayed":
+        fits = "with altup.correct delayed two layers are under way already; false would fit"
+        raise ConfigError("overlap.microbatch_halves", True, fits)
     if config.moe.num_experts and config.moe.dispatcher != "alltoall":
         # Megatron's all-gather dispatcher has one global buffer: two halves would overwrite each other's gradients.
         fits = "needs moe.dispatcher alltoall; false would fit"

@@ -151,6 +151,10 @@ class AltUpConfig:
     level: Literal["layer", "branch"] = "layer"
     """What reads and writes the stream. layer: whole Transformer layers, as in the paper. branch: attention and
     feed-forward each, as in hyper-connections; they alternate over blocks one by one. arch gpt only."""
+    correct: Literal["next", "delayed"] = "next"
+    """Which layer (or branch) is the first to read what one has written: the next one, or the one after it. delayed
+    lets attention run while tokens travel to the experts of the layer before (overlap.exchange async): another model,
+    width 2 or more, arch gpt."""
 
 
 @dataclass(frozen=True)

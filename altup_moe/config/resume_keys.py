@@ -30,7 +30,7 @@ KEY_CLASSES: dict[str, KeyClass] = {
     **_each("model", "model", "relative_attention_num_buckets relative_attention_max_distance"),
     **_each("model", "run", "seq_length decoder_seq_length init_method_std attention_dropout hidden_dropout"),
     **_each("model", "free", "max_positions"),
-    **_each("altup", "model", "width variant select level recycled cross_attention coef_clip"),
+    **_each("altup", "model", "width variant select level correct recycled cross_attention coef_clip"),
     **_each("altup", "free", "kernel"),
     **_each("sequence", "model", "stride layers method decoder_layers"),
     **_each("moe", "model", "num_experts layer_freq top_k ffn_hidden_size score_function shared_expert_size partial"),

@@ -24,9 +24,10 @@ from altup_moe.altup.shape import has_head, has_projections
 from altup_moe.altup.stream import narrow
 from altup_moe.altup.variants import find_variant
 from altup_moe.model.altup_layer import AltUpBranches, AltUpStep
-from altup_moe.model.recompute import Flat, Tape, Travelling, flatten, recompute_layers, unflatten
+from altup_moe.model.recompute import Flat, NoteOutput, Outputs, Tape, Travelling, flatten, recompute_steps, unflatten
 from altup_moe.model.stream_ends import Collapse, Contract
 from altup_moe.model.transformer_config import AltUpTransformerConfig
+from altup_moe.model.two_step_walk import walk_two_steps
 from altup_moe.overlap.two_batch import run_two_batch
 
 
@@ -36,7 +37,10 @@ class AltUpBlock(TransformerBlock):
     def __init__(self, config: AltUpTransformerConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         last = self.final_layernorm is not None
-        self.lagged = config.altup_width > 1 and find_variant(config.altup_variant).lagged
+        row = find_variant(config.altup_variant)
+        # Whether a step computes what the next one reads, which then travels with the stream.
+        self.reads_early = config.altup_width > 1 and row.reads_early(config.altup_correct)
+        self.lagged = config.altup_width > 1 and row.lagged
         head = last and has_head(config.altup_width, config.altup_variant, config.altup_recycled)
         self.collapse = Collapse(config) if head else None
         self.contract = Contract(config) if last and has_projections(config.altup_width, config.altup_variant) else None
@@ -88,42 +92,73 @@ class AltUpBlock(TransformerBlock):
 
     def _start(self, stream: Tensor) -> Travelling:
         """What the first step of this chunk begins with."""
-        if not self.lagged or self.pre_process:
+        if not self.reads_early or self.pre_process:
             return Travelling(stream)
         positions = stream.shape[0] // (self.config.altup_width + 1)
         blocks, u = stream.split([stream.shape[0] - positions, positions])
         return Travelling(blocks, None, u)
 
     def _recomputed(self, states: Flat, contexts: Flat, inputs: list[dict[str, Any]]) -> Flat:
-        """Step by step, each recomputed in the backward pass. Halves of a micro-batch wait after each."""
+        """Step by step, each recomputed in the backward pass. Halves of a micro-batch wait after each.
+
+        Where two steps are under way at a time, both end before the next two begin.
+        """
         # Segments of sqrt(n) steps: as many first states are kept as are rebuilt at once.
-        count = len(self.steps)
-        segment = max(1, round(count**0.5))
-        for index in range(count):
-            advance = partial(self._advance_all, range(index, index + 1), inputs)
+        count, together = len(self.steps), 2 if self._two_steps_at_a_time else 1
+        segment = together * max(1, round(count**0.5 / together))
+        for index in range(0, count, together):
+            advance = partial(self._advance_all, range(index, min(index + together, count)), inputs)
             if not self._deferred:
                 # Without deferral the outputs are not at hand: Megatron's, which keeps the whole state.
                 states = tensor_parallel.checkpoint(advance, False, *states, *contexts)
                 continue
             if index % segment == 0:
                 tape = Tape(index, self._mix)
-            states = recompute_layers(advance, tape, index, states, contexts)
+            states = recompute_steps(advance, tape, index, states, contexts)
         return states
 
-    def _advance_all(self, steps: range, inputs: list[dict[str, Any]], *tensors: Tensor | None) -> Flat:
-        """Some steps on a micro-batch, or on two alternating halves. ``tensors``: states, then contexts (or none)."""
+    def _advance_all(
+        self,
+        steps: range,
+        inputs: list[dict[str, Any]],
+        *tensors: Tensor | None,
+        outputs: list[Outputs] | None = None,
+    ) -> Flat:
+        """Some steps on a micro-batch, or on two alternating halves.
+
+        Args:
+            tensors: states, then contexts (or none). outputs: filled with what steps write to each half.
+        """
+        notes: list[NoteOutput] = [_forget] * len(inputs)
+        if outputs is not None:
+            outputs += [{} for _ in inputs]
+            notes = [part.__setitem__ for part in outputs]
         size = len(inputs) * len(Travelling._fields)
         contexts = tensors[size:] or [None] * len(inputs)
         work = [
-            partial(self._advance, steps, {**given, "context": context}, state)
-            for state, context, given in zip(unflatten(tensors[:size]), contexts, inputs, strict=True)
+            partial(self._advance, steps, {**given, "context": context}, state, note)
+            for state, context, given, note in zip(unflatten(tensors[:size]), contexts, inputs, notes, strict=True)
         ]
         return flatten(run_two_batch(*work) if len(work) == 2 else [work[0]()])
 
-    def _advance(self, steps: range, inputs: dict[str, Any], state: Travelling) -> Travelling:
+    def _advance(self, steps: range, inputs: dict[str, Any], state: Travelling, note: NoteOutput) -> Travelling:
+        if self._two_steps_at_a_time:
+            return walk_two_steps(
+                {index: self.steps[index].arithmetic for index in steps},
+                {index: self._next_reading(index) for index in steps},
+                lambda index, u: self.steps[index].compute(u, **inputs)[0],
+                state,
+                note,
+            )
         for index in steps:
             state = self._step(index, inputs, state)
+            if state.y is not None:
+                note(index, state.y)
         return state
+
+    @property
+    def _two_steps_at_a_time(self) -> bool:
+        return self.config.overlap_two_steps and self._deferred
 
     @property
     def _deferred(self) -> bool:
@@ -134,7 +169,8 @@ class AltUpBlock(TransformerBlock):
         if not isinstance(step, AltUpStep):
             return Travelling(step(hidden_states=state.blocks, **inputs)[0])
         if not self._deferred:
-            return step(state, **inputs)
+            after = self._next_reading(index) if self.config.altup_correct == "delayed" else None
+            return step(state, after, **inputs)
         return step.arithmetic.deferred(state, self._next_reading(index), partial(step.compute, **inputs))
 
     def _mix(self, index: int, state: Travelling, y: Tensor) -> Travelling:
@@ -169,6 +205,10 @@ class AltUpBlock(TransformerBlock):
         if state.u is not None and c.altup_recycled:
             return state.u
         return narrow(state.blocks, c.altup_width, c.altup_variant, c.altup_recycled)
+
+
+def _forget(index: int, y: Tensor) -> None:
+    """What a step writes is not noted."""
 
 
 def _inputs_of_each_half(inputs: dict[str, Any]) -> list[dict[str, Any]]:

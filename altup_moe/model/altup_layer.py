@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from altup_moe.altup.coefficients import Coefficient
 from altup_moe.altup.kernels import kernel
+from altup_moe.altup.mixing import Reading
 from altup_moe.altup.shape import step_of
-from altup_moe.altup.variants import find_variant, selected_block
+from altup_moe.altup.variants import find_variant, next_block, selected_block
 from altup_moe.model.recompute import Travelling
 from altup_moe.model.step_arithmetic import StepArithmetic, StepSettings, arithmetic_of
 from altup_moe.model.transformer_config import AltUpTransformerConfig
@@ -59,6 +60,7 @@ class AltUpStep(MegatronModule):
             clip=c.altup_coef_clip,
             kernel=kernel(c.altup_kernel, torch.device("cuda" if torch.cuda.is_available() else "cpu")),
             joins=self.joins,
+            next_block=next_block(step, c.altup_width, c.altup_select, c.altup_correct),
         )
         self.arithmetic = arithmetic_of(settings, self.coefficients)
 
@@ -66,9 +68,9 @@ class AltUpStep(MegatronModule):
         """(y [S, B, D], context) of the block u [S, B, D]."""
         raise NotImplementedError
 
-    def forward(self, state: Travelling, **kwargs: Any) -> Travelling:
-        """The whole step, inline. Other arguments go to `compute` as they are."""
-        return self.arithmetic.inline(state, partial(self.compute, **kwargs))
+    def forward(self, state: Travelling, after: Reading | None = None, **kwargs: Any) -> Travelling:
+        """The whole step, inline. ``after``: the next read. Other arguments go to `compute` as they are."""
+        return self.arithmetic.inline(state, after, partial(self.compute, **kwargs))
 
 
 class AltUpLayer(AltUpStep, BaseTransformerLayer):
@@ -105,7 +107,7 @@ class AltUpBranch(AltUpStep):
         super().__init__(config=config)
         self._run = run
         # Attention has no exchange to hide a pass under, but for tensor parallelism's, and the experts' is long.
-        self.joins = first and find_variant(config.altup_variant).joins("branch")
+        self.joins = first and find_variant(config.altup_variant).joins("branch", config.altup_correct)
         self.add_coefficients(step)
 
     def compute(self, u: Tensor, **kwargs: Any) -> tuple[Tensor, Any]:

@@ -1,8 +1,10 @@
-"""Full recomputation of layers on the wide stream that keeps one block a layer instead of K.
+"""Full recomputation of steps on the wide stream that keeps one block a step instead of K.
 
-A recomputed layer needs the state it started from: K blocks and more. Those follow from the segment's first state and
-the outputs y of the layers before, by mixing alone, without running a layer again (x_{l+1} = M x_l + g (x) y_l). So
-a segment of layers keeps its first state and each layer's y; the backward pass rebuilds the states in between once.
+A recomputed step needs the state it started from: K blocks and more. Those follow from the segment's first state and
+the outputs y of the steps before, by mixing alone, without running a step again (x_{l+1} = M x_l + g (x) y_l). So
+a segment of steps keeps its first state and each step's y; the backward pass rebuilds the states in between once.
+
+Steps are recomputed one by one, or where two are under way at a time (model.two_step_walk) in twos.
 
 A step's coefficients are also used in its neighbours' recomputations, so their gradients come in several parts.
 Megatron's overlapped reduction counts the parts of the first step and waits for as many.
@@ -50,34 +52,43 @@ def unflatten(flat: Sequence[Tensor | None]) -> list[Travelling]:
     return [Travelling(*flat[i : i + size]) for i in range(0, len(flat), size)]
 
 
-class Tape:
-    """The states of one segment of layers, kept as its first one and every layer's output.
+Outputs = dict[int, Tensor]
+"""What steps have written to one part of a micro-batch, by the step's index: y [S, B, D]."""
+NoteOutput = Callable[[int, Tensor], Any]
+"""Hears what steps write: the step's index, y [S, B, D]."""
 
-    `mix(index, state, y)` is the state after layer `index`, from the state before it and the layer's output.
+
+class Tape:
+    """The states of one segment of steps, kept as its first one and every step's output.
+
+    `mix(index, state, y)` is the state after step `index`, from the state before it and the step's output.
     """
 
     def __init__(self, first: int, mix: Callable[[int, Travelling, Tensor], Travelling]) -> None:
         self._first, self._mix = first, mix
         self._start: list[Travelling] = []
-        self._outputs: dict[int, list[Tensor | None]] = {}
+        self._outputs: dict[int, list[Tensor]] = {}
         self._states: dict[int, list[Travelling]] = {}
+        self._asked_for: set[int] = set()
 
-    def note(self, index: int, before: Flat, after: Flat) -> None:
-        """Layer `index` went from one state to the next."""
+    def note(self, index: int, before: Flat, outputs: Sequence[Outputs]) -> None:
+        """What steps from `index` on started from, and what they have written to each part."""
         # Detached, or the tape would hold the graph that holds the tape.
         if index == self._first:
             self._start = [Travelling(*(t if t is None else t.detach() for t in s)) for s in unflatten(before)]
-        self._outputs[index] = [None if s.y is None else s.y.detach() for s in unflatten(after)]
+        self._asked_for.add(index)
+        for at in outputs[0]:
+            self._outputs[at] = [part[at].detach() for part in outputs]
 
     @torch.no_grad()
     def state_before(self, index: int) -> list[Travelling]:
-        """The state layer `index` started from; each may be asked for once, from the last layer to the first."""
+        """The state that steps from `index` on started from; each may be asked for once, from the last to the first."""
         if not self._states:
             states = self._start
             for at in range(self._first, index):
-                self._states[at] = states
-                outputs = self._outputs.pop(at)
-                states = [self._mix(at, s, y) for s, y in zip(states, outputs, strict=True) if y is not None]
+                if at in self._asked_for:
+                    self._states[at] = states
+                states = [self._mix(at, s, y) for s, y in zip(states, self._outputs.pop(at), strict=True)]
             self._states[index] = states
         return self._states.pop(index)
 
@@ -89,8 +100,9 @@ class _Recomputed(torch.autograd.Function):
     ) -> Flat:
         ctx.advance, ctx.tape, ctx.index, ctx.rng = advance, tape, index, rng_state()
         ctx.shared = inputs[states:]
-        after = advance(*inputs)
-        tape.note(index, inputs[:states], after)
+        outputs: list[Outputs] = []
+        after = advance(*inputs, outputs=outputs)
+        tape.note(index, inputs[:states], outputs)
         return after
 
     @staticmethod
@@ -109,9 +121,10 @@ class _Recomputed(torch.autograd.Function):
         return (None, None, None, None, *(None if tensor is None else tensor.grad for tensor in before))
 
 
-def recompute_layers(advance: Callable[..., Flat], tape: Tape, index: int, before: Flat, shared: Flat = ()) -> Flat:
-    """The state after layer `index`, by `advance(*before, *shared)`, of which nothing but the tape's share is kept.
+def recompute_steps(advance: Callable[..., Flat], tape: Tape, index: int, before: Flat, shared: Flat = ()) -> Flat:
+    """The state after steps from `index` on, by `advance(*before, *shared, outputs=[])`.
 
-    ``shared``: what all layers read, and their gradients flow to: an encoder's output.
+    Nothing but the tape's share is kept of it: `advance` adds what steps write to ``outputs``, one entry for each part.
+    ``shared``: what all steps read, and their gradients flow to: an encoder's output.
     """
     return _Recomputed.apply(advance, tape, index, len(before), *before, *shared)

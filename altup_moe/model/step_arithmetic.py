@@ -1,8 +1,9 @@
 """How a step of the wide stream reads, mixes and writes: one class for each kind of weights.
 
 All have two orders. `inline` mixes once the output is known. `deferred` posts what does not need the output as deferred
-work, which runs while the step communicates (overlap.deferred_work); `mix` is the result of `deferred` for a known
-output, with which a recomputed stack rebuilds its states.
+work, which runs while the step communicates (overlap.deferred_work): `begin` reads, `look_ahead` is what is posted,
+`finish` waits for the output. `mix` is the result of `deferred` for a known output, with which a recomputed stack
+rebuilds its states.
 
 | weights | posted | waits for the output |
 |---|---|---|
@@ -12,13 +13,16 @@ output, with which a recomputed stack rebuilds its states.
 | of every token (mhc) | M X, g and Sinkhorn's iterations | writing, the coefficients' network, the read |
 | of every token, M = I (independent_hc, gated_residual) | g | the same |
 | dynamic (Gemma-3n's) | nothing: always inline | all |
+
+Where outputs are delayed (altup.correct), what a step writes is read by the step after the next one: nothing waits for
+it but the pass of the next step (model.two_step_walk).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -26,7 +30,19 @@ from altup_moe.altup import token_mixing
 from altup_moe.altup.dynamic import Dynamic, active, correct, predict
 from altup_moe.altup.kernels import Kernel
 from altup_moe.altup.lazy import load_object
-from altup_moe.altup.mixing import Ahead, Pending, Reading, catch_up, join, look_ahead, mix_and_write, read, write_back
+from altup_moe.altup.mixing import (
+    Ahead,
+    Pending,
+    Reading,
+    catch_up,
+    join,
+    look_ahead,
+    mix_and_write,
+    read,
+    read_ahead,
+    write_back,
+    write_later,
+)
 from altup_moe.altup.per_token import Connection
 from altup_moe.altup.static import Mixing
 from altup_moe.altup.variants import Level, StreamVariant
@@ -43,7 +59,8 @@ class StepSettings:
     """What a step's arithmetic has to know.
 
     ``block``: j, the block that the step computes on. ``eps``: of norms. ``joins``: static weights need no pass for it
-    alone, for one of the next step follows in the same layer.
+    alone, for one of the next step follows in the same layer. ``next_block``: where outputs are delayed, the block that
+    the next step computes on; None where the next step reads what this one writes.
     """
 
     variant: StreamVariant
@@ -54,172 +71,164 @@ class StepSettings:
     clip: float | None
     kernel: Kernel
     joins: bool = False
+    next_block: int | None = None
+
+    @property
+    def reads_early(self) -> bool:
+        """Whether the next step reads the stream before this one's output is written to it."""
+        return self.next_block is not None and self.variant.masked is None
 
 
-class StepArithmetic(Protocol):
-    """A step's part of the walk (model.altup_block)."""
-
-    def __init__(self, settings: StepSettings, coefficients: nn.ParameterDict) -> None: ...
-
-    def inline(self, state: Travelling, compute: Compute) -> Travelling:
-        """The step, mixed when its output is known."""
-
-    def deferred(self, state: Travelling, after: Reading | None, compute: Compute) -> Travelling:
-        """The step, whose passes run while it communicates.
-
-        Args:
-            after: the next step's read; None at the end of a chunk, where the stream is written out.
-        """
-
-    def mix(self, state: Travelling, after: Reading | None, y: Tensor) -> Travelling:
-        """The result of `deferred` for a known output y [S, B, D]."""
-
-    def reading(self, following: Reading | None) -> Reading:
-        """What the step reads. ``following``: the read after it, if the chunk has one."""
-
-
-class StaticArithmetic:
-    """Weights that are the same for all tokens (altup.static, altup.mixing)."""
+class StepArithmetic:
+    """A step's part of the walk (model.altup_block). `Begun` and `Ahead` below are each class's own records."""
 
     def __init__(self, settings: StepSettings, coefficients: nn.ParameterDict) -> None:
-        self._settings, self._coefficients = settings, coefficients
+        self._settings, self._parameters = settings, coefficients
 
+    @property
+    def _coefficients(self) -> dict[str, Tensor]:
+        return dict(self._parameters.items())
+
+    def reading(self, following: Reading | None) -> Reading:
+        """What the step reads; here not known before the stream is.
+
+        Args:
+            following: the read after it, if the chunk has one.
+        """
+        return Reading(None)
+
+    def inline(self, state: Travelling, after: Reading | None, compute: Compute) -> Travelling:
+        """The step, mixed when its output is known.
+
+        Args:
+            after: the next step's read; None at the end of a chunk.
+        """
+        raise NotImplementedError
+
+    def begin(self, state: Travelling) -> tuple[Any, Tensor]:
+        """(Begun: what `look_ahead` takes, or the state itself; the step's input u [S, B, D])."""
+        raise NotImplementedError
+
+    def look_ahead(self, begun: Any, after: Reading | None) -> Any:
+        """Ahead: what needs no output. Where outputs are delayed, its ``a`` is the next step's input."""
+        raise NotImplementedError
+
+    def written(self, u: Tensor, y: Tensor) -> Tensor:
+        """What is written of a step that turned u into y, both [S, B, D]."""
+        return y
+
+    def finish(self, ahead: Any, y: Tensor, after: Reading | None) -> Travelling:
+        """The state after the step. ``y``: what it writes. ``after`` None: the stream is written out."""
+        raise NotImplementedError
+
+    def delays(self, after: Reading | None) -> bool:
+        """Whether the read after the step does not see its output. The last one sees all."""
+        return self._settings.next_block is not None and after is not None and not after.last
+
+    def deferred(self, state: Travelling, after: Reading | None, compute: Compute) -> Travelling:
+        """The step, whose `look_ahead` runs while it communicates."""
+        begun, u = self.begin(state)
+        ahead = later(lambda: self.look_ahead(begun, after))
+        y, _ = compute(u)
+        return self.finish(ahead.result(), self.written(u, y), after)
+
+    def mix(self, state: Travelling, after: Reading | None, y: Tensor) -> Travelling:
+        """The result of `deferred`, where ``y`` is what the step writes."""
+        return self.finish(self.look_ahead(state, after), y, after)
+
+
+class StaticArithmetic(StepArithmetic):
+    """Weights that are the same for all tokens (altup.static, altup.mixing). Begun: the state."""
+
+    @property
     def _mixing(self) -> Mixing:
         s = self._settings
-        return s.variant.mixing(s.block, dict(self._coefficients.items()), s.level)
+        return s.variant.mixing(s.block, self._coefficients, s.level, s.next_block)
 
     def reading(self, following: Reading | None) -> Reading:
         """A block, or the weights of a sum."""
-        mixing = self._mixing()
-        if not self._settings.joins:
-            return Reading(mixing.read)
+        return Reading(self._mixing.read)
+
+    def inline(self, state: Travelling, after: Reading | None, compute: Compute) -> Travelling:
+        """Read, compute, then mix and write in one pass."""
+        if self._settings.reads_early:
+            return self._inline_early(state, after, compute)
+        assert state.blocks is not None
+        mixing = self._mixing
+        stream, u = read(state.blocks, mixing.read, self._settings.width)
+        y, _ = compute(u)
+        return Travelling(mix_and_write(stream, mixing.written(u, y), mixing, self._settings.kernel))
+
+    def _inline_early(self, state: Travelling, after: Reading | None, compute: Compute) -> Travelling:
+        """The next step's input is read of the mixed stream, and then the output is written."""
+        begun, u = self.begin(state)
+        y, _ = compute(u)
+        if after is not None and after.last:
+            after = None
+        ahead = self.look_ahead(begun, after)
+        assert ahead.blocks is not None
+        return Travelling(
+            write_back(ahead.blocks, self.written(u, y), self._mixing.write, self._settings.kernel), None, ahead.a
+        )
+
+    def begin(self, state: Travelling) -> tuple[Travelling, Tensor]:
+        """The first step of a chunk has to read."""
+        if state.u is not None:
+            return state, state.u
+        assert state.blocks is not None
+        blocks, u = read(state.blocks, self._mixing.read, self._settings.width)
+        return Travelling(blocks), u
+
+    def written(self, u: Tensor, y: Tensor) -> Tensor:
+        """A layer's output, or what it added to its input."""
+        return self._mixing.written(u, y)
+
+    def look_ahead(self, begun: Travelling, after: Reading | None) -> Ahead:
+        """The pass."""
+        s = self._settings
+        ahead = look_ahead(_pending(begun), self._mixing, after, s.kernel)
+        return read_ahead(ahead, after, s.width) if self.delays(after) else ahead
+
+    def finish(self, ahead: Ahead, y: Tensor, after: Reading | None) -> Travelling:
+        """An axpy, or where the output is delayed nothing."""
+        kernel, mixing = self._settings.kernel, self._mixing
+        if after is None:
+            assert ahead.blocks is not None
+            return Travelling(write_back(ahead.blocks, y, mixing.write, kernel))
+        if self.delays(after):
+            return _travelling(write_later(ahead, y, mixing), ahead.a)
+        stream, u = catch_up(ahead, y, mixing, after, kernel)
+        return Travelling(None, None, u) if stream is None else _travelling(stream, u, ahead.through)
+
+
+class JoinedArithmetic(StaticArithmetic):
+    """A step that leaves its pass to the next one of its layer (altup.mixing.join). Ahead: the state."""
+
+    def reading(self, following: Reading | None) -> Reading:
+        """With the next read through this step's mix."""
+        mixing = self._mixing
         assert following is not None
         after = following.weights
         assert after is not None
         return Reading(mixing.read, through=mixing.mix[after] if isinstance(after, int) else after @ mixing.mix)
 
-    def inline(self, state: Travelling, compute: Compute) -> Travelling:
-        """Read, compute, then mix and write in one pass."""
-        assert state.blocks is not None
-        mixing = self._mixing()
-        stream, u = read(state.blocks, mixing.read, self._settings.width)
-        y, _ = compute(u)
-        return Travelling(mix_and_write(stream, mixing.written(u, y), mixing, self._settings.kernel))
+    def look_ahead(self, begun: Travelling, after: Reading | None) -> Any:
+        """Nothing."""
+        return begun
 
-    def deferred(self, state: Travelling, after: Reading | None, compute: Compute) -> Travelling:
-        """The pass is posted, or left to the next step."""
-        s, mixing, u = self._settings, self._mixing(), state.u
-        if u is None:
-            assert state.blocks is not None
-            blocks, u = read(state.blocks, mixing.read, s.width)
-            state = Travelling(blocks)
-        if s.joins:
-            y, _ = compute(u)
-            return self._joined(state, mixing.written(u, y), mixing, after)
-        ahead = later(lambda: look_ahead(_pending(state), mixing, after, s.kernel))
-        y, _ = compute(u)
-        return self._after(ahead.result(), mixing.written(u, y), mixing, after)
-
-    def mix(self, state: Travelling, after: Reading | None, y: Tensor) -> Travelling:
-        """``y`` is what the step writes."""
-        mixing = self._mixing()
-        if self._settings.joins:
-            return self._joined(state, y, mixing, after)
-        return self._after(look_ahead(_pending(state), mixing, after, self._settings.kernel), y, mixing, after)
-
-    def _joined(self, state: Travelling, y: Tensor, mixing: Mixing, after: Reading | None) -> Travelling:
+    def finish(self, ahead: Any, y: Tensor, after: Reading | None) -> Travelling:
+        """An axpy of two outputs."""
         assert after is not None
-        stream, u = join(_pending(state), state.through, y, mixing, after, self._settings.kernel)
+        stream, u = join(_pending(ahead), ahead.through, y, self._mixing, after, self._settings.kernel)
         return _travelling(stream, u)
 
-    def _after(self, ahead: Ahead, y: Tensor, mixing: Mixing, after: Reading | None) -> Travelling:
-        kernel = self._settings.kernel
-        if after is None:
-            assert ahead.blocks is not None
-            return Travelling(write_back(ahead.blocks, y, mixing.write, kernel))
-        stream, u = catch_up(ahead, y, mixing, after, kernel)
-        return Travelling(None, None, u) if stream is None else _travelling(stream, u, ahead.through)
 
+@dataclass(frozen=True)
+class _TokensBegun:
+    """The stream of a step, formed, and its weights."""
 
-class TokenArithmetic:
-    """Weights computed for every token (altup.per_token, altup.token_mixing)."""
-
-    def __init__(self, settings: StepSettings, coefficients: nn.ParameterDict) -> None:
-        self._settings, self._coefficients = settings, coefficients
-
-    def reading(self, following: Reading | None) -> Reading:
-        """Not known before the stream is."""
-        return Reading(None)
-
-    def _connect(self, stream: Tensor) -> tuple[Tensor, Connection]:
-        """(the stream for the step's passes, the step's weights)."""
-        s = self._settings
-        assert s.variant.connection is not None
-        c = dict(self._coefficients.items())
-        found: Connection = load_object(s.variant.connection)(token_mixing.by_token(stream, s.width), c, s.eps)
-        return found.stream.view_as(stream), found
-
-    def _input(self, state: Travelling, stream: Tensor, found: Connection) -> Tensor:
-        if self._settings.variant.lagged:
-            return first_input(stream, self._settings.width) if state.u is None else state.u
-        if found.read is None:
-            assert found.u is not None
-            return found.u.to(stream.dtype).view(-1, *stream.shape[1:])
-        return token_mixing.read(stream, found.read, self._settings.kernel)
-
-    def inline(self, state: Travelling, compute: Compute) -> Travelling:
-        """All coefficients, read, compute, then mix and write in one pass."""
-        assert state.blocks is not None
-        kernel = self._settings.kernel
-        stream, found = self._connect(state.blocks)
-        y, _ = compute(self._input(state, stream, found))
-        writing = found.writing()
-        stream = token_mixing.mix_and_write(stream, y, writing.mix, writing.write, kernel)
-        if not self._settings.variant.lagged:
-            return Travelling(stream)
-        assert found.read is not None
-        return Travelling(stream, None, token_mixing.read(stream, found.read, kernel))
-
-    def deferred(self, state: Travelling, after: Reading | None, compute: Compute) -> Travelling:
-        """Where the step's input is known, all is posted; else what the input does not need."""
-        lagged = self._settings.variant.lagged
-        if lagged and state.u is not None:
-            ahead = later(lambda: self._ahead(*self._connect(self._written(state))))
-            y, _ = compute(state.u)
-            return self._after(ahead.result(), y, after)
-        stream, found = self._connect(self._written(state))
-        ahead = later(lambda: self._ahead(stream, found))
-        y, _ = compute(self._input(state, stream, found))
-        return self._after(ahead.result(), y, after)
-
-    def mix(self, state: Travelling, after: Reading | None, y: Tensor) -> Travelling:
-        """``y`` is what the step writes."""
-        return self._after(self._ahead(*self._connect(self._written(state))), y, after)
-
-    def _written(self, state: Travelling) -> Tensor:
-        """The stream before the step, formed where it is pending."""
-        assert state.blocks is not None
-        if state.y is None:
-            return state.blocks
-        assert state.weights is not None
-        return token_mixing.write(state.blocks, state.y, state.weights, self._settings.kernel)
-
-    def _ahead(self, stream: Tensor, found: Connection) -> _TokensAhead:
-        writing, kernel = found.writing(), self._settings.kernel
-        if not self._settings.variant.lagged:
-            blocks = stream if writing.mix is None else token_mixing.mix(stream, writing.mix, kernel)
-            return _TokensAhead(blocks, writing.write)
-        assert found.read is not None
-        assert writing.mix is not None
-        blocks, a, s_T = token_mixing.look_ahead(stream, writing.mix, writing.write, found.read, kernel)
-        return _TokensAhead(blocks, writing.write, a, s_T)
-
-    def _after(self, ahead: _TokensAhead, y: Tensor, after: Reading | None) -> Travelling:
-        u = None if ahead.a is None or ahead.s is None else token_mixing.catch_up(ahead.a, y, ahead.s)
-        if after is not None:
-            return Travelling(None, None, u) if after.last else Travelling(ahead.blocks, y, u, ahead.write)
-        stream = token_mixing.mix_and_write(ahead.blocks, y, None, ahead.write, self._settings.kernel)
-        return Travelling(stream, None, u)
+    stream: Tensor
+    found: Connection
 
 
 @dataclass(frozen=True)
@@ -232,20 +241,91 @@ class _TokensAhead:
     s: Tensor | None = None
 
 
-class DynamicArithmetic:
-    """Gemma-3n's: predict, compute on the predicted block, correct (altup.dynamic). Always inline."""
+class TokenArithmetic(StepArithmetic):
+    """Weights computed for every token (altup.per_token, altup.token_mixing)."""
 
-    def __init__(self, settings: StepSettings, coefficients: nn.ParameterDict) -> None:
-        self._settings, self._coefficients = settings, coefficients
+    def _connect(self, state: Travelling) -> _TokensBegun:
+        s = self._settings
+        assert state.blocks is not None
+        assert s.variant.connection is not None
+        stream = state.blocks
+        if state.y is not None:
+            assert state.weights is not None
+            stream = token_mixing.write(stream, state.y, state.weights, s.kernel)
+        x_KTD = token_mixing.by_token(stream, s.width)
+        found: Connection = load_object(s.variant.connection)(x_KTD, self._coefficients, s.eps)
+        return _TokensBegun(found.stream.view_as(stream), found)
 
-    def reading(self, following: Reading | None) -> Reading:
-        """Not known before the stream is."""
-        return Reading(None)
+    def _input(self, state: Travelling, begun: _TokensBegun) -> Tensor:
+        stream, found = begun.stream, begun.found
+        if self._settings.variant.lagged:
+            return first_input(stream, self._settings.width) if state.u is None else state.u
+        if found.read is None:
+            assert found.u is not None
+            return found.u.to(stream.dtype).view(-1, *stream.shape[1:])
+        return token_mixing.read(stream, found.read, self._settings.kernel)
 
-    def inline(self, state: Travelling, compute: Compute) -> Travelling:
+    def inline(self, state: Travelling, after: Reading | None, compute: Compute) -> Travelling:
+        """All coefficients, read, compute, then mix and write in one pass."""
+        kernel, begun = self._settings.kernel, self._connect(state)
+        y, _ = compute(self._input(state, begun))
+        if self._settings.next_block is not None:
+            # The next input is read of the mixed stream, and then the output is written.
+            return self._written_out(self.look_ahead(begun, after), y, after)
+        writing = begun.found.writing()
+        stream = token_mixing.mix_and_write(begun.stream, y, writing.mix, writing.write, kernel)
+        if not self._settings.variant.lagged:
+            return Travelling(stream)
+        assert begun.found.read is not None
+        return Travelling(stream, None, token_mixing.read(stream, begun.found.read, kernel))
+
+    def begin(self, state: Travelling) -> tuple[Travelling | _TokensBegun, Tensor]:
+        """Where the step's input is known, its weights can wait."""
+        if self._settings.variant.lagged and state.u is not None:
+            return state, state.u
+        begun = self._connect(state)
+        return begun, self._input(state, begun)
+
+    def look_ahead(self, begun: Travelling | _TokensBegun, after: Reading | None) -> _TokensAhead:
+        """All, or what the step's input does not need."""
+        if isinstance(begun, Travelling):
+            begun = self._connect(begun)
+        stream, found, kernel = begun.stream, begun.found, self._settings.kernel
+        writing = found.writing()
+        if not self._settings.variant.lagged:
+            blocks = stream if writing.mix is None else token_mixing.mix(stream, writing.mix, kernel)
+            return _TokensAhead(blocks, writing.write)
+        assert found.read is not None
+        assert writing.mix is not None
+        blocks, a, s_T = token_mixing.look_ahead(stream, writing.mix, writing.write, found.read, kernel)
+        return _TokensAhead(blocks, writing.write, a, s_T)
+
+    def finish(self, ahead: _TokensAhead, y: Tensor, after: Reading | None) -> Travelling:
+        """Writing is left to the next step, but for what ends a chunk."""
+        if after is None:
+            return self._written_out(ahead, y, after)
+        u = self._next_input(ahead, y, after)
+        return Travelling(None, None, u) if after.last else Travelling(ahead.blocks, y, u, ahead.write)
+
+    def _written_out(self, ahead: _TokensAhead, y: Tensor, after: Reading | None) -> Travelling:
+        stream = token_mixing.write(ahead.blocks, y, ahead.write, self._settings.kernel)
+        return Travelling(stream, None, self._next_input(ahead, y, after))
+
+    def _next_input(self, ahead: _TokensAhead, y: Tensor, after: Reading | None) -> Tensor | None:
+        last = after is not None and after.last
+        if ahead.a is None or ahead.s is None or (self._settings.next_block is not None and not last):
+            return ahead.a
+        return token_mixing.catch_up(ahead.a, y, ahead.s)
+
+
+class DynamicArithmetic(StepArithmetic):
+    """Gemma-3n's: predict, compute on the predicted block, correct (altup.dynamic). Its weights follow from the output,
+    so it is always inline."""
+
+    def inline(self, state: Travelling, after: Reading | None, compute: Compute) -> Travelling:
         """Around a branch, the layer's output is the branch's and its input."""
         assert state.blocks is not None
-        s, c = self._settings, dict(self._coefficients.items())
+        s, c = self._settings, self._coefficients
         layer = Dynamic(s.block, s.eps, s.clip)
         with span("mix"):
             predicted = predict(state.blocks, c, layer)
@@ -254,22 +334,14 @@ class DynamicArithmetic:
         with span("mix"):
             return Travelling(correct(predicted, u + y if s.level == "branch" else y, c, layer))
 
-    def deferred(self, state: Travelling, after: Reading | None, compute: Compute) -> Travelling:
-        """Never asked for."""
-        raise NotImplementedError("dynamic coefficients follow from the output")
-
-    def mix(self, state: Travelling, after: Reading | None, y: Tensor) -> Travelling:
-        """Never asked for."""
-        raise NotImplementedError("dynamic coefficients follow from the output")
-
 
 def arithmetic_of(settings: StepSettings, coefficients: nn.ParameterDict) -> StepArithmetic:
     """The kind that a variant's row asks for."""
     if settings.variant.weights is not None:
-        return StaticArithmetic(settings, coefficients)
-    if settings.variant.connection is not None:
-        return TokenArithmetic(settings, coefficients)
-    return DynamicArithmetic(settings, coefficients)
+        kind: type[StepArithmetic] = JoinedArithmetic if settings.joins else StaticArithmetic
+    else:
+        kind = TokenArithmetic if settings.variant.connection is not None else DynamicArithmetic
+    return kind(settings, coefficients)
 
 
 def first_input(stream: Tensor, width: int) -> Tensor:
@@ -283,6 +355,6 @@ def _pending(state: Travelling) -> Pending:
     return Pending(state.blocks, outputs, state.weights)
 
 
-def _travelling(stream: Pending, u: Tensor, through: Tensor | None = None) -> Travelling:
+def _travelling(stream: Pending, u: Tensor | None, through: Tensor | None = None) -> Travelling:
     *earlier, y = stream.outputs
     return Travelling(stream.blocks, y, u, stream.weights, earlier[0] if earlier else None, through)

@@ -8,12 +8,12 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from altup_moe.altup.shape import context_width
-from altup_moe.altup.variants import Level
+from altup_moe.altup.variants import Correct, Level
 from altup_moe.config import RunConfig
 from altup_moe.config.packages import PACKAGES
 from altup_moe.config.sequence import strided_decoder_layers, strided_layers
 from altup_moe.moe.activations import ACTIVATIONS
-from altup_moe.moe.backends import defers_mixing
+from altup_moe.moe.backends import defers_mixing, walks_two_steps
 
 PRECISION_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """`train.precision` as a torch dtype."""
@@ -27,6 +27,7 @@ class AltUpTransformerConfig(TransformerConfig):
     altup_variant: str = "altup"
     altup_select: str = "alternating"
     altup_level: Level = "layer"
+    altup_correct: Correct = "next"
     altup_recycled: bool = True
     altup_kernel: str = "auto"
     altup_coef_clip: float | None = None
@@ -41,6 +42,7 @@ class AltUpTransformerConfig(TransformerConfig):
     overlap_mixing: bool = True
     overlap_exchange: bool = True
     overlap_two_batch: bool = False
+    overlap_two_steps: bool = False
     balance_over_step: bool = False
 
 
@@ -98,6 +100,7 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
         altup_variant=a.variant,
         altup_select=a.select,
         altup_level=a.level,
+        altup_correct=a.correct,
         altup_recycled=a.recycled,
         altup_kernel=a.kernel,
         altup_context_width=context_width(m.hidden_size, a.width, a.variant, a.cross_attention),
@@ -111,6 +114,7 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
         overlap_mixing=defers_mixing(config),
         overlap_exchange=config.overlap.exchange == "async",
         overlap_two_batch=config.overlap.microbatch_halves,
+        overlap_two_steps=walks_two_steps(config),
     )
 
 

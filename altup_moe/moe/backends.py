@@ -29,7 +29,7 @@ groups (ep, expt_tp, expt_dp, tp, ...). Under sequence parallelism S is this ran
 4.  A shared expert, where `config.moe_shared_expert_intermediate_size`: `shared_experts`, as in Megatron's MoELayer.
 5.  Overlap. With `allows_overlap`, the layer starts both exchanges, runs the deferred work that is posted
     (`overlap.deferred_work.run_posted`), lets the other half of the micro-batch compute
-    (`overlap.two_batch.yield_to_other_half`), and then waits. `overlap.expert_exchange.exchange_rows` does all of it.
+    (`overlap.alternate.yield_to_other`), and then waits. `overlap.expert_exchange.exchange_rows` does all of it.
     A library whose own exchange blocks has `allows_overlap` false: mixing is then inline, and the run says so. Under
     two-batch overlap each half of a micro-batch is a call of its own, and a layer keeps its state for each half.
 
@@ -94,7 +94,14 @@ def defers_mixing(config: RunConfig) -> bool:
 def joins_steps(config: RunConfig) -> bool:
     """Whether the two steps of a layer share a pass over the stream."""
     a = config.altup
-    return a.width > 1 and find_variant(a.variant).joins(a.level) and defers_mixing(config)
+    return a.width > 1 and find_variant(a.variant).joins(a.level, a.correct) and defers_mixing(config)
+
+
+def walks_two_steps(config: RunConfig) -> bool:
+    """Whether two steps of the stream are under way at a time (`model.two_step_walk`): outputs are delayed, and there
+    are exchanges to hide."""
+    delayed = config.altup.width > 1 and config.altup.correct == "delayed"
+    return delayed and config.moe.num_experts > 0 and config.overlap.exchange == "async" and defers_mixing(config)
 
 
 def _deferrable(config: RunConfig) -> bool:

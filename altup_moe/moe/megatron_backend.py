@@ -44,6 +44,8 @@ class OverlappedDispatcher(MoEAlltoAllTokenDispatcher):
         # The parent's phases keep their bookkeeping and exchange over nobody; the exchange itself is ours.
         self.exchange_group: Any = self.ep_group
         self.ep_group: Any = _NoGroup()
+        # Megatron's phases read a copy, in which the capacity says whether rows are counted; `overlap` is the layer's.
+        self.overlap: Any = self.config
         self.config: Any = copy.copy(self.config)
 
     def allow_fewer_routes(self, fewer: bool) -> None:
@@ -88,7 +90,7 @@ class OverlappedDispatcher(MoEAlltoAllTokenDispatcher):
             run_posted()
             return tensors
         exchange = all_to_all(self.exchange_group, send, receive, name)
-        return exchange_rows(exchange, tensors, self.config.overlap_exchange)
+        return exchange_rows(exchange, tensors, self.overlap.overlap_exchange)
 
 
 class OverlappedMoELayer(MoELayer):

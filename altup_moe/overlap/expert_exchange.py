@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from altup_moe.overlap.alternate import yield_to_other
 from altup_moe.overlap.collectives import (
     AllGather,
     AllToAll,
@@ -19,7 +20,6 @@ from altup_moe.overlap.collectives import (
     wait_for_collective,
 )
 from altup_moe.overlap.deferred_work import run_posted
-from altup_moe.overlap.two_batch import yield_to_other_half
 
 
 def exchange_rows(exchange: AllToAll, tensors: Sequence[Tensor], overlap: bool) -> list[Tensor]:
@@ -30,7 +30,7 @@ def exchange_rows(exchange: AllToAll, tensors: Sequence[Tensor], overlap: bool) 
         run_posted()
         return arrived
     run_posted()
-    yield_to_other_half()
+    yield_to_other()
     return [wait_for_collective(flight) for flight in flights]
 
 

@@ -35,6 +35,7 @@ def check_modelled(config: RunConfig) -> None:
         (not config.model.architecture.planned, "model.arch", config.model.arch, "gpt"),
         (config.sequence.stride > 1, "sequence.stride", config.sequence.stride, 1),
         (a.width > 1 and not find_variant(a.variant).planned, "altup.variant", a.variant, "altup"),
+        (a.correct != "next", "altup.correct", a.correct, "next"),
         (config.optim.optimizer != "adamw", "optim.optimizer", config.optim.optimizer, "adamw"),
     ]
     for wrong, key, value, fit in unplanned:

@@ -24,20 +24,34 @@ pytestmark = [
     pytest.mark.skipif(REASON is not None, reason=str(REASON)),
 ]
 
-SIZES = ["--widths", "4", "--hidden-size", "128", "--num-layers", "2", "--seq-length", "128", "--repeats", "1"]
+SIZES = [
+    "--widths",
+    "4",
+    "--correct",
+    "next",
+    "delayed",
+    "--hidden-size",
+    "128",
+    "--num-layers",
+    "2",
+    "--seq-length",
+    "128",
+    "--repeats",
+    "1",
+]
 # Shares are of medians: mixing takes milliseconds, and a busy machine takes the core away for as long now and then.
 SIZES += ["--recorded", "5"]
 
 
 @pytest.fixture(scope="module")
 def modes() -> dict[tuple[str, str, bool], dict]:
-    """Figures by (mixing, exchange, halves)."""
+    """Figures by (mixing, exchange, halves), and "delayed" where outputs are."""
     command = [sys.executable, "-m", "altup_moe.cli", "bench", "overlap", *SIZES, "--json"]
     netlab_command = [sys.executable, str(ROOT / "launch" / "netlab"), "--nodes", "2", "--rate", "50mbit", "--"]
     done = subprocess.run([*netlab_command, *command], capture_output=True, text=True, timeout=200, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
-    return {tuple(mode["mode"].values()): mode for mode in found["modes"]}
+    return {(*mode["mode"].values(), *mode["variant"].split(", ")[1:]): mode for mode in found["modes"]}
 
 
 @pytest.mark.parametrize("halves", [False, True])
@@ -58,3 +72,11 @@ def test_halves_hide_the_exchange_itself(modes: dict) -> None:
     assert whole["exchange_hidden"] < 0.3
     # Of what computing lasts long enough to hide.
     assert halves["exchange_hidden"] > 0.6 * min(1.0, halves["bound"])
+
+
+def test_delayed_outputs_hide_the_exchange_itself(modes: dict) -> None:
+    """Without halves; one by one, which a blocking exchange makes of them, layers hide nothing."""
+    two_steps = modes["deferred", "async", False, "delayed"]
+    assert two_steps["exchange_hidden"] > 0.6 * min(1.0, two_steps["bound"])
+    for mixing in ("inline", "deferred"):
+        assert modes[mixing, "blocking", False, "delayed"]["exchange_hidden"] < 0.1

@@ -68,11 +68,14 @@ def _widths(growth: Growth) -> None:
 
 def _stream(growth: Growth) -> None:
     old, new = growth.source.altup, growth.target.altup
-    for key in ("variant", "select", "level", "recycled", "coef_clip") if old.width > 1 else ():
+    for key in ("variant", "select", "level", "correct", "recycled", "coef_clip") if old.width > 1 else ():
         before, after = getattr(old, key), getattr(new, key)
         if before != after:
             fits = f"another function of the source's {old.width} blocks (of one block it would do); {before} would fit"
             raise ConfigError(f"altup.{key}", after, fits)
+    if new.correct == "delayed":
+        fits = "which layer reads an output first would change with new layers or blocks; next would fit"
+        raise ConfigError("altup.correct", new.correct, fits)
     row = find_variant(new.variant)
     if row.blocks and row.widening is None and new.width != old.width:
         widened = ", ".join(other.name for other in VARIANTS.values() if other.widening and other.copies == "equal")

@@ -49,6 +49,7 @@ class AltUpMoEConfig(PretrainedConfig):
     altup_recycled: bool = True
     altup_coef_clip: float | None = None
     altup_level: str = "layer"
+    altup_correct: str = "next"
     sequence_stride: int = 1
     sequence_layers: str = "1..-2"
     sequence_method: str = "altup"
@@ -78,6 +79,11 @@ class AltUpMoEConfig(PretrainedConfig):
         levels = VARIANTS[self.altup_variant].levels
         if self.stream_width > 1 and self.altup_level not in levels:
             raise ConfigError("altup_level", self.altup_level, f"one of {', '.join(levels)} with {self.altup_variant}")
+        if self.altup_correct not in ("next", "delayed"):
+            raise ConfigError("altup_correct", self.altup_correct, "one of next, delayed")
+        if self.altup_correct == "delayed" and not (self.stream_width > 1 and VARIANTS[self.altup_variant].delays):
+            fits = f"next with altup_variant {self.altup_variant} and altup_width {self.altup_width}"
+            raise ConfigError("altup_correct", self.altup_correct, fits)
         if VARIANTS[self.altup_variant].projections and not self.altup_recycled:
             fits = f"altup_variant {self.altup_variant} expands a narrow embedding; True"
             raise ConfigError("altup_recycled", False, fits)
@@ -104,6 +110,16 @@ class AltUpMoEConfig(PretrainedConfig):
     def is_lagged(self) -> bool:
         """Whether a step computes what the next one reads."""
         return self.stream_width > 1 and VARIANTS[self.altup_variant].lagged
+
+    @property
+    def is_delayed(self) -> bool:
+        """Whether a step's output is first read by the step after the next one."""
+        return self.stream_width > 1 and self.altup_correct == "delayed"
+
+    @property
+    def reads_before_write(self) -> bool:
+        """Whether a static stream is read before the last output is written to it, and not where none is written."""
+        return self.is_delayed and not self.is_lagged and VARIANTS[self.altup_variant].masked is None
 
     @property
     def has_head(self) -> bool:
@@ -168,6 +184,7 @@ class AltUpMoEConfig(PretrainedConfig):
             altup_variant=altup.variant,
             altup_select=altup.select,
             altup_level=altup.level,
+            altup_correct=altup.correct,
             altup_recycled=altup.recycled,
             altup_coef_clip=altup.coef_clip,
             sequence_stride=config.sequence.stride,

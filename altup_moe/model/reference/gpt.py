@@ -167,6 +167,8 @@ class Decoder(nn.Module):
             x_KBSD = embedded.expand(k, *embedded.shape)
         else:
             x_KBSD = torch.stack(embedded.split(d, dim=-1))
+        if self.config.reads_before_write:
+            return torch.cat([x_KBSD, torch.zeros_like(x_KBSD)])
         # Where a step computes the next one's read, the first reads block 0 (DeepSeek-V4.1).
         return torch.cat([x_KBSD, x_KBSD[:1]]) if self.config.is_lagged else x_KBSD
 
@@ -178,10 +180,14 @@ class Decoder(nn.Module):
         if self.config.has_projections:
             others = zip(self.altup_unembed_projections, x_KBSD[1:], strict=True)
             return torch.stack([x_KBSD[0], *(project(x, x_KBSD[0]) for project, x in others)]).mean(0)
+        if self.config.reads_before_write:
+            seen_KBSD, written_KBSD = full(x_KBSD).chunk(2)
+            x_KBSD = (seen_KBSD + written_KBSD).to(x_KBSD.dtype)
         if self.altup_head is not None:
             return self.altup_head(x_KBSD)
         if self.config.is_lagged:
-            return x_KBSD[-1] if self.config.altup_recycled else sum_or_concatenate(x_KBSD[:-1], False)
+            blocks = x_KBSD[: self.config.stream_width]
+            return x_KBSD[-1] if self.config.altup_recycled else sum_or_concatenate(blocks, False)
         return sum_or_concatenate(x_KBSD, self.config.altup_recycled)
 
     def forward(

@@ -89,17 +89,44 @@ class StaticStream(Stream):
         return self.variant.mixing(self.block, dict(self.named_parameters()), self.level)
 
 
+class DelayedStream(StaticStream):
+    """A static stream of which the next read does not see the last output. It is [H; g (x) y], 2K blocks: a step reads
+    u = r H, and mixes their sum x = H + g (x) y."""
+
+    def before(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(what the layer computes on [B, S, D], the next H and what the write adds to: [2K, B, S, D])."""
+        mixing, (seen_KBSD, written_KBSD) = self._mixing(), full(x).chunk(2)
+        if isinstance(mixing.read, int):
+            u_BSD = seen_KBSD[mixing.read]
+        else:
+            u_BSD = torch.einsum("k,kbsd->bsd", mixing.read, seen_KBSD)
+        mixed_KBSD = torch.einsum("ik,kbsd->ibsd", mixing.mix, seen_KBSD + written_KBSD)
+        # A layer's output has its input in it; where the change is written, that is taken out.
+        taken_KBSD = torch.einsum("i,bsd->ibsd", -mixing.write if mixing.branch else 0 * mixing.write, u_BSD)
+        return u_BSD.to(x.dtype), torch.cat([mixed_KBSD, taken_KBSD])
+
+    def after(self, kept: Tensor, y_BSD: Tensor) -> Tensor:
+        """The next layer's stream [2K, B, S, D]."""
+        mixed_KBSD, taken_KBSD = kept.chunk(2)
+        written_KBSD = taken_KBSD + torch.einsum("i,bsd->ibsd", self._mixing().write, full(y_BSD))
+        return torch.cat([mixed_KBSD, written_KBSD]).to(y_BSD.dtype)
+
+    def _mixing(self) -> Mixing:
+        return self.variant.mixing(self.block, dict(self.named_parameters()), self.level, next_block=self.block)
+
+
 class PredictCorrect(Stream):
     """AltUp (arXiv 2301.13310, Algorithm 1), and the form in which the layer computes on the predicted block.
 
     predict: x^_i = sum_m P_im x_m;  compute: y = F(x_j), or F(x^_j) for `gemma`;  correct: x'_i = x^_i + g_i (y - x^_j)
-    Around a branch it is the branch with its residual that computes.
+    Around a branch it is the branch with its residual that computes. ``unwritten``: a block that is not corrected.
     """
 
     with_residual = True
 
-    def __init__(self, width: int, block: int, on_predicted: bool) -> None:
+    def __init__(self, width: int, block: int, on_predicted: bool, unwritten: int | None = None) -> None:
         super().__init__()
+        self.unwritten = unwritten
         self.predict = nn.Parameter(torch.empty(width, width, dtype=torch.float32))
         self.correct = nn.Parameter(torch.empty(width, dtype=torch.float32))
         self.block, self.on_predicted = block, on_predicted
@@ -118,7 +145,12 @@ class PredictCorrect(Stream):
     def after(self, predicted_KBSD: Tensor, y_BSD: Tensor) -> Tensor:
         """The next layer's stream [K, B, S, D]."""
         error_BSD = full(y_BSD) - predicted_KBSD[self.block]
-        return (predicted_KBSD + torch.einsum("i,bsd->ibsd", self.correct, error_BSD)).to(y_BSD.dtype)
+        corrected_KBSD = (predicted_KBSD + torch.einsum("i,bsd->ibsd", self.correct, error_BSD)).to(y_BSD.dtype)
+        if self.unwritten is None:
+            return corrected_KBSD
+        blocks = list(corrected_KBSD)
+        blocks[self.unwritten] = predicted_KBSD[self.unwritten].to(y_BSD.dtype)
+        return torch.stack(blocks)
 
 
 class RoundRobin(Stream):
@@ -236,7 +268,8 @@ def static_stream(config: AltUpMoEConfig, block: int) -> Stream:
 
 def altup_stream(config: AltUpMoEConfig, block: int) -> Stream:
     """The paper's stream."""
-    return PredictCorrect(config.stream_width, block, on_predicted=False)
+    unwritten = (block + 1) % config.stream_width if config.is_delayed else None
+    return PredictCorrect(config.stream_width, block, on_predicted=False, unwritten=unwritten)
 
 
 def gemma_stream(config: AltUpMoEConfig, block: int) -> Stream:
@@ -262,7 +295,10 @@ def dynamic_stream(config: AltUpMoEConfig, block: int) -> Stream:
 
 def stream_around(config: AltUpMoEConfig, layer: int, branch: str = "") -> Stream:
     """What stands around layer `layer` (from 0), or one of its branches."""
-    return load_object(find_variant(config.altup_variant).reference)(config, config.selected_block(layer, branch))
+    block = config.selected_block(layer, branch)
+    if config.reads_before_write:
+        return DelayedStream(config, block)
+    return load_object(find_variant(config.altup_variant).reference)(config, block)
 
 
 class BlockProjection(nn.Linear):

@@ -96,21 +96,29 @@ class ManifoldHyperConnections(TokenStream):
 
 
 class SinglePassHyperConnections(ManifoldHyperConnections):
-    """mHC of DeepSeek-V4.1: a branch reads with what the branch before has computed. The stream is [X; next u]."""
+    """mHC of DeepSeek-V4.1: a branch reads with what the branch before has computed. The stream is [X; next u].
+
+    Delayed, the next branch reads before the output is written, and the end after: [X; next u; what the end reads].
+    """
+
+    def __init__(self, config: AltUpMoEConfig) -> None:
+        super().__init__(config)
+        self.delayed = config.is_delayed
 
     def before(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(the last block, mixed blocks, writes, and reads: [3K, B, S, D])."""
-        x_KBSD, u_BSD = x[:-1], x[-1]
+        """(the next u, mixed blocks, writes, and reads: [3K, B, S, D])."""
+        x_KBSD, u_BSD = x[: self.k], x[self.k]
         read, mix, write = self.weights(x_KBSD)
         mixed_KBSD = torch.einsum("bsij,ibsd->jbsd", mix, full(x_KBSD))
         kept = [mixed_KBSD, *(w.movedim(-1, 0)[..., None].expand_as(mixed_KBSD) for w in (write, read))]
         return u_BSD, torch.cat(kept)
 
     def after(self, kept: Tensor, y_BSD: Tensor) -> Tensor:
-        """The next stream and what the next branch reads of it: [K + 1, B, S, D]."""
+        """The next stream and what is read of it: [K + 1, B, S, D], or K + 2."""
         mixed_KBSD, writes, reads = kept.chunk(3)
         x_KBSD = mixed_KBSD + writes * full(y_BSD)
-        return torch.cat([x_KBSD, (reads * x_KBSD).sum(0)[None]]).to(y_BSD.dtype)
+        read = [(reads * seen).sum(0)[None] for seen in ([mixed_KBSD] if self.delayed else []) + [x_KBSD]]
+        return torch.cat([x_KBSD, *read]).to(y_BSD.dtype)
 
 
 class IndependentHyperConnections(TokenStream):

@@ -14,15 +14,15 @@ from altup_moe.timeline.overlap import OverlapReport
 
 
 def test_every_mode_of_a_wide_stream_and_those_that_differ_without_one() -> None:
-    assert len(set(modes(4))) == 8
-    assert {(m.exchange, m.microbatch_halves) for m in modes(1)} == {
+    assert len(set(modes(Wide(4, "altup")))) == 8
+    assert {(m.exchange, m.microbatch_halves) for m in modes(Wide(1, "altup"))} == {
         (exchange, halves) for exchange in ("blocking", "async") for halves in (False, True)
     }
-    assert len(modes(1)) == 4
-    assert [(m.mixing, m.exchange, m.microbatch_halves) for m in modes(2, only_async=True)] == [
-        ("inline", "async", False),
-        ("deferred", "async", False),
-    ]
+    assert len(modes(Wide(1, "altup"))) == 4
+    for correct in ("next", "delayed"):
+        found = modes(Wide(2, "altup", correct), only_async=True)
+        assert found == [OverlapConfig(mixing, "async", False) for mixing in ("inline", "deferred")]
+    assert not any(mode.microbatch_halves for mode in modes(Wide(2, "altup", "delayed")))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -39,6 +39,9 @@ def test_one_block_is_timed_once_and_each_variant_at_each_width() -> None:
     config = bench_config(bench, found[-1], 2)
     check_config(config, 2)
     assert (config.altup.width, config.altup.variant, config.altup.level) == (4, "mhc", "branch")
+    delayed = streams(OverlapBench(widths=(1, 2), correct=("next", "delayed")))
+    assert [(wide.width, wide.label) for wide in delayed] == [(1, "altup"), (2, "altup"), (2, "altup, delayed")]
+    assert bench_config(bench, Wide(2, "hc", "delayed"), 2).altup.correct == "delayed"
 
 
 def test_shares() -> None:
@@ -48,6 +51,7 @@ def test_shares() -> None:
     )  # fmt: skip
     result = ModeResult(4, "altup", OverlapConfig(), 0.1, 0.1, 0.1, 1.0, report)
     assert (result.mixing_hidden, result.exchange_hidden, result.bound) == (0.75, 0.75, 1.0)
+    assert result.over_max == pytest.approx(70 / 60)
     assert replace(result, report=replace(report, mixing_ms=0)).mixing_hidden is None
 
 

@@ -50,6 +50,8 @@ OURS: dict[str, RunConfig] = {
     "hc 4": RunConfig(MODEL, AltUpConfig(width=4, variant="hc")),
     "mhc 4": RunConfig(MODEL, AltUpConfig(width=4, variant="mhc", level="branch"), MOE),
     "mhc_single_pass 2": RunConfig(MODEL, AltUpConfig(width=2, variant="mhc_single_pass", level="branch")),
+    "delayed altup 2": RunConfig(MODEL, AltUpConfig(width=2, correct="delayed"), MOE),
+    "delayed hc 4": RunConfig(MODEL, AltUpConfig(width=4, variant="hc", correct="delayed")),
     "gated_residual 2": RunConfig(MODEL, AltUpConfig(width=2, variant="gated_residual", level="branch")),
     "wide_residual 4": RunConfig(MODEL, AltUpConfig(width=4, variant="wide_residual")),
     "dynamic 4, partial experts": RunConfig(

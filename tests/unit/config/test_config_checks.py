@@ -142,6 +142,28 @@ WRONG = [
         "altup.select",
         "no step of altup.variant=mhc has a block of its own; alternating would fit",
     ),
+    ({"altup__correct": "delayed", "altup__width": 1}, 1, "altup.correct", "next would fit"),
+    ({"altup__correct": "delayed", **SUM}, 1, "altup.correct", "altup.variant sum has one block"),
+    (
+        {"altup__correct": "delayed", "altup__variant": "mhc", "altup__level": "branch"},
+        1,
+        "altup.correct",
+        "follows from the last output; next would fit, or altup.variant altup, gemma, round_robin, hc, wide_residual, "
+        "wide_residual_kept, mhc_single_pass",
+    ),
+    ({"altup__correct": "delayed", "altup__select": "same"}, 1, "altup.select", "alternating would fit"),
+    (
+        {"altup__correct": "delayed", "altup__variant": "hc", "parallel__pipeline": 2},
+        2,
+        "parallel.pipeline",
+        "altup.variant hc; 1 would fit",
+    ),
+    (
+        {**EXPERTS, "altup__correct": "delayed", "overlap__microbatch_halves": True},
+        1,
+        "overlap.microbatch_halves",
+        "two layers are under way already; false would fit",
+    ),
     ({"altup__coef_clip": 120.0}, 1, "altup.coef_clip", "altup.variant dynamic; null would fit"),
     ({"moe__partial": True}, 1, "moe.partial", "moe.num_experts is 0"),
     ({**EXPERTS, "moe__partial": True, "moe__shared_expert_size": 32}, 1, "moe.shared_expert_size", "0 would fit"),

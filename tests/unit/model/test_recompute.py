@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
@@ -44,18 +45,21 @@ def test_deferred_recomputation_keeps_one_block_a_layer(alone: Topology) -> None
     assert deferred < 1 + (WIDTH + 2) / 3 + 1
 
 
-def test_the_tape_rebuilds_states_from_outputs() -> None:
+@pytest.mark.parametrize("together", [1, 2])
+def test_the_tape_rebuilds_states_from_outputs(together: int) -> None:
+    """Steps that are recomputed one by one, or in twos."""
+
     def mix(index: int, state: Travelling, y: torch.Tensor) -> Travelling:
         blocks, weights = state.blocks * (index + 2), state.weights + y
         return Travelling(blocks, y, y + state.u, weights, state.y, state.through - y)
 
-    states, outputs = [Travelling(torch.ones(2), *(torch.ones(1) for _ in Travelling._fields[1:]))], []
+    states = [Travelling(torch.ones(2), *(torch.ones(1) for _ in Travelling._fields[1:]))]
     tape = Tape(3, mix)
-    for index in range(3, 6):
-        y = torch.full((1,), float(index))
-        outputs.append(y)
-        states.append(mix(index, states[-1], y))
-        tape.note(index, tuple(states[-2]), tuple(states[-1]))
-    for index in (5, 4, 3):
-        (rebuilt,) = tape.state_before(index)
-        assert all(torch.equal(a, b) for a, b in zip(rebuilt, states[index - 3], strict=True))
+    for first in range(3, 7, together):
+        outputs = {index: torch.full((1,), float(index)) for index in range(first, first + together)}
+        tape.note(first, tuple(states[first - 3]), [outputs])
+        for index, y in outputs.items():
+            states.append(mix(index, states[-1], y))
+    for first in reversed(range(3, 7, together)):
+        (rebuilt,) = tape.state_before(first)
+        assert all(torch.equal(a, b) for a, b in zip(rebuilt, states[first - 3], strict=True))

@@ -60,7 +60,7 @@ def walk(steps: list[StepArithmetic], stream: Tensor, deferred: bool, in_window:
             after: Reading | None = Reading(None) if index + 1 < len(steps) else None
             state = step.deferred(state, after, compute)
         else:
-            state = step.inline(state, compute)
+            state = step.inline(state, None, compute)
     return state
 
 
@@ -128,7 +128,7 @@ def test_static_steps_of_a_layer_share_a_pass(variant: str, monkeypatch: pytest.
     steps, stream = static_steps(variant, 4), torch.randn(4 * S, B, D)
     inline, deferred = Travelling(stream), Travelling(stream)
     for step in steps:
-        inline = step.inline(inline, lambda u: (u.sin(), None))
+        inline = step.inline(inline, None, lambda u: (u.sin(), None))
 
     def reading(index: int) -> Reading | None:
         return None if index == STEPS else steps[index].reading(reading(index + 1) if index % 2 == 0 else None)

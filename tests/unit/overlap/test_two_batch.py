@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from altup_moe.overlap.alternate import yield_to_other
 from altup_moe.overlap.deferred_work import later, run_posted
-from altup_moe.overlap.two_batch import compute_together, micro_batch_half, run_two_batch, yield_to_other_half
+from altup_moe.overlap.two_batch import compute_together, micro_batch_half, run_two_batch
 
 
 def test_turns_change_where_a_half_steps_aside() -> None:
@@ -15,7 +16,7 @@ def test_turns_change_where_a_half_steps_aside() -> None:
     def half(name: str, steps: int) -> str:
         for n in range(steps):
             seen.append(f"{name}{n}")
-            yield_to_other_half()
+            yield_to_other()
         return name
 
     assert run_two_batch(lambda: half("a", 2), lambda: half("b", 4)) == ("a", "b")
@@ -28,7 +29,7 @@ def test_meeting_sees_both_halves_in_their_order() -> None:
         for n in range(3):
             # Half 1 arrives first every other time.
             if (n + value) % 2:
-                yield_to_other_half()
+                yield_to_other()
             results.append(
                 compute_together((micro_batch_half(), value + n), lambda parts: [("to 0", parts), ("to 1", parts)])
             )
@@ -41,7 +42,7 @@ def test_meeting_sees_both_halves_in_their_order() -> None:
 
 
 def test_outside_there_is_one_whole() -> None:
-    yield_to_other_half()
+    yield_to_other()
     assert micro_batch_half() == 0
     assert compute_together(3, lambda parts: [len(parts), "nobody"]) == 1
 
@@ -52,7 +53,7 @@ def test_posted_work_belongs_to_its_half() -> None:
     def half() -> None:
         index = micro_batch_half()
         later(lambda: seen.append(index))
-        yield_to_other_half()
+        yield_to_other()
         run_posted()
         assert seen[-1] == index
 
@@ -66,11 +67,11 @@ def test_what_one_half_raises_is_raised_and_ends_the_other(failing: int) -> None
 
     def half(index: int) -> None:
         try:
-            yield_to_other_half()
+            yield_to_other()
             if index == failing:
                 raise ValueError("no room")
-            yield_to_other_half()
-            yield_to_other_half()
+            yield_to_other()
+            yield_to_other()
         finally:
             ended.append(index)
 
@@ -104,7 +105,7 @@ def test_backward_takes_the_same_turns_mirrored() -> None:
         x = torch.ones(1, requires_grad=True)
         for n in range(3):
             x = Mark.apply(x, f"{name}{n}")
-            yield_to_other_half()
+            yield_to_other()
         return x
 
     first, second = run_two_batch(lambda: half("a"), lambda: half("b"))

@@ -18,6 +18,7 @@ ONE = {**EXPERTS, "top_k": 1}
 SIGMOID = {**EXPERTS, "score_function": "sigmoid"}
 ROBIN = {"variant": "round_robin"}
 DYNAMIC = {"variant": "dynamic"}
+DELAYED = {"correct": "delayed"}
 PARTIAL = {"partial": True, "top_k": 1}
 
 
@@ -28,6 +29,8 @@ PARTIAL = {"partial": True, "top_k": 1}
         ({"altup": {"width": 4}}, {"altup": {"width": 2}}, "altup.width", "4, 8 would fit"),
         ({}, {"altup": {"width": 4, "variant": "gemma"}}, "altup.variant", "altup would fit"),
         ({}, {"altup": {"width": 4, "select": "same"}}, "altup.select", "alternating would fit"),
+        ({}, {"altup": {"width": 4, "correct": "delayed"}}, "altup.correct", "next would fit"),
+        ({"altup": DELAYED}, {"model": {"num_layers": 5}}, "altup.correct", "next would fit"),
         ({}, {"altup": {"width": 4, "recycled": False}}, "altup.recycled", "True would fit"),
         ({"altup": {"width": 1}}, {"altup": {"width": 2, **ROBIN}}, "altup.variant", "its residual included"),
         ({"altup": DYNAMIC}, {"altup": {"width": 4}}, "altup.variant", "altup.width 2 would fit"),
