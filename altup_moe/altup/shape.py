@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from altup_moe.altup.variants import find_variant
+from altup_moe.altup.variants import Correct, find_variant
 
 SEQUENCE_COEFFICIENTS: dict[str, dict[str, tuple[int, ...]]] = {
     "altup": {"predict": (2,), "correct": (1,)},
@@ -41,10 +41,13 @@ def has_head(width: int, variant: str, recycled: bool) -> bool:
     return width > 1 and recycled and find_variant(variant).collapses
 
 
-def sent_blocks(width: int, variant: str) -> int:
-    """Blocks that a pipeline stage sends to the next one: the stream's, and the next input where it is lagged."""
-    row = find_variant(variant)
-    return stream_width(width, variant) + (row.lagged and width > 1)
+def sent_blocks(width: int, variant: str, correct: Correct) -> int:
+    """Blocks that a pipeline stage sends to the next one: the stream's, and what its first step reads if they do not
+    tell. That is its input where a step computes the next one's, else the stream without the last output."""
+    row, blocks = find_variant(variant), stream_width(width, variant)
+    if width == 1 or not row.reads_early(correct):
+        return blocks
+    return blocks + 1 if row.lagged else 2 * blocks
 
 
 def embedding_width(hidden_size: int, width: int, recycled: bool) -> int:

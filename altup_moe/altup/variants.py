@@ -127,7 +127,8 @@ class StreamVariant:
         return level == "branch" and self.weights is not None and correct == "next"
 
     def reads_early(self, correct: Correct) -> bool:
-        """Whether a step computes the next one's input, or has to, for the stream alone does not tell it."""
+        """Whether the stream after a step does not tell what the next one reads: a step computes it, or it is read
+        before the step's output is written."""
         return self.lagged or (correct == "delayed" and self.weights is not None and self.masked is None)
 
     @property

@@ -50,9 +50,6 @@ def _check_delayed(config: RunConfig) -> None:
     if row.masked is not None and a.select != "alternating":
         fits = "with altup.correct delayed a step writes to all blocks but the one that the next step reads, and with "
         raise ConfigError("altup.select", a.select, fits + "same that is the only one; alternating would fit")
-    if config.parallel.pipeline > 1 and not row.lagged and row.reads_early(a.correct):
-        fits = "with altup.correct delayed a stage would need the weights with which the next one reads altup.variant "
-        raise ConfigError("parallel.pipeline", config.parallel.pipeline, f"{fits}{a.variant}; 1 would fit")
 
 
 def _check_branches(config: RunConfig) -> None:

@@ -3,8 +3,8 @@
 The walk goes over steps of the stream: layers, or with altup.level branch two of each layer. Steps hand on up to six
 tensors (`Travelling`): the stream's blocks, and when mixing is deferred also the outputs that are not yet written to
 them, with the weights that write them, the next step's input, and what is known of the one after it. One tensor
-enters and leaves a chunk: the stream ([K*S, B, D], less to send than blocks and output apart; with the next input
-[(K + 1)*S, B, D] where a step computes the next one's read), or after the last layer the output of the final norm.
+enters and leaves a chunk: the stream ([K*S, B, D], less to send than blocks and output apart; more where it does not
+tell what the next step reads, see `altup.shape.sent_blocks`), or after the last layer the output of the final norm.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.utils import make_viewless_tensor
 from torch import Tensor
 
-from altup_moe.altup.mixing import Reading
+from altup_moe.altup.mixing import Reading, read
 from altup_moe.altup.shape import has_head, has_projections
 from altup_moe.altup.stream import narrow
 from altup_moe.altup.variants import find_variant
@@ -38,7 +38,7 @@ class AltUpBlock(TransformerBlock):
         super().__init__(config, *args, **kwargs)
         last = self.final_layernorm is not None
         row = find_variant(config.altup_variant)
-        # Whether a step computes what the next one reads, which then travels with the stream.
+        # Whether what a step reads has to travel with the stream.
         self.reads_early = config.altup_width > 1 and row.reads_early(config.altup_correct)
         self.lagged = config.altup_width > 1 and row.lagged
         head = last and has_head(config.altup_width, config.altup_variant, config.altup_recycled)
@@ -91,10 +91,15 @@ class AltUpBlock(TransformerBlock):
         return torch.cat(ends, dim=1) if two_batch else ends[0]
 
     def _start(self, stream: Tensor) -> Travelling:
-        """What the first step of this chunk begins with."""
+        """What the first step of this chunk begins with (`altup.shape.sent_blocks`)."""
         if not self.reads_early or self.pre_process:
             return Travelling(stream)
-        positions = stream.shape[0] // (self.config.altup_width + 1)
+        width = self.config.altup_width
+        if not self.lagged:
+            blocks, seen = stream.chunk(2)
+            weights = self.steps[0].arithmetic.reading(None).weights
+            return Travelling(blocks, None, read(seen.contiguous(), weights, width)[1])
+        positions = stream.shape[0] // (width + 1)
         blocks, u = stream.split([stream.shape[0] - positions, positions])
         return Travelling(blocks, None, u)
 

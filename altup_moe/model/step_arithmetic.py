@@ -160,16 +160,13 @@ class StaticArithmetic(StepArithmetic):
         return Travelling(mix_and_write(stream, mixing.written(u, y), mixing, self._settings.kernel))
 
     def _inline_early(self, state: Travelling, after: Reading | None, compute: Compute) -> Travelling:
-        """The next step's input is read of the mixed stream, and then the output is written."""
+        """The next step's input is read of the mixed stream, and then the output is written. The last read sees all."""
         begun, u = self.begin(state)
         y, _ = compute(u)
-        if after is not None and after.last:
-            after = None
-        ahead = self.look_ahead(begun, after)
-        assert ahead.blocks is not None
-        return Travelling(
-            write_back(ahead.blocks, self.written(u, y), self._mixing.write, self._settings.kernel), None, ahead.a
-        )
+        last = after is not None and after.last
+        ahead = self.look_ahead(begun, None if last else after)
+        out = self._written_out(ahead, self.written(u, y))
+        return Travelling(out.blocks) if last else out
 
     def begin(self, state: Travelling) -> tuple[Travelling, Tensor]:
         """The first step of a chunk has to read."""
@@ -193,12 +190,19 @@ class StaticArithmetic(StepArithmetic):
         """An axpy, or where the output is delayed nothing."""
         kernel, mixing = self._settings.kernel, self._mixing
         if after is None:
-            assert ahead.blocks is not None
-            return Travelling(write_back(ahead.blocks, y, mixing.write, kernel))
+            return self._written_out(ahead, y)
         if self.delays(after):
             return _travelling(write_later(ahead, y, mixing), ahead.a)
         stream, u = catch_up(ahead, y, mixing, after, kernel)
         return Travelling(None, None, u) if stream is None else _travelling(stream, u, ahead.through)
+
+    def _written_out(self, ahead: Ahead, y: Tensor) -> Travelling:
+        assert ahead.blocks is not None
+        stream = write_back(ahead.blocks, y, self._mixing.write, self._settings.kernel)
+        if not self._settings.reads_early:
+            return Travelling(stream)
+        # At the end of a chunk the next one's first step has to read what was before the write.
+        return Travelling(stream, None, ahead.blocks if ahead.a is None else ahead.a)
 
 
 class JoinedArithmetic(StaticArithmetic):

@@ -177,7 +177,7 @@ def _ends(config: RunConfig, world: World, coordinates: RankCoordinates) -> Iter
 
 def boundary_bytes(config: RunConfig) -> float:
     """Bytes that a stage sends to the next for one micro-batch: the stream, [K * S / T, B, D]."""
-    return activation_bytes(config) * sent_blocks(config.altup.width, config.altup.variant)
+    return activation_bytes(config) * sent_blocks(config.altup.width, config.altup.variant, config.altup.correct)
 
 
 def _pipeline(config: RunConfig, world: World, coordinates: RankCoordinates) -> Iterator[Transfer]:

@@ -124,7 +124,7 @@ def run_schedule(
     batches = [batch.on_context_rank(topology.context_size).to(topology.device) for batch in batches]
     # Every chunk of an interleaved schedule reads the same micro-batches in its own time.
     iterators = [iter(batches) for _ in chunks]
-    width = sent_blocks(config.altup.width, config.altup.variant)
+    width = sent_blocks(config.altup.width, config.altup.variant, config.altup.correct)
     reported = get_forward_backward_func()(
         forward_step_func=partial(_forward_step, weight, byte_lengths),
         data_iterator=iterators if len(chunks) > 1 else iterators[0],

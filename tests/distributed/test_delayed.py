@@ -27,7 +27,9 @@ STREAMS = {
     "round_robin": {"variant": "round_robin"},
     "wide_residual_kept": {"variant": "wide_residual_kept", "level": "branch", "width": 4, "recycled": False},
 }
-"""Forms of streams. Those of `MANY` run in many layouts: an output that is masked, and a next input that travels."""
+"""Forms of streams. Those of `MANY` run in many layouts: an output that is masked, and a next input that travels.
+
+Between stages `hc` and `wide_residual_kept` send what the next one reads beside what it mixes."""
 MANY = ("altup", "mhc_single_pass")
 
 
@@ -42,7 +44,8 @@ IN_LAYOUTS = ("one", "tp2", "pp2-uneven", "pp2-vpp2", "ep2", "tp2-ep2", "cp2", "
     ("stream", "layout"),
     with_long(
         [*(("altup", layout) for layout in IN_LAYOUTS), *((stream, "ep2") for stream in STREAMS if stream != "altup"),
-         ("mhc_single_pass", "pp2-vpp2"), ("mhc_single_pass", "tp2-pp2-ep2"), ("branches", "tp2-pp2-ep2")],
+         ("mhc_single_pass", "pp2-vpp2"), ("mhc_single_pass", "tp2-pp2-ep2"), ("branches", "tp2-pp2-ep2"),
+         ("hc", "pp2-vpp2"), ("wide_residual_kept", "tp2-pp2-ep2")],
         [*(("altup", layout) for layout in LAYOUTS if layout not in IN_LAYOUTS),
          *(("mhc_single_pass", layout) for layout in LAYOUTS if layout not in ("ep2", "pp2-vpp2", "tp2-pp2-ep2")),
          *((stream, "tp2-ep2") for stream in STREAMS if stream not in MANY)],

@@ -119,6 +119,19 @@ def test_deferred_mixing_and_halves_keep_every_loss(layout: str, directory: Path
         assert _losses(layout, directory, name, **sections, **wide) == pytest.approx(expected, rel=1e-6), name
 
 
+DEFERRED = ["mhc_single_pass", "hc"]
+DEFERRED_LONG = [(variant,) for variant in ("altup", "mhc", "independent_hc", "gated_residual", "wide_residual")]
+
+
+@pytest.mark.parametrize("variant", with_long(DEFERRED, DEFERRED_LONG))
+def test_deferred_branches_keep_every_loss(variant: str, directory: Path) -> None:
+    """Streams around branches, K = 4: 8 losses of inline mixing within 1e-6."""
+    branches = {"altup": {"width": 4, "level": "branch", "variant": variant}}
+    inline = _losses("ep2", directory, f"{variant}-inline", overlap={"mixing": "inline"}, **branches)
+    assert _losses("ep2", directory, f"{variant}-deferred", **branches) == pytest.approx(inline, rel=1e-6)
+    assert len(set(inline)) == 8
+
+
 def test_recomputation_draws_the_same_dropout(directory: Path) -> None:
     dropout = {"model": {"hidden_dropout": 0.1, "attention_dropout": 0.1}, "altup": {"width": 2}}
     plain = _losses("tp2-pp2-ep2", directory, "dropout", **dropout)

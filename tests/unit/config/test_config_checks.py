@@ -153,12 +153,6 @@ WRONG = [
     ),
     ({"altup__correct": "delayed", "altup__select": "same"}, 1, "altup.select", "alternating would fit"),
     (
-        {"altup__correct": "delayed", "altup__variant": "hc", "parallel__pipeline": 2},
-        2,
-        "parallel.pipeline",
-        "altup.variant hc; 1 would fit",
-    ),
-    (
         {**EXPERTS, "altup__correct": "delayed", "overlap__microbatch_halves": True},
         1,
         "overlap.microbatch_halves",
