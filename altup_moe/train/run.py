@@ -44,6 +44,7 @@ from altup_moe.parallel.seeds import derived_seed
 from altup_moe.parallel.start_meeting import StartMeeting
 from altup_moe.parallel.topology import Topology, own_rank
 from altup_moe.train.batches import Batch, SampleDataset, micro_batches
+from altup_moe.train.batches_ahead import BatchesAhead
 from altup_moe.train.engine import Engine, build_engine
 from altup_moe.train.fingerprints import files_fingerprint, program_fingerprint
 from altup_moe.train.guards.router_alarms import RouterAlarms
@@ -80,6 +81,8 @@ class Run:
     routing: RoutingSums
     saver: Saver
     stragglers: Stragglers
+    ahead: BatchesAhead | None = None
+    """Micro-batches of the next step; None where all are the caller's own."""
     memory: RunMemory | None = None
     step: int = 0
     skipped: int = 0
@@ -234,6 +237,8 @@ def build_run(config: RunConfig, topo: Topology, samples: Samples | None) -> Run
     stragglers = Stragglers(config.log, topo)
     alarms = RouterAlarms(config.moe)
     run = Run(config, topo, samples, engine, scheduler, profile, routing, saver, stragglers)
+    if samples is not None:
+        run.ahead = BatchesAhead(partial(batches_from, run, samples.train), topo.device)
     run.alarms = alarms if alarms.on else None
     return run
 
@@ -267,9 +272,20 @@ def restore_run(run: Run, resume: ResumePoint) -> None:
 
 def step_batches(run: Run, dataset: SampleDataset) -> list[Batch]:
     """This rank's micro-batches of the run's next step, cut from training samples by number."""
+    return batches_from(run, dataset, run.consumed_samples)
+
+
+def batches_from(run: Run, dataset: SampleDataset, start: int) -> list[Batch]:
+    """This rank's micro-batches of the step whose first sample is `start`."""
     t, topo = run.config.train, run.topology
-    start, size = run.consumed_samples, t.global_batch_size
-    return list(micro_batches(dataset, start, size, t.micro_batch_size, topo.data_rank, topo.data_size))
+    return list(micro_batches(dataset, start, t.global_batch_size, t.micro_batch_size, topo.data_rank, topo.data_size))
+
+
+def _own_batches(run: Run, ahead: BatchesAhead) -> list[Batch]:
+    """Those of the run's next step; those of the one after it are begun, if it has one."""
+    t, start = run.config.train, run.consumed_samples
+    last = min(t.steps, t.stop_after or t.steps)
+    return ahead.take(start, start + t.global_batch_size if run.step + 1 < last else None)
 
 
 def take_step(run: Run, batches: list[Batch] | None = None, validating: bool = False) -> StepMetrics:
@@ -286,8 +302,9 @@ def take_step(run: Run, batches: list[Batch] | None = None, validating: bool = F
     with run.stragglers.step():
         if batches is None:
             assert run.samples is not None
+            assert run.ahead is not None
             dataset = run.samples.train
-            batches = step_batches(run, dataset)
+            batches = _own_batches(run, run.ahead)
         # The schedule is stepped first: step 1 trains at the first warm-up value, not at zero.
         run.scheduler.step(1)
         rate = learning_rate(run.engine.optimizer)
