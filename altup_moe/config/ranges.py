@@ -126,6 +126,7 @@ RANGES: dict[str, Range] = {
     "optim.mup_base_num_layers": COUNT,
     "train.steps": STEPS,
     "train.micro_batch_size": COUNT,
+    "train.loss_chunk": COUNT,
     "train.global_batch_size": COUNT,
     # numpy's RandomState, which shuffles the samples, takes 32 bits.
     "train.seed": Range(0, 2**32 - 1),

@@ -169,6 +169,9 @@ class TrainConfig:
     where it is installed. One model and one checkpoint format, whichever."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations recomputed in the backward pass: none, attention only, or whole layers."""
+    loss_chunk: int | None = None
+    """Positions of a sequence whose logits are in memory at a time, and are computed again in the backward pass; for
+    large vocabularies. null: all at once."""
     eval_interval: int = 100
     """Steps between validations; 0 validates only at the end."""
     eval_samples: int = 64

@@ -80,6 +80,8 @@ train.eval_interval: eval_steps eval_every val_interval validation_interval eval
 train.eval_samples: eval_iters eval_batches max_eval_samples val_samples
 train.stop_after: exit_interval early_stop_step
 train.transformer_engine: te use_transformer_engine
+train.loss_chunk: chunked_loss chunked_cross_entropy num_output_chunks fused_linear_cross_entropy
+    cross_entropy_chunk_size
 checkpoint.save_interval: save_steps save_every ckpt_interval checkpoint_interval save_freq checkpoint_every
 checkpoint.keep: save_total_limit keep_last keep_last_k keep_latest_k max_to_keep
 checkpoint.asynchronous: async_save async_mode async_checkpoint

@@ -42,6 +42,13 @@ def check_zero(config: RunConfig) -> None:
             "is megatron's, deepspeed reduces after the backward pass; false would fit",
         ),
         (stage == 3 and config.moe.num_experts > 0, "parallel.zero_stage", 3, "not with experts; 1, 2 would fit"),
+        # It gathers a layer's weights when the layer is called, and chunks use the output layer's matrix by itself.
+        (
+            stage == 3 and t.loss_chunk is not None,
+            "train.loss_chunk",
+            t.loss_chunk,
+            "not with zero_stage 3; null would fit",
+        ),
         # Its buffer of weights is of one dtype, and coefficients are fp32.
         (
             stage == 3 and (wide or strided) and t.precision != "fp32",

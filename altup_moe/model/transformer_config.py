@@ -44,6 +44,7 @@ class AltUpTransformerConfig(TransformerConfig):
     overlap_two_batch: bool = False
     overlap_two_steps: bool = False
     balance_over_step: bool = False
+    loss_chunk: int | None = None
 
 
 def uses_transformer_engine(asked: str) -> bool:
@@ -111,6 +112,7 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
         sequence_decoder_layers=strided_decoder_layers(config.sequence, m.decoder_layers),
         moe_backend=config.moe.backend,
         fused=uses_transformer_engine(config.train.transformer_engine),
+        loss_chunk=t.loss_chunk,
         overlap_mixing=defers_mixing(config),
         overlap_exchange=config.overlap.exchange == "async",
         overlap_two_batch=config.overlap.microbatch_halves,

@@ -232,6 +232,15 @@ def test_attention(layout: str, recompute: str) -> None:
     assert_parity(small(layout, model=ATTENTION, train={"recompute": recompute}), world_size(layout))
 
 
+CHUNKED = [("tp2", {}), ("tp2-pp2-ep2", {"model": {"share_embeddings_and_output_weights": True}}), ("cp2", {})]
+
+
+@pytest.mark.parametrize(("layout", "model"), CHUNKED)
+def test_losses_in_chunks(layout: str, model: dict) -> None:
+    """Five positions at a time: the last chunk is shorter."""
+    assert_parity(small(layout, train={"loss_chunk": 5}, **model), world_size(layout))
+
+
 NEWER_VARIANTS = (
     "dynamic",
     "hc, wide tables",

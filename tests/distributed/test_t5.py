@@ -65,6 +65,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "full recomputation, inline": {"train": {"recompute": "full"}, "overlap": {"mixing": "inline"}},
     "selective recomputation": {"train": {"recompute": "selective"}},
     "halves": {"overlap": {"microbatch_halves": True}},
+    "loss in chunks": {"train": {"loss_chunk": 5}},
     "blocking, inline": {"overlap": {"mixing": "inline", "exchange": "blocking"}},
     "tied": {"model": {"share_embeddings_and_output_weights": True}},
     "capacity": {"moe": {"capacity_factor": 1.0}},

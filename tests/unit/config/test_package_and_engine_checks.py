@@ -99,6 +99,7 @@ def test_what_deepspeed_trains(values: dict[str, object], world: int) -> None:
             "parallel.zero_stage",
             "train.precision fp32",
         ),
+        ({**ZERO, "parallel__zero_stage": 3, "train__loss_chunk": 8}, 1, "train.loss_chunk", "null would fit"),
         (
             {**ZERO, "parallel__zero_stage": 2, "train__recompute": "full"},
             1,

@@ -1,0 +1,37 @@
+"""Cross-entropy of every token from the hidden states before the output layer: at once, or some positions at a time.
+
+A micro-batch's logits in fp32 are often its largest tensor (8,192 tokens times a vocabulary of 128k: 4.3 GB). In chunks
+they are never whole: each chunk's are computed, and computed again for the backward pass, which costs one more product
+with the output layer's matrix. (torchtitan's chunked loss and Liger's FusedLinearCrossEntropy have the same purpose.)
+
+Shape legend: S positions of a context rank (hidden states: of a tensor rank), B samples, D features, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region, vocab_parallel_cross_entropy
+from torch import Tensor, cat
+from torch.utils.checkpoint import checkpoint
+
+
+def chunked_token_losses(
+    hidden_SBD: Tensor, weight_VD: Tensor, labels_BS: Tensor, chunk: int, sequence_parallel: bool
+) -> Tensor:
+    """Loss of every token [B, S], fp32, in nats.
+
+    Args:
+        hidden_SBD: under sequence parallelism this tensor rank's slice of the positions.
+        weight_VD: this tensor rank's rows of the output layer.
+        chunk: positions at a time, at least 1.
+    """
+    if sequence_parallel:
+        # Its backward pass adds up what the ranks' rows of the matrix give to a position.
+        hidden_SBD = gather_from_sequence_parallel_region(hidden_SBD, tensor_parallel_output_grad=True)
+    pieces = zip(hidden_SBD.split(chunk), labels_BS.t().split(chunk), strict=True)
+    losses = [checkpoint(_losses, hidden, weight_VD, labels, use_reentrant=False) for hidden, labels in pieces]
+    return cat(losses).t().contiguous()
+
+
+def _losses(hidden_CBD: Tensor, weight_VD: Tensor, labels_CB: Tensor) -> Tensor:
+    return vocab_parallel_cross_entropy(F.linear(hidden_CBD, weight_VD).float(), labels_CB.contiguous())
