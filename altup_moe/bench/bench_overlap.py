@@ -115,8 +115,13 @@ def bench_config(bench: OverlapBench, wide: Wide, world_size: int) -> RunConfig:
     config = replace(config, altup=replace(config.altup, variant=wide.variant, level=bench.level, correct=wide.correct))
     # A small vocabulary keeps the gradients' reduction short, which is not measured.
     model = replace(config.model, vocab_size=1024)
-    train = replace(config.train, global_batch_size=bench.micro_batch_size * world_size)
-    return replace(config, model=model, train=train, parallel=ParallelConfig(expert=world_size))
+    train = replace(config.train, global_batch_size=bench.micro_batch_size * max(1, world_size // bench.tensor))
+    return replace(config, model=model, train=train, parallel=_parallel(bench, world_size))
+
+
+def _parallel(bench: OverlapBench, world_size: int) -> ParallelConfig:
+    """Experts over all ranks."""
+    return ParallelConfig(tensor=bench.tensor, expert=world_size)
 
 
 def modes(wide: Wide, only_async: bool = False) -> list[OverlapConfig]:
@@ -199,7 +204,7 @@ def bench_overlap(bench: OverlapBench, world_size: int) -> int:
     """Measure and print a table, or one JSON object, on rank 0."""
     for wide in streams(bench):
         check_config(bench_config(bench, wide, world_size), world_size)
-    with topology(ParallelConfig(expert=world_size)) as topo:
+    with topology(_parallel(bench, world_size)) as topo:
         results = _measure(bench, topo)
     if results is None:
         return 0
@@ -218,9 +223,10 @@ def _as_dict(r: ModeResult) -> dict[str, Any]:
 
 
 def _table(bench: OverlapBench, ranks: int, results: list[ModeResult]) -> str:
+    ranks_text = f"{ranks} rank(s)" + (f", {bench.tensor} of them tensor ranks" if bench.tensor > 1 else "")
     lines = [
-        f"hidden {bench.hidden_size}, {bench.num_layers} layers, {bench.moe_experts} experts top-2 over {ranks} "
-        f"rank(s), sequence {bench.seq_length}, micro-batch {bench.micro_batch_size} a rank, fp32, "
+        f"hidden {bench.hidden_size}, {bench.num_layers} layers, {bench.moe_experts} experts top-2 over "
+        f"{ranks_text}, sequence {bench.seq_length}, micro-batch {bench.micro_batch_size} a rank, fp32, "
         f"{bench.threads} thread(s) a rank; streams around {'branches' if bench.level == 'branch' else 'layers'}",
         f"median of {bench.repeats} interleaved steps; spans: median of {bench.recorded} further steps of all ranks",
         "",

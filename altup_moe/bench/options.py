@@ -83,6 +83,8 @@ class OverlapBench:
     """altup.level of them."""
     correct: tuple[Correct, ...] = ("next",)
     """altup.correct of them. delayed: attention runs while the experts of the layer before exchange tokens."""
+    tensor: int = 1
+    """Tensor-parallel ranks, under sequence parallelism: a window for attention's mixing too."""
     only_async: bool = False
     """Leave out blocking exchanges and halves of a micro-batch: a quarter of the modes, for many variants."""
     hidden_size: int = 256

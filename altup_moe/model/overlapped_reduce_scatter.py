@@ -1,4 +1,7 @@
-"""The reduce-scatter that ends a dense feed-forward under tensor parallelism, overlapped with deferred work."""
+"""The reduce-scatter that ends a branch under tensor parallelism, overlapped with deferred work.
+
+Of a dense feed-forward, and of attention where it is a step of its own.
+"""
 
 from __future__ import annotations
 

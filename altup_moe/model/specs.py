@@ -77,6 +77,8 @@ def layer_spec(config: AltUpTransformerConfig, layer: int, groups: Any, kind: St
         spec.module, spec.params = SequenceLayer, {"causal": kind != "encoder"}
     if stream_width(config.altup_width, config.altup_variant) > 1:
         if config.altup_level == "branch":
+            # Attention is a step of its own, whose mixing has no other window.
+            slots.self_attention.submodules.linear_proj = OverlappedRowParallelLinear
             return ModuleSpec(module=AltUpBranches, submodules=slots)
         return ModuleSpec(module=AltUpLayer, params={"layer": spec.module, **spec.params}, submodules=slots)
     return spec
