@@ -68,10 +68,12 @@ class Times(Parts):
 
 @dataclass(frozen=True)
 class Window:
-    """Seconds of a layer's forward pass: what mixing can do in it, and how long communication leaves the rank idle."""
+    """Seconds of a layer's forward pass: what mixing can do in the window, and how long communication leaves the rank
+    idle; ``waits``: mixing that waits for outputs, whatever the window."""
 
     needs: float
     idle: float
+    waits: float = 0.0
 
 
 def compute_times(config: RunConfig, cluster: Cluster, layer: int, factors: Factors) -> tuple[Times, Times]:
@@ -188,7 +190,8 @@ def window(
     else:
         scatters = [t for t in forward if t.operation == "reduce_scatter" and t.kind == "tensor"]
         idle = sum((transfer_seconds(t, cluster) - busy_seconds([t], cluster)) / t.calls for t in scatters[-1:])
-    return Window(mixing_seconds(config, cluster).posted[0], idle)
+    mixing = mixing_seconds(config, cluster)
+    return Window(mixing.posted[0], idle, mixing.waits[0])
 
 
 def layer_times(

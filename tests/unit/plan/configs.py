@@ -8,7 +8,6 @@ from altup_moe.altup.variants import VARIANTS
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, ParallelConfig, RunConfig, TrainConfig
 from altup_moe.config.checks import check_config, smallest_world
 
-
 STREAMS = [
     (name, level)
     for name, row in VARIANTS.items()
