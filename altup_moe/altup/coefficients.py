@@ -12,13 +12,18 @@ SPREAD = 0.01
 """So that blocks which start equal do not stay equal (Megatron-LM's pull 6716, `streamwise_sigmoid_init_scale`)."""
 
 
+def gate_rank(hidden_size: int) -> int:
+    """The rank of a gate: D/8, rounded up (of Qwen4-exp, 320 for 2,560 features)."""
+    return -(-hidden_size // 8)
+
+
 @dataclass(frozen=True)
 class Coefficient:
     """One learned parameter of each layer. It is fp32, and so is its gradient, whatever train.precision is.
 
     Args:
         shape: its dimensions: a number, or a product as in "K*(K+2)" of K (blocks), D (features of a block) and
-            numbers. R is D/8, rounded up: the rank of a gate (of Qwen4-exp, 320 for 2,560 features).
+            numbers. R is the rank of a gate (`gate_rank`).
         initial: its initial value.
         neutral: its value in a layer added by growing, which leaves the stream as it is where the layer's output is
             its input; None is the initial value. One that is drawn needs it to be grown.
@@ -47,6 +52,6 @@ class Coefficient:
             "K*(K+2)": k * (k + 2),
             "D": d,
             "K*D": k * d,
-            "R": -(-d // 8),
+            "R": gate_rank(d),
         }
         return tuple(n if isinstance(n, int) else symbols[n] for n in self.shape)

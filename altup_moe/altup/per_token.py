@@ -43,10 +43,9 @@ from torch import Tensor
 
 from altup_moe.altup.dynamic import at_least_fp32
 from altup_moe.altup.sinkhorn import sinkhorn
+from altup_moe.altup.step_costs import SINKHORN_ITERATIONS
 from altup_moe.altup.token_mixing import Projection
 
-SINKHORN_ITERATIONS = 20
-"""`hc_sinkhorn_iters` of DeepSeek-V4 and GLM-5-next."""
 FLOOR = 1e-6
 """`hc_eps` of all of them: what is added to reads, to the matrix before it is normed, and to its sums."""
 

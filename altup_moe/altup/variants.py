@@ -25,7 +25,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from altup_moe.altup.coefficients import Coefficient
+from altup_moe.altup import step_costs
+from altup_moe.altup.coefficients import Coefficient, gate_rank
 from altup_moe.altup.lazy import load_object
 
 if TYPE_CHECKING:
@@ -80,7 +81,10 @@ class StreamVariant:
         widening: function (coefficient, value, times, j, summed) -> the coefficient for `times` as many blocks
             (`altup.widening`). None: growing adds layers, but no blocks.
         copies: how a grown stream holds an old block: each copy equals it, or the copies sum to it.
-        coefficient_products: (K, d) -> multiply-adds a token and layer that compute the coefficients.
+        coefficient_products: (K, d) -> multiply-adds a token and step that compute the coefficients.
+        costs: (K, d, half, deferred) -> what else a step costs, for planning weights of every token. None: they are
+            static, or not planned.
+        head_costs: (K, d, half) -> what the learned end of the stream keeps; with `projections` each of both ends.
     """
 
     name: str
@@ -106,6 +110,8 @@ class StreamVariant:
     widening: str | None = None
     copies: Literal["equal", "summed"] = "equal"
     coefficient_products: Callable[[int, int], int] = _no_products
+    costs: Callable[[int, int, bool, bool], step_costs.TokenStep] | None = None
+    head_costs: Callable[[int, int, bool], step_costs.Kept] | None = None
 
     @property
     def per_token(self) -> bool:
@@ -180,7 +186,6 @@ ALL_BUT_THE_WRITE = "all but the weights of what is written"
 PER_BRANCH: Any = {
     "levels": ("branch",),
     "architectures": ("gpt",),
-    "planned": False,
     "deepens": False,
     "selects": False,
 }
@@ -237,7 +242,8 @@ VARIANTS: dict[str, StreamVariant] = {
             projections=True,
             clips=True,
             architectures=("gpt",),
-            planned=False,
+            costs=step_costs.dynamic_step,
+            head_costs=step_costs.projection_end,
             # The router looks at two blocks, and its K numbers make K^2 + K coefficients.
             coefficient_products=lambda k, d: 2 * k * d + k**3 + k**2,
         ),
@@ -270,6 +276,8 @@ VARIANTS: dict[str, StreamVariant] = {
             head=READ_HEAD,
             collapse=PER_TOKEN + "read_collapse",
             reference=TOKEN_REFERENCE + "manifold_stream",
+            costs=step_costs.manifold_step,
+            head_costs=step_costs.read_end,
             **PER_BRANCH,
             coefficient_products=lambda k, d: k * d * k * (k + 2),
         ),
@@ -279,6 +287,7 @@ VARIANTS: dict[str, StreamVariant] = {
             connection=PER_TOKEN + "mhc",
             lagged=True,
             reference=TOKEN_REFERENCE + "single_pass_stream",
+            costs=step_costs.single_pass_step,
             **PER_BRANCH,
             coefficient_products=lambda k, d: k * d * k * (k + 2),
         ),
@@ -295,6 +304,8 @@ VARIANTS: dict[str, StreamVariant] = {
             head={**READ_HEAD, "read_bias": Coefficient(("K",), "mean_logit")},
             collapse=PER_TOKEN + "read_collapse",
             reference=TOKEN_REFERENCE + "independent_stream",
+            costs=step_costs.independent_step,
+            head_costs=step_costs.read_end,
             **PER_BRANCH,
             coefficient_products=lambda k, d: 2 * k * k * d,
         ),
@@ -306,8 +317,10 @@ VARIANTS: dict[str, StreamVariant] = {
             head=GATE,
             collapse=PER_TOKEN + "gated_collapse",
             reference=TOKEN_REFERENCE + "gated_stream",
+            costs=step_costs.gated_step,
+            head_costs=step_costs.gated_end,
             **PER_BRANCH,
-            coefficient_products=lambda k, d: 2 * k * d * -(-d // 8) + k * k * d,
+            coefficient_products=lambda k, d: 2 * k * d * gate_rank(d) + k * k * d,
         ),
         StreamVariant("sum", {}, blocks=False, selects=False),
     )

@@ -9,7 +9,7 @@ from altup_moe.config import ConfigError, UserError
 from altup_moe.config.load import read_yaml
 from altup_moe.config.ranges import COUNT
 from altup_moe.config.shipped import find_file
-from altup_moe.plan.cpu_cost_model import CALLS, MESSAGES, OPERATIONS, PIECES, SIZES, CpuCostModel
+from altup_moe.plan.cpu_cost_model import CALLS, MESSAGES, OPERATIONS, PIECES, SIZES, TOKEN_COSTS, CpuCostModel
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def cpu_cost_model_from(values: Any) -> CpuCostModel:
             fits = _are_numbers(value, form) and min(value) > 0
             found[key] = tuple(value) if fits else ()
         else:
-            fits = isinstance(value, dict) and set(value) == set(form)
+            fits = isinstance(value, dict) and set(form) - set(TOKEN_COSTS) <= set(value) <= set(form)
             each = len(MESSAGES) if form is OPERATIONS else 2
             fits = fits and all(_are_numbers(row, each) for row in value.values())
             found[key] = {name: tuple(row) for name, row in value.items()} if fits else {}

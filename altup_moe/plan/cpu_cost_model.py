@@ -11,8 +11,18 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from altup_moe.altup.shape import branches, embedding_width, is_moe_layer, output_width, stream_width
-from altup_moe.config import RunConfig
+from altup_moe.altup.shape import (
+    branches,
+    embedding_width,
+    has_head,
+    has_projections,
+    is_moe_layer,
+    output_width,
+    stream_width,
+)
+from altup_moe.altup.step_costs import Work
+from altup_moe.altup.variants import find_variant
+from altup_moe.config import ConfigError, RunConfig
 from altup_moe.model.flops import layer_products
 from altup_moe.moe.backends import joins_steps
 from altup_moe.plan.routes import local_tokens
@@ -32,6 +42,8 @@ PIECES = {
     "permute": "sorting rows by expert and restoring their order, per number",
     "mix": "the mixing pass over the stream, per number that it reads: (K + 1) blocks",
     "mix_more": "the mixing pass, added to that for each of the K blocks",
+    "token_mix": "a pass with weights of every token, per product of a weight and a number",
+    "token_write": "writing an output to the blocks with weights of every token, per number of the blocks",
     "logit": "cross-entropy, per logit",
     "gradient": "adding a weight's gradient to its sum (backward only), per parameter",
     "update": "gradient checks, norm, clipping and AdamW (forward only), per parameter",
@@ -44,8 +56,12 @@ CALLS = {
     "expert": "each expert of a rank",
     "ends": "embedding, output, loss and the pipeline schedule, for each micro-batch and chunk of layers",
     "step": "what a training step does once (forward only)",
+    "iteration": "one pass of Sinkhorn's iterations over the small matrices of all tokens",
 }
 """Fixed costs in microseconds, independent of tensor sizes: Python, autograd, torch's dispatch of each operation."""
+
+TOKEN_COSTS = ("token_mix", "token_write", "iteration")
+"""Costs that only streams with weights of every token have. Files measured by earlier versions lack them."""
 
 OPERATIONS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send")
 """Collectives. Their costs are in microseconds of a call, for each size of `MESSAGES`.
@@ -214,7 +230,7 @@ def layer_calls(config: RunConfig, layer: int) -> dict[str, float]:
 
 
 def mixing_numbers(config: RunConfig) -> dict[str, float]:
-    """Numbers of the mixing of one layer: a pass of each step reads K blocks and an output.
+    """Numbers of the mixing of one layer with static weights: a pass of each step reads K blocks and an output.
 
     Where a layer's two steps join, one pass reads K blocks and two outputs and writes two rows more, and a second axpy
     reads a row and two outputs.
@@ -227,6 +243,37 @@ def mixing_numbers(config: RunConfig) -> dict[str, float]:
         return {"mix": (width + 5) * block, "mix_more": ((width + 2) ** 2 + 3) * block}
     read = len(branches(config.altup.level)) * (width + 1) * block
     return {"mix": read, "mix_more": read * width}
+
+
+NARROWEST = 16
+"""Outer size of a product below which it takes no less time: then it is its input that counts."""
+
+
+def work_seconds(config: RunConfig, model: CpuCostModel, work: Work) -> ForwardBackward:
+    """Seconds of mixing with weights of every token, for one micro-batch.
+
+    Raises:
+        ConfigError: the cost model was measured before these streams could be planned.
+    """
+    missing = [name for name in TOKEN_COSTS if name not in {**model.pieces_ns, **model.calls_us}]
+    if missing:
+        fits = f"has no {', '.join(missing)}, which altup.variant={config.altup.variant} needs"
+        raise ConfigError("cluster.cpu_cost_model", "measured before", f"{fits}; altup-moe plan measure writes them")
+    tokens, width = local_tokens(config), config.altup.width
+    block = tokens * config.model.hidden_size
+    numbers = {
+        "token_mix": block * sum(rows * columns for rows, columns, _ in work.passes),
+        "token_write": block * (work.writes * width + sum(rows * outputs for rows, _, outputs in work.passes)),
+        "norm": tokens * work.normed,
+        "gate": tokens * work.gated,
+        "copy": tokens * work.copied,
+        # A sum reads two numbers and writes one.
+        "add": tokens * work.moved / 3,
+    }
+    parts = [model.pieces(numbers), model.calls({"iteration": work.iterations})]
+    parts += [model.product(tokens, inner, max(NARROWEST, outer)) for inner, outer in work.products]
+    forward, backward = (sum(part[i] for part in parts) for i in (0, 1))
+    return forward, backward
 
 
 def first_numbers(config: RunConfig) -> dict[str, float]:
@@ -249,3 +296,14 @@ def output_product(config: RunConfig) -> Product:
     m, a, p = config.model, config.altup, config.parallel
     width = output_width(m.hidden_size, a.width, a.variant, a.recycled)
     return 1, local_tokens(config) * p.tensor, width, m.vocab_size / p.tensor
+
+
+def end_products(config: RunConfig) -> Iterator[Product]:
+    """Products of the learned ends of the stream."""
+    a, d, tokens = config.altup, config.model.hidden_size, local_tokens(config)
+    if has_projections(a.width, a.variant):
+        yield 2 * (a.width - 1), tokens, d, d
+    if has_head(a.width, a.variant, a.recycled):
+        for shape in (row.sizes(a.width, d) for row in find_variant(a.variant).head.values()):
+            if len(shape) == 2:
+                yield 1, tokens, shape[1], max(NARROWEST, shape[0])

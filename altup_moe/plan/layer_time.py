@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from altup_moe.altup.shape import branches, is_moe_layer, stream_width
+from altup_moe.altup.step_costs import Work
 from altup_moe.config import RunConfig
 from altup_moe.config.ranges import Range
 from altup_moe.model.flops import Parts, layer_products, output_products
@@ -17,6 +18,7 @@ from altup_moe.plan.cpu_cost_model import (
     CpuCostModel,
     ForwardBackward,
     Product,
+    end_products,
     first_numbers,
     last_numbers,
     layer_calls,
@@ -24,9 +26,11 @@ from altup_moe.plan.cpu_cost_model import (
     mixing_numbers,
     output_product,
     products,
+    work_seconds,
 )
 from altup_moe.plan.groups import World
 from altup_moe.plan.routes import local_tokens
+from altup_moe.plan.streams import block_bytes, layer_work, token_step
 from altup_moe.plan.transfer_time import busy_seconds, exchange_seconds, kind_seconds, transfer_seconds
 from altup_moe.plan.transfers import Transfer
 
@@ -64,10 +68,12 @@ class Times(Parts):
 
 @dataclass(frozen=True)
 class Window:
-    """Seconds of a layer's forward pass: what mixing needs, and how long communication leaves the rank idle."""
+    """Seconds of a layer's forward pass: what mixing can do in the window, and how long communication leaves the rank
+    idle; ``waits``: mixing that waits for outputs, whatever the window."""
 
     needs: float
     idle: float
+    waits: float = 0.0
 
 
 def compute_times(config: RunConfig, cluster: Cluster, layer: int, factors: Factors) -> tuple[Times, Times]:
@@ -118,18 +124,47 @@ def _sequential_times(
     return forward, backward
 
 
-def mixing_seconds(config: RunConfig, cluster: Cluster) -> ForwardBackward:
-    """Seconds of the mixing of one layer: a pass over (2 K + 2) blocks a step forward, or one over (2 K + 4) for two
-    steps that join; twice as many backward."""
-    if cluster.cpu_cost_model is not None:
-        return cluster.cpu_cost_model.pieces(mixing_numbers(config))
+@dataclass(frozen=True)
+class MixingSeconds:
+    """Seconds of one layer's mixing, (forward, backward): ``waits`` for outputs, ``posted`` can run in the window."""
+
+    waits: ForwardBackward
+    posted: ForwardBackward
+
+
+def mixing_seconds(config: RunConfig, cluster: Cluster) -> MixingSeconds:
+    """Seconds of the mixing of one layer, whether or not what is posted is deferred.
+
+    Static weights, of which all is posted: a pass over (2 K + 2) blocks a step forward, or one over (2 K + 4) for two
+    steps that join; twice as many backward. Weights of every token: what `altup.step_costs` counts.
+    """
+    step, model = token_step(config), cluster.cpu_cost_model
+    if step is not None:
+        waits, posted = layer_work(config, step)
+        if model is not None:
+            return MixingSeconds(work_seconds(config, model, waits), work_seconds(config, model, posted))
+        return MixingSeconds(_work_seconds(config, cluster, waits), _work_seconds(config, cluster, posted))
+    if model is not None:
+        return MixingSeconds((0.0, 0.0), model.pieces(mixing_numbers(config)))
     width = stream_width(config.altup.width, config.altup.variant)
     if width == 1:
-        return 0.0, 0.0
-    block = local_tokens(config) * config.model.hidden_size * PARAMETER_BYTES[config.train.precision]
+        return MixingSeconds((0.0, 0.0), (0.0, 0.0))
     moved = 2 * width + 4 if joins_steps(config) else len(branches(config.altup.level)) * (2 * width + 2)
-    forward = moved * block / cluster.memory_rate
+    forward = moved * block_bytes(config) / cluster.memory_rate
     # The backward moves about twice as many bytes: the blocks and their gradients.
+    return MixingSeconds((0.0, 0.0), (forward, 2 * forward))
+
+
+def _work_seconds(config: RunConfig, cluster: Cluster, work: Work) -> ForwardBackward:
+    """Bytes over the memory's bandwidth, and products in fp32 over the chip's rate; backward twice as long."""
+    tokens, width = local_tokens(config), config.altup.width
+    blocks = sum(rows + columns + outputs for rows, columns, outputs in work.passes) + work.writes * (2 * width + 1)
+    # Norms and copies read and write; so does a sigmoid, and a product reads two numbers and writes one.
+    numbers = 2 * (work.normed + work.copied) + 5 * work.gated + work.moved
+    numbers += sum(inner + outer for inner, outer in work.products)
+    moved = blocks * block_bytes(config) + 4 * tokens * numbers
+    products = 2 * tokens * sum(inner * outer for inner, outer in work.products)
+    forward = moved / cluster.memory_rate + products / cluster.flops("fp32")
     return forward, 2 * forward
 
 
@@ -155,7 +190,8 @@ def window(
     else:
         scatters = [t for t in forward if t.operation == "reduce_scatter" and t.kind == "tensor"]
         idle = sum((transfer_seconds(t, cluster) - busy_seconds([t], cluster)) / t.calls for t in scatters[-1:])
-    return Window(mixing_seconds(config, cluster)[0], idle)
+    mixing = mixing_seconds(config, cluster)
+    return Window(mixing.posted[0], idle, mixing.waits[0])
 
 
 def layer_times(
@@ -173,12 +209,20 @@ def layer_times(
     forward = _with_communication(config, bases[0], opening, transfers, "forward", layer, cluster, factors)
     backward = _with_communication(config, bases[1], opening, transfers, "backward", layer, cluster, factors)
     if config.train.recompute == "full":
-        return forward, backward + forward
+        return forward, backward + forward + _rebuilding(config, cluster)
     if config.train.recompute == "selective":
         scores = 2 * local_tokens(config) * layer_products(config, layer).scores / cluster.flops(config.train.precision)
         again = kind_seconds([t for t in transfers if t.phase == "recompute"], "context", cluster)
         return forward, backward + Times(products=scores, context=again)
     return forward, backward
+
+
+def _rebuilding(config: RunConfig, cluster: Cluster) -> Times:
+    """The states before recomputed steps, by mixing once more (`model.recompute`). Static weights' is not counted."""
+    if token_step(config) is None or not defers_mixing(config):
+        return Times()
+    mixing = mixing_seconds(config, cluster)
+    return Times(mixing=mixing.waits[0] + mixing.posted[0])
 
 
 def _with_communication(
@@ -194,15 +238,16 @@ def _with_communication(
     found = [t for t in transfers if t.phase == phase and t.layer == layer]
     tensor, context = (kind_seconds(found, kind, cluster) for kind in ("tensor", "context"))
     expert = kind_seconds(found, "expert", cluster) * factors.imbalance
-    mixing = mixing_seconds(config, cluster)[phase == "backward"]
-    hidden = 0.0
+    mixing, hidden = mixing_seconds(config, cluster), 0.0
+    posted = mixing.posted[phase == "backward"]
+    waits = mixing.waits[phase == "backward"]
     asynchronous = config.overlap.exchange == "async"
     if asynchronous and defers_mixing(config):
-        hidden = min(mixing, opening.idle)
+        hidden = min(posted, opening.idle)
     if asynchronous and config.overlap.microbatch_halves:
         # While the rows of one half travel, the other half computes.
         expert = max(0.0, expert - base.total / 2)
-    return base + Times(mixing=mixing - hidden, tensor=tensor, context=context, expert=expert)
+    return base + Times(mixing=waits + posted - hidden, tensor=tensor, context=context, expert=expert)
 
 
 def output_times(
@@ -211,10 +256,13 @@ def output_times(
     """(forward, backward) of the output layer and the loss, one micro-batch. Uses the transfers that have no layer."""
     if cluster.cpu_cost_model is not None:
         numbers = last_numbers(config)
-        bases = _sequential_times(config, cluster, [output_product(config)], numbers, {"ends": 0.5}, factors)
+        matrix_products = [output_product(config), *end_products(config)]
+        bases = _sequential_times(config, cluster, matrix_products, numbers, {"ends": 0.5}, factors)
     else:
         tokens = local_tokens(config)
-        seconds = 2 * tokens * output_products(config).output / cluster.flops(config.train.precision)
+        products = output_products(config)
+        # Learned ends of the stream are fp32, or of the parameters' dtype: a small part, taken at the latter's rate.
+        seconds = 2 * tokens * (products.output + products.mixing) / cluster.flops(config.train.precision)
         moved = 4 * 4 * tokens * config.model.vocab_size
         base = Times(products=seconds, passes=moved / cluster.memory_rate) * factors.straggler
         bases = base, base * 2

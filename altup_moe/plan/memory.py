@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from altup_moe.altup.shape import branches, is_moe_layer, output_width, stream_width
+from altup_moe.altup.shape import is_moe_layer, output_width
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import num_microbatches
-from altup_moe.moe.backends import defers_mixing, joins_steps
 from altup_moe.parallel.rank_coordinates import ChunkLayers, RankCoordinates, chunk_layers
 from altup_moe.plan.buffers import PARAMETER_BYTES, buffers
 from altup_moe.plan.groups import World
 from altup_moe.plan.parameters import HeldSum, held_sums
 from altup_moe.plan.routes import local_tokens
+from altup_moe.plan.streams import recomputed_bytes, recomputed_step_bytes, stream_bytes
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Memory:
     activations: float
     """What autograd keeps of all micro-batches in flight, without the stream."""
     stream: float
-    """What the mixing passes keep in addition: the blocks of the wide stream and pending outputs."""
+    """What mixing keeps in addition: the blocks of the wide stream, pending outputs, weights of every token."""
     logits: float
     exchange: float
     """Buffers of rows in transit to the experts and back."""
@@ -108,29 +108,16 @@ def held_activations(config: RunConfig, world: World, coordinates: RankCoordinat
     if config.train.recompute == "full":
         # The backward recomputes one layer at a time and keeps its activations.
         kept += max(sum(layer_parts(config, layer)) for chunk in own for layer in chunk.layers)
+        stream += recomputed_step_bytes(config)
     return kept, stream
 
 
 def chunk_activations(config: RunConfig, chunk: ChunkLayers) -> tuple[float, float]:
     """(activations, the stream's part) that one micro-batch keeps in a chunk of layers, bytes."""
-    width, layers = stream_width(config.altup.width, config.altup.variant), len(chunk.layers)
-    steps = layers * len(branches(config.altup.level)) if width > 1 else layers
-    block = local_tokens(config) * config.model.hidden_size * PARAMETER_BYTES[config.train.precision]
     if config.train.recompute == "full":
-        if width == 1 or not defers_mixing(config):
-            return steps * block, steps * (width - 1) * block
-        segments = -(-steps // max(1, round(steps**0.5)))
-        # Kept: the first state of every segment and the output of every layer. One segment is rebuilt at a time.
-        rebuilt = max(1, round(steps**0.5))
-        return steps * block, (segments + rebuilt) * (width + 1) * block
+        return recomputed_bytes(config, chunk)
     kept = sum(sum(layer_parts(config, layer)) for layer in chunk.layers)
-    if width == 1:
-        return kept + _end(config, chunk), 0.0
-    if joins_steps(config):
-        # A pass of two steps keeps the K blocks that it read, two outputs, and the row that came with the blocks.
-        return kept + _end(config, chunk), layers * (width + 3) * block
-    # The mixing pass of each step keeps the K blocks that it read and the pending output.
-    return kept + _end(config, chunk), steps * (width + 1) * block
+    return kept + _end(config, chunk), stream_bytes(config, chunk)
 
 
 def _end(config: RunConfig, chunk: ChunkLayers) -> float:
@@ -187,14 +174,22 @@ def _vocabulary_rows(config: RunConfig) -> float:
 
 
 def kept_by_loss(config: RunConfig) -> float:
-    """Bytes that autograd keeps of the loss: the exponentials of the logits, fp32."""
-    return 4 * _vocabulary_rows(config)
+    """Bytes that autograd keeps of the loss: the exponentials of the logits, fp32. In chunks it keeps what the output
+    layer reads, of all tensor ranks, and makes a chunk's logits again."""
+    if config.train.loss_chunk is None:
+        return 4 * _vocabulary_rows(config)
+    m, a, p = config.model, config.altup, config.parallel
+    gathered = local_tokens(config) * p.tensor if p.tensor > 1 else 0
+    width = output_width(m.hidden_size, a.width, a.variant, a.recycled)
+    return gathered * width * PARAMETER_BYTES[config.train.precision]
 
 
 def _logits(config: RunConfig) -> float:
     """Bytes at the start of the loss's backward: logits as computed and in fp32, exponentials, and the gradient."""
-    e = PARAMETER_BYTES[config.train.precision]
-    return _vocabulary_rows(config) * (12 + (e if e != 4 else 0))
+    e, chunk = PARAMETER_BYTES[config.train.precision], config.train.loss_chunk
+    positions = config.model.seq_length // config.parallel.context
+    at_once = 1.0 if chunk is None else min(1.0, chunk / positions)
+    return at_once * _vocabulary_rows(config) * (12 + (e if e != 4 else 0))
 
 
 def _exchange(config: RunConfig, coordinates: RankCoordinates) -> float:

@@ -54,6 +54,8 @@ class HeldParameter:
 
 HeldKind = tuple[bool, bool, bool, bool]
 """(expert, whole, coefficient, table) of `HeldSum`."""
+WHOLE = ("norm", ".router.", "expand.", ".contract.")
+"""Parts of names of weights that every tensor rank holds whole, beside coefficients."""
 TABLES = ("embedding.word_embeddings.weight", "output_layer.weight")
 ALIGNMENT = 64
 """Parameters start at multiples of this in a buffer, as in megatron.core.distributed.param_and_grad_buffer."""
@@ -87,7 +89,7 @@ def _parameters(tensors: Iterable[HeldTensor]) -> Iterator[HeldParameter]:
             continue
         slices = [math.prod(stop - start for start, stop in piece.global_slice) for piece in tensor.pieces]
         coefficient = ".coefficients." in tensor.name
-        whole = coefficient or "norm" in tensor.name or ".router." in tensor.name
+        whole = coefficient or any(part in tensor.name for part in WHOLE)
         yield HeldParameter(tensor.chunk, tensor.name, sum(slices), ".experts." in tensor.name, whole, coefficient)
 
 

@@ -78,7 +78,7 @@ def plan_lines(config: RunConfig, cluster: Cluster, plan: StepPlan) -> Iterator[
     exposed = [f"{kind} {seconds * 1e3:,.1f}" for kind, seconds in plan.exposed().items() if seconds]
     yield f"exposed     {', '.join(exposed) or 'no communication'} (ms of the slowest stage)"
     for name, window in (("a dense", plan.dense_window), ("an MoE", plan.moe_window)):
-        if window is not None and window.needs:
+        if window is not None and (window.needs or window.waits):
             yield f"mixing      {_window(name, window)}"
     met = _nodes_met(config, cluster)
     if met is not None:
@@ -94,10 +94,14 @@ def plan_lines(config: RunConfig, cluster: Cluster, plan: StepPlan) -> Iterator[
 
 
 def _window(name: str, window: Window) -> str:
+    waits = f"{1e6 * window.waits:,.0f} us wait for outputs" if window.waits else ""
+    if not window.needs:
+        return f"{name} layer's: {waits}"
     free = window.idle >= window.needs
     word = "is hidden" if free else f"is not hidden: {1e6 * (window.needs - window.idle):,.0f} us of it wait"
     figures = f"needs {1e6 * window.needs:,.0f} us, the window has {1e6 * window.idle:,.0f}"
-    return f"{name} layer's pass {word} ({figures}{f', {window.idle / window.needs:.1f} times' if free else ''})"
+    figures += f", {window.idle / window.needs:.1f} times" if free else ""
+    return f"{name} layer's pass {word} ({figures}){waits and f'; {waits}'}"
 
 
 def _stage_table(plan: StepPlan) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The plan's memory against a step's ranks: weights, gradients and optimizer exactly, activations within 10 %.
 
-Activations are the storages that autograd keeps in a chunk's first forward pass, parameters aside, each once.
+Activations are the storages that autograd keeps in a chunk's first forward pass, parameters aside, each once. With
+recomputation, which keeps tensors by itself, they are the peak of what forward and backward passes hold.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from altup_moe.config import RunConfig
 from altup_moe.config.checks import check_config
 from altup_moe.parallel.rank_coordinates import chunk_layers
 from altup_moe.plan.groups import World
-from altup_moe.plan.memory import chunk_activations, kept_by_loss, states
+from altup_moe.plan.memory import chunk_activations, kept_by_loss, rank_memory, states
 from tests.distributed.cases import small, world_size
 from tests.distributed.ranks import run_ranks
 
@@ -97,6 +98,7 @@ def _state_bytes(part: Any, config: RunConfig) -> int:
 
 
 WIDE = {"model": {"seq_length": 64, "hidden_size": 64, "ffn_hidden_size": 192, "vocab_size": 128}}
+BRANCH = {"level": "branch"}
 CASES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "one": ("one", {}),
     "one, K 4": ("one", {"altup": {"width": 4}}),
@@ -106,10 +108,29 @@ CASES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     ),
     "branches": ("tp2", {"altup": {"level": "branch"}}),
     "branches, wide residual, K 4": ("one", {"altup": {"level": "branch", "width": 4, "variant": "wide_residual"}}),
+    "mhc": ("tp2", {"altup": {**BRANCH, "variant": "mhc"}}),
+    "mhc, K 4, bf16": ("ep2", {"altup": {**BRANCH, "width": 4, "variant": "mhc"}, "train": {"precision": "bf16"}}),
+    "mhc, wide tables, inline": (
+        "pp2-uneven",
+        {"altup": {**BRANCH, "variant": "mhc", "recycled": False}, "overlap": {"mixing": "inline"}},
+    ),
+    "mhc_single_pass": ("ep2", {"altup": {**BRANCH, "variant": "mhc_single_pass"}, "overlap": {"mixing": "inline"}}),
+    "mhc_single_pass, K 4": ("pp2-vpp2", {"altup": {**BRANCH, "width": 4, "variant": "mhc_single_pass"}}),
+    "independent_hc": ("pp2-uneven", {"altup": {**BRANCH, "variant": "independent_hc"}}),
+    "independent_hc, K 4": ("cp2", {"altup": {**BRANCH, "width": 4, "variant": "independent_hc"}}),
+    "gated_residual": ("tp2-ep2", {"altup": {**BRANCH, "variant": "gated_residual"}}),
+    "gated_residual, K 4, bf16": (
+        "dp2",
+        {"altup": {**BRANCH, "width": 4, "variant": "gated_residual"}, "train": {"precision": "bf16"}},
+    ),
+    "dynamic, K 4": ("pp2", {"altup": {"width": 4, "variant": "dynamic"}}),
+    "dynamic, branches": ("tp2", {"altup": {**BRANCH, "variant": "dynamic"}, "train": {"precision": "bf16"}}),
     "data, sharded": ("dp2", {"parallel": {"distributed_optimizer": True}}),
     "data, bf16": ("dp2", {"train": {"precision": "bf16"}}),
     "data, sharded, bf16": ("dp2", {"parallel": {"distributed_optimizer": True}, "train": {"precision": "bf16"}}),
     "tensor": ("tp2", {}),
+    "loss in chunks": ("one", {"train": {"loss_chunk": 16}}),
+    "tensor, loss in chunks": ("tp2", {"train": {"loss_chunk": 16}}),
     "uneven stages": ("pp2-uneven", {}),
     "interleaved, tied": ("pp2-vpp2", {"model": {"share_embeddings_and_output_weights": True}}),
     "experts": ("ep2", {"moe": {"layer_freq": 1}}),
@@ -134,3 +155,65 @@ def test_memory_is_what_a_step_holds(case: str) -> None:
         for chunk, kept in zip(chunk_layers(config, coordinates.pipeline), held.kept, strict=True):
             planned = sum(chunk_activations(config, chunk)) + (kept_by_loss(config) if chunk.last else 0)
             assert planned == pytest.approx(kept, rel=0.1), (coordinates, chunk)
+
+
+def peak(config: RunConfig) -> int:
+    """On a rank: the most bytes that forward and backward passes of a step hold at once, beside weights and sums."""
+    import torch
+
+    from altup_moe.parallel.topology import topology
+    from altup_moe.train.batches import Batch
+    from altup_moe.train.engine import build_engine
+    from altup_moe.train.step import run_schedule
+    from tests.distributed.cases import micro_batch, micro_batch_count
+    from tests.distributed.live_bytes import LiveBytes
+
+    with topology(config.parallel) as topo:
+        engine = build_engine(config, topo)
+        batches = []
+        for index in range(topo.data_rank, micro_batch_count(config), topo.data_size):
+            tokens, labels = micro_batch(config, index)
+            batches.append(Batch(tokens, labels, torch.ones(labels.shape)))
+        with LiveBytes() as live:
+            run_schedule(engine.chunks, batches, config, topo)
+        return live.peak
+
+
+PEAKS = [
+    (layout, variant, width, recompute, mixing)
+    for layout, variant, width in (
+        ("one", "mhc", 2),
+        ("dp2", "mhc", 4),
+        ("pp2", "mhc_single_pass", 2),
+        ("one", "mhc_single_pass", 4),
+        ("one", "independent_hc", 2),
+        ("dp2", "independent_hc", 4),
+        ("one", "gated_residual", 2),
+        ("pp2", "gated_residual", 4),
+        ("one", "dynamic", 2),
+        ("dp2", "dynamic", 4),
+    )
+    for recompute, mixing in (("none", "deferred"), ("full", "deferred"), ("full", "inline"))
+]
+
+
+@pytest.mark.parametrize(("layout", "variant", "width", "recompute", "mixing"), PEAKS)
+def test_peak_of_streams_with_weights_of_every_token(
+    layout: str, variant: str, width: int, recompute: str, mixing: str
+) -> None:
+    """A small vocabulary, for the plan adds up what is never there at once: the loss, and a segment that is rebuilt."""
+    config = small(
+        layout,
+        model={**WIDE["model"], "vocab_size": 64},
+        altup={"variant": variant, "width": width, "level": "branch"},
+        moe={"num_experts": 0},
+        parallel={"expert_tensor": 1},
+        overlap={"mixing": mixing},
+        train={"recompute": recompute},
+    )
+    size = world_size(layout)
+    check_config(config, size)
+    world = World(config.parallel, size)
+    for coordinates, held in zip(world.all_coordinates, run_ranks(size, peak, config), strict=True):
+        memory = rank_memory(config, world, coordinates)
+        assert memory.activations + memory.stream + memory.logits == pytest.approx(held, rel=0.1), coordinates

@@ -88,6 +88,28 @@ CASES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "tensor, stages, experts, wide tables": ("tp2-pp2-ep2", {"altup": {"recycled": False}}),
     "data, stages": ("dp2-pp2", {"model": {"qk_layernorm": True}}),
     "experts and expert-tensor": ("dp4-ep2-etp2", {}),
+    "mhc, tensor": ("tp2", {"altup": {"level": "branch", "variant": "mhc"}}),
+    "mhc_single_pass, interleaved": (
+        "pp2-vpp2",
+        {"altup": {"level": "branch", "variant": "mhc_single_pass", "width": 4}},
+    ),
+    "mhc_single_pass, uneven stages, wide tables": (
+        "pp2-uneven",
+        {"altup": {"level": "branch", "variant": "mhc_single_pass", "recycled": False}},
+    ),
+    "independent_hc, tensor, stages, experts": (
+        "tp2-pp2-ep2",
+        {"altup": {"level": "branch", "variant": "independent_hc"}},
+    ),
+    "gated_residual, experts, recomputed": (
+        "ep2",
+        {"altup": {"level": "branch", "variant": "gated_residual"}, "train": {"recompute": "full"}},
+    ),
+    "dynamic, tensor": ("tp2", {"altup": {"variant": "dynamic", "width": 4}}),
+    "dynamic, branches, stages, sharded": (
+        "dp2-pp2",
+        {"altup": {"level": "branch", "variant": "dynamic"}, "parallel": {"distributed_optimizer": True}},
+    ),
 }
 """Name -> (layout, what differs from the small model). Together: every layout of `cases.LAYOUTS` with a collective."""
 

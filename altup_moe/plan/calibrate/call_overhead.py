@@ -6,10 +6,14 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
+import torch
 import torch.distributed as dist
 
+from altup_moe.altup.sinkhorn import sinkhorn
+from altup_moe.altup.step_costs import SINKHORN_ITERATIONS
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig, TrainConfig
 from altup_moe.plan.calibrate.timed_steps import random_batches, timed_steps
+from altup_moe.plan.calibrate.timing import PieceWithInputs, forward_backward_seconds
 from altup_moe.plan.cpu_cost_model import ForwardBackward
 
 
@@ -42,7 +46,18 @@ def calls_us() -> dict[str, ForwardBackward]:
     share = min(1.0, again / max(again, layer + experts + 6 * expert, 1e-9))
     both = {"layer": layer, "experts": experts, "expert": expert, "ends": ends}
     step = max(0.0, t["base"] - 4 * (ends + 4 * layer))
-    return {**{key: (share * us, (1 - share) * us) for key, us in both.items()}, "step": (step, 0.0)}
+    halves = {key: (share * us, (1 - share) * us) for key, us in both.items()}
+    return {**halves, "step": (step, 0.0), "iteration": _iteration_us()}
+
+
+def _iteration_us() -> ForwardBackward:
+    """One pass of Sinkhorn's iterations over almost no tokens."""
+    pieces: list[PieceWithInputs] = [
+        (lambda x: sinkhorn(x, SINKHORN_ITERATIONS, 1e-6), [torch.randn(2, 2, 8)]) for _ in range(20)
+    ]
+    forward, backward = forward_backward_seconds(pieces)
+    passes = 2 * SINKHORN_ITERATIONS - 1
+    return 1e6 * forward / passes, 1e6 * backward / passes
 
 
 def _step_seconds(runs: Iterable[RunConfig]) -> Iterator[float]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from altup_moe.altup.kernels import kernel
+from altup_moe.altup.token_mixing import TokenPass, Write
 from altup_moe.plan.calibrate.timing import (
     LARGE,
     SMALL,
@@ -122,6 +123,32 @@ def mixing_ns() -> dict[str, ForwardBackward]:
     return {"mix": (base[0], base[1]), "mix_more": (more[0], more[1])}
 
 
+TOKEN_WIDTH = 4
+"""Blocks of the measured passes with weights of every token."""
+
+
+def _token_mix(numbers: int) -> PieceWithInputs:
+    plain, tokens = kernel("torch", torch.device("cpu")), numbers // 256
+    weights = torch.randn(TOKEN_WIDTH, TOKEN_WIDTH, tokens)
+    return lambda x, w: TokenPass.apply(x, None, w, plain), [torch.randn(TOKEN_WIDTH, tokens, 256), weights]
+
+
+def _token_write(numbers: int) -> PieceWithInputs:
+    plain, tokens = kernel("torch", torch.device("cpu")), numbers // 256
+    inputs = [torch.randn(TOKEN_WIDTH, tokens, 256), torch.randn(tokens, 256), torch.randn(TOKEN_WIDTH, tokens)]
+    return lambda x, y, g: Write.apply(x, y, g, plain), inputs
+
+
+def token_ns() -> dict[str, ForwardBackward]:
+    """`token_mix` and `token_write`, of K blocks whose tensors have as many numbers each as the other pieces'."""
+    each = {"token_mix": (_token_mix, TOKEN_WIDTH**2), "token_write": (_token_write, TOKEN_WIDTH)}
+    found = {}
+    for name, (piece, per_number) in each.items():
+        forward, backward = nanoseconds_per_number(piece)
+        found[name] = forward / per_number, backward / per_number
+    return found
+
+
 def logit_ns() -> ForwardBackward:
     """`logit`: cross-entropy as Megatron computes it, in place but for the largest logit."""
     rows = [LARGE // 2048, 8 * LARGE // 2048]
@@ -187,4 +214,5 @@ def pieces_ns() -> dict[str, ForwardBackward]:
         "norm": _norm, "rotary": _rotary, "gate": _gate, "weigh": _weigh, "copy": _copy, "permute": _permute,
     }  # fmt: skip
     found = {name: nanoseconds_per_number(piece) for name, piece in autograd.items()}
-    return {**found, **attention_ns(), **mixing_ns(), "add": add_ns(), "logit": logit_ns(), **parameter_ns()}
+    found |= {**attention_ns(), **mixing_ns(), **token_ns()}
+    return {**found, "add": add_ns(), "logit": logit_ns(), **parameter_ns()}

@@ -116,7 +116,6 @@ def test_parts_are_the_whole_model(arch: str) -> None:
     [
         (["--optim.optimizer", "adafactor"], "optim.optimizer='adafactor': is not planned yet; adamw would fit"),
         (["--sequence.stride", "2"], "sequence.stride=2: is not planned yet; 1 would fit"),
-        (["--altup.variant", "dynamic"], "altup.variant='dynamic': is not planned yet; altup would fit"),
     ],
 )
 def test_what_is_not_planned_is_one_line(words: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,6 +67,36 @@ def test_operations_are_those_that_torch_counts(case: str, tied: bool) -> None:
     assert flops_per_token(config) == pytest.approx(3 * (counted_forward(config) - acausal_half + write), rel=1e-9)
 
 
+OF_EVERY_TOKEN: dict[str, tuple[str, int, int, int]] = {
+    "dynamic": ("layer", 0, 1, 0),
+    "dynamic, branches": ("branch", 0, 1, 0),
+    "mhc": ("branch", 0, 0, -1),
+    "mhc_single_pass": ("branch", 0, 1, 0),
+    "independent_hc": ("branch", 1, 0, -1),
+    "gated_residual": ("branch", 1, 1, 0),
+}
+"""Name -> (level, what we count and torch does not: of a step K^2 a feature, and K; of the stream's end K).
+
+K (K + 1) a feature are counted for each step, its read not. torch sees the matrix that mixes, where there is one, and
+a read that is a product, which stands in g (x) y's place.
+"""
+
+
+@pytest.mark.parametrize("experts", [{}, EXPERTS])
+@pytest.mark.parametrize(("width", "recycled"), [(2, True), (4, True), (4, False)])
+@pytest.mark.parametrize("case", OF_EVERY_TOKEN)
+def test_operations_of_weights_of_every_token(case: str, width: int, recycled: bool, experts: dict[str, Any]) -> None:
+    variant, (level, mixes, writes, end) = case.partition(",")[0], OF_EVERY_TOKEN[case]
+    recycled |= variant == "dynamic"
+    altup = AltUpConfig(width=width, variant=variant, level=level, recycled=recycled)
+    config = RunConfig(SHAPE, altup, MoEConfig(**experts))
+    features, heads = SHAPE.num_layers * SHAPE.hidden_size, SHAPE.num_layers * 4 * SHAPE.head_dim
+    known = features * (2 if level == "branch" else 1) * (mixes * width**2 + writes * width)
+    known += recycled * end * width * SHAPE.hidden_size
+    expected = 3 * (counted_forward(config) - 2 * heads * SHAPE.seq_length + 2 * known)
+    assert flops_per_token(config) == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("cross", ["narrow", "wide"])
 @pytest.mark.parametrize("width", [1, 2])
 def test_operations_of_an_encoder_decoder(width: int, cross: str) -> None:

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from altup_moe.altup.variants import VARIANTS
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, ParallelConfig, RunConfig, TrainConfig
 from altup_moe.config.checks import check_config, smallest_world
+
+STREAMS = [
+    (name, level)
+    for name, row in VARIANTS.items()
+    for level in row.levels
+    if row.planned and (name, level) != ("sum", "branch")
+]
 
 
 @st.composite
@@ -13,7 +21,7 @@ def runs(draw: st.DrawFn) -> tuple[RunConfig, int]:
     """(run, world size): any stream, experts or none, any layout of up to 32 ranks."""
     tensor, context, expert_tensor = (draw(st.sampled_from(sizes)) for sizes in ([1, 2], [1, 2], [1, 2]))
     pipeline, virtual = draw(st.sampled_from([(1, 1), (2, 1), (2, 2), (4, 1)]))
-    variant = draw(st.sampled_from(["altup", "gemma", "round_robin", "sum"]))
+    variant, level = draw(st.sampled_from(STREAMS))
     experts, freq = draw(st.sampled_from([(0, 1), (4, 1), (8, 2), (4, 4)]))
     scores = draw(st.sampled_from(["softmax", "sigmoid"]))
     first = draw(st.sampled_from([None, 1])) if (pipeline, virtual) == (2, 1) else None
@@ -35,7 +43,8 @@ def runs(draw: st.DrawFn) -> tuple[RunConfig, int]:
         AltUpConfig(
             draw(st.sampled_from([1, 2, 4])),
             variant,
-            recycled=variant != "sum" and draw(st.booleans()),
+            recycled=variant == "dynamic" or (variant != "sum" and draw(st.booleans())),
+            level=level,
         ),
         MoEConfig(
             num_experts=experts,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from altup_moe.altup.variants import VARIANTS
 from altup_moe.config import AltUpConfig, ConfigError, ModelConfig, MoEConfig, ParallelConfig, RunConfig, TrainConfig
 from altup_moe.config.shipped import CONFIGS
 from altup_moe.model.flops import flops_per_token
@@ -164,6 +165,13 @@ def test_a_cluster_that_cannot_be(values: dict[str, Any], says: str) -> None:
 def test_layouts_that_cannot_be_are_refused(config: RunConfig, key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         planned_on(config)
+
+
+def test_a_registered_variant_is_not_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VARIANTS, "mine", replace(VARIANTS["hc"], name="mine", planned=False))
+    with pytest.raises(ConfigError) as refused:
+        planned_on(run(altup={"variant": "mine"}))
+    assert str(refused.value) == "altup.variant='mine': is not planned yet; altup would fit"
 
 
 def test_the_picture_is_the_schedule() -> None:
