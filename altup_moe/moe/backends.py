@@ -121,6 +121,9 @@ def unavailable_overlap(config: RunConfig) -> str | None:
         shut.append(f"altup.variant {config.altup.variant}: {waits} wait for each output, the rest is deferred")
     if config.moe.num_experts > 0 and not find_backend(config.moe.backend).allows_overlap:
         shut += _asked_of_backend(config)
+    if config.altup.correct == "delayed" and not walks_two_steps(config):
+        needs = "moe.num_experts, overlap.mixing deferred and overlap.exchange async"
+        shut.append(f"altup.correct delayed: layers go one by one; two take turns with {needs}")
     return "; ".join(shut) or None
 
 

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from altup_moe.config import AltUpConfig, ConfigError, MoEConfig, OverlapConfig, RunConfig
-from altup_moe.moe.backends import BACKENDS, Backend, defers_mixing, find_backend, unavailable_overlap
+from altup_moe.moe.backends import BACKENDS, Backend, defers_mixing, find_backend, unavailable_overlap, walks_two_steps
 from tests.backends import installed
 
 EXPERTS = RunConfig(moe=MoEConfig(num_experts=4))
@@ -66,6 +66,21 @@ def test_coefficients_of_every_token_shut_windows(blocking: RunConfig) -> None:
     assert str(unavailable_overlap(both)) == f"{line}; moe.backend tutel has an exchange of its own: " + (
         "halves of a micro-batch hide nothing"
     )
+
+
+def test_delayed_outputs_that_take_no_turns(blocking: RunConfig) -> None:
+    delayed = replace(EXPERTS, altup=AltUpConfig(correct="delayed"))
+    assert unavailable_overlap(delayed) is None
+    assert walks_two_steps(delayed)
+    assert not walks_two_steps(EXPERTS)
+    for shut in (
+        replace(delayed, moe=replace(delayed.moe, num_experts=0)),
+        replace(delayed, overlap=OverlapConfig(mixing="inline")),
+        replace(delayed, overlap=OverlapConfig(exchange="blocking")),
+        replace(blocking, altup=delayed.altup),
+    ):
+        assert not walks_two_steps(shut)
+        assert "altup.correct delayed: layers go one by one" in str(unavailable_overlap(shut))
 
 
 def test_dense_models_have_their_own_windows(blocking: RunConfig) -> None:
