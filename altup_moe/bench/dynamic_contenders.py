@@ -19,7 +19,7 @@ from torch import Tensor
 
 from altup_moe.altup.kernels import Kernel, kernel
 from altup_moe.altup.per_token import mhc
-from altup_moe.altup.token_mixing import mix_and_write, read
+from altup_moe.altup.token_mixing import mix_and_write
 from altup_moe.bench.mixing_contenders import MixingContender, by_autograd, copy_of
 from altup_moe.bench.mixing_rivals import Update
 from altup_moe.bench.options import MixingBench
@@ -84,13 +84,12 @@ def our_step(k: Kernel, width: int, hidden_size: int) -> tuple[Update, list[Tens
     def update(x_KTD: Tensor, y_TD: Tensor) -> list[Tensor]:
         read_bias, write_bias, mix_bias = module.base.split(sizes)
         c = {"project": module.fn, "read_bias": read_bias, "write_bias": write_bias, "scale": module.scale}
-        found = mhc(x_KTD, {**c, "mix_bias": mix_bias.view(width, width)}, eps)
-        assert found.read is not None
+        found = mhc(x_KTD, {**c, "mix_bias": mix_bias.view(width, width)}, eps, k)
+        assert found.u is not None
         # A token is a position of one sample: [K, T, D] is the stream [K*T, 1, D].
         stream, y_T1D = found.stream.reshape(-1, 1, hidden_size), y_TD[:, None]
-        u_T1D = read(stream, found.read, k)
         writing = found.writing()
-        return [u_T1D[:, 0], mix_and_write(stream, y_T1D, writing.mix, writing.write, k).view_as(x_KTD)]
+        return [found.u, mix_and_write(stream, y_T1D, writing.mix, writing.write, k).view_as(x_KTD)]
 
     return update, list(module.parameters())
 

@@ -156,7 +156,8 @@ class TokenArithmetic:
         s = self._settings
         assert s.variant.connection is not None
         c = dict(self._coefficients.items())
-        found: Connection = load_object(s.variant.connection)(token_mixing.by_token(stream, s.width), c, s.eps)
+        x_KTD = token_mixing.by_token(stream, s.width)
+        found: Connection = load_object(s.variant.connection)(x_KTD, c, s.eps, s.kernel)
         return found.stream.view_as(stream), found
 
     def _input(self, state: Travelling, stream: Tensor, found: Connection) -> Tensor:
