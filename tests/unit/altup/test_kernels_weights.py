@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,9 @@ from torch import Tensor
 from altup_moe.altup import per_token
 from altup_moe.altup.kernels import PLAIN, Kernel
 from altup_moe.altup.kernels.compiled_weights import CHUNK, PIECE
+from altup_moe.altup.sinkhorn import sinkhorn
 from altup_moe.altup.token_mixing import mix_and_write
+from tests.unit.altup.test_kernels import run
 
 EPS = 1e-6
 # (K, T, D, rows of Q): ragged tiles of tokens and rows, several pieces, and K = 8 with its 80 rows.
@@ -79,6 +83,25 @@ def test_sinkhorn_is_the_definition(compiled: Kernel, width: int) -> None:
         compiled.sinkhorn_backward(d, soft, 20, EPS),
         PLAIN.sinkhorn_backward(d.double(), soft.double(), 20, EPS),
     )
+
+
+def test_sinkhorn_keeps_the_softmax_alone() -> None:
+    """Autograd would keep K^2 numbers a token for each of 40 steps."""
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda x: x):
+        sinkhorn(randn(4, 4, 10).requires_grad_(), 20, EPS)
+    assert kept == [4 * 4 * 10]
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_setting_is_named(tmp_path: Path) -> None:
+    code = """
+import torch
+from altup_moe.altup.kernels import kernel
+kernel("compile", torch.device("cpu")).dots(torch.ones(2, 3, 64), torch.ones(3, 64))
+"""
+    result = run(code, CXX="/nowhere/g++", TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
+    assert "altup.kernel=torch needs none" in result.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow
