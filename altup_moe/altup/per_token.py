@@ -42,9 +42,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from altup_moe.altup.dynamic import at_least_fp32
+from altup_moe.altup.kernels import PLAIN, Kernel
 from altup_moe.altup.sinkhorn import sinkhorn
 from altup_moe.altup.step_costs import SINKHORN_ITERATIONS
-from altup_moe.altup.token_mixing import Projection
+from altup_moe.altup.token_mixing import Projecting, Projection
 
 FLOOR = 1e-6
 """`hc_eps` of all of them: what is added to reads, to the matrix before it is normed, and to its sums."""
@@ -62,9 +63,9 @@ class Writing:
 class Connection:
     """The weights of one step, fp32.
 
-    ``stream``: X [K, T, D] for the passes of the step, and for no other use. ``read``: r [K, T]; None where ``u``
-    [T, D] is given, the step's input itself. ``writing``: computes the rest, which no input of a branch needs: it may
-    run later.
+    ``stream``: X [K, T, D] for the pass of the step, and for no other use. ``read``: r [K, T], where the step's input
+    is not read from this stream; else None. ``u`` [T, D]: the step's input. ``writing``: computes the rest, which no
+    input of a branch needs: it may run later.
     """
 
     stream: Tensor
@@ -73,40 +74,49 @@ class Connection:
     writing: Callable[[], Writing]
 
 
-def mhc(x_KTD: Tensor, c: Mapping[str, Tensor], eps: float) -> Connection:
-    """Manifold-constrained hyper-connections; also `mhc_single_pass`, whose ``read`` is the next step's.
+def mhc(x_KTD: Tensor, c: Mapping[str, Tensor], eps: float, kernel: Kernel = PLAIN) -> Connection:
+    """Manifold-constrained hyper-connections.
 
     Args:
-        x_KTD: the stream. c: coefficients by name. eps: of the norm.
+        x_KTD: the stream. c: coefficients by name. eps: of the norm. kernel: the implementation of what is large.
     """
-    k = x_KTD.shape[0]
-    x_KTD, logits_NT = _logits(x_KTD, c["project"], eps)
-    read_KT, write_KT, mix_NT = logits_NT.split([k, k, k * k])
-    read, write, mix = c["scale"]
+    stream, u, rest_NT = _project(x_KTD, c, eps, kernel)
+    return Connection(stream, None, u, _manifold(rest_NT, c, len(x_KTD), kernel))
+
+
+def mhc_single_pass(x_KTD: Tensor, c: Mapping[str, Tensor], eps: float, kernel: Kernel = PLAIN) -> Connection:
+    """`mhc` whose ``read`` is the next step's. Arguments as there."""
+    stream, read_KT, rest_NT = _project(x_KTD, c, eps, kernel, reads=False)
+    return Connection(stream, read_KT, None, _manifold(rest_NT, c, len(x_KTD), kernel))
+
+
+def _manifold(rest_NT: Tensor, c: Mapping[str, Tensor], k: int, kernel: Kernel) -> Callable[[], Writing]:
+    """The weights of mixing and writing of logits [K + K K, T]."""
 
     def writing() -> Writing:
+        _, write, mix = c["scale"]
+        write_KT, mix_NT = rest_NT.split([k, k * k])
         logits_KKT = (mix_NT * mix).view(k, k, -1) + c["mix_bias"][..., None]
         # Sinkhorn's matrix says where block i goes to; M says where block j comes from.
-        comb_KKT = sinkhorn(logits_KKT, SINKHORN_ITERATIONS, FLOOR)
+        comb_KKT = sinkhorn(logits_KKT, SINKHORN_ITERATIONS, FLOOR, kernel)
         return Writing(comb_KKT.transpose(0, 1), 2 * torch.sigmoid(write_KT * write + c["write_bias"][:, None]))
 
-    return Connection(x_KTD, torch.sigmoid(read_KT * read + c["read_bias"][:, None]) + FLOOR, None, writing)
+    return writing
 
 
-def independent_hc(x_KTD: Tensor, c: Mapping[str, Tensor], eps: float) -> Connection:
+def independent_hc(x_KTD: Tensor, c: Mapping[str, Tensor], eps: float, kernel: Kernel = PLAIN) -> Connection:
     """Hyper-connections that do not mix the blocks. Arguments as in `mhc`."""
-    x_KTD, logits_NT = _logits(x_KTD, c["project"], eps)
-    read_KT, write_KT = logits_NT.chunk(2)
-    read, write = c["scale"]
+    stream, u, write_KT = _project(x_KTD, c, eps, kernel, mixes=False)
 
     def writing() -> Writing:
-        return Writing(None, 2 * torch.sigmoid(write_KT * write + c["write_bias"][:, None]) + FLOOR)
+        return Writing(None, 2 * torch.sigmoid(write_KT * c["scale"][1] + c["write_bias"][:, None]) + FLOOR)
 
-    return Connection(x_KTD, torch.sigmoid(read_KT * read + c["read_bias"][:, None]) + FLOOR, None, writing)
+    return Connection(stream, None, u, writing)
 
 
-def gated_residual(x_KTD: Tensor, c: Mapping[str, Tensor], eps: float) -> Connection:
-    """A gate for every feature of every block, and a scalar for what is written to it. Arguments as in `mhc`."""
+def gated_residual(x_KTD: Tensor, c: Mapping[str, Tensor], eps: float, kernel: Kernel = PLAIN) -> Connection:
+    """A gate for every feature of every block, and a scalar for what is written to it. Arguments as in `mhc`; all is
+    torch's."""
     normed_KTD = _normed_blocks(x_KTD, c["norm"], eps)
 
     def writing() -> Writing:
@@ -117,9 +127,7 @@ def gated_residual(x_KTD: Tensor, c: Mapping[str, Tensor], eps: float) -> Connec
 
 def read_collapse(x_KTD: Tensor, c: Mapping[str, Tensor], eps: float) -> Tensor:
     """The end of an `mhc` or `independent_hc` stream: [T, D]. Arguments as in `mhc`."""
-    x_KTD, logits_KT = _logits(x_KTD, c["project"], eps)
-    read_KT = torch.sigmoid(logits_KT * c["scale"] + c["read_bias"][:, None]) + FLOOR
-    return torch.einsum("kt,ktd->td", read_KT, at_least_fp32(x_KTD))
+    return _project(x_KTD, c, eps, PLAIN)[1]
 
 
 def gated_collapse(x_KTD: Tensor, c: Mapping[str, Tensor], eps: float) -> Tensor:
@@ -127,11 +135,19 @@ def gated_collapse(x_KTD: Tensor, c: Mapping[str, Tensor], eps: float) -> Tensor
     return _gated_mean(_normed_blocks(x_KTD, c["norm"], eps), c)
 
 
-def _logits(x_KTD: Tensor, project: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(X for the passes, Q z [rows of Q, T]). Q z = (Q x) / rms(x): z is never formed."""
-    x_KTD, products_NT, squares_T = Projection.apply(x_KTD, project)
-    features = x_KTD.shape[0] * x_KTD.shape[2]
-    return x_KTD, products_NT * torch.rsqrt(squares_T / features + eps)
+def _project(
+    x_KTD: Tensor, c: Mapping[str, Tensor], eps: float, kernel: Kernel, reads: bool = True, mixes: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(X for the pass, u = r X [T, D] or r [K, T], the other logits [N - K, T]). Q z = (Q x) / rms(x): z is never
+    formed."""
+    k, _, d = x_KTD.shape
+
+    def weighting(products_NT: Tensor, squares_T: Tensor, scale: Tensor, read_bias: Tensor) -> tuple[Tensor, Tensor]:
+        logits_NT = products_NT * torch.rsqrt(squares_T / (k * d) + eps)
+        return torch.sigmoid(logits_NT[:k] * scale[0] + read_bias[:, None]) + FLOOR, logits_NT[k:]
+
+    how = Projecting(weighting, reads, mixes, kernel)
+    return Projection.apply(how, x_KTD, c["project"], c["scale"], c["read_bias"])
 
 
 def _normed_blocks(x_KTD: Tensor, norm: Tensor, eps: float) -> Tensor:

@@ -16,46 +16,31 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from altup_moe.altup.kernels import PLAIN, Kernel
+
 
 class Sinkhorn(torch.autograd.Function):
-    """(logits [K, K, T], iterations, eps) -> comb [K, K, T].
+    """(logits [K, K, T], iterations, eps, kernel) -> comb [K, K, T].
 
-    Kept for the backward pass: the softmax, the result and the sums, [2 iterations - 1, K, T]. A matrix before a step
-    is the one after it times the sums, so none in between is kept or computed anew: autograd keeps K times as much.
-    With A = gradient * matrix instead of the gradient, a step back q = p / s is
-
-        A_p = A_q - q sum(A_q)
-
-    which is three operations in place: the sum, this, and p = q s.
+    Only the softmax is kept for the backward pass, which does the steps again (`kernels.plain_weights`): autograd keeps
+    a matrix and more for each of them.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits_KKT: Tensor, iterations: int, eps: float) -> Tensor:
+    def forward(ctx: Any, logits_KKT: Tensor, iterations: int, eps: float, kernel: Kernel) -> Tensor:
         soft_KKT = logits_KKT.softmax(1)
-        comb_KKT = (soft_KKT + eps).contiguous()
-        sums_IKT = comb_KKT.new_empty(2 * iterations - 1, *comb_KKT.shape[1:])
-        for step, sums_KT in enumerate(sums_IKT):
-            along = step % 2  # columns are summed over the rows, dimension 0, first
-            torch.sum(comb_KKT, along, out=sums_KT).add_(eps)
-            comb_KKT.div_(sums_KT.unsqueeze(along))
-        ctx.save_for_backward(soft_KKT, comb_KKT, sums_IKT)
-        ctx.eps = eps
-        return comb_KKT
+        ctx.save_for_backward(soft_KKT)
+        ctx.iterations, ctx.eps, ctx.kernel = iterations, eps, kernel
+        return kernel.sinkhorn(soft_KKT, iterations, eps)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        soft_KKT, comb_KKT, sums_IKT = ctx.saved_tensors
-        a_KKT, comb_KKT = grads[0] * comb_KKT, comb_KKT.clone()
-        for step in reversed(range(len(sums_IKT))):
-            along = step % 2
-            a_KKT.addcmul_(comb_KKT, a_KKT.sum(along, keepdim=True), value=-1)
-            comb_KKT.mul_(sums_IKT[step].unsqueeze(along))
-        a_KKT.mul_(soft_KKT / (soft_KKT + ctx.eps))
-        return a_KKT.addcmul_(soft_KKT, a_KKT.sum(1, keepdim=True), value=-1), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (soft_KKT,) = ctx.saved_tensors
+        return ctx.kernel.sinkhorn_backward(grads[0], soft_KKT, ctx.iterations, ctx.eps), None, None, None
 
 
-def sinkhorn(logits_KKT: Tensor, iterations: int, eps: float) -> Tensor:
+def sinkhorn(logits_KKT: Tensor, iterations: int, eps: float, kernel: Kernel = PLAIN) -> Tensor:
     """The matrix of each token.
 
     Args:
@@ -64,4 +49,4 @@ def sinkhorn(logits_KKT: Tensor, iterations: int, eps: float) -> Tensor:
     Returns:
         [K, K, T], whose columns sum to 1, and rows nearly, but for eps.
     """
-    return Sinkhorn.apply(logits_KKT, iterations, eps)
+    return Sinkhorn.apply(logits_KKT, iterations, eps, kernel)

@@ -81,9 +81,11 @@ def manifold_step(k: int, d: int, half: bool, deferred: bool) -> TokenStep:
     waits = _network(k, d, k * (k + 2)) + Work(((1, k, 0),))
     if deferred:
         posted = _sinkhorn(k) + Work(((k, k, 0),))
-        return TokenStep(waits + Work(writes=1), posted, Kept(k + 1, _manifold_numbers(k)))
+        kept = Kept(k + 1, _manifold_numbers(k))
+        return TokenStep(waits + Work(writes=1), posted, kept, backward=Kept(numbers=_sinkhorn_again(k)))
     waits += _sinkhorn(k) + Work(((k, k, 1),))
-    return TokenStep(waits, Work(), Kept(k + 1, _manifold_numbers(k) + k * k))
+    kept = Kept(k + 1, _manifold_numbers(k) + k * k)
+    return TokenStep(waits, Work(), kept, backward=Kept(numbers=_sinkhorn_again(k)))
 
 
 def single_pass_step(k: int, d: int, half: bool, deferred: bool) -> TokenStep:
@@ -92,14 +94,14 @@ def single_pass_step(k: int, d: int, half: bool, deferred: bool) -> TokenStep:
         return replace(manifold_step(k, d, half, deferred), end=Kept(k))
     posted = _network(k, d, k * (k + 2)) + _sinkhorn(k) + Work(((k + 1, k, 0),), writes=1)
     # The gradient of the pass's K + 1 rows is the sum of two of that size, of the blocks and of the last row.
-    backward = Kept(2 * (k + 1))
+    backward = Kept(2 * (k + 1), _sinkhorn_again(k))
     kept = Kept(k + 1, _manifold_numbers(k) + k * (k + 1) + 1)
     return TokenStep(Work(((1, 1, 1),)), posted, kept, backward=backward)
 
 
 def independent_step(k: int, d: int, half: bool, deferred: bool) -> TokenStep:
     """`altup.per_token.independent_hc`. Deferred: g is posted, K numbers."""
-    return TokenStep(_network(k, d, 2 * k) + Work(((1, k, 0),), writes=1), Work(), Kept(k + 1, 8 * k + 1))
+    return TokenStep(_network(k, d, 2 * k) + Work(((1, k, 0),), writes=1), Work(), Kept(k + 1, 6 * k + 1))
 
 
 def gated_step(k: int, d: int, half: bool, deferred: bool) -> TokenStep:
@@ -142,8 +144,8 @@ def projection_end(k: int, d: int, half: bool) -> Kept:
 
 
 def read_end(k: int, d: int, half: bool) -> Kept:
-    """`altup.per_token.read_collapse`. A sum over blocks of a half type copies them."""
-    return Kept(k, 4 * k + 1 + half * k * d)
+    """`altup.per_token.read_collapse`."""
+    return Kept(k, 2 * k + 1)
 
 
 def gated_end(k: int, d: int, half: bool) -> Kept:
@@ -158,9 +160,14 @@ def _network(k: int, d: int, rows: int) -> Work:
 
 
 def _manifold_numbers(k: int) -> int:
-    """Products and logits, the norm's factor, reads and writes before and after their last operation, the softmax, the
-    matrix, and the sums of Sinkhorn's steps."""
-    return 2 * k * (k + 2) + 1 + 4 * k + 2 * k * k + (2 * SINKHORN_ITERATIONS - 1) * k
+    """Products and the sum of squares, the read, the other logits, writes before and after their last operation, the
+    softmax and the matrix."""
+    return k * (k + 2) + 1 + k + k * (k + 1) + 2 * k + 2 * k * k
+
+
+def _sinkhorn_again(k: int) -> int:
+    """What Sinkhorn's backward pass makes again and holds: the sums of its steps, two matrices and the gradient."""
+    return (2 * SINKHORN_ITERATIONS - 1) * k + 3 * k * k
 
 
 def _sinkhorn(k: int) -> Work:

@@ -14,10 +14,13 @@ and their gradients are fp32 (float64 in a float64 stream).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from altup_moe.altup.dynamic import at_least_fp32
 from altup_moe.altup.kernels import Kernel
@@ -29,41 +32,60 @@ def by_token(stream: Tensor, width: int) -> Tensor:
     return stream.view(width, -1, stream.shape[-1])
 
 
-class Projection(torch.autograd.Function):
-    """(X [K, T, D], Q [N, K*D]) -> (X for the passes, Q x [N, T], sum of squares of x [T]).
+Weighting = Callable[..., tuple[Tensor, Tensor]]
+"""(Q x [N, T], sums of squares of x [T], parameters...) -> (r [K, T], whatever follows later from the rest)."""
 
-    The passes' gradient of X is added to in place: by itself, each use of X would be K blocks more to write and to add.
+
+class Projection(torch.autograd.Function):
+    """(X [K, T, D], Q [N, K*D], parameters of the weighting) -> (X for the passes, r or u, the weighting's rest).
+
+    `Weighting` makes r of the products of x with Q; with ``reads`` the result is u = r X [T, D]. All uses of X but one
+    are in here, so that the gradient of X is formed once: it is the gradient of that one, a pass, to which the products
+    and the read are added in place. By autograd each would be K blocks more to write and to add.
+
+    Kept: X, and N + 1 numbers a token. The weighting is done again for its derivative.
     """
 
     @staticmethod
-    def forward(ctx: Any, x_KTD: Tensor, project: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(x_KTD, project)
-        k, t, d = x_KTD.shape
+    def forward(
+        ctx: Any, how: Projecting, x_KTD: Tensor, project: Tensor, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with span("mix"):
-            products_NT = project.new_zeros(project.shape[0], t)
-            squares_T = project.new_zeros(t)
-            for x_TD, q_ND in zip(x_KTD, project.view(-1, k, d).unbind(1), strict=True):
-                x_TD = at_least_fp32(x_TD)
-                products_NT.addmm_(q_ND, x_TD.t())
-                squares_T += torch.linalg.vector_norm(x_TD, dim=-1).square_()
-        return x_KTD.view_as(x_KTD), products_NT, squares_T
+            found = how.kernel.project(x_KTD, project)
+            first, rest = how.weighting(*found, *parameters)
+            ctx.how = how
+            ctx.save_for_backward(x_KTD, project, first, *found, *parameters)
+            if how.reads:
+                first = how.kernel.token_forward(x_KTD, None, first[None])[0]
+        return x_KTD.view_as(x_KTD), first, rest
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        x_KTD, project = ctx.saved_tensors
-        d_x, d_products_NT, d_squares_T = grads
-        k, _, d = x_KTD.shape
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_KTD, project, read_KT, *given = ctx.saved_tensors
+        d_x, d_first, d_rest = grads
+        how: Projecting = ctx.how
         with span("mix", backward=True):
-            # Only passes consume the handed-on stream, and their backward allocates this tensor: adding is safe.
-            d_x, d_project = d_x.contiguous(), torch.empty_like(project)
-            d_products_TN, twice_T1 = d_products_NT.t().contiguous(), 2 * d_squares_T[:, None]
-            for block, q_ND in enumerate(project.view(-1, k, d).unbind(1)):
-                x_TD, d_TD = at_least_fp32(x_KTD[block]), at_least_fp32(d_x[block])
-                d_project.view(-1, k, d)[:, block] = d_products_NT @ x_TD
-                d_TD.addmm_(d_products_TN, q_ND).addcmul_(x_TD, twice_T1)
-                if d_TD.dtype is not d_x.dtype:
-                    d_x[block] = d_TD
-        return d_x, d_project
+            d_read = how.kernel.dots(x_KTD, d_first) if how.reads else d_first
+            with torch.enable_grad():
+                leaves = [tensor.detach().requires_grad_() for tensor in given]
+                found = how.weighting(*leaves)
+            d_products_NT, d_squares_T, *d_parameters = torch.autograd.grad(found, leaves, [d_read, d_rest])
+            # A pass has allocated this tensor for its only consumer, but a write hands on what it was given.
+            d_x = d_x.contiguous() if how.mixes else d_x.clone(memory_format=torch.contiguous_format)
+            reads = (read_KT, d_first) if how.reads else None
+            d_project = how.kernel.project_backward(d_x, x_KTD, project, d_products_NT, d_squares_T, reads)
+        return None, d_x, d_project, *d_parameters
+
+
+@dataclass(frozen=True)
+class Projecting:
+    """How `Projection` works. ``mixes``: whether the handed-on X goes into one `TokenPass`, and nowhere else."""
+
+    weighting: Weighting
+    reads: bool
+    mixes: bool
+    kernel: Kernel
 
 
 class TokenPass(torch.autograd.Function):
@@ -87,8 +109,8 @@ class TokenPass(torch.autograd.Function):
 class Write(torch.autograd.Function):
     """(X [K, T, D], y [T, D], g [K, T]) -> X + g (x) y, where blocks are not mixed.
 
-    The gradient of X is that of the result, the same tensor. Whoever gave it may hold it, and it stays as it is: X has
-    a read beside this write, and autograd adds their gradients up in a tensor of its own before `Projection` sees it.
+    The gradient of X is that of the result, the same tensor. Whoever gave it may hold it, and it stays as it is
+    (`Projecting.mixes`).
     """
 
     @staticmethod

@@ -284,7 +284,7 @@ VARIANTS: dict[str, StreamVariant] = {
         StreamVariant(
             "mhc_single_pass",
             MANIFOLD,
-            connection=PER_TOKEN + "mhc",
+            connection=PER_TOKEN + "mhc_single_pass",
             lagged=True,
             reference=TOKEN_REFERENCE + "single_pass_stream",
             costs=step_costs.single_pass_step,

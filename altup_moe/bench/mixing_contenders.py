@@ -13,6 +13,8 @@ from altup_moe.altup.kernels import kernel
 from altup_moe.bench.mixing_rivals import Update, rivals
 from altup_moe.bench.options import MixingBench
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class MixingContender:
@@ -39,10 +41,10 @@ def mixing_contenders(bench: MixingBench, width: int, exponent: int, dtype: torc
     return found
 
 
-def copy_of(width: int, n: int, dtype: torch.dtype) -> MixingContender:
+def copy_of(width: int, n: int, dtype: torch.dtype, device: torch.device = CPU) -> MixingContender:
     """A copy that moves 2 (K + 1) blocks forward and 3 (K + 1) backward."""
     blocks = width + 1
-    source, target = torch.ones(3 * blocks * n // 2, dtype=dtype), torch.zeros(3 * blocks * n // 2, dtype=dtype)
+    source, target = (make(3 * blocks * n // 2, dtype=dtype, device=device) for make in (torch.ones, torch.zeros))
 
     def forward() -> None:
         target[: blocks * n].copy_(source[: blocks * n])

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from altup_moe.bench.dynamic_contenders import DEEPSEEK, HYPER_NAMES, WHOLE
+from altup_moe.bench.dynamic_contenders import STEPS, WHOLE
 from altup_moe.bench.mixing_rivals import GEMMA, LITERAL
 
-OUR_KERNELS = ("torch", "compile")
+OUR_KERNELS = ("torch", "compile", "triton")
 GOAL_WIDTH, GOAL_EXPONENT = 4, 21
 
 
@@ -25,6 +25,7 @@ class MixingTiming:
     both_ms: float
     forward_ratio: float
     both_ratio: float
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -53,18 +54,19 @@ def dynamic_goals(rows: list[MixingTiming]) -> list[Goal]:
         found.append(_at_most(f"forward <= 1.6 x copy {where}", best.forward_ratio, 1.6))
         found.append(_at_most(f"forward and backward <= 2.8 x copy {where}", best.both_ratio, 2.8))
     for where, here, best in _best_at(rows, WHOLE):
-        found += _faster(best, here, dict.fromkeys((DEEPSEEK, *HYPER_NAMES), 3.0), where)
+        found += _faster(best, here, dict.fromkeys(STEPS, 3.0), where)
     return found
 
 
 def _best_at(rows: list[MixingTiming], what: str) -> Iterator[tuple[str, dict[str, MixingTiming], MixingTiming]]:
-    """Yield (where, all of that setting by name, the fastest of ours) of each type and number of threads."""
-    for dtype, threads in dict.fromkeys((row.dtype, row.threads) for row in rows):
-        here = _at(rows, dtype, threads)
+    """Yield (where, all of that setting by name, the fastest of ours) of each type and number of threads, or GPU."""
+    for dtype, threads, device in dict.fromkeys((row.dtype, row.threads, row.device) for row in rows):
+        here = _at(rows, dtype, threads, device)
         ours = [here[name + what] for name in OUR_KERNELS if name + what in here]
         if ours:
             best = min(ours, key=lambda row: row.both_ms)
-            yield f"({best.name}, {dtype}, {threads} thread{'s' * (threads > 1)})", here, best
+            place = f"{threads} thread{'s' * (threads > 1)}" if device == "cpu" else device
+            yield f"({best.name}, {dtype}, {place})", here, best
 
 
 def _faster(best: MixingTiming, here: dict[str, MixingTiming], factors: dict[str, float], where: str) -> Iterator[Goal]:
@@ -75,9 +77,9 @@ def _faster(best: MixingTiming, here: dict[str, MixingTiming], factors: dict[str
                 yield Goal(f"{part} >= {factor:g} x faster than {rival} {where}", faster, faster >= factor)
 
 
-def _at(rows: list[MixingTiming], dtype: str, threads: int) -> dict[str, MixingTiming]:
-    setting = (GOAL_WIDTH, GOAL_EXPONENT, dtype, threads)
-    return {r.name: r for r in rows if (r.width, r.exponent, r.dtype, r.threads) == setting}
+def _at(rows: list[MixingTiming], dtype: str, threads: int, device: str) -> dict[str, MixingTiming]:
+    setting = (GOAL_WIDTH, GOAL_EXPONENT, dtype, threads, device)
+    return {r.name: r for r in rows if (r.width, r.exponent, r.dtype, r.threads, r.device) == setting}
 
 
 def _at_most(text: str, figure: float, limit: float) -> Goal:

@@ -280,7 +280,7 @@ class MixingBench:
     kernels: tuple[Literal["torch", "compile"], ...] = ("torch", "compile")
     """Implementations of ours; compile needs a C++ compiler, and seconds for each K, type and number of threads."""
     dynamic: bool = False
-    """Passes with a matrix for each token, and whole steps of hyper-connections that compute it (mHC)."""
+    """Passes with a matrix for each token, and whole steps of hyper-connections that compute it (mHC); on a GPU too."""
     rivals: bool = True
     """Measure the other implementations too."""
     hidden_size: int = 512

@@ -257,17 +257,15 @@ class TokenArithmetic(StepArithmetic):
             assert state.weights is not None
             stream = token_mixing.write(stream, state.y, state.weights, s.kernel)
         x_KTD = token_mixing.by_token(stream, s.width)
-        found: Connection = load_object(s.variant.connection)(x_KTD, self._coefficients, s.eps)
+        found: Connection = load_object(s.variant.connection)(x_KTD, self._coefficients, s.eps, s.kernel)
         return _TokensBegun(found.stream.view_as(stream), found)
 
     def _input(self, state: Travelling, begun: _TokensBegun) -> Tensor:
         stream, found = begun.stream, begun.found
         if self._settings.variant.lagged:
             return first_input(stream, self._settings.width) if state.u is None else state.u
-        if found.read is None:
-            assert found.u is not None
-            return found.u.to(stream.dtype).view(-1, *stream.shape[1:])
-        return token_mixing.read(stream, found.read, self._settings.kernel)
+        assert found.u is not None
+        return found.u.to(stream.dtype).view(-1, *stream.shape[1:])
 
     def inline(self, state: Travelling, after: Reading | None, compute: Compute) -> Travelling:
         """All coefficients, read, compute, then mix and write in one pass."""

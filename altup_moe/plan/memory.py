@@ -17,7 +17,7 @@ from altup_moe.plan.buffers import PARAMETER_BYTES, buffers
 from altup_moe.plan.groups import World
 from altup_moe.plan.parameters import HeldSum, held_sums
 from altup_moe.plan.routes import local_tokens
-from altup_moe.plan.streams import recomputed_bytes, recomputed_step_bytes, stream_bytes
+from altup_moe.plan.streams import backward_step_bytes, recomputed_bytes, recomputed_step_bytes, stream_bytes
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,8 @@ def held_activations(config: RunConfig, world: World, coordinates: RankCoordinat
         # The backward recomputes one layer at a time and keeps its activations.
         kept += max(sum(layer_parts(config, layer)) for chunk in own for layer in chunk.layers)
         stream += recomputed_step_bytes(config)
+    else:
+        stream += backward_step_bytes(config)
     return kept, stream
 
 

@@ -89,6 +89,12 @@ def recomputed_bytes(config: RunConfig, chunk: ChunkLayers) -> tuple[float, floa
     return steps * block, (segments + rebuilt - 1) * state
 
 
+def backward_step_bytes(config: RunConfig) -> float:
+    """Bytes that a step's backward pass holds at once of the stream, beside what is kept."""
+    step = token_step(config)
+    return 0.0 if step is None else kept_bytes(config, step.backward)
+
+
 def recomputed_step_bytes(config: RunConfig) -> float:
     """Bytes that the step which is being recomputed holds of the stream, beside its state."""
     step = token_step(config)

@@ -39,11 +39,24 @@ TokenBackward = Callable[[Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, 
 TokenWrite = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x [K, T, D], y [T, D], g [K, T] fp32) -> x + g y, [K, T, D] in x's dtype: the pass where blocks are not mixed. Its
 derivative is a `TokenBackward` of y alone."""
+Project = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(x [K, T, D], Q [N, K*D]) -> (Q x [N, T], sums of squares of x [T]), in Q's dtype, at least fp32."""
+ProjectBackward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, "Reads | None"], Tensor]
+"""(d_x [K, T, D], x, Q, d of products [N, T], d of squares [T], (r [K, T], d_u [T, D]) where u = r x was read) -> d_Q.
+d_x is contiguous; Q^T d_products + 2 d_squares x + r d_u is added to it in place."""
+Reads = tuple[Tensor, Tensor]
+Dots = Callable[[Tensor, Tensor], Tensor]
+"""(x [K, T, D], u [T, D]) -> x . u, [K, T], at least fp32: the derivative of a read by its weights."""
+Sinkhorn = Callable[[Tensor, int, float], Tensor]
+"""(softmax over dimension 1 of logits [K, K, T], iterations, eps) -> comb [K, K, T] (`altup.sinkhorn`)."""
+SinkhornBackward = Callable[[Tensor, Tensor, int, float], Tensor]
+"""(d_comb, softmax, iterations, eps) -> the gradient of the logits."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One implementation of the pass and of its derivative, with one matrix W for all tokens and with one for each."""
+    """One implementation of the pass and of its derivative, with one matrix W for all tokens and with one for each, and
+    of what computes the latter."""
 
     name: str
     forward: Forward
@@ -51,6 +64,11 @@ class Kernel:
     token_forward: TokenForward
     token_backward: TokenBackward
     token_write: TokenWrite
+    project: Project
+    project_backward: ProjectBackward
+    dots: Dots
+    sinkhorn: Sinkhorn
+    sinkhorn_backward: SinkhornBackward
 
 
 def kernel(name: str, device: torch.device) -> Kernel:
@@ -58,14 +76,27 @@ def kernel(name: str, device: torch.device) -> Kernel:
     if name == "auto":
         name = "triton" if device.type == "cuda" else "torch"
     # The fused ones load a compiler: only when asked for.
-    columns, tokens = (importlib.import_module(f"altup_moe.altup.kernels.{module}") for module in MODULES[name])
-    token = (tokens.token_forward, tokens.token_backward, tokens.token_write)
-    return Kernel(name, columns.forward, columns.backward, *token)
+    columns, tokens, weights = (importlib.import_module(f"altup_moe.altup.kernels.{part}") for part in MODULES[name])
+    return Kernel(
+        name,
+        columns.forward,
+        columns.backward,
+        tokens.token_forward,
+        tokens.token_backward,
+        tokens.token_write,
+        weights.project,
+        weights.project_backward,
+        weights.dots,
+        weights.sinkhorn,
+        weights.sinkhorn_backward,
+    )
 
 
 MODULES = {
-    "torch": ("plain", "plain"),
-    "compile": ("compiled", "compiled_tokens"),
-    "triton": ("triton_kernels", "triton_tokens"),
+    "torch": ("plain", "plain", "plain_weights"),
+    "compile": ("compiled", "compiled_tokens", "compiled_weights"),
+    "triton": ("triton_kernels", "triton_tokens", "plain_weights"),
 }
-"""Files of the implementations: with one matrix for all tokens, and with one for each."""
+"""Files of the implementations: with one matrix for all tokens, with one for each, and what computes the latter."""
+PLAIN = kernel("torch", torch.device("cpu"))
+"""The definition, for any device."""

@@ -107,7 +107,12 @@ def run_compiled(function: Callable[..., Any], options: dict[str, Any], *args: A
     try:
         return _COMPILED[function](*args)
     except TorchDynamoException as error:
-        raise RuntimeError(
-            "altup.kernel=compile: torch.compile failed, as it does where there is no C++ compiler (g++, or what CXX "
-            f"names); altup.kernel=torch needs none. It said: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise compiler_failed(error) from error
+
+
+def compiler_failed(error: Exception) -> RuntimeError:
+    """What a user is told where nothing can be compiled."""
+    return RuntimeError(
+        "altup.kernel=compile: torch.compile failed, as it does where there is no C++ compiler (g++, or what CXX "
+        f"names); altup.kernel=torch needs none. It said: {str(error).strip().splitlines()[0]}"
+    )

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from altup_moe.altup.kernels import kernel
-from altup_moe.bench.bench_mixing import bench_mixing
+from altup_moe.bench import bench_mixing as bench_mixing_module
+from altup_moe.bench.bench_mixing import NO_GPU, bench_mixing
 from altup_moe.bench.dynamic_contenders import (
+    COMPILED,
     DEEPSEEK,
     HYPER_NAMES,
+    STEPS,
     WHOLE,
     deepseek_step,
     dynamic_contenders,
     hyper_steps,
     our_step,
 )
+from altup_moe.bench.mixing_contenders import MixingContender
 from altup_moe.bench.mixing_goals import MixingTiming, dynamic_goals
 from altup_moe.bench.options import MixingBench
 
@@ -78,6 +83,57 @@ def test_goals_are_judged_by_the_figures() -> None:
     ]
     assert ["(compile, whole step, fp32, 1 thread)" in goal.text for goal in found] == [False] * 2 + [True] * 4
     assert dynamic_goals(passes[:0]) == []
+
+
+def test_triton_is_a_contender_on_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Triton's interpreter stands for the GPU. Without one a line says so, and stdout stays one JSON object."""
+    sizes = {"threads": (1,), "hidden_size": 16, "repeats": 1}
+    bench = MixingBench((2,), (7,), ("fp32",), kernels=("torch",), dynamic=True, rivals=False, json=True, **sizes)
+    bench_mixing(bench)
+    without = capsys.readouterr()
+    assert NO_GPU in without.err
+    assert {row["device"] for row in json.loads(without.out)["rows"]} == {"cpu"}
+    waits: list[None] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(None))
+    monkeypatch.setattr(bench_mixing_module, "dynamic_contenders", on_the_interpreter)
+    bench_mixing(bench)
+    with_one = capsys.readouterr()
+    rows = [row for row in json.loads(with_one.out)["rows"] if row["device"] == "cuda"]
+    assert [row["name"] for row in rows] == ["copy", "triton", "triton" + WHOLE]
+    assert len(waits) == 2 * 2 * 3, "the device is waited for in every turn of every part of every contender"
+    assert NO_GPU not in with_one.err
+
+
+def on_the_interpreter(
+    bench: MixingBench, width: int, exponent: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, MixingContender]:
+    """The contenders of a GPU on tensors of the CPU, with the numbers of torch's."""
+    if device.type == "cpu":
+        return dynamic_contenders(bench, width, exponent, dtype)
+    found = dynamic_contenders(replace(bench, kernels=("triton",)), width, exponent, dtype)
+    wanted = dynamic_contenders(bench, width, exponent, dtype)
+    for what in ("", WHOLE):
+        got = found["triton" + what].both()
+        torch.testing.assert_close(got, wanted["torch" + what].both(), rtol=1e-4, atol=1e-4)
+    return found
+
+
+@pytest.mark.slow
+def test_others_are_measured_by_torch_compile_too() -> None:
+    """The same numbers, whatever ran before; where our compiled kernel is not asked for, neither are they."""
+    bench = MixingBench(hidden_size=16, kernels=("compile",), dynamic=True)
+    found = dynamic_contenders(bench, 2, 7, torch.float32)
+    assert {name for name in STEPS if name in found} == set(STEPS)
+    for name in (DEEPSEEK, *HYPER_NAMES):
+        torch.testing.assert_close(found[name + COMPILED].both(), found[name].both(), rtol=1e-4, atol=1e-4)
+    plain = dynamic_contenders(replace(bench, kernels=("torch",)), 2, 7, torch.float32)
+    assert not any(name.endswith(COMPILED) for name in plain)
+
+
+def test_goals_name_the_device() -> None:
+    row = MixingTiming(4, 21, "fp32", 0, "triton", 17, 54, 1.7, 2.7, "cuda")
+    assert [goal.text.split("(")[1] for goal in dynamic_goals([row])] == ["triton, fp32, cuda)"] * 2
 
 
 def test_a_small_run_prints_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
