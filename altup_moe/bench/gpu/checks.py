@@ -27,7 +27,7 @@ CHECKS = {
     "checkpoint": Check("checkpoints", "round_trip", 120, "a checkpoint from the GPU to the CPU and back, bit for bit"),
     "nccl": Check("distributed", "nccl", 120, "one NCCL rank with every option on: the losses with all of them off"),
     "two_ranks": Check(
-        "distributed", "two_ranks", 180, "two gloo ranks on one GPU: exchanges, halves, streams, events"
+        "distributed", "two_ranks", 240, "two gloo ranks on one GPU: exchanges, halves, streams, events"
     ),
     "memory": Check("memory", "memory", 180, "peak memory of a step against the planner"),
     "train": Check("experts", "train", 150, "tokens a second against transformers' Mixtral"),

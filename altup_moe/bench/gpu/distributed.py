@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -13,51 +15,77 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from altup_moe.bench.gpu.losses import LOSS_GOAL, apart
+from altup_moe.bench.gpu.losses import LOSS_GOAL
 from altup_moe.bench.gpu.results import Figure, Found
 from altup_moe.bench.gpu.sizes import Sizes, run_of
-from altup_moe.bench.gpu.stepped import Stepped, stepped
+from altup_moe.bench.gpu.stepped import Stepped, apart, stepped, stepped_in_turn
 from altup_moe.checkpoint.memory_directory import VARIABLE
 from altup_moe.config import AltUpConfig, LogConfig, OverlapConfig, ParallelConfig, RunConfig
 from altup_moe.config.run_directory import metrics_file
-from altup_moe.parallel.start_ranks import environment_with_package
+from altup_moe.parallel.start_ranks import RankError, environment_with_package
 
 STEPS = 6
-PLAIN = {"overlap.mixing": "inline", "overlap.exchange": "blocking", "train.hang_timeout": "0"}
-ALL_ON = {
+COMMAND_ON = {
     "parallel.distributed_optimizer": "true",
     "parallel.overlap_grad_reduce": "true",
     "train.recompute": "full",
+    "train.hang_timeout": "60",
+    "train.spike_sigma": "6",
     "overlap.microbatch_halves": "true",
     "checkpoint.save_interval": "2",
     "checkpoint.memory_interval": "1",
-    "log.profile_steps": "2",
     "log.straggler_interval": "2",
     "moe.alarm_expert_share": "0.9",
-    "train.spike_sigma": "6",
 }
-OLD_TORCH = "train.hang_timeout was left out: this torch has other names for what it notes"
+COMMAND_OFF = {
+    "overlap.mixing": "inline",
+    "overlap.exchange": "blocking",
+    "train.hang_timeout": "0",
+    "log.straggler_interval": "0",
+}
+NOT_REHEARSED = "NCCL: not rehearsed, needs CUDA; gloo stood for it."
+OLD_TORCH = "The command altup-moe train was not run: it notes collectives by names that torch has from 2.13 on."
+NO_PICTURE = "log.profile_steps was left out: matplotlib, which draws the step, is not installed."
 
 
 def nccl(sizes: Sizes) -> Found:
-    """Losses of `altup-moe train` with all of its machinery on, and with what can be off turned off."""
-    watched = hasattr(dist.ProcessGroup, "all_gather_single")
-    every = {**ALL_ON, "train.hang_timeout": "60" if watched else "0"}
+    """Losses with everything on that a rank alone can have, and with all of it off; then the same by the command."""
+    found = Found(notes=[] if torch.cuda.is_available() else [NOT_REHEARSED])
+    found.notes += [] if draws() else [NO_PICTURE]
+    what = "largest relative difference of losses with everything on"
     with tempfile.TemporaryDirectory() as place:
-        plain = train(sizes, PLAIN, Path(place) / "plain")
-        all_on = train(sizes, every, Path(place) / "all")
-        kept = len(list((Path(place) / "all" / "checkpoints").glob("step_*")))
-    found = Found(
-        [
-            Figure("largest relative difference of losses", apart(plain, all_on), at_most=LOSS_GOAL, exact=True),
-            Figure("checkpoints kept", kept, at_least=1, exact=True),
-        ]
-    )
-    if not torch.cuda.is_available():
-        found.notes.append("NCCL: not rehearsed, needs CUDA; gloo stood for it")
-    if not watched:
-        found.notes.append(OLD_TORCH)
+        root = Path(place)
+        off, on = stepped_in_turn(alone_runs(sizes), STEPS, root / "alone")
+        found.notes += [error for error in (off.error, on.error) if error]
+        found.figures.append(Figure(what, apart(off, on), at_most=LOSS_GOAL, exact=True))
+        if not hasattr(dist.ProcessGroup, "all_gather_single"):
+            found.notes.append(OLD_TORCH)
+            return found
+        recorded = {"log.profile_steps": "2"} if draws() else {}
+        off, on = train(sizes, COMMAND_OFF, root / "command-off"), train(sizes, COMMAND_ON | recorded, root / "command")
+        kept = len(list((root / "command" / "checkpoints").glob("step_*")))
+    found.figures.append(Figure(f"altup-moe train: {what}", apart(off, on), at_most=LOSS_GOAL, exact=True))
+    found.figures.append(Figure("altup-moe train: checkpoints kept", kept, at_least=1, exact=True))
     return found
+
+
+def alone_runs(sizes: Sizes) -> tuple[RunConfig, RunConfig]:
+    """One rank with everything off, and on."""
+    base = run_of(sizes.small, 4, "fp32")
+    base = replace(base, train=replace(base.train, micro_batch_size=sizes.small.samples // 2))
+    on = replace(
+        base,
+        parallel=ParallelConfig(distributed_optimizer=True, overlap_grad_reduce=True),
+        train=replace(base.train, recompute="full"),
+        overlap=OverlapConfig(microbatch_halves=True),
+        log=LogConfig(profile_steps=2 if draws() else 0),
+    )
+    return replace(base, overlap=OverlapConfig("inline", "blocking")), on
+
+
+def draws() -> bool:
+    """Whether recorded steps can be drawn, as log.profile_steps does."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def train(sizes: Sizes, keys: Mapping[str, str], run_dir: Path) -> Stepped:
@@ -95,7 +123,7 @@ def shared_runs(sizes: Sizes) -> dict[str, RunConfig]:
     base = run_of(sizes.small, 4, "fp32")
     train = replace(base.train, micro_batch_size=2, global_batch_size=4)
     base = replace(base, train=train, parallel=ParallelConfig(expert=2))
-    profiled = LogConfig(profile_steps=2)
+    profiled = LogConfig(profile_steps=2 if draws() else 0)
     return {
         "blocking, inline": replace(base, overlap=OverlapConfig("inline", "blocking")),
         "async, inline": replace(base, overlap=OverlapConfig("inline", "async")),
@@ -112,15 +140,21 @@ def shared_runs(sizes: Sizes) -> dict[str, RunConfig]:
 
 def two_ranks(sizes: Sizes) -> Found:
     """Losses of both ranks' run against one rank alone."""
-    found = Found()
-    alone: dict[AltUpConfig, Stepped] = {}
-    for name, run in shared_runs(sizes).items():
-        with tempfile.TemporaryDirectory() as place:
-            if run.altup not in alone:
-                single = replace(run, parallel=ParallelConfig(), log=LogConfig(), overlap=OverlapConfig())
-                (alone[run.altup],) = stepped(single, STEPS, Path(place) / "one")
-            ranks = stepped(run, STEPS, Path(place) / "two", ranks=2)
-        what = f"{name}: largest relative difference of losses from one rank's"
-        worst = max(apart(alone[run.altup], rank) for rank in ranks)
-        found.figures.append(Figure(what, worst, at_most=LOSS_GOAL, exact=True))
+    found, runs = Found(notes=[] if draws() else [NO_PICTURE]), shared_runs(sizes)
+    streams = list(dict.fromkeys(run.altup for run in runs.values()))
+    with tempfile.TemporaryDirectory() as place:
+        plain = next(iter(runs.values()))
+        singles = [replace(plain, altup=altup, parallel=ParallelConfig()) for altup in streams]
+        alone = dict(zip(streams, stepped_in_turn(singles, STEPS, Path(place) / "one"), strict=True))
+        for number, (name, run) in enumerate(runs.items()):
+            try:
+                ranks = stepped(run, STEPS, Path(place) / f"two-{number}", ranks=2)
+            except RankError as error:
+                # The others are worth knowing all the same.
+                ranks = [Stepped(error=str(error))]
+            what = f"{name}: largest relative difference of losses from one rank's"
+            differences = [apart(alone[run.altup], rank) for rank in ranks]
+            worst = math.nan if any(map(math.isnan, differences)) else max(differences)
+            found.figures.append(Figure(what, worst, at_most=LOSS_GOAL, exact=True))
+            found.notes += [f"{name}: {rank.error}" for rank in ranks if rank.error]
     return found

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from altup_moe.altup.kernels import kernel
+from altup_moe.bench.gpu.interpreted import NOT_REHEARSED, runs_token_gradients
 from altup_moe.bench.gpu.jobs import run_job
 from altup_moe.bench.gpu.memory import name_of
 from altup_moe.bench.gpu.results import Figure, Found
@@ -38,10 +39,10 @@ class KernelCase:
 
 @dataclass
 class Worst:
-    """Largest errors over what is allowed, and passes whose bits differ between runs."""
+    """Largest errors over what is allowed (-1: nothing was run), and passes whose bits differ between runs."""
 
-    forward: float = 0.0
-    backward: float = 0.0
+    forward: float = -1.0
+    backward: float = -1.0
     other_bits: int = 0
     cases: int = 0
 
@@ -68,12 +69,16 @@ def kernels(sizes: Sizes) -> Found:
             totals.setdefault(name, Worst()).add(Worst(**worst))
     found = Found()
     for name, worst in sorted(totals.items()):
-        for what in ("forward", "backward"):
+        for what in ("forward", "backward") if worst.backward >= 0 else ("forward",):
             text = f"{name}, {what}: largest error over what rounding allows, {worst.cases} cases"
             found.figures.append(Figure(text, getattr(worst, what), at_most=1.0, exact=True))
-        found.figures.append(Figure(f"{name}: passes with other bits", worst.other_bits, at_most=0, exact=True))
+        if worst.backward >= 0:
+            text = f"{name}: backward passes with other bits"
+            found.figures.append(Figure(text, worst.other_bits, at_most=0, exact=True))
     if sizes.device == "cpu":
         found.notes.append("Run by Triton's interpreter, which cuts bf16 off where a GPU rounds.")
+    if not runs_token_gradients(torch.device(sizes.device)):
+        found.notes.append(NOT_REHEARSED)
     return found
 
 
@@ -124,16 +129,18 @@ def _tokens(case: KernelCase, shape: tuple[int, int], device: torch.device) -> W
     w = draw(case.rows, case.width + case.outputs, shape[0], dtype=torch.float32)
     k = kernel("triton", device)
     out = k.token_forward(x, y, w)
-    rounds = [k.token_backward(d, x, y, w) for _ in range(ROUNDS)]
-    d_x, d_y, d_w = rounds[0]
     x64 = (x if y is None else torch.cat([x, y[None]])).double()
-    got = d_x if d_y is None else torch.cat([d_x, d_y[None]])
     forward = [draw.error(out, "rct,ctd->rtd", w.double(), x64)]
     if y is not None:
         g = draw(case.width, shape[0], dtype=torch.float32)
         eye = torch.eye(case.width, device=device)[..., None].expand(-1, -1, shape[0])
         written = torch.cat([eye, g[:, None]], dim=1).double()
         forward.append(draw.error(k.token_write(x, y, g), "rct,ctd->rtd", written, x64))
+    if not runs_token_gradients(device):
+        return Worst(max(forward))
+    rounds = [k.token_backward(d, x, y, w) for _ in range(ROUNDS)]
+    d_x, d_y, d_w = rounds[0]
+    got = d_x if d_y is None else torch.cat([d_x, d_y[None]])
     backward = draw.error(got, "rct,rtd->ctd", w.double(), d.double()), draw.error(d_w, "rtd,ctd->rct", d.double(), x64)
     bits = [[one for one in each if one is not None] for each in rounds]
     return Worst(max(forward), max(backward), _other_bits(bits))

@@ -6,10 +6,13 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
+from altup_moe.bench.gpu.interpreted import NOT_REHEARSED, runs_token_gradients
 from altup_moe.bench.gpu.jobs import on_cpu
 from altup_moe.bench.gpu.results import Figure, Found
 from altup_moe.bench.gpu.sizes import Sizes, run_of
-from altup_moe.bench.gpu.stepped import Stepped, stepped
+from altup_moe.bench.gpu.stepped import apart, stepped_in_turn
 from altup_moe.config import AltUpConfig, RunConfig
 
 LOSS_GOAL = 1e-4
@@ -30,18 +33,23 @@ def loss_runs(sizes: Sizes) -> dict[str, RunConfig]:
 def losses(sizes: Sizes) -> Found:
     """The largest relative difference over the steps, for each stream. In a rehearsal Triton's interpreter stands for
     the GPU."""
-    found = Found()
-    for name, run in loss_runs(sizes).items():
-        here = replace(run, altup=replace(run.altup, kernel="triton" if run.altup.width > 1 else "auto"))
-        with tempfile.TemporaryDirectory() as place:
-            (gpu,) = stepped(here, sizes.loss_steps, Path(place) / "gpu")
-            (cpu,) = stepped(run, sizes.loss_steps, Path(place) / "cpu", environment=on_cpu())
+    found, interpreted = Found(), runs_token_gradients(torch.device(sizes.device))
+    if not interpreted:
+        found.notes.append(NOT_REHEARSED)
+    runs = loss_runs(sizes)
+    with tempfile.TemporaryDirectory() as place:
+        here = [replace(run, altup=_by_triton(run.altup, interpreted)) for run in runs.values()]
+        gpu = stepped_in_turn(here, sizes.loss_steps, Path(place) / "gpu")
+        cpu = stepped_in_turn(runs.values(), sizes.loss_steps, Path(place) / "cpu", on_cpu())
+    for name, one, other in zip(runs, gpu, cpu, strict=True):
         what = f"{name}: largest relative difference of {sizes.loss_steps} losses"
-        found.figures.append(Figure(what, apart(gpu, cpu), at_most=LOSS_GOAL, exact=True))
-        found.data[name] = {"gpu": gpu.losses, "cpu": cpu.losses}
+        found.figures.append(Figure(what, apart(one, other), at_most=LOSS_GOAL, exact=True))
+        found.notes += [f"{name}: {error}" for error in (one.error, other.error) if error]
+        found.data[name] = {"gpu": one.losses, "cpu": other.losses}
     return found
 
 
-def apart(one: Stepped, other: Stepped) -> float:
-    """Largest relative difference of their losses."""
-    return max(abs(a / b - 1) for a, b in zip(one.losses, other.losses, strict=True))
+def _by_triton(altup: AltUpConfig, interpreted: bool) -> AltUpConfig:
+    """With Triton's kernels, where there are blocks to mix and the kernels run."""
+    runs = altup.width > 1 and (interpreted or altup.variant != "mhc")
+    return replace(altup, kernel="triton") if runs else altup

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from altup_moe.altup.kernels import kernel
+from altup_moe.bench.gpu.interpreted import NOT_REHEARSED, runs_token_gradients
 from altup_moe.bench.gpu.kernels import DTYPES
 from altup_moe.bench.gpu.mixing_rivals import RIVALS
 from altup_moe.bench.gpu.results import Figure, Found
@@ -23,7 +24,6 @@ from altup_moe.bench.gpu.timing import Call, interleaved_medians
 
 FORWARD_GOAL, BACKWARD_GOAL = 0.85, 0.75
 COPY = "copy"
-OURS = ("one matrix", "two steps in a pass", "a matrix for each token")
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,14 @@ def mixing(sizes: Sizes) -> Found:
     device, found = torch.device(sizes.device), Found()
     rivals = {name: make for name, (package, make) in RIVALS.items() if importlib.util.find_spec(package)}
     found.notes += [f"{name} is not installed" for name in RIVALS if name not in rivals]
+    ours = dict(OURS)
+    if not runs_token_gradients(device):
+        del ours[EACH_TOKEN]
+        found.notes.append(NOT_REHEARSED)
     for width in (2, 4):
         for name, dtype in DTYPES.items():
             blocks = _blocks(width, sizes.mixing_shape, dtype, device)
-            passes = {each: MAKERS[each](blocks) for each in OURS}
+            passes = {each: make(blocks) for each, make in ours.items()}
             for rival, make in rivals.items():
                 try:
                     forward, backward = make(blocks.x_KTD, blocks.rows_TD[0], blocks.d_KTD)
@@ -98,10 +102,11 @@ def _tokens(blocks: Blocks) -> Pass:
     return Pass(lambda: k.token_forward(x, y, w), lambda: k.token_backward(d, x, y, w), 2 * count, 3 * count)
 
 
-MAKERS: dict[str, Callable[[Blocks], Pass]] = {
+EACH_TOKEN = "a matrix for each token"
+OURS: dict[str, Callable[[Blocks], Pass]] = {
     "one matrix": lambda blocks: _columns(blocks, 1),
     "two steps in a pass": lambda blocks: _columns(blocks, 2),
-    "a matrix for each token": _tokens,
+    EACH_TOKEN: _tokens,
 }
 
 

@@ -103,17 +103,17 @@ FULL = Sizes(
     copied=1 << 32,
 )
 
-_TINY = Shape(64, 2, 32, 2, 4, 128)
+_TINY = Shape(64, 2, 32, 4, 4, 128)
 REHEARSAL = Sizes(
     device="cpu",
     widths=(1, 2),
     block_numbers=(1, 131),
     block_shapes=((9, 67),),
     kernel_workers=2,
-    mixing_shape=(16, 64),
+    mixing_shape=(8, 64),
     repeats=2,
-    losses=_TINY,
-    loss_steps=4,
+    losses=Shape(32, 2, 16, 2, 4, 128),
+    loss_steps=3,
     steps=(_TINY,),
     train=_TINY,
     expert_layer=ExpertShape(32, 64, 4, 16),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,12 @@ from altup_moe.train.run import build_run, restore_run, start_save, take_step
 
 @dataclass(frozen=True)
 class Stepped:
-    """What a rank has seen. ``losses``: one of each step it took. ``peak``: GiB."""
+    """What a rank has seen of a run. ``losses``: one of each step it took. ``peak``: GiB. ``error``: why it failed."""
 
-    losses: list[float]
-    grad_norms: list[float]
-    peak: float
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    peak: float = 0.0
+    error: str = ""
 
 
 def stepped(
@@ -42,33 +44,62 @@ def stepped(
 
     Args:
         directory: of the run. save: leave a checkpoint of the last step there. environment: variables of the ranks.
+    Returns:
+        What each rank has seen.
     Raises:
         RankError: a rank failed.
     """
     config = replace(config, log=replace(config.log, run_dir=str(directory), tensorboard=False))
     check_config(config, ranks)
-    argument = {"run": config.to_dict(), "until": until, "save": save}
-    return [Stepped(**one) for one in run_job("stepped", argument, ranks, environment)]
+    argument = {"runs": [config.to_dict()], "until": until, "save": save}
+    return [Stepped(**one) for (one,) in run_job("stepped", argument, ranks, environment)]
 
 
-def stepped_job(argument: dict[str, Any], directory: str) -> dict[str, Any]:
+def stepped_in_turn(runs: Iterable[RunConfig], until: int, directory: Path, environment: Any = None) -> list[Stepped]:
+    """Step runs of one rank, one after another in one fresh process, which saves starts. One that fails says why."""
+    runs = [replace(run, log=replace(run.log, run_dir=f"{directory}/{n}")) for n, run in enumerate(runs)]
+    for run in runs:
+        check_config(run, 1)
+    argument = {"runs": [run.to_dict() for run in runs], "until": until, "save": False, "go_on": True}
+    return [Stepped(**one) for one in run_job("stepped", argument, 1, environment)[0]]
+
+
+def apart(one: Stepped, other: Stepped) -> float:
+    """Largest relative difference of their losses; NaN if one of them failed."""
+    if one.error or other.error:
+        return math.nan
+    return max(abs(a / b - 1) for a, b in zip(one.losses, other.losses, strict=True))
+
+
+def stepped_job(argument: dict[str, Any], directory: str) -> list[dict[str, Any]]:
     """The work of a rank."""
-    config = from_dict(argument["run"])
+    found = []
+    with _world(directory):
+        for values in argument["runs"]:
+            try:
+                found.append(_stepped(from_dict(values), argument["until"], argument["save"]))
+            except Exception as error:
+                if not argument.get("go_on"):
+                    raise
+                found.append({"error": f"{type(error).__name__}: {error}"[:500]})
+            gc.collect()
+    return found
+
+
+def _stepped(config: RunConfig, until: int, save: bool) -> dict[str, Any]:
     losses, norms = [], []
-    with _world(directory), topology(config.parallel) as topo:
+    with topology(config.parallel) as topo:
         run = build_run(config, topo, None)
         if (point := find_resume_point(config)) is not None:
             restore_run(run, verified(config, point, topo))
-        while run.step < argument["until"]:
+        while run.step < until:
             record = take_step(run, batches(config, run.step, topo))
             losses.append(record.loss)
             norms.append(record.grad_norm)
-        if argument["save"]:
+        if save:
             start_save(run)
             run.saver.conclude()
         run.profile.close()
-        del run
-        gc.collect()
     return {"losses": losses, "grad_norms": norms, "peak": peak_memory_gib()}
 
 
