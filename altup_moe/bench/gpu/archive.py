@@ -1,8 +1,8 @@
 """Pack a checkout, and the wheels that a GPU machine lacks, into one file to carry there.
 
 Such a machine has torch, Triton and transformers with what these bring, one release of Python, and no network. Nothing
-else is needed but the wheels of `CARRIED`; everything heavier (datasets, TensorBoard, matplotlib) is imported only where
-it is asked for. `launch/gpu_check.sh`, which is `run.sh` in the archive, unpacks the wheels and runs.
+else is needed but the wheels of `CARRIED`: datasets, TensorBoard and matplotlib are imported only where they are asked
+for. `launch/gpu_check.sh`, which is `run.sh` in the archive, unpacks the wheels and runs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CARRIED = {"requirements.txt": ("megatron-core", "greenlet"), "requirements-gpu.
 NOT_CARRIED = ("torch", "triton", "transformers", "nvidia-")
 """Beginnings of names: the machine has them, in its own builds."""
 PYTHON = "3.12"
-PLATFORMS = tuple(f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 24, 17)) + ("manylinux2014_x86_64",)
+PLATFORMS = tuple(f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 24, 17))
 MOST_BYTES = 64 << 20
 
 
@@ -79,7 +79,7 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def download(wanted: Iterable[str], directory: Path) -> None:
-    """Fetch wheels for the machine's Python, without what they depend on. Raises UserError: pip could not, or may not."""
+    """Fetch wheels for the machine's Python, without what they depend on. Raises UserError: pip could not."""
     wanted = list(wanted)
     if own := [name for name in wanted if name.startswith(NOT_CARRIED)]:
         raise UserError(f"--plus {own[0]}: the machine has its own build of it")

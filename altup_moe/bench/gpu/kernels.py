@@ -52,8 +52,12 @@ class Worst:
         self.other_bits, self.cases = self.other_bits + other.other_bits, self.cases + other.cases
 
 
-def kernel_cases(sizes: Sizes) -> Iterator[KernelCase]:
-    """All of them."""
+def kernel_cases(sizes: Sizes) -> list[KernelCase]:
+    """All of them, each once: of K = 1 some forms are the same."""
+    return list(dict.fromkeys(_cases(sizes)))
+
+
+def _cases(sizes: Sizes) -> Iterator[KernelCase]:
     for width, (rows, singles), outputs, dtype in product(sizes.widths, FORMS.values(), (0, 1, 2), DTYPES):
         yield KernelCase("columns", width, rows or width, singles, outputs, dtype)
     for width, outputs, dtype in product(sizes.widths, (0, 1), DTYPES):
@@ -87,7 +91,7 @@ def worker(argument: str, directory: str) -> dict[str, dict[str, Any]]:
     sizes, rank, size = SIZES[argument], int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     device = torch.device(sizes.device)
     totals: dict[str, Worst] = {}
-    for case in list(kernel_cases(sizes))[rank::size]:
+    for case in kernel_cases(sizes)[rank::size]:
         name = f"{'one matrix' if case.kind == 'columns' else 'a matrix for each token'}, {case.dtype}"
         totals.setdefault(name, Worst()).add(check_case(case, sizes, device))
     return {name: {f.name: getattr(worst, f.name) for f in fields(worst)} for name, worst in totals.items()}

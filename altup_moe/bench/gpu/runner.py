@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from altup_moe.bench.gpu.checks import CHECKS, Check
+from altup_moe.bench.gpu.checks import CHECKS
 from altup_moe.bench.gpu.options import GpuBench
 from altup_moe.bench.gpu.page import page, result_lines
 from altup_moe.bench.gpu.planned import Planner, cluster_text, compared
@@ -52,11 +52,12 @@ def run_checks(options: GpuBench, file: ResultFile, planner: Planner, say: Say) 
     left = []
     for name in pending(options, file):
         check = CHECKS[name]
-        if check.seconds > deadline - time.monotonic():
+        seconds = check.seconds * SIZES[_sizes(options.rehearse)].patience
+        if seconds > deadline - time.monotonic():
             left.append(name)
             continue
-        say(f"{time.strftime('%H:%M:%S')} {name}: {check.shows} (at most {check.seconds:g} s)")
-        result = run_check(name, check, options.rehearse, str(file.machine["commit"]), planner)
+        say(f"{time.strftime('%H:%M:%S')} {name}: {check.shows} (at most {seconds:g} s)")
+        result = run_check(name, seconds, options.rehearse, str(file.machine["commit"]), planner)
         file.add(name, result)
         write_pages(file, planner)
         for line in result_lines(name, result, file.rehearsal):
@@ -70,10 +71,10 @@ def pending(options: GpuBench, file: ResultFile) -> list[str]:
     return [name for name in CHECKS if name in wanted and (name in options.again or name not in file.results)]
 
 
-def run_check(name: str, check: Check, rehearse: bool, commit: str, planner: Planner) -> Result:
-    """Run one check. Whatever happens to its process is its result."""
+def run_check(name: str, seconds: float, rehearse: bool, commit: str, planner: Planner) -> Result:
+    """Run one check for so many seconds at most. Whatever happens to its process is its result."""
     began, when = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    ended = _run(name, check, "rehearsal" if rehearse else "full")
+    ended = _run(name, seconds, _sizes(rehearse))
     found, state, error = ended.found, ended.state, ended.error
     if state is None:
         try:
@@ -84,10 +85,14 @@ def run_check(name: str, check: Check, rehearse: bool, commit: str, planner: Pla
     return Result(state, round(time.monotonic() - began, 1), when, commit, found, _end_of(error))
 
 
-def _run(name: str, check: Check, sizes: str) -> Ended:
-    words = [name, sizes, str(check.seconds)]
+def _sizes(rehearse: bool) -> str:
+    return "rehearsal" if rehearse else "full"
+
+
+def _run(name: str, seconds: float, sizes: str) -> Ended:
+    words = [name, sizes, str(seconds)]
     try:
-        told = on_ranks(1, CHILD, words, timeout=check.seconds, environment=SIZES[sizes].environment)[0]
+        told = on_ranks(1, CHILD, words, timeout=seconds, environment=SIZES[sizes].environment)[0]
     except RankTimeout as error:
         return Ended("timed out", Found(), str(error))
     except RankError as error:
