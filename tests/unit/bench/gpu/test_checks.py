@@ -96,6 +96,22 @@ def test_a_kernel_that_is_off_is_seen(kind: str, part: str, monkeypatch: pytest.
     assert worst.cases == 1
 
 
+def test_one_number_that_is_off_is_seen() -> None:
+    draw = kernels._Draw(KernelCase("columns", 1, 1, 0, 0, "bf16"), CPU)
+    a, b = torch.ones(1, 1), torch.ones(1, 50)
+    got = torch.ones(1, 50, dtype=torch.bfloat16)
+    for value, allowed in (
+        (1.0, True),
+        (1.0 + 2**-7, True),
+        (1.0 + 2**-6, False),
+        (math.nan, False),
+        (math.inf, False),
+    ):
+        got[0, 7] = value
+        assert (draw.error(got, "rc,cn->rn", a, b) <= 1) == allowed
+    assert draw.error(torch.full((1, 50), 1.0 + 2e-6), "rc,cn->rn", a, b) == pytest.approx(2, rel=0.2)
+
+
 def test_gradients_that_the_interpreter_cannot_run_are_not_called_right(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "runs_token_gradients", lambda device: False)
     monkeypatch.setattr(kernels, "kernel", lambda *args: replace(kernel("torch", CPU), token_backward=None))  # type: ignore[arg-type]
