@@ -25,6 +25,8 @@ from altup_moe.config.run_directory import metrics_file
 from altup_moe.parallel.start_ranks import RankError, environment_with_package
 
 STEPS = 6
+HANG_SECONDS = 60.0
+"""After which two ranks count as hung: each way to run them has its own time, so that one costs no other."""
 COMMAND_ON = {
     "parallel.distributed_optimizer": "true",
     "parallel.overlap_grad_reduce": "true",
@@ -148,7 +150,8 @@ def two_ranks(sizes: Sizes) -> Found:
         alone = dict(zip(streams, stepped_in_turn(singles, STEPS, Path(place) / "one"), strict=True))
         for number, (name, run) in enumerate(runs.items()):
             try:
-                ranks = stepped(run, STEPS, Path(place) / f"two-{number}", ranks=2)
+                where, seconds = Path(place) / f"two-{number}", HANG_SECONDS * sizes.patience
+                ranks = stepped(run, STEPS, where, ranks=2, timeout=seconds)
             except RankError as error:
                 # The others are worth knowing all the same.
                 ranks = [Stepped(error=str(error))]

@@ -28,9 +28,19 @@ def on_cpu() -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(min(CPU_THREADS, os.cpu_count() or 1))}
 
 
-def run_job(job: str, argument: Any, ranks: int = 1, environment: Mapping[str, str] | None = None) -> list[Any]:
-    """Run one of `JOBS` on ranks. Returns their results in order. Raises RankError: a rank failed."""
-    return on_ranks(ranks, __name__, [job, json.dumps(argument)], environment=environment)
+def run_job(
+    job: str,
+    argument: Any,
+    ranks: int = 1,
+    environment: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+) -> list[Any]:
+    """Run one of `JOBS` on ranks. Returns their results in order.
+
+    Raises:
+        RankError: a rank failed, or `timeout` seconds were not enough.
+    """
+    return on_ranks(ranks, __name__, [job, json.dumps(argument)], environment=environment, timeout=timeout)
 
 
 def main(job: str, argument: str, directory: str) -> None:

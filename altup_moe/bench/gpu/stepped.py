@@ -38,21 +38,29 @@ class Stepped:
 
 
 def stepped(
-    config: RunConfig, until: int, directory: Path, *, ranks: int = 1, save: bool = False, environment: Any = None
+    config: RunConfig,
+    until: int,
+    directory: Path,
+    *,
+    ranks: int = 1,
+    save: bool = False,
+    environment: Any = None,
+    timeout: float | None = None,
 ) -> list[Stepped]:
     """Step a run in fresh processes up to a step. It goes on from the newest checkpoint of its directory.
 
     Args:
         directory: of the run. save: leave a checkpoint of the last step there. environment: variables of the ranks.
+        timeout: seconds.
     Returns:
         What each rank has seen.
     Raises:
-        RankError: a rank failed.
+        RankError: a rank failed, or took too long.
     """
     config = replace(config, log=replace(config.log, run_dir=str(directory), tensorboard=False))
     check_config(config, ranks)
     argument = {"runs": [config.to_dict()], "until": until, "save": save}
-    return [Stepped(**one) for (one,) in run_job("stepped", argument, ranks, environment)]
+    return [Stepped(**one) for (one,) in run_job("stepped", argument, ranks, environment, timeout)]
 
 
 def stepped_in_turn(runs: Iterable[RunConfig], until: int, directory: Path, environment: Any = None) -> list[Stepped]:

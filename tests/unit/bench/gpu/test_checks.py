@@ -244,7 +244,9 @@ def test_losses_that_differ_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ranks_that_fail_are_one_figure_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def two(run: Any, until: int, place: Path, ranks: int = 1) -> list[Stepped]:
+    def two(run: Any, until: int, place: Path, ranks: int = 1, timeout: float | None = None) -> list[Stepped]:
+        assert timeout is not None
+        assert timeout < REHEARSAL.patience * CHECKS["two_ranks"].seconds, "one that hangs costs no other"
         if run.overlap.microbatch_halves:
             raise RankError("rank 1 of 2: killed by signal 11")
         return [Stepped([2.0]), Stepped([2.1])] if run.train.recompute == "full" else [Stepped([2.0])] * 2
