@@ -148,3 +148,20 @@ def test_the_exit_code_tells_wrong_numbers_apart_from_missed_goals(
     told = json.loads(capsys.readouterr().out)
     assert told == json.loads((tmp_path / "gpu.json").read_text())
     assert told["checks"][only]["commit"] == "c0ffee"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--only", "kernel"], "only='kernel'"),
+        (["--minutes", "0"], "--minutes=0.0"),
+        (["--directory", __file__], "is a file; a directory would fit"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(
+    words: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "find_machine", lambda: pytest.fail("started"))
+    assert main(["bench", "gpu", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
