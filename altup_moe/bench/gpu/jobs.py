@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from altup_moe.config.library_warnings import LibraryWarnings
@@ -21,6 +23,8 @@ JOBS = {
 }
 """Name -> function of (argument, directory); argument and result have JSON's types."""
 CPU_THREADS = 8
+PLACES = 8
+"""Calls of an error that are told."""
 
 
 def on_cpu() -> dict[str, str]:
@@ -43,11 +47,24 @@ def run_job(
     return on_ranks(ranks, __name__, [job, json.dumps(argument)], environment=environment, timeout=timeout)
 
 
+def in_a_line(error: BaseException) -> str:
+    """An error and where it was raised, the innermost place first: of a rank's log the last line is told."""
+    first = (str(error).splitlines() or [""])[0]
+    frames = traceback.extract_tb(error.__traceback__)[-PLACES:]
+    places = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
+    return f"{type(error).__name__}: {first[:240]} ({places})"
+
+
 def main(job: str, argument: str, directory: str) -> None:
     """Do a job as one of the ranks."""
     module, function = JOBS[job].split(":")
-    with LibraryWarnings():
-        write_result(directory, getattr(import_module(module), function)(json.loads(argument), directory))
+    try:
+        with LibraryWarnings():
+            write_result(directory, getattr(import_module(module), function)(json.loads(argument), directory))
+    except Exception as error:
+        traceback.print_exc()
+        print(in_a_line(error), file=sys.stderr, flush=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def run_checks(options: GpuBench, file: ResultFile, planner: Planner, say: Say) 
         say(f"{time.strftime('%H:%M:%S')} {name}: {check.shows} (at most {seconds:g} s)")
         result = run_check(name, seconds, options.rehearse, str(file.machine["commit"]), planner)
         file.add(name, result)
-        write_pages(file, planner)
+        write_pages(file, planner, say)
         for line in result_lines(name, result, file.rehearsal):
             say(line)
     return left
@@ -107,10 +107,16 @@ def _end_of(error: str) -> str:
     return "\n".join(error.strip().splitlines()[-ERROR_LINES:])
 
 
-def write_pages(file: ResultFile, planner: Planner) -> None:
+def write_pages(file: ResultFile, planner: Planner, say: Say) -> None:
     """gpu.md, and cluster.yaml if what it needs was measured."""
     write_text(file.path.with_name("gpu.md"), page(file))
-    if (text := cluster_text(file, planner)) is not None:
+    try:
+        text = cluster_text(file, planner)
+    except Exception as problem:
+        # Figures that no cluster can have: the other checks run all the same.
+        say(f"cluster.yaml was not written: {type(problem).__name__}: {problem}")
+        return
+    if text is not None:
         write_text(file.path.with_name("cluster.yaml"), text)
 
 

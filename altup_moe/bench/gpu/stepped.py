@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from altup_moe.bench.gpu.jobs import run_job
+from altup_moe.bench.gpu.jobs import in_a_line, run_job
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import check_config
 from altup_moe.config.load import from_dict
@@ -89,7 +89,7 @@ def stepped_job(argument: dict[str, Any], directory: str) -> list[dict[str, Any]
             except Exception as error:
                 if not argument.get("go_on"):
                     raise
-                found.append({"error": f"{type(error).__name__}: {error}"[:500]})
+                found.append({"error": in_a_line(error)})
             gc.collect()
     return found
 

@@ -18,6 +18,7 @@ from altup_moe.altup.kernels import kernel
 from altup_moe.bench.gpu import checkpoints, distributed, kernels, losses, mixing
 from altup_moe.bench.gpu.checks import CHECKS
 from altup_moe.bench.gpu.efficiency import expert_flops
+from altup_moe.bench.gpu.jobs import run_job
 from altup_moe.bench.gpu.kernels import DTYPES, KernelCase, check_case, kernel_cases
 from altup_moe.bench.gpu.memory import name_of
 from altup_moe.bench.gpu.mixing_rivals import RIVALS
@@ -228,6 +229,11 @@ def test_a_run_that_fails_does_not_cost_the_next_one(tmp_path: Path) -> None:
     assert apart(first, again) == 0.0
     with pytest.raises(Exception, match=r"altup\.kernel"):
         stepped_job({**argument, "go_on": False}, str(tmp_path))
+
+
+def test_a_rank_that_fails_tells_where() -> None:
+    with pytest.raises(RankError, match=r"KeyError: 'no such sizes' \(kernels\.py:\d+ < jobs\.py:\d+\)"):
+        run_job("kernels", "no such sizes")
 
 
 def test_losses_that_differ_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

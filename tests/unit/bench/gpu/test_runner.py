@@ -127,6 +127,18 @@ def test_a_comparison_that_fails_is_the_checks_result(tmp_path: Path, monkeypatc
     assert "KeyError: 'peaks'" in file.results["fine"].error
 
 
+def test_a_cluster_that_cannot_be_costs_no_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        raise ZeroDivisionError("no rate")
+
+    monkeypatch.setattr(runner, "cluster_text", broken)
+    said: list[str] = []
+    file = runner.open_results(tmp_path, False, dict(MACHINE))
+    runner.run_checks(GpuBench(str(tmp_path), only=("fine", "slow")), file, PLANNER, said.append)
+    assert list(file.results) == ["fine", "slow"]
+    assert said.count("cluster.yaml was not written: ZeroDivisionError: no rate") == 2
+
+
 def test_without_a_gpu_it_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
