@@ -28,6 +28,7 @@ from altup_moe.bench.expert_rivals import (
     planned_input,
 )
 from altup_moe.bench.options import ExpertsBench
+from altup_moe.bench.stepper import wait_for_gpu
 from altup_moe.config import ParallelConfig
 from altup_moe.config.checks import check_config
 from altup_moe.parallel.topology import Topology, topology
@@ -53,9 +54,11 @@ def _turn(contender: LayerContender, x: torch.Tensor, grad: torch.Tensor) -> flo
         parameter.grad = None
     x = x.detach().requires_grad_()
     dist.barrier()
+    wait_for_gpu()
     started = time.perf_counter()
     contender.forward(x).backward(grad)
-    taken = torch.tensor(time.perf_counter() - started, dtype=torch.float64)
+    wait_for_gpu()
+    taken = torch.tensor(time.perf_counter() - started, dtype=torch.float64, device=x.device)
     dist.all_reduce(taken, op=dist.ReduceOp.MAX)
     return taken.item()
 
@@ -64,8 +67,8 @@ def measure_experts(bench: ExpertsBench, topo: Topology) -> list[ExpertsRow]:
     """Time all contenders under both routings, in turns."""
     torch.set_num_threads(bench.threads)
     dtype = torch.bfloat16 if bench.dtype == "bf16" else torch.float32
-    inputs = {routing: planned_input(bench, routing).to(dtype) for routing in GOALS}
-    grad = torch.randn(inputs["balanced"].shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    inputs = {routing: planned_input(bench, routing).to(topo.device, dtype) for routing in GOALS}
+    grad = torch.randn(inputs["balanced"].shape, generator=torch.Generator().manual_seed(1)).to(topo.device, dtype)
     found = layer_contenders(bench, topo)
     seconds: dict[tuple[str, PlannedRouting], list[float]] = {(c.name, routing): [] for routing in GOALS for c in found}
     for repeat in range(bench.repeats + 1):

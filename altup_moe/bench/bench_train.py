@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from altup_moe.bench.options import TrainBench
-from altup_moe.bench.stepper import Stepper
+from altup_moe.bench.stepper import Stepper, wait_for_gpu
 from altup_moe.config import AltUpConfig, ModelConfig, MoEConfig, RunConfig, TrainConfig
 from altup_moe.config.checks import check_config
 from altup_moe.config.packages import PACKAGES
@@ -61,7 +61,7 @@ def train_config(bench: TrainBench, backend: Any = "torch") -> RunConfig:
     return RunConfig(model, AltUpConfig(width=1), moe, train=train)
 
 
-def mixtral_step(config: RunConfig, how: str) -> Callable[[], float]:
+def mixtral_step(config: RunConfig, how: str, device: torch.device) -> Callable[[], float]:
     """Seconds of one step of a plain loop around MixtralForCausalLM. ``how``: its experts' implementation."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
@@ -80,13 +80,13 @@ def mixtral_step(config: RunConfig, how: str) -> Callable[[], float]:
         use_cache=False,
     )
     dtype = torch.bfloat16 if t.precision == "bf16" else torch.float32
-    model = MixtralForCausalLM._from_config(mixtral, experts_implementation=how, dtype=dtype).train()
+    model = MixtralForCausalLM._from_config(mixtral, experts_implementation=how, dtype=dtype).to(device).train()
     betas = (o.adam_beta1, o.adam_beta2)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=o.learning_rate, betas=betas, eps=o.adam_eps, weight_decay=o.weight_decay
     )
     shape = (t.micro_batch_size, m.seq_length)
-    tokens = torch.randint(m.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(m.vocab_size, shape, generator=torch.Generator().manual_seed(0)).to(device)
 
     def step() -> float:
         started = time.perf_counter()
@@ -94,6 +94,7 @@ def mixtral_step(config: RunConfig, how: str) -> Callable[[], float]:
         model(input_ids=tokens, labels=tokens).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), o.clip_grad)
         optimizer.step()
+        wait_for_gpu()
         return time.perf_counter() - started
 
     return step
@@ -110,7 +111,7 @@ def measure_train(bench: TrainBench) -> list[TrainRow]:
             if package is None or package.found():
                 run = replace(config, moe=replace(train_config(bench, name).moe))
                 steps[f"ours, {name} backend"] = Stepper(run, topo).step
-        steps |= {f"transformers, {how}": mixtral_step(config, how) for how in ("grouped_mm", "eager")}
+        steps |= {f"transformers, {how}": mixtral_step(config, how, topo.device) for how in ("grouped_mm", "eager")}
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         for repeat in range(bench.repeats + 2):
             for name, step in steps.items():

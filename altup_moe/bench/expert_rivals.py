@@ -93,7 +93,10 @@ def layer_contenders(bench: ExpertsBench, topo: Topology) -> list[LayerContender
         package = PACKAGES.get(name)
         if package is None or package.found():
             found += _ours(bench, name, topo)
-    return [*found, *(_mixtral(bench, how, dtype) for how in ("eager", "grouped_mm"))]
+    found += [_mixtral(bench, how, dtype) for how in ("eager", "grouped_mm")]
+    for contender in found:
+        contender.module.to(topo.device)
+    return found
 
 
 def missing() -> list[str]:

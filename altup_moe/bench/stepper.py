@@ -59,9 +59,14 @@ class Stepper:
         """Take one optimizer step; its seconds."""
         started = time.perf_counter()
         train_step(self.engine, [self.batch], self.config, self.topology, before_update)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        wait_for_gpu()
         return time.perf_counter() - started
+
+
+def wait_for_gpu() -> None:
+    """Wait for what was launched, where there is a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def milliseconds_text(median: float, least: float, most: float) -> str:

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from altup_moe.bench.gpu.options import GpuBench
 from altup_moe.bench.options import (
     CheckpointBench,
     CoordinatesBench,
@@ -23,9 +24,11 @@ from altup_moe.bench.options import (
     TrainBench,
     WatchdogBench,
 )
+from altup_moe.commands.gpu_planner import PLANNER
 from altup_moe.config import ConfigError, RunConfig
 from altup_moe.config.checks import world_size_from_env
 from altup_moe.config.command import Command, Group
+from altup_moe.config.files import check_directory
 from altup_moe.config.imports import without_collections
 from altup_moe.config.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Range
 
@@ -37,7 +40,7 @@ def _bench(
     counts: str,
     check: Callable[[Any], None],
     on_ranks: bool = False,
-    **parts: Callable[..., Any],
+    **parts: Any,
 ) -> Command:
     """A benchmark. Its module `bench_NAME` has a function of the same name.
 
@@ -152,6 +155,11 @@ def _coordinates(o: CoordinatesBench) -> None:
         raise ConfigError("out", o.out, "a file in a directory that exists would fit")
 
 
+def _gpu(o: GpuBench) -> None:
+    POSITIVE.check("minutes", o.minutes)
+    check_directory("directory", Path(o.directory))
+
+
 def _planned_seconds(config: RunConfig, cluster: str, ranks: int) -> float:
     from altup_moe.plan.cluster import load_cluster
     from altup_moe.plan.step import plan_step
@@ -195,6 +203,7 @@ BENCHES = {
         "hidden_sizes num_layers head_size steps seeds seq_length micro_batch_size threads",
         _coordinates,
     ),
+    "gpu": _bench("gpu", GpuBench, "--minutes 40", "", _gpu, planner=PLANNER),
     "faults": _bench("faults", FaultsBench, "--minutes 5 --every 60 --ranks 2", "save_interval", _faults),
 }
 """By name."""

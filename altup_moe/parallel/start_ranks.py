@@ -33,6 +33,10 @@ class RankError(UserError):
     """A rank failed, left no result, or did not end in time; `str(error)` names the rank in one line."""
 
 
+class RankTimeout(RankError):
+    """Ranks did not end in time."""
+
+
 def on_ranks(
     ranks: int,
     module: str,
@@ -153,7 +157,7 @@ def _run_here(
             if not running:
                 return
             if deadline is not None and time.monotonic() > deadline:
-                raise RankError(f"{module}: not finished in {timeout:g} s: rank {', '.join(running)} of {ranks}")
+                raise RankTimeout(f"{module}: not finished in {timeout:g} s: rank {', '.join(running)} of {ranks}")
             time.sleep(RANK_POLL_SECONDS)
     finally:
         kill_processes(processes)

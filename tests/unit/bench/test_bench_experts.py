@@ -63,7 +63,7 @@ def test_the_table_says_which_goal_is_met() -> None:
 def test_both_sides_train_the_same_shape() -> None:
     bench = TrainBench(hidden_size=64, num_layers=2, ffn_hidden_size=32, moe_experts=4, vocab_size=64, seq_length=16)
     config = train_config(bench)
-    step = mixtral_step(config, "eager")
+    step = mixtral_step(config, "eager", torch.device("cpu"))
     assert step() > 0
     model = next(c.cell_contents for c in step.__closure__ if isinstance(c.cell_contents, torch.nn.Module))
     ours = sum(torch.Size(shape).numel() for shape in global_shapes(config).values())

@@ -1,0 +1,1 @@
+"""`altup-moe bench gpu`."""
