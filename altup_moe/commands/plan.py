@@ -237,7 +237,23 @@ def main(args: Sequence[str]) -> int:
     if meant and not Path(word).exists():
         raise UserError(f"plan {word}: neither a command nor a file; nearest is plan {meant[0]}")
     _check_no_keys(args)
-    return PLAN.main(args)
+    return PLAN.main(one_set(args))
+
+
+def one_set(args: Sequence[str]) -> list[str]:
+    """The words of all --set behind one: a flag that is given twice would otherwise count once."""
+    others: list[str] = []
+    words: list[str] = []
+    into = others
+    for word in args:
+        if word == "--set" or word.startswith("--set="):
+            into = words
+            words += [word.removeprefix("--set=")] if "=" in word else []
+            continue
+        if word.startswith("--"):
+            into = others
+        into.append(word)
+    return [*others, "--set", *words] if words else list(args)
 
 
 def _check_no_keys(args: Sequence[str]) -> None:

@@ -44,7 +44,7 @@ def _check_delayed(config: RunConfig) -> None:
         fits = f"the streams of model.arch {config.model.arch} do not carry it; next would fit"
         raise ConfigError("altup.correct", a.correct, fits)
     if not row.delays:
-        carried = ", ".join(other.name for other in VARIANTS.values() if other.delays and other.blocks)
+        carried = ", ".join(other.name for other in VARIANTS.values() if other.delays and a.level in other.levels)
         fits = f"what a step of altup.variant {a.variant} reads follows from the last output; next would fit, or "
         raise ConfigError("altup.correct", a.correct, fits + f"altup.variant {carried}")
     if row.masked is not None and a.select != "alternating":

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from altup_moe.commands import plan_progress
+from altup_moe.commands.plan import one_set
 from altup_moe.commands.plan_progress import ProgressLine
 from altup_moe.config.load import load_config, read_yaml
 from altup_moe.plan.calibrate.compare_steps import LAYOUTS, Compared, pairs_in_order
@@ -168,3 +169,14 @@ def test_a_plan_imports_no_torch() -> None:
     code = f"import sys; from altup_moe.commands import plan; plan.main([{CONFIG!r}]); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_set_may_be_given_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first of them counts as well, and its mistakes are found."""
+    assert one_set(["a.yaml", "--set", "x=1", "y=2", "--nodes", "4", "--set=z=3"]) == [
+        *("a.yaml", "--nodes", "4", "--set"),
+        *("x=1", "y=2", "z=3"),
+    ]
+    assert one_set(["a.yaml", "--nodes", "4"]) == ["a.yaml", "--nodes", "4"]
+    assert main([CONFIG, "--set", "altup.correct=delayed", "--set", "parallel.expert=1"]) == 2
+    assert "altup.correct" in capsys.readouterr().err
