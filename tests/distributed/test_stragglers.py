@@ -32,7 +32,7 @@ def _config(directory: Path, name: str, steps: int, threshold: float) -> RunConf
 
 
 def _train_slowed(config: RunConfig, slow: int, seconds: float) -> str:
-    """On a rank: train; rank `slow` sleeps while it reads its samples.
+    """On a rank: train; rank `slow` sleeps before it has a step's samples.
 
     Returns:
         What was printed.
@@ -42,14 +42,14 @@ def _train_slowed(config: RunConfig, slow: int, seconds: float) -> str:
     from altup_moe.config.checks import check_config
     from altup_moe.train import loop, run
 
-    batches = run.step_batches
+    batches = run._own_batches
 
     def slowed(*args: object) -> object:
         if os.environ["RANK"] == str(slow):
             time.sleep(seconds)
         return batches(*args)  # type: ignore[arg-type]
 
-    run.step_batches = slowed  # type: ignore[assignment]
+    run._own_batches = slowed  # type: ignore[assignment]
     out = io.StringIO()
     try:
         check_config(config, 2)
@@ -57,7 +57,7 @@ def _train_slowed(config: RunConfig, slow: int, seconds: float) -> str:
             assert loop.train(config) == 0
         return out.getvalue()
     finally:
-        run.step_batches = batches
+        run._own_batches = batches
 
 
 @pytest.mark.parametrize("slow", [0, 1])
