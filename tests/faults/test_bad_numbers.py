@@ -241,14 +241,20 @@ def test_a_run_that_goes_back_to_one_checkpoint_again_and_again_ends(directory: 
 
 
 def _train_on_damaged_file(config: RunConfig, number: int) -> tuple[int, str]:
-    """Train while after step 1 an id in the middle of a sample becomes none. Returns (its byte, what was raised)."""
+    """Train while an id in the middle of a sample becomes none, before anybody reads it for step 2.
+
+    Returns:
+        (its byte, what was raised).
+    """
     from altup_moe.train import run
     from altup_moe.train.loop import train
 
-    real, at = run.step_batches, [0]
+    real, at = run._own_batches, [0]
 
-    def damaged(this: Any, samples: Any) -> Any:
-        if this.step == 1:
+    def damaged(this: Any, ahead: Any) -> Any:
+        # The samples of step 2 are read during step 1.
+        if this.step == 0:
+            samples = this.samples.train
             torch.distributed.barrier()
             windows = samples.windows if hasattr(samples, "windows") else samples.samples.windows
             first, ids = windows.pieces(number)[0]
@@ -258,9 +264,9 @@ def _train_on_damaged_file(config: RunConfig, number: int) -> tuple[int, str]:
                     file.seek(at[0])
                     file.write((60_000).to_bytes(2, "little"))
             torch.distributed.barrier()
-        return real(this, samples)
+        return real(this, ahead)
 
-    with contextlib.redirect_stdout(io.StringIO()), mock.patch.object(run, "step_batches", damaged):
+    with contextlib.redirect_stdout(io.StringIO()), mock.patch.object(run, "_own_batches", damaged):
         try:
             return train(config), "trained"
         except DataError as error:
