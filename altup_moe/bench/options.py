@@ -73,7 +73,7 @@ class SequenceBench:
 
 @dataclass(frozen=True)
 class OverlapBench:
-    """What a step's exchange hides, and what AltUp adds to a step: every mode in one run, interleaved, medians."""
+    """What a step's exchange hides, and what AltUp adds: every mode in turn."""
 
     widths: tuple[Width, ...] = (1, 2, 4)
     """Stream widths K; 1 is what the others are compared with."""
@@ -111,7 +111,7 @@ class OverlapBench:
 
 @dataclass(frozen=True)
 class ExpertsBench:
-    """Time of a sparse feed-forward over a dense one of equal active FLOPs: every backend, transformers' block."""
+    """Time of a sparse feed-forward over a dense one of equal active FLOPs."""
 
     hidden_size: int = 512
     """Width d of a token, in features."""

@@ -15,7 +15,7 @@ else:
 
 @dataclass(frozen=True)
 class GpuBench:
-    """Checks and figures of one GPU: each in a process of its own, with a time budget; what is done is kept. Exit code
+    """Checks and figures of one GPU, each with a time budget. Exit code
     1: a check failed, took too long or found something wrong; 2: there is no GPU."""
 
     directory: str = "gpu"
