@@ -26,7 +26,7 @@ from docs.generate.study_texts import INTRODUCTION, READING, WHAT
 RESULTS = ROOT / "configs" / "study" / "results"
 REFERENCE = "dense"
 """The default of `altup-moe study report`."""
-REFERENCES = {"streams": "plain"}
+REFERENCES = {"streams": "plain", "delayed": "plain"}
 """Study -> family that the others are compared with, if it is another one."""
 CAPTIONS = {
     "front": "held-out loss against latency and parameters; dotted: the Pareto front, rings: what of it is told apart",
