@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from megatron.core import tensor_parallel
 from megatron.core.enums import ModelType
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
@@ -19,7 +18,7 @@ from altup_moe.model.altup_block import AltUpBlock
 from altup_moe.model.padding import on_tensor_rank
 from altup_moe.model.specs import stage_spec
 from altup_moe.model.stream_ends import Expand
-from altup_moe.model.token_losses import chunked_token_losses
+from altup_moe.model.token_losses import logits_or_losses
 from altup_moe.model.transformer_config import AltUpTransformerConfig, transformer_config
 from altup_moe.parallel.topology import Topology
 
@@ -106,14 +105,7 @@ class AltUpGPT(LanguageModule):
         )
         if not self.post_process:
             return hidden
-        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        if labels is not None and self.config.loss_chunk is not None:
-            matrix = self.output_layer.weight if weight is None else weight
-            return chunked_token_losses(hidden, matrix, labels, self.config.loss_chunk, self.config.sequence_parallel)
-        logits_SBV, _ = self.output_layer(hidden, weight=weight)
-        if labels is None:
-            return logits_SBV.transpose(0, 1).contiguous()
-        return self.compute_language_model_loss(labels, logits_SBV.to(torch.float32))
+        return logits_or_losses(self, hidden, labels)
 
 
 def gpt_chunk(config: RunConfig, topology: Topology, first: bool, last: bool, vp_stage: int | None) -> AltUpGPT:

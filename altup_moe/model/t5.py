@@ -19,7 +19,7 @@ from altup_moe.model.attention import HeadParallelRelativeBias
 from altup_moe.model.flops import StackKind
 from altup_moe.model.padding import on_tensor_rank
 from altup_moe.model.specs import stack_spec
-from altup_moe.model.token_losses import chunked_token_losses
+from altup_moe.model.token_losses import logits_or_losses
 from altup_moe.model.transformer_config import AltUpTransformerConfig, transformer_config
 from altup_moe.moe.records import RecordsRouting
 from altup_moe.parallel.topology import Topology
@@ -119,15 +119,7 @@ class AltUpT5(LanguageModule):
             attention_bias=self.decoder_bias,
             padding_mask=padding_mask,
         )
-        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        hidden = hidden * self.output_scale
-        if labels is not None and self.config.loss_chunk is not None:
-            matrix = self.output_layer.weight if weight is None else weight
-            return chunked_token_losses(hidden, matrix, labels, self.config.loss_chunk, self.config.sequence_parallel)
-        logits_SBV, _ = self.output_layer(hidden, weight=weight)
-        if labels is None:
-            return logits_SBV.transpose(0, 1).contiguous()
-        return self.compute_language_model_loss(labels, logits_SBV.float())
+        return logits_or_losses(self, hidden * self.output_scale, labels)
 
     def _widened(self, tokens: Tensor) -> Tensor:
         return widen(self.embedding(input_ids=tokens, position_ids=None), *self.stream_shape)

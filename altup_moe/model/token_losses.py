@@ -1,4 +1,6 @@
-"""Cross-entropy of every token from the hidden states before the output layer: at once, or some positions at a time.
+"""Logits, or the cross-entropy of every token, from the hidden states before the output layer.
+
+Losses are computed at once, or some positions at a time (train.loss_chunk).
 
 A micro-batch's logits in fp32 are often its largest tensor (8,192 tokens times a vocabulary of 128k: 4.3 GB). In chunks
 they are never whole: each chunk's are computed, and computed again for the backward pass, which costs one more product
@@ -10,9 +12,27 @@ Shape legend: S positions of a context rank (hidden states: of a tensor rank), B
 from __future__ import annotations
 
 import torch.nn.functional as F
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region, vocab_parallel_cross_entropy
 from torch import Tensor, cat
 from torch.utils.checkpoint import checkpoint
+
+
+def logits_or_losses(model: LanguageModule, hidden_SBD: Tensor, labels_BS: Tensor | None) -> Tensor:
+    """What the last stage of a model returns, from what its output layer reads.
+
+    Returns:
+        Loss of every token [B, S], fp32, or without labels logits [B, S, V / tensor ranks].
+    """
+    tied, chunk = model.share_embeddings_and_output_weights, model.config.loss_chunk
+    weight = model.shared_embedding_or_output_weight() if tied else None
+    if labels_BS is not None and chunk is not None:
+        matrix = model.output_layer.weight if weight is None else weight
+        return chunked_token_losses(hidden_SBD, matrix, labels_BS, chunk, model.config.sequence_parallel)
+    logits_SBV, _ = model.output_layer(hidden_SBD, weight=weight)
+    if labels_BS is None:
+        return logits_SBV.transpose(0, 1).contiguous()
+    return model.compute_language_model_loss(labels_BS, logits_SBV.float())
 
 
 def chunked_token_losses(

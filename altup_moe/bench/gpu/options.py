@@ -15,8 +15,10 @@ else:
 
 @dataclass(frozen=True)
 class GpuBench:
-    """Checks and figures of one GPU, each with a time budget. Exit code
-    1: a check failed, took too long or found something wrong; 2: there is no GPU."""
+    """Checks and figures of one GPU, each with a time budget.
+
+    Exit code 1: a check failed, took too long or found something wrong; 2: there is no GPU.
+    """
 
     directory: str = "gpu"
     """Directory of gpu.json, gpu.md and cluster.yaml. A call goes on with the checks that gpu.json does not have."""
