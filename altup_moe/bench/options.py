@@ -155,6 +155,8 @@ class TrainBench:
     """Timed steps of each, after two that are not counted."""
     threads: int = 2
     """CPU threads of torch."""
+    compile: bool = False
+    """Measure the torch backend with train.compile too."""
     json: bool = False
     """Print one JSON object instead of a table."""
 

@@ -15,7 +15,7 @@ ADDED_KEYS: frozenset[str] = frozenset(
         *("checkpoint.memory_interval", "checkpoint.save_at", "checkpoint.branch_from"),
         *("optim.parametrization", "optim.mup_base_hidden_size", "optim.mup_base_num_layers"),
         *("altup.level", "altup.correct"),
-        *("train.hang_timeout", "train.loss_chunk"),
+        *("train.hang_timeout", "train.loss_chunk", "train.compile"),
         *("log.straggler_interval", "log.straggler_threshold", "log.slow_link_threshold"),
         *("log.sample_prompts", "log.sample_prompts_file", "log.sample_tokens", "log.sample_temperature"),
     }

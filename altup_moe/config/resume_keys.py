@@ -56,7 +56,7 @@ KEY_CLASSES: dict[str, KeyClass] = {
     **_each("train", "recorded", "steps micro_batch_size eval_samples eval_task_limit"),
     **_each("train", "recorded", "spike_sigma spike_window on_spike"),
     **_each("train", "free", "engine transformer_engine recompute eval_interval eval_tasks stop_after max_skipped"),
-    **_each("train", "free", "hang_timeout loss_chunk"),
+    **_each("train", "free", "hang_timeout loss_chunk compile"),
     **_each("checkpoint", "recorded", "initial_load_path"),
     **_each(
         "checkpoint",

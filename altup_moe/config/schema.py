@@ -172,6 +172,9 @@ class TrainConfig:
     loss_chunk: int | None = None
     """Positions of a sequence whose logits are in memory at a time, and are computed again in the backward pass; for
     large vocabularies. null: all at once."""
+    compile: bool = False
+    """Compile what stands between matrix products (torch.compile): RMSNorm, rotary embedding, activations of experts,
+    cross-entropy. Fewer passes over memory; needs a C++ compiler, and some seconds before the first step."""
     eval_interval: int = 100
     """Steps between validations; 0 validates only at the end."""
     eval_samples: int = 64

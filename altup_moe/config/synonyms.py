@@ -82,6 +82,7 @@ train.stop_after: exit_interval early_stop_step
 train.transformer_engine: te use_transformer_engine
 train.loss_chunk: chunked_loss chunked_cross_entropy num_output_chunks fused_linear_cross_entropy
     cross_entropy_chunk_size
+train.compile: torch_compile compile_model use_compile
 checkpoint.save_interval: save_steps save_every ckpt_interval checkpoint_interval save_freq checkpoint_every
 checkpoint.keep: save_total_limit keep_last keep_last_k keep_latest_k max_to_keep
 checkpoint.asynchronous: async_save async_mode async_checkpoint
@@ -154,7 +155,6 @@ _ADVICE: dict[str, tuple[str, str]] = {
         "log.run_dir",
         "a run goes on from the newest checkpoint there; weights alone, for a new run: checkpoint.initial_load_path",
     ),
-    "compile torch_compile": ("altup.kernel", "compile fuses the mixing of the stream; layers have no such key"),
 }
 """Names that no single key stands for: the closest key, and how to get there."""
 

@@ -16,6 +16,7 @@ from altup_moe.altup.stream import widen
 from altup_moe.config import ModelConfig, RunConfig
 from altup_moe.model.altup_block import AltUpBlock
 from altup_moe.model.padding import on_tensor_rank
+from altup_moe.model.rotary import compile_rotary
 from altup_moe.model.specs import stage_spec
 from altup_moe.model.stream_ends import Expand
 from altup_moe.model.token_losses import logits_or_losses
@@ -49,6 +50,8 @@ class AltUpGPT(LanguageModule):
             self.embedding = LanguageModelEmbedding(
                 wide, model.vocab_size, model.seq_length, position_embedding_type="rope", tp_group=topology.groups.tp
             )
+        if config.compiled:
+            compile_rotary()
         self.rotary_pos_emb = RotaryEmbedding(
             model.head_dim,
             rotary_percent=1.0,

@@ -8,12 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from altup_moe.altup.regions import region
 from altup_moe.altup.shape import output_width
 from altup_moe.model.transformer_config import AltUpTransformerConfig
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, in fp32, rounded to x's dtype."""
+    return F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
+
+
 class SequenceParallelRMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in fp32.
+    """`rms_norm`, a region.
 
     Megatron's own torch norm refuses sequence parallelism. All it takes is the tag on the weight: each tensor rank
     sees its slice of the sequence, so Megatron must add the weight's gradients over tensor ranks. The norms of queries
@@ -22,13 +28,13 @@ class SequenceParallelRMSNorm(nn.Module):
 
     def __init__(self, config: AltUpTransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.compiled = eps, config.compiled
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
         """Any [..., hidden_size] -> the same shape and dtype."""
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+        return region(self.compiled, rms_norm, x, self.weight, self.eps)
 
 
 def norm_class(config: AltUpTransformerConfig) -> type:

@@ -45,6 +45,7 @@ class AltUpTransformerConfig(TransformerConfig):
     overlap_two_steps: bool = False
     balance_over_step: bool = False
     loss_chunk: int | None = None
+    compiled: bool = False
 
 
 def uses_transformer_engine(asked: str) -> bool:
@@ -75,7 +76,8 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
         softmax_scale=m.architecture.attention_scale,
         add_bias_linear=False,
         bias_dropout_fusion=False,
-        bias_activation_fusion=False,
+        # Megatron's own region for a gated MLP; its decorator compiles it on a GPU.
+        bias_activation_fusion=t.compile and m.activation == "silu",
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
         # Weights are drawn by global name afterwards (parallel.seeds).
@@ -113,6 +115,7 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
         moe_backend=config.moe.backend,
         fused=uses_transformer_engine(config.train.transformer_engine),
         loss_chunk=t.loss_chunk,
+        compiled=t.compile,
         overlap_mixing=defers_mixing(config),
         overlap_exchange=config.overlap.exchange == "async",
         overlap_two_batch=config.overlap.microbatch_halves,

@@ -7,7 +7,8 @@ G = 2F.
 
 Two ways to multiply. `loop` goes through each expert's rows block by block, and what only a block needs lies in one
 scratch buffer, so that it stays in the cache and touches no new pages; what comes out is written where it belongs.
-`grouped_mm` is one call for all experts.
+`grouped_mm` is one call for all experts, and what stands between its products can be compiled regions
+(`altup.regions`); in the cache, one region is no faster than the chain that it stands for.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from altup_moe.altup.regions import region
+from altup_moe.moe.activations import ACTIVATIONS
 
 How = Literal["loop", "grouped_mm"]
 """Which code multiplies."""
@@ -58,6 +62,7 @@ def grouped_mlp(
     counts: Sequence[int],
     how: How,
     activation: str = "silu",
+    compiled: bool = False,
 ) -> Tensor:
     """The outputs [R, D] of every expert on its rows.
 
@@ -68,9 +73,11 @@ def grouped_mlp(
         fc2: [E * D, F].
         counts: rows of each expert, in order; they add up to R.
         how: see `choose`. activation: a name of `moe.activations`.
+        compiled: `grouped_mm` alone: activations as compiled regions.
     """
-    function = _Loop if how == "loop" else _GroupedMM
-    return function.apply(x_RD, probs_R, fc1, fc2, tuple(counts), activation)
+    if how == "loop":
+        return _Loop.apply(x_RD, probs_R, fc1, fc2, tuple(counts), activation)
+    return _GroupedMM.apply(x_RD, probs_R, fc1, fc2, tuple(counts), activation, compiled)
 
 
 def _activate(act: str, a_NG: Tensor, p_N1: Tensor, h_NF: Tensor) -> Tensor:
@@ -93,6 +100,31 @@ def _activate_backward(
     dh_NF.mul_(p_N1)
     torch.mul(dh_NF, s_NF, out=dup)
     _ACT_BACKWARD[act](dh_NF.mul_(up), gate, grad_input=dgate)
+
+
+def _gated(act: str, a_RG: Tensor, p_R1: Tensor) -> Tensor:
+    """`_activate` as a function of tensors."""
+    gate, up = a_RG.chunk(2, dim=1)
+    return (ACTIVATIONS[act](gate) * up * p_R1).to(a_RG.dtype)
+
+
+def _gated_backward(act: str, a_RG: Tensor, p_R1: Tensor, dh_RF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`_activate_backward` as a function of tensors: h, and the gradients of a and of p."""
+    gate, up = a_RG.chunk(2, dim=1)
+    s_RF = ACTIVATIONS[act](gate)
+    h_RF, dp_R = s_RF * up, (dh_RF * s_RF * up).sum(1, dtype=p_R1.dtype)
+    d_RF = dh_RF * p_R1
+    if act == "gelu_new":
+        dgate_RF = _aten.gelu_backward(d_RF * up, gate.to(d_RF.dtype), approximate="tanh")
+    else:
+        dgate_RF = _aten.silu_backward(d_RF * up, gate.to(d_RF.dtype))
+    return (h_RF * p_R1).to(a_RG.dtype), torch.cat([dgate_RF, d_RF * s_RF], 1).to(a_RG.dtype), dp_R
+
+
+def _any_rows(*tensors: Tensor) -> None:
+    """The number of rows, which no step has twice, stays a variable of the compiled code."""
+    for tensor in tensors:
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
 
 class _Blocks:
@@ -192,13 +224,25 @@ class _GroupedMM(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_RD: Tensor, probs_R: Tensor, fc1: Tensor, fc2: Tensor, counts: tuple[int, ...], act: str
+        ctx: Any,
+        x_RD: Tensor,
+        probs_R: Tensor,
+        fc1: Tensor,
+        fc2: Tensor,
+        counts: tuple[int, ...],
+        act: str,
+        compiled: bool,
     ) -> Tensor:
         fc1_EGD, fc2_EDF = _by_expert(fc1, counts), _by_expert(fc2, counts)
         ends = torch.tensor(counts, dtype=torch.int32).cumsum(0, dtype=torch.int32).to(x_RD.device)
         a_RG = F.grouped_mm(x_RD, fc1_EGD.transpose(1, 2), offs=ends)
-        h_RF = _activate(act, a_RG, probs_R[:, None], x_RD.new_empty(x_RD.shape[0], fc2_EDF.shape[2]))
-        ctx.counts, ctx.act = counts, act
+        p_R1 = probs_R[:, None]
+        if compiled:
+            _any_rows(a_RG, p_R1)
+            h_RF = region(True, _gated, act, a_RG, p_R1)
+        else:
+            h_RF = _activate(act, a_RG, p_R1, x_RD.new_empty(x_RD.shape[0], fc2_EDF.shape[2]))
+        ctx.counts, ctx.act, ctx.compiled = counts, act, compiled
         ctx.save_for_backward(x_RD, probs_R, fc1, fc2, a_RG, ends)
         return F.grouped_mm(h_RF, fc2_EDF.transpose(1, 2), offs=ends)
 
@@ -209,10 +253,15 @@ class _GroupedMM(torch.autograd.Function):
         # Also a single row, contiguous with any stride, must have that of a row.
         dy_RD = grads[0].contiguous().view(-1).view(x_RD.shape)
         dh_RF = F.grouped_mm(dy_RD, fc2_EDF, offs=ends)
-        h_RF, s_RF, da_RG = torch.empty_like(dh_RF), torch.empty_like(dh_RF), torch.empty_like(a_RG)
-        dp_R = torch.empty_like(probs_R)
-        _activate_backward(ctx.act, a_RG, probs_R[:, None], dh_RF, h_RF, s_RF, da_RG, dp_R)
+        p_R1 = probs_R[:, None]
+        if ctx.compiled:
+            _any_rows(a_RG, p_R1, dh_RF)
+            h_RF, da_RG, dp_R = region(True, _gated_backward, ctx.act, a_RG, p_R1, dh_RF)
+        else:
+            h_RF, s_RF, da_RG = torch.empty_like(dh_RF), torch.empty_like(dh_RF), torch.empty_like(a_RG)
+            dp_R = torch.empty_like(probs_R)
+            _activate_backward(ctx.act, a_RG, p_R1, dh_RF, h_RF, s_RF, da_RG, dp_R)
         dfc2_EDF = F.grouped_mm(dy_RD.t(), h_RF, offs=ends)
         dfc1_EGD = F.grouped_mm(da_RG.t(), x_RD, offs=ends)
         dx_RD = F.grouped_mm(da_RG, fc1_EGD, offs=ends)
-        return dx_RD, dp_R, dfc1_EGD.flatten(0, 1), dfc2_EDF.flatten(0, 1), None, None
+        return dx_RD, dp_R, dfc1_EGD.flatten(0, 1), dfc2_EDF.flatten(0, 1), None, None, None

@@ -23,7 +23,7 @@ class StackedWeights(nn.Module):
     def __init__(self, num_local_experts: int, config: Any, *args: Any, pg_collection: Any, **kwargs: Any) -> None:
         super().__init__()
         self.num_local_experts, self.tensor_group = num_local_experts, pg_collection.expt_tp
-        self.activation = config.activation
+        self.activation, self.compiled = config.activation, config.compiled
         hidden, ffn = config.hidden_size, config.moe_ffn_hidden_size // self.tensor_group.size()
         device = torch.cuda.current_device()
 
@@ -45,7 +45,8 @@ class StackedExperts(StackedWeights):
     def forward(self, rows_RD: Tensor, tokens_per_expert: Tensor, probs_R: Tensor) -> tuple[Tensor, None]:
         """Rows sorted by expert, how many each has [E_local], and their probabilities -> (outputs [R, D], no bias)."""
         counts = tokens_per_expert.tolist()
-        return grouped_mlp(rows_RD, probs_R, self.fc1, self.fc2, counts, self.how, self.activation), None
+        how, act, compiled = self.how, self.activation, self.compiled
+        return grouped_mlp(rows_RD, probs_R, self.fc1, self.fc2, counts, how, act, compiled), None
 
     def backward_dw(self) -> None:
         """Nothing is put off: weight gradients are computed in the backward pass."""

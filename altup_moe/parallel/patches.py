@@ -170,6 +170,12 @@ def _megatron() -> Iterator[Patch]:
         may_be_missing=True,
     )
     yield Patch(
+        f"{core}.transformer.attention:apply_rotary_pos_emb",
+        "train.compile: a chain of operations on queries and keys, where one compiled pass does; wrapped",
+        MEGATRON,
+        "model/rotary.py",
+    )
+    yield Patch(
         f"{core}.optimizer.clip_grads:multi_tensor_scale_impl",
         "without Transformer Engine and apex, clipping copies every gradient",
         MEGATRON,

@@ -1,4 +1,4 @@
-"""Before any process group exists: can this rank write the run's files, and is there room for one checkpoint?
+"""Before any process group exists: can this rank write the run's files, is there room for a checkpoint, and a compiler?
 
 A file is really made and removed: permissions alone do not know of read-only mounts, quotas and other users' rules.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from altup_moe.checkpoint.store import SPARE_BYTES
 from altup_moe.config import RunConfig
-from altup_moe.config.errors import UserError
+from altup_moe.config.errors import ConfigError, UserError
 from altup_moe.config.os_errors import reason
 from altup_moe.config.run_directory import (
     checkpoints_dir,
@@ -48,6 +48,21 @@ def check_writable(config: RunConfig, with_room: bool = True) -> None:
         _check_file(file)
     if with_room:
         check_room(existing_directory(checkpoints_dir(run_dir)), checkpoint_bytes(config))
+
+
+def check_compiler(config: RunConfig) -> None:
+    """Raise ConfigError where code is to be compiled and there is no compiler.
+
+    torch's own search: what CXX names, or g++. On a GPU Triton needs one too, for what launches its kernels.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is not None:
+        return
+    missing = f"needs a C++ compiler, and there is no {compiler} (CXX names another one); "
+    if config.train.compile:
+        raise ConfigError("train.compile", True, missing + "false would fit")
+    if config.altup.width > 1 and config.altup.kernel == "compile":
+        raise ConfigError("altup.kernel", "compile", missing + "torch would fit")
 
 
 def check_room(place: Path, size: int) -> None:

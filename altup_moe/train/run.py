@@ -54,7 +54,7 @@ from altup_moe.train.memory import RunMemory
 from altup_moe.train.metrics import StepMetrics, overlap_metrics, peak_memory_gib, straggler_metrics
 from altup_moe.train.mixture import run_samples
 from altup_moe.train.optim import build_scheduler, learning_rate
-from altup_moe.train.preflight import check_writable
+from altup_moe.train.preflight import check_compiler, check_writable
 from altup_moe.train.profile import Profile
 from altup_moe.train.resume import ResumePoint, check_tokens, find_resume_point, verified
 from altup_moe.train.routing import RoutingSums
@@ -162,6 +162,7 @@ def prepare_run(config: RunConfig, meeting: StartMeeting, with_data: bool = True
     # A run that is done saves nothing more.
     last = min(config.train.steps, config.train.stop_after or config.train.steps)
     done = 0 if resume is None or resume.weights_only else resume.manifest.step
+    check_compiler(config)
     check_writable(config, with_room=done < last)
     first = own_rank() == 0
     samples = run_samples(config) if with_data and first else None
@@ -176,7 +177,7 @@ def prepare_run(config: RunConfig, meeting: StartMeeting, with_data: bool = True
 
 def keep_compiled_code(config: RunConfig) -> None:
     """torch.compile's files lie in the run directory, and its caches that are pickles are not used."""
-    if config.altup.kernel == "compile":
+    if config.altup.kernel == "compile" or config.train.compile:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernels_dir(config.log.run_dir).absolute()))
         os.environ.update(TORCHINDUCTOR_FX_GRAPH_CACHE="0", TORCHINDUCTOR_AUTOGRAD_CACHE="0")
 

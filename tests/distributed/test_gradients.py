@@ -241,6 +241,12 @@ def test_losses_in_chunks(layout: str, model: dict) -> None:
     assert_parity(small(layout, train={"loss_chunk": 5}, **model), world_size(layout))
 
 
+@pytest.mark.parametrize("layout", ["tp2", "cp2"])
+def test_compiled_regions(layout: str) -> None:
+    """Norms of a slice of the sequence, a vocabulary that ranks share; angles of a context rank."""
+    assert_parity(small(layout, train={"compile": True}), world_size(layout))
+
+
 NEWER_VARIANTS = (
     "dynamic",
     "hc, wide tables",

@@ -12,15 +12,15 @@ vector loops (d and x are read again for them: 25 running sums for K = 4 do not 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
 
 from altup_moe.altup.kernels import Rows, plain
+from altup_moe.altup.kernels.compiled_functions import Asked, run_compiled
 
+KERNEL = Asked("altup.kernel=compile", "altup.kernel=torch")
 PIECE = 4096
 """Columns of one partial sum of d_W."""
 CONTRACT: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast"}
@@ -33,7 +33,7 @@ def forward(x_KN: Tensor, ys: Rows, w_RC: Tensor) -> Tensor:
         # Detached, for whether a tensor wants a gradient is among the things that a compilation is made for.
         x_KN, w_RC, ys = x_KN.detach(), w_RC.detach(), tuple(y_N.detach() for y_N in ys)
         _mark_columns(x_KN, *ys)
-        return run_compiled(_combine_all, CONTRACT, x_KN, ys, w_RC)
+        return run_compiled(KERNEL, _combine_all, CONTRACT, x_KN, ys, w_RC)
 
 
 def backward(d_RN: Tensor, ds: Rows, x_KN: Tensor, ys: Rows, w_RC: Tensor) -> tuple[Tensor, Rows, Tensor]:
@@ -59,7 +59,7 @@ def _whole_pieces(d_RN: Tensor, ds: Rows, x_KN: Tensor, ys: Rows, w_RC: Tensor) 
     d_RPN, x_KPN = (tensor.detach().unflatten(1, (-1, PIECE)) for tensor in (d_RN, x_KN))
     ds_PN, ys_PN = (tuple(row.detach().unflatten(0, (-1, PIECE)) for row in rows) for rows in (ds, ys))
     _mark_columns(d_RPN, x_KPN, *ds_PN, *ys_PN)
-    d_x, d_ys, sums_CP = run_compiled(_derive_all, CONTRACT, d_RPN, ds_PN, x_KPN, ys_PN, w_RC.detach())
+    d_x, d_ys, sums_CP = run_compiled(KERNEL, _derive_all, CONTRACT, d_RPN, ds_PN, x_KPN, ys_PN, w_RC.detach())
     return d_x.view(x_KN.shape), tuple(d_y.view(-1) for d_y in d_ys), sums_CP.sum(-1).view_as(w_RC)
 
 
@@ -92,27 +92,3 @@ def combine(inputs: list[Tensor], weights: Tensor) -> list[Tensor]:
             total = total + weights[i, j] * wide[j]
         results.append(total)
     return results
-
-
-_COMPILED: dict[Callable[..., Any], Callable[..., Any]] = {}
-_LIMIT = 256
-"""Compilations of one function: K, R, C, dtypes, threads. Dynamo's own limit of 8 is soon reached by tests."""
-
-
-def run_compiled(function: Callable[..., Any], options: dict[str, Any], *args: Any) -> Any:
-    """The function's result, compiled at its first call for such arguments. A function always has the same options."""
-    if function not in _COMPILED:
-        limit: Any = {"recompile_limit": _LIMIT}  # torch.compile's overloads, as typed, lack it
-        _COMPILED[function] = torch.compile(function, fullgraph=True, options=options, **limit)
-    try:
-        return _COMPILED[function](*args)
-    except TorchDynamoException as error:
-        raise compiler_failed(error) from error
-
-
-def compiler_failed(error: Exception) -> RuntimeError:
-    """What a user is told where nothing can be compiled."""
-    return RuntimeError(
-        "altup.kernel=compile: torch.compile failed, as it does where there is no C++ compiler (g++, or what CXX "
-        f"names); altup.kernel=torch needs none. It said: {str(error).strip().splitlines()[0]}"
-    )

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from altup_moe.altup.kernels.compiled import CONTRACT, combine, run_compiled
+from altup_moe.altup.kernels.compiled import CONTRACT, KERNEL, combine
+from altup_moe.altup.kernels.compiled_functions import run_compiled
 
 ONE_LOOP: dict[str, Any] = {**CONTRACT, "cpp.max_horizontal_fusion_size": 64}
 """All that K = 4 has in one loop, 25 sums and 5 blocks. Inductor by itself stops at 16 and begins another loop, which
@@ -29,7 +30,7 @@ def token_forward(x_KTD: Tensor, y_TD: Tensor | None, w_RCT: Tensor) -> Tensor:
     """out[r] = sum over c of W[r, c] [x; y][c], [R, T, D] in x's dtype."""
     with torch.no_grad():
         x_KTD, y_TD = _inputs(x_KTD, y_TD)
-        return run_compiled(_combine_all, ONE_LOOP, x_KTD, y_TD, _by_token(w_RCT))
+        return run_compiled(KERNEL, _combine_all, ONE_LOOP, x_KTD, y_TD, _by_token(w_RCT))
 
 
 def token_backward(
@@ -39,14 +40,14 @@ def token_backward(
     with torch.no_grad():
         x_KTD, y_TD = _inputs(x_KTD, y_TD)
         d_RTD = _ready(d_RTD, 1)
-        d_x, d_y, d_w_TQ = run_compiled(_derive_all, ONE_LOOP, d_RTD, x_KTD, y_TD, _by_token(w_RCT))
+        d_x, d_y, d_w_TQ = run_compiled(KERNEL, _derive_all, ONE_LOOP, d_RTD, x_KTD, y_TD, _by_token(w_RCT))
         return d_x, d_y, d_w_TQ.t().contiguous().view(w_RCT.shape)
 
 
 def token_write(x_KTD: Tensor, y_TD: Tensor, g_KT: Tensor) -> Tensor:
     """x + g y, [K, T, D] in x's dtype."""
     with torch.no_grad():
-        return run_compiled(_write_all, ONE_LOOP, _ready(x_KTD, 1), _ready(y_TD, 0), _ready(g_KT, 1))
+        return run_compiled(KERNEL, _write_all, ONE_LOOP, _ready(x_KTD, 1), _ready(y_TD, 0), _ready(g_KT, 1))
 
 
 def _ready(tensor: Tensor, tokens: int) -> Tensor:

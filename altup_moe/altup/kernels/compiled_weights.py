@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from altup_moe.altup.kernels import Reads, plain_weights
-from altup_moe.altup.kernels.compiled import compiler_failed
+from altup_moe.altup.kernels.compiled import KERNEL
+from altup_moe.altup.kernels.compiled_functions import compiler_failed
 
 CHUNK = 64
 """Features of a tile, as in the source."""
@@ -120,4 +121,4 @@ def _library() -> Any:
     try:
         return CppCodeCache.load(source, "cpu", extra_flags=("-ffp-contract=fast",))
     except (CppCompileError, InvalidCxxCompiler) as error:
-        raise compiler_failed(error) from error
+        raise compiler_failed(KERNEL, error) from error
