@@ -1,7 +1,7 @@
 """Cross-entropy over a vocabulary that tensor ranks share, in three compiled passes over the logits.
 
 Megatron's own makes a chain of operations in fp32. Here two passes read the logits and a third writes their gradient,
-in the logits' own type, so that with bf16 no fp32 copy of them exists; sums are fp32.
+into the logits' own memory and type, so that there is one tensor of their size; sums are fp32.
 
 Shape legend: any leading dimensions N, V vocabulary of this tensor rank.
 """
@@ -21,7 +21,8 @@ def compiled_token_losses(logits_NV: Tensor, labels_N: Tensor, group: dist.Proce
     """Loss of every token [N], fp32, in nats.
 
     Args:
-        logits_NV: this tensor rank's columns, the rank-th V of the vocabulary.
+        logits_NV: this tensor rank's columns, the rank-th V of the vocabulary. The backward pass overwrites them, as
+            Megatron's forward pass does: nothing else may read them, and it runs once.
         labels_N: ids in the whole vocabulary.
         group: the tensor ranks.
     """
@@ -36,8 +37,8 @@ def _sum_exp(logits_NV: Tensor, largest_N: Tensor) -> Tensor:
     return (logits_NV.float() - largest_N[..., None]).exp().sum(-1)
 
 
-def _softmax_times(logits_NV: Tensor, log_sum_N: Tensor, grad_N: Tensor) -> Tensor:
-    return ((logits_NV.float() - log_sum_N[..., None]).exp() * grad_N[..., None]).to(logits_NV.dtype)
+def _softmax_times(logits_NV: Tensor, log_sum_N: Tensor, grad_N: Tensor) -> None:
+    logits_NV.copy_((logits_NV.float() - log_sum_N[..., None]).exp() * grad_N[..., None])
 
 
 class _CompiledLosses(torch.autograd.Function):
@@ -64,7 +65,8 @@ class _CompiledLosses(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         logits_NV, log_sum_N, picked_N, label_N1, elsewhere_N = ctx.saved_tensors
         grad_N = grads[0]
-        d_NV = region(True, _softmax_times, logits_NV, log_sum_N, grad_N)
+        d_NV = logits_NV.detach()
+        region(True, _softmax_times, d_NV, log_sum_N, grad_N)
         # softmax - 1 at the label, rounded once; a rank without the label writes back what is there.
         at_label_N = ((picked_N - log_sum_N).exp() - 1) * grad_N
         there_N = d_NV.gather(-1, label_N1).squeeze(-1)
