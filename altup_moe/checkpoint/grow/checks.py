@@ -73,8 +73,8 @@ def _stream(growth: Growth) -> None:
         if before != after:
             fits = f"another function of the source's {old.width} blocks (of one block it would do); {before} would fit"
             raise ConfigError(f"altup.{key}", after, fits)
-    if new.correct == "delayed":
-        fits = "which layer reads an output first would change with new layers or blocks; next would fit"
+    if new.correct == "delayed" and old.width == 1:
+        fits = "each layer of a plain source reads all of the last output, which is another function; next would fit"
         raise ConfigError("altup.correct", new.correct, fits)
     row = find_variant(new.variant)
     if row.blocks and row.widening is None and new.width != old.width:

@@ -7,6 +7,7 @@ unchanged keeps its gradient, since the loss is the same function of it (router 
 | grown | tensors | value | gradient |
 |---|---|---|---|
 | stream, K -> m K (`grow_stream`) | altup.* | I_m (x) P, (g, ..., g); last layer by shares | unknown |
+| - delayed outputs | altup.correct | 0 for copies of the block that is not written | unknown |
 | - recycled `round_robin` | embedding | / m | * m |
 | | final norm, if tables are tied | * m | / m |
 | - wide tables | embedding | m copies side by side | unknown |
@@ -39,7 +40,8 @@ from torch import Tensor
 
 from altup_moe.altup.lazy import load_object
 from altup_moe.altup.shape import branches, output_width, step_of, stream_width
-from altup_moe.altup.variants import find_variant, selected_block
+from altup_moe.altup.static import masked
+from altup_moe.altup.variants import find_variant, next_block, selected_block
 from altup_moe.altup.widening import identical_blocks, neutral_value
 from altup_moe.checkpoint.slices import full_slice
 from altup_moe.config import RunConfig
@@ -206,11 +208,15 @@ def _coefficient(name: str, layer: int, rest: str, shape: tuple[int, ...], growt
     known = width > 1 and layer < source.model.num_layers
     if known and (m == 1 or not coefficient.has_blocks):
         return _kept(name)
+    unwritten = next_block(step, width, target.altup.select, target.altup.correct) if row.masked == leaf else None
     summed = target.altup.recycled and step == target.model.num_layers * len(branches(level)) - 1
 
     def grown(old: Tensor) -> Tensor:
         value = old if known else neutral_value(coefficient, width, target.model.hidden_size, block % width, level)
         if row.widening is not None:
+            if unwritten is not None:
+                # The grown step's mask leaves out one of the block's copies; all of them stay equal.
+                value = masked(value, unwritten)
             value = load_object(row.widening)(leaf, value, m, block, summed)
         return value + _noise(name, shape, growth.coefficient_noise if m > 1 else 0.0, growth.seed)
 

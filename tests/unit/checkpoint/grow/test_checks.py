@@ -30,7 +30,7 @@ PARTIAL = {"partial": True, "top_k": 1}
         ({}, {"altup": {"width": 4, "variant": "gemma"}}, "altup.variant", "altup would fit"),
         ({}, {"altup": {"width": 4, "select": "same"}}, "altup.select", "alternating would fit"),
         ({}, {"altup": {"width": 4, "correct": "delayed"}}, "altup.correct", "next would fit"),
-        ({"altup": DELAYED}, {"model": {"num_layers": 5}}, "altup.correct", "next would fit"),
+        ({"altup": {"width": 1}}, {"altup": {"width": 2, **DELAYED}}, "altup.correct", "next would fit"),
         ({}, {"altup": {"width": 4, "recycled": False}}, "altup.recycled", "True would fit"),
         ({"altup": {"width": 1}}, {"altup": {"width": 2, **ROBIN}}, "altup.variant", "its residual included"),
         ({"altup": DYNAMIC}, {"altup": {"width": 4}}, "altup.variant", "altup.width 2 would fit"),

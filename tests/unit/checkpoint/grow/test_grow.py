@@ -66,6 +66,15 @@ CASES: dict[str, tuple[Sections, Sections]] = {
         {"altup": {"width": 8}, "model": {"num_layers": 7}},
     ),
     "branches, hc": ({"altup": {"level": "branch", "variant": "hc"}}, {"altup": {"width": 4}}),
+    "delayed, layers": ({"altup": {"correct": "delayed"}}, {"altup": {"width": 4}, "model": {"num_layers": 7}}),
+    "delayed, wide tables": ({"altup": {"correct": "delayed", "recycled": False}}, {"altup": {"width": 8}}),
+    "delayed branches": ({"altup": {"correct": "delayed", "level": "branch"}}, {"altup": {"width": 4}}),
+    "delayed hc, layers": (
+        {"altup": {"correct": "delayed", "variant": "hc"}},
+        {"altup": {"width": 4}, "model": {"num_layers": 5}},
+    ),
+    "delayed gemma": ({"altup": {"correct": "delayed", "variant": "gemma"}}, {"altup": {"width": 4}}),
+    "delayed round_robin": ({"altup": {"correct": "delayed", "variant": "round_robin"}}, {"altup": {"width": 4}}),
     "branches, round_robin, layers": (
         {"altup": {"level": "branch", "variant": "round_robin"}},
         {"altup": {"width": 4}, "model": {"num_layers": 5}},
