@@ -147,9 +147,9 @@ def _passes(
     place = coordinates.rank % cluster.gpus_per_node
     key = place, p.tensor, p.context, p.expert, p.expert_tensor, train.micro_batch_size, train.recompute
 
-    def layer_cost(layer: int) -> tuple[Times, Times]:
+    def layer_cost(layer: int, last: bool) -> tuple[Times, Times]:
         found = layer_transfers(config, world, coordinates, layer)
-        return layer_times(config, world, cluster, coordinates, layer, found, factors)
+        return layer_times(config, world, cluster, coordinates, layer, found, factors, last)
 
     def end_cost() -> tuple[Times, Times]:
         return output_times(config, cluster, end_transfers(config, world, coordinates), factors)
@@ -159,7 +159,8 @@ def _passes(
         parts = []
         for layer in chunk.layers:
             kind = is_moe_layer(layer, config.moe.num_experts, config.moe.layer_freq)
-            parts.append(cache.get(("layer", kind, *key), partial(layer_cost, layer)))
+            last = layer == chunk.layers[-1]
+            parts.append(cache.get(("layer", kind, last, *key), partial(layer_cost, layer, last)))
         if cluster.cpu_cost_model is not None:
             size = sum(h.size for h in held if h.chunk == number)
             parts.append(chunk_times(config, cluster.cpu_cost_model, chunk, size))

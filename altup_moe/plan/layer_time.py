@@ -10,7 +10,7 @@ from altup_moe.altup.step_costs import Work
 from altup_moe.config import RunConfig
 from altup_moe.config.ranges import Range
 from altup_moe.model.flops import Parts, layer_products, output_products
-from altup_moe.moe.backends import defers_mixing, joins_steps
+from altup_moe.moe.backends import defers_mixing, joins_steps, walks_two_steps
 from altup_moe.parallel.rank_coordinates import ChunkLayers, RankCoordinates
 from altup_moe.plan.buffers import PARAMETER_BYTES
 from altup_moe.plan.cluster import Cluster
@@ -202,12 +202,14 @@ def layer_times(
     layer: int,
     transfers: list[Transfer],
     factors: Factors,
+    last: bool,
 ) -> tuple[Times, Times]:
-    """(forward, backward) of a layer and one micro-batch. ``transfers``: those of one micro-batch."""
+    """(forward, backward) of a layer and one micro-batch. ``transfers``: those of one micro-batch. ``last``: of its
+    chunk."""
     bases = compute_times(config, cluster, layer, factors)
     opening = window(config, world, cluster, coordinates, layer, transfers)
-    forward = _with_communication(config, bases[0], opening, transfers, "forward", layer, cluster, factors)
-    backward = _with_communication(config, bases[1], opening, transfers, "backward", layer, cluster, factors)
+    forward = _with_communication(config, bases[0], opening, transfers, "forward", layer, cluster, factors, last)
+    backward = _with_communication(config, bases[1], opening, transfers, "backward", layer, cluster, factors, last)
     if config.train.recompute == "full":
         return forward, backward + forward + _rebuilding(config, cluster)
     if config.train.recompute == "selective":
@@ -234,6 +236,7 @@ def _with_communication(
     layer: int,
     cluster: Cluster,
     factors: Factors,
+    last: bool,
 ) -> Times:
     found = [t for t in transfers if t.phase == phase and t.layer == layer]
     tensor, context = (kind_seconds(found, kind, cluster) for kind in ("tensor", "context"))
@@ -242,7 +245,11 @@ def _with_communication(
     posted = mixing.posted[phase == "backward"]
     waits = mixing.waits[phase == "backward"]
     asynchronous = config.overlap.exchange == "async"
-    if asynchronous and defers_mixing(config):
+    if walks_two_steps(config):
+        # While the rows of one layer travel, the one after it computes: but for the last one's, which come back alone.
+        expert = max(expert - base.total, expert / 2 if last else 0.0)
+        hidden = min(posted, expert)
+    elif asynchronous and defers_mixing(config):
         hidden = min(posted, opening.idle)
     if asynchronous and config.overlap.microbatch_halves:
         # While the rows of one half travel, the other half computes.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from altup_moe.altup.shape import is_moe_layer, output_width
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import num_microbatches
+from altup_moe.moe.backends import walks_two_steps
 from altup_moe.parallel.rank_coordinates import ChunkLayers, RankCoordinates, chunk_layers
 from altup_moe.plan.buffers import PARAMETER_BYTES, buffers
 from altup_moe.plan.groups import World
@@ -106,8 +107,9 @@ def held_activations(config: RunConfig, world: World, coordinates: RankCoordinat
         layers, blocks = chunk_activations(config, chunk)
         kept, stream = kept + times * layers, stream + times * blocks
     if config.train.recompute == "full":
-        # The backward recomputes one layer at a time and keeps its activations.
-        kept += max(sum(layer_parts(config, layer)) for chunk in own for layer in chunk.layers)
+        # The backward recomputes one layer at a time and keeps its activations; two, where two are under way.
+        at_once = 2 if walks_two_steps(config) else 1
+        kept += at_once * max(sum(layer_parts(config, layer)) for chunk in own for layer in chunk.layers)
         stream += recomputed_step_bytes(config)
     else:
         stream += backward_step_bytes(config)

@@ -35,7 +35,7 @@ def check_modelled(config: RunConfig) -> None:
         (not config.model.architecture.planned, "model.arch", config.model.arch, "gpt"),
         (config.sequence.stride > 1, "sequence.stride", config.sequence.stride, 1),
         (a.width > 1 and not find_variant(a.variant).planned, "altup.variant", a.variant, "altup"),
-        (a.correct != "next", "altup.correct", a.correct, "next"),
+        (a.correct == "delayed" and find_variant(a.variant).lagged, "altup.correct", a.correct, "next"),
         (config.optim.optimizer != "adamw", "optim.optimizer", config.optim.optimizer, "adamw"),
     ]
     for wrong, key, value, fit in unplanned:
@@ -103,8 +103,10 @@ def _layer(
         whole += _mlp(config, world, coordinates, layer)
     yield from whole
     if config.train.recompute == "full":
-        # Recomputation repeats the transfers of the forward.
-        yield from (replace(t, phase="recompute") for t in whole if t.phase == "forward")
+        # Recomputation repeats the transfers of the forward, but for the sums of the routers' losses (all that a layer
+        # reduces): Megatron computes them only while gradients are recorded.
+        again = (t for t in whole if t.phase == "forward" and t.operation != "all_reduce")
+        yield from (replace(t, phase="recompute") for t in again)
 
 
 def layer_transfers(config: RunConfig, world: World, coordinates: RankCoordinates, layer: int) -> list[Transfer]:

@@ -125,6 +125,8 @@ CASES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     ),
     "dynamic, K 4": ("pp2", {"altup": {"width": 4, "variant": "dynamic"}}),
     "dynamic, branches": ("tp2", {"altup": {**BRANCH, "variant": "dynamic"}, "train": {"precision": "bf16"}}),
+    "delayed": ("ep2", {"altup": {"correct": "delayed"}}),
+    "delayed branches, K 4, hc": ("ep2", {"altup": {**BRANCH, "correct": "delayed", "variant": "hc", "width": 4}}),
     "data, sharded": ("dp2", {"parallel": {"distributed_optimizer": True}}),
     "data, bf16": ("dp2", {"train": {"precision": "bf16"}}),
     "data, sharded, bf16": ("dp2", {"parallel": {"distributed_optimizer": True}, "train": {"precision": "bf16"}}),

@@ -105,6 +105,11 @@ CASES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
         "ep2",
         {"altup": {"level": "branch", "variant": "gated_residual"}, "train": {"recompute": "full"}},
     ),
+    "delayed, experts, capacity, recomputed": (
+        "tp2-ep2",
+        {"altup": {"correct": "delayed"}, "moe": {"capacity_factor": 1.0}, "train": {"recompute": "full"}},
+    ),
+    "delayed sums, stages": ("pp2-vpp2", {"altup": {"correct": "delayed", "variant": "hc", "width": 4}}),
     "dynamic, tensor": ("tp2", {"altup": {"variant": "dynamic", "width": 4}}),
     "dynamic, branches, stages, sharded": (
         "dp2-pp2",

@@ -91,6 +91,18 @@ def test_halves_hide_the_exchange() -> None:
     assert halves.moe_window.idle - whole.moe_window.idle == pytest.approx(2 * 10e-6)
 
 
+def test_delayed_outputs_hide_the_exchange_behind_the_next_layer() -> None:
+    one_by_one, delayed, inline = (
+        planned_on(run({"expert": 8}, altup={"width": 2, "correct": correct}, overlap={"mixing": mixing}))
+        for correct, mixing in (("next", "deferred"), ("delayed", "deferred"), ("delayed", "inline"))
+    )
+    whole, left = one_by_one.exposed()["expert"], delayed.exposed()["expert"]
+    assert inline.exposed()["expert"] == pytest.approx(whole), "layers go one by one without deferred mixing"
+    # At least half of the last layer's exchange, what its output travels back, has nothing beside it.
+    layers = run().model.num_layers
+    assert whole / (2 * layers) <= left * (1 + 1e-9) < whole
+
+
 def test_imbalance_and_stragglers_cost() -> None:
     config = run({"expert": 8})
     base = planned_on(config).seconds
@@ -172,6 +184,12 @@ def test_a_registered_variant_is_not_planned(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ConfigError) as refused:
         planned_on(run(altup={"variant": "mine"}))
     assert str(refused.value) == "altup.variant='mine': is not planned yet; altup would fit"
+
+
+def test_delayed_outputs_of_a_lagged_variant_are_not_planned() -> None:
+    with pytest.raises(ConfigError) as refused:
+        planned_on(run(altup={"width": 2, "level": "branch", "variant": "mhc_single_pass", "correct": "delayed"}))
+    assert str(refused.value) == "altup.correct='delayed': is not planned yet; next would fit"
 
 
 def test_the_picture_is_the_schedule() -> None:
