@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from altup_moe.parallel.on_device import on_device
+
 How = Literal["loop", "grouped_mm"]
 """Which code multiplies."""
 
@@ -55,7 +57,7 @@ def grouped_mlp(
     probs_R: Tensor,
     fc1: Tensor,
     fc2: Tensor,
-    counts: Sequence[int],
+    counts: Sequence[int] | Tensor,
     how: How,
     activation: str = "silu",
 ) -> Tensor:
@@ -66,11 +68,14 @@ def grouped_mlp(
         probs_R: each row's combine probability, in a type of its own (the router's).
         fc1: [E * 2F, D], an expert's gate rows and then its up rows, one expert after another.
         fc2: [E * D, F].
-        counts: rows of each expert, in order; they add up to R.
+        counts: rows of each expert, in order; they add up to R. `grouped_mm` takes a tensor, on the device or not.
         how: see `choose`. activation: a name of `moe.activations`.
     """
-    function = _Loop if how == "loop" else _GroupedMM
-    return function.apply(x_RD, probs_R, fc1, fc2, tuple(counts), activation)
+    if how == "loop":
+        return _Loop.apply(x_RD, probs_R, fc1, fc2, tuple(counts), activation)
+    if not isinstance(counts, Tensor) or counts.device != x_RD.device:
+        counts = on_device([int(count) for count in counts], x_RD.device, torch.int32)
+    return _GroupedMM.apply(x_RD, probs_R, fc1, fc2, counts.cumsum(0, dtype=torch.int32), activation)
 
 
 def _activate(act: str, a_NG: Tensor, p_N1: Tensor, h_NF: Tensor) -> Tensor:
@@ -183,7 +188,7 @@ class _Loop(torch.autograd.Function):
         return dx_RD, dp_R, dfc1.result(), dfc2.result(), None, None
 
 
-def _by_expert(weight: Tensor, counts: Sequence[int]) -> Tensor:
+def _by_expert(weight: Tensor, counts: Sequence[int] | Tensor) -> Tensor:
     return weight.view(len(counts), -1, weight.shape[1])
 
 
@@ -191,21 +196,18 @@ class _GroupedMM(torch.autograd.Function):
     """`torch.nn.functional.grouped_mm`: int32 ends of groups, no fp64, contiguous gradients, no rows past the end."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x_RD: Tensor, probs_R: Tensor, fc1: Tensor, fc2: Tensor, counts: tuple[int, ...], act: str
-    ) -> Tensor:
-        fc1_EGD, fc2_EDF = _by_expert(fc1, counts), _by_expert(fc2, counts)
-        ends = torch.tensor(counts, dtype=torch.int32).cumsum(0, dtype=torch.int32).to(x_RD.device)
+    def forward(ctx: Any, x_RD: Tensor, probs_R: Tensor, fc1: Tensor, fc2: Tensor, ends: Tensor, act: str) -> Tensor:
+        fc1_EGD, fc2_EDF = _by_expert(fc1, ends), _by_expert(fc2, ends)
         a_RG = F.grouped_mm(x_RD, fc1_EGD.transpose(1, 2), offs=ends)
         h_RF = _activate(act, a_RG, probs_R[:, None], x_RD.new_empty(x_RD.shape[0], fc2_EDF.shape[2]))
-        ctx.counts, ctx.act = counts, act
+        ctx.act = act
         ctx.save_for_backward(x_RD, probs_R, fc1, fc2, a_RG, ends)
         return F.grouped_mm(h_RF, fc2_EDF.transpose(1, 2), offs=ends)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         x_RD, probs_R, fc1, fc2, a_RG, ends = ctx.saved_tensors
-        fc1_EGD, fc2_EDF = _by_expert(fc1, ctx.counts), _by_expert(fc2, ctx.counts)
+        fc1_EGD, fc2_EDF = _by_expert(fc1, ends), _by_expert(fc2, ends)
         # Also a single row, contiguous with any stride, must have that of a row.
         dy_RD = grads[0].contiguous().view(-1).view(x_RD.shape)
         dh_RF = F.grouped_mm(dy_RD, fc2_EDF, offs=ends)

@@ -175,6 +175,12 @@ def _megatron() -> Iterator[Patch]:
         may_be_missing=True,
     )
     yield Patch(
+        f"{core}.transformer.moe.token_dispatcher:permute",
+        "0.16.1 selects routes by a mask, and waits for a GPU twice; replaced only where the code does so",
+        MEGATRON,
+        compat,
+    )
+    yield Patch(
         f"{core}.optimizer.clip_grads:multi_tensor_scale_impl",
         "without Transformer Engine and apex, clipping copies every gradient",
         MEGATRON,
@@ -254,6 +260,14 @@ def _start() -> Iterator[Patch]:
     )
 
 
+def _waits() -> Iterator[Patch]:
+    counted = (
+        "the host's waits for a GPU are counted (`bench gpu`); wrapped during a step, where it plays one also on a CPU"
+    )
+    for name in ("Event", "Stream"):
+        yield Patch(f"torch.cuda:{name}.synchronize", counted, TORCH, "bench/gpu/host_waits.py")
+
+
 def _watchdog() -> Iterator[Patch]:
     where, world = "parallel/watchdog/notes.py", "torch.distributed.distributed_c10d"
     noted = "a hang is explained from notes of every collective and exchange; wrapped while a run is open"
@@ -292,8 +306,16 @@ RENAMED = (
 )
 """More of them: the name that torch 2.13 calls, and the only one of 2.11, which 2.13 has as well."""
 
+_WORLD = "torch.distributed.distributed_c10d"
+COLLECTIVES = (
+    *(f"{_WORLD}:ProcessGroup.{name}" for name in (*STARTS_WORK, *(name for both in RENAMED for name in both))),
+    f"{_WORLD}:Work.wait",
+)
+"""Targets that start a collective or wait for one."""
+
 PATCHES = {
-    patch.target: patch for patch in (*_cuda(), *_megatron(), *_deepspeed(), *_torchrun(), *_start(), *_watchdog())
+    patch.target: patch
+    for patch in (*_cuda(), *_megatron(), *_deepspeed(), *_torchrun(), *_start(), *_waits(), *_watchdog())
 }
 """Every patch by its target."""
 
