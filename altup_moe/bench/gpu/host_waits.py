@@ -267,8 +267,11 @@ class _Functions(TorchFunctionMode):
         where = kwargs.get("device")
         if where is not None and not isinstance(result, torch.device):
             there = torch.device(where) == PRETENDED
-            if there and name in ("tensor", "as_tensor", "new_tensor", "asarray"):
+            data = args[int(name == "new_tensor")] if args else None
+            copied = not (isinstance(data, Tensor) and device.has(data))
+            if there and copied and name in ("tensor", "as_tensor", "new_tensor", "asarray"):
                 device.note(f"{name} on the device")
+                result = result.clone()  # as_tensor hands a host's tensor back
             (device.take if there else device.leave)(result)
         elif name == "new_tensor" and first is not None and device.has(first):
             device.note("new_tensor on the device")
