@@ -97,6 +97,8 @@ def transformer_config(config: RunConfig) -> AltUpTransformerConfig:
         expert_tensor_parallel_size=p.expert_tensor,
         deallocate_pipeline_outputs=True,
         batch_p2p_comm=torch.cuda.is_available(),
+        # Else Megatron waits for the whole device after each message, for a fault of older versions of torch, it says.
+        batch_p2p_sync=False,
         **_recompute(config),
         **_experts(config),
         altup_width=a.width,

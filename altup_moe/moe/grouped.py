@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from altup_moe.altup.on_device import on_device
 from altup_moe.altup.regions import region
 from altup_moe.moe.activations import ACTIVATIONS
 
@@ -59,7 +60,7 @@ def grouped_mlp(
     probs_R: Tensor,
     fc1: Tensor,
     fc2: Tensor,
-    counts: Sequence[int],
+    counts: Sequence[int] | Tensor,
     how: How,
     activation: str = "silu",
     compiled: bool = False,
@@ -71,13 +72,15 @@ def grouped_mlp(
         probs_R: each row's combine probability, in a type of its own (the router's).
         fc1: [E * 2F, D], an expert's gate rows and then its up rows, one expert after another.
         fc2: [E * D, F].
-        counts: rows of each expert, in order; they add up to R.
+        counts: rows of each expert, in order; they add up to R. `grouped_mm` takes a tensor, on the device or not.
         how: see `choose`. activation: a name of `moe.activations`.
         compiled: `grouped_mm` alone: activations as compiled regions.
     """
     if how == "loop":
         return _Loop.apply(x_RD, probs_R, fc1, fc2, tuple(counts), activation)
-    return _GroupedMM.apply(x_RD, probs_R, fc1, fc2, tuple(counts), activation, compiled)
+    if not isinstance(counts, Tensor) or counts.device != x_RD.device:
+        counts = on_device([int(count) for count in counts], x_RD.device, torch.int32)
+    return _GroupedMM.apply(x_RD, probs_R, fc1, fc2, counts.cumsum(0, dtype=torch.int32), activation, compiled)
 
 
 def _activate(act: str, a_NG: Tensor, p_N1: Tensor, h_NF: Tensor) -> Tensor:
@@ -215,7 +218,7 @@ class _Loop(torch.autograd.Function):
         return dx_RD, dp_R, dfc1.result(), dfc2.result(), None, None
 
 
-def _by_expert(weight: Tensor, counts: Sequence[int]) -> Tensor:
+def _by_expert(weight: Tensor, counts: Sequence[int] | Tensor) -> Tensor:
     return weight.view(len(counts), -1, weight.shape[1])
 
 
@@ -229,12 +232,11 @@ class _GroupedMM(torch.autograd.Function):
         probs_R: Tensor,
         fc1: Tensor,
         fc2: Tensor,
-        counts: tuple[int, ...],
+        ends: Tensor,
         act: str,
         compiled: bool,
     ) -> Tensor:
-        fc1_EGD, fc2_EDF = _by_expert(fc1, counts), _by_expert(fc2, counts)
-        ends = torch.tensor(counts, dtype=torch.int32).cumsum(0, dtype=torch.int32).to(x_RD.device)
+        fc1_EGD, fc2_EDF = _by_expert(fc1, ends), _by_expert(fc2, ends)
         a_RG = F.grouped_mm(x_RD, fc1_EGD.transpose(1, 2), offs=ends)
         p_R1 = probs_R[:, None]
         if compiled:
@@ -242,14 +244,14 @@ class _GroupedMM(torch.autograd.Function):
             h_RF = region(True, _gated, act, a_RG, p_R1)
         else:
             h_RF = _activate(act, a_RG, p_R1, x_RD.new_empty(x_RD.shape[0], fc2_EDF.shape[2]))
-        ctx.counts, ctx.act, ctx.compiled = counts, act, compiled
+        ctx.act, ctx.compiled = act, compiled
         ctx.save_for_backward(x_RD, probs_R, fc1, fc2, a_RG, ends)
         return F.grouped_mm(h_RF, fc2_EDF.transpose(1, 2), offs=ends)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         x_RD, probs_R, fc1, fc2, a_RG, ends = ctx.saved_tensors
-        fc1_EGD, fc2_EDF = _by_expert(fc1, ctx.counts), _by_expert(fc2, ctx.counts)
+        fc1_EGD, fc2_EDF = _by_expert(fc1, ends), _by_expert(fc2, ends)
         # Also a single row, contiguous with any stride, must have that of a row.
         dy_RD = grads[0].contiguous().view(-1).view(x_RD.shape)
         dh_RF = F.grouped_mm(dy_RD, fc2_EDF, offs=ends)

@@ -47,11 +47,20 @@ class OverlappedDispatcher(MoEAlltoAllTokenDispatcher):
         # Megatron's phases read a copy, in which the capacity says whether rows are counted; `overlap` is the layer's.
         self.overlap: Any = self.config
         self.config: Any = copy.copy(self.config)
+        self.counts_on_host = True
+        """Whether the experts want the number of rows of each on the host."""
 
     def allow_fewer_routes(self, fewer: bool) -> None:
         """Whether the next tokens may have fewer than top_k routes, as padding has: rows are then counted."""
         # Megatron counts them where a capacity is set, which asks a GPU once more.
         self.config.moe_expert_capacity_factor = 1.0 if fewer else None
+
+    def _maybe_dtoh_and_synchronize(self, point: str, tokens_per_expert: Any = None) -> Any:
+        """Megatron's: sizes come to the host, which waits for them. Where nothing there needs them, they stay."""
+        alone = self.exchange_group.size() * self.tp_size == 1
+        if alone and not self.counts_on_host and isinstance(self.num_out_tokens, int):
+            return tokens_per_expert
+        return super()._maybe_dtoh_and_synchronize(point, tokens_per_expert)
 
     def token_dispatch(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and their probabilities to the ranks of their experts."""
@@ -105,6 +114,7 @@ class OverlappedMoELayer(MoELayer):
             dispatcher = OverlappedDispatcher(
                 self.num_local_experts, self.local_expert_indices, config=self.config, pg_collection=groups
             )
+            dispatcher.counts_on_host = getattr(self.experts, "counts_on_host", True)
         # A dispatcher remembers a micro-batch between its phases, so each half has one.
         self._dispatchers = [dispatcher, copy.copy(dispatcher)]
 

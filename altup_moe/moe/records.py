@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,14 +42,14 @@ class RecordsRouting:
     """It sees every n-th token (Sequence-AltUp)."""
     in_encoder: bool = False
     """Whether the tokens are the encoder's."""
-    tokens_of_micro_batch: float | None = None
+    tokens_of_micro_batch: Tensor | None = None
     """Tokens that it routes in a micro-batch of this step, on average over the step: what its losses over a step's
-    tokens are divided by. None is as many as there are in each."""
+    tokens are divided by. fp32 scalar on the device; None is as many as there are in each."""
 
     def clear_record(self) -> None:
         """Forget what was recorded."""
         raise NotImplementedError
 
-    def step_taken(self, counts_E: Tensor, bias_update_rate: float) -> None:
+    def step_taken(self, counts_E: Sequence[float], bias_update_rate: float) -> None:
         """An optimizer step was taken; ``counts_E``: routes to each expert in it, of all micro-batches and ranks."""
         raise NotImplementedError

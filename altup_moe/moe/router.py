@@ -11,6 +11,7 @@ Padding is not routed: it takes no expert's place, counts in no statistic, and i
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler, comput
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
+from altup_moe.altup.on_device import on_device
 from altup_moe.moe.capacity import expert_capacity, keep_within_capacity
 from altup_moe.moe.records import RecordsRouting, RoutingRecord
 from altup_moe.moe.router_losses import balance_loss, z_loss
@@ -50,13 +52,15 @@ class CapacityRouter(RecordsRouting, TopKRouter):
         self.record = RoutingRecord.zero(self.config.num_moe_experts, self.weight.device)
 
     @torch.no_grad()
-    def step_taken(self, counts_E: Tensor, bias_update_rate: float) -> None:
+    def step_taken(self, counts_E: Sequence[float], bias_update_rate: float) -> None:
         """Biases and loads follow the routes of an optimizer step (arXiv 2408.15664, Algorithm 1)."""
-        counts_E = counts_E.to(self.weight.device)
+        if self.expert_bias is None and self.expert_load is None:
+            return
+        counts = on_device(counts_E, self.weight.device, torch.float32)
         if self.expert_bias is not None:
-            self.expert_bias += bias_update_rate * (counts_E.mean() - counts_E).sign().to(self.expert_bias.dtype)
-        if self.expert_load is not None and counts_E.any():
-            self.expert_load.copy_(counts_E / counts_E.sum())
+            self.expert_bias += bias_update_rate * (counts.mean() - counts).sign().to(self.expert_bias.dtype)
+        if self.expert_load is not None and any(counts_E):
+            self.expert_load.copy_(counts / counts.sum())
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Probabilities and map [tokens, E] of logits [S, B, E]; in training, routes over capacity are cleared.
@@ -116,7 +120,7 @@ class CapacityRouter(RecordsRouting, TopKRouter):
         totals = reduce_from_tensor_model_parallel_region(totals, group=self.tp_cp_group)
         here, counts_E = totals[0], totals[1:]
         # Micro-batches have unequal numbers of tokens where there is padding; each token has the same weight.
-        mean = here if self.tokens_of_micro_batch is None else here.new_tensor(self.tokens_of_micro_batch)
+        mean = here if self.tokens_of_micro_batch is None else self.tokens_of_micro_batch
         shares_E = counts_E / counts_E.sum().clamp(min=1) if self.expert_load is None else self.expert_load
         if self.z_coeff:
             loss = self.z_coeff * z_loss(logits_TE, mean)

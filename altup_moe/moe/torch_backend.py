@@ -42,9 +42,14 @@ class StackedExperts(StackedWeights):
         super().__init__(*args, **kwargs)
         self.how = choose(self.fc1.device, self.fc1.dtype, self.fc1.shape[1], self.fc2.shape[1])
 
+    @property
+    def counts_on_host(self) -> bool:
+        """Whether the number of rows of each expert is wanted on the host: by the loop, which makes slices of it."""
+        return self.how == "loop"
+
     def forward(self, rows_RD: Tensor, tokens_per_expert: Tensor, probs_R: Tensor) -> tuple[Tensor, None]:
         """Rows sorted by expert, how many each has [E_local], and their probabilities -> (outputs [R, D], no bias)."""
-        counts = tokens_per_expert.tolist()
+        counts = tokens_per_expert.tolist() if self.counts_on_host else tokens_per_expert
         how, act, compiled = self.how, self.activation, self.compiled
         return grouped_mlp(rows_RD, probs_R, self.fc1, self.fc2, counts, how, act, compiled), None
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from megatron.core.transformer.spec_utils import ModuleSpec
-from torch import nn
+from torch import Tensor, nn
 
 from altup_moe.parallel.patches import original, replace
 
@@ -24,6 +24,7 @@ def mend_megatron() -> None:
     if original(te_general_gemm) is None:
         replace(te_general_gemm, None)
     _clip_in_place()
+    _permute_without_waiting()
     # It also warns of every feed-forward class that is not one of its own, on every layer.
     logging.getLogger("megatron.core.transformer.transformer_layer").addFilter(
         lambda line: not line.getMessage().startswith("Unknown MLP type")
@@ -40,6 +41,44 @@ def _clip_in_place() -> None:
     name = "megatron.core.optimizer.clip_grads:multi_tensor_scale_impl"
     if getattr(original(name), "__name__", "") == "local_multi_tensor_scale":
         replace(name, multiply)
+
+
+def _permute_without_waiting() -> None:
+    """0.16.1 selects routes by a mask: a GPU is asked twice how many there are. 0.19.2 sorts; this counts them."""
+    name = "megatron.core.transformer.moe.token_dispatcher:permute"
+    theirs = original(name)
+    if "masked_select" not in theirs.__code__.co_names:
+        return
+
+    @functools.wraps(theirs)
+    def permute(
+        tokens: Tensor,
+        routing_map: Tensor,
+        probs: Tensor | None = None,
+        num_out_tokens: Any = None,
+        fused: bool = False,
+        drop_and_pad: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        if fused or drop_and_pad or num_out_tokens is None:
+            found: tuple[Tensor, Tensor | None, Tensor] = theirs(
+                tokens, routing_map, probs, num_out_tokens, fused, drop_and_pad
+            )
+            return found
+        routes = routes_in_order(routing_map, int(num_out_tokens))
+        rows = routes % routing_map.shape[0]
+        picked = None if probs is None else probs.T.reshape(-1).index_select(0, routes)
+        return tokens.index_select(0, rows), picked, rows
+
+    replace(name, permute)
+
+
+def routes_in_order(map_TE: Tensor, count: int) -> Tensor:
+    """Where a bool map, transposed and flat, is True: `map_TE.T.flatten().nonzero()`, whose number `count` is known."""
+    flat = map_TE.T.reshape(-1)
+    # Each route's place among the routes; what is none goes to one place more, which is cut off.
+    places = torch.where(flat, flat.cumsum(0) - 1, count)
+    numbers = torch.arange(flat.numel(), device=flat.device)
+    return numbers.new_zeros(count + 1).scatter_(0, places, numbers)[:count]
 
 
 def mlp_submodules(mlp_spec: Any) -> Any:

@@ -9,27 +9,33 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from altup_moe.altup.on_device import on_device
+
 Problem = TypeVar("Problem")
 
 
 def any_rank(flags: Sequence[bool], device: torch.device) -> list[bool]:
     """For each flag, whether it is set on any rank. Collective."""
-    told = torch.tensor([float(flag) for flag in flags], device=device)
+    if dist.get_world_size() == 1:
+        return [bool(flag) for flag in flags]
+    told = on_device([float(flag) for flag in flags], device, torch.float32)
     dist.all_reduce(told, op=dist.ReduceOp.MAX)
-    return [bool(flag) for flag in told]
+    return [bool(flag) for flag in told.tolist()]
 
 
 def gather_json(message: Any, device: torch.device) -> list[Any]:
     """Gather one JSON-serialisable message from every rank; returns them by rank. Collective, and a barrier."""
     data = torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8).to(device)
-    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, torch.tensor([data.numel()], device=device))
-    longest = max(int(size) for size in sizes)
+    gathered = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, on_device([data.numel()], device, torch.int64))
+    sizes = torch.cat(gathered).tolist()
+    longest = max(sizes)
     padded = torch.zeros(longest, dtype=torch.uint8, device=device)
     padded[: data.numel()] = data
     messages = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(messages, padded)
-    return [json.loads(bytes(m[: int(size)].cpu().numpy())) for m, size in zip(messages, sizes, strict=True)]
+    told = torch.stack(messages).cpu().numpy()
+    return [json.loads(bytes(message[:size])) for message, size in zip(told, sizes, strict=True)]
 
 
 def first_problem(problem: Problem | None, device: torch.device) -> Problem | None:

@@ -17,7 +17,7 @@ from typing import Any
 from altup_moe.config import UserError
 
 MEGATRON = "megatron-core 0.16.1, 0.19.2"
-TORCH = "torch 2.13.0"
+TORCH = "torch 2.11.0, 2.13.0"
 DEEPSPEED = "deepspeed 0.19.8"
 
 
@@ -33,7 +33,8 @@ class Patch:
     ``versions``: the releases that it was run on. ``where``: the file that replaces it.
     ``parameters``: names of all its parameters, in order; None where there are none to compare (values, classes and
     functions in C). ``looks_up``: global names that the code of the function uses, which are given another meaning.
-    ``may_be_missing``: some of the versions lack the name.
+    ``may_be_missing``: some of the versions lack the name. ``or_else``: the name that those have in its place, beside
+    it; one of the two must be there.
     """
 
     target: str
@@ -43,6 +44,7 @@ class Patch:
     parameters: tuple[str, ...] | None = None
     looks_up: tuple[str, ...] = ()
     may_be_missing: bool = False
+    or_else: str = ""
 
     @property
     def owner(self) -> tuple[Any, str]:
@@ -60,6 +62,9 @@ class Patch:
             owner, name = self.owner
             found = getattr(owner, name)
         except (ImportError, AttributeError):
+            if self.or_else:
+                there = hasattr(self.owner[0], self.or_else)
+                return None if there else self._line(f"neither it nor {self.or_else} is there")
             return None if self.may_be_missing else self._line("it is not there")
         if self.parameters is not None:
             try:
@@ -176,6 +181,12 @@ def _megatron() -> Iterator[Patch]:
         "model/rotary.py",
     )
     yield Patch(
+        f"{core}.transformer.moe.token_dispatcher:permute",
+        "0.16.1 selects routes by a mask, and waits for a GPU twice; replaced only where the code does so",
+        MEGATRON,
+        compat,
+    )
+    yield Patch(
         f"{core}.optimizer.clip_grads:multi_tensor_scale_impl",
         "without Transformer Engine and apex, clipping copies every gradient",
         MEGATRON,
@@ -255,11 +266,22 @@ def _start() -> Iterator[Patch]:
     )
 
 
+def _waits() -> Iterator[Patch]:
+    counted = (
+        "the host's waits for a GPU are counted (`bench gpu`); wrapped during a step, where it plays one also on a CPU"
+    )
+    for name in ("Event", "Stream"):
+        yield Patch(f"torch.cuda:{name}.synchronize", counted, TORCH, "bench/gpu/host_waits.py")
+
+
 def _watchdog() -> Iterator[Patch]:
     where, world = "parallel/watchdog/notes.py", "torch.distributed.distributed_c10d"
     noted = "a hang is explained from notes of every collective and exchange; wrapped while a run is open"
     for name in STARTS_WORK:
         yield Patch(f"{world}:ProcessGroup.{name}", noted, TORCH, where)
+    for new, old in RENAMED:
+        yield Patch(f"{world}:ProcessGroup.{new}", noted, TORCH, where, or_else=old)
+        yield Patch(f"{world}:ProcessGroup.{old}", noted, TORCH, where, or_else=new)
     yield Patch(f"{world}:Work.wait", noted, TORCH, where)
 
 
@@ -268,13 +290,8 @@ STARTS_WORK = (
     "allreduce_coalesced",
     "allgather",
     "allgather_coalesced",
-    "all_gather_single",
-    "all_gather_single_coalesced",
     "reduce_scatter",
-    "reduce_scatter_single",
-    "reduce_scatter_single_coalesced",
     "alltoall",
-    "all_to_all_single",
     "broadcast",
     "reduce",
     "gather",
@@ -284,10 +301,27 @@ STARTS_WORK = (
     "recv_anysource",
     "barrier",
 )
-"""Methods of ProcessGroup that start a collective or an exchange."""
+"""Methods of ProcessGroup that start a collective or an exchange, in every version."""
+
+RENAMED = (
+    ("all_gather_single", "_allgather_base"),
+    ("all_gather_single_coalesced", "allgather_into_tensor_coalesced"),
+    ("reduce_scatter_single", "_reduce_scatter_base"),
+    ("reduce_scatter_single_coalesced", "reduce_scatter_tensor_coalesced"),
+    ("all_to_all_single", "alltoall_base"),
+)
+"""More of them: the name that torch 2.13 calls, and the only one of 2.11, which 2.13 has as well."""
+
+_WORLD = "torch.distributed.distributed_c10d"
+COLLECTIVES = (
+    *(f"{_WORLD}:ProcessGroup.{name}" for name in (*STARTS_WORK, *(name for both in RENAMED for name in both))),
+    f"{_WORLD}:Work.wait",
+)
+"""Targets that start a collective or wait for one."""
 
 PATCHES = {
-    patch.target: patch for patch in (*_cuda(), *_megatron(), *_deepspeed(), *_torchrun(), *_start(), *_watchdog())
+    patch.target: patch
+    for patch in (*_cuda(), *_megatron(), *_deepspeed(), *_torchrun(), *_start(), *_waits(), *_watchdog())
 }
 """Every patch by its target."""
 
@@ -336,6 +370,8 @@ def _guard(patch: Patch) -> str:
         return f"its code uses {', '.join(f'`{name}`' for name in patch.looks_up)}"
     if patch.parameters is not None:
         return f"takes `({', '.join(patch.parameters)})`"
+    if patch.or_else:
+        return f"it, or `{patch.or_else}`, is there"
     return "none needed: set only where it is missing" if patch.may_be_missing else "it is there"
 
 

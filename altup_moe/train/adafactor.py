@@ -84,17 +84,26 @@ class Adafactor(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of everything that has a gradient."""
+        sizes = self._sizes()
         for group in self.param_groups:
             group["step"] += 1
             for name in self._names[id(group)]:
                 tensor = self.tensors[name]
-                if tensor.parts[0][0].grad is None:
+                if name not in sizes:
                     continue
                 update = direction(tensor.gathered(gradients=True), tensor.moments, group["step"])
-                size = max(SIZE_FLOOR, float(root_mean_square(tensor.gathered(gradients=False))))
+                size = max(SIZE_FLOOR, sizes[name])
                 if group["weight_decay"]:
                     tensor.add(tensor.gathered(gradients=False), -group["lr"] * group["weight_decay"])
                 tensor.add(update, -group["lr"] * size)
+
+    def _sizes(self) -> dict[str, float]:
+        """Root mean square of every tensor that has a gradient; read back together."""
+        held = {name: tensor for name, tensor in self.tensors.items() if tensor.parts[0][0].grad is not None}
+        if not held:
+            return {}
+        found = [root_mean_square(tensor.gathered(gradients=False)).double() for tensor in held.values()]
+        return dict(zip(held, torch.stack(found).tolist(), strict=True))
 
 
 def direction(gradient: Tensor, moments: dict[str, Tensor], step: int) -> Tensor:

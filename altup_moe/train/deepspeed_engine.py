@@ -138,16 +138,17 @@ class ZeroEngine:
             for index in kept:
                 kept[index] = None
 
-    def gradient_norm(self) -> float:
+    def gradient_norm(self) -> Tensor:
         """DeepSpeed's own, over data-parallel and tensor ranks; what is infinite or undefined it calls inf."""
         zero, name = self.optimizer, "_get_norm_groups" if self._stage == 3 else "scaled_global_norm"
         found = getattr(type(zero), name)(zero)
         # `step` asks this object for it, and gets what was found.
         setattr(zero, name, lambda: found)
-        return float(combine_grad_norm_groups(found) if self._stage == 3 else found)
+        norm = combine_grad_norm_groups(found) if self._stage == 3 else found
+        return torch.as_tensor(norm, dtype=torch.float64, device=self._engine.device).reshape(())
 
-    def step(self) -> None:
-        """DeepSpeed clips."""
+    def step(self, norm: float) -> None:
+        """DeepSpeed clips, by the norm that it remembers."""
         self._engine.step()
 
     def _copies(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
+from altup_moe.altup.on_device import on_device
 from altup_moe.config import RunConfig
 from altup_moe.moe.records import RecordsRouting
 from altup_moe.parallel.topology import Topology
@@ -78,10 +79,9 @@ def begin_step(chunks: list[nn.Module], batches: list[Batch], config: RunConfig,
     if not routers or not (config.moe.z_loss_coeff or config.moe.balances_steps):
         return
     kinds = sorted({(router.in_encoder, router.stride) for router in routers})
-    tokens = torch.tensor([sum(batch.tokens_routed(*kind) for batch in batches) for kind in kinds], dtype=torch.float64)
-    tokens = tokens.to(topology.device)
+    tokens = on_device([sum(batch.tokens_routed(*kind) for batch in batches) for kind in kinds], topology.device)
     dist.all_reduce(tokens, group=topology.groups.dp)
-    means = dict(zip(kinds, (tokens / (len(batches) * topology.data_size)).tolist(), strict=True))
+    means = dict(zip(kinds, (tokens / (len(batches) * topology.data_size)).float().unbind(), strict=True))
     for router in routers:
         router.tokens_of_micro_batch = means[router.in_encoder, router.stride]
 
@@ -91,12 +91,18 @@ def step_taken(chunks: list[nn.Module], summary: RoutingSummary | None, config: 
     if summary is None:
         return
     for router in _routers(chunks):
-        counts_E = torch.tensor(summary.counts[router.layer_number - 1])
-        router.step_taken(counts_E, config.moe.expert_bias_update_rate)
+        router.step_taken(summary.counts[router.layer_number - 1], config.moe.expert_bias_update_rate)
 
 
 def summarise_routing(chunks: list[nn.Module], config: RunConfig, topology: Topology) -> RoutingSummary | None:
     """Reduce the records of all ranks; every rank gets the same. None without experts. One all-reduce."""
+    table = routing_sums(chunks, config, topology)
+    return None if table is None else summary_of(table.cpu(), config)
+
+
+def routing_sums(chunks: list[nn.Module], config: RunConfig, topology: Topology) -> Tensor | None:
+    """The records of all ranks, fp64 [layers, E + 3] on the device: routes of each expert, dropped ones, aux loss, z
+    loss. None without experts. One all-reduce; nothing is read back."""
     experts, layers = config.moe.num_experts, config.model.total_layers
     if experts == 0:
         return None
@@ -107,6 +113,12 @@ def summarise_routing(chunks: list[nn.Module], config: RunConfig, topology: Topo
         table[router.layer_number - 1] += row.double()
     # Tensor and context ranks hold different tokens of a micro-batch, and shares of its losses: a sum is the whole.
     dist.all_reduce(table)
+    return table
+
+
+def summary_of(table: Tensor, config: RunConfig) -> RoutingSummary:
+    """What `routing_sums` has found, once it is on the host."""
+    experts = config.moe.num_experts
     counts, dropped, aux, z = table.split([experts, 1, 1, 1], dim=1)
     micro_batches = config.train.global_batch_size / config.train.micro_batch_size
     used = counts.sum(1) > 0

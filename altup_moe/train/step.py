@@ -13,6 +13,7 @@ import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from altup_moe.altup.on_device import on_device
 from altup_moe.altup.shape import sent_blocks
 from altup_moe.config import RunConfig
 from altup_moe.parallel.topology import Topology
@@ -21,7 +22,7 @@ from altup_moe.train.batches import Batch, SampleDataset, micro_batches
 from altup_moe.train.engine import Engine
 from altup_moe.train.guards.norms import agreed_norm, overflowed
 from altup_moe.train.guards.token_ids import BadIds, bad_id, named
-from altup_moe.train.routing import RoutingSummary, begin_step, step_taken, summarise_routing
+from altup_moe.train.routing import RoutingSummary, begin_step, routing_sums, step_taken, summary_of
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,14 @@ def _label_weight(batches: list[Batch], vocab_size: int, topology: Topology) -> 
     Raises:
         BadIds: on every rank, if one of them has an id outside the vocabulary. (A file may be damaged on one node.)
     """
-    labels = torch.stack([batch.loss_mask.sum(dtype=torch.float64) for batch in batches]).sum().to(topology.device)
+    labels = float(torch.stack([batch.loss_mask.sum(dtype=torch.float64) for batch in batches]).sum())
     bad = bad_id(batches, vocab_size)
     # Ranks of one data rank have the same micro-batches: one of them counts.
     counts = (topology.tensor_rank, topology.pipeline_rank, dist.get_rank(topology.groups.cp)) == (0, 0, 0)
-    told = torch.stack([labels * counts, torch.full_like(labels, float(bad is not None))])
+    told = on_device([labels * counts, float(bad is not None)], topology.device)
     dist.all_reduce(told)
-    if told[1]:
+    # A rank alone knows without asking its device.
+    if bad is not None if topology.world_size == 1 else bool(told[1]):
         raise BadIds(bad)
     averaged = len(batches) * topology.data_size * topology.context_size
     return (averaged / told[0].clamp(min=1.0)).float()
@@ -166,20 +168,34 @@ def train_step(
         chunk.train()
     engine.zero_grad()
     begin_step(chunks, batches, config, topology)
-    loss, tokens = run_schedule(chunks, batches, config, topology).tolist()
-    routing = summarise_routing(chunks, config, topology)
+    sums = run_schedule(chunks, batches, config, topology)
+    table, own_norm = routing_sums(chunks, config, topology), engine.gradient_norm()
+    loss, tokens, own, grad_norm, routes = _read(sums, own_norm, agreed_norm(own_norm), table)
+    routing = None if routes is None else summary_of(routes, config)
     lm_loss = loss / max(tokens, 1.0)
     if not math.isfinite(lm_loss):
         return StepResult(lm_loss, math.nan, True, routing, f"its loss is {lm_loss}")
-    grad_norm = agreed_norm(engine.gradient_norm(), topology.device)
     if overflowed(grad_norm):
         return StepResult(lm_loss, math.nan, True, routing, f"its gradient norm is {grad_norm:.3g}")
     if reason := spike(lm_loss, grad_norm):
         return StepResult(lm_loss, grad_norm, True, routing, reason, spike=True)
     before_update()
-    engine.step()
+    engine.step(own)
     step_taken(chunks, routing, config)
     return StepResult(lm_loss, grad_norm, False, routing)
+
+
+def _read(
+    sums: Tensor, own: Tensor, agreed: Tensor, table: Tensor | None
+) -> tuple[float, float, float, float, Tensor | None]:
+    """(loss, tokens, own gradient norm, the agreed one, the table) on the host.
+
+    One copy, the only one of a step on one rank: the host waits here until the device has done all but the update.
+    """
+    parts = [sums, own.double()[None], agreed[None]] + ([] if table is None else [table.flatten()])
+    told = torch.cat(parts).cpu()
+    loss, tokens, own_norm, agreed_norm = told[:4].tolist()
+    return loss, tokens, own_norm, agreed_norm, None if table is None else told[4:].view(table.shape)
 
 
 @torch.no_grad()

@@ -29,6 +29,8 @@ CHECKS = {
     "two_ranks": Check(
         "distributed", "two_ranks", 240, "two gloo ranks on one GPU: exchanges, halves, streams, events"
     ),
+    "waits": Check("waits", "waits", 40, "where a training step makes the host wait for the GPU, and how many times"),
+    "attention": Check("attention", "attention", 20, "attention takes torch's flash kernel, which is right"),
     "memory": Check("memory", "memory", 180, "peak memory of a step against the planner"),
     "train": Check("experts", "train", 150, "tokens a second against transformers' Mixtral"),
     "experts": Check("experts", "experts", 180, "expert backends over a dense MLP, balanced and lopsided"),

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from altup_moe.bench.gpu.losses import LOSS_GOAL
 from altup_moe.bench.gpu.results import Figure, Found
@@ -46,7 +45,6 @@ COMMAND_OFF = {
     "log.straggler_interval": "0",
 }
 NOT_REHEARSED = "NCCL: not rehearsed, needs CUDA; gloo stood for it."
-OLD_TORCH = "The command altup-moe train was not run: it notes collectives by names that torch has from 2.13 on."
 NO_PICTURE = "log.profile_steps was left out: matplotlib, which draws the step, is not installed."
 
 
@@ -60,9 +58,6 @@ def nccl(sizes: Sizes) -> Found:
         off, on = stepped_in_turn(alone_runs(sizes), STEPS, root / "alone")
         found.notes += [error for error in (off.error, on.error) if error]
         found.figures.append(Figure(what, apart(off, on), at_most=LOSS_GOAL, exact=True))
-        if not hasattr(dist.ProcessGroup, "all_gather_single"):
-            found.notes.append(OLD_TORCH)
-            return found
         recorded = {"log.profile_steps": "2"} if draws() else {}
         off, on = train(sizes, COMMAND_OFF, root / "command-off"), train(sizes, COMMAND_ON | recorded, root / "command")
         kept = len(list((root / "command" / "checkpoints").glob("step_*")))

@@ -43,12 +43,17 @@ METHODS: dict[str, tuple[str, int]] = {
     "allgather": ("all-gather", _SECOND),
     "allgather_coalesced": ("all-gather", _SECOND),
     "all_gather_single": ("all-gather", _SECOND),
+    "_allgather_base": ("all-gather", _SECOND),
     "all_gather_single_coalesced": ("all-gather", _SECOND),
+    "allgather_into_tensor_coalesced": ("all-gather", _SECOND),
     "reduce_scatter": ("reduce-scatter", _FIRST),
     "reduce_scatter_single": ("reduce-scatter", _SECOND),
+    "_reduce_scatter_base": ("reduce-scatter", _SECOND),
     "reduce_scatter_single_coalesced": ("reduce-scatter", _SECOND),
+    "reduce_scatter_tensor_coalesced": ("reduce-scatter", _SECOND),
     "alltoall": ("all-to-all", _SECOND),
     "all_to_all_single": ("all-to-all", _SECOND),
+    "alltoall_base": ("all-to-all", _SECOND),
     "broadcast": ("broadcast", _FIRST),
     "reduce": ("reduce", _FIRST),
     "gather": ("gather", _SECOND),
@@ -58,7 +63,8 @@ METHODS: dict[str, tuple[str, int]] = {
     "recv_anysource": ("receive from any rank", _FIRST),
     "barrier": ("barrier", _FIRST),
 }
-"""Methods of ProcessGroup: the operation, and which argument holds this rank's tensor."""
+"""Methods of ProcessGroup: the operation, and which argument holds this rank's tensor. No torch has all of them; one
+that is missing has another name there, which is here too (`patches.RENAMED`)."""
 _PEERS = {ring.OPERATIONS.index("send"), ring.OPERATIONS.index("receive")}
 _DTYPES = {getattr(torch, name): index for index, name in enumerate(ring.DTYPES) if hasattr(torch, name)}
 _OTHER = len(ring.DTYPES) - 1

@@ -66,7 +66,8 @@ def test_outputs_and_gradients(act: str, name: str, how: str) -> None:
     # grouped_mm takes no fp64.
     dtype, tolerance = (torch.float64, 1e-12) if how == "loop" else (torch.float32, 2e-6)
     ours = inputs(counts, dtype)
-    y = grouped_mlp(*ours, counts, how, act)
+    # Where the host does not need them, numbers of rows are a tensor.
+    y = grouped_mlp(*ours, torch.tensor(counts) if (how, act) == ("grouped_mm", "silu") else counts, how, act)
     assert (y.double() - expected).norm() <= tolerance * expected.norm()
     for got, want in zip(gradients(y, ours), gradients(expected, exact), strict=True):
         assert (got.double() - want).norm() <= tolerance * want.norm()

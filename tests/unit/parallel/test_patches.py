@@ -88,6 +88,15 @@ def test_a_name_that_looks_different_ends_with_one_line(library: SimpleNamespace
         replace("pretend:Thing.make", None)
 
 
+def test_a_name_that_was_renamed_is_there_by_one_of_its_names(library: SimpleNamespace) -> None:
+    new = Patch("pretend:fresh", "r", "pretend 1", "x.py", or_else="value")
+    assert new.problem() is None
+    del library.value
+    assert new.problem() == (
+        "pretend:fresh: x.py replaces it, but neither it nor value is there; pretend not installed, known: pretend 1"
+    )
+
+
 def test_nothing_else_sets_attributes_of_other_libraries() -> None:
     """`setattr` and assignments to a module's attribute stand in `patches.replace` alone (and CPU's moments)."""
     libraries, found = ("torch", "megatron", "deepspeed", "transformers", "tutel"), []
