@@ -41,7 +41,8 @@ def test_batched_experts_are_the_grouped_ones(backend: str, alone: Topology) -> 
     """Slots of two sending ranks: expert e of a rank has the rows of both."""
     from altup_moe.moe.tutel_backend import BatchedExperts
 
-    config = SimpleNamespace(hidden_size=8, moe_ffn_hidden_size=12, activation="silu", params_dtype=torch.float32)
+    sizes = {"hidden_size": 8, "moe_ffn_hidden_size": 12}
+    config = SimpleNamespace(**sizes, activation="silu", compiled=False, params_dtype=torch.float32)
     experts = BatchedExperts(3, config, pg_collection=alone.groups)
     for weight in experts.parameters():
         torch.nn.init.normal_(weight)
