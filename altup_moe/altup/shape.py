@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from altup_moe.altup.variants import Correct, find_variant
+from altup_moe.altup.variants import Correct, find_variant, stream_row
 
 SEQUENCE_COEFFICIENTS: dict[str, dict[str, tuple[int, ...]]] = {
     "altup": {"predict": (2,), "correct": (1,)},
@@ -31,6 +31,12 @@ def stream_width(width: int, variant: str) -> int:
     return width if find_variant(variant).blocks else 1
 
 
+def has_steps(width: int, variant: str, correct: Correct) -> bool:
+    """Whether layers or branches are steps that read and write a stream: of several blocks, or of one whose outputs are
+    delayed. Else the layers are plain."""
+    return stream_width(width, variant) > 1 or (width == 1 and correct == "delayed")
+
+
 def has_projections(width: int, variant: str) -> bool:
     """Whether learned matrices stand at both ends of the stream (`altup.dynamic.expand` and `contract`)."""
     return width > 1 and find_variant(variant).projections
@@ -44,8 +50,8 @@ def has_head(width: int, variant: str, recycled: bool) -> bool:
 def sent_blocks(width: int, variant: str, correct: Correct) -> int:
     """Blocks that a pipeline stage sends to the next one: the stream's, and what its first step reads if they do not
     tell. That is its input where a step computes the next one's, else the stream without the last output."""
-    row, blocks = find_variant(variant), stream_width(width, variant)
-    if width == 1 or not row.reads_early(correct):
+    row, blocks = stream_row(variant, width), stream_width(width, variant)
+    if not row.reads_early(correct):
         return blocks
     return blocks + 1 if row.lagged else 2 * blocks
 

@@ -83,6 +83,12 @@ def masked(write: Tensor, block: int) -> Tensor:
     return write * (1 - one_hot(write.numel(), block)).to(write)
 
 
+def plain(block: int, c: Mapping[str, Tensor]) -> Mixing:
+    """A residual stream of one block: u = x, x' = x + (y - u)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Mixing(0, torch.ones(1, 1, device=device), torch.ones(1, device=device), branch=True)
+
+
 def altup(block: int, c: Mapping[str, Tensor]) -> Mixing:
     """Predict x^_i = sum_m P_im x_m, compute on the OLD block j, correct x_i = x^_i + g_i (y - x^_j)."""
     predict, correct = c["predict"], c["correct"]

@@ -328,6 +328,16 @@ VARIANTS: dict[str, StreamVariant] = {
 """Every variant by its name in `altup.variant`, in the order in which the help lists them."""
 
 
+PLAIN = StreamVariant("plain", {}, STATIC + "plain", selects=False, architectures=("gpt",))
+"""The plain residual stream, one block, without coefficients. No altup.variant: altup.width 1 is it. Its layers are
+Megatron's own, but where outputs are delayed, which makes them steps."""
+
+
+def stream_row(name: str, width: int) -> StreamVariant:
+    """The row of a stream of `width` blocks: that of altup.variant `name`, or of one block `PLAIN`."""
+    return PLAIN if width == 1 else find_variant(name)
+
+
 def find_variant(name: str) -> StreamVariant:
     """The row of a name. Raises ValueError if there is none."""
     if name not in VARIANTS:

@@ -110,6 +110,11 @@ def _ladder(fields: dict[str, Schema]) -> Schema:
                 "minItems": 1,
                 "description": "Numbers of tokens at every size, in place of tokens_per_parameter; ascending.",
             },
+            "seeds": {
+                "type": "object",
+                "additionalProperties": SEEDS,
+                "description": "Seeds of a size, in place of the study's.",
+            },
             "decay": {**positive, "exclusiveMaximum": 1, "description": "Share of the steps in which the rate decays."},
             "families": {"type": "array", "items": family, "minItems": 1},
             "tune": closed(numbers, "The key that is tuned for each family and size, and the values to try first.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from altup_moe.altup.lazy import load_object
-from altup_moe.altup.variants import VARIANTS
+from altup_moe.altup.variants import VARIANTS, stream_row
 from altup_moe.config.architectures import ARCHITECTURES
 from altup_moe.config.errors import ConfigError
 from altup_moe.config.schema import RunConfig
@@ -27,7 +27,7 @@ def check_arch(config: RunConfig) -> None:
     if a.width > 1 and a.level not in VARIANTS[a.variant].levels:
         fits = f"altup.variant {a.variant} stands around branches, not whole layers; branch would fit"
         raise ConfigError("altup.level", a.level, fits)
-    if a.level == "branch" and a.width > 1:
+    if a.level == "branch" and (a.width > 1 or a.correct == "delayed"):
         _check_branches(config)
     if a.correct == "delayed":
         _check_delayed(config)
@@ -35,10 +35,9 @@ def check_arch(config: RunConfig) -> None:
 
 def _check_delayed(config: RunConfig) -> None:
     """Raise ConfigError for what cannot read a stream without the last output."""
-    a, row = config.altup, VARIANTS[config.altup.variant]
-    if a.width == 1 or not row.blocks:
-        carried = f"altup.width {a.width}" if a.width == 1 else f"altup.variant {a.variant}"
-        fits = f"{carried} has one block, and every layer reads all of it; next would fit"
+    a, row = config.altup, stream_row(config.altup.variant, config.altup.width)
+    if not row.blocks:
+        fits = f"altup.variant {a.variant} has one block, and every layer reads all of it; next would fit"
         raise ConfigError("altup.correct", a.correct, fits)
     if config.model.arch != "gpt":
         fits = f"the streams of model.arch {config.model.arch} do not carry it; next would fit"

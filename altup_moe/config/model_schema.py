@@ -154,7 +154,7 @@ class AltUpConfig:
     correct: Literal["next", "delayed"] = "next"
     """Which layer (or branch) is the first to read what one has written: the next one, or the one after it. delayed
     lets attention run while tokens travel to the experts of the layer before (overlap.exchange async): another model,
-    width 2 or more, arch gpt."""
+    arch gpt. Of width 1 nothing of an output is in the next read."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from altup_moe.altup.shape import stream_width
+from altup_moe.altup.shape import has_steps
 from altup_moe.altup.variants import find_variant
 from altup_moe.config.errors import ConfigError
 from altup_moe.config.schema import RunConfig, ZeroStage
@@ -13,7 +13,7 @@ from altup_moe.config.schema import RunConfig, ZeroStage
 def check_zero(config: RunConfig) -> None:
     """Raise ConfigError for the first value that does not fit the engine deepspeed."""
     t, p, stage = config.train, config.parallel, config.parallel.zero_stage
-    wide = stream_width(config.altup.width, config.altup.variant) > 1
+    wide = has_steps(config.altup.width, config.altup.variant, config.altup.correct)
     strided = config.sequence.stride > 1 and config.sequence.method == "altup"
     # Deferred, a layer's static weights are read in the next one too: two recomputed pieces each finish a gradient.
     deferred = config.overlap.mixing == "deferred" and not find_variant(config.altup.variant).per_token

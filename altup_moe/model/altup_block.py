@@ -22,7 +22,7 @@ from torch import Tensor
 from altup_moe.altup.mixing import Reading, read
 from altup_moe.altup.shape import has_head, has_projections
 from altup_moe.altup.stream import narrow
-from altup_moe.altup.variants import find_variant
+from altup_moe.altup.variants import stream_row
 from altup_moe.model.altup_layer import AltUpBranches, AltUpStep
 from altup_moe.model.recompute import Flat, NoteOutput, Outputs, Tape, Travelling, flatten, recompute_steps, unflatten
 from altup_moe.model.stream_ends import Collapse, Contract
@@ -37,10 +37,10 @@ class AltUpBlock(TransformerBlock):
     def __init__(self, config: AltUpTransformerConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         last = self.final_layernorm is not None
-        row = find_variant(config.altup_variant)
+        row = stream_row(config.altup_variant, config.altup_width)
         # Whether what a step reads has to travel with the stream.
-        self.reads_early = config.altup_width > 1 and row.reads_early(config.altup_correct)
-        self.lagged = config.altup_width > 1 and row.lagged
+        self.reads_early = row.reads_early(config.altup_correct)
+        self.lagged = row.lagged
         head = last and has_head(config.altup_width, config.altup_variant, config.altup_recycled)
         self.collapse = Collapse(config) if head else None
         self.contract = Contract(config) if last and has_projections(config.altup_width, config.altup_variant) else None

@@ -20,7 +20,7 @@ from altup_moe.altup.coefficients import Coefficient
 from altup_moe.altup.kernels import kernel
 from altup_moe.altup.mixing import Reading
 from altup_moe.altup.shape import step_of
-from altup_moe.altup.variants import find_variant, next_block, selected_block
+from altup_moe.altup.variants import next_block, selected_block, stream_row
 from altup_moe.model.recompute import Travelling
 from altup_moe.model.step_arithmetic import StepArithmetic, StepSettings, arithmetic_of
 from altup_moe.model.transformer_config import AltUpTransformerConfig
@@ -49,7 +49,7 @@ class AltUpStep(MegatronModule):
     def add_coefficients(self, step: int) -> None:
         """Make the coefficients of step `step` (from 0) of the stack."""
         c: AltUpTransformerConfig = self.config
-        row = find_variant(c.altup_variant)
+        row = stream_row(c.altup_variant, c.altup_width)
         self.coefficients = coefficient_parameters(c, row.coefficients)
         settings = StepSettings(
             variant=row,
@@ -107,7 +107,8 @@ class AltUpBranch(AltUpStep):
         super().__init__(config=config)
         self._run = run
         # Attention has no exchange to hide a pass under, but for tensor parallelism's, and the experts' is long.
-        self.joins = first and find_variant(config.altup_variant).joins("branch", config.altup_correct)
+        row = stream_row(config.altup_variant, config.altup_width)
+        self.joins = first and row.joins("branch", config.altup_correct)
         self.add_coefficients(step)
 
     def compute(self, u: Tensor, **kwargs: Any) -> tuple[Tensor, Any]:

@@ -14,7 +14,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from altup_moe.altup.shape import is_moe_layer, stream_width
+from altup_moe.altup.shape import has_steps, is_moe_layer
 from altup_moe.model.altup_layer import AltUpBranches, AltUpLayer
 from altup_moe.model.attention import CoreAttention
 from altup_moe.model.flops import StackKind
@@ -75,7 +75,7 @@ def layer_spec(config: AltUpTransformerConfig, layer: int, groups: Any, kind: St
         mlp_submodules(slots.mlp).linear_fc2 = OverlappedRowParallelLinear
     if layer in (config.sequence_decoder_layers if kind == "cross_decoder" else config.sequence_layers):
         spec.module, spec.params = SequenceLayer, {"causal": kind != "encoder"}
-    if stream_width(config.altup_width, config.altup_variant) > 1:
+    if has_steps(config.altup_width, config.altup_variant, config.altup_correct):
         if config.altup_level == "branch":
             # Attention is a step of its own, whose mixing has no other window.
             slots.self_attention.submodules.linear_proj = OverlappedRowParallelLinear

@@ -44,7 +44,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from altup_moe.altup.lazy import load_object
-from altup_moe.altup.variants import find_variant
+from altup_moe.altup.variants import find_variant, stream_row
 from altup_moe.config import ConfigError, RunConfig
 
 
@@ -100,13 +100,14 @@ def joins_steps(config: RunConfig) -> bool:
 def walks_two_steps(config: RunConfig) -> bool:
     """Whether two steps of the stream are under way at a time (`model.two_step_walk`): outputs are delayed, and there
     are exchanges to hide."""
-    delayed = config.altup.width > 1 and config.altup.correct == "delayed"
+    delayed = config.altup.correct == "delayed"
     return delayed and config.moe.num_experts > 0 and config.overlap.exchange == "async" and defers_mixing(config)
 
 
 def _deferrable(config: RunConfig) -> bool:
     """Whether mixing is to be deferred, and not all of it needs the output."""
-    return config.overlap.mixing == "deferred" and find_variant(config.altup.variant).deferrable
+    row = stream_row(config.altup.variant, config.altup.width)
+    return config.overlap.mixing == "deferred" and row.deferrable
 
 
 def unavailable_overlap(config: RunConfig) -> str | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from altup_moe.altup.shape import SEQUENCE_COEFFICIENTS, branches, has_head, has_projections, is_moe_layer, stream_width
-from altup_moe.altup.variants import find_variant
+from altup_moe.altup.shape import SEQUENCE_COEFFICIENTS, branches, has_head, has_projections, has_steps, is_moe_layer
+from altup_moe.altup.variants import find_variant, stream_row
 from altup_moe.config import RunConfig
 from altup_moe.config.sequence import strided_decoder_layers, strided_layers
 from altup_moe.moe.backends import find_backend
@@ -46,17 +46,18 @@ def local_names(config: RunConfig, layers: range, first: bool, last: bool, exper
 
 
 def _stack_names(config: RunConfig, stack: str, layers: range, experts: int) -> Iterator[str]:
-    wide = stream_width(config.altup.width, config.altup.variant) > 1
+    a = config.altup
+    stepped = has_steps(a.width, a.variant, a.correct)
     crossed = config.model.encoder_decoder and stack == "decoder"
     if crossed:
         strided = strided_decoder_layers(config.sequence, config.model.decoder_layers)
     else:
         strided = strided_layers(config.sequence, config.model.num_layers)
     for index, layer in enumerate(layers):
-        inner = f"{stack}.layers.{index}.layer" if wide else f"{stack}.layers.{index}"
-        for branch in branches(config.altup.level) if wide else ():
+        inner = f"{stack}.layers.{index}.layer" if stepped else f"{stack}.layers.{index}"
+        for branch in branches(a.level) if stepped else ():
             step = f"branches.{branch}." if branch else ""
-            for coefficient in find_variant(config.altup.variant).coefficients:
+            for coefficient in stream_row(a.variant, a.width).coefficients:
                 yield f"{stack}.layers.{index}.{step}coefficients.{coefficient}"
         if layer in strided:
             yield from (f"{inner}.sequence.{c}" for c in SEQUENCE_COEFFICIENTS[config.sequence.method])

@@ -38,3 +38,12 @@ def mapping(key: str, content: object) -> dict[Any, Any]:
     if not isinstance(content, dict):
         raise ConfigError(key, content, "is a section: its keys stand below it, indented")
     return content
+
+
+def read_seeds(key: str, content: object) -> list[int]:
+    """Seeds, each once. Raises ConfigError if it is no list of them."""
+    if not isinstance(content, list) or not content or any(type(seed) is not int for seed in content):
+        raise ConfigError(key, content, "a list of whole numbers would fit")
+    if len(set(content)) < len(content):
+        raise ConfigError(key, content, "names one twice; each once would fit")
+    return content

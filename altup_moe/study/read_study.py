@@ -38,7 +38,7 @@ from altup_moe.config.start_advice import replace_start
 from altup_moe.study.grid import combinations, default_name, filled, safe
 from altup_moe.study.ladder.read import read_ladder
 from altup_moe.study.ladder.rows import LadderRow, ladder_rows
-from altup_moe.study.read_record import mapping, record
+from altup_moe.study.read_record import mapping, read_seeds, record
 from altup_moe.study.same_run import reasons
 from altup_moe.study.slurm.cluster import Cluster, read_cluster
 from altup_moe.study.spec import Branch, Budget, Launcher, Losses, MeasureSpec, RowSpec, Study, steps_for
@@ -109,7 +109,7 @@ def load_study(path: str | Path, launcher: Launcher | None = None) -> Study:
     base = read_yaml(_base(file, top.base)) if isinstance(top.base, str) else mapping("base", top.base)
     measure, cluster = _measure(top.measure), read_cluster(top.cluster)
     COUNT.check("threads", top.threads)
-    seeds = _seeds(top.seeds)
+    seeds = read_seeds("seeds", top.seeds)
     if top.ladder is not None:
         return _ladder(top, base, seeds, measure, cluster, safe(top.name or file.stem))
     budget = _budget(top.budget)
@@ -191,14 +191,6 @@ def _measure(content: object) -> MeasureSpec:
         if value is not None:
             (NOT_NEGATIVE if key in ("warmup", "recorded") else COUNT).check(f"measure.{key}", value)
     return measure
-
-
-def _seeds(content: object) -> list[int]:
-    if not isinstance(content, list) or not content or any(type(seed) is not int for seed in content):
-        raise ConfigError("seeds", content, "a list of whole numbers would fit")
-    if len(set(content)) < len(content):
-        raise ConfigError("seeds", content, "names one twice")
-    return content
 
 
 def _rows(content: object) -> Iterator[_Named]:

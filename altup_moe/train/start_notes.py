@@ -33,7 +33,8 @@ def stream_note(config: RunConfig) -> str:
     """The stream that the run has, and which one a file has that does not name altup.width."""
     a, usual = config.altup, AltUpConfig().width
     if a.width == 1:
-        return f"stream: altup.width=1, the plain Transformer (without the key: {usual})"
+        delayed = ", its outputs delayed" if a.correct == "delayed" else ""
+        return f"stream: altup.width=1, the plain Transformer{delayed} (without the key: {usual})"
     others = f"without the key: {usual}; 1 is the plain Transformer"
     return f"stream: altup.width={a.width} blocks ({others}), variant {a.variant}"
 

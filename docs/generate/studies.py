@@ -20,14 +20,17 @@ from altup_moe.study.report.formatting import (
 from altup_moe.study.report.models import LATENCIES, LOSS_UNITS, UNITS, Model
 from altup_moe.study.report.summary import Summary, hardware, hardware_text, summarise
 from docs.generate.markdown import cell, table, text_of
+from docs.generate.pairs import DELAYED, delayed_columns, longer_text, pair_tables
 from docs.generate.source import ROOT
-from docs.generate.study_texts import INTRODUCTION, READING, WHAT
+from docs.generate.study_texts import INTRODUCTION, PAIRS, READING, WHAT
 
 RESULTS = ROOT / "configs" / "study" / "results"
 REFERENCE = "dense"
 """The default of `altup-moe study report`."""
 REFERENCES = {"streams": "plain", "delayed": "plain"}
 """Study -> family that the others are compared with, if it is another one."""
+UNTIMED = ("delayed",)
+"""Studies whose times say nothing, and whose tables leave them out."""
 CAPTIONS = {
     "front": "held-out loss against latency and parameters; dotted: the Pareto front, rings: what of it is told apart",
     "curves": "held-out loss over training tokens",
@@ -54,8 +57,13 @@ def _study(study: str) -> Iterator[str]:
     if tries := len(every) - len(rows):
         yield f"{tries} more rows were tries of a rate, `altup-moe study law` lists them."
     yield from (f"{count} rows ran on {hardware_text(one)}." for one, count in hardware(found.rows))
-    yield from ("", *_losses(found), "", *_times(found))
-    yield from ("", *_ratios(found)) if found.differences else ()
+    yield from ("", *_losses(found))
+    if study == "delayed":
+        columns = delayed_columns(rows)
+        yield from ("", PAIRS, "", *pair_tables(rows, DELAYED, columns), "", longer_text(rows, DELAYED, columns[-1]))
+    if study not in UNTIMED:
+        yield from ("", *_times(found))
+        yield from ("", *_ratios(found)) if found.differences else ()
     if found.failed:
         yield from ("", "Failed:", "", *(f"- {cell(failed_text(row))}" for row in found.failed))
     yield from ("", READING[study])

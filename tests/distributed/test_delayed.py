@@ -18,6 +18,8 @@ pytestmark = pytest.mark.distributed
 EVERYWHERE = {"moe": {"layer_freq": 1}}
 STREAMS = {
     "altup": {"width": 2},
+    "plain": {"width": 1},
+    "plain branches": {"width": 1, "level": "branch"},
     "altup, K=4": {"width": 4},
     "branches": {"width": 4, "level": "branch"},
     # A read of blocks that are equal at the start has no gradient but rounding: wide tables.
@@ -44,6 +46,7 @@ IN_LAYOUTS = ("one", "tp2", "pp2-uneven", "pp2-vpp2", "ep2", "tp2-ep2", "cp2", "
     ("stream", "layout"),
     with_long(
         [*(("altup", layout) for layout in IN_LAYOUTS), *((stream, "ep2") for stream in STREAMS if stream != "altup"),
+         ("plain", "pp2-vpp2"), ("plain branches", "tp2-pp2-ep2"),
          ("mhc_single_pass", "pp2-vpp2"), ("mhc_single_pass", "tp2-pp2-ep2"), ("branches", "tp2-pp2-ep2"),
          ("hc", "pp2-vpp2"), ("wide_residual_kept", "tp2-pp2-ep2")],
         [*(("altup", layout) for layout in LAYOUTS if layout not in IN_LAYOUTS),

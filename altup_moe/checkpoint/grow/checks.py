@@ -73,9 +73,16 @@ def _stream(growth: Growth) -> None:
         if before != after:
             fits = f"another function of the source's {old.width} blocks (of one block it would do); {before} would fit"
             raise ConfigError(f"altup.{key}", after, fits)
-    if new.correct == "delayed" and old.width == 1:
-        fits = "each layer of a plain source reads all of the last output, which is another function; next would fit"
+    if old.width == 1 and old.correct != new.correct:
+        reads = "all of the last output" if old.correct == "next" else "nothing of the last output"
+        fits = f"each layer of a plain source reads {reads}, which is another function; {old.correct} would fit"
         raise ConfigError("altup.correct", new.correct, fits)
+    if new.correct == "delayed" and old.width == 1 and old.level != new.level:
+        fits = f"another step would read without the output of the last one; {old.level} would fit"
+        raise ConfigError("altup.level", new.level, fits)
+    if new.correct == "delayed" and old.width == 1 < new.width:
+        fits = "each layer of the source reads nothing of the last output, of several blocks it reads some; 1 would fit"
+        raise ConfigError("altup.width", new.width, fits)
     row = find_variant(new.variant)
     if row.blocks and row.widening is None and new.width != old.width:
         widened = ", ".join(other.name for other in VARIANTS.values() if other.widening and other.copies == "equal")

@@ -28,6 +28,9 @@ def plain_family(config: RunConfig) -> str:
     m, a, moe = config.model, config.altup, config.moe
     if a.width > 1:
         raise ConfigError("altup.width", a.width, "no plain model has a wide stream; 1 would fit, or leave out --plain")
+    if a.correct == "delayed":
+        fits = "no plain model's outputs are delayed; next would fit, or leave out --plain"
+        raise ConfigError("altup.correct", a.correct, fits)
     stride = config.sequence.stride
     if stride > 1:
         raise ConfigError("sequence.stride", stride, "no plain model strides; 1 would fit, or leave out --plain")

@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from altup_moe.altup.shape import has_head, has_projections, step_of, stream_width
-from altup_moe.altup.variants import VARIANTS, selected_block
+from altup_moe.altup.shape import has_head, has_projections, has_steps, step_of, stream_width
+from altup_moe.altup.variants import VARIANTS, StreamVariant, selected_block, stream_row
 from altup_moe.config import ConfigError, RunConfig
 from altup_moe.config.sequence import layer_range
 
@@ -81,7 +81,7 @@ class AltUpMoEConfig(PretrainedConfig):
             raise ConfigError("altup_level", self.altup_level, f"one of {', '.join(levels)} with {self.altup_variant}")
         if self.altup_correct not in ("next", "delayed"):
             raise ConfigError("altup_correct", self.altup_correct, "one of next, delayed")
-        if self.altup_correct == "delayed" and not (self.stream_width > 1 and VARIANTS[self.altup_variant].delays):
+        if self.altup_correct == "delayed" and not (self.has_steps and self.row.delays):
             fits = f"next with altup_variant {self.altup_variant} and altup_width {self.altup_width}"
             raise ConfigError("altup_correct", self.altup_correct, fits)
         if VARIANTS[self.altup_variant].projections and not self.altup_recycled:
@@ -102,6 +102,16 @@ class AltUpMoEConfig(PretrainedConfig):
         return stream_width(self.altup_width, self.altup_variant)
 
     @property
+    def row(self) -> StreamVariant:
+        """The stream's row of the table."""
+        return stream_row(self.altup_variant, self.altup_width)
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether layers or branches are steps that read and write a stream."""
+        return has_steps(self.altup_width, self.altup_variant, "delayed" if self.is_delayed else "next")
+
+    @property
     def has_projections(self) -> bool:
         """Whether learned matrices stand at both ends of the stream."""
         return has_projections(self.altup_width, self.altup_variant)
@@ -109,17 +119,17 @@ class AltUpMoEConfig(PretrainedConfig):
     @property
     def is_lagged(self) -> bool:
         """Whether a step computes what the next one reads."""
-        return self.stream_width > 1 and VARIANTS[self.altup_variant].lagged
+        return self.row.lagged
 
     @property
     def is_delayed(self) -> bool:
         """Whether a step's output is first read by the step after the next one."""
-        return self.stream_width > 1 and self.altup_correct == "delayed"
+        return self.altup_correct == "delayed"
 
     @property
     def reads_before_write(self) -> bool:
         """Whether a static stream is read before the last output is written to it, and not where none is written."""
-        return self.is_delayed and not self.is_lagged and VARIANTS[self.altup_variant].masked is None
+        return self.is_delayed and self.row.reads_early("delayed") and not self.is_lagged
 
     @property
     def has_head(self) -> bool:

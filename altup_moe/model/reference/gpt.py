@@ -20,7 +20,6 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from altup_moe.altup.shape import BRANCHES
-from altup_moe.altup.variants import find_variant
 from altup_moe.model.reference.cache_name import CACHE, CACHE_NAMES, given_cache
 from altup_moe.model.reference.config import AltUpMoEConfig
 from altup_moe.model.reference.layers import (
@@ -46,15 +45,15 @@ class Layer(nn.Module):
 
     def __init__(self, config: AltUpMoEConfig, layer: int) -> None:
         super().__init__()
-        d, eps, k = config.hidden_size, config.rms_norm_eps, config.stream_width
+        d, eps = config.hidden_size, config.rms_norm_eps
         self.dropout = config.hidden_dropout
         self.input_layernorm = RMSNorm(d, eps)
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(d, eps)
         dense = not config.is_moe_layer(layer)
         self.mlp = GatedMLP(d, config.intermediate_size, config.hidden_act) if dense else MoE(config)
-        self.by_branch = k > 1 and config.altup_level == "branch"
-        self.altup: Any = stream_around(config, layer) if k > 1 and not self.by_branch else None
+        self.by_branch = config.has_steps and config.altup_level == "branch"
+        self.altup: Any = stream_around(config, layer) if config.has_steps and not self.by_branch else None
         if self.by_branch:
             self.altup = nn.ModuleDict({name: stream_around(config, layer, name) for name in BRANCHES})
         self.sequence = Strided(config, layer) if config.is_strided(layer) else None
@@ -159,7 +158,7 @@ class Decoder(nn.Module):
         `dynamic`: the row and its K - 1 projections, all of one magnitude.
         """
         d, k = self.config.hidden_size, self.config.stream_width
-        if not find_variant(self.config.altup_variant).blocks:
+        if not self.config.row.blocks:
             return embedded.unflatten(-1, (-1, d)).sum(-2)[None]
         if self.config.has_projections:
             return torch.stack([embedded, *(project(embedded, embedded) for project in self.altup_projections)])

@@ -115,6 +115,27 @@ class DelayedStream(StaticStream):
         return self.variant.mixing(self.block, dict(self.named_parameters()), self.level, next_block=self.block)
 
 
+class DelayedResidual(Stream):
+    """The plain residual stream of which the next read does not see the last output: [x; y - u], two blocks."""
+
+    def __init__(self, level: str) -> None:
+        super().__init__()
+        self.with_residual = level == "layer"
+
+    def reset(self) -> None:
+        """There is nothing to set."""
+
+    def before(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(what the step computes on [B, S, D], the next x and what is taken out of its output [2, B, S, D])."""
+        seen_BSD, written_BSD = full(x)
+        taken_BSD = seen_BSD if self.with_residual else torch.zeros_like(seen_BSD)
+        return x[0], torch.stack([seen_BSD + written_BSD, taken_BSD])
+
+    def after(self, kept: Tensor, y_BSD: Tensor) -> Tensor:
+        """The next step's [x; y - u], [2, B, S, D]."""
+        return torch.stack([kept[0], full(y_BSD) - kept[1]]).to(y_BSD.dtype)
+
+
 class PredictCorrect(Stream):
     """AltUp (arXiv 2301.13310, Algorithm 1), and the form in which the layer computes on the predicted block.
 
@@ -296,6 +317,8 @@ def dynamic_stream(config: AltUpMoEConfig, block: int) -> Stream:
 def stream_around(config: AltUpMoEConfig, layer: int, branch: str = "") -> Stream:
     """What stands around layer `layer` (from 0), or one of its branches."""
     block = config.selected_block(layer, branch)
+    if config.stream_width == 1:
+        return DelayedResidual(config.altup_level)
     if config.reads_before_write:
         return DelayedStream(config, block)
     return load_object(find_variant(config.altup_variant).reference)(config, block)

@@ -10,9 +10,9 @@ from altup_moe.config.load import HINTS
 from altup_moe.config.ranges import COUNT, POSITIVE, Range
 from altup_moe.study.grid import safe
 from altup_moe.study.ladder.spec import Family, Ladder, SizeRule, Tune
-from altup_moe.study.read_record import mapping, record
+from altup_moe.study.read_record import mapping, read_seeds, record
 
-_KEYS = ("sizes", "rule", "tokens_per_parameter", "tokens", "decay", "families", "tune")
+_KEYS = ("sizes", "rule", "tokens_per_parameter", "tokens", "decay", "families", "tune", "seeds")
 _OF_THE_RULE = ("model.hidden_size", "model.num_layers", "model.num_attention_heads", "model.num_query_groups")
 _OF_THE_LADDER = ("optim.schedule", "optim.decay_steps", "checkpoint.save_at", "train.steps")
 
@@ -44,7 +44,18 @@ def read_ladder(content: object) -> Ladder:
         raise ConfigError("ladder.decay", decay, "a number in (0, 1) would fit")
     Range(0, 1, open_low=True, open_high=True).check("ladder.decay", decay)
     families, tune = _families(values.get("families")), _tune(values.get("tune"))
-    return Ladder(sizes, families, rule=rule, decay=decay, tune=tune, **tokens)
+    seeds = _seeds(values.get("seeds", {}), sizes)
+    return Ladder(sizes, families, rule=rule, decay=decay, tune=tune, seeds=seeds, **tokens)
+
+
+def _seeds(content: object, sizes: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
+    """Seeds of sizes that have their own."""
+    found = mapping("ladder.seeds", content)
+    for size, listed in found.items():
+        if size not in sizes:
+            fits = f"no size of the ladder; one of {', '.join(map(str, sizes))} would fit"
+            raise ConfigError(f"ladder.seeds.{size}", listed, fits)
+    return {size: tuple(read_seeds(f"ladder.seeds.{size}", listed)) for size, listed in found.items()}
 
 
 def _ascending(key: str, content: object, allowed: Range, kind: type) -> tuple[Any, ...]:

@@ -42,26 +42,30 @@ Loss = Callable[[LadderRow], float | None]
 def ladder_rows(ladder: Ladder, seeds: Sequence[int], resolve: Resolve, loss: Loss) -> list[LadderRow]:
     """All rows that are known: in order of training, and a row stands after the one that it branches off.
 
+    Args:
+        seeds: of the sizes that have none of their own (`Ladder.seeds`).
     Raises:
         ConfigError: a size, or a number of tokens that leaves no room for the warm-up.
     """
     tuning: list[LadderRow] = []
     models: list[tuple[Family, int, dict[str, Any]]] = []
     tokens = {size: _tokens(ladder, size, resolve) for size in ladder.sizes}
+    own_seeds = {size: ladder.seeds.get(size, tuple(seeds)) for size in ladder.sizes}
     for size in ladder.sizes:
         for family in ladder.families:
             keys = {**ladder.rule.keys(size), **family.set}
             if ladder.tune is None:
                 models.append((family, size, keys))
                 continue
-            tries, tuned = _tuned(ladder, family, size, tokens[size][0], seeds[0], keys, resolve, loss)
+            tries, tuned = _tuned(ladder, family, size, tokens[size][0], own_seeds[size][0], keys, resolve, loss)
             tuning += tries
             if tuned is not None:
                 models.append((family, size, {**keys, **_with_rate(resolve, keys, ladder.tune.key, tuned)}))
     rows = [
         row
-        for seed in seeds
+        for turn in range(max(map(len, own_seeds.values())))
         for family, size, keys in models
+        for seed in own_seeds[size][turn : turn + 1]
         for row in _of_model(ladder, family, size, seed, tokens[size], keys, resolve)
     ]
     return [*tuning, *rows]

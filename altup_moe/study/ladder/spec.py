@@ -6,6 +6,7 @@
       tokens_per_parameter: [10, 20, 40] # of the first family at that size, without its tables; or the same for all
                                          # sizes: tokens: [400_000]
       decay: 0.2                         # share of the steps in which the rate decays (schedule wsd)
+      seeds: {32: [1, 2, 3, 4, 5]}       # of a size, in place of the study's
       families:
         - {name: dense}
         - {name: altup-k2, set: {altup.width: 2}}
@@ -72,7 +73,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Tune:
-    """What is tuned for every family and size, on the fewest tokens and the first seed. ``values``: ascending."""
+    """What is tuned for every family and size, on the fewest tokens and its first seed. ``values``: ascending."""
 
     key: str
     values: tuple[float, ...]
@@ -80,7 +81,10 @@ class Tune:
 
 @dataclass(frozen=True)
 class Ladder:
-    """All of it; see the module. ``tokens_per_parameter`` or ``tokens``, the other is empty: ascending."""
+    """All of it; see the module. ``tokens_per_parameter`` or ``tokens``, the other is empty: ascending.
+
+    ``seeds``: size -> its seeds, where they are not the study's.
+    """
 
     sizes: tuple[int, ...]
     families: tuple[Family, ...]
@@ -89,3 +93,4 @@ class Ladder:
     rule: SizeRule = SizeRule()
     decay: float = 0.2
     tune: Tune | None = None
+    seeds: dict[int, tuple[int, ...]] = field(default_factory=dict)

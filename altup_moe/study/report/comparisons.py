@@ -132,7 +132,8 @@ def adjusted_p(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def nearest_size(model: Model, reference: Sequence[Model]) -> Model | None:
-    """The reference model whose number of active parameters is nearest, as a ratio."""
+    """The reference model whose number of active parameters is nearest, as a ratio; of those that were trained on as
+    many tokens, if there are any."""
 
     def size(one: Model) -> float | None:
         found = one.along("active_parameters") or one.along("parameters")
@@ -142,4 +143,9 @@ def nearest_size(model: Model, reference: Sequence[Model]) -> Model | None:
     sized = [(other, s) for other in reference if (s := size(other))]
     if own is None or not sized:
         return None
-    return min(sized, key=lambda pair: abs(math.log(pair[1] / own)))[0]
+    trained = {row.tokens for row in model.rows}
+
+    def distance(pair: tuple[Model, float]) -> tuple[bool, float]:
+        return {row.tokens for row in pair[0].rows} != trained, abs(math.log(pair[1] / own))
+
+    return min(sized, key=distance)[0]

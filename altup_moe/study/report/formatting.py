@@ -18,7 +18,7 @@ RULES = (
     "which holds the true value in 95 of 100 studies, from two seeds on, if what seeds do is normal.",
     "Models are compared in pairs, seed by seed, where a seed gives both the same data, order and initial weights "
     '("in pairs"), others by Welch\'s t-test; ratios of latencies on the logarithm. The other model is that of the '
-    "reference family whose active parameters are nearest.",
+    "reference family whose active parameters are nearest, and trained on as many tokens if there is one.",
     "p: of all models of a column together, by Holm. No difference found: p is 0.05 or more. An interval is of one "
     "comparison alone: it may leave out 0 (a difference) or 1 (a ratio), and p, which knows of the others, may not.",
     "Seeds that would tell it: so many of each model find a difference as large as the observed one in four of five "

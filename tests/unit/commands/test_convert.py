@@ -50,6 +50,7 @@ OURS: dict[str, RunConfig] = {
     "hc 4": RunConfig(MODEL, AltUpConfig(width=4, variant="hc")),
     "mhc 4": RunConfig(MODEL, AltUpConfig(width=4, variant="mhc", level="branch"), MOE),
     "mhc_single_pass 2": RunConfig(MODEL, AltUpConfig(width=2, variant="mhc_single_pass", level="branch")),
+    "delayed plain": RunConfig(MODEL, AltUpConfig(width=1, correct="delayed", level="branch"), MOE),
     "delayed altup 2": RunConfig(MODEL, AltUpConfig(width=2, correct="delayed"), MOE),
     "delayed hc 4": RunConfig(MODEL, AltUpConfig(width=4, variant="hc", correct="delayed")),
     "gated_residual 2": RunConfig(MODEL, AltUpConfig(width=2, variant="gated_residual", level="branch")),

@@ -135,7 +135,12 @@ WRONG = [
         "altup.select",
         "no step of altup.variant=mhc has a block of its own; alternating would fit",
     ),
-    ({"altup__correct": "delayed", "altup__width": 1}, 1, "altup.correct", "next would fit"),
+    (
+        {"altup__correct": "delayed", "altup__width": 1, **T5},
+        1,
+        "altup.correct",
+        "the streams of model.arch t5 do not carry it; next would fit",
+    ),
     ({"altup__correct": "delayed", **SUM}, 1, "altup.correct", "altup.variant sum has one block"),
     (
         {"altup__correct": "delayed", "altup__variant": "mhc", "altup__level": "branch"},

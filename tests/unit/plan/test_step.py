@@ -186,9 +186,10 @@ def test_a_registered_variant_is_not_planned(monkeypatch: pytest.MonkeyPatch) ->
     assert str(refused.value) == "altup.variant='mine': is not planned yet; altup would fit"
 
 
-def test_delayed_outputs_of_a_lagged_variant_are_not_planned() -> None:
+@pytest.mark.parametrize("altup", [{"width": 2, "level": "branch", "variant": "mhc_single_pass"}, {"width": 1}])
+def test_delayed_outputs_of_a_lagged_variant_and_of_one_block_are_not_planned(altup: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as refused:
-        planned_on(run(altup={"width": 2, "level": "branch", "variant": "mhc_single_pass", "correct": "delayed"}))
+        planned_on(run(altup={**altup, "correct": "delayed"}))
     assert str(refused.value) == "altup.correct='delayed': is not planned yet; next would fit"
 
 

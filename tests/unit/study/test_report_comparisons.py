@@ -123,6 +123,11 @@ def test_the_counterpart_is_the_nearest_size() -> None:
     small, large = model("small", THEIRS, parameters=10), model("large", THEIRS, parameters=100)
     wide = model("wide", OURS, family="altup", parameters=30)  # 3 times small's, a 3.3th of large's
     assert nearest_size(wide, [large, small]) is small
+    # A size of which there are runs of several lengths.
+    longer = changed(small, tokens=8192)
+    assert nearest_size(wide, [longer, large, small]) is small
+    assert nearest_size(changed(wide, tokens=8192), [small, longer]) is longer
+    assert nearest_size(changed(wide, tokens=5), [small, longer]) is small
 
 
 def test_p_values_are_adjusted_among_those_that_were_tested() -> None:

@@ -73,6 +73,10 @@ CASES: dict[str, tuple[Sections, Sections]] = {
         {"altup": {"correct": "delayed", "variant": "hc"}},
         {"altup": {"width": 4}, "model": {"num_layers": 5}},
     ),
+    "delayed plain, upcycle, layers": (
+        {"altup": {"width": 1, "correct": "delayed"}},
+        {"model": {"num_layers": 6}, "moe": EXPERTS},
+    ),
     "delayed gemma": ({"altup": {"correct": "delayed", "variant": "gemma"}}, {"altup": {"width": 4}}),
     "delayed round_robin": ({"altup": {"correct": "delayed", "variant": "round_robin"}}, {"altup": {"width": 4}}),
     "branches, round_robin, layers": (

@@ -136,5 +136,7 @@ def test_a_wide_stream_is_not_plain() -> None:
         plain_family(config)
     plain = replace(config, altup=AltUpConfig(width=1))
     assert plain_family(plain) == "llama"
+    with pytest.raises(ValueError, match=r"altup\.correct='?delayed"):
+        plain_family(replace(config, altup=AltUpConfig(width=1, correct="delayed")))
     with pytest.raises(ValueError, match=r"sequence\.stride=4"):
         plain_family(replace(plain, sequence=SequenceConfig(stride=4)))

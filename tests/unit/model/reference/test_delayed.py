@@ -27,6 +27,7 @@ from tests.unit.model.reference.test_gpt import (
 )
 
 STREAMS: list[dict[str, Any]] = [
+    {"altup_width": 1, "altup_level": "branch"},
     {"altup_width": 2},
     {"altup_width": 4, "altup_level": "branch"},
     {"altup_width": 4, "altup_variant": "gemma", "altup_recycled": False},
@@ -74,6 +75,26 @@ def test_it_is_read_one_step_later(variant: str, width: int, recycled: bool) -> 
     )
     torch.testing.assert_close(delayed(tokens()).logits, one_line_form(delayed, tokens()), rtol=1e-10, atol=1e-10)
     assert (delayed(tokens()).logits - following(tokens()).logits).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("level", ["layer", "branch"])
+def test_a_plain_residual_is_read_one_step_later(level: str) -> None:
+    """x_{l+1} = x_l + f(u_l), u_{l+1} = x_l; f is a layer without its residual, or a branch (FarSkip's)."""
+    fields = {"dtype": torch.float64, "num_hidden_layers": 5, "altup_width": 1, "altup_level": level, **MOE}
+    model, ids = build(altup_correct="delayed", **fields), tokens()
+    x = u = model.model.embed_tokens(ids)
+    attention = (torch.arange(ids.shape[1])[None], None, None)
+    for layer in model.model.layers:
+        if level == "layer":
+            x, u = x + layer.compute(u, DROPLESS, *attention)[0] - u, x
+        else:
+            x, u = x + layer.attention(u, *attention), x
+            x, u = x + layer.feed_forward(u, DROPLESS)[0], x
+    expected = model.model.norm(x) @ model.model.embed_tokens.weight.t()
+    torch.testing.assert_close(model(ids).logits, expected, rtol=1e-10, atol=1e-10)
+    assert not [name for name, _ in model.named_parameters() if "altup" in name]
+    following = build(altup_correct="next", **fields)
+    assert (following(ids).logits - expected).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("stream", STREAMS)

@@ -103,6 +103,16 @@ def test_numbers_of_tokens_may_be_the_same_for_all_sizes(tmp_path: Path) -> None
     assert {row.config.model.hidden_size for row in rows if row.budget.tokens == 20_000} == set(LADDER["sizes"])
 
 
+def test_a_size_may_have_seeds_of_its_own(tmp_path: Path) -> None:
+    rows = study(tmp_path, seeds={64: [7, 5, 9]}, tokens_per_parameter=[1]).rows
+    seeds = {size: [row.seed for row in rows if row.config.model.hidden_size == size] for size in (32, 64)}
+    assert seeds == {32: [1, 1, 2, 2], 64: [7, 7, 5, 5, 9, 9]}
+    # The first seed of every model comes first.
+    assert [row.seed for row in rows] == [1, 1, 7, 7, 2, 2, 5, 5, 9, 9]
+    tries = study(tmp_path, seeds={64: [7, 5]}, **TUNE).rows
+    assert {(row.config.model.hidden_size, row.seed) for row in tries} == {(32, 1), (64, 7)}
+
+
 def losses_of(best: dict[tuple[str, int], float]) -> Losses:
     """Quadratic in the logarithm of the rate, lowest at one of each family and size."""
 
@@ -187,6 +197,11 @@ def test_the_directory_reads_what_it_wrote(tmp_path: Path) -> None:
         ({"tokens_per_parameter": None, "tokens": [0.5]}, "ladder.tokens=[0.5]: a list of whole numbers would fit"),
         ({"tokens_per_parameter": None, "tokens": [64]}, "ladder.tokens=[64]: dense"),
         ({"tokens_per_parameter": None}, "ladder.tokens_per_parameter=None: a list of numbers would fit"),
+        ({"seeds": [1]}, "ladder.seeds=[1]: is a section"),
+        ({"seeds": {48: [1]}}, "ladder.seeds.48=[1]: no size of the ladder; one of 32, 64 would fit"),
+        ({"seeds": {32: 1}}, "ladder.seeds.32=1: a list of whole numbers would fit"),
+        ({"seeds": {32: []}}, "ladder.seeds.32=[]: a list of whole numbers would fit"),
+        ({"seeds": {64: [1, 1]}}, "ladder.seeds.64=[1, 1]: names one twice"),
         ({"decay": 1.0}, "ladder.decay=1.0: must lie in (0, 1)"),
         ({"families": []}, "a list of families"),
         ({"families": [{"name": "a"}, {"name": "a"}]}, "stands twice"),
