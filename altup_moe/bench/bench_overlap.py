@@ -58,12 +58,15 @@ class Wide:
     @property
     def label(self) -> str:
         """How a table calls its stream."""
-        return self.variant if self.correct == "next" else f"{self.variant}, {self.correct}"
+        if self.correct == "next":
+            return self.variant
+        return f"{'plain' if self.width == 1 else self.variant}, {self.correct}"
 
 
 def streams(bench: OverlapBench) -> list[Wide]:
-    """Those of a benchmark. A stream of one block is the same of every variant."""
+    """Those of a benchmark. A stream of one block is the same of every variant; others are over next's."""
     first, *others = bench.variants
+    plain = dict.fromkeys(("next", *bench.correct))
     wider = [
         Wide(width, variant, correct)
         for variant in (first, *others)
@@ -71,7 +74,7 @@ def streams(bench: OverlapBench) -> list[Wide]:
         for correct in bench.correct
         if width > 1
     ]
-    return [Wide(width, first) for width in bench.widths if width == 1] + wider
+    return [Wide(width, first, correct) for width in bench.widths if width == 1 for correct in plain] + wider
 
 
 @dataclass(frozen=True)
@@ -238,7 +241,8 @@ def _table(bench: OverlapBench, ranks: int, results: list[ModeResult]) -> str:
         m, o = r.mode, r.report
         taken = milliseconds_text(r.median_seconds, r.min_seconds, r.max_seconds)
         ratio = f"{r.ratio:.3f}" if r.ratio else "-"
-        variant, mixing = ("-", "-") if r.width == 1 else (r.variant, m.mixing)
+        mixing = "-" if r.width == 1 else m.mixing
+        variant = "-" if r.width == 1 and r.variant in bench.variants else r.variant
         hidden = f"{100 * r.mixing_hidden:5.1f} %" if r.mixing_hidden is not None else "      -"
         lines.append(
             f"  {r.width}  {variant:<25} {mixing:<9} {m.exchange:<9} {'on' if m.microbatch_halves else 'off':<6} | "

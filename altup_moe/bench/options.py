@@ -82,7 +82,8 @@ class OverlapBench:
     level: Literal["layer", "branch"] = "layer"
     """altup.level of them."""
     correct: tuple[Correct, ...] = ("next",)
-    """altup.correct of them. delayed: attention runs while the experts of the layer before exchange tokens."""
+    """altup.correct of them, and of K = 1 beside the plain one. delayed: attention runs while the experts of the layer
+    before exchange tokens."""
     tensor: int = 1
     """Tensor-parallel ranks, under sequence parallelism: a window for attention's mixing too."""
     only_async: bool = False

@@ -40,7 +40,13 @@ def test_one_block_is_timed_once_and_each_variant_at_each_width() -> None:
     check_config(config, 2)
     assert (config.altup.width, config.altup.variant, config.altup.level) == (4, "mhc", "branch")
     delayed = streams(OverlapBench(widths=(1, 2), correct=("next", "delayed")))
-    assert [(wide.width, wide.label) for wide in delayed] == [(1, "altup"), (2, "altup"), (2, "altup, delayed")]
+    assert [(wide.width, wide.label) for wide in delayed] == [
+        (1, "altup"), (1, "plain, delayed"), (2, "altup"), (2, "altup, delayed"),
+    ]  # fmt: skip
+    # Other steps are over the plain one's, which is measured whatever is asked for.
+    assert [wide.correct for wide in streams(OverlapBench(widths=(1,), correct=("delayed",)))] == ["next", "delayed"]
+    assert modes(delayed[1], only_async=True) == [OverlapConfig("deferred", "async", False)]
+    check_config(bench_config(OverlapBench(level="branch"), delayed[1], 2), 2)
     assert bench_config(bench, Wide(2, "hc", "delayed"), 2).altup.correct == "delayed"
 
 
