@@ -164,9 +164,11 @@ def step_runs(shape: Shape) -> dict[str, RunConfig]:
 
 def memory_runs(shape: Shape) -> dict[str, RunConfig]:
     """Runs whose peak memory is compared with the planner's."""
-    wide = run_of(shape, 4)
+    plain, wide = run_of(shape), run_of(shape, 4)
+    chunked = replace(plain.train, loss_chunk=max(1, shape.seq // 8))
     return {
-        "K = 1, bf16": run_of(shape),
+        "K = 1, bf16": plain,
+        "K = 1, bf16, loss in chunks": replace(plain, train=chunked),
         "K = 4, bf16": wide,
         "K = 4, bf16, recompute full": replace(wide, train=replace(wide.train, recompute="full")),
         "K = 2, fp32": run_of(shape, 2, "fp32"),
