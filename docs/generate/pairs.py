@@ -21,6 +21,8 @@ from docs.generate.markdown import table
 
 Losses = Mapping[int, float]
 """Held-out loss by seed."""
+Pairs = Mapping[str, tuple[str, str]]
+"""Design -> the families that are compared, ours and theirs."""
 DELAYED = {
     "plain": ("plain-delayed", "plain"),
     "K = 2": ("k2-delayed", "k2"),
@@ -29,15 +31,23 @@ DELAYED = {
     "K = 4, wide tables": ("k4-wide-delayed", "k4-wide"),
 }
 """Design of study `delayed` -> its families with delayed outputs and without."""
+OTHER_STEP_TIME = ("plain",)
+"""Designs around branches, whose delayed step takes 0.92 to 0.94 of the other (docs/concepts/delayed.md): at equal
+seconds they are not compared."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """What is compared. ``ours``, ``theirs``: training tokens of both."""
+    """What is compared. ``ours``, ``theirs``: training tokens of both. ``without``: designs that it leaves out."""
 
     title: str
     ours: int
     theirs: int
+    without: tuple[str, ...] = ()
+
+    def designs(self, pairs: Pairs) -> Pairs:
+        """Those that are compared."""
+        return {name: pair for name, pair in pairs.items() if name not in self.without}
 
 
 def delayed_columns(rows: Iterable[StudyRow]) -> list[Column]:
@@ -47,35 +57,35 @@ def delayed_columns(rows: Iterable[StudyRow]) -> list[Column]:
     return [
         Column(f"equal steps, {steps[few]}", few, few),
         Column(f"equal steps, {steps[many]}", many, many),
-        Column(f"equal seconds, {steps[many]} against {steps[few]}", many, few),
+        Column(f"equal seconds, {steps[many]} against {steps[few]}", many, few, OTHER_STEP_TIME),
     ]
 
 
-def pair_tables(rows: Sequence[StudyRow], pairs: Mapping[str, tuple[str, str]], columns: Sequence[Column]) -> list[str]:
-    """Lines of two tables: every design at every size, and the mean over the designs, seed by seed.
+def pair_tables(rows: Sequence[StudyRow], pairs: Pairs, columns: Sequence[Column]) -> list[str]:
+    """Lines of two tables: every design at every size, and the mean over the designs of a column, seed by seed.
 
     p is adjusted by Holm among the cells of a column of a table.
     """
     sizes = sorted({row.overrides[SIZE] for row in rows})
-    single = [(size, name, [pair]) for size in sizes for name, pair in pairs.items()]
-    together = [(size, f"mean of the {len(pairs)}", list(pairs.values())) for size in sizes]
+    single = [(size, name, {name: pair}) for size in sizes for name, pair in pairs.items()]
+    together = [(size, "mean", pairs) for size in sizes]
     return [*_table(rows, single, columns), "", *_table(rows, together, columns)]
 
 
-def longer_text(rows: Sequence[StudyRow], pairs: Mapping[str, tuple[str, str]], column: Column) -> str:
+def longer_text(rows: Sequence[StudyRow], pairs: Pairs, column: Column) -> str:
     """What more tokens alone do: their designs with our tokens less the same with theirs, the mean over the designs."""
     sizes = sorted({row.overrides[SIZE] for row in rows})
-    same = [(theirs, theirs) for _, theirs in pairs.values()]
+    same = [(theirs, theirs) for _, theirs in column.designs(pairs).values()]
     gaps = [f"{float(_gap(rows, size, same, column).value):+.3f} at width {size}" for size in sizes]
-    return f"The longer runs alone, without delayed outputs, mean of the {len(pairs)}: {', '.join(gaps)}."
+    return f"The longer runs alone, without delayed outputs, mean of {len(same)} designs: {', '.join(gaps)}."
 
 
 def _table(
-    rows: Sequence[StudyRow], lines: Sequence[tuple[int, str, list[tuple[str, str]]]], columns: Sequence[Column]
+    rows: Sequence[StudyRow], lines: Sequence[tuple[int, str, Pairs]], columns: Sequence[Column]
 ) -> list[str]:
-    cells = [[_gap(rows, size, pairs, column) for size, _, pairs in lines] for column in columns]
+    cells = [[_cell(rows, size, column.designs(pairs), column) for size, _, pairs in lines] for column in columns]
     shown = [_texts(column) for column in cells]
-    seeds = [str(len(_of(rows, size, pairs[0][0], columns[0].ours))) for size, _, pairs in lines]
+    seeds = [str(len(_of(rows, size, next(iter(pairs.values()))[0], columns[0].ours))) for size, _, pairs in lines]
     head = ["width", "design", "seeds", *(column.title for column in columns)]
     found = [[str(size), name, seeds[n], *(column[n] for column in shown)] for n, (size, name, _) in enumerate(lines)]
     return table(head, found, right=(0, 2))
@@ -89,6 +99,11 @@ def _of(rows: Iterable[StudyRow], size: int, family: str, tokens: int) -> Losses
     }
 
 
+def _cell(rows: Sequence[StudyRow], size: int, pairs: Pairs, column: Column) -> Estimate | None:
+    """None where a column compares none of the designs."""
+    return _gap(rows, size, list(pairs.values()), column) if pairs else None
+
+
 def _gap(rows: Sequence[StudyRow], size: int, pairs: Sequence[tuple[str, str]], column: Column) -> Estimate:
     """Our loss less theirs, averaged over the pairs, in pairs of seeds."""
     ours = [_of(rows, size, mine, column.ours) for mine, _ in pairs]
@@ -98,12 +113,14 @@ def _gap(rows: Sequence[StudyRow], size: int, pairs: Sequence[tuple[str, str]], 
     return difference(mine, others, paired=True)
 
 
-def _texts(found: Sequence[Estimate]) -> list[str]:
+def _texts(found: Sequence[Estimate | None]) -> list[str]:
     """A column: differences, intervals and adjusted p; bold where a difference is told apart."""
-    adjusted = adjusted_p([float(one.p) for one in found])
+    adjusted = adjusted_p([None if one is None else float(one.p) for one in found])
     texts = []
     for one, p in zip(found, adjusted, strict=True):
-        assert p is not None
+        if one is None or p is None:
+            texts.append("-")
+            continue
         interval = interval_text(Interval(float(one.low), float(one.high)), 3, "+")
         shown = "p < 0.001" if p < 0.001 else f"p {p:.2g}"
         text = f"{float(one.value):+.3f} {interval}, {shown}"

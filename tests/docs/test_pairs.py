@@ -52,9 +52,17 @@ def test_designs_are_compared_seed_by_seed() -> None:
     assert second[3].startswith("**+0.011 [")
     # The longer run of one beside the shorter one of the other.
     assert first[5].startswith(f"**{gaps.mean() - 0.1:+.3f} [")
-    assert mean[1] == "mean of the 2"
+    assert mean[1] == "mean"
     assert mean[3].startswith(f"**{gaps.mean() / 4:+.3f} [")
-    assert longer_text(STUDY, PAIRS, delayed_columns(STUDY)[-1]).endswith("mean of the 2: -0.100 at width 16.")
+    assert longer_text(STUDY, PAIRS, delayed_columns(STUDY)[-1]).endswith("mean of 2 designs: -0.100 at width 16.")
+
+
+def test_a_column_may_leave_a_design_out() -> None:
+    column = Column("some", 4000, 3000, without=("first",))
+    lines = pair_tables(STUDY, PAIRS, [column])
+    (first, second), (mean,) = cells(lines[:4]), cells(lines[5:])
+    assert (first[3], second[3]) == ("-", mean[3])
+    assert longer_text(STUDY, PAIRS, column).endswith("mean of 1 designs: -0.100 at width 16.")
 
 
 def test_a_column_is_adjusted_together() -> None:
