@@ -86,8 +86,8 @@ model of four layers, and less so a deeper one: the gain is smaller with 6 layer
 here says that it lasts.
 
 At equal seconds, as defined above, delayed designs are better in all eight pairs, by 0.07 to 0.13 nats, and on their
-mean by 0.098 and 0.111, told apart at both sizes. Most of it is the 111 steps more: `next` gains 0.079 and 0.103 by them
-itself, so that it says as much of how far these models are from the end of their training as of the designs.
+mean by 0.098 and 0.111, told apart at both sizes. Most of it is the 111 steps more: `next` gains 0.079 and 0.103 by
+them itself, so that it says as much of how far these models are from the end of their training as of the designs.
 
 Part of a difference may be that a delayed `altup` sets recycled blocks apart from the first layer on, as wide tables
 do. Rows of two machines' systems are mixed: those of 300 steps that an earlier run of this study had are kept, being
