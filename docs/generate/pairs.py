@@ -80,9 +80,7 @@ def longer_text(rows: Sequence[StudyRow], pairs: Pairs, column: Column) -> str:
     return f"The longer runs alone, without delayed outputs, mean of {len(same)} designs: {', '.join(gaps)}."
 
 
-def _table(
-    rows: Sequence[StudyRow], lines: Sequence[tuple[int, str, Pairs]], columns: Sequence[Column]
-) -> list[str]:
+def _table(rows: Sequence[StudyRow], lines: Sequence[tuple[int, str, Pairs]], columns: Sequence[Column]) -> list[str]:
     cells = [[_cell(rows, size, column.designs(pairs), column) for size, _, pairs in lines] for column in columns]
     shown = [_texts(column) for column in cells]
     seeds = [str(len(_of(rows, size, next(iter(pairs.values()))[0], columns[0].ours))) for size, _, pairs in lines]
