@@ -65,7 +65,8 @@ def release(keep: list[dist.ProcessGroup]) -> None:
 
 
 def _empty_caches() -> None:
-    """Rotary tables by module (lru_cache on a method), losses by layer (with their groups), dropout's streams."""
+    """Rotary tables by module (lru_cache on a method), losses by layer (with their groups) and their scale, which may
+    lie on another device or have another shape than the next run's, dropout's streams."""
     for kind in (RotaryEmbedding, YarnRotaryEmbedding):
         for method in vars(kind).values():
             if hasattr(method, "cache_clear"):
@@ -75,6 +76,7 @@ def _empty_caches() -> None:
         moe_utils.get_moe_metrics_tracker()._metrics.clear()
     else:
         moe_utils.get_moe_layer_wise_logging_tracker().clear()
+    moe_utils.MoEAuxLossAutoScaler.main_loss_backward_scale = None
     tensor_parallel.get_cuda_rng_tracker().reset()
 
 
