@@ -181,6 +181,12 @@ def _megatron() -> Iterator[Patch]:
         "model/rotary.py",
     )
     yield Patch(
+        f"{core}.transformer.moe.moe_utils:MoEAuxLossAutoScaler.main_loss_backward_scale",
+        "it stays from run to run, on the device and in the shape of the first one; forgotten at the end of each",
+        MEGATRON,
+        "parallel/release.py",
+    )
+    yield Patch(
         f"{core}.transformer.moe.token_dispatcher:permute",
         "0.16.1 selects routes by a mask, and waits for a GPU twice; replaced only where the code does so",
         MEGATRON,

@@ -18,6 +18,8 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.models.common.embeddings import RotaryEmbedding, YarnRotaryEmbedding
 from megatron.core.transformer.moe import moe_utils
 
+from altup_moe.parallel.patches import replace
+
 _at_end: list[Callable[[], None]] = []
 
 
@@ -76,7 +78,7 @@ def _empty_caches() -> None:
         moe_utils.get_moe_metrics_tracker()._metrics.clear()
     else:
         moe_utils.get_moe_layer_wise_logging_tracker().clear()
-    moe_utils.MoEAuxLossAutoScaler.main_loss_backward_scale = None
+    replace("megatron.core.transformer.moe.moe_utils:MoEAuxLossAutoScaler.main_loss_backward_scale", None)
     tensor_parallel.get_cuda_rng_tracker().reset()
 
 
