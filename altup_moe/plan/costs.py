@@ -10,6 +10,7 @@ from altup_moe.altup.shape import is_moe_layer
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import num_microbatches
 from altup_moe.config.units import GIB
+from altup_moe.moe.backends import walks_two_steps
 from altup_moe.parallel.rank_coordinates import RankCoordinates, chunk_layers
 from altup_moe.plan.buffers import PARAMETER_BYTES
 from altup_moe.plan.cache import Cache
@@ -154,12 +155,12 @@ def _passes(
     def end_cost() -> tuple[Times, Times]:
         return output_times(config, cluster, end_transfers(config, world, coordinates), factors)
 
-    passes = []
+    passes, in_twos = [], walks_two_steps(config)
     for number, chunk in enumerate(chunk_layers(config, coordinates.pipeline)):
         parts = []
         for layer in chunk.layers:
             kind = is_moe_layer(layer, config.moe.num_experts, config.moe.layer_freq)
-            last = layer == chunk.layers[-1]
+            last = in_twos and layer == chunk.layers[-1]
             parts.append(cache.get(("layer", kind, last, *key), partial(layer_cost, layer, last)))
         if cluster.cpu_cost_model is not None:
             size = sum(h.size for h in held if h.chunk == number)

@@ -247,7 +247,7 @@ def _with_communication(
     asynchronous = config.overlap.exchange == "async"
     if walks_two_steps(config):
         # While the rows of one layer travel, the one after it computes: but for the last one's, which come back alone.
-        expert = max(expert - base.total, expert / 2 if last else 0.0)
+        expert = max(expert - _beside(config, base, layer), expert / 2 if last else 0.0)
         hidden = min(posted, expert)
     elif asynchronous and defers_mixing(config):
         hidden = min(posted, opening.idle)
@@ -255,6 +255,16 @@ def _with_communication(
         # While the rows of one half travel, the other half computes.
         expert = max(0.0, expert - base.total / 2)
     return base + Times(mixing=waits + posted - hidden, tensor=tensor, context=context, expert=expert)
+
+
+def _beside(config: RunConfig, base: Times, layer: int) -> float:
+    """Seconds of a layer that run while another's rows travel, where outputs are delayed: all, or around branches its
+    attention alone (`model.two_step_walk`), taken for its share of the operations."""
+    if config.altup.level == "layer":
+        return base.total
+    parts = layer_products(config, layer)
+    attention = parts.attention + parts.scores
+    return base.total * attention / (attention + parts.dense + parts.shared + parts.router + parts.experts)
 
 
 def output_times(

@@ -92,12 +92,16 @@ def test_halves_hide_the_exchange() -> None:
 
 
 def test_delayed_outputs_hide_the_exchange_behind_the_next_layer() -> None:
-    one_by_one, delayed, inline = (
-        planned_on(run({"expert": 8}, altup={"width": 2, "correct": correct}, overlap={"mixing": mixing}))
-        for correct, mixing in (("next", "deferred"), ("delayed", "deferred"), ("delayed", "inline"))
-    )
+    one_by_one, delayed, inline, branches = (
+        planned_on(run({"expert": 8}, altup={"width": 2, "correct": when, "level": at}, overlap={"mixing": mixing}))
+        for when, mixing, at in (
+            ("next", "deferred", "layer"), ("delayed", "deferred", "layer"),
+            ("delayed", "inline", "layer"), ("delayed", "deferred", "branch"),
+        )
+    )  # fmt: skip
     whole, left = one_by_one.exposed()["expert"], delayed.exposed()["expert"]
     assert inline.exposed()["expert"] == pytest.approx(whole), "layers go one by one without deferred mixing"
+    assert left < branches.exposed()["expert"] < whole, "around branches attention alone stands beside an exchange"
     # At least half of the last layer's exchange, what its output travels back, has nothing beside it.
     layers = run().model.num_layers
     assert whole / (2 * layers) <= left * (1 + 1e-9) < whole
