@@ -1,4 +1,4 @@
-"""The process of one check: `python -m altup_moe.bench.gpu.child NAME SIZES SECONDS DIRECTORY`.
+"""The process of one check: `python -m altup_moe.bench.gpu.child NAME SIZES SECONDS END DIRECTORY`.
 
 It writes what the check has found, or how it failed. Shortly before its time is over it writes where every thread is,
 and ends: a hang that lets Python run is told with its place.
@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from dataclasses import asdict
 from importlib import import_module
@@ -25,9 +26,15 @@ LEFT_TO_TELL = 0.03
 """Share of a check's time that is kept for telling where it hangs."""
 
 
-def main(name: str, sizes: str, seconds: str, directory: str) -> None:
-    """Run a check, and leave its result in `directory`."""
-    clock = threading.Timer(float(seconds) * (1 - LEFT_TO_TELL), _tell_and_end, (directory,))
+def main(name: str, sizes: str, seconds: str, end: str, directory: str) -> None:
+    """Run a check, and leave its result in `directory`.
+
+    Args:
+        seconds: its time. end: when that is over, by the monotonic clock, which all processes of a machine share.
+            Starting this process, slow on a busy machine, has taken a part of it.
+    """
+    left = float(end) - time.monotonic() - float(seconds) * LEFT_TO_TELL
+    clock = threading.Timer(max(0.0, left), _tell_and_end, (directory,))
     clock.daemon = True
     clock.start()
     check = CHECKS[name]

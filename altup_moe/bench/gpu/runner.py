@@ -90,7 +90,7 @@ def _sizes(rehearse: bool) -> str:
 
 
 def _run(name: str, seconds: float, sizes: str) -> Ended:
-    words = [name, sizes, str(seconds)]
+    words = [name, sizes, str(seconds), str(time.monotonic() + seconds)]
     try:
         told = on_ranks(1, CHILD, words, timeout=seconds, environment=SIZES[sizes].environment)[0]
     except RankTimeout as error:

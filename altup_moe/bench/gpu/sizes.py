@@ -57,6 +57,8 @@ class Sizes:
     """Processes that share the kernels' cases, at most: each compiles its own."""
     mixing_shape: tuple[int, int]
     """(tokens, features) of a block whose mixing is timed."""
+    launched: tuple[tuple[int, int], ...]
+    """(tokens, features) of blocks whose mixing is launched one by one and from a graph."""
     repeats: int
     """Timed turns."""
     losses: Shape
@@ -90,6 +92,8 @@ FULL = Sizes(
     block_shapes=((9, 67), (37, 1024), (130, 515)),
     kernel_workers=12,
     mixing_shape=(8192, 4096),
+    # All positions of a rank alone, and those of one of eight tensor ranks with sequence parallelism.
+    launched=((8192, 4096), (1024, 4096)),
     repeats=15,
     losses=Shape(256, 4, 128, 4, 8, 4096),
     loss_steps=20,
@@ -113,6 +117,7 @@ REHEARSAL = Sizes(
     block_shapes=((9, 67),),
     kernel_workers=2,
     mixing_shape=(8, 64),
+    launched=((8, 64),),
     repeats=2,
     losses=Shape(32, 2, 16, 2, 4, 128),
     loss_steps=3,

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from altup_moe.altup.kernels import kernel
-from altup_moe.bench.gpu import checkpoints, distributed, kernels, losses, mixing
+from altup_moe.bench.gpu import checkpoints, distributed, kernels, launches, losses, mixing
 from altup_moe.bench.gpu.checks import CHECKS
 from altup_moe.bench.gpu.efficiency import expert_flops
 from altup_moe.bench.gpu.jobs import run_job
@@ -45,7 +46,8 @@ def test_every_check_has_a_function() -> None:
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 def test_every_run_is_one_that_could_start(sizes: Any) -> None:
     for shape in sizes.steps:
-        for run in (*step_runs(shape).values(), *losses.loss_runs(sizes).values()):
+        stepped = step_runs(shape).values(), losses.loss_runs(sizes).values(), launches.launched_runs(sizes).values()
+        for run in chain(*stepped):
             check_config(run, 1)
     for run in (*memory_runs(sizes.memory).values(), *distributed.alone_runs(sizes)):
         check_config(run, 1)

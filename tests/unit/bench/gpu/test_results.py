@@ -63,7 +63,7 @@ def test_the_page_has_every_figure_with_its_goal() -> None:
     assert "it broke" in lines
     assert REHEARSED not in text
     assert sum(line.endswith("| not run |  |") for line in lines) == len(CHECKS) - 2
-    assert "0 of 14 passed; mixing goal not met, losses failed, kernels not run" in text
+    assert "0 of 15 passed; mixing goal not met, losses failed, kernels not run" in text
 
 
 def test_the_page_of_a_rehearsal_says_so_and_judges_no_speed() -> None:
