@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from altup_moe.timeline.intervals import Intervals, intersection, length, union
-from altup_moe.timeline.records import Recording, Span, Step
+from altup_moe.timeline.records import Recording, Span, SpanKind, Step
 
 MIX = "mix"
 """Name of the spans of the mixing pass over the wide stream."""
 AXPY = "axpy"
 """Name of the spans of the axpy, the part of AltUp on the critical path."""
+ATTENTION = "attention"
+"""Name of the spans of attention."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class OverlapReport:
     """Union of the spans named `axpy`."""
     bound_ms: float
     """Upper bound of `hidden_ms` for any schedule of this step: min(compute, exchange)."""
+    attention_ms: float
+    """The compute thread was busy with attention: the union of its spans minus the waits."""
 
 
 def _clip(spans: Iterable[Span], step: Step) -> Intervals:
@@ -51,11 +55,11 @@ def _clip(spans: Iterable[Span], step: Step) -> Intervals:
 
 
 def _report(spans: Sequence[Span], step: Step) -> OverlapReport:
-    compute = _clip((s for s in spans if s.kind == "compute"), step)
-    flights = _clip((s for s in spans if s.kind == "flight"), step)
-    waits = _clip((s for s in spans if s.kind == "wait"), step)
-    mixing = _clip((s for s in spans if s.kind == "compute" and s.name == MIX), step)
-    axpy = _clip((s for s in spans if s.kind == "compute" and s.name == AXPY), step)
+    def during(kind: SpanKind, name: str | None = None) -> Intervals:
+        return _clip((s for s in spans if s.kind == kind and name in (None, s.name)), step)
+
+    compute, flights, waits = during("compute"), during("flight"), during("wait")
+    mixing, attention = during("compute", MIX), during("compute", ATTENTION)
     mixing_hidden = length(intersection(mixing, flights))
     busy = length(compute) - length(intersection(compute, waits))
     ns = OverlapReport(
@@ -67,8 +71,9 @@ def _report(spans: Sequence[Span], step: Step) -> OverlapReport:
         mixing_ms=length(mixing),
         mixing_hidden_ms=mixing_hidden,
         mixing_exposed_ms=length(mixing) - mixing_hidden,
-        axpy_ms=length(axpy),
+        axpy_ms=length(during("compute", AXPY)),
         bound_ms=min(busy, length(flights)),
+        attention_ms=length(attention) - length(intersection(attention, waits)),
     )
     return OverlapReport(**{name: value / 1e6 for name, value in asdict(ns).items()})
 
@@ -126,6 +131,7 @@ _ROWS = {
     "mixing_hidden_ms": "  while an exchange flies",
     "mixing_exposed_ms": "  on its own",
     "axpy_ms": "axpy (critical path)",
+    "attention_ms": "attention",
 }
 
 

@@ -53,12 +53,19 @@ def test_one_block_is_timed_once_and_each_variant_at_each_width() -> None:
 def test_shares() -> None:
     report = OverlapReport(
         step_ms=100, compute_ms=60, exchange_ms=40, exposed_ms=10, hidden_ms=30, mixing_ms=8, mixing_hidden_ms=6,
-        mixing_exposed_ms=2, axpy_ms=1, bound_ms=40,
+        mixing_exposed_ms=2, axpy_ms=1, bound_ms=40, attention_ms=12,
     )  # fmt: skip
     result = ModeResult(4, "altup", OverlapConfig(), 0.1, 0.1, 0.1, 1.0, report)
     assert (result.mixing_hidden, result.exchange_hidden, result.bound) == (0.75, 0.75, 1.0)
     assert result.over_max == pytest.approx(70 / 60)
     assert replace(result, report=replace(report, mixing_ms=0)).mixing_hidden is None
+    # Attention and mixing (20) can run beside exchanges; the other 40 and the exchanges' 40 are one chain.
+    alone = replace(result, attention_alone=True)
+    assert alone.bound == 0.5
+    assert alone.over_max == pytest.approx(70 / 80)
+    much = replace(alone, report=replace(report, attention_ms=50))
+    assert much.bound == 1
+    assert much.over_max == pytest.approx(70 / 60)
 
 
 def test_the_gpu_model_gives_the_designs_figures() -> None:

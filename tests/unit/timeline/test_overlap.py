@@ -28,6 +28,7 @@ FIRST = OverlapReport(
     mixing_exposed_ms=1.0,
     axpy_ms=0.5,
     bound_ms=4.0,
+    attention_ms=2.0,
 )
 SECOND = OverlapReport(
     step_ms=10.0,
@@ -40,6 +41,7 @@ SECOND = OverlapReport(
     mixing_exposed_ms=3.0,
     axpy_ms=0.0,
     bound_ms=0.0,
+    attention_ms=3.0,
 )
 
 
@@ -69,7 +71,20 @@ def test_what_lies_on_top_of_each_other_counts_once() -> None:
         mixing_exposed_ms=0.0,
         axpy_ms=0.0,
         bound_ms=7.0,
+        attention_ms=0.0,
     )
+
+
+def test_a_wait_within_attention_is_not_attention() -> None:
+    """Tensor ranks meet within it. The same pass twice at once counts once."""
+    spans = [
+        ms("attention", "compute", 0, 4),
+        ms("attention", "compute", 3, 6),
+        ms("experts", "compute", 6, 9),
+        ms("gather", "wait", 2, 3),
+    ]
+    (report,) = overlap_by_step(Recording(0, "a", spans))
+    assert (report.attention_ms, report.compute_ms) == (5.0, 8.0)
 
 
 def test_a_span_across_a_boundary_is_shared_by_the_steps() -> None:
