@@ -80,7 +80,7 @@ class Projection(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Projecting:
-    """How `Projection` works. ``mixes``: whether the handed-on X goes into one `TokenPass`, and nowhere else."""
+    """How `Projection` works. ``mixes``: whether the handed-on X goes into one pass, and nowhere else."""
 
     weighting: Weighting
     reads: bool
@@ -104,6 +104,34 @@ class TokenPass(torch.autograd.Function):
         with span("mix", backward=True):
             d_x, d_y, d_w = ctx.kernel.token_backward(grads[0].contiguous(), x_KTD, y_TD, weights)
         return d_x, d_y, d_w, None
+
+
+class PassAhead(torch.autograd.Function):
+    """(X [K, T, D], W [K + 1, K, T]) -> (H = M X [K, T, D], a = r' H [T, D]) in one pass.
+
+    ``outlives``: a is kept when H is gone, so that it has memory of its own and does not hold H's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_KTD: Tensor, weights: Tensor, outlives: bool, kernel: Kernel) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x_KTD, weights)
+        ctx.kernel = kernel
+        ctx.set_materialize_grads(False)
+        with span("mix"):
+            out_RTD = kernel.token_forward(x_KTD, None, weights)
+            a_TD = out_RTD[-1]
+            return out_RTD[:-1], a_TD.clone() if outlives else a_TD
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        x_KTD, weights = ctx.saved_tensors
+        with span("mix", backward=True):
+            # Left to autograd, each of both would become as large as all rows, mostly zeros, to be added up.
+            d_RTD = x_KTD.new_empty(weights.shape[0], *x_KTD.shape[1:])
+            for part, grad in zip((d_RTD[:-1], d_RTD[-1]), grads, strict=True):
+                part.zero_() if grad is None else part.copy_(grad)
+            d_x, _, d_w = ctx.kernel.token_backward(d_RTD, x_KTD, None, weights)
+        return d_x, d_w, None, None
 
 
 class Write(torch.autograd.Function):
@@ -175,18 +203,20 @@ def mix(stream: Tensor, mix_KKT: Tensor, kernel: Kernel) -> Tensor:
 
 
 def look_ahead(
-    stream: Tensor, mix_KKT: Tensor, write_KT: Tensor, next_read_KT: Tensor, kernel: Kernel
+    stream: Tensor, mix_KKT: Tensor, write_KT: Tensor, next_read_KT: Tensor, delayed: bool, kernel: Kernel
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What of a step needs no output, where the next read r' is known.
 
+    Args:
+        delayed: a is what the next step reads; else `catch_up` makes that of it, and it is not kept.
     Returns:
         H = M X [K*S, B, D], a = r' H [S, B, D] and s = r' . g [T].
     """
     k = write_KT.shape[0]
     row = torch.einsum("kt,kjt->jt", next_read_KT, mix_KKT)[None]
-    out = TokenPass.apply(by_token(stream, k), None, torch.cat([mix_KKT, row]), kernel)
+    h_KTD, a_TD = PassAhead.apply(by_token(stream, k), torch.cat([mix_KKT, row]), delayed, kernel)
     s_T = torch.einsum("kt,kt->t", next_read_KT, write_KT)
-    return out[:k].view_as(stream), out[k].view(-1, *stream.shape[1:]), s_T
+    return h_KTD.view_as(stream), a_TD.view(-1, *stream.shape[1:]), s_T
 
 
 def catch_up(a: Tensor, y: Tensor, s_T: Tensor) -> Tensor:

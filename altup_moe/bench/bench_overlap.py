@@ -8,9 +8,9 @@ in one run:
 
 Streams whose outputs are delayed (altup.correct) have no halves: their layers take turns where the others' halves do.
 `over max` is the time in which layers compute or wait, over the least that any schedule of the model needs: the larger
-of computing and exchanges; where outputs are delayed around branches, of computing and the chain of experts and exchanges,
-beside which attention and mixing alone can run. What else a step does (loss, optimizer, the reduction of gradients) is not
-in it.
+of computing and exchanges. Where outputs are delayed around branches, attention and mixing alone can run beside
+exchanges, and the rest is one chain with them. What else a step does (loss, optimizer, the reduction of gradients) is
+not in it.
 
 A first part times plain steps (medians, ratios); a second records spans of a few further steps of each mode. For the
 GPU, where none was at hand, the last lines print what DESIGN's bytes predict.

@@ -116,7 +116,9 @@ class _Recomputed(torch.autograd.Function):
         with torch.enable_grad():
             after = ctx.advance(*before)
         set_rng_state(here)
+        # Fixed weights are part of a state and have no gradient, but autograd hands one to each output.
         known = [(t, g) for t, g in zip(after, grads, strict=True) if t is not None and g is not None]
+        known = [(t, g) for t, g in known if t.requires_grad]
         torch.autograd.backward([t for t, _ in known], [g for _, g in known])
         return (None, None, None, None, *(None if tensor is None else tensor.grad for tensor in before))
 

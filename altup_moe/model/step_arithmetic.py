@@ -166,7 +166,10 @@ class StaticArithmetic(StepArithmetic):
         last = after is not None and after.last
         ahead = self.look_ahead(begun, None if last else after)
         out = self._written_out(ahead, self.written(u, y))
-        return Travelling(out.blocks) if last else out
+        if last or out.u is None:
+            return Travelling(out.blocks)
+        # It outlives the mixed stream, whose memory it is a part of.
+        return out._replace(u=out.u.clone())
 
     def begin(self, state: Travelling) -> tuple[Travelling, Tensor]:
         """The first step of a chunk has to read."""
@@ -299,7 +302,8 @@ class TokenArithmetic(StepArithmetic):
             return _TokensAhead(blocks, writing.write)
         assert found.read is not None
         assert writing.mix is not None
-        blocks, a, s_T = token_mixing.look_ahead(stream, writing.mix, writing.write, found.read, kernel)
+        delayed = self._settings.next_block is not None
+        blocks, a, s_T = token_mixing.look_ahead(stream, writing.mix, writing.write, found.read, delayed, kernel)
         return _TokensAhead(blocks, writing.write, a, s_T)
 
     def finish(self, ahead: _TokensAhead, y: Tensor, after: Reading | None) -> Travelling:

@@ -16,6 +16,7 @@ from altup_moe.altup.shape import (
     embedding_width,
     has_head,
     has_projections,
+    has_steps,
     is_moe_layer,
     output_width,
     stream_width,
@@ -235,13 +236,14 @@ def mixing_numbers(config: RunConfig) -> dict[str, float]:
     Where a layer's two steps join, one pass reads K blocks and two outputs and writes two rows more, and a second axpy
     reads a row and two outputs.
     """
-    width = stream_width(config.altup.width, config.altup.variant)
-    if width == 1:
+    a = config.altup
+    if not has_steps(a.width, a.variant, a.correct):
         return {}
+    width = stream_width(a.width, a.variant)
     block = local_tokens(config) * config.model.hidden_size
     if joins_steps(config):
         return {"mix": (width + 5) * block, "mix_more": ((width + 2) ** 2 + 3) * block}
-    read = len(branches(config.altup.level)) * (width + 1) * block
+    read = len(branches(a.level)) * (width + 1) * block
     return {"mix": read, "mix_more": read * width}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from altup_moe.altup.shape import branches, is_moe_layer, stream_width
+from altup_moe.altup.shape import branches, has_steps, is_moe_layer, stream_width
 from altup_moe.altup.step_costs import Work
 from altup_moe.config import RunConfig
 from altup_moe.config.ranges import Range
@@ -146,10 +146,11 @@ def mixing_seconds(config: RunConfig, cluster: Cluster) -> MixingSeconds:
         return MixingSeconds(_work_seconds(config, cluster, waits), _work_seconds(config, cluster, posted))
     if model is not None:
         return MixingSeconds((0.0, 0.0), model.pieces(mixing_numbers(config)))
-    width = stream_width(config.altup.width, config.altup.variant)
-    if width == 1:
+    a = config.altup
+    if not has_steps(a.width, a.variant, a.correct):
         return MixingSeconds((0.0, 0.0), (0.0, 0.0))
-    moved = 2 * width + 4 if joins_steps(config) else len(branches(config.altup.level)) * (2 * width + 2)
+    width = stream_width(a.width, a.variant)
+    moved = 2 * width + 4 if joins_steps(config) else len(branches(a.level)) * (2 * width + 2)
     forward = moved * block_bytes(config) / cluster.memory_rate
     # The backward moves about twice as many bytes: the blocks and their gradients.
     return MixingSeconds((0.0, 0.0), (forward, 2 * forward))

@@ -6,9 +6,9 @@ does whose weights are computed for every token its row says (`altup.step_costs`
 
 from __future__ import annotations
 
-from altup_moe.altup.shape import branches, has_head, has_projections, stream_width
+from altup_moe.altup.shape import branches, has_head, has_projections, has_steps, stream_width
 from altup_moe.altup.step_costs import Kept, TokenStep, Work
-from altup_moe.altup.variants import find_variant
+from altup_moe.altup.variants import find_variant, stream_row
 from altup_moe.config import RunConfig
 from altup_moe.moe.backends import defers_mixing, joins_steps
 from altup_moe.parallel.rank_coordinates import ChunkLayers
@@ -39,9 +39,9 @@ def kept_bytes(config: RunConfig, kept: Kept) -> float:
 
 
 def steps_of(config: RunConfig, layers: int) -> int:
-    """Steps of the stream in some layers; a narrow one has one a layer."""
+    """Steps of the stream in some layers; a plain one has one a layer."""
     a = config.altup
-    return layers * len(branches(a.level)) if stream_width(a.width, a.variant) > 1 else layers
+    return layers * len(branches(a.level)) if has_steps(a.width, a.variant, a.correct) else layers
 
 
 def stream_bytes(config: RunConfig, chunk: ChunkLayers) -> float:
@@ -49,7 +49,8 @@ def stream_bytes(config: RunConfig, chunk: ChunkLayers) -> float:
     a, step, steps = config.altup, token_step(config), steps_of(config, len(chunk.layers))
     width, block = stream_width(a.width, a.variant), block_bytes(config)
     if width == 1:
-        return 0.0
+        # A plain stream is kept as what layers read. One whose outputs are delayed keeps what each step writes too.
+        return steps * block * has_steps(a.width, a.variant, a.correct)
     if step is not None:
         return steps * kept_bytes(config, step.kept) + kept_bytes(config, step.end) + _learned_ends(config, chunk)
     if joins_steps(config):
@@ -76,16 +77,21 @@ def recomputed_bytes(config: RunConfig, chunk: ChunkLayers) -> tuple[float, floa
     """(an output or state for each step, the rest of the stream) that a chunk keeps with full recomputation, bytes."""
     a, step, steps = config.altup, token_step(config), steps_of(config, len(chunk.layers))
     width, block = stream_width(a.width, a.variant), block_bytes(config)
-    lagged = find_variant(a.variant).lagged
-    if width == 1 or not defers_mixing(config):
-        return steps * block, steps * (width - 1 + (lagged and width > 1)) * block
+    row = stream_row(a.variant, a.width)
+    if not has_steps(a.width, a.variant, a.correct):
+        return steps * block, 0.0
+    if not defers_mixing(config):
+        # The state before each step: the blocks, and its input where they do not tell. (That of a plain stream is the
+        # state before the last write, which is kept anyway.)
+        return steps * block, steps * (width - 1 + (row.reads_early(a.correct) and width > 1)) * block
     # Kept: the first state of every segment and the output of every layer. One segment is rebuilt at a time.
     rebuilt = max(1, round(steps**0.5))
     segments = -(-steps // rebuilt)
     if step is None:
-        return steps * block, (segments + rebuilt) * (width + 1) * block
+        # A state is the blocks and an output; delayed, that is one of those that are kept anyway.
+        return steps * block, (segments + rebuilt) * (width + (a.correct == "next")) * block
     # A state is the blocks with g of each token, and a next input that is known. The rebuilt segment's first is kept.
-    state = kept_bytes(config, Kept(width + lagged, width))
+    state = kept_bytes(config, Kept(width + row.lagged, width))
     return steps * block, (segments + rebuilt - 1) * state
 
 
@@ -97,10 +103,12 @@ def backward_step_bytes(config: RunConfig) -> float:
 
 def recomputed_step_bytes(config: RunConfig) -> float:
     """Bytes that the step which is being recomputed holds of the stream, beside its state."""
-    step = token_step(config)
+    step, a = token_step(config), config.altup
     if step is None:
-        return 0.0
-    width, held = config.altup.width, kept_bytes(config, step.kept) + kept_bytes(config, step.backward)
+        # The blocks' gradients, those that come and those that go.
+        width = stream_width(a.width, a.variant)
+        return 2 * width * block_bytes(config) if has_steps(a.width, a.variant, a.correct) else 0.0
+    width, held = a.width, kept_bytes(config, step.kept) + kept_bytes(config, step.backward)
     # Deferred, the stream before the step is formed again. Inline it is the state that was kept, unless fp32 is a copy.
     shared = not defers_mixing(config) and (step.kept.blocks > width or not _half(config))
     return held - width * block_bytes(config) if shared else held

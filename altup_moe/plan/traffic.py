@@ -30,12 +30,11 @@ def check_modelled(config: RunConfig) -> None:
     if config.moe.num_experts and config.moe.backend in ("deepspeed", "tutel"):
         fits = "its exchange is not modelled; megatron or torch would fit"
         raise ConfigError("moe.backend", config.moe.backend, fits)
-    a, delayed = config.altup, config.altup.correct == "delayed"
+    a = config.altup
     unplanned: list[tuple[bool, str, object, object]] = [
         (not config.model.architecture.planned, "model.arch", config.model.arch, "gpt"),
         (config.sequence.stride > 1, "sequence.stride", config.sequence.stride, 1),
         (a.width > 1 and not find_variant(a.variant).planned, "altup.variant", a.variant, "altup"),
-        (delayed and (a.width == 1 or find_variant(a.variant).lagged), "altup.correct", a.correct, "next"),
         (config.optim.optimizer != "adamw", "optim.optimizer", config.optim.optimizer, "adamw"),
     ]
     for wrong, key, value, fit in unplanned:

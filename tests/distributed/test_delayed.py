@@ -92,6 +92,13 @@ def test_ways(stream: str, way: str) -> None:
     assert_parity(config, world_size(layout))
 
 
+@pytest.mark.parametrize("stream", ["plain", "plain branches", "hc", "wide_residual_kept"])
+def test_recomputation(stream: str) -> None:
+    """Weights that are fixed are part of a state, and have no gradient; of these forms some are, or all."""
+    layout, sections = WAYS["recompute"]
+    assert_parity(small(layout, **delayed(stream), **sections), world_size(layout))
+
+
 @pytest.mark.parametrize("stream", MANY)
 def test_one_expert_gets_most_tokens(stream: str) -> None:
     assert_parity(small("ep4", **delayed(stream), **EVERYWHERE), 4, lopsided)

@@ -126,6 +126,13 @@ CASES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "dynamic, K 4": ("pp2", {"altup": {"width": 4, "variant": "dynamic"}}),
     "dynamic, branches": ("tp2", {"altup": {**BRANCH, "variant": "dynamic"}, "train": {"precision": "bf16"}}),
     "delayed": ("ep2", {"altup": {"correct": "delayed"}}),
+    "plain, delayed": ("ep2", {"altup": {"width": 1, "correct": "delayed"}}),
+    "plain, delayed branches": ("ep2", {"altup": {**BRANCH, "width": 1, "correct": "delayed"}}),
+    "mhc_single_pass, delayed": ("ep2", {"altup": {**BRANCH, "variant": "mhc_single_pass", "correct": "delayed"}}),
+    "mhc_single_pass, delayed, K 4": (
+        "pp2-vpp2",
+        {"altup": {**BRANCH, "width": 4, "variant": "mhc_single_pass", "correct": "delayed"}},
+    ),
     "delayed branches, K 4, hc": ("ep2", {"altup": {**BRANCH, "correct": "delayed", "variant": "hc", "width": 4}}),
     "data, sharded": ("dp2", {"parallel": {"distributed_optimizer": True}}),
     "data, bf16": ("dp2", {"train": {"precision": "bf16"}}),
@@ -203,11 +210,32 @@ PEAKS = [
 def test_peak_of_streams_with_weights_of_every_token(
     layout: str, variant: str, width: int, recompute: str, mixing: str
 ) -> None:
+    _check_peak(layout, {"variant": variant, "width": width}, recompute, mixing)
+
+
+DELAYED = {"correct": "delayed"}
+STREAMS = [
+    {"width": 4, "variant": "hc"},  # its layers' steps share a pass
+    {"width": 4, "variant": "hc", **DELAYED},  # reads a state before the last write
+    {"width": 1, **DELAYED},  # a plain stream with steps
+    {"width": 4, "variant": "mhc_single_pass", **DELAYED},  # hands on what the next step reads
+]
+
+
+@pytest.mark.parametrize(("recompute", "mixing"), [("none", "deferred"), ("full", "deferred"), ("full", "inline")])
+@pytest.mark.parametrize("altup", STREAMS, ids=lambda altup: ", ".join(map(str, altup.values())))
+def test_peak_of_streams_with_static_weights_or_delayed_outputs(
+    altup: dict[str, Any], recompute: str, mixing: str
+) -> None:
+    _check_peak("one", altup, recompute, mixing)
+
+
+def _check_peak(layout: str, altup: dict[str, Any], recompute: str, mixing: str) -> None:
     """A small vocabulary, for the plan adds up what is never there at once: the loss, and a segment that is rebuilt."""
     config = small(
         layout,
         model={**WIDE["model"], "vocab_size": 64},
-        altup={"variant": variant, "width": width, "level": "branch"},
+        altup={"level": "branch", **altup},
         moe={"num_experts": 0},
         parallel={"expert_tensor": 1},
         overlap={"mixing": mixing},

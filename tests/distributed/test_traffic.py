@@ -110,6 +110,11 @@ CASES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
         {"altup": {"correct": "delayed"}, "moe": {"capacity_factor": 1.0}, "train": {"recompute": "full"}},
     ),
     "delayed sums, stages": ("pp2-vpp2", {"altup": {"correct": "delayed", "variant": "hc", "width": 4}}),
+    "plain, delayed branches, stages": ("pp2-vpp2", {"altup": {"level": "branch", "correct": "delayed", "width": 1}}),
+    "mhc_single_pass, delayed, stages, experts": (
+        "tp2-pp2-ep2",
+        {"altup": {"level": "branch", "correct": "delayed", "variant": "mhc_single_pass"}},
+    ),
     "dynamic, tensor": ("tp2", {"altup": {"variant": "dynamic", "width": 4}}),
     "dynamic, branches, stages, sharded": (
         "dp2-pp2",

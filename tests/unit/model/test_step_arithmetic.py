@@ -100,7 +100,7 @@ def test_single_pass_leaves_one_axpy_after_the_output(monkeypatch: pytest.Monkey
     from altup_moe.altup import token_mixing
 
     events: list[str] = []
-    for each in (token_mixing.TokenPass, token_mixing.Write):
+    for each in (token_mixing.TokenPass, token_mixing.PassAhead, token_mixing.Write):
         forward = each.forward
         counted = partial(lambda run, *args: (events.append("pass"), run(*args))[1], forward)
         monkeypatch.setattr(each, "forward", staticmethod(counted))
