@@ -305,7 +305,7 @@ def _autograd_calls() -> bool:
     """Whether autograd itself runs the operation, and no function of a backward pass.
 
     Its zeros are the gradient of a result that is not used. It makes them where the result is; and what has a gradient
-    is on the device.
+    is on the device, but for a number of no dimensions that is written by a mask.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -333,7 +333,7 @@ class _Operations(TorchDispatchMode):
         if any(there) and (why := self._wait(name, args, kwargs)) is not None:
             device.note(why)
         result = func(*args, **kwargs)
-        if (any(there) and name != "copy_") or (name == "zeros" and _autograd_calls()):
+        if (any(there) and name != "copy_") or (name == "zeros" and result.dim() and _autograd_calls()):
             device.take(result)
         return result
 
