@@ -222,6 +222,9 @@ def _deepspeed() -> Iterator[Patch]:
         where,
     )
     yield Patch("deepspeed.comm.comm:cdb", "an earlier run of the process may have left its world", DEEPSPEED, where)
+    kept = "the world in which deepspeed was imported: it would never be freed"
+    for name in ("barrier", "monitored_barrier"):
+        yield Patch(f"deepspeed.comm.torch:TorchBackend.{name}.__defaults__", kept, DEEPSPEED, where)
     yield Patch(
         "deepspeed.moe.mappings:_gather_tokens",
         "gloo wants input and output of the same number of dimensions",
@@ -269,6 +272,15 @@ def _start() -> Iterator[Patch]:
         TORCH,
         "launch/standby.py",
         ("self", "args", "env"),
+    )
+
+
+def _gloo() -> Iterator[Patch]:
+    yield Patch(
+        "torch.distributed.distributed_c10d:ProcessGroupGloo.__init__",
+        "CPU: a thread a group that wakes a hundred times a second; a topology's groups share one",
+        TORCH,
+        "parallel/gloo_device.py",
     )
 
 
@@ -327,7 +339,7 @@ COLLECTIVES = (
 
 PATCHES = {
     patch.target: patch
-    for patch in (*_cuda(), *_megatron(), *_deepspeed(), *_torchrun(), *_start(), *_waits(), *_watchdog())
+    for patch in (*_cuda(), *_megatron(), *_deepspeed(), *_torchrun(), *_start(), *_gloo(), *_waits(), *_watchdog())
 }
 """Every patch by its target."""
 

@@ -1,8 +1,8 @@
 """What keeps a model and its process groups alive after their topology has ended, and how it lets them go.
 
-A process group's threads (gloo: three a group, of which an idle one still takes processor time) end with the last
-reference to it. Megatron (0.16.1 and 0.19.2) holds such references where neither `destroy_model_parallel` nor Python's
-garbage collector finds them; `release` drops them. What else is to be dropped at the end registers with `at_end`.
+A process group's threads (gloo: two a group, and one a device) end with the last reference to it. Megatron (0.16.1 and
+0.19.2) holds such references where neither `destroy_model_parallel` nor Python's garbage collector finds them;
+`release` drops them. What else is to be dropped at the end registers with `at_end`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from megatron.core import parallel_state as ps
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from altup_moe.config import ParallelConfig
-from altup_moe.parallel import compat, cpu, death_record, release
+from altup_moe.parallel import compat, cpu, death_record, gloo_device, release
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ def start(parallel: ParallelConfig, timeout_seconds: float = 600.0, store: Any =
     """
     on_cpu = cpu.enable()
     compat.mend_megatron()
+    if on_cpu:
+        gloo_device.share_device()
     if not dist.is_initialized():
         for key, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
             os.environ.setdefault(key, default)

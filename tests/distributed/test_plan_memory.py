@@ -59,7 +59,7 @@ def hold(config: RunConfig) -> Held:
             weights=sum(p.numel() * p.element_size() for c in engine.chunks for p in c.parameters()),
             gradients=sum(b.grad_data.numel() * b.grad_data.element_size() for b in buffers),
             optimizer=sum(_state_bytes(part, config) for part in _parts(engine.optimizer)),
-            kept=[sum(tensor.untyped_storage().nbytes() for tensor in found.values()) for found in kept],
+            kept=[sum(storage.nbytes() for storage in found.values()) for found in kept],
         )
 
 
@@ -67,9 +67,11 @@ def _count_first(chunk: Any, found: dict[int, Any], own: set[int], hooks: Any) -
     forward = chunk.forward
 
     def keep(tensor: Any) -> Any:
-        at = tensor.untyped_storage().data_ptr()
-        if at not in own:
-            found[at] = tensor
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            # Not the tensor: nodes keep this hook, and a tensor leads to its nodes. Such a circle is never freed, nor
+            # are the process groups in it, where the backward pass does not come by.
+            found[storage.data_ptr()] = storage
         return tensor
 
     def counted(*args: Any, **kwargs: Any) -> Any:

@@ -39,6 +39,8 @@ _PASSED_BY = ("altup_moe/bench/gpu/host_waits.py", "altup_moe/parallel/cpu.py")
 """Where a wait is only noted, or handed on."""
 _INSIDE = ("/torch/", "/contextlib.py", "/warnings.py")
 """Parts of the names of files whose functions are not told."""
+_RUN_AUTOGRAD = ("_engine_run_backward", "custom_backward")
+"""Functions, torch's and Megatron's, that call autograd's engine."""
 _TOLD_BY_TORCH = "called a synchronizing CUDA operation"
 _CUDA = "torch:Tensor.cuda"
 _MOVE_TO_HOST = "megatron.core.transformer.moe.token_dispatcher:maybe_move_tensor_to_cpu"
@@ -299,6 +301,23 @@ class _Functions(TorchFunctionMode):
         return self.device.move(result, torch.device(target), bool(non_blocking))
 
 
+def _autograd_calls() -> bool:
+    """Whether autograd itself runs the operation, and no function of a backward pass.
+
+    Its zeros are the gradient of a result that is not used. It makes them where the result is; and what has a gradient
+    is on the device, but for a number of no dimensions that is written by a mask.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        file, function = frame.f_code.co_filename, frame.f_code.co_name
+        if function in _RUN_AUTOGRAD:
+            return True
+        if file != __file__ and "/torch/" not in file:
+            return False
+        frame = frame.f_back
+    return False
+
+
 class _Operations(TorchDispatchMode):
     """What torch runs, autograd's backward passes too."""
 
@@ -314,7 +333,7 @@ class _Operations(TorchDispatchMode):
         if any(there) and (why := self._wait(name, args, kwargs)) is not None:
             device.note(why)
         result = func(*args, **kwargs)
-        if any(there) and name != "copy_":
+        if (any(there) and name != "copy_") or (name == "zeros" and result.dim() and _autograd_calls()):
             device.take(result)
         return result
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core.pipeline_parallel.schedules import custom_backward
 from torch import Tensor, nn
 
 from altup_moe.altup.on_device import on_device
@@ -60,6 +61,12 @@ NO_WAITS: dict[str, Work] = {
     "filled by a mask": lambda x, h, d: x.__setitem__(x > 0, 0.0),
     "index on the device": lambda x, h, d: x[torch.arange(2, device=d)],
     "repeat to a size": lambda x, h, d: x.repeat_interleave(torch.ones_like(x).long(), output_size=3),
+    "the gradient of an unused result": lambda x, h, d: (
+        _Doubles.apply(x.bfloat16().requires_grad_())[1].sum().backward()
+    ),
+    "the same, as pipelines do it": lambda x, h, d: custom_backward(
+        _Doubles.apply(x.bfloat16().requires_grad_())[1].sum(), None
+    ),
     "gradients": lambda x, h, d: nn.functional.softmax(x.requires_grad_(), 0).square().sum().backward(),
 }
 
@@ -72,6 +79,19 @@ class _Reads(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         return grads[0] * grads[0][0].item()
+
+
+class _Doubles(torch.autograd.Function):
+    """Adds gradients up in the first one, which is in bf16, by way of fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.view_as(x), x.float()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grads[0][:2] = grads[0][:2].float().add_(grads[1][:2])
+        return grads[0]
 
 
 def count(work: Work) -> list[str]:

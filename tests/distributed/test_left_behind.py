@@ -1,0 +1,81 @@
+"""What a case leaves in the rank that ran it: no process group, and no thread of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from altup_moe.config import RunConfig
+from tests.backends import installed
+from tests.distributed.cases import LAYOUTS, small, world_size
+from tests.distributed.gradients import layout_step
+from tests.distributed.ranks import TIMEOUT, Pool, run_fresh_ranks
+from tests.distributed.test_plan_memory import hold
+
+pytestmark = pytest.mark.distributed
+
+CASES: dict[str, tuple[str, Callable, dict[str, dict[str, Any]]]] = {
+    "tensor, stages, experts": ("tp2-pp2-ep2", layout_step, {}),
+    "interleaved stages": ("pp2-vpp2", layout_step, {}),
+    "sequences in parts": ("cp2", layout_step, {}),
+    "shards": ("dp2", layout_step, {"parallel": {"distributed_optimizer": True}}),
+    # A part of these models gets no gradient: its autograd nodes are not freed by the backward pass.
+    "a delayed exchange": ("ep2", layout_step, {"altup": {"correct": "delayed"}}),
+    "a delayed exchange, saved tensors counted": ("ep2", hold, {"altup": {"correct": "delayed"}}),
+    "wide residual": ("one", hold, {"altup": {"level": "branch", "width": 4, "variant": "wide_residual"}}),
+}
+
+
+def counts() -> tuple[int, int]:
+    """On a rank: (threads, process groups)."""
+    return len(os.listdir("/proc/self/task")), len(dist.distributed_c10d._world.pg_map)
+
+
+def _work(function: Callable, config: RunConfig) -> None:
+    function(config)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    """Ranks that have run a step, which starts the threads of autograd; these stay."""
+    own = Pool()
+    own.run(4, _work, (layout_step, small("tp2-pp2-ep2")), TIMEOUT)
+    yield own
+    own.end()
+
+
+def _before_and_after(pool: Pool, layout: str, function: Callable, sections: dict) -> tuple[list, list]:
+    before = pool.run(4, counts, (), TIMEOUT)
+    pool.run(world_size(layout), _work, (function, small(layout, **sections)), TIMEOUT)
+    return before, pool.run(4, counts, (), TIMEOUT)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_case_leaves_no_group_behind(case: str, pool: Pool) -> None:
+    before, after = _before_and_after(pool, *CASES[case])
+    assert after == before
+
+
+@pytest.mark.parametrize("backend", [installed("deepspeed")])
+def test_deepspeed_does_not_keep_the_world_in_which_it_was_imported(backend: str, pool: Pool) -> None:
+    before, after = _before_and_after(pool, "ep2", layout_step, {"moe": {"backend": backend, "layer_freq": 1}})
+    assert after == before
+
+
+def _inside(layout: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    from altup_moe.parallel.topology import topology
+
+    before = counts()
+    with topology(LAYOUTS[layout]):
+        return before, counts()
+
+
+def test_the_groups_of_a_topology_share_the_thread_that_serves_connections() -> None:
+    for (threads, groups), (more_threads, more_groups) in run_fresh_ranks(2, _inside, "tp2"):
+        assert more_groups > groups + 10
+        # Two of each group run its collectives.
+        assert more_threads - threads == 2 * (more_groups - groups) + 1
