@@ -26,6 +26,13 @@ _LIMIT = 256
 """Compilations of one function: shapes, dtypes, threads. Dynamo's own limit of 8 is soon reached by tests."""
 
 
+def compiled_often(function: Callable[..., Any], **how: Any) -> Callable[..., Any]:
+    """torch.compile, for more shapes and dtypes than dynamo allows one function. ``how``: its arguments."""
+    # As an argument of torch.compile the limit is not known to torch 2.11.
+    compiled: Callable[..., Any] = torch._dynamo.config.patch(recompile_limit=_LIMIT)(torch.compile(function, **how))
+    return compiled
+
+
 def run_compiled(asked: Asked, function: Callable[..., Any], options: dict[str, Any] | None, *args: Any) -> Any:
     """The function's result, compiled at its first call for such arguments. A function always has the same options.
 
@@ -33,8 +40,7 @@ def run_compiled(asked: Asked, function: Callable[..., Any], options: dict[str, 
         RuntimeError: there is no compiler, with the key that asked for one.
     """
     if function not in _COMPILED:
-        limit: Any = {"recompile_limit": _LIMIT}  # torch.compile's overloads, as typed, lack it
-        _COMPILED[function] = torch.compile(function, fullgraph=True, options=options, **limit)
+        _COMPILED[function] = compiled_often(function, fullgraph=True, options=options)
     try:
         return _COMPILED[function](*args)
     except TorchDynamoException as error:
