@@ -154,6 +154,7 @@ class AltUpBlock(TransformerBlock):
                 lambda index, u: self.steps[index].compute(u, **inputs)[0],
                 state,
                 note,
+                branches=self.config.altup_level == "branch",
             )
         for index in steps:
             state = self._step(index, inputs, state)

@@ -32,7 +32,7 @@ DELAYED = {
 }
 """Design of study `delayed` -> its families with delayed outputs and without."""
 OTHER_STEP_TIME = ("plain",)
-"""Designs around branches, whose delayed step takes 0.92 to 0.94 of the other (docs/concepts/delayed.md): at equal
+"""Designs around branches, whose delayed step takes 0.85 to 0.92 of the other (docs/concepts/delayed.md): at equal
 seconds they are not compared."""
 
 

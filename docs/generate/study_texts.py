@@ -29,15 +29,15 @@ nothing of it hidden.""",
     "delayed": """\
 [Outputs that are read one layer later](../concepts/delayed.md) beside those that the next layer reads: AltUp with two
 and four blocks, recycled and with wide tables, and the plain Transformer, whose delayed form (`altup.width: 1` around
-branches) is FarSkip's; widths 16 and 24 (4 and 6 layers, each with 4 experts, top-2), eight and three seeds, a rate
-tuned for each design and size on 300 steps and one seed. Corpus `wikipedia-sample`, 512 words, 300 and 411 steps of
-1,024 tokens. One rank, on which nothing is exchanged: times say nothing and are left out.
+branches) is FarSkip's; widths 16, 24 and 32 (4, 6 and 8 layers, each with 4 experts, top-2), with eight, three and
+three seeds, a rate tuned for each design and size on 300 steps and one seed. Corpus `wikipedia-sample`, 512 words, 300
+and 411 steps of 1,024 tokens. One rank, on which nothing is exchanged: times say nothing and are left out.
 
 What equal seconds are: on a slow network `altup-moe bench overlap` measured for a delayed step around layers 0.67 to
 0.74 of the time of one whose layers go one by one ([the table](../concepts/delayed.md#what-it-hides): 200 and 400
 Mbit/s, K = 2 and 4), and 411 steps of 0.73 last as long as 300. These are step times of the benchmark's model (d = 256,
-experts on two nodes), not of the models below. The plain stream is delayed around branches, where a step takes 0.92 to
-0.94, so it is not compared at equal seconds. Halves of a micro-batch (`overlap.microbatch_halves`) save `next` the same
+experts on two nodes), not of the models below. The plain stream is delayed around branches, where a step takes 0.85 to
+0.92, so it is not compared at equal seconds. Halves of a micro-batch (`overlap.microbatch_halves`) save `next` the same
 time, 0.66 to 0.75, and change no model: where they are allowed both have the longer run, and the columns of equal steps
 are what counts.""",
 }
@@ -75,21 +75,21 @@ three layers, and the designs were published for deep ones; blocks are copies of
 with the model's rate. Of width 32 mixing is a large part of a step, and of thousands a small one.""",
     "delayed": """\
 At equal steps delayed outputs cost nothing, and at width 16, with eight seeds, the delayed models are better: by 0.022
-nats after 300 steps (95 % interval 0.014 to 0.031, p < 0.001) and by 0.019 after 411 (0.011 to 0.027, p 0.002), the
-mean over the five designs. All five have the lower mean there, after 411 steps by 0.001 to 0.038; of single designs
-only K = 4 with wide tables after 411 steps is told apart. At width 24, with 6 layers and three seeds, the mean is 0.014
-and 0.003 lower and holds 0, and the sign differs from design to design. FarSkip's form of the plain model does as the
-others do, so the effect is not one of wide streams.
+nats after 300 steps (95 % interval 0.014 to 0.031, p 0.001) and by 0.019 after 411 (0.011 to 0.027, p 0.003), the mean
+over the five designs. All five have the lower mean there, after 411 steps by 0.001 to 0.038; no single design is told
+apart. At widths 24 and 32, with 6 and 8 layers and three seeds, the means are 0.014 and 0.008 lower after 300 steps and
+0.003 and 0.003 after 411, all hold 0, and the sign differs from design to design. FarSkip's form of the plain model
+does as the others do, so the effect is not one of wide streams.
 
 We do not know why. Layers that read the same input are alike a shallower, wider model, which may suit 300 steps of a
-model of four layers, and less so a deeper one: the gain is smaller with 6 layers, and smaller after more steps. Nothing
-here says that it lasts.
+model of four layers, and less so a deeper one: the gain is smaller with more layers, and smaller after more steps.
+Nothing here says that it lasts.
 
-At equal seconds, as defined above, delayed designs are better in all eight pairs, by 0.07 to 0.13 nats, and on their
-mean by 0.098 and 0.111, told apart at both sizes. Most of it is the 111 steps more: `next` gains 0.079 and 0.103 by
-them itself, so that it says as much of how far these models are from the end of their training as of the designs.
+At equal seconds, as defined above, delayed designs are better in all twelve pairs, by 0.07 to 0.13 nats, and on their
+mean by 0.098, 0.111 and 0.109, told apart at every size. Most of it is the 111 steps more: `next` gains 0.079, 0.103
+and 0.108 by them itself, so that it says as much of how far these models are from the end of their training as of the
+designs.
 
 Part of a difference may be that a delayed `altup` sets recycled blocks apart from the first layer on, as wide tables
-do. Rows of two machines' systems are mixed: those of 300 steps that an earlier run of this study had are kept, being
-the same runs. A third size is missing.""",
+do. Rows of several commits and two systems are mixed; six pairs of the plain design (300 steps) are of two of them.""",
 }

@@ -39,7 +39,7 @@ class Stack:
     def __init__(self, variant: str, level: str, steps: int, travels: bool = True) -> None:
         row = VARIANTS[variant]
         generator = torch.Generator().manual_seed(0)
-        self.travels, self.events, self.leaves = travels, [], []
+        self.travels, self.level, self.events, self.leaves = travels, level, [], []
         # The passes of static weights are fp32's.
         self.dtype = torch.float64 if row.per_token else torch.float32
         self.steps: list[StepArithmetic] = []
@@ -64,14 +64,16 @@ class Stack:
 
     def compute(self, s: int, u: Tensor) -> Tensor:
         """tanh(W u), and u at layer level; away twice, as between dispatch and experts, and in combine."""
-        y = Mark.apply(u, f"attention {s}", self.events)
+        if self.level == "branch" and s % 2 == 0:
+            return torch.tanh(Mark.apply(u, f"attention {s}", self.events) @ self.matrices[s])
+        y = Mark.apply(u, f"{'route' if self.level == 'branch' else 'attention'} {s}", self.events)
         if self.travels:
             yield_to_other()
         y = Mark.apply(torch.tanh(y @ self.matrices[s]), f"experts {s}", self.events)
         if self.travels:
             yield_to_other()
         y = Mark.apply(y, f"output {s}", self.events)
-        return y + u if self.steps[s]._settings.level == "layer" else y
+        return y + u if self.level == "layer" else y
 
     def readings(self) -> list[Reading | None]:
         """After each step what the next one reads; nothing after the last."""
@@ -88,7 +90,8 @@ class Stack:
     def two_at_a_time(self) -> Travelling:
         """The same by the walk."""
         steps, readings = dict(enumerate(self.steps)), dict(enumerate(self.readings()))
-        return walk_two_steps(steps, readings, self.compute, Travelling(self.stream), lambda s, y: None)
+        branches = self.level == "branch"
+        return walk_two_steps(steps, readings, self.compute, Travelling(self.stream), lambda s, y: None, branches)
 
     def gradients(self, state: Travelling) -> list[Tensor]:
         """Of a loss of the state."""
@@ -125,6 +128,21 @@ def test_each_trip_of_an_output_is_somebody_elses_time() -> None:
     assert forward == [
         "attention 0", "attention 1", "experts 0", "experts 1", "output 0", "attention 2", "output 1", "attention 3",
         "experts 2", "experts 3", "output 2", "output 3",
+    ]  # fmt: skip
+    stack.events.clear()
+    stack.gradients(state)
+    assert stack.events == [f"{name} back" for name in reversed(forward)]
+
+
+def test_around_branches_each_attention_is_in_a_trip_of_its_own() -> None:
+    """The first too; and backward alike."""
+    stack = Stack("altup", "branch", 6)
+    state = stack.two_at_a_time()
+    forward = list(stack.events)
+    assert forward == [
+        "route 1", "attention 0", "experts 1", "attention 2", "output 1",
+        "route 3", "attention 4", "experts 3", "output 3",
+        "route 5", "experts 5", "output 5",
     ]  # fmt: skip
     stack.events.clear()
     stack.gradients(state)
