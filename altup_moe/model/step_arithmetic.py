@@ -166,10 +166,10 @@ class StaticArithmetic(StepArithmetic):
         last = after is not None and after.last
         ahead = self.look_ahead(begun, None if last else after)
         out = self._written_out(ahead, self.written(u, y))
-        if last or out.u is None:
+        if last:
             return Travelling(out.blocks)
-        # It outlives the mixed stream, whose memory it is a part of.
-        return out._replace(u=out.u.clone())
+        # A row of the pass outlives the mixed stream, whose memory it is a part of.
+        return out if ahead.a is None else out._replace(u=ahead.a.clone())
 
     def begin(self, state: Travelling) -> tuple[Travelling, Tensor]:
         """The first step of a chunk has to read."""

@@ -9,8 +9,8 @@ coroutines (`overlap.alternate`) have every other step each. With experts in eve
 each exchange flies while the other coroutine computes, in one micro-batch. Before step s its coroutine runs the pass
 over the stream of step s - 1, which needs the output of step s - 2, its own last one, and gives step s its input.
 
-Around branches the even steps are attention, which has no exchange, and the odd ones follow each other. They begin, and
-attention lets them go on after each step: then the first one too has an exchange to run beside.
+Around branches the even steps are attention, which has no exchange. The odd ones begin, and attention lets them go on
+after each step: then the first attention too has an exchange to run beside.
 
     attention:                | attention 0 |          | attention 1 |                    | attention 2 |
     experts:        dispatch> | ........... | experts, combine> .... | output 0, dispatch> | ......... | experts, ...

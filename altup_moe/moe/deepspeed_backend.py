@@ -34,9 +34,6 @@ from altup_moe.moe.megatron_backend import OverlappedMoELayer
 from altup_moe.moe.slots import positions_first, routes_of, slots_of
 from altup_moe.overlap.deferred_work import Later
 from altup_moe.overlap.expert_exchange import exchange_slots, with_sharing_ranks
-from altup_moe.parallel.deepspeed_groups import forget_first_world
-
-forget_first_world()
 
 Decision = tuple[Tensor, Tensor]
 """(probabilities, bool map) [tokens, E] of our router."""

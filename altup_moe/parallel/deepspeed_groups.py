@@ -19,7 +19,7 @@ from torch import Tensor
 
 from altup_moe.config import UserError
 from altup_moe.config.packages import PACKAGES
-from altup_moe.parallel.patches import original, replace
+from altup_moe.parallel.patches import replace
 from altup_moe.parallel.release import at_end
 from altup_moe.parallel.topology import Topology
 
@@ -38,7 +38,6 @@ def use_deepspeed(topology: Topology) -> Any:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     deepspeed: Any = import_module("deepspeed")
     _quiet()
-    forget_first_world()
     if topology.device.type == "cpu":
         _set("deepspeed.ops", __compatible_ops__={**deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm": False})
     backend = "gloo" if topology.device.type == "cpu" else "nccl"
@@ -48,13 +47,6 @@ def use_deepspeed(topology: Topology) -> Any:
     _fill_groups(topology)
     _set("deepspeed.moe.mappings", _gather_tokens=partial(_gather_tokens, topology))
     return deepspeed
-
-
-def forget_first_world() -> None:
-    """After an import of deepspeed: defaults of arguments hold the world of then; None stands for the one in use."""
-    for name in ("barrier", "monitored_barrier"):
-        target = f"deepspeed.comm.torch:TorchBackend.{name}.__defaults__"
-        replace(target, (None, *original(target)[1:]))
 
 
 def expert_group_name(topology: Topology) -> str:

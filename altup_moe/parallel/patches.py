@@ -224,7 +224,7 @@ def _deepspeed() -> Iterator[Patch]:
     yield Patch("deepspeed.comm.comm:cdb", "an earlier run of the process may have left its world", DEEPSPEED, where)
     kept = "the world in which deepspeed was imported: it would never be freed"
     for name in ("barrier", "monitored_barrier"):
-        yield Patch(f"deepspeed.comm.torch:TorchBackend.{name}.__defaults__", kept, DEEPSPEED, where)
+        yield Patch(f"deepspeed.comm.torch:TorchBackend.{name}.__defaults__", kept, DEEPSPEED, "parallel/release.py")
     yield Patch(
         "deepspeed.moe.mappings:_gather_tokens",
         "gloo wants input and output of the same number of dimensions",

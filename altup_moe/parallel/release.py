@@ -8,6 +8,7 @@ A process group's threads (gloo: two a group, and one a device) end with the las
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.models.common.embeddings import RotaryEmbedding, YarnRotaryEmbedding
 from megatron.core.transformer.moe import moe_utils
 
-from altup_moe.parallel.patches import replace
+from altup_moe.parallel.patches import original, replace
 
 _at_end: list[Callable[[], None]] = []
 
@@ -83,7 +84,12 @@ def _empty_caches() -> None:
 
 
 def _forget_groups() -> None:
-    """`destroy_model_parallel` leaves some of parallel_state's variables as they are."""
+    """`destroy_model_parallel` leaves some of parallel_state's variables as they are. In deepspeed, defaults of some
+    arguments are the world in which it was imported; None stands for the one in use."""
     for name, value in vars(parallel_state).items():
         if isinstance(value, dist.ProcessGroup):
             setattr(parallel_state, name, None)
+    if "deepspeed.comm.torch" in sys.modules:
+        for name in ("barrier", "monitored_barrier"):
+            target = f"deepspeed.comm.torch:TorchBackend.{name}.__defaults__"
+            replace(target, (None, *original(target)[1:]))
