@@ -21,6 +21,7 @@ from altup_moe.altup.kernels import Kernel, kernel
 from altup_moe.altup.mixing import Ahead, Reading, catch_up, look_ahead
 from altup_moe.altup.static import Mixing
 from altup_moe.bench.dynamic_contenders import our_step
+from altup_moe.bench.gpu.jobs import in_a_line
 from altup_moe.bench.gpu.results import Figure, Found
 from altup_moe.bench.gpu.sizes import Sizes, run_of
 from altup_moe.bench.gpu.timing import WARM_UPS, Call, interleaved_medians
@@ -43,31 +44,36 @@ NO_GRAPHS = "CUDA graphs: not rehearsed, the pass itself takes the place of its 
 
 @dataclass(frozen=True)
 class Launched:
-    """Seconds of one call. ``host``: to launch it. ``gpu``: of the kernels themselves, without gaps.
-
-    ``graph_host``, ``graph_gpu``: the same replayed from a CUDA graph, with the gaps between its kernels.
-    """
+    """Seconds of one call. ``host``: to launch it. ``gpu``: of the kernels themselves, without gaps."""
 
     host: float
     gpu: float
-    graph_host: float
-    graph_gpu: float
 
 
 def launches(sizes: Sizes) -> Found:
-    """Mixing of one layer with K = 4, forward and backward, at each size; then steps of the first shape of `steps`."""
+    """Steps of the first shape of `steps`; then mixing of one layer with K = 4, forward and backward, at each size."""
     device, found = torch.device(sizes.device), Found()
-    if device.type != "cuda":
-        found.notes.append(NO_GRAPHS)
-    for tokens, hidden in sizes.launched:
-        for name, call in mixing_calls(tokens, hidden, device).items():
-            found.figures += launch_figures(f"{name}, {tokens} x {hidden}", launched(call, sizes.repeats, device))
     with topology(RunConfig().parallel) as topo:
         for name, run in launched_runs(sizes).items():
             step = Stepper(run, topo).step
             seconds = statistics.median([step() for _ in range(WARM_UPS + sizes.repeats)][WARM_UPS:])
             share = kernel_seconds(step, device) / seconds
             found.figures.append(Figure(f"{name}: share of a step in which the GPU works", share, at_least=WORKING))
+    if device.type != "cuda":
+        found.notes.append(NO_GRAPHS)
+    for tokens, hidden in sizes.launched:
+        for name, call in mixing_calls(tokens, hidden, device).items():
+            where = f"{name}, {tokens} x {hidden}"
+            plain = Launched(host_seconds(call, sizes.repeats), kernel_seconds(call, device))
+            found.figures += launch_figures(where, plain)
+            try:
+                graph = graph_seconds(call, sizes.repeats, device)
+            except Exception as problem:
+                # Whatever cannot be captured: the other figures are worth having.
+                found.notes.append(f"{where}: no CUDA graph: {in_a_line(problem)}")
+                continue
+            text = f"{where}: a CUDA graph of it over launching one by one"
+            found.figures.append(Figure(text, graph / max(plain.host, plain.gpu)))
     return found
 
 
@@ -118,27 +124,18 @@ def static_step(k: Kernel, device: torch.device) -> tuple[Update, list[Tensor]]:
     return update, [mix, write]
 
 
-def launched(call: Call, repeats: int, device: torch.device) -> Launched:
-    """Time one call, and its graph."""
-    replay = captured(call, device)
-    gpu = statistics.median(kernel_seconds(call, device) for _ in range(WARM_UPS))
-    return Launched(
-        host_seconds(call, repeats),
-        gpu,
-        host_seconds(replay, repeats),
-        interleaved_medians({"graph": replay}, repeats, device)["graph"],
-    )
-
-
 def launch_figures(where: str, seconds: Launched) -> list[Figure]:
-    """What the GPU runs, what launching takes of that, and what a graph would change."""
-    plain = max(seconds.host, seconds.gpu)
-    graph = max(seconds.graph_host, seconds.graph_gpu)
+    """What the GPU runs, and what launching takes of that."""
     return [
         Figure(f"{where}: kernels", 1e6 * seconds.gpu, "us"),
         Figure(f"{where}: launching over kernels", seconds.host / seconds.gpu, at_most=LAUNCHING),
-        Figure(f"{where}: a CUDA graph of it over launching one by one", graph / plain),
     ]
+
+
+def graph_seconds(call: Call, repeats: int, device: torch.device) -> float:
+    """Seconds of a call that is replayed from a CUDA graph: of launching it or of running it, whichever is longer."""
+    replay = captured(call, device)
+    return max(host_seconds(replay, repeats), interleaved_medians({"graph": replay}, repeats, device)["graph"])
 
 
 def host_seconds(call: Call, repeats: int) -> float:

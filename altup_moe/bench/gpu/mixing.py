@@ -16,6 +16,7 @@ from torch import Tensor
 
 from altup_moe.altup.kernels import kernel
 from altup_moe.bench.gpu.interpreted import NOT_REHEARSED, runs_token_gradients
+from altup_moe.bench.gpu.jobs import in_a_line
 from altup_moe.bench.gpu.kernels import DTYPES
 from altup_moe.bench.gpu.mixing_rivals import RIVALS
 from altup_moe.bench.gpu.results import Figure, Found
@@ -65,14 +66,9 @@ def mixing(sizes: Sizes) -> Found:
                     passes[rival] = Pass(forward, backward, 2 * width + 1, 3 * width + 2)
                 except Exception as problem:
                     # Another library's own trouble, which must not cost our figures.
-                    found.notes.append(f"{rival}, K = {width}, {name}: {_line(problem)}")
+                    found.notes.append(f"{rival}, K = {width}, {name}: {in_a_line(problem)}")
             found.figures += _figures(f"K = {width}, {name}", passes, blocks, sizes, found.notes)
     return found
-
-
-def _line(problem: Exception) -> str:
-    lines = str(problem).splitlines()
-    return f"{type(problem).__name__}: {lines[0] if lines else ''}"[:200]
 
 
 def _blocks(width: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Blocks:
@@ -124,7 +120,7 @@ def _figures(where: str, passes: dict[str, Pass], blocks: Blocks, sizes: Sizes, 
         except Exception as problem:
             if name in OURS:
                 raise
-            notes.append(f"{name}, {where}: {_line(problem)}")
+            notes.append(f"{name}, {where}: {in_a_line(problem)}")
             del passes[name]
             continue
         calls |= {f"{name} forward": one.forward, f"{name} backward": one.backward}

@@ -14,11 +14,12 @@ from altup_moe.config.shipped import CONFIGS
 from altup_moe.model.flops import flops_per_token
 from altup_moe.plan.cluster import Cluster, cluster_from, load_cluster
 from altup_moe.plan.groups import World
-from altup_moe.plan.layer_time import Factors
+from altup_moe.plan.layer_time import Factors, mixing_seconds
 from altup_moe.plan.picture import recordings
 from altup_moe.plan.published import PUBLISHED_RUNS, planned
 from altup_moe.plan.routes import nodes_met
 from altup_moe.plan.step import StepPlan, plan_step
+from altup_moe.plan.streams import block_bytes
 from altup_moe.plan.traffic import step_transfers
 from altup_moe.plan.transfers import Transfer
 
@@ -112,10 +113,17 @@ def test_delayed_outputs_of_plain_and_single_pass_streams_hide_attention(altup: 
     next_one, delayed = (
         planned_on(run({"expert": 8}, altup={**altup, "correct": when})) for when in ("next", "delayed")
     )
-    attention_hides = next_one.exposed()["expert"] - delayed.exposed()["expert"]
-    assert attention_hides > 0
-    # A plain stream has no pass over it until its outputs are delayed: then each step has one.
+    assert delayed.exposed()["expert"] < next_one.exposed()["expert"]
     assert delayed.seconds < next_one.seconds
+
+
+def test_a_plain_stream_has_passes_over_it_where_its_outputs_are_delayed() -> None:
+    """One around each branch, of a block and an output, read and written."""
+    cluster = load_cluster("h100x8")
+    plain, delayed = (run(altup={"width": 1, "level": "branch", "correct": when}) for when in ("next", "delayed"))
+    assert mixing_seconds(plain, cluster).posted == (0.0, 0.0)
+    moved = 2 * 4 * block_bytes(delayed) / cluster.memory_rate
+    assert mixing_seconds(delayed, cluster).posted == pytest.approx((moved, 2 * moved))
 
 
 def test_imbalance_and_stragglers_cost() -> None:

@@ -150,8 +150,8 @@ def test_the_rivals_of_mixing_do_their_work_and_one_that_fails_costs_no_figure(m
     assert {figure.at_least for name, figure in shares.items() if "each token, backward" in name} == {0.75}
     assert all(math.isfinite(figure.value) and figure.value > 0 for figure in shares.values())
     assert "absent is not installed" in found.notes
-    assert "broken, K = 2, fp32: RuntimeError: no kernel image" in found.notes
-    assert "late, K = 4, bf16: RuntimeError: no kernel image" in found.notes
+    assert any(note.startswith("broken, K = 2, fp32: RuntimeError: no kernel image (") for note in found.notes)
+    assert any(note.startswith("late, K = 4, bf16: RuntimeError: no kernel image (") for note in found.notes)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from altup_moe.bench import bench_gpu as command
-from altup_moe.bench.gpu import page, runner
+from altup_moe.bench.gpu import child, page, runner
 from altup_moe.bench.gpu.options import GpuBench
 from altup_moe.bench.gpu.planned import Planner
 from altup_moe.bench.gpu.results import Figure, Found, Result, ResultFile
@@ -64,6 +64,28 @@ def test_every_end_of_a_check_is_its_own_result(tmp_path: Path) -> None:
     assert runner.any_bad(kept)
     text = (tmp_path / "gpu.md").read_text()
     assert all(f"## {name}: {state}" in text for name, state in states.items())
+
+
+def test_the_time_that_a_process_takes_to_start_is_a_part_of_its_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 100 s 40 are over: it tells where it hangs 3 s before the end."""
+    asked: list[float] = []
+
+    class Timer:
+        def __init__(self, seconds: float, *_: object) -> None:
+            asked.append(seconds)
+
+        def start(self) -> None:
+            pass
+
+        cancel = start
+
+    monkeypatch.setattr(child.threading, "Timer", Timer)
+    monkeypatch.setattr(child.time, "monotonic", lambda: 1040.0)
+    monkeypatch.setattr(child, "write_result", lambda *_: None)
+    monkeypatch.setitem(child.CHECKS, "kernels", CHECKS["fine"])
+    for end, left in ((1100.0, 57.0), (1041.0, 0.0)):
+        child.main("kernels", "rehearsal", "100.0", str(end), "")
+        assert asked.pop() == left
 
 
 def test_a_second_call_goes_on_with_what_is_missing(tmp_path: Path) -> None:
