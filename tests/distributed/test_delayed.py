@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from altup_moe.config import RunConfig
 from tests.distributed.cases import LAYOUTS, lopsided, small, with_long, world_size
+from tests.distributed.ranks import run_ranks
 from tests.distributed.runs import losses, text_run, train_on_ranks
 from tests.distributed.test_gradients import assert_parity
 
@@ -102,6 +104,28 @@ def test_recomputation(stream: str) -> None:
 @pytest.mark.parametrize("stream", MANY)
 def test_one_expert_gets_most_tokens(stream: str) -> None:
     assert_parity(small("ep4", **delayed(stream), **EVERYWHERE), 4, lopsided)
+
+
+def first_begun(config: RunConfig) -> dict[str, int]:
+    """On a rank: when the first attention and the first exchange of a forward pass begin."""
+    from altup_moe.bench.recorded_steps import recorded_steps
+    from altup_moe.bench.stepper import Stepper
+    from altup_moe.parallel.topology import topology
+
+    with topology(config.parallel) as topo:
+        spans = recorded_steps(Stepper(config, topo), 1).spans
+    names = {"attention": "compute", "dispatch": "flight"}
+    return {
+        name: min(s.begin_ns for s in spans if (s.name, s.kind, s.phase) == (name, kind, "forward"))
+        for name, kind in names.items()
+    }
+
+
+@pytest.mark.parametrize(("level", "begins"), [("branch", "dispatch"), ("layer", "attention")])
+def test_around_branches_an_exchange_is_under_way_before_any_attention(level: str, begins: str) -> None:
+    config = small("ep2", altup={"correct": "delayed", "level": level}, **EVERYWHERE)
+    for begun in run_ranks(2, first_begun, config):
+        assert min(begun, key=begun.__getitem__) == begins
 
 
 @pytest.fixture(scope="module")
