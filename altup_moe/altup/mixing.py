@@ -191,6 +191,27 @@ class CatchUp(torch.autograd.Function):
         return d_held, d_c, None, None, *d_ys
 
 
+class WriteBack(torch.autograd.Function):
+    """(x, y, g [K]) -> x + g (x) y. Its gradients need y and g alone: the blocks are not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, stream: Tensor, y: Tensor, write: Tensor, kernel: Kernel) -> Tensor:
+        ctx.save_for_backward(y, write)
+        ctx.kernel = kernel
+        with span("mix"):
+            out_KN = kernel.forward(_rows(stream, write.numel()), _flat((y,)), _unmixed(write))
+        return out_KN.view_as(stream)
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        y, write = ctx.saved_tensors
+        with span("mix", backward=True):
+            d_KN, y32_N = _rows(d_out.contiguous(), write.numel()), y.reshape(-1).float()
+            d_y = ctx.kernel.forward(d_KN, (), write[None])[0].view_as(y)
+            d_write = torch.stack([torch.dot(d_N.float(), y32_N) for d_N in d_KN])
+        return d_out, d_y, d_write, None
+
+
 def _axpy(kernel: Kernel, a_N: Tensor, c: Tensor, ys: tuple[Tensor, ...]) -> Tensor:
     """a + c . ys, [N], in one pass with c [n] in fp32."""
     return kernel.forward(a_N[None], ys, torch.cat([c.new_ones(1), c])[None])[0]
@@ -293,7 +314,7 @@ def join(
 
 def write_back(blocks: Tensor, y: Tensor, write: Tensor, kernel: Kernel) -> Tensor:
     """The stream that leaves a chunk of layers: blocks + write (x) y, [K*S, B, D]."""
-    return OnePass.apply(blocks, _unmixed(write), write.numel(), True, kernel, y)[0]
+    return WriteBack.apply(blocks, y, write, kernel)
 
 
 def _unmixed(write: Tensor) -> Tensor:

@@ -56,6 +56,12 @@ def sent_blocks(width: int, variant: str, correct: Correct) -> int:
     return blocks + 1 if row.lagged else 2 * blocks
 
 
+def segment_length(steps: int, together: int) -> int:
+    """Steps between two states that full recomputation keeps, of deferred mixing: about the root of all, so that as
+    many states are kept as are formed again at once. ``together``: steps that are recomputed at a time."""
+    return together * max(1, round(steps**0.5 / together))
+
+
 def embedding_width(hidden_size: int, width: int, recycled: bool) -> int:
     """Features of an embedding row."""
     return hidden_size if recycled else hidden_size * width

@@ -20,7 +20,7 @@ from megatron.core.utils import make_viewless_tensor
 from torch import Tensor
 
 from altup_moe.altup.mixing import Reading, read
-from altup_moe.altup.shape import has_head, has_projections
+from altup_moe.altup.shape import has_head, has_projections, segment_length
 from altup_moe.altup.stream import narrow
 from altup_moe.altup.variants import stream_row
 from altup_moe.model.altup_layer import AltUpBranches, AltUpStep
@@ -108,9 +108,8 @@ class AltUpBlock(TransformerBlock):
 
         Where two steps are under way at a time, both end before the next two begin.
         """
-        # Segments of sqrt(n) steps: as many first states are kept as are rebuilt at once.
         count, together = len(self.steps), 2 if self._two_steps_at_a_time else 1
-        segment = together * max(1, round(count**0.5 / together))
+        segment = segment_length(count, together)
         for index in range(0, count, together):
             advance = partial(self._advance_all, range(index, min(index + together, count)), inputs)
             if not self._deferred:

@@ -106,6 +106,8 @@ class AltUpGPT(LanguageModule):
         hidden = self.decoder(
             hidden_states=stream, attention_mask=None, rotary_pos_emb=rotary, padding_mask=padding_mask
         )
+        # The chunk would hold the stream and its gradient until the schedule hands over the next one.
+        self.decoder.set_input_tensor(None)
         if not self.post_process:
             return hidden
         return logits_or_losses(self, hidden, labels)

@@ -38,6 +38,7 @@ class OverlappedDispatcher(MoEAlltoAllTokenDispatcher):
     """Megatron's all-to-all dispatcher whose exchanges are started, then waited for."""
 
     num_local_experts: int
+    probs: Tensor
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -61,6 +62,14 @@ class OverlappedDispatcher(MoEAlltoAllTokenDispatcher):
         if alone and not self.counts_on_host and isinstance(self.num_out_tokens, int):
             return tokens_per_expert
         return super()._maybe_dtoh_and_synchronize(point, tokens_per_expert)
+
+    def dispatch_preprocess(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Megatron's: rows in the order of their experts, and their probabilities."""
+        rows, probs = super().dispatch_preprocess(*args, **kwargs)
+        # Kept until the next micro-batch, for their type. With their graph they would keep what a recomputed layer
+        # started from, and its gradient.
+        self.probs = self.probs.detach()
+        return rows, probs
 
     def token_dispatch(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and their probabilities to the ranks of their experts."""

@@ -88,4 +88,9 @@ def alternate(first: Callable[[], Any], second: Callable[[], Any], shared: Any =
         for coroutine in both:
             if coroutine.greenlet and not coroutine.ended:
                 coroutine.greenlet.throw()
-    return both[0].result, both[1].result
+        results = both[0].result, both[1].result
+        for coroutine in both:
+            # They know each other, and their greenlets know them: left so, results would live until Python looks for
+            # such circles, and with them what autograd keeps.
+            vars(coroutine).clear()
+    return results

@@ -1,24 +1,31 @@
 """Memory of a rank by use: exact for weights, gradients and optimizer state, a model for activations.
 
 Activations are what autograd keeps of one micro-batch, times the micro-batches that a pipeline stage holds at once.
-Legend: t tokens of a tensor rank's part of the sequence, d width, e bytes of a number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from altup_moe.altup.shape import is_moe_layer, output_width
+from altup_moe.altup.shape import output_width
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import num_microbatches
 from altup_moe.moe.backends import walks_two_steps
 from altup_moe.parallel.rank_coordinates import ChunkLayers, RankCoordinates, chunk_layers
+from altup_moe.plan.activations import norm_bytes, step_activations
 from altup_moe.plan.buffers import PARAMETER_BYTES, buffers
 from altup_moe.plan.groups import World
 from altup_moe.plan.parameters import HeldSum, held_sums
 from altup_moe.plan.routes import local_tokens
-from altup_moe.plan.streams import backward_step_bytes, recomputed_bytes, recomputed_step_bytes, stream_bytes
+from altup_moe.plan.streams import (
+    backward_step_bytes,
+    rebuilt_bytes,
+    recomputed_bytes,
+    recomputed_step_bytes,
+    stream_bytes,
+)
+from altup_moe.plan.traffic import boundary_bytes
 
 
 @dataclass(frozen=True)
@@ -32,26 +39,63 @@ class Memory:
     """What autograd keeps of all micro-batches in flight, without the stream."""
     stream: float
     """What mixing keeps in addition: the blocks of the wide stream, pending outputs, weights of every token."""
+    messages: float
+    """Streams and their gradients on the way between pipeline stages that the schedule holds while a pass runs."""
     logits: float
-    exchange: float
-    """Buffers of rows in transit to the experts and back."""
+    """The most that the loss holds."""
+    layer: float
+    """The most that one layer's backward pass holds besides: its own activations where they are recomputed, gradients,
+    rows in transit to the experts and back; or what a forward pass that ends does."""
 
     @property
     def total(self) -> float:
-        """The sum of all parts."""
-        return sum(vars(self).values())
+        """The sum of all parts. When the loss is there, no layer's backward pass runs."""
+        lasting = self.weights + self.gradients + self.optimizer + self.activations + self.stream + self.messages
+        return lasting + max(self.logits, self.layer)
 
 
 def rank_memory(
     config: RunConfig, world: World, coordinates: RankCoordinates, held: Sequence[HeldSum] | None = None
 ) -> Memory:
     """Planned memory of a rank. ``held``: its parameters; None counts them."""
-    weights, gradients, optimizer = states(config, world, coordinates, held)
     kept, stream = held_activations(config, world, coordinates)
-    last = any(chunk.last for chunk in chunk_layers(config, coordinates.pipeline))
-    return Memory(
-        weights, gradients, optimizer, kept, stream, _logits(config) if last else 0.0, _exchange(config, coordinates)
-    )
+    chunks = chunk_layers(config, coordinates.pipeline)
+    logits = _logits(config) if any(chunk.last for chunk in chunks) else 0.0
+    messages, ending = _messages(config, chunks)
+    layer = max(ending, *(_backward(config, chunk) for chunk in chunks))
+    return Memory(*states(config, world, coordinates, held), kept, stream, messages, logits, layer)
+
+
+def _messages(config: RunConfig, chunks: Sequence[ChunkLayers]) -> tuple[float, float]:
+    """(what stays while a pass runs, what else is there when a forward pass ends) of messages between stages, bytes.
+
+    Megatron's schedules: 1F1B keeps the gradient that came from the next stage and the one that went to the stage
+    before until others take their place. The interleaved one also has an output that is sent after the backward pass.
+    A chunk that ends has its blocks and what it sends of them.
+    """
+    p, size = config.parallel, boundary_bytes(config)
+    if p.pipeline == 1:
+        return 0.0, 0.0
+    if p.virtual_pipeline > 1:
+        return 3 * size, 0.0
+    (chunk,) = chunks
+    return size * ((not chunk.first) + (not chunk.last)), 2 * size * (not chunk.last)
+
+
+def _backward(config: RunConfig, chunk: ChunkLayers) -> float:
+    """Bytes that the backward pass of a chunk's layer holds at its most, beside what is kept before it."""
+    steps = [step for layer in chunk.layers for step in step_activations(config, layer)]
+    if config.train.recompute != "full":
+        # The last layer is the first one. The final norm's part is free by then.
+        return max(0.0, steps[-1].gradients + backward_step_bytes(config) - _end(config, chunk))
+    # A step's activations, or those of the two that are under way at a time.
+    at_once = min(len(steps), 2 if walks_two_steps(config) else 1)
+    again = 0.0
+    for end in range(at_once, len(steps) + 1):
+        window = steps[end - at_once : end]
+        beside = recomputed_step_bytes(config, ends=end == len(steps))
+        again = max(again, sum(s.kept for s in window) + max(s.gradients for s in window) + beside)
+    return again + rebuilt_bytes(config, chunk)
 
 
 def states(
@@ -106,13 +150,6 @@ def held_activations(config: RunConfig, world: World, coordinates: RankCoordinat
     for chunk, times in zip(own, turns, strict=True):
         layers, blocks = chunk_activations(config, chunk)
         kept, stream = kept + times * layers, stream + times * blocks
-    if config.train.recompute == "full":
-        # The backward recomputes one layer at a time and keeps its activations; two, where two are under way.
-        at_once = 2 if walks_two_steps(config) else 1
-        kept += at_once * max(sum(layer_parts(config, layer)) for chunk in own for layer in chunk.layers)
-        stream += recomputed_step_bytes(config)
-    else:
-        stream += backward_step_bytes(config)
     return kept, stream
 
 
@@ -120,7 +157,7 @@ def chunk_activations(config: RunConfig, chunk: ChunkLayers) -> tuple[float, flo
     """(activations, the stream's part) that one micro-batch keeps in a chunk of layers, bytes."""
     if config.train.recompute == "full":
         return recomputed_bytes(config, chunk)
-    kept = sum(sum(layer_parts(config, layer)) for layer in chunk.layers)
+    kept = sum(step.kept for layer in chunk.layers for step in step_activations(config, layer))
     return kept + _end(config, chunk), stream_bytes(config, chunk)
 
 
@@ -130,46 +167,6 @@ def _end(config: RunConfig, chunk: ChunkLayers) -> float:
         return 0.0
     width = output_width(config.model.hidden_size, config.altup.width, config.altup.variant, config.altup.recycled)
     return norm_bytes(local_tokens(config), width, PARAMETER_BYTES[config.train.precision])
-
-
-def layer_parts(config: RunConfig, layer: int) -> Iterator[float]:
-    """Bytes that autograd keeps of one layer and micro-batch, part by part, without recomputation."""
-    m, p, moe = config.model, config.parallel, config.moe
-    e, t, d = PARAMETER_BYTES[config.train.precision], local_tokens(config), config.model.hidden_size
-    matrices = t * p.tensor
-    heads = m.num_attention_heads / p.tensor
-    q, kv = heads * m.head_dim, m.num_query_groups * m.head_dim / p.tensor
-    yield 2 * norm_bytes(t, d, e)
-    if m.qk_layernorm:
-        yield norm_bytes(matrices, q + kv, e)
-    # The fused projection, rotated queries and keys, the attention output, and a scale for each query and head.
-    yield matrices * (e * (3 * q + 3 * kv) + 4 * heads)
-    if p.context > 1:
-        # Keys and values of all context ranks instead of this rank's, and the mask.
-        everywhere = m.seq_length
-        yield matrices * e * kv * (2 * p.context - 1) + everywhere * everywhere / p.context
-    if not is_moe_layer(layer, moe.num_experts, moe.layer_freq):
-        yield _mlp(matrices, e, m.ffn_hidden_size / p.tensor, 5)
-        return
-    rows = t * moe.top_k * min(1.0, moe.capacity_factor or 1.0) * p.expert_tensor
-    # Scores before and after the softmax, chosen experts, positions of routes (int64) and their probabilities.
-    yield t * (2 * 4 * moe.num_experts + 3 * 8 * moe.top_k) + rows * (2 * 8 + 2 * 4)
-    yield rows * e * d + _mlp(rows, e, moe.ffn_hidden_size / p.expert_tensor, 6)
-    if config.shared_expert_size:
-        yield _mlp(matrices, e, config.shared_expert_size / p.tensor, 5)
-
-
-def norm_bytes(rows: float, width: float, e: int) -> float:
-    """Bytes that an RMSNorm keeps: input and normalised input in fp32, output for the next linear, scales."""
-    return rows * (width * (8 + e) + 4)
-
-
-def _mlp(rows: float, e: int, ffn: float, parts: int) -> float:
-    """Bytes that an MLP keeps in `parts` tensors: gate, up, silu(gate) and twice their product.
-
-    An expert also keeps the product with the route's probability.
-    """
-    return rows * e * parts * ffn
 
 
 def _vocabulary_rows(config: RunConfig) -> float:
@@ -194,12 +191,3 @@ def _logits(config: RunConfig) -> float:
     positions = config.model.seq_length // config.parallel.context
     at_once = 1.0 if chunk is None else min(1.0, chunk / positions)
     return at_once * _vocabulary_rows(config) * (12 + (e if e != 4 else 0))
-
-
-def _exchange(config: RunConfig, coordinates: RankCoordinates) -> float:
-    moe, e = config.moe, PARAMETER_BYTES[config.train.precision]
-    layers = [layer for chunk in chunk_layers(config, coordinates.pipeline) for layer in chunk.layers]
-    if not any(is_moe_layer(layer, moe.num_experts, moe.layer_freq) for layer in layers):
-        return 0.0
-    routes = local_tokens(config) * moe.top_k * min(1.0, moe.capacity_factor or 1.0)
-    return 2 * routes * config.model.hidden_size * e

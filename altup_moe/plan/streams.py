@@ -6,11 +6,11 @@ does whose weights are computed for every token its row says (`altup.step_costs`
 
 from __future__ import annotations
 
-from altup_moe.altup.shape import branches, has_head, has_projections, has_steps, stream_width
+from altup_moe.altup.shape import branches, has_head, has_projections, has_steps, segment_length, stream_width
 from altup_moe.altup.step_costs import Kept, TokenStep, Work
 from altup_moe.altup.variants import find_variant, stream_row
 from altup_moe.config import RunConfig
-from altup_moe.moe.backends import defers_mixing, joins_steps
+from altup_moe.moe.backends import defers_mixing, joins_steps, walks_two_steps
 from altup_moe.parallel.rank_coordinates import ChunkLayers
 from altup_moe.plan.buffers import PARAMETER_BYTES
 from altup_moe.plan.routes import local_tokens
@@ -75,43 +75,73 @@ def _learned_ends(config: RunConfig, chunk: ChunkLayers) -> float:
 
 def recomputed_bytes(config: RunConfig, chunk: ChunkLayers) -> tuple[float, float]:
     """(an output or state for each step, the rest of the stream) that a chunk keeps with full recomputation, bytes."""
-    a, step, steps = config.altup, token_step(config), steps_of(config, len(chunk.layers))
-    width, block = stream_width(a.width, a.variant), block_bytes(config)
-    row = stream_row(a.variant, a.width)
+    a, steps, block = config.altup, steps_of(config, len(chunk.layers)), block_bytes(config)
     if not has_steps(a.width, a.variant, a.correct):
         return steps * block, 0.0
     if not defers_mixing(config):
-        # The state before each step: the blocks, and its input where they do not tell. (That of a plain stream is the
-        # state before the last write, which is kept anyway.)
-        return steps * block, steps * (width - 1 + (row.reads_early(a.correct) and width > 1)) * block
-    # Kept: the first state of every segment and the output of every layer. One segment is rebuilt at a time.
-    rebuilt = max(1, round(steps**0.5))
-    segments = -(-steps // rebuilt)
-    if step is None:
-        # A state is the blocks and an output; delayed, that is one of those that are kept anyway.
-        return steps * block, (segments + rebuilt) * (width + (a.correct == "next")) * block
-    # A state is the blocks with g of each token, and a next input that is known. The rebuilt segment's first is kept.
-    state = kept_bytes(config, Kept(width + row.lagged, width))
-    return steps * block, (segments + rebuilt - 1) * state
+        # The state before each step: the blocks, and its input where they do not tell.
+        row = stream_row(a.variant, a.width)
+        return steps * block, steps * (stream_width(a.width, a.variant) - 1 + row.reads_early(a.correct)) * block
+    # Kept: the first state of every segment, and outputs of all steps but the last, which is written.
+    starts = range(0, steps, _segment(config, steps))
+    return (steps - 1) * block, _first_state_bytes(config) + _states_bytes(config, starts)
+
+
+def rebuilt_bytes(config: RunConfig, chunk: ChunkLayers) -> float:
+    """Bytes of the states that a backward pass forms again: those of one segment, whose first is kept."""
+    a, steps = config.altup, steps_of(config, len(chunk.layers))
+    if not has_steps(a.width, a.variant, a.correct) or not defers_mixing(config):
+        return 0.0
+    return _states_bytes(config, range(_segment(config, steps)))
+
+
+def _segment(config: RunConfig, steps: int) -> int:
+    return segment_length(steps, 2 if walks_two_steps(config) else 1)
+
+
+def _first_state_bytes(config: RunConfig) -> float:
+    """Bytes of the state that a chunk of steps begins with: its blocks."""
+    return stream_width(config.altup.width, config.altup.variant) * block_bytes(config)
+
+
+def _states_bytes(config: RunConfig, before: range) -> float:
+    """Bytes of the states before some steps but the first, of deferred mixing. Outputs to write are kept anyway."""
+    a, step, later = config.altup, token_step(config), before[1:]
+    width, row = stream_width(a.width, a.variant), stream_row(a.variant, a.width)
+    if step is not None:
+        # The blocks with g of each token, and a next input that is known.
+        return len(later) * kept_bytes(config, Kept(width + row.lagged, width))
+    # The blocks and the next input; delayed, that is a block. Steps that share a pass start from the same blocks. What
+    # the pass reads of them, also for the second of those steps, is a row of it.
+    joins = joins_steps(config)
+    formed = len({step // 2 for step in later} - {0}) if joins else len(later)
+    reads = joins + (width > 1 and not row.selects)
+    return (formed * (width + reads) + len(later) * (a.correct == "next")) * block_bytes(config)
 
 
 def backward_step_bytes(config: RunConfig) -> float:
-    """Bytes that a step's backward pass holds at once of the stream, beside what is kept."""
-    step = token_step(config)
-    return 0.0 if step is None else kept_bytes(config, step.backward)
+    """Bytes of the stream's gradients in a step's backward pass, and what else of the stream it holds at once."""
+    a, step = config.altup, token_step(config)
+    flowing = (stream_width(a.width, a.variant) + 1) * block_bytes(config)
+    return flowing if step is None else flowing + kept_bytes(config, step.backward)
 
 
-def recomputed_step_bytes(config: RunConfig) -> float:
-    """Bytes that the step which is being recomputed holds of the stream, beside its state."""
-    step, a = token_step(config), config.altup
+def recomputed_step_bytes(config: RunConfig, ends: bool) -> float:
+    """Bytes that the step which is being recomputed holds of the stream, beside its state.
+
+    ``ends``: it is its chunk's last one. What comes back to it is a message, or the gradient of a read.
+    """
+    step, a, deferred = token_step(config), config.altup, defers_mixing(config)
+    width, block = stream_width(a.width, a.variant), block_bytes(config)
     if step is None:
-        # The blocks' gradients, those that come and those that go.
-        width = stream_width(a.width, a.variant)
-        return 2 * width * block_bytes(config) if has_steps(a.width, a.variant, a.correct) else 0.0
-    width, held = a.width, kept_bytes(config, step.kept) + kept_bytes(config, step.backward)
+        # Gradients of the state, those that come and those that go, and of the output; deferred, its own pass too.
+        passes = deferred and has_steps(a.width, a.variant, a.correct)
+        return ((2 + passes - (ends and passes)) * (width + passes) + 1) * block
+    held = kept_bytes(config, step.kept) + kept_bytes(config, step.backward)
+    comes = 0 if ends and deferred else width
     # Deferred, the stream before the step is formed again. Inline it is the state that was kept, unless fp32 is a copy.
-    shared = not defers_mixing(config) and (step.kept.blocks > width or not _half(config))
-    return held - width * block_bytes(config) if shared else held
+    shared = not deferred and (step.kept.blocks > width or not _half(config))
+    return held + (comes - width * shared) * block
 
 
 def layer_work(config: RunConfig, step: TokenStep) -> tuple[Work, Work]:

@@ -1,4 +1,4 @@
-"""What a case leaves in the rank that ran it: no process group, and no thread of one."""
+"""What a case leaves in the rank that ran it: no process group, no thread of one, and nothing of a step's graph."""
 
 from __future__ import annotations
 
@@ -79,3 +79,52 @@ def test_the_groups_of_a_topology_share_the_thread_that_serves_connections() -> 
         assert more_groups > groups + 10
         # Two of each group run its collectives.
         assert more_threads - threads == 2 * (more_groups - groups) + 1
+
+
+def alive(config: RunConfig) -> list[str]:
+    """On a rank: tensors of a step's graph that are there after it, without Python's search for circles."""
+    import gc
+
+    import torch
+
+    from altup_moe.parallel.topology import topology
+    from altup_moe.train.batches import Batch
+    from altup_moe.train.engine import build_engine
+    from altup_moe.train.step import run_schedule
+    from tests.distributed.cases import micro_batch, micro_batch_count
+
+    with topology(config.parallel) as topo:
+        engine = build_engine(config, topo)
+        mine = range(topo.data_rank, micro_batch_count(config), topo.data_size)
+        pairs = [micro_batch(config, index) for index in mine]
+        batches = [Batch(tokens, labels, torch.ones(labels.shape)) for tokens, labels in pairs]
+        gc.collect()
+        before = [t for t in gc.get_objects() if isinstance(t, torch.Tensor)]
+        gc.disable()
+        try:
+            run_schedule(engine.chunks, batches, config, topo)
+            tensors = [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.requires_grad]
+        finally:
+            gc.enable()
+        known = {id(t) for t in before}
+        return [f"{tuple(t.shape)} {type(t.grad_fn).__name__}" for t in tensors if id(t) not in known]
+
+
+FULL: Any = {"recompute": "full"}
+STEPS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
+    # A dispatcher holds probabilities until its next micro-batch, and a chunk what the stage before sent.
+    "experts, recomputed": ("one", {"train": FULL}),
+    "plain stages": ("pp2", {"altup": {"width": 1}}),
+    "interleaved stages": ("pp2-vpp2", {}),
+    # Two pieces of work that take turns know each other.
+    "halves": ("ep2", {"overlap": {"microbatch_halves": True}}),
+    "two steps at a time, recomputed": ("ep2", {"altup": {"correct": "delayed"}, "train": FULL}),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_leaves_nothing_of_its_graph(step: str, pool: Pool) -> None:
+    """What is left holds memory for as long: blocks that a recomputed layer started from, and their gradients."""
+    layout, sections = STEPS[step]
+    found = pool.run(world_size(layout), alive, (small(layout, **sections),), TIMEOUT)
+    assert found == [[]] * world_size(layout)

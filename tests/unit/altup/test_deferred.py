@@ -178,3 +178,26 @@ def test_the_pass_does_not_see_the_output() -> None:
         stream = write_back(state.blocks, y, mixing.write, TORCH)
         torch.testing.assert_close(u, 0.3 * stream[:3] + 0.7 * stream[3:])
         torch.testing.assert_close(stream, mix_and_write(x, y, mixing, TORCH))
+
+
+def test_the_write_at_a_chunks_end_keeps_the_output_alone() -> None:
+    """As the pass with no mix, with its gradients, but without the blocks among what autograd keeps."""
+    mixing = Mixing(read=0, mix=torch.eye(3), write=torch.randn(3, requires_grad=True))
+    x, y, weight = (
+        torch.randn(6, 2, 5, requires_grad=True),
+        torch.randn(2, 2, 5, requires_grad=True),
+        torch.randn(6, 2, 5),
+    )
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        out = write_back(x, y, mixing.write, TORCH)
+    expected = mix_and_write(x, y, mixing, TORCH)
+    torch.testing.assert_close(out, expected)
+    inputs = [x, y, mixing.write]
+    for got, wanted in zip(
+        torch.autograd.grad((out * weight).sum(), inputs),
+        torch.autograd.grad((expected * weight).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted)
+    assert x.data_ptr() not in kept

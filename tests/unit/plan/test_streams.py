@@ -16,7 +16,14 @@ from altup_moe.plan.layer_time import mixing_seconds
 from altup_moe.plan.report import plan_lines
 from altup_moe.plan.routes import local_tokens
 from altup_moe.plan.step import StepPlan
-from altup_moe.plan.streams import block_bytes, kept_bytes, recomputed_bytes, recomputed_step_bytes, token_step
+from altup_moe.plan.streams import (
+    block_bytes,
+    kept_bytes,
+    rebuilt_bytes,
+    recomputed_bytes,
+    recomputed_step_bytes,
+    token_step,
+)
 from tests.unit.plan import test_cpu_cost_model as cpu
 from tests.unit.plan.test_step import load_cluster, planned_on, run
 
@@ -96,22 +103,36 @@ def test_a_recomputed_step_mixes_once_more() -> None:
 
 
 def test_states_of_recomputed_steps() -> None:
-    """16 steps in segments of 4: an output each, the first state of each segment, and three more of one of them."""
+    """16 steps in segments of 4: an output of each but the last, which is written, the blocks that the chunk begins
+    with and the first state of three segments more; while one is recomputed, three more of it."""
     chunk, train = ChunkLayers(range(8), first=True, last=True), {"recompute": "full"}
     for variant, blocks in (("mhc", 4), ("mhc_single_pass", 5)):
         one = config(variant, train=train)
         block, step = block_bytes(one), token_step(one)
         assert step is not None
         state = blocks * block + 4 * 4 * local_tokens(one)
-        assert recomputed_bytes(one, chunk) == pytest.approx((16 * block, (4 + 3) * state))
-        assert recomputed_step_bytes(one) == kept_bytes(one, step.kept) + kept_bytes(one, step.backward)
+        assert recomputed_bytes(one, chunk) == pytest.approx((15 * block, 4 * block + 3 * state))
+        assert rebuilt_bytes(one, chunk) == pytest.approx(3 * state)
+        held = kept_bytes(one, step.kept) + kept_bytes(one, step.backward)
+        assert recomputed_step_bytes(one, ends=False) == held + 4 * block
+        assert recomputed_step_bytes(one, ends=True) == held
         inline = config(variant, "inline", train=train)
         step = token_step(inline)
         assert step is not None
         assert recomputed_bytes(inline, chunk) == (16 * block, 16 * (blocks - 1) * block)
-        # The stream that it starts from is the state.
-        held = kept_bytes(inline, replace(step.kept, blocks=1)) + kept_bytes(inline, step.backward)
-        assert recomputed_step_bytes(inline) == held
+        assert rebuilt_bytes(inline, chunk) == 0
+        # The stream that it starts from is the state. Its gradient is as large.
+        held = kept_bytes(inline, replace(step.kept, blocks=5)) + kept_bytes(inline, step.backward)
+        assert recomputed_step_bytes(inline, ends=False) == held
+
+
+def test_states_of_steps_that_share_a_pass() -> None:
+    """Segments begin at steps 0, 4, 8 and 12: their passes also hold the second step's read. Of the steps 1 to 3 of a
+    segment, 2 begins with blocks of its own."""
+    chunk, one = ChunkLayers(range(8), first=True, last=True), config("altup", train={"recompute": "full"})
+    block = block_bytes(one)
+    assert recomputed_bytes(one, chunk) == (15 * block, (4 + 3 * (5 + 1)) * block)
+    assert rebuilt_bytes(one, chunk) == (5 + 3) * block
 
 
 def test_what_is_kept_is_in_bytes() -> None:
