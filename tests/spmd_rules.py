@@ -108,7 +108,14 @@ RULES: dict[type, Callable[..., None]] = {
     collectives._Start: _start,
     collectives._Wait: _wait,
 }
-LOCAL = (moe_utils.RouterGatingLinearFunction, mixing.OnePass, mixing.Read, mixing.CatchUp, grouped._Loop)
+LOCAL = (
+    moe_utils.RouterGatingLinearFunction,
+    mixing.OnePass,
+    mixing.Read,
+    mixing.CatchUp,
+    mixing.WriteBack,
+    grouped._Loop,
+)
 """Functions without communication: their outputs have the type that a torch operation's would have."""
 
 

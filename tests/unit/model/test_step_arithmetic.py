@@ -123,8 +123,6 @@ def test_single_pass_leaves_one_axpy_after_the_output(monkeypatch: pytest.Monkey
 def test_static_steps_of_a_layer_share_a_pass(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three layers of two steps: a pass while each second step communicates, and one that writes the end."""
     events: list[str] = []
-    forward = mixing.OnePass.forward
-    counted = staticmethod(lambda *args: (events.append("pass"), forward(*args))[1])
     steps, stream = static_steps(variant, 4), torch.randn(4 * S, B, D)
     inline, deferred = Travelling(stream), Travelling(stream)
     for step in steps:
@@ -139,7 +137,9 @@ def test_static_steps_of_a_layer_share_a_pass(variant: str, monkeypatch: pytest.
         events.append("ends")
         return u.sin(), None
 
-    monkeypatch.setattr(mixing.OnePass, "forward", counted)
+    for each in (mixing.OnePass, mixing.WriteBack):
+        counted = partial(lambda run, *args: (events.append("pass"), run(*args))[1], each.forward)
+        monkeypatch.setattr(each, "forward", staticmethod(counted))
     for index, step in enumerate(steps):
         deferred = step.deferred(deferred, reading(index + 1), compute)
     assert events == ["begins", "ends", "begins", "pass", "ends"] * (STEPS // 2) + ["pass"]
