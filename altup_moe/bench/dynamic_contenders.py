@@ -69,7 +69,7 @@ def _also_compiled(
     """A rival as it is, and where our compiled one is measured by torch.compile too."""
     found = {name: by_autograd(update, parameters, x, y, grads)}
     if "compile" in bench.kernels:
-        from altup_moe.altup.kernels.compiled_functions import compiled_often  # 1.5 s
+        from altup_moe.device.compiled_functions import compiled_often  # 1.5 s
 
         # One compilation for each setting. Past dynamo's limit of 8 it would run as it is, and nobody would know.
         compiled = compiled_often(update, dynamic=False)

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from altup_moe.altup.regions import region
+from altup_moe.device.regions import region
 
 
 def compiled_token_losses(logits_NV: Tensor, labels_N: Tensor, group: dist.ProcessGroup) -> Tensor:

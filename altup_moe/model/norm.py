@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from altup_moe.altup.regions import region
 from altup_moe.altup.shape import output_width
+from altup_moe.device.regions import region
 from altup_moe.model.transformer_config import AltUpTransformerConfig
 
 

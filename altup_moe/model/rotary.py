@@ -1,4 +1,4 @@
-"""Rotary position embedding as a region (`altup.regions`), in the place of Megatron's chain of operations."""
+"""Rotary position embedding as a region (`device.regions`), in the place of Megatron's chain of operations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from altup_moe.altup.regions import region
+from altup_moe.device.regions import region
 from altup_moe.parallel.patches import original, replace
 
 

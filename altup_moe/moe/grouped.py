@@ -8,7 +8,7 @@ G = 2F.
 Two ways to multiply. `loop` goes through each expert's rows block by block, and what only a block needs lies in one
 scratch buffer, so that it stays in the cache and touches no new pages; what comes out is written where it belongs.
 `grouped_mm` is one call for all experts, and what stands between its products can be compiled regions
-(`altup.regions`); in the cache, one region is no faster than the chain that it stands for.
+(`device.regions`); in the cache, one region is no faster than the chain that it stands for.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from altup_moe.altup.on_device import on_device
-from altup_moe.altup.regions import region
+from altup_moe.device.on_device import on_device
+from altup_moe.device.regions import region
 from altup_moe.moe.activations import ACTIVATIONS
 
 How = Literal["loop", "grouped_mm"]

@@ -21,7 +21,7 @@ from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler, comput
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
-from altup_moe.altup.on_device import on_device
+from altup_moe.device.on_device import on_device
 from altup_moe.moe.capacity import expert_capacity, keep_within_capacity
 from altup_moe.moe.records import RecordsRouting, RoutingRecord
 from altup_moe.moe.router_losses import balance_loss, z_loss

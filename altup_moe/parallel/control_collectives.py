@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from altup_moe.altup.on_device import on_device
+from altup_moe.device.on_device import on_device
 
 Problem = TypeVar("Problem")
 

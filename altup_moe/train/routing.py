@@ -10,8 +10,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from altup_moe.altup.on_device import on_device
 from altup_moe.config import RunConfig
+from altup_moe.device.on_device import on_device
 from altup_moe.moe.records import RecordsRouting
 from altup_moe.parallel.topology import Topology
 from altup_moe.train.batches import Batch

@@ -13,9 +13,9 @@ import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from altup_moe.altup.on_device import on_device
 from altup_moe.altup.shape import sent_blocks
 from altup_moe.config import RunConfig
+from altup_moe.device.on_device import on_device
 from altup_moe.parallel.topology import Topology
 from altup_moe.parallel.watchdog.notes import progress
 from altup_moe.train.batches import Batch, SampleDataset, micro_batches

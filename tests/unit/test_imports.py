@@ -14,13 +14,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# timeline <- altup <- config <- report <- overlap, moe <- parallel <- model | data | checkpoint <- train <- inference
-# <- bench | plan | doctor | show <- launch <- study | recipe <- api <- commands <- cli <- __main__,
+# timeline | device <- altup <- config <- report <- overlap, moe <- parallel <- model | data | checkpoint <- train
+# <- inference <- bench | plan | doctor | show <- launch <- study | recipe <- api <- commands <- cli <- __main__,
 # standby_process, tools.
 # A part may import those of earlier rows; the parts of one row are siblings, and do not import each other but for
 # `SIBLINGS`.
 ROWS = (
-    ("timeline",),
+    ("timeline", "device"),
     ("altup",),
     ("config",),
     ("report",),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from altup_moe.altup.kernels import Rows, plain
-from altup_moe.altup.kernels.compiled_functions import Asked, run_compiled
+from altup_moe.device.compiled_functions import Asked, run_compiled
 
 KERNEL = Asked("altup.kernel=compile", "altup.kernel=torch")
 PIECE = 4096

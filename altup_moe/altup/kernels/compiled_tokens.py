@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from altup_moe.altup.kernels.compiled import CONTRACT, KERNEL, combine
-from altup_moe.altup.kernels.compiled_functions import run_compiled
+from altup_moe.device.compiled_functions import run_compiled
 
 ONE_LOOP: dict[str, Any] = {**CONTRACT, "cpp.max_horizontal_fusion_size": 64}
 """All that K = 4 has in one loop, 25 sums and 5 blocks. Inductor by itself stops at 16 and begins another loop, which

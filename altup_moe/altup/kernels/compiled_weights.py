@@ -25,7 +25,7 @@ from torch import Tensor
 
 from altup_moe.altup.kernels import Reads, plain_weights
 from altup_moe.altup.kernels.compiled import KERNEL
-from altup_moe.altup.kernels.compiled_functions import compiler_failed
+from altup_moe.device.compiled_functions import compiler_failed
 
 CHUNK = 64
 """Features of a tile, as in the source."""

@@ -12,9 +12,9 @@ from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_e
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from torch import Tensor
 
-from altup_moe.altup.kernels import compiled_functions
-from altup_moe.altup.regions import region
 from altup_moe.config import ConfigError, RunConfig, TrainConfig
+from altup_moe.device import compiled_functions
+from altup_moe.device.regions import region
 from altup_moe.model.build import build_chunk, set_weights
 from altup_moe.model.norm import rms_norm
 from altup_moe.model.rotary import rotate

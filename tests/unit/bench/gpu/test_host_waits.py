@@ -10,10 +10,10 @@ import torch
 from megatron.core.pipeline_parallel.schedules import custom_backward
 from torch import Tensor, nn
 
-from altup_moe.altup.on_device import on_device
 from altup_moe.bench.gpu import waits
 from altup_moe.bench.gpu.host_waits import HostWaits, Place, counted, pretended
 from altup_moe.bench.gpu.sizes import REHEARSAL
+from altup_moe.device.on_device import on_device
 from altup_moe.parallel import cpu
 
 Work = Callable[[Tensor, Tensor, torch.device], Any]

@@ -16,6 +16,6 @@ def region(compiled: bool, function: Callable[..., Any], *args: Any) -> Any:
     """The function's result: of one compiled pass, or as it is written."""
     if not compiled:
         return function(*args)
-    from altup_moe.altup.kernels.compiled_functions import Asked, run_compiled
+    from altup_moe.device.compiled_functions import Asked, run_compiled
 
     return run_compiled(Asked("train.compile=true", "train.compile=false"), function, None, *args)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from altup_moe.altup.kernels.compiled_functions import compiled_often
+from altup_moe.device.compiled_functions import compiled_often
 
 
 def test_one_function_is_compiled_for_more_shapes_than_dynamo_allows() -> None:

@@ -1,0 +1,1 @@
+"""Work that a device does whatever it computes: numbers put there without waiting, and compiled functions."""
