@@ -99,7 +99,7 @@ class _Recomputed(torch.autograd.Function):
         ctx: Any, advance: Callable[..., Flat], tape: Tape, index: int, states: int, *inputs: Tensor | None
     ) -> Flat:
         ctx.advance, ctx.tape, ctx.index, ctx.rng = advance, tape, index, rng_state()
-        ctx.shared = inputs[states:]
+        ctx.save_for_backward(*inputs[states:])
         outputs: list[Outputs] = []
         after = advance(*inputs, outputs=outputs)
         tape.note(index, inputs[:states], outputs)
@@ -107,10 +107,13 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        # The node outlives its backward pass, for the loss does.
+        tape, ctx.tape = ctx.tape, None
         before = [
             None if tensor is None else tensor.detach().requires_grad_()
-            for tensor in (*flatten(ctx.tape.state_before(ctx.index)), *ctx.shared)
+            for tensor in (*flatten(tape.state_before(ctx.index)), *ctx.saved_tensors)
         ]
+        del tape
         here = rng_state()
         set_rng_state(ctx.rng)  # the same dropout
         with torch.enable_grad():

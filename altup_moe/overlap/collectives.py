@@ -130,12 +130,15 @@ class Flight:
         return self._buffer
 
     def land(self) -> Tensor:
-        """Block until it is done; returns the buffer, filled."""
-        with waiting(self._collective.name, self._work, backward=self._backward):
-            self._work.wait()
-        assert self._buffer is not None
+        """Block until it is done; returns the buffer, filled. Once."""
+        # Autograd's nodes hold this as long as the micro-batch's loss lives, which is until the next one's. The work
+        # holds what it sent, too.
+        buffer, work, self._buffer, self._work = self._buffer, self._work, None, None
+        with waiting(self._collective.name, work, backward=self._backward):
+            work.wait()
+        assert buffer is not None
         # A view: as an output of autograd's it is a tensor of its own.
-        return self._buffer.view_as(self._buffer)
+        return buffer.view_as(buffer)
 
 
 class _Start(torch.autograd.Function):

@@ -39,9 +39,15 @@ def step_activations(config: RunConfig, layer: int) -> list[StepActivations]:
 
 def _attention_gradients(config: RunConfig) -> float:
     """Gradients of rotated queries and keys and of values, and of the fused projection."""
-    m, p = config.model, config.parallel
-    features = (m.num_attention_heads + 2 * m.num_query_groups) * m.head_dim / p.tensor
-    return 2 * PARAMETER_BYTES[config.train.precision] * local_tokens(config) * p.tensor * features
+    m, e, t = config.model, PARAMETER_BYTES[config.train.precision], local_tokens(config)
+    features = (m.num_attention_heads + 2 * m.num_query_groups) * m.head_dim
+    return 2 * e * t * features + _gathered(config)
+
+
+def _gathered(config: RunConfig) -> float:
+    """A linear layer's input, of all tensor ranks: it is gathered once more for the gradient of its weight."""
+    whole = local_tokens(config) * config.parallel.tensor * config.model.hidden_size
+    return whole * PARAMETER_BYTES[config.train.precision] if config.parallel.tensor > 1 else 0.0
 
 
 def _feed_forward_gradients(config: RunConfig, layer: int) -> float:
@@ -50,16 +56,16 @@ def _feed_forward_gradients(config: RunConfig, layer: int) -> float:
     m, p, moe = config.model, config.parallel, config.moe
     e, t = PARAMETER_BYTES[config.train.precision], local_tokens(config)
     if not is_moe_layer(layer, moe.num_experts, moe.layer_freq):
-        return 2 * e * t * m.ffn_hidden_size
+        return 2 * e * t * m.ffn_hidden_size + _gathered(config)
     # Where they travel there are those to send and those that came.
     travelling = 2 if p.expert * p.expert_tensor > 1 else 1
-    return e * _rows(config) * (2 * moe.ffn_hidden_size + travelling * m.hidden_size)
+    return e * _rows(config) * (2 * moe.ffn_hidden_size / p.expert_tensor + travelling * m.hidden_size)
 
 
 def _rows(config: RunConfig) -> float:
-    """Rows that experts of a rank compute for one micro-batch, balanced; of expert tensor ranks, each has all."""
-    moe = config.moe
-    return local_tokens(config) * moe.top_k * min(1.0, moe.capacity_factor or 1.0)
+    """Rows that experts of a rank compute for one micro-batch, balanced: of all expert tensor ranks."""
+    moe, p = config.moe, config.parallel
+    return local_tokens(config) * moe.top_k * min(1.0, moe.capacity_factor or 1.0) * p.expert_tensor
 
 
 def _attention(config: RunConfig) -> Iterator[float]:
@@ -86,7 +92,7 @@ def _feed_forward(config: RunConfig, layer: int) -> Iterator[float]:
     if not is_moe_layer(layer, moe.num_experts, moe.layer_freq):
         yield _mlp(t * p.tensor, e, m.ffn_hidden_size / p.tensor, 5)
         return
-    rows = _rows(config) * p.expert_tensor
+    rows = _rows(config)
     # Scores before and after the softmax, chosen experts, positions of routes (int64) and their probabilities.
     yield t * (2 * 4 * moe.num_experts + 3 * 8 * moe.top_k) + rows * (2 * 8 + 2 * 4)
     yield rows * e * d + _mlp(rows, e, moe.ffn_hidden_size / p.expert_tensor, 6)

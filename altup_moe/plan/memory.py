@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from altup_moe.altup.shape import output_width
 from altup_moe.config import RunConfig
 from altup_moe.config.checks import num_microbatches
-from altup_moe.moe.backends import walks_two_steps
 from altup_moe.parallel.rank_coordinates import ChunkLayers, RankCoordinates, chunk_layers
 from altup_moe.plan.activations import norm_bytes, step_activations
 from altup_moe.plan.buffers import PARAMETER_BYTES, buffers
@@ -20,9 +19,10 @@ from altup_moe.plan.parameters import HeldSum, held_sums
 from altup_moe.plan.routes import local_tokens
 from altup_moe.plan.streams import (
     backward_step_bytes,
-    rebuilt_bytes,
+    recomputed_at_once,
     recomputed_bytes,
     recomputed_step_bytes,
+    recomputing_bytes,
     stream_bytes,
 )
 from altup_moe.plan.traffic import boundary_bytes
@@ -88,14 +88,13 @@ def _backward(config: RunConfig, chunk: ChunkLayers) -> float:
     if config.train.recompute != "full":
         # The last layer is the first one. The final norm's part is free by then.
         return max(0.0, steps[-1].gradients + backward_step_bytes(config) - _end(config, chunk))
-    # A step's activations, or those of the two that are under way at a time.
-    at_once = min(len(steps), 2 if walks_two_steps(config) else 1)
-    again = 0.0
-    for end in range(at_once, len(steps) + 1):
-        window = steps[end - at_once : end]
-        beside = recomputed_step_bytes(config, ends=end == len(steps))
-        again = max(again, sum(s.kept for s in window) + max(s.gradients for s in window) + beside)
-    return again + rebuilt_bytes(config, chunk)
+    kept, at_once, most = sum(recomputed_bytes(config, chunk)), recomputed_at_once(config), 0.0
+    for first in range(0, len(steps), at_once):
+        window = steps[first : first + at_once]
+        stream = recomputing_bytes(config, chunk, first) - kept
+        stream += recomputed_step_bytes(config, ends=first + at_once >= len(steps))
+        most = max(most, sum(s.kept for s in window) + max(s.gradients for s in window) + stream)
+    return most
 
 
 def states(

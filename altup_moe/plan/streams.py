@@ -6,6 +6,8 @@ does whose weights are computed for every token its row says (`altup.step_costs`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from altup_moe.altup.shape import branches, has_head, has_projections, has_steps, segment_length, stream_width
 from altup_moe.altup.step_costs import Kept, TokenStep, Work
 from altup_moe.altup.variants import find_variant, stream_row
@@ -75,48 +77,50 @@ def _learned_ends(config: RunConfig, chunk: ChunkLayers) -> float:
 
 def recomputed_bytes(config: RunConfig, chunk: ChunkLayers) -> tuple[float, float]:
     """(an output or state for each step, the rest of the stream) that a chunk keeps with full recomputation, bytes."""
-    a, steps, block = config.altup, steps_of(config, len(chunk.layers)), block_bytes(config)
+    steps = steps_of(config, len(chunk.layers))
+    starts = range(0, steps, segment_length(steps, recomputed_at_once(config)))
+    return _states_bytes(config, steps, steps, starts)
+
+
+def recomputing_bytes(config: RunConfig, chunk: ChunkLayers, step: int) -> float:
+    """Bytes of the same when the backward pass has come to a step: what later ones started from is freed, and the
+    states of its segment that it still needs are formed again."""
+    steps, together = steps_of(config, len(chunk.layers)), recomputed_at_once(config)
+    segment = segment_length(steps, together)
+    begun = step // segment * segment
+    states = {*range(0, begun + 1, segment), *range(begun, step + 1, together)}
+    return sum(_states_bytes(config, steps, step + together, sorted(states)))
+
+
+def recomputed_at_once(config: RunConfig) -> int:
+    """Steps that are recomputed at a time: two, where two are under way at a time."""
+    return 2 if walks_two_steps(config) else 1
+
+
+def _states_bytes(config: RunConfig, steps: int, end: int, before: Sequence[int]) -> tuple[float, float]:
+    """(an output or state for each of the first `end` steps, the rest) of a chunk of some steps, bytes.
+
+    ``before``: the steps before which a state is there, from 0, where mixing is deferred.
+    """
+    a, block, later = config.altup, block_bytes(config), before[1:]
+    width, row = stream_width(a.width, a.variant), stream_row(a.variant, a.width)
+    end = min(end, steps)
     if not has_steps(a.width, a.variant, a.correct):
-        return steps * block, 0.0
+        return end * block, 0.0
     if not defers_mixing(config):
         # The state before each step: the blocks, and its input where they do not tell.
-        row = stream_row(a.variant, a.width)
-        return steps * block, steps * (stream_width(a.width, a.variant) - 1 + row.reads_early(a.correct)) * block
-    # Kept: the first state of every segment, and outputs of all steps but the last, which is written.
-    starts = range(0, steps, _segment(config, steps))
-    return (steps - 1) * block, _first_state_bytes(config) + _states_bytes(config, starts)
-
-
-def rebuilt_bytes(config: RunConfig, chunk: ChunkLayers) -> float:
-    """Bytes of the states that a backward pass forms again: those of one segment, whose first is kept."""
-    a, steps = config.altup, steps_of(config, len(chunk.layers))
-    if not has_steps(a.width, a.variant, a.correct) or not defers_mixing(config):
-        return 0.0
-    return _states_bytes(config, range(_segment(config, steps)))
-
-
-def _segment(config: RunConfig, steps: int) -> int:
-    return segment_length(steps, 2 if walks_two_steps(config) else 1)
-
-
-def _first_state_bytes(config: RunConfig) -> float:
-    """Bytes of the state that a chunk of steps begins with: its blocks."""
-    return stream_width(config.altup.width, config.altup.variant) * block_bytes(config)
-
-
-def _states_bytes(config: RunConfig, before: range) -> float:
-    """Bytes of the states before some steps but the first, of deferred mixing. Outputs to write are kept anyway."""
-    a, step, later = config.altup, token_step(config), before[1:]
-    width, row = stream_width(a.width, a.variant), stream_row(a.variant, a.width)
-    if step is not None:
+        return end * block, end * (width - 1 + row.reads_early(a.correct)) * block
+    # The output of every layer but the last, which is written; the blocks that the chunk begins with; and more states.
+    outputs, first = min(end, steps - 1) * block, width * block
+    if token_step(config) is not None:
         # The blocks with g of each token, and a next input that is known.
-        return len(later) * kept_bytes(config, Kept(width + row.lagged, width))
+        return outputs, first + len(later) * kept_bytes(config, Kept(width + row.lagged, width))
     # The blocks and the next input; delayed, that is a block. Steps that share a pass start from the same blocks. What
     # the pass reads of them, also for the second of those steps, is a row of it.
     joins = joins_steps(config)
     formed = len({step // 2 for step in later} - {0}) if joins else len(later)
     reads = joins + (width > 1 and not row.selects)
-    return (formed * (width + reads) + len(later) * (a.correct == "next")) * block_bytes(config)
+    return outputs, first + (formed * (width + reads) + len(later) * (a.correct == "next")) * block
 
 
 def backward_step_bytes(config: RunConfig) -> float:

@@ -128,3 +128,39 @@ def test_a_step_leaves_nothing_of_its_graph(step: str, pool: Pool) -> None:
     layout, sections = STEPS[step]
     found = pool.run(world_size(layout), alive, (small(layout, **sections),), TIMEOUT)
     assert found == [[]] * world_size(layout)
+
+
+def held_by_a_loss(config: RunConfig) -> tuple[int, int]:
+    """On a rank: (bytes that are there after a backward pass whose loss lives on, at most before)."""
+    import torch
+
+    from altup_moe.parallel.topology import topology
+    from altup_moe.train.engine import build_engine
+    from tests.distributed.cases import micro_batch
+    from tests.distributed.live_bytes import LiveBytes
+
+    with topology(config.parallel) as topo:
+        (chunk,) = build_engine(config, topo).chunks
+        tokens, labels = micro_batch(config, topo.data_rank)
+        torch.autograd.backward(chunk(tokens, labels).sum())  # makes buffers that stay
+        with LiveBytes() as live:
+            loss = chunk(tokens, labels)
+            torch.autograd.backward(loss.sum())
+            return live.now, live.peak
+
+
+HELD: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
+    "exchanges": ("ep2", {}),
+    "tensor ranks": ("tp2", {"moe": {"num_experts": 0}}),
+    "recomputed": ("one", {"train": FULL, "moe": {"num_experts": 0}}),
+    "recomputed, weights of every token": ("ep2", {"altup": {"level": "branch", "variant": "mhc"}, "train": FULL}),
+}
+
+
+@pytest.mark.parametrize("case", HELD)
+def test_a_backward_pass_frees_what_the_forward_pass_kept(case: str, pool: Pool) -> None:
+    """Megatron's schedules hold a micro-batch's loss, and with it the nodes of its graph, until the next one's."""
+    layout, sections = HELD[case]
+    config = small(layout, **{**sections, "parallel": {"expert_tensor": 1}})
+    for after, most in pool.run(world_size(layout), held_by_a_loss, (config,), TIMEOUT):
+        assert after < 0.03 * most

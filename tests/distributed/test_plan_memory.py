@@ -242,6 +242,9 @@ LAYOUT_PEAKS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "stages": ("pp2", {"altup": {"width": 4}, **DENSE}),
     "interleaved stages": ("pp2-vpp2", {"altup": {"width": 4}, **DENSE}),
     "interleaved stages, recomputed": ("pp2-vpp2", {"altup": {**BRANCH, "width": 4}, "train": FULL, **DENSE}),
+    # A linear layer's gathered input; rows on their way to other ranks, of which nothing outlives the backward pass.
+    "tensor ranks": ("tp2", {"altup": {"width": 4}, **DENSE}),
+    "experts of two ranks": ("ep2", {"altup": {"width": 4}}),
     # Experts: their layers leave nothing behind, and two steps that are under way are neighbours.
     "experts, recomputed": ("one", {"altup": {"width": 4}, "train": FULL}),
     "experts, delayed, recomputed": ("one", {"altup": {**BRANCH, "width": 4, **DELAYED}, "train": FULL}),

@@ -19,9 +19,9 @@ from altup_moe.plan.step import StepPlan
 from altup_moe.plan.streams import (
     block_bytes,
     kept_bytes,
-    rebuilt_bytes,
     recomputed_bytes,
     recomputed_step_bytes,
+    recomputing_bytes,
     token_step,
 )
 from tests.unit.plan import test_cpu_cost_model as cpu
@@ -104,7 +104,8 @@ def test_a_recomputed_step_mixes_once_more() -> None:
 
 def test_states_of_recomputed_steps() -> None:
     """16 steps in segments of 4: an output of each but the last, which is written, the blocks that the chunk begins
-    with and the first state of three segments more; while one is recomputed, three more of it."""
+    with and the first state of three segments more. When the last step is recomputed, three more of its segment are
+    there; when the sixth is, one more of the second segment, and nothing of the last two."""
     chunk, train = ChunkLayers(range(8), first=True, last=True), {"recompute": "full"}
     for variant, blocks in (("mhc", 4), ("mhc_single_pass", 5)):
         one = config(variant, train=train)
@@ -112,7 +113,8 @@ def test_states_of_recomputed_steps() -> None:
         assert step is not None
         state = blocks * block + 4 * 4 * local_tokens(one)
         assert recomputed_bytes(one, chunk) == pytest.approx((15 * block, 4 * block + 3 * state))
-        assert rebuilt_bytes(one, chunk) == pytest.approx(3 * state)
+        assert recomputing_bytes(one, chunk, 15) == pytest.approx((15 + 4) * block + (3 + 3) * state)
+        assert recomputing_bytes(one, chunk, 5) == pytest.approx((6 + 4) * block + (1 + 1) * state)
         held = kept_bytes(one, step.kept) + kept_bytes(one, step.backward)
         assert recomputed_step_bytes(one, ends=False) == held + 4 * block
         assert recomputed_step_bytes(one, ends=True) == held
@@ -120,19 +122,19 @@ def test_states_of_recomputed_steps() -> None:
         step = token_step(inline)
         assert step is not None
         assert recomputed_bytes(inline, chunk) == (16 * block, 16 * (blocks - 1) * block)
-        assert rebuilt_bytes(inline, chunk) == 0
+        assert recomputing_bytes(inline, chunk, 5) == 6 * blocks * block
         # The stream that it starts from is the state. Its gradient is as large.
         held = kept_bytes(inline, replace(step.kept, blocks=5)) + kept_bytes(inline, step.backward)
         assert recomputed_step_bytes(inline, ends=False) == held
 
 
 def test_states_of_steps_that_share_a_pass() -> None:
-    """Segments begin at steps 0, 4, 8 and 12: their passes also hold the second step's read. Of the steps 1 to 3 of a
-    segment, 2 begins with blocks of its own."""
+    """Segments begin at steps 0, 4, 8 and 12: their passes also hold the second step's read. Of the other steps of the
+    last segment, 14 begins with blocks of its own."""
     chunk, one = ChunkLayers(range(8), first=True, last=True), config("altup", train={"recompute": "full"})
     block = block_bytes(one)
     assert recomputed_bytes(one, chunk) == (15 * block, (4 + 3 * (5 + 1)) * block)
-    assert rebuilt_bytes(one, chunk) == (5 + 3) * block
+    assert recomputing_bytes(one, chunk, 15) == (15 + 4 + 3 * (5 + 1) + 5 + 3) * block
 
 
 def test_what_is_kept_is_in_bytes() -> None:
