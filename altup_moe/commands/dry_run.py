@@ -90,7 +90,7 @@ def dry_run(path: str, overrides: Sequence[str], options: DryRunOptions) -> int:
     if config.moe.num_experts:
         find_backend(config.moe.backend)
     cluster = load_cluster(options.cluster or ASSUMED_CLUSTER)
-    sections, error = describe(config, path, ranks, cluster, options)
+    sections, error = describe(config, path, overrides, ranks, cluster, options)
     if options.json:
         report: dict[str, Any] = {section.key or section.name: section.figures for section in sections}
         print(json.dumps({**report, "error": None if error is None else str(error)}))
@@ -102,7 +102,7 @@ def dry_run(path: str, overrides: Sequence[str], options: DryRunOptions) -> int:
 
 
 def describe(
-    config: RunConfig, path: str, ranks: int, cluster: Cluster, options: DryRunOptions
+    config: RunConfig, path: str, overrides: Sequence[str], ranks: int, cluster: Cluster, options: DryRunOptions
 ) -> tuple[list[Section], UserError | None]:
     """All sections of a checked configuration on `ranks` ranks, and the error with which `train` would end."""
     found = Findings(config)
@@ -124,7 +124,7 @@ def describe(
     given, config = config, found.config
     sections = [
         configuration_section(config, given, path, options.full),
-        layout_section(config, ranks, path),
+        layout_section(config, ranks, [path, *overrides]),
         model_section(config),
         plan_section(config, ranks, cluster, assumed=options.cluster is None),
         data_section(config, found.data, damaged),

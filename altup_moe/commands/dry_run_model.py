@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -37,12 +38,15 @@ PARTS: dict[str, Callable[[str], bool]] = {
 """Part of a model -> whether a global parameter name is in it; the first that says so has it."""
 
 
-def layout_section(config: RunConfig, ranks: int, path: str) -> Section:
-    """Ranks, what each dimension of parallelism is, which ranks form groups, and what one step consists of."""
+def layout_section(config: RunConfig, ranks: int, words: Sequence[str]) -> Section:
+    """Ranks, what each dimension of parallelism is, which ranks form groups, and what one step consists of.
+
+    ``words``: a command line's configuration file and overrides.
+    """
     t, m, p = config.train, config.model, config.parallel
     count, data = num_microbatches(config, ranks), data_parallel_size(config, ranks)
     groups = rank_groups(config, ranks)
-    start = f"altup-moe train {path}"
+    start = shlex.join(["altup-moe", "train", *words])
     if ranks > 1:
         start = f"altup-moe launch torchrun --ranks-per-node {ranks} -- {start}"
     lines = [

@@ -168,7 +168,8 @@ class TrainConfig:
     """Transformer Engine's RMSNorm and, with moe.backend megatron, its grouped GEMM for the experts. auto: on GPUs,
     where it is installed. One model and one checkpoint format, whichever."""
     recompute: Literal["none", "selective", "full"] = "none"
-    """Activations recomputed in the backward pass: none, attention only, or whole layers."""
+    """Activations recomputed in the backward pass: none, attention's scores (selective; flash kernels keep none, so it
+    saves memory only with attention dropout on a CPU), or whole layers."""
     loss_chunk: int | None = None
     """Positions of a sequence whose logits are in memory at a time, and are computed again in the backward pass; for
     large vocabularies. null: all at once."""

@@ -106,7 +106,7 @@ def _window(name: str, window: Window) -> str:
 
 def _stage_table(plan: StepPlan) -> Iterator[str]:
     parts = list(Memory.__dataclass_fields__)
-    yield f"{'stage':>6}{'count_parameters':>17}" + "".join(f"{part:>13}" for part in parts) + f"{'total':>9}  GiB"
+    yield f"{'stage':>6}{'parameters':>17}" + "".join(f"{part:>13}" for part in parts) + f"{'total':>9}  GiB"
     for number, stage in enumerate(plan.stages):
         sizes = "".join(f"{getattr(stage.memory, part) / GIB:>13.2f}" for part in parts)
         yield f"{number:>6}{stage.parameters:>17,}{sizes}{stage.memory.total / GIB:>9.2f}"

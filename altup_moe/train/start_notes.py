@@ -32,11 +32,12 @@ def start_of(step: int, resume: ResumePoint | None) -> str:
 def stream_note(config: RunConfig) -> str:
     """The stream that the run has, and which one a file has that does not name altup.width."""
     a, usual = config.altup, AltUpConfig().width
+    delayed = ", its outputs delayed" if a.correct == "delayed" else ""
     if a.width == 1:
-        delayed = ", its outputs delayed" if a.correct == "delayed" else ""
         return f"stream: altup.width=1, the plain Transformer{delayed} (without the key: {usual})"
     others = f"without the key: {usual}; 1 is the plain Transformer"
-    return f"stream: altup.width={a.width} blocks ({others}), variant {a.variant}"
+    around = "branches" if a.level == "branch" else "layers"
+    return f"stream: altup.width={a.width} blocks ({others}), variant {a.variant} around {around}{delayed}"
 
 
 def run_notes(config: RunConfig, valid_samples: int, token_ids: int, first_step: int) -> list[str]:

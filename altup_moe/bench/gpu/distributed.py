@@ -127,6 +127,7 @@ def shared_runs(sizes: Sizes) -> dict[str, RunConfig]:
         "async, deferred, recorded": replace(base, log=profiled),
         "async, deferred, halves": replace(base, overlap=OverlapConfig(microbatch_halves=True)),
         "around branches": replace(base, altup=AltUpConfig(4, "hc", level="branch")),
+        "delayed outputs": replace(base, altup=replace(base.altup, correct="delayed")),
         "distributed optimizer, recompute": replace(
             base,
             parallel=ParallelConfig(expert=2, distributed_optimizer=True, overlap_grad_reduce=True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -70,6 +71,14 @@ def test_shipped_configurations(path: Path, elsewhere: Path, capsys: pytest.Capt
     everything = yaml.safe_dump(found["configuration"]["all"], sort_keys=False).splitlines()
     assert "\n".join(f"{'':15}{line}".rstrip() for line in everything) in text
     assert everything[0] == "model:"
+
+
+def test_how_to_start_names_the_overrides(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without them the line would start another run than the one that was looked at."""
+    words = ["quickstart", "--altup.correct", "delayed", "--log.run_dir", "my runs/one"]
+    start = shlex.split(report(capsys, *words, "--ranks", "2")["layout"]["start"])
+    assert start[-4:] == ["train", "quickstart", "--altup.correct=delayed", "--log.run_dir=my runs/one"]
+    assert start[:5] == ["altup-moe", "launch", "torchrun", "--ranks-per-node", "2"]
 
 
 def test_what_differs_from_the_defaults_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,14 +27,18 @@ def test_what_fits_is_not_spoken_of() -> None:
     assert run_notes(spans, 8, 300, 1) == []
 
 
+DEFAULTS = "(without the key: 2; 1 is the plain Transformer)"
+
+
 @pytest.mark.parametrize(
     ("altup", "line"),
     [
-        ({}, "stream: altup.width=2 blocks (without the key: 2; 1 is the plain Transformer), variant altup"),
+        ({}, f"stream: altup.width=2 blocks {DEFAULTS}, variant altup around layers"),
         ({"width": 1}, "stream: altup.width=1, the plain Transformer (without the key: 2)"),
+        ({"width": 4, "variant": "gemma"}, f"stream: altup.width=4 blocks {DEFAULTS}, variant gemma around layers"),
         (
-            {"width": 4, "variant": "gemma"},
-            "stream: altup.width=4 blocks (without the key: 2; 1 is the plain Transformer), variant gemma",
+            {"width": 4, "level": "branch", "correct": "delayed"},
+            f"stream: altup.width=4 blocks {DEFAULTS}, variant altup around branches, its outputs delayed",
         ),
     ],
 )

@@ -262,7 +262,7 @@ def test_ranks_that_fail_are_one_figure_and_the_others_run(monkeypatch: pytest.M
     monkeypatch.setattr(distributed, "stepped", two)
     monkeypatch.setattr(distributed, "stepped_in_turn", lambda runs, *args: [Stepped([2.0]) for _ in runs])
     found: Found = distributed.two_ranks(REHEARSAL)
-    assert [figure.met for figure in found.figures] == [True, True, True, False, True, False]
+    assert [figure.met for figure in found.figures] == [True, True, True, False, True, True, False]
     assert "async, deferred, halves: rank 1 of 2: killed by signal 11" in found.notes
 
 
