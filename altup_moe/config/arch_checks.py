@@ -24,13 +24,13 @@ def check_arch(config: RunConfig) -> None:
     if a.width > 1 and m.arch not in VARIANTS[a.variant].architectures:
         carried = ", ".join(row.name for row in VARIANTS.values() if m.arch in row.architectures)
         raise ConfigError("altup.variant", a.variant, f"model.arch {m.arch} does not carry it; {carried} would fit")
+    if a.correct == "delayed":
+        _check_delayed(config)
     if a.width > 1 and a.level not in VARIANTS[a.variant].levels:
         fits = f"altup.variant {a.variant} stands around branches, not whole layers; branch would fit"
         raise ConfigError("altup.level", a.level, fits)
     if a.level == "branch" and (a.width > 1 or a.correct == "delayed"):
         _check_branches(config)
-    if a.correct == "delayed":
-        _check_delayed(config)
 
 
 def _check_delayed(config: RunConfig) -> None:

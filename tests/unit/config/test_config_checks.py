@@ -149,6 +149,8 @@ WRONG = [
         "follows from the last output; next would fit, or altup.variant altup, gemma, round_robin, hc, wide_residual, "
         "wide_residual_kept, mhc_single_pass",
     ),
+    # Not that it stands around branches, for there it would be refused as well.
+    ({"altup__correct": "delayed", "altup__variant": "mhc"}, 1, "altup.correct", "follows from the last output"),
     ({"altup__correct": "delayed", "altup__select": "same"}, 1, "altup.select", "alternating would fit"),
     (
         {**EXPERTS, "altup__correct": "delayed", "overlap__microbatch_halves": True},
