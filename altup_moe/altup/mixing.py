@@ -135,8 +135,8 @@ class Read(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         grad_stream, grad_u = grads
         with span("mix", backward=True):
-            # Only a pass consumes the handed-on stream, and its backward allocates this tensor: adding in place is
-            # safe.
+            # Only a pass consumes the handed-on stream, or a write whose stream a pass does, and the pass's backward
+            # allocates this tensor: adding in place is safe.
             grad_stream = grad_stream.contiguous()
             dx_KN, du_N = _rows(grad_stream, ctx.width), grad_u.reshape(-1)
             if ctx.block is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -26,6 +27,9 @@ from altup_moe.config import (
 from altup_moe.parallel.parameter_mapping import TensorSlice
 from altup_moe.parallel.seeds import initial, normal
 from altup_moe.train.batches import Batch
+
+if TYPE_CHECKING:
+    from altup_moe.parallel.topology import Topology
 
 LAYOUTS: dict[str, ParallelConfig] = {
     "one": ParallelConfig(),
@@ -184,6 +188,13 @@ def t5_batch(config: RunConfig, index: int) -> Batch:
 def micro_batch_count(config: RunConfig) -> int:
     """Micro-batches of one step over all data-parallel ranks."""
     return config.train.global_batch_size // config.train.micro_batch_size
+
+
+def own_batches(config: RunConfig, topo: Topology) -> list[Batch]:
+    """The micro-batches of a step that a rank computes; every label counts."""
+    mine = range(topo.data_rank, micro_batch_count(config), topo.data_size)
+    pairs = [micro_batch(config, index) for index in mine]
+    return [Batch(tokens, labels, torch.ones(labels.shape)) for tokens, labels in pairs]
 
 
 def with_layout(config: RunConfig, layout: str) -> RunConfig:

@@ -88,16 +88,13 @@ def alive(config: RunConfig) -> list[str]:
     import torch
 
     from altup_moe.parallel.topology import topology
-    from altup_moe.train.batches import Batch
     from altup_moe.train.engine import build_engine
     from altup_moe.train.step import run_schedule
-    from tests.distributed.cases import micro_batch, micro_batch_count
+    from tests.distributed.cases import own_batches
 
     with topology(config.parallel) as topo:
         engine = build_engine(config, topo)
-        mine = range(topo.data_rank, micro_batch_count(config), topo.data_size)
-        pairs = [micro_batch(config, index) for index in mine]
-        batches = [Batch(tokens, labels, torch.ones(labels.shape)) for tokens, labels in pairs]
+        batches = own_batches(config, topo)
         gc.collect()
         before = [t for t in gc.get_objects() if isinstance(t, torch.Tensor)]
         gc.disable()

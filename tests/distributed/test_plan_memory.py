@@ -34,14 +34,12 @@ class Held:
 
 def hold(config: RunConfig) -> Held:
     """On a rank: one step, and what there is then."""
-    import torch
     from torch.autograd.graph import saved_tensors_hooks
 
     from altup_moe.parallel.topology import topology
-    from altup_moe.train.batches import Batch
     from altup_moe.train.engine import build_engine
     from altup_moe.train.step import train_step
-    from tests.distributed.cases import micro_batch, micro_batch_count
+    from tests.distributed.cases import own_batches
 
     with topology(config.parallel) as topo:
         engine = build_engine(config, topo)
@@ -49,11 +47,7 @@ def hold(config: RunConfig) -> Held:
         kept: list[dict[int, Any]] = [{} for _ in engine.chunks]
         for chunk, found in zip(engine.chunks, kept, strict=True):
             _count_first(chunk, found, own, saved_tensors_hooks)
-        batches = []
-        for index in range(topo.data_rank, micro_batch_count(config), topo.data_size):
-            tokens, labels = micro_batch(config, index)
-            batches.append(Batch(tokens, labels, torch.ones(labels.shape)))
-        train_step(engine, batches, config, topo)
+        train_step(engine, own_batches(config, topo), config, topo)
         buffers = [b for c in engine.chunks for b in (*c.buffers, *c.expert_parallel_buffers)]
         return Held(
             weights=sum(p.numel() * p.element_size() for c in engine.chunks for p in c.parameters()),
@@ -170,21 +164,16 @@ def test_memory_is_what_a_step_holds(case: str) -> None:
 
 def peak(config: RunConfig) -> int:
     """On a rank: the most bytes that forward and backward passes of a step hold at once, beside weights and sums."""
-    import torch
 
     from altup_moe.parallel.topology import topology
-    from altup_moe.train.batches import Batch
     from altup_moe.train.engine import build_engine
     from altup_moe.train.step import run_schedule
-    from tests.distributed.cases import micro_batch, micro_batch_count
+    from tests.distributed.cases import own_batches
     from tests.distributed.live_bytes import LiveBytes
 
     with topology(config.parallel) as topo:
         engine = build_engine(config, topo)
-        batches = []
-        for index in range(topo.data_rank, micro_batch_count(config), topo.data_size):
-            tokens, labels = micro_batch(config, index)
-            batches.append(Batch(tokens, labels, torch.ones(labels.shape)))
+        batches = own_batches(config, topo)
         with LiveBytes() as live:
             run_schedule(engine.chunks, batches, config, topo)
         return live.peak

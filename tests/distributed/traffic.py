@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from altup_moe.config import RunConfig
-from tests.distributed.cases import micro_batch, micro_batch_count, skewed
+from tests.distributed.cases import own_batches, skewed
 
 Seen = tuple[str, tuple[int, ...], int]
 """(operation, ranks of the group in their order, bytes that this rank hands in); a send's group is (from, to)."""
@@ -93,21 +93,16 @@ def step_traffic(config: RunConfig) -> Counted:
     """On a rank: what one training step, update included, hands to collectives. Routing is skewed."""
     from altup_moe.model.build import set_weights
     from altup_moe.parallel.topology import topology
-    from altup_moe.train.batches import Batch
     from altup_moe.train.engine import build_engine
     from altup_moe.train.step import train_step
 
     with topology(config.parallel) as topo:
         engine = build_engine(config, topo)
         set_weights(list(engine.chunks), config, topo, skewed)
-        batches = []
-        for index in range(topo.data_rank, micro_batch_count(config), topo.data_size):
-            tokens, labels = micro_batch(config, index)
-            batches.append(Batch(tokens, labels, torch.ones(labels.shape)))
         # The first step also agrees on the sizes of its exchanges; those after it do not.
         agreed = patch("altup_moe.overlap.collectives.agree_on_sizes")
         with agreed, _routes() as routes, Traffic() as traffic:
-            train_step(engine, batches, config, topo)
+            train_step(engine, own_batches(config, topo), config, topo)
         totals: dict[tuple[str, tuple[int, ...]], tuple[int, int]] = {}
         for (operation, ranks, size), count in traffic.seen.items():
             calls, total = totals.get((operation, ranks), (0, 0))

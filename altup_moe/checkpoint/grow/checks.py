@@ -71,7 +71,7 @@ def _stream(growth: Growth) -> None:
     for key in ("variant", "select", "level", "correct", "recycled", "coef_clip") if old.width > 1 else ():
         before, after = getattr(old, key), getattr(new, key)
         if before != after:
-            fits = f"another function of the source's {old.width} blocks ; {before} would fit"
+            fits = f"another function of the source's {old.width} blocks; {before} would fit"
             raise ConfigError(f"altup.{key}", after, fits)
     if old.width == 1 and old.correct != new.correct:
         reads = "all of the last output" if old.correct == "next" else "nothing of the last output"

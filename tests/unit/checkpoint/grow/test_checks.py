@@ -29,7 +29,12 @@ PARTIAL = {"partial": True, "top_k": 1}
         ({"altup": {"width": 4}}, {"altup": {"width": 2}}, "altup.width", "4, 8 would fit"),
         ({}, {"altup": {"width": 4, "variant": "gemma"}}, "altup.variant", "altup would fit"),
         ({}, {"altup": {"width": 4, "select": "same"}}, "altup.select", "alternating would fit"),
-        ({}, {"altup": {"width": 4, "correct": "delayed"}}, "altup.correct", "next would fit"),
+        (
+            {},
+            {"altup": {"width": 4, "correct": "delayed"}},
+            "altup.correct",
+            "another function of the source's 2 blocks; next would fit",
+        ),
         ({"altup": {"width": 1}}, {"altup": {"width": 2, **DELAYED}}, "altup.correct", "next would fit"),
         ({"altup": {"width": 1, **DELAYED}}, {"altup": {"correct": "next"}}, "altup.correct", "delayed would fit"),
         ({"altup": {"width": 1, **DELAYED}}, {"altup": {"width": 2}}, "altup.width", "1 would fit"),
