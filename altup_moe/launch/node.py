@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -42,7 +43,6 @@ TWICE_SECONDS = 2.0
 PARENT = os.getppid()
 NETLAB = "altup-moe launch netlab"
 """Prefix of messages of netlab's nodes."""
-_by_netlab = False
 _template = Standby()
 """The process that forks the ranks of a restart. It is no rank: no signal is forwarded to it, nobody waits for it."""
 _received: list[int] = []
@@ -92,7 +92,7 @@ def forward_signal(number: int, frame: FrameType | None) -> None:
     _stopped.append(time.time())
     if told:
         return
-    ranks = [child for child in child_processes(os.getpid()) if child != _template.pid]
+    ranks = _ranks()
     if not ranks and _forwarded and time.monotonic() - _forwarded[0] < TWICE_SECONDS:
         return  # the ranks have ended as they were told; torchrun reports their codes
     if not ranks:
@@ -103,22 +103,38 @@ def forward_signal(number: int, frame: FrameType | None) -> None:
     for rank in ranks:
         # torchrun makes each rank the leader of a group. A second request is not kept from a rank that is stopped.
         send(rank, signal.SIGKILL if len(_forwarded) > 1 and is_stopped(rank) else FORWARDED[signal.Signals(number)])
-    _wait_for(ranks)
-    if _by_netlab and os.getppid() != PARENT:
-        # netlab was killed, so nothing would stop this node while torchrun waits for the others (300 s).
-        os._exit(128 + number)
-
-
-def _wait_for(ranks: Sequence[int]) -> None:
-    """Wait until these have ended. If netlab has been killed nobody else would end them, so there is a bound."""
-    give_up = math.inf
-    while running := [rank for rank in ranks if _runs(rank)]:
-        if _by_netlab and os.getppid() != PARENT:
-            give_up = min(give_up, time.monotonic() + seconds_to_save())
-        if time.monotonic() >= give_up:
-            for rank in running:
-                send(rank, signal.SIGKILL)
+    while any(_runs(rank) for rank in ranks):
         time.sleep(POLL_SECONDS)
+
+
+def _ranks() -> list[int]:
+    """The ranks of this node that run."""
+    return [child for child in child_processes(os.getpid()) if child != _template.pid]
+
+
+def end_with_netlab(netlab: int) -> None:
+    """End this node when netlab has been killed (-9), once its ranks have saved and ended; kill those that are late.
+
+    The kernel's SIGTERM stops the ranks (`forward_signal`), but it cannot end the node. It may come too early: netlab's
+    threads end one by one, and netlab is this process's parent until the last one has ended. And the main thread may be
+    in a call of torchrun's store, which hears no signal and waits for nodes that have ended (300 s). So this is a
+    thread, which asks again and again.
+
+    Args:
+        netlab: its process, the parent of this one.
+    """
+
+    def work() -> None:
+        while os.getppid() == netlab:
+            time.sleep(HEAR_SECONDS)
+        give_up = time.monotonic() + seconds_to_save()
+        while (ranks := _ranks()) and time.monotonic() < give_up:
+            time.sleep(POLL_SECONDS)
+        for rank in ranks:
+            send(rank, signal.SIGKILL)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=work, name="end-with-netlab", daemon=True).start()
 
 
 def _runs(child: int) -> bool:
@@ -158,12 +174,13 @@ def main(argv: Sequence[str], name: str = NETLAB) -> int:
     """
     hear_signals()
     os.environ[OWN_LAUNCHER] = "torchrun"
-    global _by_netlab
-    _by_netlab = DIRECTORY in os.environ and name == NETLAB
-    with nullcontext(os.environ[DIRECTORY]) if _by_netlab else TemporaryDirectory(prefix="altup-moe-") as records:
-        if not _by_netlab:
+    by_netlab = DIRECTORY in os.environ and name == NETLAB
+    if by_netlab:
+        end_with_netlab(PARENT)
+    with nullcontext(os.environ[DIRECTORY]) if by_netlab else TemporaryDirectory(prefix="altup-moe-") as records:
+        if not by_netlab:
             os.environ.update({DIRECTORY: records, LAUNCHER_ID: str(os.getpid())})
-        failures = Failures(name, Path(records), lambda: min(_stopped, default=math.inf), speaks=not _by_netlab)
+        failures = Failures(name, Path(records), lambda: min(_stopped, default=math.inf), speaks=not by_netlab)
         failures.install()
         return _run(argv, failures, name)
 

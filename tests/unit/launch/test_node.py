@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,8 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from altup_moe.doctor.network import free_port
 from altup_moe.launch import node
+from altup_moe.parallel import parent_death
+from altup_moe.parallel.death_record import DIRECTORY
 from altup_moe.train.stop_signal import TWICE_SECONDS
+from tests.processes import started, wait_until
 
 pytestmark = pytest.mark.slow  # torchrun imports torch
 
@@ -44,6 +49,45 @@ def test_a_signal_lets_every_rank_finish_and_exit_with_its_code(tmp_path: Path) 
         launched.communicate(timeout=60)
         assert launched.returncode == 75
     assert (tmp_path / "saved").exists()
+
+
+HOLDER = """
+import ctypes, os, subprocess, sys, threading, time
+subprocess.Popen([sys.executable, sys.argv[1], "--stop", str(os.getpid()), *sys.argv[3:]])
+
+def last():  # it ends a second after the main thread
+    while not os.path.exists(sys.argv[2]):
+        time.sleep(0.05)
+    time.sleep(1.0)
+    os._exit(0)
+
+threading.Thread(target=last).start()
+while not os.path.exists(sys.argv[2]):
+    time.sleep(0.05)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_a_node_ends_with_netlab_whose_threads_end_one_by_one(tmp_path: Path) -> None:
+    """The kernel's SIGTERM comes with netlab's main thread; netlab is the node's parent a second longer.
+
+    The other node's rank goes on, so that torchrun's barrier at the end would wait for it.
+    """
+    script = f"trap 'exit 0' TERM; touch {tmp_path}/$RANK; while :; do sleep 0.1; done"
+    env = {**os.environ, DIRECTORY: str(tmp_path)}
+    port = str(free_port())
+
+    def words(number: int) -> list[str]:
+        meeting = ["--master-addr", "127.0.0.1", "--master-port", port, "--local-addr", "127.0.0.1"]
+        place = ["--nnodes", "2", "--node-rank", str(number), *meeting, "--log-dir", str(tmp_path / f"logs{number}")]
+        return [sys.executable, "-P", str(NODE), *place, "--no-python", "sh", "-c", script]
+
+    holder = [sys.executable, "-c", HOLDER, parent_death.__file__, str(tmp_path / "end"), *words(1)]
+    with started(words(0), env=env), started(holder, env=env, stdout=subprocess.PIPE) as netlab:
+        wait_until(lambda: all((tmp_path / rank).exists() for rank in "01"), "the ranks", 60)
+        (tmp_path / "end").touch()
+        assert netlab.stdout is not None
+        netlab.communicate(timeout=60)  # its output ends with the node and the rank, which hold it too
 
 
 def test_words_reach_the_ranks_as_they_are(tmp_path: Path) -> None:
