@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class ConfigsOptions:
     name: str | None = None
     """Shipped file to copy; None lists all."""
     dest: Path | None = None
-    """File or directory to copy to; None is NAME.yaml here."""
+    """File or directory to copy to; None is NAME.yaml here. A copy FILE.yaml trains in runs/FILE."""
     overwrite: bool = False
     """Replace a file that is there."""
     schema: bool = False
@@ -68,6 +69,8 @@ def listing(files: Sequence[ShippedFile]) -> list[str]:
 def copy(name: str, dest: Path | None, overwrite: bool) -> Path:
     """Copy a shipped file. Returns the copy's path.
 
+    A copy of another name trains in a run directory of that name; otherwise it would go on with the original's run.
+
     Args:
         dest: file or directory; None is the current directory.
 
@@ -83,10 +86,17 @@ def copy(name: str, dest: Path | None, overwrite: bool) -> Path:
     if target.exists() and not overwrite:
         raise UserError(f"{target}: exists; name another file, or give --overwrite to replace it")
     try:
-        write_bytes(target, files[wanted].path.read_bytes())
+        text = files[wanted].path.read_text(encoding="utf-8")
+        own = re.compile(rf"(?<=run_dir: )runs/{re.escape(wanted)}$", re.MULTILINE)
+        write_bytes(target, own.sub(lambda _: _scalar(f"runs/{target.stem}"), text).encode())
     except OSError as error:
         raise UserError(f"{target}: {error.strerror or error}") from None
     return target
+
+
+def _scalar(text: str) -> str:
+    """A string as YAML, in quotes only if it needs them."""
+    return text if re.fullmatch(r"[\w./-]+", text) else json.dumps(text, ensure_ascii=False)
 
 
 def schema_text(schema: object) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from altup_moe.commands.configs import main
 from altup_moe.config import UserError
+from altup_moe.config.load import load_config
 from altup_moe.config.shipped import CONFIGS, SCHEMA_FILE, shipped_files
 
 
@@ -56,8 +58,23 @@ def test_a_copy_is_the_file_and_replaces_nothing(tmp_path: Path, capsys: pytest.
     Path("folder").mkdir()
     assert main(["h100x8.yaml", "folder"]) == 0
     assert Path("folder/h100x8.yaml").read_bytes() == (CONFIGS / "clusters" / "h100x8.yaml").read_bytes()
-    assert main(["paper_small", "mine.yaml"]) == 0
-    assert Path("mine.yaml").is_file()
+
+
+@pytest.mark.parametrize("file", ["mine.yaml", "a run: the first, #1.yml", "folder/naïve"])
+def test_a_copy_of_another_name_has_a_run_directory_of_its_own(file: str) -> None:
+    Path("folder").mkdir()
+    assert main(["dense", file]) == 0
+    copy = load_config(file)
+    original = load_config(CONFIGS / "dense.yaml")
+    assert copy.log.run_dir == f"runs/{Path(file).stem}"
+    assert replace(copy, log=original.log) == original
+
+
+def test_so_has_a_copy_of_a_recipe() -> None:
+    assert main(["paper_tiny", "mine.yaml"]) == 0
+    original = (CONFIGS / "paper_tiny.yaml").read_text()
+    assert Path("mine.yaml").read_text() == original.replace("run_dir: runs/paper_tiny\n", "run_dir: runs/mine\n")
+    assert "run_dir: runs/paper_tiny\n" in original
 
 
 WRONG = [
