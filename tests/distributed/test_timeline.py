@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,63 +15,70 @@ import torch.distributed as dist
 from altup_moe.config import RunConfig
 from altup_moe.timeline.overlap import overlap_by_step
 from altup_moe.timeline.records import Recording
-from altup_moe.timeline.spans import in_flight, record, span, step, waiting
+from altup_moe.timeline.spans import current, in_flight, record, span, step, waiting
 from altup_moe.timeline.watch import watch
 from tests.distributed import gradients
 from tests.distributed.cases import micro_batch_count, small, world_size
 from tests.distributed.ranks import run_fresh_ranks, run_ranks
+from tests.processes import wait_until
 
 pytestmark = pytest.mark.distributed
 
-LATE_S = 0.2
-COMPUTE_S = 0.4
+LATE_S = 0.1
 PHASES = ("forward", "backward")
 
 
-def exchange(overlapped: bool) -> dict[str, Any]:
-    """One step: an exchange that rank 1 joins late, and a longer computation, beside the exchange or after it."""
+def exchange(overlapped: bool, launched: Path) -> dict[str, Any]:
+    """One step: an exchange that rank 1 joins late, and a computation, beside the exchange or after it.
+
+    What happens when does not depend on how busy the machine is: rank 1 joins some time after rank 0 has said that it
+    computes, or waits, and a computation beside the exchange lasts until that has landed.
+    """
     sent = torch.full((2_000_000,), float(dist.get_rank()))
     received = torch.empty_like(sent)
-    with record(dist.get_rank()) as recording:
-        dist.barrier()
-        with step():
-            time.sleep(LATE_S * dist.get_rank())
-            work = dist.all_to_all_single(received, sent, async_op=True)
-            in_flight("dispatch", work)
-            if overlapped:
-                with span("mix"):
-                    time.sleep(COMPUTE_S)
-            with waiting("dispatch", work):
-                work.wait()
-            if not overlapped:
-                with span("mix"):
-                    time.sleep(COMPUTE_S)
+    with record(dist.get_rank()) as recording, step():
+        if dist.get_rank() == 1:
+            wait_until(launched.exists, "rank 0", 60)
+            time.sleep(LATE_S)
+        work = dist.all_to_all_single(received, sent, async_op=True)
+        in_flight("dispatch", work)
+        if overlapped:
+            recorder = current()
+            assert recorder is not None
+            with span("mix"):
+                launched.touch()
+                wait_until(lambda: not recorder.flying, "the end of the exchange", 60)
+        with waiting("dispatch", work):
+            launched.touch()
+            work.wait()
+        if not overlapped:
+            with span("mix"):
+                time.sleep(LATE_S)
     assert received.view(2, -1).mean(1).tolist() == [0.0, 1.0]
     return recording.to_dict()
 
 
 @pytest.mark.parametrize("overlapped", [True, False])
-def test_an_exchange_is_seen_in_flight_and_waited_for(overlapped: bool) -> None:
-    recordings = [Recording.from_dict(values) for values in run_ranks(2, exchange, overlapped)]
-    for recording in recordings:
-        (flight,) = [s for s in recording.spans if s.kind == "flight"]
-        (wait,) = [s for s in recording.spans if s.kind == "wait"]
-        assert flight.begin_ns < wait.begin_ns
-        assert flight.begin_ns < flight.end_ns <= wait.end_ns
-        # It completed during the computation, long before anybody waited for it.
-        assert (flight.end_ns < wait.begin_ns) is overlapped
-    (first,), (second,) = map(overlap_by_step, recordings)
+def test_an_exchange_is_seen_in_flight_and_waited_for(overlapped: bool, tmp_path: Path) -> None:
+    recordings = [Recording.from_dict(values) for values in run_ranks(2, exchange, overlapped, tmp_path / "launched")]
+    (first, wait), (second, _) = (
+        [next(s for s in recording.spans if s.kind == kind) for kind in ("flight", "wait")] for recording in recordings
+    )
+    assert [len([s for s in r.spans if s.kind in ("flight", "wait")]) for r in recordings] == [2, 2]
+    assert first.begin_ns < wait.begin_ns
+    assert first.begin_ns < first.end_ns <= wait.end_ns
+    # It completed during the computation, before anybody waited for it.
+    assert (first.end_ns < wait.begin_ns) is overlapped
     # Rank 0's exchange is under way for as long as rank 1 is late: blocked without overlap, computing with it.
-    least, little = 900 * LATE_S, 450 * LATE_S
-    assert first.exchange_ms > least
-    assert second.exchange_ms < little
+    assert second.begin_ns - first.begin_ns > 1e9 * LATE_S
+    (report,) = overlap_by_step(recordings[0])
+    assert report.exchange_ms == pytest.approx((first.end_ns - first.begin_ns) / 1e6)
+    assert report.exchange_ms > 1e3 * LATE_S
     if overlapped:
-        assert first.mixing_hidden_ms > least
-        assert first.hidden_ms > little > first.exposed_ms
+        assert report.mixing_hidden_ms > 1e3 * LATE_S
     else:
-        assert first.mixing_hidden_ms == 0
-        assert first.exposed_ms > least
-    assert second.exposed_ms < little
+        assert report.mixing_hidden_ms == 0
+        assert report.exposed_ms > 1e3 * LATE_S
 
 
 def watched_step(config: RunConfig) -> tuple[Any, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The ten small runs whose planned and measured step times `compare_steps` compares."""
+"""The eleven small runs whose planned and measured step times `compare_steps` compares."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ LAYOUTS: dict[str, tuple[int, RunConfig]] = {
     "experts, recomputed": (1, replace(_BASE, train=replace(_BASE.train, recompute="full"))),
     "experts, DP 2": (2, _BASE),
     "experts, EP 2": (2, replace(_BASE, parallel=ParallelConfig(expert=2))),
+    "experts, EP 2, delayed": (
+        2,
+        replace(_BASE, altup=AltUpConfig(width=2, correct="delayed"), parallel=ParallelConfig(expert=2)),
+    ),
     "experts, PP 2": (2, replace(_BASE, parallel=ParallelConfig(pipeline=2))),
     "dense, TP 2": (2, replace(_DENSE, parallel=ParallelConfig(tensor=2))),
     "dense, PP 2, VP 2": (2, replace(_DENSE, parallel=ParallelConfig(pipeline=2, virtual_pipeline=2))),
