@@ -16,7 +16,7 @@ from altup_moe.plan.buffers import PARAMETER_BYTES
 from altup_moe.plan.cache import Cache
 from altup_moe.plan.cluster import Cluster
 from altup_moe.plan.groups import World
-from altup_moe.plan.layer_time import Factors, Times, chunk_times, layer_times, output_times
+from altup_moe.plan.layer_time import Factors, Place, Times, chunk_times, layer_times, output_times
 from altup_moe.plan.memory import Memory, rank_memory
 from altup_moe.plan.parameters import HeldSum, held_sums, stage_coordinates
 from altup_moe.plan.schedule import Durations, least_makespan, makespan
@@ -148,9 +148,9 @@ def _passes(
     place = coordinates.rank % cluster.gpus_per_node
     key = place, p.tensor, p.context, p.expert, p.expert_tensor, train.micro_batch_size, train.recompute
 
-    def layer_cost(layer: int, last: bool) -> tuple[Times, Times]:
+    def layer_cost(layer: int, at: Place) -> tuple[Times, Times]:
         found = layer_transfers(config, world, coordinates, layer)
-        return layer_times(config, world, cluster, coordinates, layer, found, factors, last)
+        return layer_times(config, world, cluster, coordinates, layer, found, factors, at)
 
     def end_cost() -> tuple[Times, Times]:
         return output_times(config, cluster, end_transfers(config, world, coordinates), factors)
@@ -160,8 +160,8 @@ def _passes(
         parts = []
         for layer in chunk.layers:
             kind = is_moe_layer(layer, config.moe.num_experts, config.moe.layer_freq)
-            last = in_twos and layer == chunk.layers[-1]
-            parts.append(cache.get(("layer", kind, last, *key), partial(layer_cost, layer, last)))
+            at = Place(layer == chunk.layers[0], layer == chunk.layers[-1]) if in_twos else Place()
+            parts.append(cache.get(("layer", kind, at, *key), partial(layer_cost, layer, at)))
         if cluster.cpu_cost_model is not None:
             size = sum(h.size for h in held if h.chunk == number)
             parts.append(chunk_times(config, cluster.cpu_cost_model, chunk, size))

@@ -67,6 +67,14 @@ class Times(Parts):
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a layer is in its chunk."""
+
+    first: bool = False
+    last: bool = False
+
+
+@dataclass(frozen=True)
 class Window:
     """Seconds of a layer's forward pass: what mixing can do in the window, and how long communication leaves the rank
     idle; ``waits``: mixing that waits for outputs, whatever the window."""
@@ -203,14 +211,13 @@ def layer_times(
     layer: int,
     transfers: list[Transfer],
     factors: Factors,
-    last: bool,
+    at: Place,
 ) -> tuple[Times, Times]:
-    """(forward, backward) of a layer and one micro-batch. ``transfers``: those of one micro-batch. ``last``: of its
-    chunk."""
+    """(forward, backward) of a layer and one micro-batch. ``transfers``: those of one micro-batch."""
     bases = compute_times(config, cluster, layer, factors)
     opening = window(config, world, cluster, coordinates, layer, transfers)
-    forward = _with_communication(config, bases[0], opening, transfers, "forward", layer, cluster, factors, last)
-    backward = _with_communication(config, bases[1], opening, transfers, "backward", layer, cluster, factors, last)
+    forward = _with_communication(config, bases[0], opening, transfers, "forward", layer, cluster, factors, at)
+    backward = _with_communication(config, bases[1], opening, transfers, "backward", layer, cluster, factors, at)
     if config.train.recompute == "full":
         return forward, backward + forward + _rebuilding(config, cluster)
     if config.train.recompute == "selective":
@@ -237,7 +244,7 @@ def _with_communication(
     layer: int,
     cluster: Cluster,
     factors: Factors,
-    last: bool,
+    at: Place,
 ) -> Times:
     found = [t for t in transfers if t.phase == phase and t.layer == layer]
     tensor, context = (kind_seconds(found, kind, cluster) for kind in ("tensor", "context"))
@@ -248,7 +255,7 @@ def _with_communication(
     asynchronous = config.overlap.exchange == "async"
     if walks_two_steps(config):
         # While the rows of one layer travel, the one after it computes: but for the last one's, which come back alone.
-        expert = max(expert - _beside(config, base, layer), expert / 2 if last else 0.0)
+        expert = max(expert - _beside(config, base, layer, at), expert / 2 if at.last else 0.0)
         hidden = min(posted, expert)
     elif asynchronous and defers_mixing(config):
         hidden = min(posted, opening.idle)
@@ -258,14 +265,20 @@ def _with_communication(
     return base + Times(mixing=waits + posted - hidden, tensor=tensor, context=context, expert=expert)
 
 
-def _beside(config: RunConfig, base: Times, layer: int) -> float:
-    """Seconds of a layer that run while another's rows travel, where outputs are delayed: all, or around branches its
-    attention alone (`model.two_step_walk`), taken for its share of the operations."""
-    if config.altup.level == "layer":
-        return base.total
+def _beside(config: RunConfig, base: Times, layer: int, at: Place) -> float:
+    """Seconds of a layer that run while another's rows travel, where outputs are delayed (`model.two_step_walk`).
+
+    Around layers all of it, but for the first one's attention: nothing travels yet (backward: any more). A layer alone
+    has no other. Around branches attention. That is taken for its share of the operations.
+    """
     parts = layer_products(config, layer)
     attention = parts.attention + parts.scores
-    return base.total * attention / (attention + parts.dense + parts.shared + parts.router + parts.experts)
+    attention *= base.total / (attention + parts.dense + parts.shared + parts.router + parts.experts)
+    if config.altup.level == "branch":
+        return attention
+    if at.first and at.last:
+        return 0.0
+    return base.total - attention if at.first else base.total
 
 
 def output_times(

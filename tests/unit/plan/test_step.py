@@ -11,7 +11,7 @@ import pytest
 from altup_moe.altup.variants import VARIANTS
 from altup_moe.config import AltUpConfig, ConfigError, ModelConfig, MoEConfig, ParallelConfig, RunConfig, TrainConfig
 from altup_moe.config.shipped import CONFIGS
-from altup_moe.model.flops import flops_per_token
+from altup_moe.model.flops import flops_per_token, layer_products
 from altup_moe.plan.cluster import Cluster, cluster_from, load_cluster
 from altup_moe.plan.groups import World
 from altup_moe.plan.layer_time import Factors, mixing_seconds
@@ -106,6 +106,21 @@ def test_delayed_outputs_hide_the_exchange_behind_the_next_layer() -> None:
     # At least half of the last layer's exchange, what its output travels back, has nothing beside it.
     layers = run().model.num_layers
     assert whole / (2 * layers) <= left * (1 + 1e-9) < whole
+
+
+@pytest.mark.parametrize("layers", [1, 2, 8])
+def test_a_slow_exchange_hides_all_but_the_first_attention(layers: int) -> None:
+    """Products alone take time, and messages far more: the network is busy from the first message to the last."""
+    slow = replace(IDEAL, node_gb_per_s=1e-3)
+    next_one, delayed = (
+        plan_step(run({"expert": 8}, model={"num_layers": layers}, altup={"width": 2, "correct": when}), slow, 8)
+        for when in ("next", "delayed")
+    )
+    parts = layer_products(run({"expert": 8}), 0)
+    whole = parts.attention + parts.scores + parts.router + parts.experts
+    hidden = layers * whole - (parts.attention + parts.scores) if layers > 1 else 0.0
+    # 8 micro-batches of 1,024 tokens a rank, forward and backward: three times two operations a product.
+    assert next_one.seconds - delayed.seconds == pytest.approx(8 * 1024 * 6 * hidden / 0.5e15, rel=1e-5)
 
 
 @pytest.mark.parametrize("altup", [{"width": 1, "level": "branch"}, {"level": "branch", "variant": "mhc_single_pass"}])
