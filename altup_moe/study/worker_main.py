@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from altup_moe.config import UserError
 from altup_moe.config.exit_codes import EXIT_FAILED, EXIT_USER_ERROR
+from altup_moe.config.library_warnings import LibraryWarnings
 from altup_moe.parallel.parent_death import die_with_parent
 from altup_moe.study.spec import MeasureSpec
 from altup_moe.study.study_directory import RowDirectory
@@ -52,11 +51,10 @@ def _work(kind: str, options: dict, roots: list[Path]) -> Callable[[], int]:
 def main(argv: Sequence[str]) -> int:
     """Do what the arguments say. If they name one row, a failure is written into its directory."""
     die_with_parent(os.getppid())
-    warnings.filterwarnings("ignore", module=r"megatron\.")
-    logging.getLogger("megatron").setLevel(logging.ERROR)
     kind, options, roots = argv[0], json.loads(argv[1]), [Path(root) for root in argv[2:]]
     try:
-        return _work(kind, options, roots)()
+        with LibraryWarnings():
+            return _work(kind, options, roots)()
     except UserError as error:
         _note(roots, str(error))
         print(f"error: {' '.join(str(error).splitlines())}", flush=True)

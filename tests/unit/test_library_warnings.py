@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import types
@@ -46,6 +47,22 @@ def test_a_few_are_lines_and_the_rest_is_counted(capfd: pytest.CaptureFixture[st
     assert shown[0].startswith("altup-moe: warning: one two (RuntimeWarning, ")
     assert last == "altup-moe: 2 further warnings of libraries; ALTUP_MOE_WARNINGS=all shows them"
     assert (list(warnings.filters), warnings.showwarning) == before
+
+
+@pytest.mark.parametrize("module", ["altup_moe.plan.calibrate.jobs", "altup_moe.study.worker_main"])
+def test_so_it_is_in_ranks_that_other_commands_start(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    entry = importlib.import_module(module)
+    if module.endswith("jobs"):
+        monkeypatch.setitem(entry.JOBS, "made up", lambda argument, directory: warns([]))
+        entry.main("made up", "", str(tmp_path))
+    else:
+        monkeypatch.setattr(entry, "die_with_parent", lambda parent: None)
+        monkeypatch.setattr(entry, "_work", lambda kind, options, roots: lambda: warns([]))
+        assert entry.main(["train", "{}", str(tmp_path)]) == 0
+    assert len(capfd.readouterr().err.splitlines()) == SHOWN + 1
 
 
 @pytest.mark.usefixtures("warning_command")

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from altup_moe.config.library_warnings import LibraryWarnings
 from altup_moe.parallel.start_ranks import Start, on_ranks, write_result
 
 
@@ -74,7 +75,8 @@ def main(job: str, argument: str, directory: str) -> None:
     import torch
 
     torch.set_num_threads(1)
-    write_result(directory, JOBS[job](argument, directory))
+    with LibraryWarnings():
+        write_result(directory, JOBS[job](argument, directory))
 
 
 if __name__ == "__main__":
