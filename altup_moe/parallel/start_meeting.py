@@ -347,14 +347,26 @@ def _own_meeting(place: _Place, ends_process: bool, seconds: float) -> StartMeet
     here = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE")) == str(place.world_size)
     store = open_store(place.address, place.port, hosts=hosts, seconds=ARRIVE_SECONDS, alone=here)
     _opened += 1
-    prefix = f"altup_moe/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_opened}"
     return StartMeeting(
-        dist.PrefixStore(prefix, store),
+        dist.PrefixStore(f"altup_moe/{_start_number(place, store, here)}/{_opened}", store),
         place.rank,
         place.world_size,
         own=True,
         ends_process=ends_process,
     )
+
+
+def _start_number(place: _Place, store: Any, here: bool) -> int:
+    """Tells this start from those before it in the same store: the same on every rank.
+
+    The store that rank 0 opens is a new one in each start. An agent's is the same in all. On one node that agent counts
+    them; on several each counts only those that its own ranks made necessary, so a rank counts its own in the store.
+    """
+    if not place.agent_hosts:
+        return 0
+    if here:
+        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return int(store.add(f"altup_moe/starts/{place.rank}", 1))
 
 
 def _answers(place: _Place, seconds: float) -> bool:

@@ -124,7 +124,7 @@ def _nodes(count: int, argv: list[str], output: Path) -> list[int]:
         return [node.wait(120) for node in nodes]
 
 
-@pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize("nodes", [1, 2])
 def test_ranks_start_again_after_one_has_died_and_lose_nothing(
     nodes: int, expected: list[float], cache: Path, tmp_path: Path
 ) -> None:

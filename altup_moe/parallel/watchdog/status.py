@@ -108,10 +108,11 @@ def remove_statuses(directory: Path, ranks: list[int] | None = None) -> None:
 
 def start_name(environment: Mapping[str, str]) -> str:
     """What tells this start of the run from an earlier one, as far as launchers say it; the same on all ranks."""
-    names = (
-        *("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT"),
-        *("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"),
-    )
+    names = ["TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"]
+    names += ["SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"]
+    if environment.get("LOCAL_WORLD_SIZE") == environment.get("WORLD_SIZE"):
+        # On several nodes each agent counts only the restarts that its own ranks made necessary.
+        names.append("TORCHELASTIC_RESTART_COUNT")
     return "/".join(environment.get(name, "") for name in names)
 
 

@@ -16,6 +16,7 @@ from altup_moe.doctor.network import free_port
 from altup_moe.parallel import start_meeting
 from altup_moe.parallel.agreement import MISSING, Fingerprint, Party, difference_line, parties
 from altup_moe.parallel.start_meeting import StartMeeting
+from altup_moe.parallel.watchdog.status import start_name
 
 
 def test_three_of_2048_ranks_that_differ_are_found_and_named() -> None:
@@ -74,6 +75,31 @@ def _meet(
     for thread in threads:
         thread.join(60)
     return results
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_ranks_of_a_restart_meet_whatever_their_agents_have_counted(
+    nodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent of the node whose rank had died counts a restart, that of the other node does not."""
+    store, numbers, names = dist.HashStore(), [], []
+    sizes = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": str(2 // nodes), "MASTER_ADDR": "n0", "MASTER_PORT": "29500"}
+    for counts in (("0", "0"), ("1" if nodes == 1 else "0", "1")):
+        start = []
+        for rank, count in enumerate(counts):
+            monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+            monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+            place = start_meeting._Place(rank, 2, "n0", 29500)
+            start.append(start_meeting._start_number(place, store, nodes == 1))
+            names.append(start_name({**sizes, "TORCHELASTIC_RESTART_COUNT": count}))
+        assert start[0] == start[1]
+        numbers.append(start[0])
+    assert numbers[0] != numbers[1]
+    assert names[0] == names[1]
+    assert names[2] == names[3]
+    assert (names[0] != names[2]) is (nodes == 1)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")  # rank 0 opens a store for every start
+    assert start_meeting._start_number(place, store, nodes == 1) == 0
 
 
 def test_equal_ranks_go_on() -> None:
