@@ -46,7 +46,11 @@ MODELS = [
 def test_d_64_to_512(model: CoordinatesBench) -> None:
     found = measure_coordinates(replace(model, parametrizations=("mup",), seeds=16))["mup"]
     assert list(found) == [64, 128, 256, 512]
-    assert {name: round(growth(found, name), 2) for name in found[64] if abs(growth(found, name) - 1) > FLAT} == {}
+    sizes = {name: growth(found, name) for name in found[64]}
+    # How far a coefficient moves is how often the signs of its gradients agree. At K = 4 and 8 they agree less often at
+    # d = 512 than at 64, and at 1024 as often as at 512 (docs/guides/mup.md). What muP forbids is that it grows.
+    least = {name: 0.5 if name.endswith("moved") else 1 - FLAT for name in sizes}
+    assert {name: round(size, 2) for name, size in sizes.items() if not least[name] <= size <= 1 + FLAT} == {}
 
 
 def test_the_file_keeps_other_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
