@@ -79,7 +79,7 @@ class MeasureOptions:
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """Planned and measured step times of eleven small layouts, on two cores."""
+    """Planned and measured step times of small layouts, on two cores."""
 
     file: Path
     """The cluster file that `altup-moe plan measure FILE` wrote."""

@@ -1,4 +1,4 @@
-"""Compare planned step times with measured ones: small runs on this machine's cores under eleven layouts."""
+"""Compare planned step times with measured ones: small runs on this machine's cores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The eleven small runs whose planned and measured step times `compare_steps` compares."""
+"""The small runs whose planned and measured step times `compare_steps` compares."""
 
 from __future__ import annotations
 

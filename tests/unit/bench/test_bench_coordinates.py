@@ -47,9 +47,10 @@ def test_d_64_to_512(model: CoordinatesBench) -> None:
     found = measure_coordinates(replace(model, parametrizations=("mup",), seeds=16))["mup"]
     assert list(found) == [64, 128, 256, 512]
     sizes = {name: growth(found, name) for name in found[64]}
-    # How far a coefficient moves is how often the signs of its gradients agree. At K = 4 and 8 they agree less often at
-    # d = 512 than at 64, and at 1024 as often as at 512 (docs/guides/mup.md). What muP forbids is that it grows.
-    least = {name: 0.5 if name.endswith("moved") else 1 - FLAT for name in sizes}
+    # How far a coefficient moves is how often the signs of its gradients agree. At K = 4 and 8 these agree less often
+    # at d = 512 than at 64, and at 1024 as often as at 512 (docs/guides/mup.md). What muP forbids is that it grows.
+    shrinks = {"coefficients predict, moved"} if model.variant == "altup" and model.width >= 4 else set()
+    least = {name: 0.6 if name in shrinks else 1 - FLAT for name in sizes}
     assert {name: round(size, 2) for name, size in sizes.items() if not least[name] <= size <= 1 + FLAT} == {}
 
 
